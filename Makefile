@@ -1,0 +1,39 @@
+# The verbs of this repository. `make` lists them; PYTHON names the interpreter to build on.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONFIG ?= ray_jobs/configs/demo.yaml
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check lint types format k8s clean
+
+help: ## List the verbs
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(VENV)/.installed ## Create .venv and install llavamed with all it needs, at the tested versions
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh scripts/install.sh
+	@touch $@
+
+demo: install ## The whole curriculum on built-in data: align, instruct, vqa, evaluate; 2 cores, no GPU
+	@RAY_ADDRESS=local $(BIN)/python ray_jobs/train.py --config $(CONFIG)
+
+test: install ## All tests
+	@$(BIN)/python -m pytest
+
+check: lint types test ## All that CI runs
+
+lint: install ## Style
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: install ## Types
+	@$(BIN)/mypy
+
+format: install ## Rewrite the code in our style
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean: ## Delete the environment and every run
+	@rm -rf $(VENV) runs

@@ -1,0 +1,159 @@
+"""The `llavamed` command: reads a config, calls what does the work, prints what came of it.
+
+Heavy imports stay inside the commands, so that help and configuration errors come at once.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from llavamed.config.load import dump_config, load_config
+from llavamed.config.schema import RunConfig
+from llavamed.errors import ConfigError, LlavaMedError
+
+app = typer.Typer(
+    help="Train biomedical vision-language models by a curriculum.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+ConfigFile = Annotated[
+    str | None, typer.Option("--config", help="YAML file; default: the one LLAVAMED_CONFIG names.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="e.g. stages.align.optimizer.lr=1e-3"),
+]
+
+
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options of every command; `main` reads --debug itself."""
+
+
+@app.command()
+def prepare(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    dataset: Annotated[list[str] | None, typer.Option(help="Only this one; repeatable.")] = None,
+) -> None:
+    """Prepare datasets: validate, tokenise and shard them, with Ray Data."""
+    from llavamed.train.driver import prepare_datasets
+    from llavamed.train.progress import Progress
+
+    run = _load(config, overrides)
+    for name, prepared in prepare_datasets(run, dataset or [], Progress(console)).items():
+        facts = prepared.manifest
+        bad = ", ".join(f"{count} {reason}" for reason, count in facts["quarantined"].items())
+        console.print(
+            f"{name}: {facts['num_samples']} samples, {facts['num_tokens']:,} tokens, "
+            f"{facts['num_truncated']} truncated, {facts['num_quarantined']} quarantined"
+            f"{f' ({bad})' if bad else ''} in {prepared.location}",
+            soft_wrap=True,
+            highlight=False,
+        )
+
+
+@app.command()
+def plan(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    gpu: Annotated[str, typer.Option(help="Ray's name of the GPU.")] = "A100",
+    num_gpus: Annotated[int | None, typer.Option(help="Default: the config's workers.")] = None,
+    mfu: Annotated[float, typer.Option(help="Assumed model-FLOPs utilisation.")] = 0.4,
+) -> None:
+    """Say what a run will do and cost: steps, tokens, memory, hours. Starts nothing."""
+    from llavamed.plan import plan_run
+    from llavamed.tables import show_plan
+
+    run = _load(config, overrides)
+    show_plan(plan_run(run, accelerator=gpu, num_gpus=num_gpus, mfu=mfu), console)
+
+
+@app.command()
+def train(overrides: Overrides = None, config: ConfigFile = None) -> None:
+    """Run the curriculum: prepare, train and evaluate what is not finished yet."""
+    run = _load(config, overrides)
+    from llavamed.tables import show_summary
+    from llavamed.train.driver import run_curriculum
+    from llavamed.train.progress import Progress
+
+    show_summary(run_curriculum(run, Progress(console)), console)
+
+
+@app.command()
+def evaluate(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    stage: Annotated[str | None, typer.Option(help="Default: all that have an evaluation.")] = None,
+) -> None:
+    """Score the models of finished stages once more, beside their controls."""
+    from llavamed.tables import show_scores
+    from llavamed.train.driver import evaluate_stages
+    from llavamed.train.progress import Progress
+
+    for found in evaluate_stages(_load(config, overrides), stage, Progress(console)):
+        show_scores(found, console)
+
+
+@app.command()
+def export(
+    target: Annotated[str, typer.Argument(help="Folder to write, at any URI.")],
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    stage: Annotated[str | None, typer.Option(help="Default: the last one.")] = None,
+) -> None:
+    """Copy a finished stage's model to a folder, after loading it with plain transformers."""
+    from llavamed.model.export import copy_export
+    from llavamed.storage import locate
+    from llavamed.train.curriculum import find_stage
+
+    copy_export(find_stage(_load(config, overrides), stage).export, locate(target))
+    console.print(f"{target}: holds the model", soft_wrap=True, highlight=False)
+
+
+@app.command("config")
+def show_config(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    schema: Annotated[bool, typer.Option(help="Print the JSON schema instead.")] = False,
+) -> None:
+    """Check a config and print it with every default written out."""
+    import json
+
+    if schema:
+        sys.stdout.write(json.dumps(RunConfig.model_json_schema(), indent=2) + "\n")
+    else:
+        sys.stdout.write(dump_config(_load(config, overrides, quiet=True)))
+
+
+def _load(path: str | None, overrides: list[str] | None, *, quiet: bool = False) -> RunConfig:
+    path = path or os.environ.get("LLAVAMED_CONFIG")
+    if path is None:
+        raise ConfigError("config=null: which run? give --config FILE, or set LLAVAMED_CONFIG")
+    run = load_config(path, overrides or [])
+    if not quiet:
+        console.print(f"config: {path}", soft_wrap=True, highlight=False)
+    return run
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; a user's error is a sentence and an exit code, not a traceback."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        app([word for word in words if word != "--debug"])
+    except LlavaMedError as error:
+        if "--debug" in words:
+            raise
+        Console(stderr=True).print(
+            f"error: {error}", style="bold red", markup=False, soft_wrap=True
+        )
+        sys.exit(error.exit_code)

@@ -1,0 +1,93 @@
+"""The datasets' part of the tree: where samples come from and how they are prepared."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$")]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of the tree: unknown keys are refused, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Phantoms(Section):
+    """Built-in procedural images: a dataset out of nothing, for trials and tests."""
+
+    source: Literal["phantoms"]
+    kind: Literal["captions", "dialogues", "questions"]
+    """What is asked of each image: a caption, all its questions in one dialogue, or one by one."""
+    split: Literal["train", "validation", "test"] = "train"
+    """Splits share no image."""
+    num_images: Annotated[int, Field(ge=1)]
+    """How many images are drawn."""
+    image_size: Annotated[int, Field(ge=32)] = 64
+    """Width and height in pixels."""
+    seed: int = 0
+    """Another seed draws other images."""
+
+
+class LlavaJson(Section):
+    """LLaVA's JSON list with a folder of images, the form LLaVA-Med was released in."""
+
+    source: Literal["llava_json"]
+    path: str
+    """URI of the JSON file."""
+    image_folder: str
+    """URI of the folder that the file's image names are below."""
+    licence: str = ""
+    """Licence of the data, kept with every sample."""
+
+
+class VqaRad(Section):
+    """VQA-RAD as published: `trainset.json`, `testset.json` and a folder `images`."""
+
+    source: Literal["vqa_rad"]
+    path: str
+    """URI of the folder."""
+    split: Literal["train", "test"] = "train"
+    """Which of its two files."""
+    phrase_types: tuple[Literal["freeform", "para", "frame"], ...] = ("freeform", "para", "frame")
+    """Which questions: all 3,064 of the training file, or its 1,797 without `frame`."""
+
+
+class Declared(Section):
+    """What is known of a dataset that is not prepared yet; only `plan` reads it."""
+
+    num_samples: Annotated[int, Field(ge=1)]
+    """Samples."""
+    mean_text_tokens: Annotated[float, Field(gt=0)]
+    """Tokens a sample beside its images."""
+    mean_supervised_tokens: Annotated[float, Field(gt=0)]
+    """Tokens a sample that are trained."""
+
+
+class Dataset(Section):
+    """One dataset to prepare."""
+
+    read: Annotated[Phantoms | LlavaJson | VqaRad, Field(discriminator="source")]
+    """Where the samples come from."""
+    max_bad_fraction: Fraction = 0.01
+    """Preparing fails when a larger part of the samples had to be quarantined."""
+    declared: Declared | None = None
+    """Stands in for the prepared dataset while planning."""
+
+
+class Data(Section):
+    """How datasets are prepared."""
+
+    directory: str | None = None
+    """URI of the folder with the prepared datasets; none: `datasets` below `storage`."""
+    max_length: Annotated[int, Field(ge=16)] = 2048
+    """Most tokens of a sample, its image tokens included. Longer text is cut, images never."""
+    store_images: Literal["pixels", "original"] = "pixels"
+    """`pixels` at training resolution, ready to use; `original` keeps the encoded file."""
+    rows_per_shard: Annotated[int, Field(ge=1)] = 1024
+    """Samples a Parquet file."""
+    row_group_size: Annotated[int, Field(ge=1)] = 64
+    """Samples a row group: what is read and shuffled as one."""
+    datasets: dict[Name, Dataset]
+    """By name, which stages and the evaluation refer to."""

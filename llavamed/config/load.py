@@ -1,0 +1,233 @@
+"""From a YAML file and `key=value` overrides to a `RunConfig`, with errors a person can act on.
+
+The file is the only source, the overrides come after it, and nothing else counts: no second file,
+no interpolation, no environment. Errors show single values and never the content of a section.
+"""
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from llavamed.config.schema import RunConfig
+from llavamed.errors import ConfigError
+
+_RULES = {
+    "dict_type": "must be a mapping",
+    "model_type": "must be a mapping",
+    "model_attributes_type": "must be a mapping",
+    "tuple_type": "must be a list",
+    "string_pattern_mismatch": "must be of a-z, 0-9, '.', '_' and '-', begin and end with a letter "
+    "or digit, and have at most 63 characters",
+    "union_tag_not_found": "must be set",
+}
+"""Rules that pydantic words for programmers, by its names of them."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which `1e-3` is a number, as in version 1.2, and a key stands only once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
+                problem = f"the key {key.value!r} stands twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes a text that `_Loader` would read as a number."""
+
+
+for _yaml in (_Loader, _Dumper):
+    _yaml.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+        list("-+0123456789"),
+    )
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a config file and apply dotted overrides such as `stages.align.optimizer.lr=1e-3`.
+
+    Raises:
+        ConfigError: The file, an override or a value breaks a rule.
+    """
+    try:
+        tree = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise ConfigError(
+            f"config={path}: cannot be read ({error.strerror}); check the path"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"config={path}: not valid YAML: {_yaml_problem(error)}; correct the file"
+        ) from error
+    if not isinstance(tree, dict):
+        raise ConfigError(
+            f"config={path}: must be a mapping with name, storage, model ...; correct the file"
+        )
+    for override in overrides:
+        _apply(tree, override)
+    return parse_config(tree)
+
+
+def parse_config(tree: dict[str, Any]) -> RunConfig:
+    """Check a tree of plain values. Raises: ConfigError, naming every broken rule."""
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_sentences(error, tree))) from error
+
+
+def dump_config(config: RunConfig) -> str:
+    """The config in YAML with every default written out; `load_config` gives it back."""
+    tree = config.model_dump(mode="json")
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def fingerprint(value: Any) -> str:
+    """A short hash of plain values, equal for equal values."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _yaml_problem(error: Exception) -> str:
+    """What is wrong where, in one line and without the text around it."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    return str(error).splitlines()[0]
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    """Set one dotted key in the raw tree; `stages.<name>` finds a stage by its name."""
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    parts = key.split(".")
+    if not equals or not all(parts):
+        raise ConfigError(
+            f"{key or override}: an override is key=value; e.g. stages.align.optimizer.lr=1e-3"
+        )
+    node: Any = tree
+    for depth, part in enumerate(parts[:-1]):
+        node = _descend(node, part, ".".join(parts[: depth + 1]))
+    if isinstance(node, list):
+        what = "a stage" if parts[:-1] == ["stages"] else "an item of a list"
+        raise ConfigError(
+            f"{key}: {what} is not replaced alone; set the fields of a stage one by one, and any "
+            "other list as a whole"
+        )
+    try:
+        node[parts[-1]] = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{key}: the value is not valid YAML; quote it") from error
+
+
+def _descend(node: Any, part: str, key: str) -> Any:
+    if isinstance(node, list):
+        named = {item.get("name"): item for item in node if isinstance(item, dict)}
+        if part not in named:
+            known = ", ".join(str(name) for name in named)
+            raise ConfigError(f"{key}: no stage has this name; use one of: {known}")
+        return named[part]
+    if node.get(part) is None:
+        node[part] = {}
+    if not isinstance(node[part], dict | list):
+        raise ConfigError(f"{key}: has no keys below it; set it as a whole")
+    return node[part]
+
+
+def _sentences(error: ValidationError, tree: dict[str, Any]) -> list[str]:
+    sentences = []
+    for fault in error.errors(include_url=False):
+        key, fields = _key_and_siblings(fault["loc"], tree)
+        kind, value, facts = fault["type"], fault["input"], fault.get("ctx", {})
+        if kind == "extra_forbidden":
+            close = difflib.get_close_matches(key.rpartition(".")[2], fields, n=1)
+            cure = f"did you mean {close[0]!r}?" if close else f"use one of: {', '.join(fields)}"
+            sentences.append(f"{key}: unknown key; {cure}")
+        elif kind == "missing" and isinstance(fault["loc"][-1], int):
+            key = key.rpartition(".")[0]
+            sentences.append(f"{key}={_shown(value)}: has too few items; add the others")
+        elif kind in {"missing", "union_tag_not_found"}:
+            key = f"{key}.{facts['discriminator'].strip(chr(39))}" if facts else key
+            sentences.append(f"{key}: must be set; add it to the file or as {key}=VALUE")
+        elif kind == "value_error":
+            sentences.append(f"{key}.{facts['error']}" if key else str(facts["error"]))
+        elif kind == "too_short" and value:
+            continue  # its items are wrong, which they say themselves
+        elif kind == "union_tag_invalid":
+            key = f"{key}.{facts['discriminator'].strip(chr(39))}"
+            rule = f"must be one of {facts['expected_tags']}"
+            sentences.append(f"{key}={_shown(facts['tag'])}: {rule}; correct it")
+        else:
+            rule = _RULES.get(kind) or fault["msg"][0].lower() + fault["msg"][1:]
+            rule = re.sub("^(input|tuple) should", "must", rule.replace(" after validation", ""))
+            place = key if fault["loc"][-1] == "[key]" else f"{key}={_shown(value)}"
+            sentences.append(f"{place}: {rule}; correct it")
+    return sentences
+
+
+def _shown(value: Any) -> str:
+    """A single value in short; of a mapping or list only that it is one."""
+    if isinstance(value, dict | list):
+        opening, closing = "{}" if isinstance(value, dict) else "[]"
+        return f"{opening}{'...' if value else ''}{closing}"
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _key_and_siblings(location: tuple[int | str, ...], tree: Any) -> tuple[str, list[str]]:
+    """A person's name for a place: stages by name, without the marks pydantic adds.
+
+    Also returns the keys that may stand there, to suggest one.
+    """
+    words: list[str] = []
+    node: Any = tree
+    for part in location:
+        if part == "[key]":  # the key itself is wrong
+            continue
+        if isinstance(node, list) and isinstance(part, int):
+            node = node[part] if part < len(node) else None
+            named = isinstance(node, dict) and "name" in node
+            words.append(str(node["name"]) if named else str(part))
+        elif isinstance(node, dict) and node.get("source") == part:
+            continue  # the tag of a discriminated union
+        else:
+            node = node.get(part) if isinstance(node, dict) else None
+            words.append(str(part))
+    return ".".join(words), _fields_at(location[:-1])
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    """Names of the fields of the section at a place in the schema."""
+    schema = RunConfig.model_json_schema()
+    node: dict[str, Any] = schema
+    for part in location:
+        options = [_resolve(option, schema) for option in node.get("anyOf", [node])]
+        if "discriminator" in node:
+            node = _resolve({"$ref": node["discriminator"]["mapping"][part]}, schema)
+            continue
+        node = next((option for option in options if option.get("type") in {"object", "array"}), {})
+        if isinstance(part, int):
+            node = node.get("items", {})
+        else:
+            by_name: Any = next(iter(node.get("patternProperties", {}).values()), {})
+            node = node.get("properties", {}).get(part, by_name)
+        node = _resolve(node if isinstance(node, dict) else {}, schema)
+    options = [_resolve(option, schema) for option in node.get("anyOf", [node])]
+    return [name for option in options for name in option.get("properties", {})]
+
+
+def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    reference = node.get("$ref")
+    return schema["$defs"][reference.rpartition("/")[2]] if reference else node

@@ -1,0 +1,290 @@
+"""The one typed tree: everything a run may be told, each setting documented once, on its field.
+
+A config file is a `RunConfig` in YAML. Sections that feed one API carry that API's own names:
+Ray's in `scaling`, DeepSpeed's in `engine`, Hugging Face's in `model.*.config`. Runtime facts
+(rank, device, world size) never live here, and neither do secrets.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from llavamed.config.datasets import Data, Fraction, Name, Section
+
+ModelPart = Literal["vision_tower", "projector", "language_model"]
+
+
+class Pretrained(Section):
+    """A tower or a language model: published weights, or a shape to fill at random."""
+
+    weights: str | None = None
+    """Path or hub name of the weights; none: random weights of the shape in `config`."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Hugging Face config fields with `model_type`. With `weights` they only declare the shape, for
+    planning without a network, and are checked against the weights when those load."""
+
+    @model_validator(mode="after")
+    def _has_a_shape(self) -> Self:
+        if self.weights is None and "model_type" not in self.config:
+            raise ValueError(
+                "weights=null needs config.model_type: random weights need a shape; "
+                "name the weights, or give config: {model_type: ...}"
+            )
+        return self
+
+
+class Model(Section):
+    """The network: LLaVA made of a tower, a projector and a language model, or loaded whole."""
+
+    weights: str | None = None
+    """Path or hub name of a whole LLaVA to start from; then the parts below stay empty."""
+    vision_tower: Pretrained | None = None
+    """A CLIP-like image encoder."""
+    language_model: Pretrained | None = None
+    """A causal language model."""
+    tokenizer: str | None = None
+    """Path or hub name; none: the weights' own, or for a random language model one trained on the
+    text of the datasets, with as many entries as its `vocab_size`."""
+    projector: Literal["linear", "mlp2x_gelu"] = "mlp2x_gelu"
+    """From image features to token embeddings: one linear layer, or two with GELU between."""
+    vision_feature_layer: Annotated[int, Field(lt=0)] = -2
+    """Which hidden state of the tower is projected, counted from its end."""
+    template: str = "vicuna_v1"
+    """Chat template: one of ours, or `tokenizer` for the tokenizer's own."""
+    image_aspect_ratio: Literal["square", "pad"] = "square"
+    """`square` resizes the short edge and crops the centre; `pad` pads to a square first."""
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
+    """Attention kernels, by transformers' names."""
+
+    @model_validator(mode="after")
+    def _whole_or_parts(self) -> Self:
+        parts = {"vision_tower": self.vision_tower, "language_model": self.language_model}
+        given = [name for name, part in parts.items() if part is not None]
+        if self.weights is not None and given:
+            raise ValueError(
+                f"weights={self.weights}: a model is loaded whole or made of parts, never both; "
+                f"remove it, or {' and '.join(given)}"
+            )
+        if self.weights is None and len(given) < len(parts):
+            absent = next(name for name in parts if name not in given)
+            raise ValueError(
+                f"{absent}=null: a model is made of both vision_tower and language_model; set it, "
+                "or set weights to load a model whole"
+            )
+        return self
+
+
+class Optimizer(Section):
+    """AdamW."""
+
+    lr: Annotated[float, Field(gt=0)]
+    """Peak learning rate."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay of matrices; never of biases and norms."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Decay of the first and second moment."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the denominator."""
+
+
+class Schedule(Section):
+    """The learning rate over a stage."""
+
+    name: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape after the warm-up; cosine and linear end at 0."""
+    warmup_ratio: Fraction = 0.03
+    """Part of the steps in which the rate rises linearly from 0."""
+
+
+class Evaluation(Section):
+    """Answering test questions with the stage's model and by two controls that must do worse."""
+
+    data: str
+    """The dataset of questions."""
+    majority_from: str | None = None
+    """The dataset whose most frequent closed answer is the majority control; none: `data`."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 64
+    """Tokens an answer, greedily."""
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Questions answered at once."""
+    num_cards: Annotated[int, Field(ge=0)] = 60
+    """Samples shown on the HTML page."""
+
+
+class Stage(Section):
+    """One stage of the curriculum: what trains, on what, for how long."""
+
+    name: Name
+    """Overrides refer to it: `stages.align.optimizer.lr=1e-3`."""
+    data: str
+    """The dataset it trains on."""
+    trainable: Annotated[tuple[ModelPart, ...], Field(min_length=1)]
+    """Parts of the model that learn; the others stay as they are, bit for bit."""
+    num_train_epochs: Annotated[int, Field(ge=1)] = 1
+    """Passes over the data."""
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Stop after so many optimizer steps, within the epochs or repeating them."""
+    packing: bool = True
+    """Join samples to packs of `max_tokens`, each attending only to itself; else pad samples."""
+    max_tokens: Annotated[int, Field(ge=16)] = 2048
+    """Tokens a pack."""
+    micro_batch_size: Annotated[int, Field(ge=1)] = 1
+    """Rows a worker sends through the model at once: samples, or with packing one pack."""
+    global_batch_size: Annotated[int, Field(ge=1)]
+    """Rows an optimizer step, over all workers: samples, or with packing packs."""
+    optimizer: Optimizer
+    """AdamW's settings."""
+    schedule: Schedule = Schedule()
+    """Learning-rate schedule."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are clipped to this norm."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    initial_weights: str | None = None
+    """An earlier stage, or path or hub name of a whole LLaVA; none: the stage before."""
+    evaluation: Evaluation | None = None
+    """How the stage's model is scored once it is trained."""
+
+    @property
+    def num_lanes(self) -> int:
+        """Forward passes an optimizer step, over all workers."""
+        return self.global_batch_size // self.micro_batch_size
+
+    @model_validator(mode="after")
+    def _batch_arithmetic(self) -> Self:
+        if self.packing and self.micro_batch_size != 1:
+            raise ValueError(
+                f"micro_batch_size={self.micro_batch_size}: with packing a forward pass takes one "
+                "pack; set it to 1 and raise max_tokens instead"
+            )
+        if self.global_batch_size % self.micro_batch_size:
+            lower = self.global_batch_size // self.micro_batch_size * self.micro_batch_size
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} is not a multiple of micro_batch_size="
+                f"{self.micro_batch_size}; use {lower or self.micro_batch_size} or "
+                f"{lower + self.micro_batch_size}"
+            )
+        return self
+
+
+class Scaling(Section):
+    """Ray Train's ScalingConfig, field for field."""
+
+    num_workers: Annotated[int, Field(ge=1)] = 1
+    """Training workers."""
+    use_gpu: bool = False
+    """One GPU a worker."""
+    resources_per_worker: dict[str, float] = Field(default_factory=lambda: {"CPU": 1.0})
+    """What else a worker reserves."""
+    accelerator_type: str | None = None
+    """Ray's name of the GPU, e.g. `A100`."""
+
+
+class Engine(Section):
+    """DeepSpeed."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """What the workers share out: nothing, optimizer state, + gradients, + parameters."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Of weights and activations; the optimizer's own copy is fp32 always."""
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    """Where the optimizer state lives."""
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """Raw DeepSpeed settings, merged last; keys that other fields set are refused."""
+
+
+class Checkpoint(Section):
+    """Saving the state to resume from."""
+
+    every_steps: Annotated[int, Field(ge=1)] = 500
+    """Optimizer steps between two checkpoints."""
+    num_to_keep: Annotated[int, Field(ge=1)] = 2
+    """Older ones are deleted."""
+
+
+class Tracking(Section):
+    """MLflow."""
+
+    uri: str | None = None
+    """Tracking server; none: `MLFLOW_TRACKING_URI`, or else SQLite below a local `storage`."""
+    experiment: str = "llavamed"
+    """Experiment that holds the run."""
+    log_every_steps: Annotated[int, Field(ge=1)] = 10
+    """Steps between two reports; each still holds every step's metrics."""
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    name: Name
+    """Names the run and its folder below `storage`; the same name resumes the same run."""
+    storage: str
+    """URI of the folder for runs: a path all workers share, or an object store."""
+    seed: int = 0
+    """Of random weights and of the order of samples."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """Times a stage is started again, from its last checkpoint, after a worker died."""
+    model: Model
+    data: Data
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    """In order; each starts from the weights the last one exported."""
+    scaling: Scaling = Scaling()
+    engine: Engine = Engine()
+    checkpoint: Checkpoint = Checkpoint()
+    tracking: Tracking = Tracking()
+
+    @property
+    def directory(self) -> str:
+        """URI of the run's folder."""
+        return f"{self.storage.rstrip('/')}/{self.name}"
+
+    @property
+    def datasets_directory(self) -> str:
+        """URI of the folder with the prepared datasets."""
+        return self.data.directory or f"{self.storage.rstrip('/')}/datasets"
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        names = [stage.name for stage in self.stages]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(
+                    f"stages: name={name} is used {names.count(name)} times; rename one"
+                )
+        known = ", ".join(self.data.datasets)
+        for position, stage in enumerate(self.stages):
+            if stage.initial_weights in names[position:]:
+                raise ValueError(
+                    f"stages.{stage.name}.initial_weights={stage.initial_weights}: is not an "
+                    "earlier stage, so it has no weights yet; name an earlier one, or leave it out"
+                )
+            uses = {"data": stage.data}
+            if stage.evaluation is not None:
+                uses["evaluation.data"] = stage.evaluation.data
+                uses["evaluation.majority_from"] = stage.evaluation.majority_from or stage.data
+            for key, name in uses.items():
+                if name not in self.data.datasets:
+                    raise ValueError(
+                        f"stages.{stage.name}.{key}={name} is not in data.datasets; use one of: "
+                        f"{known}"
+                    )
+            self._check_lanes(stage)
+        return self
+
+    def _check_lanes(self, stage: Stage) -> None:
+        workers = self.scaling.num_workers
+        if stage.num_lanes % workers:
+            unit = stage.micro_batch_size * workers
+            lower = stage.global_batch_size // unit * unit
+            raise ValueError(
+                f"stages.{stage.name}.global_batch_size={stage.global_batch_size} is not a "
+                "multiple of "
+                f"micro_batch_size x scaling.num_workers = {stage.micro_batch_size} x {workers} = "
+                f"{unit}; use {lower or unit} or {lower + unit}"
+            )
+        if stage.packing and stage.max_tokens < self.data.max_length:
+            raise ValueError(
+                f"stages.{stage.name}.max_tokens={stage.max_tokens} is less than data.max_length="
+                f"{self.data.max_length}: the longest sample would fit no pack; raise the first or "
+                "lower the second"
+            )

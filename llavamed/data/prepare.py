@@ -1,0 +1,259 @@
+"""The Ray Data job: sources -> validated Parquet shards, an index, a quarantine, a manifest.
+
+One task streams the sources' listings in chunks; actors fetch and decode the images of a chunk,
+make its tokens and labels, and write it as one shard. Only counts and the index come back, so
+memory does not grow with the data, and the same inputs give the same bytes whatever the number of
+machines.
+"""
+
+import json
+import pickle
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from llavamed.config.load import fingerprint
+from llavamed.config.schema import RunConfig
+from llavamed.data.conversation import get_template, template_hash
+from llavamed.data.prepared import (
+    INDEX,
+    QUARANTINE,
+    SCHEMA_VERSION,
+    PreparedDataset,
+    open_prepared,
+)
+from llavamed.data.sample import INDEX_SCHEMA, QUARANTINE_SCHEMA
+from llavamed.data.shards import Chunk, ShardReport, ShardWriter
+from llavamed.data.sources import open_source
+from llavamed.errors import BadSample, DataError
+from llavamed.model.processor import (
+    build_processor,
+    image_settings,
+    load_processor,
+    num_image_tokens,
+    tokenizer_hash,
+)
+from llavamed.storage import MANIFEST, Location, check_writable, locate
+
+PROCESSOR = "processor"
+TOKENIZER_SAMPLES = 20_000
+"""Samples a dataset contributes to the text a tokenizer is trained on."""
+
+OnProgress = Callable[[str, int, int], None]
+"""Told the dataset's name, its samples done and its samples in all."""
+
+
+def ensure_processor(config: RunConfig) -> Location:
+    """The processor that all datasets of a folder share; made and saved when it is not there yet.
+
+    Raises:
+        DataError: The folder's processor was made with other settings.
+    """
+    place = locate(config.datasets_directory) / PROCESSOR
+    wanted = {"model": config.model.model_dump(mode="json")}
+    if config.model.weights is None and config.model.tokenizer is None:
+        assert config.model.language_model is not None
+        if config.model.language_model.weights is None:  # then its tokenizer depends on the text
+            wanted["datasets"] = {
+                name: dataset.read.model_dump(mode="json")
+                for name, dataset in config.data.datasets.items()
+            }
+    manifest = place / MANIFEST
+    if manifest.exists():
+        _check_same(manifest.read_json()["made_from"], wanted, place)
+        return place
+    processor = build_processor(config.model, _texts(config))
+    with tempfile.TemporaryDirectory() as folder:
+        processor.save_pretrained(folder)
+        (Path(folder) / MANIFEST).write_text(json.dumps({"made_from": wanted}, indent=2))
+        place.upload(Path(folder))
+    return place
+
+
+def prepare(
+    config: RunConfig, names: Sequence[str], on_progress: OnProgress = lambda *_: None
+) -> dict[str, PreparedDataset]:
+    """Prepare the named datasets that are not prepared yet, all in one Ray Data job.
+
+    Raises:
+        DataError: A source is unreadable, too many samples are unusable, or a dataset is there
+        already
+            but was prepared with other settings.
+        StorageError: The target cannot be written.
+    """
+    directory = locate(config.datasets_directory)
+    check_writable(directory)
+    processor = ensure_processor(config)
+    manifests: dict[str, dict[str, Any]] = {}
+    for name in names:
+        manifests[name] = _manifest(config, name, processor)
+        if (directory / name / MANIFEST).exists():
+            there = open_prepared(directory / name)
+            _check_same(there.manifest["made_from"], manifests[name]["made_from"], there.location)
+    pending = [name for name in names if not (directory / name / MANIFEST).exists()]
+    if pending:
+        _run(config, pending, manifests, processor, on_progress)
+    return {name: open_prepared(directory / name) for name in names}
+
+
+def _run(
+    config: RunConfig,
+    names: list[str],
+    manifests: dict[str, dict[str, Any]],
+    processor: Location,
+    on_progress: OnProgress,
+) -> None:
+    directory = locate(config.datasets_directory)
+    reports: dict[str, list[ShardReport]] = {name: [] for name in names}
+    done: Counter[str] = Counter()
+    for name in names:
+        (directory / name).remove()  # what a run that was killed may have left
+    for row in _pipeline(config, names, processor).iter_rows():
+        report: ShardReport = pickle.loads(row["report"])
+        reports[report.dataset].append(report)
+        done[report.dataset] += report.index.num_rows + report.quarantine.num_rows
+        on_progress(report.dataset, done[report.dataset], manifests[report.dataset]["num_rows"])
+    for name in names:
+        bound = config.data.datasets[name].max_bad_fraction
+        _publish(directory / name, manifests[name], reports[name], max_bad_fraction=bound)
+
+
+def _pipeline(config: RunConfig, names: list[str], processor: Location) -> Any:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False  # ours knows how many rows there will be
+    context.execution_options.preserve_order = True  # same inputs, same index
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    return (
+        ray.data.range(1)
+        .flat_map(partial(_list_chunks, config=config, names=names), num_cpus=0.5)
+        .repartition(target_num_rows_per_block=1)
+        .map_batches(
+            _ShardActor,
+            fn_constructor_args=(config, str(processor)),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, cpus - 1)),
+            num_cpus=1,
+        )
+    )
+
+
+def _list_chunks(
+    _: dict[str, Any], config: RunConfig, names: list[str]
+) -> Iterator[dict[str, Any]]:
+    for name in names:
+        rows = open_source(config.data.datasets[name].read).rows()
+        shard = 0
+        while chunk := list(islice(rows, config.data.rows_per_shard)):
+            first_row = shard * config.data.rows_per_shard
+            yield {"chunk": json.dumps(asdict(Chunk(name, shard, first_row, chunk)))}
+            shard += 1
+
+
+class _ShardActor:
+    """`ShardWriter` as Ray Data calls it: one chunk in, one pickled report out."""
+
+    def __init__(self, config: RunConfig, processor: str) -> None:
+        self._writer = ShardWriter(config, processor)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        chunks = [Chunk(**json.loads(chunk)) for chunk in batch["chunk"]]
+        return {"report": [pickle.dumps(self._writer.write(chunk)) for chunk in chunks]}
+
+
+def _manifest(config: RunConfig, name: str, processor_place: Location) -> dict[str, Any]:
+    """All that is known before the work: what the dataset is made from, and how."""
+    with tempfile.TemporaryDirectory() as scratch:
+        processor = load_processor(processor_place.download(Path(scratch)))
+    tokenizer = processor.tokenizer
+    dataset = config.data.datasets[name]
+    source = open_source(dataset.read)
+    settings = config.data
+    made_from = {
+        "read": dataset.read.model_dump(mode="json"),
+        "content": source.content_hash(),
+        "tokenizer": tokenizer_hash(processor),
+        "template": template_hash(get_template(config.model.template), tokenizer),
+        "images": asdict(image_settings(processor)),
+        "max_length": settings.max_length,
+        "store_images": settings.store_images,
+        "rows_per_shard": settings.rows_per_shard,
+        "row_group_size": settings.row_group_size,
+    }
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "made_from": made_from,
+        "fingerprint": fingerprint(made_from),
+        "template": config.model.template,
+        "images": asdict(image_settings(processor)),
+        "store_images": settings.store_images,
+        "num_image_tokens": num_image_tokens(processor),
+        "image_token_id": processor.image_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "num_rows": source.count(),
+    }
+
+
+def _publish(
+    place: Location,
+    manifest: dict[str, Any],
+    reports: list[ShardReport],
+    *,
+    max_bad_fraction: float,
+) -> None:
+    """Write index, quarantine and, unless too much is bad, the manifest that makes it a dataset."""
+    index = pa.concat_tables([INDEX_SCHEMA.empty_table(), *(r.index for r in reports)])
+    quarantine = pa.concat_tables(
+        [QUARANTINE_SCHEMA.empty_table(), *(r.quarantine for r in reports)]
+    )
+    (place / INDEX).write_table(index)
+    (place / QUARANTINE).write_table(quarantine)
+    reasons = Counter(quarantine.column("reason").to_pylist())
+    num_rows = index.num_rows + quarantine.num_rows
+    if quarantine.num_rows > max_bad_fraction * num_rows or not index.num_rows:
+        counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        raise DataError(
+            f"data.datasets.{place.name}.max_bad_fraction={max_bad_fraction}: "
+            f"{quarantine.num_rows} of {num_rows} samples are unusable ({counts}); look at "
+            f"{place / QUARANTINE}, then mend the source or raise the fraction"
+        )
+    sums = {name: pc.sum(index.column(name)).as_py() for name in index.column_names[3:]}
+    (place / MANIFEST).write_json(
+        manifest
+        | sums  # num_tokens, num_supervised, num_images
+        | {
+            "num_samples": index.num_rows,
+            "num_truncated": sum(report.num_truncated for report in reports),
+            "num_quarantined": quarantine.num_rows,
+            "quarantined": dict(sorted(reasons.items())),
+        }
+    )
+
+
+def _check_same(there: dict[str, Any], wanted: dict[str, Any], place: Location) -> None:
+    wanted = json.loads(json.dumps(wanted))
+    differing = [key for key in wanted if there.get(key) != wanted[key]]
+    if differing:
+        raise DataError(
+            f"{place}: was prepared with another {', '.join(differing)}; set data.directory to "
+            "another "
+            "folder, or delete this one to prepare it again"
+        )
+
+
+def _texts(config: RunConfig) -> Iterator[str]:
+    for dataset in config.data.datasets.values():
+        source = open_source(dataset.read)
+        for row in islice(source.rows(), TOKENIZER_SAMPLES):
+            try:
+                yield from (turn.text for turn in source.parse(row).turns)
+            except BadSample:
+                continue  # counted and quarantined when the dataset is prepared

@@ -1,0 +1,113 @@
+"""What a sample is: as a source lists it (`Record`) and as it lies prepared (`SHARD_SCHEMA`).
+
+A record carries its text in full and its images by reference, so that listing millions of them
+is cheap; the workers that prepare it fetch and decode the images.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import pyarrow as pa
+
+from llavamed.errors import BadSample
+
+IGNORE_INDEX = -100
+"""Label of a token that is not trained."""
+
+IMAGE_PLACEHOLDER = "<image>"
+"""Stands in a turn's text where an image goes; one for each image, in order."""
+
+Role = Literal["system", "user", "assistant"]
+AnswerType = Literal["", "OPEN", "CLOSED"]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One utterance. `text` of a user turn may hold image placeholders."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One sample as a source lists it.
+
+    `images` are references that the same source's `load_image` understands. `answer_type` and
+    `question_type` are set for visual question answering and empty elsewhere.
+    """
+
+    id: str
+    images: tuple[str, ...]
+    turns: tuple[Turn, ...]
+    domain: str = ""
+    answer_type: AnswerType = ""
+    question_type: str = ""
+    pmid: str = ""
+    licence: str = ""
+
+
+def check_record(record: Record) -> None:
+    """Refuse a record that no template could render.
+
+    Raises:
+        BadSample: `empty_dialogue`, `unknown_role`, `empty_answer` or `placeholder_mismatch`.
+    """
+    if not any(turn.role == "user" for turn in record.turns) or not any(
+        turn.role == "assistant" for turn in record.turns
+    ):
+        raise BadSample("empty_dialogue", f"{len(record.turns)} turns, no question and answer")
+    for number, turn in enumerate(record.turns):
+        if turn.role not in get_args(Role):
+            raise BadSample("unknown_role", f"turn {number} has role {turn.role!r}")
+    if not any(turn.text.strip() for turn in record.turns if turn.role == "assistant"):
+        raise BadSample("empty_answer", "no assistant turn has any text")
+    placeholders = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in record.turns)
+    if placeholders != len(record.images):
+        raise BadSample(
+            "placeholder_mismatch",
+            f"{placeholders} {IMAGE_PLACEHOLDER} in the text, {len(record.images)} images",
+        )
+
+
+SHARD_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string()),
+        pa.field(
+            "pixels", pa.list_(pa.binary())
+        ),  # uint8 height x width x 3 each, or encoded bytes
+        pa.field("input_ids", pa.list_(pa.int32())),
+        pa.field("labels", pa.list_(pa.int32())),
+        pa.field("turns", pa.list_(pa.struct([("role", pa.string()), ("text", pa.string())]))),
+        pa.field("domain", pa.string()),
+        pa.field("answer_type", pa.string()),
+        pa.field("question_type", pa.string()),
+        pa.field("source", pa.string()),
+        pa.field("pmid", pa.string()),
+        pa.field("licence", pa.string()),
+    ]
+)
+"""One row of `shards/*.parquet`."""
+
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.int32()),
+        pa.field("row_group", pa.int32()),
+        pa.field("row", pa.int32()),
+        pa.field("num_tokens", pa.int32()),
+        pa.field("num_supervised", pa.int32()),
+        pa.field("num_images", pa.int32()),
+    ]
+)
+"""One row of `index.parquet` a sample, in shard order; `row` counts within the row group."""
+
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        pa.field("source", pa.string()),
+        pa.field("row", pa.int64()),
+        pa.field("id", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("detail", pa.string()),
+    ]
+)
+"""One row of `quarantine.parquet` a rejected sample; `row` is its place in the source, from 0."""

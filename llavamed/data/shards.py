@@ -1,0 +1,137 @@
+"""One chunk of a source's listing -> one shard: fetch, decode, validate, tokenise, write.
+
+This is the work that Ray Data spreads over the cluster; it needs no Ray itself.
+"""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from llavamed.config.schema import RunConfig
+from llavamed.data.conversation import encode, get_template
+from llavamed.data.images import to_pixels
+from llavamed.data.prepared import shard_name
+from llavamed.data.sample import (
+    IGNORE_INDEX,
+    INDEX_SCHEMA,
+    QUARANTINE_SCHEMA,
+    SHARD_SCHEMA,
+    Record,
+    check_record,
+)
+from llavamed.data.sources import Source, open_source
+from llavamed.errors import BadSample
+from llavamed.model.processor import image_settings, load_processor, num_image_tokens
+from llavamed.storage import locate
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a source's listing, which becomes one shard."""
+
+    dataset: str
+    shard: int
+    first_row: int
+    rows: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """What became of a chunk: `INDEX_SCHEMA` of the good, `QUARANTINE_SCHEMA` of the bad."""
+
+    dataset: str
+    index: pa.Table
+    quarantine: pa.Table
+    num_truncated: int
+
+
+class ShardWriter:
+    """Writes shards; made once a worker, so that the tokenizer is loaded once."""
+
+    def __init__(self, config: RunConfig, processor: str) -> None:
+        self._scratch = tempfile.TemporaryDirectory()
+        self._config = config
+        self._processor = load_processor(locate(processor).download(Path(self._scratch.name)))
+        self._images = image_settings(self._processor)
+        self._template = get_template(config.model.template)
+        self._sources = {
+            name: open_source(dataset.read) for name, dataset in config.data.datasets.items()
+        }
+
+    def write(self, chunk: Chunk) -> ShardReport:
+        """Write the shard of a chunk, unless all its samples are bad."""
+        source = self._sources[chunk.dataset]
+        good: list[dict[str, Any]] = []
+        bad: list[dict[str, Any]] = []
+        truncated = 0
+        for number, row in enumerate(chunk.rows, start=chunk.first_row):
+            try:
+                sample, num_truncated = self._make_sample(source, row)
+            except BadSample as error:
+                bad.append(
+                    {
+                        "source": chunk.dataset,
+                        "row": number,
+                        "id": str(row.get("id", row.get("qid", ""))),
+                        "reason": error.reason,
+                        "detail": error.detail,
+                    }
+                )
+            else:
+                good.append({**sample, "source": chunk.dataset})
+                truncated += num_truncated > 0
+        size = self._config.data.row_group_size
+        if good:
+            folder = locate(self._config.datasets_directory) / chunk.dataset
+            table = pa.Table.from_pylist(good, SHARD_SCHEMA)
+            (folder / shard_name(chunk.shard)).write_table(table, row_group_size=size)
+        index = [
+            {
+                "shard": chunk.shard,
+                "row_group": number // size,
+                "row": number % size,
+                "num_tokens": len(sample["input_ids"]),
+                "num_supervised": sum(label != IGNORE_INDEX for label in sample["labels"][1:]),
+                "num_images": len(sample["pixels"]),
+            }
+            for number, sample in enumerate(good)
+        ]
+        return ShardReport(
+            dataset=chunk.dataset,
+            index=pa.Table.from_pylist(index, INDEX_SCHEMA),
+            quarantine=pa.Table.from_pylist(bad, QUARANTINE_SCHEMA),
+            num_truncated=truncated,
+        )
+
+    def _make_sample(self, source: Source, row: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        """One row of a shard, and how many of its tokens were cut. Raises: BadSample."""
+        record = source.parse(row)
+        check_record(record)
+        encoded = encode(
+            record.turns,
+            template=self._template,
+            tokenizer=self._processor.tokenizer,
+            num_image_tokens=num_image_tokens(self._processor),
+            max_length=self._config.data.max_length,
+        )
+        sample = {
+            "id": record.id,
+            "pixels": [self._image(source, record, reference) for reference in record.images],
+            "input_ids": encoded.input_ids,
+            "labels": encoded.labels,
+            "turns": [{"role": turn.role, "text": turn.text} for turn in record.turns],
+            "domain": record.domain,
+            "answer_type": record.answer_type,
+            "question_type": record.question_type,
+            "pmid": record.pmid,
+            "licence": record.licence,
+        }
+        return sample, encoded.num_truncated
+
+    def _image(self, source: Source, record: Record, reference: str) -> bytes:
+        data = source.load_image(reference)
+        pixels = to_pixels(data, self._images)  # also when the original is kept: it must decode
+        return data if self._config.data.store_images == "original" else pixels.tobytes()

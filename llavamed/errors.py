@@ -1,0 +1,58 @@
+"""The exception tree.
+
+    LlavaMedError
+    ├── ConfigError       a setting breaks a rule               exit code 2
+    ├── DataError         a dataset is unusable                 exit code 1
+    │   └── BadSample     one sample is unusable: quarantined, not raised to the user
+    ├── StorageError      a place cannot be read or written
+    ├── CheckpointError   a checkpoint or export is missing, partial or of another run
+    ├── TrainingError     training cannot go on (a loss that is not finite, a dead worker)
+    └── TrackingError     the MLflow server refuses us
+
+Every message has one grammar: ``key=value: the rule it breaks, with the numbers; what to do``.
+Mistakes of the programmer stay built-in exceptions.
+"""
+
+
+class LlavaMedError(Exception):
+    """Base of every error a user can cause or cure."""
+
+    exit_code = 1
+
+
+class ConfigError(LlavaMedError):
+    """A setting breaks a rule; found before any machine starts."""
+
+    exit_code = 2
+
+
+class DataError(LlavaMedError):
+    """A dataset is absent, incomplete, or has too many unusable samples."""
+
+
+class BadSample(DataError):
+    """One sample is unusable. `reason` is a word to count by, `detail` names the fact."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+class StorageError(LlavaMedError):
+    """A file or folder cannot be reached, read or written."""
+
+
+class CheckpointError(LlavaMedError):
+    """A checkpoint or an export is missing, partial, or does not fit this run."""
+
+
+class TrainingError(LlavaMedError):
+    """A stage cannot go on."""
+
+
+class TrackingError(LlavaMedError):
+    """MLflow cannot be reached or refuses the request."""

@@ -1,0 +1,110 @@
+"""The evaluation of a run: answer, score, report. Its scores, written last, make it complete."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from llavamed.config.schema import Evaluation, RunConfig
+from llavamed.data.prepared import PreparedDataset, shard_name
+from llavamed.evaluate.generate import generate
+from llavamed.evaluate.report import Heading, render_page, render_results
+from llavamed.evaluate.vqa import SCORER, Answer, majority_answer, majority_control, score
+from llavamed.storage import Location
+
+SCORES = "scores.json"
+REPORT = "report.html"
+RESULTS = "results.jsonl"
+NUM_SAMPLE_PREDICTIONS = 8
+
+
+def read_scores(folder: Location, export_fingerprint: str) -> dict[str, Any] | None:
+    """What a finished evaluation of this very export found, or none."""
+    try:
+        found: dict[str, Any] = (folder / SCORES).read_json()
+    except FileNotFoundError:
+        return None
+    return found if found["export_fingerprint"] == export_fingerprint else None
+
+
+def evaluate(
+    config: RunConfig,
+    settings: Evaluation,
+    datasets: dict[str, PreparedDataset],
+    *,
+    export: str,
+    export_fingerprint: str,
+    folder: Location,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
+) -> dict[str, Any]:
+    """Answer the test questions, score them, and write results, page and scores.
+
+    Args:
+        config: The run's.
+        settings: What to answer and how.
+        datasets: Prepared, by name.
+        export: URI of the trained model.
+        export_fingerprint: Of what the model was trained with.
+        folder: Where to write.
+        on_progress: Told the answers given and the answers in all.
+
+    Returns:
+        `scores` by control, `samples` of predictions, and where the page lies.
+    """
+    dataset = datasets[settings.data]
+    answers = generate(config, settings, dataset, export=export, on_progress=on_progress)
+    majority = majority_answer(closed_references(datasets[settings.majority_from or settings.data]))
+    scores: dict[str, dict[str, float | None]] = {}
+    for control, given in answers.items():
+        scored = score(given)
+        scores[control] = {
+            "closed_accuracy": scored.closed_accuracy,
+            "open_recall": scored.open_recall,
+        }
+    if majority is not None:
+        constant = score(majority_control(answers["trained"], majority))
+        scores["majority"] = {"closed_accuracy": constant.closed_accuracy}
+    heading = Heading(
+        run=config.name, export=export, template=config.model.template, dataset=dataset.name
+    )
+    page = render_page(heading, answers, majority=majority, max_cards=settings.num_cards)
+    (folder / RESULTS).write_bytes(render_results(answers))
+    (folder / REPORT).write_bytes(page.encode())
+    found = {
+        "dataset": dataset.name,
+        "scores": scores,
+        "samples": _samples(answers),
+        "num_questions": len(answers["trained"]),
+        "scorer": SCORER,
+        "export": export,
+        "export_fingerprint": export_fingerprint,
+        "report": str(folder / REPORT),
+    }
+    (folder / SCORES).write_json(found)
+    return found
+
+
+def closed_references(dataset: PreparedDataset) -> list[str]:
+    """The reference answers of a dataset's closed questions; reads text only."""
+    references = []
+    for shard in sorted(set(dataset.column("shard").tolist())):
+        place = dataset.location / shard_name(shard)
+        table = pq.read_table(place.path, filesystem=place.fs, columns=["turns", "answer_type"])
+        references += [
+            row["turns"][-1]["text"] for row in table.to_pylist() if row["answer_type"] == "CLOSED"
+        ]
+    return references
+
+
+def _samples(answers: dict[str, list[Answer]]) -> list[dict[str, str]]:
+    """A few questions spread over the dataset, with what each control answered."""
+    count = len(answers["trained"])
+    every = max(1, count // NUM_SAMPLE_PREDICTIONS)
+    return [
+        {
+            "question": answers["trained"][i].question,
+            "reference": answers["trained"][i].reference,
+            **{control: given[i].prediction for control, given in answers.items()},
+        }
+        for i in range(0, count, every)
+    ][:NUM_SAMPLE_PREDICTIONS]

@@ -1,0 +1,152 @@
+"""What a model costs: floating-point operations and bytes, by arithmetic from its shape alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llavamed.config.schema import Engine, ModelPart, Stage
+from llavamed.model.freeze import PartCount, part_of
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """A GPU: dense bf16 operations a second and bytes of memory, as its maker states them."""
+
+    flops_per_second: float
+    memory_bytes: float
+
+
+ACCELERATORS = {
+    "A100-40G": Accelerator(312e12, 40e9),
+    "A100": Accelerator(312e12, 80e9),
+    "H100": Accelerator(989e12, 80e9),
+    "H200": Accelerator(989e12, 141e9),
+    "L40S": Accelerator(362e12, 48e9),
+    "A10G": Accelerator(70e12, 24e9),
+}
+"""By Ray's accelerator names. Source: NVIDIA's data sheets, without sparsity."""
+
+WORKSPACE_BYTES = 2e9
+"""Kernels, communication buffers and fragmentation, beside what is counted."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Sums over all samples of a stage, all epochs."""
+
+    num_images: float
+    num_tokens: float
+    num_supervised: float
+    sum_squared_tokens: float
+    """Of the squared length of each sample, which attention costs."""
+
+
+def stage_flops(model: Any, stage: Stage, work: Workload) -> float:
+    """Operations of a stage, a multiplication and addition counted as two.
+
+    A forward pass costs 2 a weight and token; a backward pass the same again for the gradient of
+    the input, where anything before it learns, and the same again for that of the weight, where it
+    learns. Causal attention is counted half, and recomputed activations not at all. Source: the
+    counting of PaLM, appendix B.
+    """
+    config = model.config
+    text, vision = config.text_config, config.vision_config
+    weights = matrix_weights(model)
+    image_tokens = (vision.image_size // vision.patch_size) ** 2
+    trained = stage.trainable
+    tower = 3 if "vision_tower" in trained else 1
+    projector = 1 + ("projector" in trained) + ("vision_tower" in trained)
+    language = 3 if "language_model" in trained else 2  # gradients cross it to reach the others
+    attention = 2 * text.num_hidden_layers * text.hidden_size * work.sum_squared_tokens
+    tower_attention = 4 * vision.num_hidden_layers * vision.hidden_size * (image_tokens + 1) ** 2
+    return (
+        tower
+        * work.num_images
+        * (2 * weights["vision_tower"] * (image_tokens + 1) + tower_attention)
+        + projector * work.num_images * 2 * weights["projector"] * image_tokens
+        + language * (2 * weights["language_model"] * work.num_tokens + attention)
+        + language * 2 * text.vocab_size * text.hidden_size * work.num_supervised
+    )
+
+
+def matrix_weights(model: Any) -> dict[ModelPart, int]:
+    """Weights a token is multiplied with, by part: all matrices but embeddings and the output."""
+    counts: dict[ModelPart, int] = {"vision_tower": 0, "projector": 0, "language_model": 0}
+    for name, parameter in model.named_parameters():
+        if parameter.ndim >= 2 and "embed" not in name and not name.startswith("lm_head"):
+            counts[part_of(name)] += parameter.numel()
+    return counts
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes a GPU needs, by what for."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+    workspace: float = WORKSPACE_BYTES
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return (
+            self.weights
+            + self.gradients
+            + self.optimizer
+            + self.activations
+            + self.logits
+            + self.workspace
+        )
+
+
+def stage_memory(
+    model: Any,
+    counts: Sequence[PartCount],
+    *,
+    stage: Stage,
+    engine: Engine,
+    num_workers: int,
+    tokens: float,
+    supervised: float,
+) -> Memory:
+    """Bytes of one GPU at the peak of a step.
+
+    Args:
+        model: Of the run, on any device.
+        counts: What `freeze` found.
+        stage: Which stage.
+        engine: ZeRO stage, precision and offload.
+        num_workers: GPUs that share out what the ZeRO stage shares.
+        tokens: Tokens of one forward pass.
+        supervised: Supervised tokens of one forward pass, whose logits are kept.
+    """
+    number = sum(count.num_trained + count.num_frozen for count in counts)
+    trained = sum(count.num_trained for count in counts)
+    width = 2 if engine.precision == "bf16" else 4
+    # AdamW's two moments, and beside bf16 weights the fp32 copy they are updated from.
+    state = trained * (12 if engine.precision == "bf16" else 8)
+    share = [1 / num_workers if engine.zero_stage >= level else 1.0 for level in (1, 2, 3)]
+    return Memory(
+        weights=number * width * share[2],
+        gradients=trained * width * share[1],
+        optimizer=0.0 if engine.offload_optimizer == "cpu" else state * share[0],
+        activations=tokens * _activation_bytes_per_token(model, stage, width),
+        logits=supervised * model.config.text_config.vocab_size * (width + 4 + 4),
+    )
+
+
+def _activation_bytes_per_token(model: Any, stage: Stage, width: int) -> float:
+    """What the language model keeps for the backward pass, counted by hand for a Llama layer.
+
+    Two norms with their fp32 copies, queries, keys and values before and after rotation, attention
+    output, two residuals, and four of the wide vectors between the feed-forward matrices.
+    """
+    text = model.config.text_config
+    keys = text.num_key_value_heads * (text.hidden_size // text.num_attention_heads)
+    layer = width * (11 * text.hidden_size + 4 * keys + 4 * text.intermediate_size)
+    if stage.gradient_checkpointing:
+        return text.num_hidden_layers * text.hidden_size * width + layer
+    return float(text.num_hidden_layers * layer)

@@ -1,0 +1,192 @@
+"""Hugging Face's LLaVA: made of a tower and a language model, loaded whole, and its training loss.
+
+Nothing of it is our own class, so what is exported loads with plain transformers. A linear
+projector is the two-layer one without activation whose second layer is the identity and never
+trains.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    CLIPVisionModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+from llavamed.config.schema import Model, Pretrained
+from llavamed.data.loading import Batch
+from llavamed.data.sample import IGNORE_INDEX
+from llavamed.errors import CheckpointError, ConfigError
+from llavamed.model.processor import declared_config, num_image_tokens, part_config
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_PROJECTOR_ACTIVATIONS = {"linear": "linear", "mlp2x_gelu": "gelu"}
+VOCABULARY_MULTIPLE = 64
+"""Embedding rows are padded to a multiple of this, which tensor cores want."""
+
+
+def build_model(
+    model: Model, processor: LlavaProcessor, *, seed: int, precision: Literal["bf16", "fp32"]
+) -> LlavaForConditionalGeneration:
+    """The model a run begins with, the same for the same seed.
+
+    Raises:
+        ConfigError: Weights cannot be found or do not fit together.
+    """
+    if model.weights is not None:
+        return load_model(Path(model.weights), precision, model.attn_implementation)
+    assert model.vision_tower is not None
+    assert model.language_model is not None
+    vision = part_config(model.vision_tower, "model.vision_tower")
+    text = part_config(model.language_model, "model.language_model")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        language_model = _make_part(AutoModelForCausalLM, model.language_model, text, precision)
+        tower_class = CLIPVisionModel if vision.model_type == "clip_vision_model" else AutoModel
+        tower = _make_part(tower_class, model.vision_tower, vision, precision)
+        _fit_vocabulary(language_model, processor, model.language_model)
+        config = llava_config(model, tower.config, language_model.config)
+        config.image_token_index = processor.image_token_id
+        config.image_seq_length = num_image_tokens(processor)
+        projector = _make_projector(config).to(DTYPES[precision])
+    with torch.device("meta"):
+        llava = LlavaForConditionalGeneration(config)
+    llava.model.vision_tower = tower
+    llava.model.multi_modal_projector = projector
+    llava.model.language_model = language_model.get_decoder()
+    llava.lm_head = language_model.get_output_embeddings()
+    llava.generation_config = language_model.generation_config
+    llava.generation_config.pad_token_id = processor.tokenizer.pad_token_id
+    llava.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+    llava.generation_config.bos_token_id = processor.tokenizer.bos_token_id
+    llava.set_attn_implementation(model.attn_implementation)
+    return llava
+
+
+def load_model(
+    source: Path, precision: Literal["bf16", "fp32"], attn_implementation: str
+) -> LlavaForConditionalGeneration:
+    """A whole LLaVA from a folder or hub name.
+
+    Raises:
+        CheckpointError: It cannot be found, or is not a whole LLaVA.
+    """
+    try:
+        model, report = LlavaForConditionalGeneration.from_pretrained(
+            str(source),
+            dtype=DTYPES[precision],
+            attn_implementation=attn_implementation,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"weights={source}: cannot be loaded: {str(error).strip().splitlines()[0]}; give a "
+            "folder with config.json and safetensors, or a hub name this machine can reach"
+        ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise CheckpointError(
+            f"weights={source}: {len(missing)} tensors are missing, e.g. {missing[0]}; "
+            "it is not a whole LLaVA, export it again"
+        )
+    return model
+
+
+def shape_on_meta(model: Model) -> LlavaForConditionalGeneration:
+    """The model without memory, for counting, from what the file declares; reads no weights.
+
+    Raises:
+        ConfigError: The file names weights without declaring their shape.
+    """
+    if model.vision_tower is None or model.language_model is None:
+        raise ConfigError(
+            f"model.weights={model.weights}: planning needs shapes; describe the model by "
+            "vision_tower.config and language_model.config"
+        )
+    for key, part in (
+        ("vision_tower", model.vision_tower),
+        ("language_model", model.language_model),
+    ):
+        if not part.config:
+            raise ConfigError(
+                f"model.{key}.config: planning needs the shape of {part.weights}; declare it with "
+                "model_type, hidden_size, num_hidden_layers ..."
+            )
+    config = llava_config(
+        model,
+        declared_config(model.vision_tower, "model.vision_tower"),
+        declared_config(model.language_model, "model.language_model"),
+    )
+    with torch.device("meta"):
+        return LlavaForConditionalGeneration(config)
+
+
+def llava_config(model: Model, vision: Any, text: Any) -> LlavaConfig:
+    """The config of a LLaVA of these two parts."""
+    return LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        projector_hidden_act=_PROJECTOR_ACTIVATIONS[model.projector],
+        vision_feature_layer=model.vision_feature_layer,
+        vision_feature_select_strategy="default",
+    )
+
+
+def supervised_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """The summed cross-entropy of a batch's supervised tokens: a scalar, float32.
+
+    The sum, not the mean: divided by the supervised tokens of the whole global step it weighs every
+    token equally, however the samples were packed and shared out. `use_cache=False` and no
+    attention mask, because only then do `position_ids` keep the samples of a pack apart.
+    """
+    columns = (batch.targets != IGNORE_INDEX).any(dim=0).nonzero().squeeze(1)
+    if not len(columns):  # an empty pack still runs, for the workers must run alike
+        columns = torch.zeros(1, dtype=torch.int64, device=batch.targets.device)
+    logits = model(
+        input_ids=batch.input_ids,
+        pixel_values=batch.pixel_values,
+        position_ids=batch.position_ids,
+        use_cache=False,
+        logits_to_keep=columns,
+    ).logits
+    return functional.cross_entropy(
+        logits.float().flatten(0, 1),
+        batch.targets[:, columns].flatten(),
+        ignore_index=IGNORE_INDEX,
+        reduction="sum",
+    )
+
+
+def _make_part(auto_class: Any, part: Pretrained, config: Any, precision: str) -> Any:
+    dtype = DTYPES[precision]
+    if part.weights is not None:
+        return auto_class.from_pretrained(part.weights, dtype=dtype)
+    make = getattr(auto_class, "from_config", None) or auto_class
+    return make(config).to(dtype)
+
+
+def _fit_vocabulary(language_model: Any, processor: LlavaProcessor, part: Pretrained) -> None:
+    rows, needed = language_model.config.vocab_size, len(processor.tokenizer)
+    if needed <= rows:
+        return
+    if part.weights is None:
+        raise ConfigError(
+            f"model.language_model.config.vocab_size={rows}: the tokenizer has {needed} entries; "
+            f"set it to at least {needed}"
+        )
+    language_model.resize_token_embeddings(needed, pad_to_multiple_of=VOCABULARY_MULTIPLE)
+
+
+def _make_projector(config: LlavaConfig) -> LlavaMultiModalProjector:
+    projector = LlavaMultiModalProjector(config)
+    if config.projector_hidden_act == "linear":
+        nn.init.eye_(projector.linear_2.weight)
+        nn.init.zeros_(projector.linear_2.bias)
+    return projector

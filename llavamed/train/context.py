@@ -1,0 +1,81 @@
+"""What the loop knows of where it runs: its rank, its device, whom to tell. Hides Ray from it."""
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+Record = dict[str, float]
+"""Metrics of one optimizer step, `step` among them."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """One worker of a stage; its process group is up."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    report: Callable[[list[Record]], None]
+    """Told new records of metrics by rank 0."""
+
+
+def ray_context(report: Callable[[list[Record]], None]) -> Context:
+    """The context of a Ray Train worker; Ray has made the process group."""
+    import ray.train
+    import ray.train.torch
+
+    here = ray.train.get_context()
+    return Context(
+        rank=here.get_world_rank(),
+        world_size=here.get_world_size(),
+        device=ray.train.torch.get_device(),
+        report=report,
+    )
+
+
+@contextmanager
+def local_context(report: Callable[[list[Record]], None]) -> Iterator[Context]:
+    """One process, one worker, no Ray: how tests and one-GPU experiments run the same loop."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    os.environ.update(environment)  # DeepSpeed looks for them and would else ask MPI
+    on_gpu = torch.cuda.is_available()
+    dist.init_process_group("nccl" if on_gpu else "gloo", rank=0, world_size=1)
+    try:
+        yield Context(0, 1, torch.device("cuda", 0) if on_gpu else torch.device("cpu"), report)
+    finally:
+        dist.destroy_process_group()
+        _forget_groups()
+
+
+def _forget_groups() -> None:
+    """Make DeepSpeed forget the process group, so that the next stage may run in this process.
+
+    DeepSpeed keeps the groups of the first one in module variables and has no call to reset them.
+    """
+    import deepspeed.comm.comm
+    from deepspeed.utils import groups
+
+    deepspeed.comm.comm.cdb = None
+    variables: dict[str, Any] = vars(groups)
+    for name, value in list(variables.items()):
+        if name.startswith("_") and name.isupper():
+            if isinstance(value, dict):
+                value.clear()
+            elif not isinstance(value, int | str | bool):
+                variables[name] = None

@@ -1,0 +1,163 @@
+"""DeepSpeed, and nothing else of ours imports it: forward, backward, step, save, load, gather.
+
+All it needs is derived from the config and the world; `engine.deepspeed` is merged last and may not
+touch what is derived. The optimizer is torch's AdamW, so that nothing is compiled at run time.
+"""
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported
+
+import deepspeed
+import deepspeed.ops
+
+from llavamed.config.schema import Engine as EngineConfig
+from llavamed.config.schema import Optimizer, Stage
+from llavamed.errors import CheckpointError, ConfigError
+
+# Its shared-memory collectives for CPUs would be compiled for minutes at first use.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+# DeepSpeed calls a collective by a name torch has renamed, and torch says so at every step.
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+
+_TAG = "state"
+
+
+class Engine:
+    """A model in training on this rank."""
+
+    def __init__(
+        self, model: torch.nn.Module, *, stage: Stage, config: EngineConfig, world_size: int
+    ) -> None:
+        self.accumulation = stage.num_lanes // world_size
+        self._world_size = world_size
+        self._zero_stage = config.zero_stage
+        optimizer = _optimizer(model, stage.optimizer)
+        self._engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            config=deepspeed_config(config, stage, world_size),
+            dist_init_required=False,
+        )
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """What to call for a forward pass."""
+        return self._engine
+
+    def backward(self, loss_sum: torch.Tensor, num_supervised: int) -> None:
+        """Add the gradient of a loss sum, as its share of the mean over the whole global step.
+
+        Args:
+            loss_sum: Scalar, summed over this rank's supervised tokens of one forward pass.
+            num_supervised: Supervised tokens of all ranks and forward passes of the step.
+        """
+        # DeepSpeed averages over ranks and over accumulated passes; undo both.
+        scale = self._world_size * self.accumulation / max(1, num_supervised)
+        self._engine.backward(loss_sum * scale)
+
+    def step(self, lr: float | None = None) -> None:
+        """End a forward pass; the last of a global step, which gives the rate, updates weights."""
+        if lr is not None:
+            for group in self._engine.optimizer.param_groups:
+                group["lr"] = lr
+        self._engine.step()
+
+    def grad_norm(self) -> float:
+        """Norm of the last step's gradient, before clipping."""
+        return float(self._engine.get_global_grad_norm() or 0.0)
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's part of the state; every rank must call it. Frozen weights stay out."""
+        self._engine.save_checkpoint(str(folder), tag=_TAG, exclude_frozen_parameters=True)
+
+    def load(self, folder: Path) -> None:
+        """Read the state back; every rank must call it.
+
+        Raises:
+            CheckpointError: The folder holds no state of this shape.
+        """
+        path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
+        if path is None:
+            raise CheckpointError(f"{folder}: holds no state of this run; delete the checkpoint")
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """All weights on the CPU of rank 0, {} elsewhere; every rank must call it."""
+        if self._zero_stage == 3:
+            return self._engine._zero3_consolidated_16bit_state_dict() or {}
+        if torch.distributed.get_rank() != 0:
+            return {}
+        return {name: value.cpu() for name, value in self._engine.module.state_dict().items()}
+
+    def close(self) -> None:
+        """Give back memory and hooks, so that another engine may live in this process."""
+        self._engine.destroy()
+
+
+def deepspeed_config(config: EngineConfig, stage: Stage, world_size: int) -> dict[str, Any]:
+    """The whole DeepSpeed configuration of a stage.
+
+    Raises:
+        ConfigError: `engine.deepspeed` sets a key that another field of ours decides.
+    """
+    accumulation = stage.num_lanes // world_size
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.offload_optimizer != "none":
+        zero["offload_optimizer"] = {"device": config.offload_optimizer}
+    if config.zero_stage == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+    derived: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": stage.micro_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": stage.micro_batch_size * accumulation * world_size,
+        "gradient_clipping": stage.max_grad_norm,
+        "bf16": {"enabled": config.precision == "bf16"},
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # its own would be compiled at run time
+        "steps_per_print": 10**9,
+    }
+    owners = {
+        "train_micro_batch_size_per_gpu": "stages.*.micro_batch_size",
+        "gradient_accumulation_steps": "stages.*.global_batch_size",
+        "train_batch_size": "stages.*.global_batch_size",
+        "gradient_clipping": "stages.*.max_grad_norm",
+        "bf16": "engine.precision",
+        "fp16": "engine.precision",
+        "optimizer": "stages.*.optimizer",
+        "scheduler": "stages.*.schedule",
+    }
+    for key, value in config.deepspeed.items():
+        if key in owners:
+            raise ConfigError(f"engine.deepspeed.{key}: is derived; set {owners[key]} instead")
+        if key == "zero_optimization":
+            if "stage" in value:
+                raise ConfigError(
+                    "engine.deepspeed.zero_optimization.stage: is derived; set engine.zero_stage"
+                )
+            value = {**zero, **value}
+        derived[key] = value
+    return derived
+
+
+def _optimizer(model: torch.nn.Module, settings: Optimizer) -> torch.optim.AdamW:
+    """AdamW that decays matrices only: decaying biases and norms harms and saves nothing."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.ndim >= 2]
+    others = [parameter for parameter in trained if parameter.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+    )

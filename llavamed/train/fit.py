@@ -1,0 +1,123 @@
+"""Ray Train's part of a stage: the trainer, what its workers report, when it gives up."""
+
+import threading
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow.fs as pafs
+from ray.train import FailureConfig, ScalingConfig, UserCallback
+from ray.train import RunConfig as RayRunConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.util.queue import Empty, Queue
+
+from llavamed.errors import LlavaMedError, TrainingError
+from llavamed.storage import Location
+from llavamed.train.context import Record, ray_context
+from llavamed.train.worker import StageJob, train_stage
+
+
+def fit(job: StageJob, folder: Location, on_records: Callable[[list[Record]], None]) -> None:
+    """Train a stage on its workers until its export lies in storage.
+
+    Args:
+        job: What to train.
+        folder: Where Ray keeps its own account of the run.
+        on_records: Told, in a thread of this process, what the workers report.
+
+    Raises:
+        TrainingError: A worker met an error of ours, or died more often than `max_failures`.
+    """
+    queue = Queue(actor_options={"num_cpus": 0})
+    listener = _Listener(queue, on_records)
+    try:
+        with listener:
+            _trainer(job, folder, queue).fit()
+    except TrainingFailedError as error:
+        failures = job.config.max_failures
+        last = str(error).strip().splitlines()[-1]
+        raise TrainingError(
+            listener.fatal
+            or f"max_failures={failures}: workers of stage {job.stage.name} failed {failures + 1} "
+            f"times, the last time with {last!r}; start the same command again to go on from the "
+            "last "
+            "checkpoint"
+        ) from error
+    finally:
+        queue.shutdown(force=True)
+
+
+def _trainer(job: StageJob, folder: Location, queue: Queue) -> TorchTrainer:
+    scaling = job.config.scaling
+    filesystem = None if folder.is_local else pafs.PyFileSystem(pafs.FSSpecHandler(folder.fs))
+    return TorchTrainer(
+        _train_worker,
+        train_loop_config={"job": job, "queue": queue},
+        torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=scaling.num_workers,
+            use_gpu=scaling.use_gpu,
+            resources_per_worker=scaling.resources_per_worker,
+            accelerator_type=scaling.accelerator_type,
+        ),
+        run_config=RayRunConfig(
+            # Ray would restore the state of a run of the same name; ours lies in our checkpoints.
+            name=f"{job.stage.name}-{uuid.uuid4().hex[:8]}",
+            storage_path=folder.path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=job.config.max_failures),
+            callbacks=[_StopOnOurErrors(queue)],
+        ),
+    )
+
+
+def _train_worker(settings: dict[str, Any]) -> None:
+    """What Ray Train runs on each worker."""
+    train_stage(settings["job"], ray_context(settings["queue"].put))
+
+
+class _StopOnOurErrors(UserCallback):
+    """Ends the fit at an error of ours: it would come again, however often a worker is replaced."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called by Ray's controller, by keyword, when workers failed."""
+        for error in worker_exceptions.values():
+            cause = getattr(error, "_base_exc", error)
+            if isinstance(cause, LlavaMedError):
+                self._queue.put(str(cause))
+                raise cause
+
+
+class _Listener:
+    """Passes on what workers put into the queue, in a thread, for as long as it is entered."""
+
+    def __init__(self, queue: Queue, on_records: Callable[[list[Record]], None]) -> None:
+        self._queue, self._on_records = queue, on_records
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._listen, name="listener", daemon=True)
+        self.fatal: str | None = None
+
+    def __enter__(self) -> "_Listener":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                told: list[Record] | str = self._queue.get(timeout=0.5)
+            except Empty:
+                if self._stop.is_set():
+                    return
+            else:
+                if isinstance(told, str):
+                    self.fatal = told
+                else:
+                    self._on_records(told)

@@ -1,0 +1,238 @@
+"""One stage on one worker: the loop. It runs under Ray Train and, as one process, without Ray."""
+
+import math
+import resource
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from llavamed.config.load import fingerprint
+from llavamed.config.schema import RunConfig, Stage
+from llavamed.data.loading import Batch, StageLoader
+from llavamed.data.order import StageOrder, order_stage
+from llavamed.data.prepared import PreparedDataset, open_prepared
+from llavamed.errors import TrainingError
+from llavamed.model.export import fetch_export, write_export
+from llavamed.model.freeze import freeze
+from llavamed.model.llava import build_model, load_model, supervised_loss
+from llavamed.model.processor import load_processor
+from llavamed.storage import locate
+from llavamed.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from llavamed.train.context import Context, Record
+from llavamed.train.engine import Engine
+from llavamed.train.schedule import learning_rate
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """All a worker is told: the run's config, which stage, and where things lie (URIs)."""
+
+    config: RunConfig
+    stage: Stage
+    dataset: str
+    dataset_fingerprint: str
+    processor: str
+    initial_weights: str | None  # an export or hub name; none: the model the config describes
+    checkpoints: str
+    export: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Of everything that decides what the stage computes; a resume must have the same."""
+        return fingerprint(
+            {
+                "stage": self.stage.model_dump(mode="json", exclude={"evaluation"}),
+                "model": self.config.model.model_dump(mode="json"),
+                "engine": self.config.engine.model_dump(mode="json"),
+                "seed": self.config.seed,
+                "dataset": self.dataset_fingerprint,
+                "initial_weights": self.initial_weights,
+            }
+        )
+
+
+def order_of(stage: Stage, dataset: PreparedDataset, seed: int) -> StageOrder:
+    """The order of a stage's samples. Raises: DataError, when a sample is longer than a pack."""
+    tokens = dataset.column("num_tokens")
+    return order_stage(
+        dataset.groups,
+        tokens if stage.packing else np.ones_like(tokens),
+        seed=seed,
+        num_lanes=stage.num_lanes,
+        capacity=stage.max_tokens if stage.packing else stage.micro_batch_size,
+        num_epochs=stage.num_train_epochs,
+        max_steps=stage.max_steps,
+    )
+
+
+def train_stage(job: StageJob, context: Context) -> None:
+    """Train a stage from its last checkpoint, or its start, to its export; every rank must call it.
+
+    Raises:
+        TrainingError: A loss is not finite; nothing of that step has reached the weights.
+    """
+    started = time.monotonic()
+    torch.manual_seed(job.config.seed)
+    dataset = open_prepared(locate(job.dataset))
+    with tempfile.TemporaryDirectory() as scratch:
+        processor = load_processor(locate(job.processor).download(Path(scratch) / "processor"))
+        model = _initial_model(job, processor, Path(scratch))
+    counts = freeze(model, job.stage.trainable)
+    if job.stage.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    engine = Engine(
+        model.train().to(context.device),
+        stage=job.stage,
+        config=job.config.engine,
+        world_size=context.world_size,
+    )
+    history, seconds_before = _resume(job, engine, context)
+    started -= seconds_before
+    _train_steps(job, context, engine, dataset, history, started)
+    weights = engine.weights()
+    if context.rank == 0:
+        facts = _facts(job, dataset, history, seconds=time.monotonic() - started)
+        facts["parts"] = {count.part: [count.num_trained, count.num_frozen] for count in counts}
+        write_export(locate(job.export), model, weights, processor, facts)
+    dist.barrier()
+    engine.close()
+
+
+def _train_steps(
+    job: StageJob,
+    context: Context,
+    engine: Engine,
+    dataset: PreparedDataset,
+    history: list[Record],
+    started: float,
+) -> None:
+    """Take the steps that `history` does not hold yet, and add a record of each to it."""
+    stage, num_reported = job.stage, len(history)
+    order = order_of(stage, dataset, job.config.seed)
+    num_supervised = order.sums(dataset.column("num_supervised")).tolist()
+    num_tokens = order.sums(dataset.column("num_tokens")).tolist()
+    loader = StageLoader(
+        dataset, order, rank=context.rank, world_size=context.world_size, packing=stage.packing
+    )
+    step_started = time.monotonic()
+    for step, batches in enumerate(loader.steps(start=len(history)), start=len(history)):
+        data_wait = time.monotonic() - step_started
+        loss_sum = torch.zeros((), device=context.device)
+        for number, batch in enumerate(batches, start=1):
+            loss = supervised_loss(engine.model, batch.to(context.device))
+            engine.backward(loss, num_supervised[step])
+            loss_sum += loss.detach()
+            if number < len(batches):
+                engine.step()
+        mean_loss = _finite_mean(loss_sum, num_supervised[step], step, batches, context)
+        lr = learning_rate(stage.schedule, stage.optimizer.lr, step=step, num_steps=order.num_steps)
+        engine.step(lr)
+        seconds = time.monotonic() - step_started
+        history.append(
+            {
+                "step": step + 1,
+                "loss": mean_loss,
+                "learning_rate": lr,
+                "grad_norm": engine.grad_norm(),
+                "num_tokens": num_tokens[step],
+                "tokens_per_second": num_tokens[step] / seconds,
+                "data_wait_seconds": data_wait,
+                "memory_bytes": _peak_memory(context.device),
+            }
+        )
+        is_last = step + 1 == order.num_steps
+        if is_last or len(history) - num_reported >= job.config.tracking.log_every_steps:
+            if context.rank == 0:
+                context.report(history[num_reported:])
+            num_reported = len(history)
+        if not is_last and (step + 1) % job.config.checkpoint.every_steps == 0:
+            _save(job, engine, history, seconds=time.monotonic() - started)
+        step_started = time.monotonic()
+
+
+def _save(job: StageJob, engine: Engine, history: list[Record], *, seconds: float) -> None:
+    save_checkpoint(
+        locate(job.checkpoints),
+        engine,
+        step=len(history),
+        facts={
+            "stage": job.stage.name,
+            "fingerprint": job.fingerprint,
+            "zero_stage": job.config.engine.zero_stage,
+            "history": history,
+            "seconds": seconds,
+        },
+        num_to_keep=job.config.checkpoint.num_to_keep,
+    )
+
+
+def _initial_model(job: StageJob, processor: Any, scratch: Path) -> Any:
+    precision = job.config.engine.precision
+    if job.initial_weights is None:
+        return build_model(job.config.model, processor, seed=job.config.seed, precision=precision)
+    place = locate(job.initial_weights)
+    folder = (
+        fetch_export(place, scratch / "weights") if place.exists() else Path(job.initial_weights)
+    )
+    return load_model(folder, precision, job.config.model.attn_implementation)
+
+
+def _resume(job: StageJob, engine: Engine, context: Context) -> tuple[list[Record], float]:
+    """Load the newest checkpoint, if there is one: the metrics so far and the seconds spent."""
+    found = latest_checkpoint(locate(job.checkpoints))
+    if found is None:
+        return [], 0.0
+    place, manifest = found
+    load_checkpoint(place, manifest, engine, fingerprint=job.fingerprint)
+    if context.rank == 0:
+        context.report(manifest["history"])  # whoever listens now may have missed the first time
+    return manifest["history"], manifest["seconds"]
+
+
+def _finite_mean(
+    loss_sum: torch.Tensor, num_supervised: int, step: int, batches: list[Batch], context: Context
+) -> float:
+    """The global step's mean loss; refuses one that is not finite, before the optimizer moves."""
+    total = loss_sum.clone()
+    dist.all_reduce(total)
+    if not math.isfinite(total.item()):
+        ids = [sample for batch in batches for sample in batch.sample_ids]
+        mine = "" if math.isfinite(loss_sum.item()) else f" on rank {context.rank}, samples {ids}"
+        raise TrainingError(
+            f"loss={total.item()} at step {step + 1}{mine}: is not finite, and no weight was "
+            "changed by it; look at these samples, or lower optimizer.lr"
+        )
+    return float(total.item()) / max(1, num_supervised)
+
+
+def _facts(
+    job: StageJob, dataset: PreparedDataset, history: list[Record], seconds: float
+) -> dict[str, Any]:
+    """What the export tells of how it came about; `summary.json` repeats part of it."""
+    late = history[len(history) // 10 :]  # the first steps warm up
+    return {
+        "stage": job.stage.name,
+        "fingerprint": job.fingerprint,
+        "dataset": {"name": dataset.name, "fingerprint": dataset.manifest["fingerprint"]},
+        "template": job.config.model.template,
+        "steps": len(history),
+        "num_tokens": sum(record["num_tokens"] for record in history),
+        "loss_first": history[0]["loss"],
+        "loss_last": history[-1]["loss"],
+        "tokens_per_second": float(np.median([record["tokens_per_second"] for record in late])),
+        "seconds": seconds,
+        "history": history,
+    }
+
+
+def _peak_memory(device: torch.device) -> float:
+    """Bytes: of the GPU's allocator, or of this process where there is no GPU."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0

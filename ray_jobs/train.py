@@ -1,0 +1,16 @@
+"""Run the whole curriculum: `ray job submit --working-dir . -- python ray_jobs/train.py`.
+
+Without `--config` it takes the file that LLAVAMED_CONFIG names, else the demo.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a job's working directory
+
+from llavamed.cli import main
+
+if __name__ == "__main__":
+    os.environ.setdefault("LLAVAMED_CONFIG", str(Path(__file__).parent / "configs" / "demo.yaml"))
+    main(["train", *sys.argv[1:]])

@@ -1,0 +1,24 @@
+#!/bin/sh
+# Make the environment $VENV on the interpreter $PYTHON and install the tested versions into it.
+# uv does it in a minute: taken where it is, else fetched with pip; without either, pip and venv do it.
+set -eu
+
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "PYTHON=$PYTHON: is $("$PYTHON" --version 2>&1), llavamed needs 3.11 or newer;" \
+        "name another, e.g. make PYTHON=python3.12" >&2
+    exit 1
+}
+uv=$(command -v uv || true)
+if [ -z "$uv" ] && "$PYTHON" -m pip --version >/dev/null 2>&1; then
+    "$PYTHON" -m pip install --quiet --target "$VENV/uv" uv && uv=$VENV/uv/bin/uv
+fi
+if [ -n "$uv" ]; then
+    "$uv" venv --quiet --allow-existing --python "$PYTHON" "$VENV"
+    exec "$uv" pip install --quiet --compile-bytecode --python "$VENV/bin/python" \
+        --constraint constraints.txt --editable ".[dev,postgres]"
+fi
+"$PYTHON" -m venv "$VENV" || {
+    echo "$PYTHON -m venv failed: install uv, or your system's python3-venv, and try again" >&2
+    exit 1
+}
+exec "$VENV/bin/pip" install --quiet --constraint constraints.txt --editable ".[dev,postgres]"

@@ -1,0 +1,234 @@
+from pathlib import Path
+
+import pytest
+
+from llavamed.config.load import load_config
+from llavamed.errors import ConfigError
+
+DEMO = Path(__file__).parents[2] / "ray_jobs" / "configs" / "demo.yaml"
+
+
+def message(*overrides, file=DEMO):
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, overrides)
+    return str(caught.value)
+
+
+MISTAKES = {
+    "unknown key with a neighbour": (
+        "stages.align.optimiser.lr=1",
+        "stages.align.optimiser: unknown key; did you mean 'optimizer'?",
+    ),
+    "unknown key without": (
+        "engine.offload=cpu_memory",
+        "engine.offload: unknown key; use one of: zero_stage, precision, offload_optimizer, "
+        "deepspeed",
+    ),
+    "unknown key of a source": (
+        "data.datasets.captions.read.num_image=3",
+        "data.datasets.captions.read.num_image: unknown key; did you mean 'num_images'?",
+    ),
+    "missing key": (
+        "data.datasets.more.max_bad_fraction=0",
+        "data.datasets.more.read: must be set; add it to the file or as "
+        "data.datasets.more.read=VALUE",
+    ),
+    "source without its kind": (
+        "data.datasets.captions.read={path: a}",
+        "data.datasets.captions.read.source: must be set; add it to the file or as "
+        "data.datasets.captions.read.source=VALUE",
+    ),
+    "source of unknown kind": (
+        "data.datasets.captions.read.source=csv",
+        "data.datasets.captions.read.source=\"csv\": must be one of 'phantoms', 'llava_json', "
+        "'vqa_rad'; correct it",
+    ),
+    "name with a capital": (
+        "name=Demo",
+        "name=\"Demo\": must be of a-z, 0-9, '.', '_' and '-', begin and end with a letter or "
+        "digit, and have at most 63 characters; correct it",
+    ),
+    "dataset's name with a space": (
+        "data.datasets.my set={read: {source: vqa_rad, path: a}}",
+        "data.datasets.my set: must be of a-z, 0-9, '.', '_' and '-', begin and end with a letter "
+        "or digit, and have at most 63 characters; correct it",
+    ),
+    "word for a number": (
+        "stages.align.optimizer.lr=fast",
+        'stages.align.optimizer.lr="fast": must be a valid number, unable to parse string as a '
+        "number; correct it",
+    ),
+    "number out of bounds": (
+        "stages.align.optimizer.lr=-1",
+        "stages.align.optimizer.lr=-1: must be greater than 0; correct it",
+    ),
+    "fraction of a worker": (
+        "scaling.num_workers=1.5",
+        "scaling.num_workers=1.5: must be a valid integer, got a number with a fractional part; "
+        "correct it",
+    ),
+    "unknown choice": (
+        "engine.precision=fp16",
+        "engine.precision=\"fp16\": must be 'bf16' or 'fp32'; correct it",
+    ),
+    "value for a section": ("model=llava", 'model="llava": must be a mapping; correct it'),
+    "value for a list": (
+        "stages.align.trainable=projector",
+        'stages.align.trainable="projector": must be a list; correct it',
+    ),
+    "empty list": ("stages=[]", "stages=[]: must have at least 1 item, not 0; correct it"),
+    "list too short": (
+        "stages.align.optimizer.betas=[0.9]",
+        "stages.align.optimizer.betas=[...]: has too few items; add the others",
+    ),
+    "unknown stage": (
+        "stages.alin.optimizer.lr=1",
+        "stages.alin: no stage has this name; use one of: align, instruct, vqa",
+    ),
+    "stage as a whole": (
+        "stages.align={}",
+        "stages.align: a stage is not replaced alone; set the fields of a stage one by one, and "
+        "any other list as a whole",
+    ),
+    "item of a list": (
+        "stages.align.trainable.0=projector",
+        "stages.align.trainable.0: an item of a list is not replaced alone; set the fields of a "
+        "stage one by one, and any other list as a whole",
+    ),
+    "key below a value": ("name.first=a", "name: has no keys below it; set it as a whole"),
+    "no equals sign": (
+        "seed",
+        "seed: an override is key=value; e.g. stages.align.optimizer.lr=1e-3",
+    ),
+    "no key": ("=3", "=3: an override is key=value; e.g. stages.align.optimizer.lr=1e-3"),
+    "value that is no YAML": ("storage=[", "storage: the value is not valid YAML; quote it"),
+    "two of a name": (
+        "stages.align.name=instruct",
+        "stages: name=instruct is used 2 times; rename one",
+    ),
+    "packed rows": (
+        "stages.align.micro_batch_size=2",
+        "stages.align.micro_batch_size=2: with packing a forward pass takes one pack; set it to 1 "
+        "and raise max_tokens instead",
+    ),
+    "batch that workers cannot share": (
+        "stages.align.global_batch_size=3",
+        "stages.align.global_batch_size=3 is not a multiple of micro_batch_size x "
+        "scaling.num_workers = 1 x 2 = 2; use 2 or 4",
+    ),
+    "packs shorter than a sample": (
+        "stages.align.max_tokens=256",
+        "stages.align.max_tokens=256 is less than data.max_length=512: the longest sample would "
+        "fit no pack; raise the first or lower the second",
+    ),
+    "unknown data": (
+        "stages.align.data=figures",
+        "stages.align.data=figures is not in data.datasets; use one of: captions, dialogues, "
+        "questions, test-questions",
+    ),
+    "unknown data of an evaluation": (
+        "stages.vqa.evaluation.data=exam",
+        "stages.vqa.evaluation.data=exam is not in data.datasets; use one of: captions, dialogues, "
+        "questions, test-questions",
+    ),
+    "unknown data of the majority": (
+        "stages.vqa.evaluation.majority_from=exam",
+        "stages.vqa.evaluation.majority_from=exam is not in data.datasets; use one of: captions, "
+        "dialogues, questions, test-questions",
+    ),
+    "weights of a later stage": (
+        "stages.align.initial_weights=vqa",
+        "stages.align.initial_weights=vqa: is not an earlier stage, so it has no weights yet; "
+        "name an earlier one, or leave it out",
+    ),
+    "whole model and parts": (
+        "model.weights=llava",
+        "model.weights=llava: a model is loaded whole or made of parts, never both; remove it, or "
+        "vision_tower and language_model",
+    ),
+    "one part alone": (
+        "model.language_model=null",
+        "model.language_model=null: a model is made of both vision_tower and language_model; set "
+        "it, or set weights to load a model whole",
+    ),
+    "random part without a shape": (
+        "model.vision_tower={config: {hidden_size: 8}}",
+        "model.vision_tower.weights=null needs config.model_type: random weights need a shape; "
+        "name the weights, or give config: {model_type: ...}",
+    ),
+}
+
+
+@pytest.mark.parametrize(("override", "sentence"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_named_with_its_cure(override, sentence):
+    assert message(override) == sentence
+
+
+def test_weights_beside_one_part_are_refused_too():
+    found = message("model.weights=llava", "model.vision_tower=null")
+    assert found.endswith("never both; remove it, or language_model")
+
+
+def test_a_batch_must_hold_whole_micro_batches():
+    found = message(
+        *("stages.align.packing=false", "stages.align.micro_batch_size=4"),
+        "stages.align.global_batch_size=6",
+    )
+    assert found == (
+        "stages.align.global_batch_size=6 is not a multiple of micro_batch_size=4; use 4 or 8"
+    )
+
+
+def test_all_mistakes_are_named_at_once():
+    found = message("seed=x", "max_failures=-1", "stages.vqa.dta=questions")
+    assert [line.split("=")[0].split(":")[0] for line in found.splitlines()] == [
+        "seed",
+        "max_failures",
+        "stages.vqa.dta",
+    ]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "tracking.password=hunter2",
+        "tracking.experiment={password: hunter2}",
+        "tracking={password: hunter2}",
+        "storage.key=hunter2",
+        "tracking.uri=[hunter2",
+        "data.datasets.captions.read={source: llava_json, password: hunter2}",
+        "model={vision_tower: {weights: a}, password: hunter2}",
+    ],
+)
+def test_a_mistake_shows_nothing_of_what_a_section_holds(override):
+    assert "hunter2" not in message(override)
+
+
+FILE_MISTAKES = {
+    "empty": (b"", "must be a mapping with name, storage, model ...; correct the file"),
+    "list": (b"- name", "must be a mapping with name, storage, model ...; correct the file"),
+    "no YAML": (
+        b"name: demo\nkey: [hunter2\n",
+        r"not valid YAML: line 3, column 1: expected ',' or ']', but got '<stream end>'; correct",
+    ),
+    "not UTF-8": (b"name: \xff", "not valid YAML: 'utf-8' codec can't decode byte 0xff"),
+    "key twice": (b"name: a\nname: b", "not valid YAML: line 2, column 1: the key 'name' stands"),
+}
+
+
+@pytest.mark.parametrize(("data", "sentence"), FILE_MISTAKES.values(), ids=FILE_MISTAKES)
+def test_an_unreadable_file_is_named_with_what_is_wrong(data, sentence, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_bytes(data)
+    found = message(file=file)
+    assert found.startswith(f"config={file}: {sentence}")
+    assert "hunter2" not in found
+    assert "\n" not in found
+
+
+def test_an_absent_file_is_named(tmp_path):
+    file = tmp_path / "run.yaml"
+    assert message(file=file) == (
+        f"config={file}: cannot be read (No such file or directory); check the path"
+    )
+    assert "Is a directory" in message(file=tmp_path)
