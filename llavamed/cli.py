@@ -1,6 +1,7 @@
 """The `llavamed` command: reads a config, calls what does the work, prints what came of it.
 
-Heavy imports stay inside the commands, so that help and configuration errors come at once.
+Heavy imports stay inside the commands, after the config is read, so that help and configuration
+errors come at once.
 """
 
 import os
@@ -46,10 +47,10 @@ def prepare(
     dataset: Annotated[list[str] | None, typer.Option(help="Only this one; repeatable.")] = None,
 ) -> None:
     """Prepare datasets: validate, tokenise and shard them, with Ray Data."""
+    run = _load(config, overrides)
     from llavamed.train.driver import prepare_datasets
     from llavamed.train.progress import Progress
 
-    run = _load(config, overrides)
     for name, prepared in prepare_datasets(run, dataset or [], Progress(console)).items():
         facts = prepared.manifest
         bad = ", ".join(f"{count} {reason}" for reason, count in facts["quarantined"].items())
@@ -71,10 +72,10 @@ def plan(
     mfu: Annotated[float, typer.Option(help="Assumed model-FLOPs utilisation.")] = 0.4,
 ) -> None:
     """Say what a run will do and cost: steps, tokens, memory, hours. Starts nothing."""
+    run = _load(config, overrides)
     from llavamed.plan import plan_run
     from llavamed.tables import show_plan
 
-    run = _load(config, overrides)
     show_plan(plan_run(run, accelerator=gpu, num_gpus=num_gpus, mfu=mfu), console)
 
 
@@ -96,11 +97,12 @@ def evaluate(
     stage: Annotated[str | None, typer.Option(help="Default: all that have an evaluation.")] = None,
 ) -> None:
     """Score the models of finished stages once more, beside their controls."""
+    run = _load(config, overrides)
     from llavamed.tables import show_scores
     from llavamed.train.driver import evaluate_stages
     from llavamed.train.progress import Progress
 
-    for found in evaluate_stages(_load(config, overrides), stage, Progress(console)):
+    for found in evaluate_stages(run, stage, Progress(console)):
         show_scores(found, console)
 
 
@@ -112,11 +114,12 @@ def export(
     stage: Annotated[str | None, typer.Option(help="Default: the last one.")] = None,
 ) -> None:
     """Copy a finished stage's model to a folder, after loading it with plain transformers."""
+    run = _load(config, overrides)
     from llavamed.model.export import copy_export
     from llavamed.storage import locate
     from llavamed.train.curriculum import find_stage
 
-    copy_export(find_stage(_load(config, overrides), stage).export, locate(target))
+    copy_export(find_stage(run, stage).export, locate(target))
     console.print(f"{target}: holds the model", soft_wrap=True, highlight=False)
 
 
@@ -139,10 +142,9 @@ def _load(path: str | None, overrides: list[str] | None, *, quiet: bool = False)
     path = path or os.environ.get("LLAVAMED_CONFIG")
     if path is None:
         raise ConfigError("config=null: which run? give --config FILE, or set LLAVAMED_CONFIG")
-    run = load_config(path, overrides or [])
     if not quiet:
         console.print(f"config: {path}", soft_wrap=True, highlight=False)
-    return run
+    return load_config(path, overrides or [])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -86,8 +86,7 @@ def _plan_stage(
             f"stages.{stage.name}.global_batch_size={stage.global_batch_size} cannot be shared "
             "out by "
             f"{workers} GPUs with micro_batch_size={stage.micro_batch_size}; use a number of GPUs "
-            "that "
-            f"divides {stage.num_lanes}"
+            f"that divides {stage.num_lanes}"
         )
     place = locate(config.datasets_directory) / stage.data
     is_declared = not _is_prepared(place, config.data.datasets[stage.data])
@@ -131,7 +130,7 @@ def _plan_stage(
 
 def _is_prepared(place: Location, dataset: Dataset) -> bool:
     try:
-        return (place / MANIFEST).exists()
+        return (place.impatient() / MANIFEST).exists()
     except StorageError:
         if dataset.declared is None:
             raise

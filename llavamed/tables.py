@@ -1,6 +1,8 @@
 """The tables a command ends with."""
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -99,4 +101,10 @@ def _say(console: Console, text: str) -> None:
 
 
 def _mlflow_command(uri: str) -> str:
-    return uri if uri.startswith("http") else f"mlflow server --backend-store-uri {uri}"
+    """How to look at the runs: a server's address, or the command that serves a database."""
+    if uri.startswith("http"):
+        return uri
+    command = Path(sys.executable).with_name("mlflow")
+    if command.is_relative_to(Path.cwd()):
+        command = command.relative_to(Path.cwd())
+    return f"{command} server --backend-store-uri {uri}"

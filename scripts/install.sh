@@ -9,12 +9,18 @@ set -eu
     exit 1
 }
 uv=$(command -v uv || true)
-if [ -z "$uv" ] && "$PYTHON" -m pip --version >/dev/null 2>&1; then
-    "$PYTHON" -m pip install --quiet --target "$VENV/uv" uv && uv=$VENV/uv/bin/uv
-fi
+for python in "$PYTHON" python3; do
+    [ -n "$uv" ] && break
+    if "$python" -m uv --version >/dev/null 2>&1; then
+        uv="$python -m uv"
+    elif "$python" -m pip --version >/dev/null 2>&1; then
+        "$python" -m pip install --quiet --target "$VENV/uv" uv && uv=$VENV/uv/bin/uv
+    fi
+done
 if [ -n "$uv" ]; then
-    "$uv" venv --quiet --allow-existing --python "$PYTHON" "$VENV"
-    exec "$uv" pip install --quiet --compile-bytecode --python "$VENV/bin/python" \
+    # Unquoted: it may be several words.
+    $uv venv --quiet --allow-existing --python "$PYTHON" "$VENV"
+    exec $uv pip install --quiet --compile-bytecode --python "$VENV/bin/python" \
         --constraint constraints.txt --editable ".[dev,postgres]"
 fi
 "$PYTHON" -m venv "$VENV" || {

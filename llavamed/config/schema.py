@@ -218,7 +218,7 @@ class RunConfig(Section):
 
     name: Name
     """Names the run and its folder below `storage`; the same name resumes the same run."""
-    storage: str
+    storage: Annotated[str, Field(min_length=1)]
     """URI of the folder for runs: a path all workers share, or an object store."""
     seed: int = 0
     """Of random weights and of the order of samples."""

@@ -10,11 +10,14 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from llavamed.errors import BadSample
 
 Pixels = npt.NDArray[np.uint8]
+
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""Formats that are decoded; others of Pillow's would call programs, such as Ghostscript for EPS."""
 
 MAX_IMAGE_PIXELS = 89_478_485
 """Larger images are refused before they are decoded: a few bytes may claim to be gigabytes."""
@@ -40,7 +43,7 @@ def to_pixels(data: bytes, settings: ImageSettings) -> Pixels:
         Array of shape [size, size, 3], uint8.
 
     Raises:
-        BadSample: `corrupt_image` or `image_too_large`.
+        BadSample: `corrupt_image`, `image_too_large` or `unknown_pixel_range`.
     """
     image = _decode(data)
     if settings.aspect_ratio == "pad":
@@ -68,32 +71,52 @@ def normalize(pixels: Pixels, settings: ImageSettings) -> npt.NDArray[np.float32
         Array of shape [images, 3, size, size], float32.
     """
     scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
-    mean, std = np.float32(settings.mean), np.float32(settings.std)
+    mean, std = np.array([settings.mean, settings.std], dtype=np.float32)
     planes = [((scaled - mean[c]) / std[c])[pixels[..., c]] for c in range(3)]
     return np.stack(planes, axis=1)
 
 
 def _decode(data: bytes) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(data))
-        if image.width * image.height > MAX_IMAGE_PIXELS:
-            raise BadSample(
-                "image_too_large",
-                f"{image.width}x{image.height} pixels, at most {MAX_IMAGE_PIXELS} are decoded",
-            )
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        _check_size(*image.size)
         image.load()
-        if image.mode.startswith("I"):  # 16 bit: Pillow would clip at 255 instead of scaling
-            image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return _to_8_bits(ImageOps.exif_transpose(image)).convert("RGB")
     except BadSample:
         raise
+    except Image.DecompressionBombError as error:
+        raise BadSample("image_too_large", str(error)) from error
+    except UnidentifiedImageError as error:  # its text holds an address, different in every run
+        raise BadSample("corrupt_image", f"{len(data)} bytes of none of the formats") from error
     except Exception as error:  # Pillow's decoders raise whatever their C code meets
         raise BadSample("corrupt_image", f"{type(error).__name__}: {error}") from error
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_IMAGE_PIXELS:
+        raise BadSample(
+            "image_too_large",
+            f"{width}x{height} pixels, at most {MAX_IMAGE_PIXELS} are decoded",
+        )
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Scale 16 bits to 8, which Pillow would clip at 255."""
+    if image.mode[0] not in "IF":
+        return image
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise BadSample(
+            "unknown_pixel_range",
+            f"mode {image.mode}, from {values.min()} to {values.max()}; known are 8 and 16 bits",
+        )
+    return Image.fromarray((values >> 8).astype(np.uint8))
 
 
 def _pad_to_square(image: Image.Image, mean: tuple[float, float, float]) -> Image.Image:
     width, height = image.size
     side = max(width, height)
+    _check_size(side, side)
     red, green, blue = (int(value * 255) for value in mean)
     square = Image.new("RGB", (side, side), (red, green, blue))
     square.paste(image, ((side - width) // 2, (side - height) // 2))

@@ -1,23 +1,25 @@
 """While training: a rank's steps -> batches, by Arrow reads ahead of use. Needs no Ray.
 
 The order says which row groups a rank needs and when; they are read a few steps ahead by threads,
-kept until their last use and dropped. Memory is bounded by the lanes' shuffle windows, not by the
-data. Shapes: R rows (samples, or one pack), T tokens, I images of S x S pixels.
+kept until their last use in the epoch and dropped. Memory is bounded by the lanes' shuffle windows,
+not by the data. Shapes: R rows (samples, or one pack), T tokens, I images of S x S pixels.
 """
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from llavamed.data.images import Pixels, normalize, to_pixels
-from llavamed.data.order import EpochOrder, Integers, StageOrder
+from llavamed.data.order import Integers, StageOrder
 from llavamed.data.prepared import PreparedDataset
 from llavamed.data.sample import IGNORE_INDEX
 
@@ -57,6 +59,16 @@ class _Sample:
     pixels: list[Pixels]
 
 
+_Tables = dict[int, Future[pa.Table]]
+
+
+@dataclass(frozen=True)
+class _Step:
+    packs: list[Integers]  # one for each of the rank's lanes
+    tables: _Tables  # row groups being read or held, of the whole epoch
+    last_used: list[int]  # row groups that no later step of the epoch needs
+
+
 class StageLoader:
     """Batches of one rank, from any step on."""
 
@@ -74,51 +86,57 @@ class StageLoader:
         self.packing = packing
         self.lanes = range(rank, len(order.epochs[0].lanes), world_size)
         self._rows = dataset.column("row")
-        index = np.stack(
-            [dataset.groups, dataset.column("shard"), dataset.column("row_group")], axis=1
-        )
-        self._places = np.unique(index, axis=0)[:, 1:]  # (shard, row group) of each group
+        first = np.unique(dataset.groups, return_index=True)[1]
+        self._shards = dataset.column("shard")[first]
+        self._row_groups = dataset.column("row_group")[first]
 
     def steps(self, start: int = 0) -> Iterator[list[Batch]]:
         """The batches of each step from `start` to the end, made ahead in a thread."""
         return _ahead(self._steps(start), depth=2)
 
-    def _steps(self, start: int) -> Iterator[list[Batch]]:
+    def _steps(self, start: int) -> Generator[list[Batch], None, None]:
+        readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="reader")
+        try:
+            coming = self._start_reads(start, readers)
+            ahead = deque(islice(coming, READ_AHEAD_STEPS))
+            while ahead:
+                ahead.extend(islice(coming, 1))
+                step = ahead.popleft()
+                yield [self._collate(pack, step.tables) for pack in step.packs]
+                for group in step.last_used:
+                    del step.tables[group]
+        finally:
+            readers.shutdown(cancel_futures=True)
+
+    def _start_reads(self, start: int, readers: ThreadPoolExecutor) -> Iterator[_Step]:
+        """The steps from `start`; a step's row groups are being read once it is taken."""
+        groups = self.dataset.groups
         while start < self.order.num_steps:
             place = self.order.position(start)
             epoch = self.order.epochs[place.epoch]
             stop = min(epoch.num_steps, place.step + self.order.num_steps - start)
-            yield from self._epoch_steps(epoch, place.step, stop)
-            start += stop - place.step
-
-    def _epoch_steps(self, epoch: EpochOrder, start: int, stop: int) -> Iterator[list[Batch]]:
-        groups = self.dataset.groups
-        first: dict[int, int] = {}
-        last: dict[int, int] = {}
-        for step in range(start, stop):
-            for lane in self.lanes:
-                for group in np.unique(groups[epoch.pack(lane, step)]).tolist():
-                    first.setdefault(group, step)
-                    last[group] = step
-        waiting = sorted(first, key=lambda group: first[group], reverse=True)
-        held: dict[int, Future[pa.Table]] = {}
-        with ThreadPoolExecutor(READ_THREADS) as readers:
-            for step in range(start, stop):
-                while waiting and first[waiting[-1]] <= step + READ_AHEAD_STEPS:
-                    group = waiting.pop()
-                    held[group] = readers.submit(self._read, group)
-                yield [self._collate(epoch.pack(lane, step), held) for lane in self.lanes]
-                for group in [group for group in held if last[group] <= step]:
-                    del held[group]
+            packs = [
+                [epoch.pack(lane, step) for lane in self.lanes] for step in range(place.step, stop)
+            ]
+            used = [np.unique(groups[np.concatenate(lanes)]).tolist() for lanes in packs]
+            last = {group: step for step, needed in enumerate(used) for group in needed}
+            tables: _Tables = {}
+            for step, needed in enumerate(used):
+                for group in needed:
+                    if group not in tables:  # what was dropped is never needed again
+                        tables[group] = readers.submit(self._read, group)
+                yield _Step(packs[step], tables, [group for group in needed if last[group] == step])
+            start += len(packs)
 
     def _read(self, group: int) -> pa.Table:
-        shard, row_group = self._places[group].tolist()
+        shard, row_group = int(self._shards[group]), int(self._row_groups[group])
         return self.dataset.read_row_group(shard, row_group, _COLUMNS)
 
-    def _collate(self, pack: Integers, held: dict[int, Future[pa.Table]]) -> Batch:
+    def _collate(self, pack: Integers, tables: _Tables) -> Batch:
+        groups = self.dataset.groups[pack].tolist()
         samples = [
-            self._sample(held[int(self.dataset.groups[i])].result(), int(self._rows[i]))
-            for i in pack
+            self._sample(tables[group].result(), row)
+            for group, row in zip(groups, self._rows[pack].tolist(), strict=True)
         ]
         num_tokens = sum(len(sample.input_ids) for sample in samples)
         ids = tuple(sample.id for sample in samples)
@@ -130,19 +148,18 @@ class StageLoader:
 
     def _sample(self, table: pa.Table, row: int) -> _Sample:
         labels = table.column("labels")[row].values.to_numpy().astype(np.int64)
-        images = [scalar.as_py() for scalar in table.column("pixels")[row]]
         return _Sample(
             id=table.column("id")[row].as_py(),
             input_ids=table.column("input_ids")[row].values.to_numpy().astype(np.int64),
             targets=np.append(labels[1:], IGNORE_INDEX),
-            pixels=[self._pixels(image) for image in images],
+            pixels=[self._pixels(image) for image in table.column("pixels")[row]],
         )
 
-    def _pixels(self, data: bytes) -> Pixels:
+    def _pixels(self, image: pa.BinaryScalar) -> Pixels:
         if self.dataset.manifest["store_images"] == "original":
-            return to_pixels(data, self.dataset.images)
+            return to_pixels(image.as_py(), self.dataset.images)
         size = self.dataset.images.size
-        return np.frombuffer(data, dtype=np.uint8).reshape(size, size, 3)
+        return np.frombuffer(image.as_buffer(), dtype=np.uint8).reshape(size, size, 3)  # no copy
 
     def _blank(self) -> _Sample:
         size, count = self.dataset.images.size, self.dataset.num_image_tokens
@@ -187,7 +204,7 @@ def collate(
     )
 
 
-def _ahead(items: Iterator[list[Batch]], depth: int) -> Iterator[list[Batch]]:
+def _ahead(items: Generator[list[Batch], None, None], depth: int) -> Iterator[list[Batch]]:
     """The same items, made up to `depth` ahead by a thread, which ends when the consumer does."""
     made: queue.Queue[list[Batch] | BaseException | None] = queue.Queue(depth)
     gone = threading.Event()
@@ -200,10 +217,11 @@ def _ahead(items: Iterator[list[Batch]], depth: int) -> Iterator[list[Batch]]:
 
     def run() -> None:
         try:
-            for item in items:
-                put(item)
-                if gone.is_set():
-                    return
+            with closing(items):
+                for item in items:
+                    put(item)
+                    if gone.is_set():
+                        return
             put(None)
         except BaseException as error:
             put(error)

@@ -61,11 +61,13 @@ class StageOrder:
 
     def position(self, global_step: int) -> StepPosition:
         """The place of an optimizer step, counted from 0."""
+        if not 0 <= global_step < self.num_steps:
+            raise IndexError(f"global_step={global_step}: the stage has {self.num_steps} steps")
         for epoch, order in enumerate(self.epochs):
             if global_step < order.num_steps:
                 return StepPosition(epoch, global_step)
             global_step -= order.num_steps
-        raise IndexError("the stage has no such step")
+        raise AssertionError("num_steps is more than the epochs have")
 
     def samples(self, global_step: int) -> tuple[Integers, ...]:
         """The packs of a step, one a lane."""
@@ -142,7 +144,8 @@ def order_epoch(
     lanes: list[tuple[Integers, ...]] = [()] * num_lanes
     for number, lane in enumerate(_lanes_side_by_side(num_lanes)):
         samples = shuffled[run == number]
-        lanes[lane] = tuple(_pack_lane(_windows(samples, groups), weights, capacity, random))
+        windows = _windows(samples, groups, first=1 + number % WINDOW_ROW_GROUPS)
+        lanes[lane] = tuple(_pack_lane(windows, weights, capacity, random))
     return EpochOrder(tuple(lanes))
 
 
@@ -163,10 +166,13 @@ def _lanes_side_by_side(num_lanes: int) -> list[int]:
     return [lane for part in parts for lane in part]
 
 
-def _windows(samples: Integers, groups: Integers) -> list[Integers]:
-    """A lane's samples, `WINDOW_ROW_GROUPS` row groups at a time."""
-    starts = np.flatnonzero(np.diff(groups[samples], prepend=-1))[::WINDOW_ROW_GROUPS]
-    return np.split(samples, starts[1:])
+def _windows(samples: Integers, groups: Integers, *, first: int) -> list[Integers]:
+    """A lane's samples, `WINDOW_ROW_GROUPS` row groups at a time, after `first` of them.
+
+    Lanes whose first windows differ do not all ask for their next window at the same step.
+    """
+    starts = np.flatnonzero(np.diff(groups[samples], prepend=-1))
+    return np.split(samples, starts[first::WINDOW_ROW_GROUPS])
 
 
 def _pack_lane(

@@ -48,6 +48,16 @@ PROCESSOR = "processor"
 TOKENIZER_SAMPLES = 20_000
 """Samples a dataset contributes to the text a tokenizer is trained on."""
 
+_PROCESSOR_FIELDS = (
+    "weights",
+    "vision_tower",
+    "language_model",
+    "tokenizer",
+    "template",
+    "image_aspect_ratio",
+)
+"""What of the model decides its tokens and pixels."""
+
 OnProgress = Callable[[str, int, int], None]
 """Told the dataset's name, its samples done and its samples in all."""
 
@@ -59,7 +69,8 @@ def ensure_processor(config: RunConfig) -> Location:
         DataError: The folder's processor was made with other settings.
     """
     place = locate(config.datasets_directory) / PROCESSOR
-    wanted = {"model": config.model.model_dump(mode="json")}
+    fields = set(_PROCESSOR_FIELDS)
+    wanted = {"model": config.model.model_dump(mode="json", include=fields)}
     if config.model.weights is None and config.model.tokenizer is None:
         assert config.model.language_model is not None
         if config.model.language_model.weights is None:  # then its tokenizer depends on the text
@@ -86,8 +97,7 @@ def prepare(
 
     Raises:
         DataError: A source is unreadable, too many samples are unusable, or a dataset is there
-        already
-            but was prepared with other settings.
+            already but was prepared with other settings.
         StorageError: The target cannot be written.
     """
     directory = locate(config.datasets_directory)
@@ -95,7 +105,7 @@ def prepare(
     processor = ensure_processor(config)
     manifests: dict[str, dict[str, Any]] = {}
     for name in names:
-        manifests[name] = _manifest(config, name, processor)
+        manifests[name] = describe(config, name, processor)
         if (directory / name / MANIFEST).exists():
             there = open_prepared(directory / name)
             _check_same(there.manifest["made_from"], manifests[name]["made_from"], there.location)
@@ -124,7 +134,7 @@ def _run(
         on_progress(report.dataset, done[report.dataset], manifests[report.dataset]["num_rows"])
     for name in names:
         bound = config.data.datasets[name].max_bad_fraction
-        _publish(directory / name, manifests[name], reports[name], max_bad_fraction=bound)
+        publish(directory / name, manifests[name], reports[name], max_bad_fraction=bound)
 
 
 def _pipeline(config: RunConfig, names: list[str], processor: Location) -> Any:
@@ -134,7 +144,7 @@ def _pipeline(config: RunConfig, names: list[str], processor: Location) -> Any:
     cpus = int(ray.cluster_resources().get("CPU", 1))
     return (
         ray.data.range(1)
-        .flat_map(partial(_list_chunks, config=config, names=names), num_cpus=0.5)
+        .flat_map(partial(_chunk_rows, config=config, names=names), num_cpus=0.5)
         .repartition(target_num_rows_per_block=1)
         .map_batches(
             _ShardActor,
@@ -146,16 +156,21 @@ def _pipeline(config: RunConfig, names: list[str], processor: Location) -> Any:
     )
 
 
-def _list_chunks(
-    _: dict[str, Any], config: RunConfig, names: list[str]
-) -> Iterator[dict[str, Any]]:
+def list_chunks(config: RunConfig, names: Sequence[str]) -> Iterator[Chunk]:
+    """Stream the listings of datasets, a shard's worth at a time."""
     for name in names:
         rows = open_source(config.data.datasets[name].read).rows()
         shard = 0
         while chunk := list(islice(rows, config.data.rows_per_shard)):
-            first_row = shard * config.data.rows_per_shard
-            yield {"chunk": json.dumps(asdict(Chunk(name, shard, first_row, chunk)))}
+            yield Chunk(name, shard, shard * config.data.rows_per_shard, chunk)
             shard += 1
+
+
+def _chunk_rows(
+    _: dict[str, Any], config: RunConfig, names: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    for chunk in list_chunks(config, names):
+        yield {"chunk": json.dumps(asdict(chunk))}
 
 
 class _ShardActor:
@@ -169,7 +184,7 @@ class _ShardActor:
         return {"report": [pickle.dumps(self._writer.write(chunk)) for chunk in chunks]}
 
 
-def _manifest(config: RunConfig, name: str, processor_place: Location) -> dict[str, Any]:
+def describe(config: RunConfig, name: str, processor_place: Location) -> dict[str, Any]:
     """All that is known before the work: what the dataset is made from, and how."""
     with tempfile.TemporaryDirectory() as scratch:
         processor = load_processor(processor_place.download(Path(scratch)))
@@ -202,7 +217,7 @@ def _manifest(config: RunConfig, name: str, processor_place: Location) -> dict[s
     }
 
 
-def _publish(
+def publish(
     place: Location,
     manifest: dict[str, Any],
     reports: list[ShardReport],
@@ -244,16 +259,17 @@ def _check_same(there: dict[str, Any], wanted: dict[str, Any], place: Location) 
     if differing:
         raise DataError(
             f"{place}: was prepared with another {', '.join(differing)}; set data.directory to "
-            "another "
-            "folder, or delete this one to prepare it again"
+            "another folder, or delete this one to prepare it again"
         )
 
 
 def _texts(config: RunConfig) -> Iterator[str]:
+    template = get_template(config.model.template)
     for dataset in config.data.datasets.values():
         source = open_source(dataset.read)
         for row in islice(source.rows(), TOKENIZER_SAMPLES):
             try:
                 yield from (turn.text for turn in source.parse(row).turns)
+                yield from (template.user_open, template.user_close, template.assistant_open)
             except BadSample:
                 continue  # counted and quarantined when the dataset is prepared

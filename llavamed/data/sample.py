@@ -51,7 +51,8 @@ def check_record(record: Record) -> None:
     """Refuse a record that no template could render.
 
     Raises:
-        BadSample: `empty_dialogue`, `unknown_role`, `empty_answer` or `placeholder_mismatch`.
+        BadSample: `empty_dialogue`, `unknown_role`, `empty_answer`, `not_unicode` or
+            `placeholder_mismatch`.
     """
     if not any(turn.role == "user" for turn in record.turns) or not any(
         turn.role == "assistant" for turn in record.turns
@@ -62,6 +63,10 @@ def check_record(record: Record) -> None:
             raise BadSample("unknown_role", f"turn {number} has role {turn.role!r}")
     if not any(turn.text.strip() for turn in record.turns if turn.role == "assistant"):
         raise BadSample("empty_answer", "no assistant turn has any text")
+    try:
+        "".join([record.id, *record.images, *(turn.text for turn in record.turns)]).encode()
+    except UnicodeEncodeError as error:  # half of a character, which JSON can spell
+        raise BadSample("not_unicode", f"{error.object[error.start]!r} in it") from error
     placeholders = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in record.turns)
     if placeholders != len(record.images):
         raise BadSample(

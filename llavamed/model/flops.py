@@ -64,7 +64,8 @@ def stage_flops(model: Any, stage: Stage, work: Workload) -> float:
         * work.num_images
         * (2 * weights["vision_tower"] * (image_tokens + 1) + tower_attention)
         + projector * work.num_images * 2 * weights["projector"] * image_tokens
-        + language * (2 * weights["language_model"] * work.num_tokens + attention)
+        + language * 2 * weights["language_model"] * work.num_tokens
+        + 3 * attention  # it has no weights: both its factors need a gradient, frozen or not
         + language * 2 * text.vocab_size * text.hidden_size * work.num_supervised
     )
 

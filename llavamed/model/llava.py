@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     CLIPVisionModel,
@@ -20,12 +22,15 @@ from transformers import (
     LlavaProcessor,
 )
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+from transformers.utils.logging import disable_progress_bar
 
 from llavamed.config.schema import Model, Pretrained
 from llavamed.data.loading import Batch
 from llavamed.data.sample import IGNORE_INDEX
 from llavamed.errors import CheckpointError, ConfigError
 from llavamed.model.processor import declared_config, num_image_tokens, part_config
+
+disable_progress_bar()  # its bars, one a load and a save, say nothing that we do not
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _PROJECTOR_ACTIVATIONS = {"linear": "linear", "mlp2x_gelu": "gelu"}
@@ -40,6 +45,7 @@ def build_model(
 
     Raises:
         ConfigError: Weights cannot be found or do not fit together.
+        CheckpointError: Weights are damaged or not whole.
     """
     if model.weights is not None:
         return load_model(Path(model.weights), precision, model.attn_implementation)
@@ -49,9 +55,11 @@ def build_model(
     text = part_config(model.language_model, "model.language_model")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        language_model = _make_part(AutoModelForCausalLM, model.language_model, text, precision)
+        language_model = _make_part(
+            AutoModelForCausalLM, model.language_model, "model.language_model", text, precision
+        )
         tower_class = CLIPVisionModel if vision.model_type == "clip_vision_model" else AutoModel
-        tower = _make_part(tower_class, model.vision_tower, vision, precision)
+        tower = _make_part(tower_class, model.vision_tower, "model.vision_tower", vision, precision)
         _fit_vocabulary(language_model, processor, model.language_model)
         config = llava_config(model, tower.config, language_model.config)
         config.image_token_index = processor.image_token_id
@@ -79,24 +87,13 @@ def load_model(
     Raises:
         CheckpointError: It cannot be found, or is not a whole LLaVA.
     """
-    try:
-        model, report = LlavaForConditionalGeneration.from_pretrained(
-            str(source),
-            dtype=DTYPES[precision],
-            attn_implementation=attn_implementation,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"weights={source}: cannot be loaded: {str(error).strip().splitlines()[0]}; give a "
-            "folder with config.json and safetensors, or a hub name this machine can reach"
-        ) from error
-    if missing := sorted(report["missing_keys"]):
-        raise CheckpointError(
-            f"weights={source}: {len(missing)} tensors are missing, e.g. {missing[0]}; "
-            "it is not a whole LLaVA, export it again"
-        )
-    return model
+    return _read_weights(
+        LlavaForConditionalGeneration,
+        str(source),
+        "weights",
+        dtype=DTYPES[precision],
+        attn_implementation=attn_implementation,
+    )
 
 
 def shape_on_meta(model: Model) -> LlavaForConditionalGeneration:
@@ -164,12 +161,37 @@ def supervised_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
     )
 
 
-def _make_part(auto_class: Any, part: Pretrained, config: Any, precision: str) -> Any:
+def _make_part(
+    auto_class: Any, part: Pretrained, key: str, config: Any, precision: Literal["bf16", "fp32"]
+) -> Any:
     dtype = DTYPES[precision]
     if part.weights is not None:
-        return auto_class.from_pretrained(part.weights, dtype=dtype)
-    make = getattr(auto_class, "from_config", None) or auto_class
-    return make(config).to(dtype)
+        return _read_weights(auto_class, part.weights, f"{key}.weights", dtype=dtype)
+    make = getattr(auto_class, "from_config", None) or auto_class._from_config
+    return make(config, dtype=dtype)  # rotary frequencies stay float32, which `.to` would round
+
+
+def _read_weights(auto_class: Any, source: str, key: str, **settings: Any) -> Any:
+    """A model with all its weights from a folder or hub name. Raises: CheckpointError."""
+    try:
+        model_type = AutoConfig.from_pretrained(source).model_type
+        if auto_class is LlavaForConditionalGeneration and model_type != "llava":
+            raise ValueError(f"its model_type is {model_type}, not llava")
+        model, report = auto_class.from_pretrained(
+            source, output_loading_info=True, ignore_mismatched_sizes=True, **settings
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{key}={source}: cannot be loaded: {str(error).strip().splitlines()[0]}; give a "
+            "folder with config.json and safetensors, or a hub name this machine can reach"
+        ) from error
+    misshapen = {name for name, *_ in report["mismatched_keys"]}
+    if wrong := sorted(report["missing_keys"] | misshapen):
+        raise CheckpointError(
+            f"{key}={source}: {len(wrong)} tensors are missing or of another shape, e.g. "
+            f"{wrong[0]}; name a folder that holds a whole {type(model).__name__}"
+        )
+    return model
 
 
 def _fit_vocabulary(language_model: Any, processor: LlavaProcessor, part: Pretrained) -> None:

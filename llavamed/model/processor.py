@@ -11,6 +11,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoImageProcessor,
     AutoProcessor,
@@ -114,26 +115,31 @@ def declared_config(part: Pretrained, key: str) -> Any:
     Raises:
         ConfigError: `config` is empty or transformers refuses it.
     """
+    name = part.config.get("model_type")
+    if name not in CONFIG_MAPPING:
+        raise ConfigError(
+            f"{key}.config.model_type={name}: transformers knows no such model; give the name of "
+            "one, such as clip_vision_model or llama"
+        )
     try:
         return AutoConfig.for_model(**part.config)
-    except (
-        Exception
-    ) as error:  # transformers raises ValueError, TypeError and its own strict errors
+    except Exception as error:  # ValueError, TypeError and transformers' own strict errors
+        reason = str(error).strip().splitlines()[-1].strip()
         raise ConfigError(
-            f"{key}.config={part.config}: transformers refuses it: {error}; give model_type and "
-            "the fields of that model's config"
+            f"{key}.config: transformers refuses it: {reason}; correct the field"
         ) from error
 
 
 def _load(auto_class: Any, source: str, key: str, **kwargs: Any) -> Any:
+    if source.startswith(("/", ".", "~")) and not Path(source).is_dir():
+        raise ConfigError(f"{key}={source}: no such folder; give one, or a name on the hub")
     try:
         return auto_class.from_pretrained(source, **kwargs)
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise ConfigError(
             f"{key}={source}: cannot be loaded: {first_line}; give a folder that holds it, or a "
-            "hub "
-            "name this machine can reach"
+            "hub name this machine can reach"
         ) from error
 
 
@@ -160,9 +166,9 @@ def _tokenizer(model: Model, texts: Iterator[str]) -> Any:
         vocabulary = int(part_config(model.language_model, "model.language_model").vocab_size)
         return _train_tokenizer(texts, vocabulary)
     key = "model.tokenizer" if model.tokenizer else "model.language_model.weights"
-    tokenizer = _load(AutoTokenizer, source, key)
+    image_token = {"image_token": IMAGE_PLACEHOLDER}
+    tokenizer = _load(AutoTokenizer, source, key, extra_special_tokens=image_token)
     repair_merges(tokenizer)
-    tokenizer.add_special_tokens({"extra_special_tokens": {"image_token": IMAGE_PLACEHOLDER}})
     if tokenizer.pad_token is None:  # padding is never trained nor attended to: any token will do
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer

@@ -85,12 +85,17 @@ def load_checkpoint(
     Raises:
         CheckpointError: It belongs to another config or number of workers, or a file is damaged.
     """
+    if manifest["schema_version"] != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{place}: schema_version={manifest['schema_version']}, this program reads "
+            f"{SCHEMA_VERSION}; resume with the program that saved it, or delete it"
+        )
     if manifest["fingerprint"] != fingerprint:
         raise CheckpointError(
             f"{place}: was saved with other settings or data (fingerprint "
             f"{manifest['fingerprint']}, "
-            f"now {fingerprint}); use the settings it was saved with, another run name, or delete "
-            "it"
+            f"now {fingerprint}); use the settings it was saved with, another run "
+            "name, or delete it"
         )
     world_size = dist.get_world_size()
     if manifest["world_size"] != world_size:

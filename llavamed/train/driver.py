@@ -4,6 +4,7 @@ What is finished is found in storage and not done again, so the same command goe
 one stopped. When nothing is left to do, Ray is not even started.
 """
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -14,14 +15,15 @@ import ray
 
 from llavamed.config.load import dump_config
 from llavamed.config.schema import RunConfig
-from llavamed.data.prepare import PROCESSOR, prepare
+from llavamed.data.prepare import PROCESSOR, ensure_processor, prepare
 from llavamed.data.prepared import PreparedDataset
-from llavamed.errors import ConfigError, LlavaMedError
+from llavamed.errors import ConfigError, LlavaMedError, TrackingError
 from llavamed.evaluate.run import REPORT, RESULTS, evaluate, read_scores
 from llavamed.storage import check_writable, locate
 from llavamed.train.context import Record
 from llavamed.train.curriculum import StagePlan, find_stage, plan_curriculum
 from llavamed.train.fit import fit
+from llavamed.train.preflight import check_stage, check_weights
 from llavamed.train.progress import Progress
 from llavamed.train.tracking import Tracker
 from llavamed.train.worker import StageJob, order_of
@@ -44,6 +46,8 @@ def run_curriculum(config: RunConfig, progress: Progress) -> dict[str, Any]:
         return summary
     check_writable(directory)
     (directory / CONFIG).write_bytes(dump_config(config).encode())
+    check_weights(config, plans)
+    ensure_processor(config)
     tracker = Tracker(config)
     try:
         with ray_cluster(config):
@@ -63,6 +67,8 @@ def prepare_datasets(
         if name not in config.data.datasets:
             known = ", ".join(config.data.datasets)
             raise ConfigError(f"dataset={name}: is not in data.datasets; use one of: {known}")
+    check_writable(locate(config.datasets_directory))
+    ensure_processor(config)
     with ray_cluster(config):
         return prepare(config, names or list(config.data.datasets), progress.prepared)
 
@@ -86,17 +92,7 @@ def evaluate_stages(
     tracker = Tracker(config)
     with ray_cluster(config):
         datasets = prepare(config, _datasets_of(plans), progress.prepared)
-        found = [
-            _evaluate(
-                config,
-                plan,
-                _job(config, plan, datasets[plan.stage.data]),
-                datasets,
-                tracker,
-                progress,
-            )
-            for plan in plans
-        ]
+        found = [_evaluate(config, plan, datasets, tracker, progress) for plan in plans]
     tracker.finish(_flat(found[-1]["scores"]))
     return found
 
@@ -106,22 +102,31 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
     """Join the cluster this process belongs to, or start one here for as long as needed.
 
     `RAY_ADDRESS`, which Ray sets for a submitted job, names the cluster.
+
+    Raises:
+        LlavaMedError: Ray does not answer or does not start.
     """
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1800")
     address = os.environ.get("RAY_ADDRESS", "local")
-    wanted = int(config.scaling.num_workers * config.scaling.resources_per_worker.get("CPU", 1))
-    local = {"num_cpus": max(os.cpu_count() or 1, wanted), "include_dashboard": False}
-    ray.init(
-        address=address,
-        log_to_driver=False,
-        logging_level="warning",
-        **(local if address == "local" else {}),
-    )
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+    if address == "local":
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        wanted = config.scaling.num_workers * config.scaling.resources_per_worker.get("CPU", 1)
+        settings["num_cpus"] = max(os.cpu_count() or 1, int(wanted))
+        settings["include_dashboard"] = False
+    try:
+        ray.init(address=address, **settings)
+    except (ConnectionError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise LlavaMedError(
+            f"RAY_ADDRESS={address}: Ray does not answer: {reason}; start the cluster, or unset "
+            "RAY_ADDRESS to run on this machine alone"
+        ) from error
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # its plans and paths are for debugging
     try:
         yield
     finally:
@@ -132,16 +137,16 @@ def _run(
     config: RunConfig, plans: list[StagePlan], tracker: Tracker, progress: Progress
 ) -> dict[str, Any]:
     datasets = prepare(config, _datasets_of(plans), progress.prepared)
-    jobs = [_job(config, plan, datasets[plan.stage.data]) for plan in plans]
+    jobs = _jobs(config, plans, datasets)
     for plan, job in zip(plans, jobs, strict=True):  # all, before the first starts to train
-        _check(config, plan, job, datasets[plan.stage.data])
+        check_stage(plan, job, datasets[plan.stage.data])
     stages, evaluations = [], []
     for plan, job in zip(plans, jobs, strict=True):
         result = plan.result() or _train(config, plan, job, datasets, tracker, progress)
         stages.append(_stage_summary(plan, result))
         if plan.stage.evaluation is not None:
             found = read_scores(plan.evaluation, job.fingerprint)
-            evaluations.append(found or _evaluate(config, plan, job, datasets, tracker, progress))
+            evaluations.append(found or _evaluate(config, plan, datasets, tracker, progress))
     last = evaluations[-1] if evaluations else {"scores": {}}
     tracker.finish(_flat(last["scores"]))
     return {
@@ -153,19 +158,6 @@ def _run(
     }
 
 
-def _check(config: RunConfig, plan: StagePlan, job: StageJob, dataset: PreparedDataset) -> None:
-    """Find what would stop a stage, before any GPU waits for it."""
-    dataset.check_shards()
-    order_of(plan.stage, dataset, config.seed)
-    result = plan.result()
-    if result is not None and result["fingerprint"] != job.fingerprint:
-        raise ConfigError(
-            f"name={config.name}: stage {plan.stage.name} in {plan.export} was trained with other "
-            "settings or data; use another name, or delete the folder of the stage to train it "
-            "again"
-        )
-
-
 def _datasets_of(plans: list[StagePlan]) -> list[str]:
     names = []
     for plan in plans:
@@ -175,17 +167,24 @@ def _datasets_of(plans: list[StagePlan]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _job(config: RunConfig, plan: StagePlan, dataset: PreparedDataset) -> StageJob:
-    return StageJob(
-        config=config,
-        stage=plan.stage,
-        dataset=str(dataset.location),
-        dataset_fingerprint=dataset.manifest["fingerprint"],
-        processor=str(locate(config.datasets_directory) / PROCESSOR),
-        initial_weights=plan.initial_weights,
-        checkpoints=str(plan.checkpoints),
-        export=str(plan.export),
-    )
+def _jobs(
+    config: RunConfig, plans: list[StagePlan], datasets: dict[str, PreparedDataset]
+) -> list[StageJob]:
+    jobs: dict[str, StageJob] = {}
+    for plan in plans:
+        dataset, start = datasets[plan.stage.data], plan.initial_weights
+        jobs[str(plan.export)] = StageJob(
+            config=config,
+            stage=plan.stage,
+            dataset=str(dataset.location),
+            dataset_fingerprint=dataset.manifest["fingerprint"],
+            processor=str(locate(config.datasets_directory) / PROCESSOR),
+            initial_weights=start,
+            initial_fingerprint=jobs[start].fingerprint if start in jobs else start,
+            checkpoints=str(plan.checkpoints),
+            export=str(plan.export),
+        )
+    return list(jobs.values())
 
 
 def _train(
@@ -203,8 +202,11 @@ def _train(
     progress.stage_started(name, order_of(plan.stage, dataset, config.seed).num_steps)
 
     def on_records(records: list[Record]) -> None:
-        run.log_records(records)
         progress.trained(records)
+        try:
+            run.log_records(records)
+        except TrackingError as error:  # no reason to stop training: all is sent at its end
+            progress.say(f"metrics are held back: {error}")
 
     try:
         fit(job, locate(config.directory) / "ray", on_records)
@@ -225,13 +227,13 @@ def _train(
 def _evaluate(
     config: RunConfig,
     plan: StagePlan,
-    job: StageJob,
     datasets: dict[str, PreparedDataset],
     tracker: Tracker,
     progress: Progress,
 ) -> dict[str, Any]:
-    settings = plan.stage.evaluation
+    settings, result = plan.stage.evaluation, plan.result()
     assert settings is not None
+    assert result is not None
     run = tracker.start(f"{plan.stage.name}-evaluation", settings.model_dump(mode="json"))
     run.log_dataset(datasets[settings.data], "evaluation")
     started = time.monotonic()
@@ -239,8 +241,8 @@ def _evaluate(
         config,
         settings,
         datasets,
-        export=job.export,
-        export_fingerprint=job.fingerprint,
+        export=str(plan.export),
+        export_fingerprint=result["fingerprint"],
         folder=plan.evaluation,
         on_progress=progress.answered,
     )

@@ -4,6 +4,7 @@ All it needs is derived from the config and the world; `engine.deepspeed` is mer
 touch what is derived. The optimizer is torch's AdamW, so that nothing is compiled at run time.
 """
 
+import math
 import os
 import warnings
 from pathlib import Path
@@ -45,6 +46,10 @@ class Engine:
             config=deepspeed_config(config, stage, world_size),
             dist_init_required=False,
         )
+        if config.zero_stage == 0:
+            # DeepSpeed fills bf16's moments by an empty step, which would count as the first.
+            optimizer.state.clear()
+        self._grad_norm = 0.0
 
     @property
     def model(self) -> torch.nn.Module:
@@ -67,11 +72,16 @@ class Engine:
         if lr is not None:
             for group in self._engine.optimizer.param_groups:
                 group["lr"] = lr
+            if self._engine.optimizer is self._engine.basic_optimizer:  # keeps no norm of its own
+                gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+                self._grad_norm = float(torch.nn.utils.get_total_norm(gradients))
         self._engine.step()
 
     def grad_norm(self) -> float:
-        """Norm of the last step's gradient, before clipping."""
-        return float(self._engine.get_global_grad_norm() or 0.0)
+        """Norm of the last step's gradient, before clipping; infinite if it was not applied."""
+        if not self._engine.was_step_applied():
+            return math.inf
+        return float(self._engine.get_global_grad_norm() or self._grad_norm)
 
     def save(self, folder: Path) -> None:
         """Write this rank's part of the state; every rank must call it. Frozen weights stay out."""
@@ -83,7 +93,9 @@ class Engine:
         Raises:
             CheckpointError: The folder holds no state of this shape.
         """
-        path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
+        path = None
+        if (folder / _TAG).is_dir():  # DeepSpeed only asserts that it found something
+            path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
         if path is None:
             raise CheckpointError(f"{folder}: holds no state of this run; delete the checkpoint")
 
@@ -132,17 +144,17 @@ def deepspeed_config(config: EngineConfig, stage: Stage, world_size: int) -> dic
         "fp16": "engine.precision",
         "optimizer": "stages.*.optimizer",
         "scheduler": "stages.*.schedule",
+        "zero_optimization.stage": "engine.zero_stage",
+        "zero_optimization.offload_optimizer": "engine.offload_optimizer",
     }
     for key, value in config.deepspeed.items():
-        if key in owners:
-            raise ConfigError(f"engine.deepspeed.{key}: is derived; set {owners[key]} instead")
-        if key == "zero_optimization":
-            if "stage" in value:
+        nested = [f"{key}.{name}" for name in value] if isinstance(value, dict) else []
+        for name in (key, *nested):
+            if name in owners:
                 raise ConfigError(
-                    "engine.deepspeed.zero_optimization.stage: is derived; set engine.zero_stage"
+                    f"engine.deepspeed.{name}: is derived; set {owners[name]} instead"
                 )
-            value = {**zero, **value}
-        derived[key] = value
+        derived[key] = {**zero, **value} if key == "zero_optimization" else value
     return derived
 
 
@@ -157,7 +169,7 @@ def _optimizer(model: torch.nn.Module, settings: Optimizer) -> torch.optim.AdamW
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
-        lr=settings.lr,
+        lr=0.0,  # every step sets its own
         betas=settings.betas,
         eps=settings.eps,
     )

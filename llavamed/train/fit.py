@@ -41,8 +41,7 @@ def fit(job: StageJob, folder: Location, on_records: Callable[[list[Record]], No
             listener.fatal
             or f"max_failures={failures}: workers of stage {job.stage.name} failed {failures + 1} "
             f"times, the last time with {last!r}; start the same command again to go on from the "
-            "last "
-            "checkpoint"
+            "last checkpoint"
         ) from error
     finally:
         queue.shutdown(force=True)

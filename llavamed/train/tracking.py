@@ -8,7 +8,8 @@ twice.
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
@@ -58,45 +59,54 @@ def tracking_uri(config: RunConfig) -> str:
     return f"sqlite:///{storage.path}/mlflow.db"
 
 
+@contextmanager
+def readable_errors(uri: str) -> Iterator[None]:
+    """Turn MLflow's errors into a sentence. Raises: TrackingError."""
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        raise TrackingError(
+            f"tracking.uri={uri}: {str(error).splitlines()[0]}; start the server, or set "
+            "tracking.uri to one that answers"
+        ) from error
+
+
 class Tracker:
-    """The runs of one curriculum."""
+    """The runs of one curriculum. Every method raises TrackingError when the server refuses."""
 
     def __init__(self, config: RunConfig) -> None:
         self.uri = tracking_uri(config)
         self._config = config
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-        try:
+        with readable_errors(self.uri):
             self._client = MlflowClient(self.uri)
             self._experiment = self._open_experiment()
             self._parent = self._open_run(config.directory, config.name, {})
-        except (MlflowException, OSError) as error:
-            raise TrackingError(
-                f"tracking.uri={self.uri}: {str(error).splitlines()[0]}; start the server, or set "
-                "tracking.uri to one that answers"
-            ) from error
-        self._client.log_text(self._parent, dump_config(config), "config.yaml")
-        self._log_params(self._parent, {"name": config.name, "seed": config.seed})
+            self._client.log_text(self._parent, dump_config(config), "config.yaml")
+            self._log_params(self._parent, {"name": config.name, "seed": config.seed})
 
     def start(self, name: str, params: dict[str, Any]) -> "TrackedRun":
         """The child run of a stage or of the evaluation; opened again when it exists."""
         key = f"{self._config.directory}/{name}"
-        run_id = self._open_run(key, name, {_PARENT: self._parent})
-        self._log_params(run_id, params)
-        return TrackedRun(self._client, self._experiment, run_id)
+        with readable_errors(self.uri):
+            run_id = self._open_run(key, name, {_PARENT: self._parent})
+            self._log_params(run_id, params)
+            return TrackedRun(self._client, self._experiment, run_id)
 
     def finish(self, scores: dict[str, float]) -> None:
         """Close the parent run with the scores of the evaluation."""
         now = int(time.time() * 1000)
-        self._client.log_batch(
-            self._parent, [Metric(key, value, now, 0) for key, value in scores.items()]
-        )
-        self._client.set_terminated(self._parent, "FINISHED")
+        metrics = [Metric(key, value, now, 0) for key, value in scores.items()]
+        with readable_errors(self.uri):
+            self._client.log_batch(self._parent, metrics)
+            self._client.set_terminated(self._parent, "FINISHED")
 
     def fail(self, message: str) -> None:
-        """Close the parent run as failed."""
-        self._client.set_tag(self._parent, "llavamed.error", message)
-        self._client.set_terminated(self._parent, "FAILED")
+        """Close the parent run as failed, if the server still answers."""
+        with suppress(MlflowException, OSError):
+            self._client.set_tag(self._parent, "llavamed.error", message)
+            self._client.set_terminated(self._parent, "FAILED")
 
     def _open_experiment(self) -> str:
         name = self._config.tracking.experiment
@@ -158,8 +168,9 @@ class TrackedRun:
             for key, value in record.items()
             if key != "step"
         ]
-        for start in range(0, len(metrics), 1000):  # the most a request may hold
-            self._client.log_batch(self.run_id, metrics[start : start + 1000])
+        with readable_errors(str(self._client.tracking_uri)):
+            for start in range(0, len(metrics), 1000):  # the most a request may hold
+                self._client.log_batch(self.run_id, metrics[start : start + 1000])
         self._last_step = max([self._last_step, *(int(record["step"]) for record in new)])
 
     def log_scores(self, scores: dict[str, float]) -> None:
@@ -210,5 +221,6 @@ class TrackedRun:
         self._client.set_terminated(self.run_id, "FINISHED")
 
     def fail(self) -> None:
-        """Close the run as failed."""
-        self._client.set_terminated(self.run_id, "FAILED")
+        """Close the run as failed, if the server still answers."""
+        with suppress(MlflowException, OSError):
+            self._client.set_terminated(self.run_id, "FAILED")

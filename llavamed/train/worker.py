@@ -39,6 +39,7 @@ class StageJob:
     dataset_fingerprint: str
     processor: str
     initial_weights: str | None  # an export or hub name; none: the model the config describes
+    initial_fingerprint: str | None  # of the stage that exported them, or their name
     checkpoints: str
     export: str
 
@@ -52,7 +53,7 @@ class StageJob:
                 "engine": self.config.engine.model_dump(mode="json"),
                 "seed": self.config.seed,
                 "dataset": self.dataset_fingerprint,
-                "initial_weights": self.initial_weights,
+                "initial_weights": self.initial_fingerprint,
             }
         )
 
@@ -75,7 +76,7 @@ def train_stage(job: StageJob, context: Context) -> None:
     """Train a stage from its last checkpoint, or its start, to its export; every rank must call it.
 
     Raises:
-        TrainingError: A loss is not finite; nothing of that step has reached the weights.
+        TrainingError: A loss or gradient is not finite; nothing of that step is saved.
     """
     started = time.monotonic()
     torch.manual_seed(job.config.seed)
@@ -133,13 +134,20 @@ def _train_steps(
         mean_loss = _finite_mean(loss_sum, num_supervised[step], step, batches, context)
         lr = learning_rate(stage.schedule, stage.optimizer.lr, step=step, num_steps=order.num_steps)
         engine.step(lr)
+        grad_norm = engine.grad_norm()
+        if not math.isfinite(grad_norm):
+            samples = f"samples {_ids(batches)} on rank {context.rank}"
+            raise TrainingError(
+                f"grad_norm={grad_norm} at step {step + 1}: is not finite, though the loss is; "
+                f"nothing of this step is saved; look at {samples}, or lower optimizer.lr"
+            )
         seconds = time.monotonic() - step_started
         history.append(
             {
                 "step": step + 1,
                 "loss": mean_loss,
                 "learning_rate": lr,
-                "grad_norm": engine.grad_norm(),
+                "grad_norm": grad_norm,
                 "num_tokens": num_tokens[step],
                 "tokens_per_second": num_tokens[step] / seconds,
                 "data_wait_seconds": data_wait,
@@ -202,13 +210,17 @@ def _finite_mean(
     total = loss_sum.clone()
     dist.all_reduce(total)
     if not math.isfinite(total.item()):
-        ids = [sample for batch in batches for sample in batch.sample_ids]
-        mine = "" if math.isfinite(loss_sum.item()) else f" on rank {context.rank}, samples {ids}"
+        where = f" on rank {context.rank}, samples {_ids(batches)}"
+        mine = "" if math.isfinite(loss_sum.item()) else where
         raise TrainingError(
             f"loss={total.item()} at step {step + 1}{mine}: is not finite, and no weight was "
             "changed by it; look at these samples, or lower optimizer.lr"
         )
     return float(total.item()) / max(1, num_supervised)
+
+
+def _ids(batches: list[Batch]) -> list[str]:
+    return [sample for batch in batches for sample in batch.sample_ids]
 
 
 def _facts(

@@ -4,6 +4,7 @@
 cheap and stream; the other two run in parallel and may refuse a single sample with `BadSample`.
 """
 
+import errno
 import hashlib
 import posixpath
 from collections.abc import Iterator
@@ -11,8 +12,10 @@ from typing import Any, Protocol
 
 from llavamed.config.datasets import LlavaJson, Phantoms, VqaRad
 from llavamed.data.sample import Record
-from llavamed.errors import BadSample, DataError
-from llavamed.storage import Location
+from llavamed.errors import BadSample, DataError, StorageError
+from llavamed.storage import Location, readable_errors
+
+_NO_FILE = {errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 class Source(Protocol):
@@ -53,7 +56,7 @@ def hash_file(location: Location) -> str:
     """SHA-256 of a file, read in pieces. Raises: DataError, when it is not there."""
     digest = hashlib.sha256()
     try:
-        with location.fs.open(location.path, "rb") as file:
+        with readable_errors(location, "read"), location.fs.open(location.path, "rb") as file:
             while piece := file.read(1 << 22):
                 digest.update(piece)
     except FileNotFoundError as error:
@@ -67,9 +70,14 @@ def load_image_file(folder: Location, name: str) -> bytes:
     Raises:
         BadSample: `missing_image`, or `unsafe_path` for a name that leads out of the folder.
     """
-    if posixpath.isabs(name) or ".." in posixpath.normpath(name).split("/"):
+    parts = posixpath.normpath(name).split("/")
+    if posixpath.isabs(name) or ".." in parts or parts == ["."] or "\0" in name:
         raise BadSample("unsafe_path", f"image {name!r} is not below the image folder")
     try:
         return (folder / name).read_bytes()
     except FileNotFoundError as error:
         raise BadSample("missing_image", f"{folder / name}: no such file") from error
+    except StorageError as error:
+        if getattr(error.__cause__, "errno", None) not in _NO_FILE:
+            raise  # the storage fails, not the sample
+        raise BadSample("missing_image", f"{folder / name}: not a file") from error

@@ -14,7 +14,7 @@ from llavamed.config.datasets import LlavaJson
 from llavamed.data.sample import AnswerType, Record, Role, Turn
 from llavamed.data.sources import hash_file, load_image_file
 from llavamed.errors import BadSample, DataError
-from llavamed.storage import locate
+from llavamed.storage import locate, readable_errors
 
 _ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system"}
 _ANSWER_TYPES: dict[str, AnswerType] = {"OPEN": "OPEN", "CLOSED": "CLOSED"}
@@ -39,15 +39,27 @@ class LlavaJsonSource:
     def rows(self) -> Iterator[dict[str, Any]]:
         """Items of the list. Raises: DataError, when the file is absent or no JSON list."""
         try:
-            with self._file.fs.open(self._file.path, "rb") as file:
+            with readable_errors(self._file, "read"), self._open() as file:
                 for item in ijson.items(file, "item", use_float=True):
                     yield item if isinstance(item, dict) else {"item": item}
         except FileNotFoundError as error:
             raise DataError(f"path={self._file}: no such file; check the dataset's path") from error
         except ijson.JSONError as error:
+            text = error.args[0]
+            text = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
             raise DataError(
-                f"path={self._file}: not a JSON list: {error}; download or export the file again"
+                f"path={self._file}: not a JSON list: {text.splitlines()[0]}; download or export "
+                "the file again"
             ) from error
+
+    def _open(self) -> Any:
+        file = self._file.fs.open(self._file.path, "rb")
+        start = file.read(4096).lstrip()
+        if not start.startswith(b"["):
+            file.close()
+            raise ijson.JSONError("it does not begin with a bracket")
+        file.seek(0)
+        return file
 
     def parse(self, row: dict[str, Any]) -> Record:
         """Understand one item. Raises: BadSample, for a missing key or an unknown role."""
@@ -58,7 +70,7 @@ class LlavaJsonSource:
         domain = row.get("domain") or {}
         return Record(
             id=str(row.get("id", "")),
-            images=tuple(image) if isinstance(image, list) else (str(image),),
+            images=tuple(str(name) for name in (image if isinstance(image, list) else [image])),
             turns=tuple(_turn(turn) for turn in conversations),
             domain=next((name for name, is_so in domain.items() if is_so), "")
             if isinstance(domain, dict)
@@ -75,7 +87,7 @@ class LlavaJsonSource:
 
 def _turn(turn: Any) -> Turn:
     role = turn.get("from") if isinstance(turn, dict) else None
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         raise BadSample("unknown_role", f"'from' is {role!r}; known are {', '.join(_ROLES)}")
     value = turn.get("value")
     if not isinstance(value, str):

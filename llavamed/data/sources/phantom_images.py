@@ -28,7 +28,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 SIZES: tuple[Size, ...] = get_args(Size)
 
 # Lengths are fractions of half the picture's width; brightness runs from 0 (black) to 1 (white).
-_RADIUS: dict[Size, tuple[float, float]] = {"small": (0.13, 0.16), "large": (0.25, 0.30)}
+_RADIUS: dict[Size, tuple[float, float]] = {"small": (0.14, 0.17), "large": (0.30, 0.36)}
 _BRIGHTNESS: dict[Kind, tuple[float, float]] = {"mass": (0.92, 1.0), "cyst": (0.0, 0.08)}
 
 Plane = NDArray[np.float32]
@@ -158,6 +158,6 @@ def _add_finding(
     radius = random.uniform(*_RADIUS[scene.size])
     stretch = random.uniform(0.9, 1.1)
     sign = -1 if side == "left" else 1
-    centre = (sign * random.uniform(0.38, 0.5), random.uniform(-0.3, 0.3))
+    centre = (sign * random.uniform(0.4, 0.5), random.uniform(-0.2, 0.2))
     mask = _inside(_ellipse(x, y, centre, (radius * stretch, radius / stretch)), 0.08)
     return plane + mask * (np.float32(random.uniform(*_BRIGHTNESS[scene.kind])) - plane)

@@ -4,9 +4,9 @@ Nothing is stored: an image and all that is said about it follow from the split,
 image's number, each by a random stream of its own. So the three kinds speak of the same pictures,
 the splits share none, and any number of images costs no memory.
 
-What is asked can only be seen. For every question text the answers are balanced over the images:
-each side holds a finding in half of them, and what a yes-or-no question asks about is drawn so
-that "yes" and "no" are equally frequent. A model that ignores the image gains nothing.
+What is asked can only be seen. A yes-or-no question is drawn so that "yes" and "no" are equally
+frequent whatever its words, and no answer to an open question is right in more than half of the
+images. A model that ignores the image gains little.
 """
 
 from collections.abc import Iterator
@@ -59,7 +59,9 @@ _CLOSED_PHRASES: dict[str, tuple[str, ...]] = {
     "kind": ("Is there a {}?", "Does the image show a {}?"),
     "size": ("Is there a {} finding?", "Is the finding {}?"),
 }
-_CAPTION_REQUESTS = ("Describe the image.", "What does the image show?", "Write a caption.")
+_CAPTION_REQUESTS = ("Describe the image.", "What is in this image?", "Write a caption.")
+
+_PLACE_TYPES = ("side", "count", "presence")
 
 NUM_QUESTIONS = 4
 """Questions asked about each image."""
@@ -197,10 +199,10 @@ def caption(scene: Scene, random: np.random.Generator) -> str:
 def ask(scene: Scene, random: np.random.Generator) -> list[Question]:
     """One question about each property of a scene, in random order and words.
 
-    No two ask about the same property: an earlier answer of a dialogue would give the later one
+    No two ask about the same property: in a dialogue the earlier answer would give the later one
     away, and a model learns to copy long before it learns to see.
     """
-    types = ["modality", _pick(random, ("side", "count", "presence")), "kind", "size"]
+    types = ("modality", _pick(random, _PLACE_TYPES), "kind", "size")
     return [_question(scene, types[number], random) for number in random.permutation(len(types))]
 
 

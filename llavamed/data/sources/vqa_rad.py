@@ -26,7 +26,7 @@ class VqaRadSource:
         folder = locate(read.path)
         self._file = folder / f"{read.split}set.json"
         self._images = folder / "images"
-        self._phrase_types = set(read.phrase_types)
+        self._left_out = set(VqaRad.model_fields["phrase_types"].default) - set(read.phrase_types)
         self._split = read.split
 
     def count(self) -> int:
@@ -47,13 +47,17 @@ class VqaRadSource:
             raise DataError(
                 f"path={self._file}: not JSON: {error}; download the file again"
             ) from error
-        for row in rows:
-            if row.get("phrase_type") in self._phrase_types:
+        if not isinstance(rows, list):
+            raise DataError(f"path={self._file}: not a JSON list; download the file again")
+        for item in rows:
+            row = item if isinstance(item, dict) else {"item": item}
+            if row.get("phrase_type") not in self._left_out:
                 yield row
 
     def parse(self, row: dict[str, Any]) -> Record:
         """Understand one row. Raises: BadSample, for a missing key or an unknown answer type."""
-        missing = [key for key in ("qid", "image_name", "question", "answer") if key not in row]
+        keys = ("qid", "image_name", "question", "answer")
+        missing = [key for key in keys if row.get(key) is None]
         if missing:
             raise BadSample("missing_key", f"no {', '.join(missing)}")
         answer_type = str(row.get("answer_type", "")).strip()

@@ -1,0 +1,42 @@
+"""What would stop a run, found before any GPU waits for it."""
+
+from llavamed.config.schema import Pretrained, RunConfig
+from llavamed.data.prepared import PreparedDataset
+from llavamed.errors import ConfigError
+from llavamed.model.export import read_manifest
+from llavamed.model.processor import part_config
+from llavamed.storage import locate
+from llavamed.train.curriculum import StagePlan
+from llavamed.train.worker import StageJob, order_of
+
+
+def check_weights(config: RunConfig, plans: list[StagePlan]) -> None:
+    """Find out whether all weights a run starts from can be had. Raises: ConfigError."""
+    model = config.model
+    if model.vision_tower is not None and model.language_model is not None:
+        part_config(model.vision_tower, "model.vision_tower")
+        part_config(model.language_model, "model.language_model")
+    own = {str(plan.export) for plan in plans}
+    for plan in plans:
+        start = plan.initial_weights
+        if start is not None and start not in own and read_manifest(locate(start)) is None:
+            part = Pretrained(weights=start)
+            part_config(part, f"stages.{plan.stage.name}.initial_weights")
+
+
+def check_stage(plan: StagePlan, job: StageJob, dataset: PreparedDataset) -> None:
+    """Find out whether a stage's data is there and fits its packs, and whose export is there.
+
+    Raises:
+        DataError: A shard is missing, or a sample is longer than a pack.
+        ConfigError: The stage is finished, but with other settings.
+    """
+    dataset.check_shards()
+    order_of(plan.stage, dataset, job.config.seed)
+    result = plan.result()
+    if result is not None and result["fingerprint"] != job.fingerprint:
+        raise ConfigError(
+            f"name={job.config.name}: stage {plan.stage.name} in {plan.export} was "
+            "trained with other "
+            "settings or data; use another name, or delete the stage's folder to train it again"
+        )
