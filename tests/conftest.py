@@ -1,9 +1,15 @@
 """Fixtures every test may use."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from llavamed.config.load import load_config
+from llavamed.config.schema import RunConfig
+
+CONFIGS = Path(__file__).parents[1] / "ray_jobs" / "configs"
 
 
 @pytest.fixture(scope="session")
@@ -14,4 +20,55 @@ def reference_data() -> Path:
         if os.environ.get("LLAVAMED_REQUIRE_REFERENCE_DATA") == "1":
             pytest.fail(f"LLAVAMED_REFERENCE_DATA={folder}: no such folder, and it is required")
         pytest.skip(f"no reference data at {folder}; set LLAVAMED_REFERENCE_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def s3_uri() -> Iterator[str]:
+    """A bucket of an S3 server on this machine, with the environment that leads there."""
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        s3fs.S3FileSystem.clear_instance_cache()
+        s3fs.S3FileSystem().mkdir("llavamed-test")
+        yield "s3://llavamed-test"
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """The demo with parts as small as they can be; its storage is a folder of this session."""
+    tiny = "hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 2"
+    vision = f"{{model_type: clip_vision_model, {tiny}, image_size: 16, patch_size: 8}}"
+    text = f"{{model_type: llama, {tiny}, num_key_value_heads: 2, vocab_size: 320}}"
+    return load_config(
+        CONFIGS / "demo.yaml",
+        [
+            f"storage={tmp_path_factory.mktemp('storage')}",
+            f"model.vision_tower.config={vision}",
+            f"model.language_model.config={text}",
+        ],
+    )
+
+
+@pytest.fixture(scope="session")
+def processor_folder(tiny_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The saved processor of `tiny_config`, its tokenizer trained on a few sentences."""
+    from llavamed.model.processor import build_processor
+
+    texts = [
+        "USER: <image>\nWhere is the lesion? ASSISTANT: In the left lower lobe.</s>",
+        "A chat between a curious human and an artificial intelligence assistant.",
+    ]
+    folder = tmp_path_factory.mktemp("processor")
+    build_processor(tiny_config.model, iter(texts)).save_pretrained(folder)
     return folder

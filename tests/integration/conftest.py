@@ -1,0 +1,72 @@
+"""A local Ray for the whole session, and the demo cut down to seconds."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llavamed.config.load import load_config
+from llavamed.config.schema import RunConfig
+
+DEMO = Path(__file__).parents[2] / "ray_jobs" / "configs" / "demo.yaml"
+
+SMALL = (
+    "data.rows_per_shard=16",
+    "data.row_group_size=8",
+    "data.datasets.captions.read.num_images=40",
+    "data.datasets.dialogues.read.num_images=40",
+    "data.datasets.questions.read.num_images=10",
+    "data.datasets.test-questions.read.num_images=4",
+    "stages.align.max_steps=4",
+    "stages.instruct.max_steps=6",
+    "stages.vqa.max_steps=4",
+    "checkpoint.every_steps=2",
+    "tracking.log_every_steps=1",
+)
+"""Overrides of demo.yaml: the same path in seconds, with too few steps to learn anything."""
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """Ray on this machine, oversubscribed so that two workers and an actor always find room."""
+    environment = {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_worker_niceness": "0",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        "OMP_NUM_THREADS": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        import ray
+
+        ray.init(
+            address="local",
+            num_cpus=6,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=150 << 20,
+        )
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> RunConfig:
+    """The demo, cut down, in a storage of its own."""
+    return load_config(DEMO, [*SMALL, f"storage={tmp_path}"])
+
+
+@pytest.fixture(scope="session")
+def job_environment() -> dict[str, str]:
+    """The environment of a cluster started by command: token authentication, no telemetry."""
+    return {
+        **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "0" * 32,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
+        "OMP_NUM_THREADS": "1",
+    }

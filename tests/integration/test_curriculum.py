@@ -1,0 +1,135 @@
+"""The whole curriculum on a local Ray with two workers: what it leaves, and that it goes on."""
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from mlflow import MlflowClient
+from rich.console import Console
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from llavamed.config.schema import RunConfig
+from llavamed.errors import ConfigError, TrainingError
+from llavamed.storage import locate
+from llavamed.train import driver
+from llavamed.train.curriculum import plan_curriculum
+from llavamed.train.driver import run_curriculum
+from llavamed.train.progress import Progress
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+
+
+def run(config: RunConfig) -> tuple[dict, str]:
+    console = Console(record=True, width=200, file=open(os.devnull, "w"))  # noqa: SIM115
+    summary = run_curriculum(config, Progress(console))
+    return summary, console.export_text()
+
+
+def weights(config: RunConfig, stage: str) -> dict[str, torch.Tensor]:
+    place = f"{config.directory}/stages/{stage}/export"
+    return LlavaForConditionalGeneration.from_pretrained(place).state_dict()
+
+
+def test_curriculum_trains_evaluates_tracks_and_finds_itself_finished(
+    small: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary, text = run(small)
+
+    assert [stage["name"] for stage in summary["stages"]] == ["align", "instruct", "vqa"]
+    for stage, steps in zip(summary["stages"], (4, 6, 4), strict=True):
+        assert stage["steps"] == steps
+        assert stage["tokens_per_second"] > 0
+        LlavaForConditionalGeneration.from_pretrained(stage["export"])
+        assert AutoProcessor.from_pretrained(stage["export"]).chat_template
+    for control in ("trained", "untrained", "blank_image"):
+        assert 0 <= summary["scores"][control]["closed_accuracy"] <= 1
+        assert 0 <= summary["scores"][control]["open_recall"] <= 1
+    assert (locate(small.directory) / "summary.json").read_json() == summary
+    assert "left" in text
+    assert "train instruct  6/6" in text
+    assert Path(summary["evaluations"][0]["report"]).read_text().startswith("<!DOCTYPE html>")
+    check_tracking(summary)
+
+    def must_not_start(config: RunConfig) -> None:
+        raise AssertionError("Ray was asked for although everything is finished")
+
+    monkeypatch.setattr(driver, "ray_cluster", must_not_start)
+    again, text = run(small)
+    assert again == summary
+    assert "everything is finished" in text
+
+    changed = small.model_copy(update={"seed": 1})
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match=r"name=demo: stage align .* other settings or data"):
+        run(changed)
+
+
+def check_tracking(summary: dict) -> None:
+    client = MlflowClient(summary["tracking_uri"])
+    experiment = client.get_experiment_by_name("llavamed")
+    assert experiment is not None
+    runs = {each.info.run_name: each for each in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {"demo", "align", "instruct", "vqa", "vqa-evaluation"}
+    parent = runs.pop("demo")
+    assert parent.data.metrics["trained.open_recall"] >= 0
+    for child in runs.values():
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert child.info.status == "FINISHED"
+        assert child.inputs.dataset_inputs
+    for stage in summary["stages"]:
+        run_id = runs[stage["name"]].info.run_id
+        for metric in ("loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_bytes"):
+            steps = [point.step for point in client.get_metric_history(run_id, metric)]
+            assert steps == list(range(1, stage["steps"] + 1))
+        assert {"loss.png"} <= {file.path for file in client.list_artifacts(run_id)}
+    models = client.search_logged_models([experiment.experiment_id])
+    assert {model.tags["export"] for model in models} == {s["export"] for s in summary["stages"]}
+
+
+def test_a_killed_worker_changes_nothing(small: RunConfig, tmp_path: Path) -> None:
+    stages = small.stages[:2]
+    stages = (stages[0], stages[1].model_copy(update={"max_steps": 40}))
+    base = small.model_copy(update={"stages": stages, "max_failures": 1})
+    quiet = base.model_copy(update={"storage": str(tmp_path / "quiet")})
+    run(quiet)
+    killed = base.model_copy(update={"storage": str(tmp_path / "killed")})
+    checkpoints = plan_curriculum(killed)[1].checkpoints
+    victims: list[int] = []
+
+    def kill_a_worker() -> None:
+        while not any(name >= "step-000004" for name in checkpoints.children()):
+            time.sleep(0.02)
+        ours = psutil.Process().children(recursive=True)
+        worker = next(each for each in ours if "RayTrainWorker" in "".join(each.cmdline()))
+        worker.kill()
+        victims.append(worker.pid)
+
+    killer = threading.Thread(target=kill_a_worker, daemon=True)
+    killer.start()
+    summary, _ = run(killed)
+    assert victims, "no worker was killed; the test has shown nothing"
+
+    undisturbed, disturbed = weights(quiet, "instruct"), weights(killed, "instruct")
+    assert all(torch.equal(undisturbed[name], disturbed[name]) for name in undisturbed)
+    client = MlflowClient(summary["tracking_uri"])
+    experiment = client.get_experiment_by_name("llavamed")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id], "attributes.run_name = 'instruct'")
+    assert len(found) == 1
+    losses = client.get_metric_history(found[0].info.run_id, "loss")
+    assert [point.step for point in losses] == list(range(1, 41))
+
+
+def test_an_error_of_ours_ends_the_stage_at_once(small: RunConfig) -> None:
+    wild = small.stages[0].model_copy(
+        update={"optimizer": small.stages[0].optimizer.model_copy(update={"lr": 1e30})}
+    )
+    config = small.model_copy(update={"stages": (wild,), "max_failures": 3})
+    started = time.monotonic()
+    with pytest.raises(TrainingError, match=r"loss=(nan|inf) at step \d+.*not finite"):
+        run(config)
+    assert time.monotonic() - started < 120  # a retry would take as long again, three times

@@ -1,0 +1,107 @@
+"""Small prepared datasets of random samples, written as the preparation writes them."""
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from llavamed.data.images import ImageSettings
+from llavamed.data.loading import StageLoader
+from llavamed.data.order import StageOrder, order_stage
+from llavamed.data.prepared import INDEX, SCHEMA_VERSION, PreparedDataset, open_prepared, shard_name
+from llavamed.data.sample import IGNORE_INDEX, INDEX_SCHEMA, SHARD_SCHEMA
+from llavamed.storage import MANIFEST, locate
+
+SIZE = 8
+NUM_IMAGE_TOKENS = 4
+IMAGE_TOKEN, PAD_TOKEN = 5, 0
+IMAGES = ImageSettings(SIZE, "square", (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A dataset and what was written into it."""
+
+    dataset: PreparedDataset
+    rows: list[dict[str, Any]]
+
+    def order(self, *, num_lanes: int = 8, packing: bool = True, num_epochs: int = 2) -> StageOrder:
+        weights = self.dataset.column("num_tokens")
+        return order_stage(
+            self.dataset.groups,
+            weights if packing else np.ones_like(weights),
+            seed=0,
+            num_lanes=num_lanes,
+            capacity=128 if packing else 3,
+            num_epochs=num_epochs,
+        )
+
+    def loader(
+        self, order: StageOrder, *, rank: int = 0, world_size: int = 1, packing: bool = True
+    ) -> StageLoader:
+        return StageLoader(self.dataset, order, rank=rank, world_size=world_size, packing=packing)
+
+
+def make_row(random: np.random.Generator, number: int, num_images: int) -> dict[str, Any]:
+    text = random.integers(10, 100, size=random.integers(4, 40)).tolist()
+    input_ids = [1, *[IMAGE_TOKEN] * (NUM_IMAGE_TOKENS * num_images), *text]
+    answer = len(input_ids) - len(text) // 2
+    return {
+        "id": f"sample-{number}",
+        "pixels": [
+            random.integers(0, 256, size=(SIZE, SIZE, 3), dtype=np.uint8).tobytes()
+            for _ in range(num_images)
+        ],
+        "input_ids": input_ids,
+        "labels": [IGNORE_INDEX] * answer + input_ids[answer:],
+    }
+
+
+def prepare(
+    uri: str, num_samples: int, *, num_images: tuple[int, ...] = (1, 0, 2, 1), encoded: bool = False
+) -> Prepared:
+    """Write a dataset as the preparation does: shards of 50 samples, row groups of 8."""
+    random, place = np.random.default_rng(0), locate(uri)
+    rows = [make_row(random, i, num_images[i % len(num_images)]) for i in range(num_samples)]
+    index = []
+    for shard, start in enumerate(range(0, num_samples, 50)):
+        chunk = rows[start : start + 50]
+        if encoded:
+            chunk = [row | {"pixels": [png(pixels) for pixels in row["pixels"]]} for row in chunk]
+        sink = io.BytesIO()
+        table = pa.Table.from_pylist(chunk, SHARD_SCHEMA)
+        pq.write_table(table, sink, row_group_size=8, write_page_checksum=True)
+        (place / shard_name(shard)).write_bytes(sink.getvalue())
+        index += [
+            {
+                "shard": shard,
+                "row_group": number // 8,
+                "row": number % 8,
+                "num_tokens": len(row["input_ids"]),
+                "num_supervised": sum(label != IGNORE_INDEX for label in row["labels"][1:]),
+                "num_images": len(row["pixels"]),
+            }
+            for number, row in enumerate(chunk)
+        ]
+    (place / INDEX).write_table(pa.Table.from_pylist(index, INDEX_SCHEMA))
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "num_samples": num_samples,
+        "num_image_tokens": NUM_IMAGE_TOKENS,
+        "image_token_id": IMAGE_TOKEN,
+        "pad_token_id": PAD_TOKEN,
+        "store_images": "original" if encoded else "pixels",
+        "images": vars(IMAGES),
+    }
+    (place / MANIFEST).write_json(manifest)
+    return Prepared(open_prepared(place), rows)
+
+
+def png(pixels: bytes) -> bytes:
+    sink = io.BytesIO()
+    Image.frombytes("RGB", (SIZE, SIZE), pixels).save(sink, "PNG")
+    return sink.getvalue()

@@ -1,0 +1,204 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from llavamed import cli
+from llavamed.config.load import load_config
+from llavamed.errors import ConfigError, StorageError
+from llavamed.plan import plan_run
+
+CONFIGS = Path(__file__).parents[2] / "ray_jobs" / "configs"
+DEMO = str(CONFIGS / "demo.yaml")
+V1, V15 = str(CONFIGS / "llava-med-v1.yaml"), str(CONFIGS / "llava-med-v1.5.yaml")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a command line; gives its exit code, output and errors."""
+    monkeypatch.delenv("LLAVAMED_CONFIG", raising=False)
+
+    def call(*words):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(words)
+        printed = capsys.readouterr()
+        return caught.value.code, printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def unreachable(monkeypatch):
+    """No object storage: nothing listens where the environment leads."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_config_prints_yaml_that_loads_again(run, tmp_path):
+    code, out, err = run("config", "--config", DEMO, "stages.align.optimizer.lr=5e-4")
+    assert (code, err) == (0, "")
+    file = tmp_path / "run.yaml"
+    file.write_text(out, encoding="utf-8")
+    assert load_config(file) == load_config(DEMO, ["stages.align.optimizer.lr=5e-4"])
+    assert yaml.safe_load(out)["engine"]["offload_optimizer"] == "none"
+
+
+def test_config_prints_a_json_schema_that_describes_each_setting(run):
+    code, out, _ = run("config", "--schema")
+    assert code == 0
+    schema = json.loads(out)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    for section in [*schema["$defs"].values(), schema]:
+        assert section["description"]
+        for name, field in section["properties"].items():  # a section is described where it is
+            assert {"description", "$ref", "const"} & field.keys(), f"{section['title']}.{name}"
+    demo = yaml.safe_load(Path(DEMO).read_text(encoding="utf-8"))
+    jsonschema.validate(demo, schema)
+    with pytest.raises(jsonschema.ValidationError, match="'wrokers' was unexpected"):
+        jsonschema.validate(demo | {"wrokers": 2}, schema)
+
+
+def test_the_environment_names_the_config(run, monkeypatch):
+    monkeypatch.setenv("LLAVAMED_CONFIG", DEMO)
+    code, out, _ = run("config", "seed=7")
+    assert code == 0
+    assert yaml.safe_load(out)["seed"] == 7
+    assert yaml.safe_load(run("config", "--config", V1)[1])["name"] == "llava-med-v1"
+
+
+@pytest.mark.parametrize("command", ["config", "plan", "prepare", "train", "evaluate"])
+def test_a_missing_config_is_asked_for(command, run):
+    code, out, err = run(command)
+    assert (code, out) == (2, "")
+    assert err == "error: config=null: which run? give --config FILE, or set LLAVAMED_CONFIG\n"
+
+
+@pytest.mark.parametrize("command", ["config", "plan", "prepare", "train", "evaluate"])
+def test_a_mistake_in_the_config_is_one_sentence_and_exit_code_2(command, run):
+    code, _, err = run(command, "--config", DEMO, "stages.align.max_tokens=[64]")
+    assert code == 2
+    assert err == "error: stages.align.max_tokens=[...]: must be a valid integer; correct it\n"
+
+
+def test_an_error_that_looks_like_markup_is_printed_as_it_is(run):
+    code, _, err = run("config", "--config", "/[bold]run[/bold].yaml")
+    assert code == 2
+    assert "config=/[bold]run[/bold].yaml: cannot be read" in err
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(ConfigError, match="cannot be read"):
+        cli.main(["config", "--config", "/nowhere.yaml", "--debug"])
+    with pytest.raises(ConfigError, match="cannot be read"):
+        cli.main(["--debug", "config", "--config", "/nowhere.yaml"])
+
+
+def test_other_errors_have_exit_code_1(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    words = ("train", "--config", DEMO, f"storage={tmp_path}/file")
+    code, _, err = run(*words)
+    assert code == 1
+    assert err.startswith(f"error: {tmp_path}/file/demo")
+    assert "Traceback" not in err
+    with pytest.raises(StorageError):
+        cli.main([*words, "--debug"])
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("prepare", "--dataset", "figures"), "dataset=figures: is not in data.datasets; use one"),
+        (("evaluate", "--stage", "exam"), "stage=exam: there is none of this name; use one of: al"),
+        (("evaluate", "--stage", "align"), "stages: align have no evaluation; add one"),
+        (("evaluate", "--stage", "vqa"), "stage=vqa: is not trained yet; train it first"),
+        (("export", "{}/model", "--stage", "exam"), "stage=exam: there is none of this name"),
+        (("plan", "--gpu", "TPU"), "gpu=TPU: its speed is not known; use one of: A100-40G, A100"),
+    ],
+    ids=["dataset", "stage", "no evaluation", "not trained", "export", "gpu"],
+)
+def test_names_that_are_not_there_are_refused_before_anything_starts(
+    words, sentence, run, tmp_path
+):
+    words = [word.format(tmp_path) for word in words]
+    code, _, err = run(*words, "--config", DEMO, f"storage={tmp_path}")
+    assert code == 2
+    assert err.startswith(f"error: {sentence}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_says_what_the_paper_s_run_costs_without_network_or_data(run, unreachable):
+    code, out, err = run("plan", "--config", V1, "--gpu", "A100", "--num-gpus", "8")
+    assert (code, err) == (0, "")
+    assert "8 x A100 at 40% model-FLOPs utilisation" in out
+    for number in ("600,000", "4,688", "2,814", "128.0"):
+        assert number in out
+    assert "All stages: " in out
+
+
+def trained(cost):
+    return sum(part.num_trained for part in cost.parts)
+
+
+@pytest.mark.parametrize(
+    ("file", "projector", "language_model"),
+    # A linear projector has 1024 x 4096 weights and 4096 biases, the other 4096 x 4096 + 4096 more.
+    [(V1, 4_198_400, 6_738_415_616), (V15, 20_979_712, 7_241_732_096)],
+    ids=["v1", "v1.5"],
+)
+def test_the_paper_s_stages_train_what_they_should(file, projector, language_model, tmp_path):
+    config = load_config(file, [f"data.directory={tmp_path}"])
+    costs = plan_run(config, accelerator="A100", num_gpus=8)
+    assert [cost.steps for cost in costs] == [4688, 2814, 720, 1155, 4635]
+    assert trained(costs[0]) == projector
+    assert {trained(cost) for cost in costs[1:]} == {projector + language_model}
+    assert all(cost.is_declared for cost in costs)
+    assert all(cost.memory.total < cost.gpu_memory for cost in costs)
+
+
+def test_a_plan_for_gpus_that_cannot_share_the_batch_is_refused(run, unreachable):
+    code, _, err = run("plan", "--config", V1, "--num-gpus", "7")
+    assert code == 2
+    assert "stages.align.global_batch_size=128 cannot be shared out by 7 GPUs" in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["config", "--config", DEMO],
+        ["plan", "--config", "/nowhere.yaml"],
+        ["train", "--config", DEMO, "seed=x"],
+        ["prepare", "--config", DEMO, "seed=x"],
+        ["evaluate", "--config", DEMO, "seed=x"],
+        ["export", "/tmp/none", "--config", "/nowhere.yaml"],
+    ],
+    ids=" ".join,
+)
+def test_help_and_mistakes_import_nothing_heavy(words):
+    code = (
+        "import sys\n"
+        "from llavamed.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'ray', 'transformers', 'deepspeed', 'mlflow', 'pyarrow', 'numpy'}\n"
+        "sys.exit(', '.join(sorted(heavy & sys.modules.keys())) or None)"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "LLAVAMED_CONFIG"}
+    found = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr

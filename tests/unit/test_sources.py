@@ -1,0 +1,272 @@
+import json
+import tracemalloc
+from collections import Counter
+
+import pytest
+
+from llavamed.config.datasets import LlavaJson, VqaRad
+from llavamed.data.sample import Record, Turn, check_record
+from llavamed.data.sources import open_source
+from llavamed.errors import BadSample, DataError, StorageError
+
+DIALOGUE = [
+    {"from": "human", "value": "<image>\nWhat is shown?"},
+    {"from": "gpt", "value": "A lung."},
+]
+
+
+def llava(folder, items=(), *, text=None, **settings):
+    """A LLaVA source over a file with these items, or this very text."""
+    file = folder / "list.json"
+    file.write_bytes(json.dumps(items).encode() if text is None else text)
+    return open_source(
+        LlavaJson(
+            source="llava_json", path=str(file), image_folder=str(folder / "images"), **settings
+        )
+    )
+
+
+def item(**changes):
+    return {"id": "7", "image": "a.jpg", "conversations": DIALOGUE} | changes
+
+
+def refusal(call, *arguments):
+    with pytest.raises(BadSample) as caught:
+        call(*arguments)
+    return caught.value.reason, caught.value.detail
+
+
+def test_a_llava_item_is_understood(tmp_path):
+    domain = {"chest_xray": False, "mri": True, "histology": False}
+    source = llava(tmp_path, [item(domain=domain)], licence="CC-BY-4.0")
+    assert [source.parse(row) for row in source.rows()] == [
+        Record(
+            id="7",
+            images=("a.jpg",),
+            turns=(Turn("user", "<image>\nWhat is shown?"), Turn("assistant", "A lung.")),
+            domain="mri",
+            licence="CC-BY-4.0",
+        )
+    ]
+    assert source.count() == 1
+
+
+@pytest.mark.parametrize("key", ["conversations", "conversatons"])
+def test_both_spellings_of_the_dialogue_are_read(key, tmp_path):
+    row = {"id": 1, "image": "a.jpg", key: DIALOGUE}
+    assert llava(tmp_path).parse(row).turns[1] == Turn("assistant", "A lung.")
+
+
+@pytest.mark.parametrize(
+    ("image", "names"),
+    [(["a.jpg", "b.jpg"], ("a.jpg", "b.jpg")), ([], ()), (None, ()), ("", ()), ([3], ("3",))],
+    ids=["two", "empty list", "null", "empty name", "number"],
+)
+def test_an_item_has_any_number_of_images(image, names, tmp_path):
+    assert llava(tmp_path).parse(item(image=image)).images == names
+
+
+def test_optional_fields_of_an_item_are_kept(tmp_path):
+    source = llava(tmp_path)
+    record = source.parse(item(domain="ct", answer_type="CLOSED ", question_type="Organ"))
+    assert (record.domain, record.answer_type, record.question_type) == ("ct", "CLOSED", "Organ")
+    assert source.parse({"conversations": DIALOGUE}) == Record("", (), record.turns)
+
+
+UNUSABLE = {
+    "no dialogue": ({"id": "7"}, ("no_conversations", "keys: id")),
+    "dialogue is text": (item(conversations="hello"), ("no_conversations", "keys: ")),
+    "no mapping": ({"item": 3}, ("no_conversations", "keys: item")),
+    "unknown role": (
+        item(conversations=[{"from": "doctor", "value": "hm"}]),
+        ("unknown_role", "'from' is 'doctor'; known are human, gpt, system"),
+    ),
+    "role is a list": (item(conversations=[{"from": []}]), ("unknown_role", "'from' is []")),
+    "turn is text": (item(conversations=["hello"]), ("unknown_role", "'from' is None")),
+    "no text": (
+        item(conversations=[{"from": "gpt", "value": None}]),
+        ("no_text", "'value' of a gpt turn is null"),
+    ),
+    "text absent": (item(conversations=[{"from": "human"}]), ("no_text", "human turn is null")),
+}
+
+
+@pytest.mark.parametrize(("row", "expected"), UNUSABLE.values(), ids=UNUSABLE)
+def test_an_unusable_item_is_refused_with_a_reason(row, expected, tmp_path):
+    source = llava(tmp_path, [row.get("item", row)])
+    assert list(source.rows()) == [row]
+    reason, detail = refusal(source.parse, row)
+    assert reason == expected[0]
+    assert expected[1] in detail
+
+
+NO_LIST = {
+    "empty": b"",
+    "cut off": b'[{"id": 1}, {"id"',
+    "mapping": b'{"id": 1}',
+    "page": b"<html>",
+    "bytes": b'[{"id": "\xff"}]',
+    "two lists": b"[1] [2]",
+}
+
+
+@pytest.mark.parametrize("text", NO_LIST.values(), ids=NO_LIST)
+def test_a_file_that_is_no_list_is_refused_in_one_line(text, tmp_path):
+    source = llava(tmp_path, text=text)
+    with pytest.raises(DataError, match=r"list\.json: not a JSON list: .*; download or") as caught:
+        list(source.rows())
+    assert "\n" not in str(caught.value)
+
+
+def test_an_absent_file_is_named(tmp_path):
+    source = llava(tmp_path)
+    (tmp_path / "list.json").unlink()
+    for call in (source.count, source.content_hash, lambda: list(source.rows())):
+        with pytest.raises(DataError, match=r"path=/.*/list\.json: no such file; check"):
+            call()
+
+
+def test_a_folder_in_the_place_of_the_file_is_named(tmp_path):
+    read = LlavaJson(source="llava_json", path=str(tmp_path), image_folder=str(tmp_path))
+    for call in (open_source(read).count, open_source(read).content_hash):
+        with pytest.raises(StorageError, match="cannot read it: IsADirectoryError"):
+            call()
+
+
+def test_a_long_list_is_streamed_not_loaded(tmp_path):
+    text = "x" * 2000
+    source = llava(tmp_path, [item(id=number, note=text) for number in range(5000)])
+    size = (tmp_path / "list.json").stat().st_size
+    tracemalloc.start()
+    rows = source.rows()
+    assert next(rows)["id"] == 0
+    assert source.count() == 5000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < size / 5
+
+
+def test_equal_content_has_an_equal_hash_wherever_it_lies(tmp_path):
+    (tmp_path / "other").mkdir()
+    one, two = llava(tmp_path, [item()]), llava(tmp_path / "other", [item()])
+    assert one.content_hash() == two.content_hash()
+    assert one.content_hash() != llava(tmp_path, [item(id="8")]).content_hash()
+
+
+def test_images_are_found_below_their_folder(tmp_path):
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    (tmp_path / "images" / "a" / "b.jpg").write_bytes(b"data")
+    source = llava(tmp_path)
+    assert source.load_image("a/b.jpg") == b"data"
+    assert source.load_image("a/../a/./b.jpg") == b"data"
+
+
+@pytest.mark.parametrize("name", ["b.jpg", "a", "a/b.jpg/c", "n" * 300], ids=lambda name: name[:9])
+def test_an_absent_image_spoils_its_sample_alone(name, tmp_path):
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    (tmp_path / "images" / "a" / "b.jpg").write_bytes(b"data")
+    reason, detail = refusal(llava(tmp_path).load_image, name)
+    assert reason == "missing_image"
+    assert detail.startswith(f"{tmp_path}/images/{name}: ")
+
+
+@pytest.mark.parametrize(
+    "name", ["../list.json", "a/../../b", "/etc/passwd", "..", ".", "", "a\0b"]
+)
+def test_an_image_outside_its_folder_is_never_opened(name, tmp_path):
+    (tmp_path / "images").mkdir()
+    assert refusal(llava(tmp_path).load_image, name) == (
+        "unsafe_path",
+        f"image {name!r} is not below the image folder",
+    )
+
+
+def vqa_rad(folder, **settings):
+    return open_source(VqaRad(source="vqa_rad", path=str(folder), **settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "count"),
+    [({}, 3064), ({"phrase_types": ("freeform", "para")}, 1797), ({"split": "test"}, 451)],
+    ids=["train", "train without frame", "test"],
+)
+def test_vqa_rad_has_the_published_number_of_questions(settings, count, reference_data):
+    source = vqa_rad(reference_data / "data" / "vqa-rad", **settings)
+    records = [source.parse(row) for row in source.rows()]
+    assert source.count() == len(records) == count
+    assert len({record.id for record in records}) == count
+    for record in records:
+        check_record(record)
+        assert record.answer_type in {"OPEN", "CLOSED"}
+
+
+def test_vqa_rad_s_odd_rows_are_read(reference_data):
+    source = vqa_rad(reference_data / "data" / "vqa-rad")
+    rows = list(source.rows())
+    assert sum(row["answer_type"] == "CLOSED " for row in rows) == 2
+    types = Counter(source.parse(row).answer_type for row in rows)
+    assert types == {"CLOSED": 1823, "OPEN": 1241}
+    numbers = [row for row in rows if isinstance(row["answer"], int)]
+    assert len(numbers) == 10
+    assert [source.parse(row).turns[1].text for row in numbers] == [
+        str(row["answer"]) for row in numbers
+    ]
+    test = vqa_rad(reference_data / "data" / "vqa-rad", split="test")
+    found = test.parse(next(test.rows()))
+    assert found.id == "vqa-rad-test-11"
+    assert found.turns[0].text == "<image>\nIs there evidence of an aortic aneurysm?"
+    assert (found.turns[1].text, found.domain, found.licence) == ("yes", "CHEST", "CC0-1.0")
+
+
+def test_vqa_rad_s_missing_images_are_told_apart(reference_data):
+    source = vqa_rad(reference_data / "data" / "vqa-rad", split="test")
+    reasons = Counter()
+    for row in source.rows():
+        try:
+            data = source.load_image(source.parse(row).images[0])
+        except BadSample as error:
+            reasons[error.reason] += 1
+        else:
+            assert data.startswith(b"\xff\xd8")
+            reasons["found"] += 1
+    assert reasons == {"found": 145, "missing_image": 306}
+
+
+VQA_ROW = {"qid": 1, "image_name": "a.jpg", "question": "Where?", "answer": "Here"}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "detail"),
+    [
+        ({"qid": 1}, "missing_key", "no image_name, question, answer"),
+        (VQA_ROW | {"answer": None}, "missing_key", "no answer"),
+        ({"item": [3]}, "missing_key", "no qid, image_name"),
+        (VQA_ROW | {"answer_type": "MAYBE"}, "unknown_answer_type", "answer_type is 'MAYBE'"),
+        (VQA_ROW, "unknown_answer_type", "answer_type is ''"),
+    ],
+    ids=["keys", "null", "no mapping", "unknown type", "no type"],
+)
+def test_an_unusable_question_is_listed_and_refused(row, reason, detail, tmp_path):
+    (tmp_path / "trainset.json").write_text(json.dumps([row.get("item", row)]))
+    source = vqa_rad(tmp_path, phrase_types=("para",))
+    assert list(source.rows()) == [row]
+    found = refusal(source.parse, row)
+    assert found[0] == reason
+    assert detail in found[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (None, "no such file; check the dataset's path"),
+        (b"<html>", "not JSON: Expecting value: .*; download the file again"),
+        (b"{}", "not a JSON list; download the file again"),
+        (b"\xff", "not JSON: .*; download the file again"),
+    ],
+    ids=["absent", "page", "mapping", "bytes"],
+)
+def test_an_unreadable_vqa_rad_is_named(text, sentence, tmp_path):
+    if text is not None:
+        (tmp_path / "testset.json").write_bytes(text)
+    with pytest.raises(DataError, match=rf"path=/.*/testset\.json: {sentence}"):
+        list(vqa_rad(tmp_path, split="test").rows())

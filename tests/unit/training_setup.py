@@ -1,0 +1,104 @@
+"""A prepared dataset, jobs and runs of a tiny stage: everything on one thread and without Ray."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import LlavaProcessor
+
+from llavamed.config.load import dump_config, load_config
+from llavamed.config.schema import RunConfig
+from llavamed.data.loading import Batch, StageLoader
+from llavamed.data.prepare import PROCESSOR, describe, ensure_processor, list_chunks, publish
+from llavamed.data.prepared import PreparedDataset, open_prepared
+from llavamed.data.shards import ShardWriter
+from llavamed.model.processor import load_processor
+from llavamed.storage import MANIFEST, locate
+from llavamed.train.context import Record, local_context
+from llavamed.train.curriculum import plan_curriculum
+from llavamed.train.worker import StageJob, order_of, train_stage
+
+torch.set_num_threads(1)
+
+SMALL = (
+    "data.datasets.captions.read.num_images=40",
+    "data.datasets.dialogues.read.num_images=40",
+    "data.row_group_size=8",
+    "checkpoint.every_steps=2",
+    "tracking.log_every_steps=1",
+    "stages.align.max_steps=6",
+    "stages.align.max_tokens=512",
+    "stages.align.schedule.warmup_ratio=0",
+)
+"""Six steps of four packs, each of a few samples."""
+
+
+def small_config(config: RunConfig, *overrides: str) -> RunConfig:
+    """The tiny config with data of its own for a few steps, and with dotted overrides."""
+    file = Path(config.storage) / "tiny.yaml"
+    file.write_text(dump_config(config))
+    directory = config.data.directory or f"{config.storage}/small-datasets"
+    return load_config(file, [*SMALL, f"data.directory={directory}", *overrides])
+
+
+def prepared(config: RunConfig, name: str = "captions") -> PreparedDataset:
+    """The named dataset, prepared at the first call."""
+    processor = ensure_processor(config)
+    place = locate(config.datasets_directory) / name
+    if not (place / MANIFEST).exists():
+        writer = ShardWriter(config, str(processor))
+        reports = [writer.write(chunk) for chunk in list_chunks(config, [name])]
+        publish(place, describe(config, name, processor), reports, max_bad_fraction=0.0)
+    return open_prepared(place)
+
+
+def processor_of(config: RunConfig) -> LlavaProcessor:
+    return load_processor(Path(str(ensure_processor(config))))
+
+
+def make_job(config: RunConfig, stage: int = 0) -> StageJob:
+    """What a worker of a stage would be told."""
+    plan = plan_curriculum(config)[stage]
+    dataset = prepared(config, plan.stage.data)
+    return StageJob(
+        config=config,
+        stage=plan.stage,
+        dataset=str(dataset.location),
+        dataset_fingerprint=dataset.manifest["fingerprint"],
+        processor=str(locate(config.datasets_directory) / PROCESSOR),
+        initial_weights=plan.initial_weights,
+        initial_fingerprint=plan.initial_weights,
+        checkpoints=str(plan.checkpoints),
+        export=str(plan.export),
+    )
+
+
+def run_stage(job: StageJob, report: Callable[[list[Record]], None] = lambda _: None) -> Any:
+    """Train in this process; gives the export's manifest."""
+    with local_context(report) as context:
+        train_stage(job, context)
+    return (locate(job.export) / MANIFEST).read_json()
+
+
+def exported_weights(job: StageJob) -> dict[str, torch.Tensor]:
+    return load_file(Path(job.export) / "model.safetensors")
+
+
+def assert_same_weights(
+    some: dict[str, torch.Tensor], others: dict[str, torch.Tensor], atol: float = 0.0
+) -> None:
+    """Bit-equal by default."""
+    assert some.keys() == others.keys()
+    for name, weight in some.items():
+        torch.testing.assert_close(weight, others[name], rtol=0.0, atol=atol, msg=name)
+
+
+def step_batches(config: RunConfig, stage: int = 0) -> list[list[Batch]]:
+    """The batches of every step of a stage, for one worker."""
+    settings = config.stages[stage]
+    dataset = prepared(config, settings.data)
+    order = order_of(settings, dataset, config.seed)
+    loader = StageLoader(dataset, order, rank=0, world_size=1, packing=settings.packing)
+    return list(loader.steps())
