@@ -130,6 +130,11 @@ def declared_config(part: Pretrained, key: str) -> Any:
         ) from error
 
 
+def check_source(source: str, key: str) -> None:
+    """Find out whether a model can be had from a path or the hub. Raises: ConfigError."""
+    _load(AutoConfig, source, key)
+
+
 def _load(auto_class: Any, source: str, key: str, **kwargs: Any) -> Any:
     if source.startswith(("/", ".", "~")) and not Path(source).is_dir():
         raise ConfigError(f"{key}={source}: no such folder; give one, or a name on the hub")

@@ -217,6 +217,8 @@ def _train(
     assert result is not None, "the workers ended without an error and without an export"
     run.log_records(result["history"])  # whatever the workers could not tell before they ended
     run.log_loss_plot(result["history"])
+    for part, (trained, frozen) in result["parts"].items():
+        run.log_scores({f"parameters_trained.{part}": trained, f"parameters_frozen.{part}": frozen})
     values = {key: float(result[key]) for key in ("loss_first", "loss_last", "seconds")}
     run.log_export(f"{config.name}-{name}", job.export, values)
     run.finish()

@@ -1,10 +1,10 @@
 """What would stop a run, found before any GPU waits for it."""
 
-from llavamed.config.schema import Pretrained, RunConfig
+from llavamed.config.schema import RunConfig
 from llavamed.data.prepared import PreparedDataset
 from llavamed.errors import ConfigError
 from llavamed.model.export import read_manifest
-from llavamed.model.processor import part_config
+from llavamed.model.processor import check_source, part_config
 from llavamed.storage import locate
 from llavamed.train.curriculum import StagePlan
 from llavamed.train.worker import StageJob, order_of
@@ -20,8 +20,7 @@ def check_weights(config: RunConfig, plans: list[StagePlan]) -> None:
     for plan in plans:
         start = plan.initial_weights
         if start is not None and start not in own and read_manifest(locate(start)) is None:
-            part = Pretrained(weights=start)
-            part_config(part, f"stages.{plan.stage.name}.initial_weights")
+            check_source(start, f"stages.{plan.stage.name}.initial_weights")
 
 
 def check_stage(plan: StagePlan, job: StageJob, dataset: PreparedDataset) -> None:

@@ -47,9 +47,13 @@ class Progress:
 
     def stage_finished(self, stage: str, result: dict[str, Any]) -> None:
         """A stage was exported."""
+        counts = ", ".join(
+            f"{part} {trained:,} of {trained + frozen:,}"
+            for part, (trained, frozen) in result["parts"].items()
+        )
         self.say(
             f"train {stage}: done, loss {result['loss_first']:.3f} -> {result['loss_last']:.3f} "
-            f"in {result['seconds']:.0f} s"
+            f"in {result['seconds']:.0f} s; parameters trained: {counts}"
         )
 
     def _line(self, task: str, done: int, total: int, unit: str, detail: str) -> None:

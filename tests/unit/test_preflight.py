@@ -1,0 +1,51 @@
+"""What would stop a run is found before any worker starts."""
+
+from pathlib import Path
+
+import pytest
+
+from llavamed.config.schema import RunConfig
+from llavamed.errors import ConfigError, DataError
+from llavamed.train.curriculum import find_stage, plan_curriculum
+from llavamed.train.preflight import check_stage, check_weights
+from llavamed.train.worker import StageJob
+from tests.unit.training_setup import make_job, prepared
+
+
+def stored_in(config: RunConfig, folder: Path) -> RunConfig:
+    return config.model_copy(update={"storage": str(folder)})
+
+
+def check(config: RunConfig, job: StageJob) -> None:
+    check_stage(plan_curriculum(config)[0], job, prepared(config, job.stage.data))
+
+
+def test_weights_that_cannot_be_had(tiny_config: RunConfig) -> None:
+    check_weights(tiny_config, plan_curriculum(tiny_config))
+    stage = tiny_config.stages[0].model_copy(update={"initial_weights": "/nowhere/llava"})
+    config = tiny_config.model_copy(update={"stages": (stage,)})
+    with pytest.raises(ConfigError, match=r"align.initial_weights=/nowhere/llava: no such folder"):
+        check_weights(config, plan_curriculum(config))
+
+
+def test_a_sample_that_is_longer_than_a_pack(tiny_config: RunConfig, tmp_path: Path) -> None:
+    config = stored_in(tiny_config, tmp_path)
+    stage = config.stages[0].model_copy(update={"max_tokens": 16})
+    config = config.model_copy(update={"stages": (stage,)})
+    with pytest.raises(DataError, match=r"max_tokens=16: \d+ samples are longer.*raise max_tokens"):
+        check(config, make_job(config))
+
+
+def test_a_missing_shard(tiny_config: RunConfig, tmp_path: Path) -> None:
+    config = stored_in(tiny_config, tmp_path)
+    job = make_job(config)
+    check(config, job)
+    (Path(job.dataset) / "shards" / "000000.parquet").unlink()
+    with pytest.raises(DataError, match=r"1 of \d+ shards are missing, the first is shards/000000"):
+        check(config, job)
+
+
+def test_a_stage_that_is_not_there(tiny_config: RunConfig) -> None:
+    assert find_stage(tiny_config, None).stage.name == "vqa"
+    with pytest.raises(ConfigError, match=r"stage=alihn: there is none .* align, instruct, vqa"):
+        find_stage(tiny_config, "alihn")

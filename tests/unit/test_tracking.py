@@ -1,0 +1,70 @@
+"""MLflow as the driver uses it: a real SQLite store, and servers that do not answer."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from llavamed.config.schema import RunConfig
+from llavamed.errors import TrackingError
+from llavamed.train.tracking import Tracker, tracking_uri
+
+
+@pytest.fixture(autouse=True)
+def _no_server_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    return
+
+
+def in_folder(config: RunConfig, folder: Path | str, uri: str | None = None) -> RunConfig:
+    tracking = config.tracking.model_copy(update={"uri": uri})
+    return config.model_copy(update={"storage": str(folder), "tracking": tracking})
+
+
+def records(first: int, last: int) -> list[dict[str, float]]:
+    return [{"step": step, "loss": 1.0 / step} for step in range(first, last + 1)]
+
+
+def test_runs_are_found_again_and_no_step_is_logged_twice(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    config = in_folder(tiny_config, tmp_path)
+    first = Tracker(config).start("align", {"lr": 1e-3})
+    first.log_records(records(1, 5))
+    again = Tracker(config).start("align", {"lr": 1e-3})
+    assert again.run_id == first.run_id
+    again.log_records(records(3, 8))
+    client = MlflowClient(tracking_uri(config))
+    steps = [point.step for point in client.get_metric_history(first.run_id, "loss")]
+    assert steps == list(range(1, 9))
+    other = Tracker(config.model_copy(update={"name": "other"})).start("align", {})
+    assert other.run_id != first.run_id
+
+
+def test_more_metrics_than_a_request_may_hold(tiny_config: RunConfig, tmp_path: Path) -> None:
+    run = Tracker(in_folder(tiny_config, tmp_path)).start("align", {})
+    run.log_records(records(1, 2300))
+    client = MlflowClient(tracking_uri(in_folder(tiny_config, tmp_path)))
+    assert len(client.get_metric_history(run.run_id, "loss")) == 2300
+
+
+def test_object_storage_needs_a_server(tiny_config: RunConfig) -> None:
+    with pytest.raises(TrackingError, match=r"tracking.uri=null: SQLite cannot live in s3://.*set"):
+        tracking_uri(in_folder(tiny_config, "s3://bucket/runs"))
+
+
+def test_the_environment_names_the_server(
+    tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    assert tracking_uri(in_folder(tiny_config, "s3://bucket/runs")) == "http://mlflow:5000"
+    own = in_folder(tiny_config, "s3://bucket/runs", uri="http://other:5000")
+    assert tracking_uri(own) == "http://other:5000"
+
+
+def test_a_server_that_does_not_answer(tiny_config: RunConfig, tmp_path: Path) -> None:
+    config = in_folder(tiny_config, tmp_path, uri="http://127.0.0.1:9")
+    with pytest.raises(TrackingError, match=r"tracking.uri=http://127.0.0.1:9: .*start the server"):
+        Tracker(config)
