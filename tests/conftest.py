@@ -55,6 +55,10 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
         [
             f"storage={tmp_path_factory.mktemp('storage')}",
             f"model.vision_tower.config={vision}",
+            "model.vision_feature_layer=-2",
+            "model.template=vicuna_v1",
+            "data.max_length=512",
+            *(f"stages.{stage}.max_tokens=1024" for stage in ("align", "instruct", "vqa")),
             f"model.language_model.config={text}",
         ],
     )

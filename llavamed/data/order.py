@@ -13,6 +13,8 @@ A sample weighs its tokens, or 1 when packing is off; a pack holds up to `capaci
 import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -63,11 +65,13 @@ class StageOrder:
         """The place of an optimizer step, counted from 0."""
         if not 0 <= global_step < self.num_steps:
             raise IndexError(f"global_step={global_step}: the stage has {self.num_steps} steps")
-        for epoch, order in enumerate(self.epochs):
-            if global_step < order.num_steps:
-                return StepPosition(epoch, global_step)
-            global_step -= order.num_steps
-        raise AssertionError("num_steps is more than the epochs have")
+        epoch = bisect.bisect_right(self._starts, global_step) - 1
+        return StepPosition(epoch, global_step - self._starts[epoch])
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """The first global step of each epoch."""
+        return [0, *accumulate(order.num_steps for order in self.epochs[:-1])]
 
     def samples(self, global_step: int) -> tuple[Integers, ...]:
         """The packs of a step, one a lane."""

@@ -28,8 +28,11 @@ SMALL = (
 
 
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
-    """Ray on this machine, oversubscribed so that two workers and an actor always find room."""
+def local_ray(s3_uri: str) -> Iterator[None]:
+    """Ray on this machine, oversubscribed so that two workers and an actor always find room.
+
+    Its processes inherit the environment that `s3_uri` has set, and so find that server.
+    """
     environment = {
         "RAY_AUTH_MODE": "disabled",
         "RAY_worker_niceness": "0",

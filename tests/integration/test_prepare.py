@@ -57,7 +57,7 @@ def test_real_vqa_rad_is_counted_and_quarantined(reference_data: Path, tmp_path:
     assert all("no such file" in row["detail"] for row in quarantine)
 
     changed = load_config(
-        DEMO, [*overrides, "data.datasets.rad.max_bad_fraction=0.9", "data.max_length=256"]
+        DEMO, [*overrides, "data.datasets.rad.max_bad_fraction=0.9", "data.max_length=128"]
     )
     with pytest.raises(DataError, match=r"prepared with another max_length; set data.directory"):
         prepare(changed, ["rad"])

@@ -117,8 +117,8 @@ MISTAKES = {
         "scaling.num_workers = 1 x 2 = 2; use 2 or 4",
     ),
     "packs shorter than a sample": (
-        "stages.align.max_tokens=256",
-        "stages.align.max_tokens=256 is less than data.max_length=512: the longest sample would "
+        "stages.align.max_tokens=128",
+        "stages.align.max_tokens=128 is less than data.max_length=256: the longest sample would "
         "fit no pack; raise the first or lower the second",
     ),
     "unknown data": (
