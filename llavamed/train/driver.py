@@ -6,6 +6,7 @@ one stopped. When nothing is left to do, Ray is not even started.
 
 import logging
 import os
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -113,7 +114,9 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS", "local")
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
     if address == "local":
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        if os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
+            # Ray makes no token where the mode is set, and this cluster is ours alone.
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         wanted = config.scaling.num_workers * config.scaling.resources_per_worker.get("CPU", 1)
         settings["num_cpus"] = max(os.cpu_count() or 1, int(wanted))
