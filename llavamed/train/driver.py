@@ -6,7 +6,6 @@ one stopped. When nothing is left to do, Ray is not even started.
 
 import logging
 import os
-import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,7 +101,8 @@ def evaluate_stages(
 def ray_cluster(config: RunConfig) -> Iterator[None]:
     """Join the cluster this process belongs to, or start one here for as long as needed.
 
-    `RAY_ADDRESS`, which Ray sets for a submitted job, names the cluster.
+    `RAY_ADDRESS`, which Ray sets for a submitted job, names the cluster. One started here has token
+    authentication, which is Ray's default where RAY_AUTH_MODE is not set: then it makes the token.
 
     Raises:
         LlavaMedError: Ray does not answer or does not start.
@@ -114,9 +114,6 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS", "local")
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
     if address == "local":
-        if os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
-            # Ray makes no token where the mode is set, and this cluster is ours alone.
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         wanted = config.scaling.num_workers * config.scaling.resources_per_worker.get("CPU", 1)
         settings["num_cpus"] = max(os.cpu_count() or 1, int(wanted))
