@@ -217,8 +217,9 @@ def _train(
     assert result is not None, "the workers ended without an error and without an export"
     run.log_records(result["history"])  # whatever the workers could not tell before they ended
     run.log_loss_plot(result["history"])
-    for part, (trained, frozen) in result["parts"].items():
-        run.log_scores({f"parameters_trained.{part}": trained, f"parameters_frozen.{part}": frozen})
+    parts = result["parts"].items()
+    run.log_scores({f"parameters_trained.{part}": trained for part, (trained, _) in parts})
+    run.log_scores({f"parameters_frozen.{part}": frozen for part, (_, frozen) in parts})
     values = {key: float(result[key]) for key in ("loss_first", "loss_last", "seconds")}
     run.log_export(f"{config.name}-{name}", job.export, values)
     run.finish()

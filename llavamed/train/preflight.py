@@ -35,7 +35,7 @@ def check_stage(plan: StagePlan, job: StageJob, dataset: PreparedDataset) -> Non
     result = plan.result()
     if result is not None and result["fingerprint"] != job.fingerprint:
         raise ConfigError(
-            f"name={job.config.name}: stage {plan.stage.name} in {plan.export} was "
-            "trained with other "
-            "settings or data; use another name, or delete the stage's folder to train it again"
+            f"name={job.config.name}: stage {plan.stage.name} in {plan.export} was trained with "
+            "other settings or data; use another name, or delete the stage's folder to train it "
+            "again"
         )
