@@ -4,13 +4,16 @@ Reads the index of a dataset that is prepared, or else what the config declares 
 weights. Hours assume the model-FLOPs utilisation they are asked for.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from llavamed.config.datasets import Dataset
-from llavamed.config.schema import RunConfig, Stage
+from llavamed.config.datasets import Dataset, Declared
+from llavamed.config.schema import RunConfig
+from llavamed.config.stages import Stage
+from llavamed.data.mixture import Mixture
 from llavamed.data.prepared import PreparedDataset, open_prepared
 from llavamed.errors import ConfigError, StorageError
 from llavamed.model.flops import (
@@ -88,13 +91,15 @@ def _plan_stage(
             f"{workers} GPUs with micro_batch_size={stage.micro_batch_size}; use a number of GPUs "
             f"that divides {stage.num_lanes}"
         )
-    place = locate(config.datasets_directory) / stage.data
-    is_declared = not _is_prepared(place, config.data.datasets[stage.data])
-    load = (
-        _declared_load(config, stage, model)
-        if is_declared
-        else _measured_load(open_prepared(place), stage, config.seed)
-    )
+    places = {name: locate(config.datasets_directory) / name for name in stage.mixture}
+    there = [name for name in places if _is_prepared(places[name], config.data.datasets[name])]
+    prepared = {name: open_prepared(places[name]) for name in there}
+    is_declared = len(prepared) < len(places)
+    if is_declared:
+        load = _declared_load(config, stage, model, prepared)
+    else:
+        data = Mixture(tuple(prepared.values()), tuple(stage.mixture.values()))
+        load = _measured_load(data, stage, config.seed)
     gpu = find_accelerator(accelerator)
     parts = freeze(model, stage.trainable)
     flops = stage_flops(model, stage, load.work)
@@ -114,7 +119,7 @@ def _plan_stage(
         num_gpus=workers,
         gpu_memory=gpu.memory_bytes,
         mfu=mfu,
-        dataset=stage.data,
+        dataset=_name(stage.mixture),
         is_declared=is_declared,
         num_samples=load.num_samples,
         steps=load.steps,
@@ -125,6 +130,13 @@ def _plan_stage(
         memory=memory,
         flops=flops,
         hours=flops / (workers * gpu.flops_per_second * mfu) / 3600,
+    )
+
+
+def _name(mixture: dict[str, float]) -> str:
+    """`dialogues + 0.5 captions`."""
+    return " + ".join(
+        name if passes == 1 else f"{passes:g} {name}" for name, passes in mixture.items()
     )
 
 
@@ -147,56 +159,79 @@ class _Load:
     work: Workload
 
 
-def _measured_load(dataset: PreparedDataset, stage: Stage, seed: int) -> _Load:
-    order = order_of(stage, dataset, seed)
-    tokens = dataset.column("num_tokens")
+def _measured_load(data: Mixture, stage: Stage, seed: int) -> _Load:
+    order = order_of(stage, data, seed)
+    tokens = data.column("num_tokens")
     seen = np.concatenate([pack for k in range(order.num_steps) for pack in order.samples(k)])
     longest = stage.max_tokens if stage.packing else stage.micro_batch_size * int(tokens.max())
     return _Load(
-        num_samples=dataset.num_samples,
+        num_samples=data.num_samples,
         samples_seen=len(seen),
         steps=order.num_steps,
         tokens_per_pass=longest,
         work=Workload(
-            num_images=float(dataset.column("num_images")[seen].sum()),
+            num_images=float(data.column("num_images")[seen].sum()),
             num_tokens=float(tokens[seen].sum()),
-            num_supervised=float(dataset.column("num_supervised")[seen].sum()),
+            num_supervised=float(data.column("num_supervised")[seen].sum()),
             sum_squared_tokens=float((tokens[seen] ** 2).sum()),
         ),
     )
 
 
-def _declared_load(config: RunConfig, stage: Stage, model: Any) -> _Load:
-    declared = config.data.datasets[stage.data].declared
-    if declared is None:
-        raise ConfigError(
-            f"data.datasets.{stage.data}.declared=null: the dataset is neither prepared nor "
-            "declared; "
-            "run `llavamed prepare`, or declare num_samples, mean_text_tokens and "
-            "mean_supervised_tokens"
-        )
+def _declared_load(
+    config: RunConfig, stage: Stage, model: Any, prepared: dict[str, PreparedDataset]
+) -> _Load:
     vision = model.config.vision_config
     image_tokens = (vision.image_size // vision.patch_size) ** 2
-    length = image_tokens + declared.mean_text_tokens
+    shares = [
+        (_declared(config, name, prepared, image_tokens), passes)
+        for name, passes in stage.mixture.items()
+    ]
+    epoch = sum(declared.num_samples * passes for declared, passes in shares)
+
+    def mean(key: str) -> float:
+        """Over the samples of an epoch."""
+        total = sum(getattr(each, key) * each.num_samples * passes for each, passes in shares)
+        return total / epoch
+
+    length = image_tokens + mean("mean_text_tokens")
     rows = (
         stage.max_tokens / length if stage.packing else stage.micro_batch_size
     ) * stage.num_lanes
-    epochs = stage.num_train_epochs
-    steps = stage.max_steps or epochs * -(-declared.num_samples // rows)
-    seen = (
-        min(steps * rows, declared.num_samples * epochs)
-        if stage.max_steps is None
-        else steps * rows
-    )
+    steps = stage.max_steps or stage.num_train_epochs * math.ceil(epoch / rows)
+    seen = min(steps * rows, epoch * stage.num_train_epochs)
+    if stage.max_steps is not None:
+        seen = steps * rows
     return _Load(
-        num_samples=declared.num_samples,
+        num_samples=sum(declared.num_samples for declared, _ in shares),
         samples_seen=seen,
-        steps=int(steps),
+        steps=steps,
         tokens_per_pass=stage.max_tokens if stage.packing else stage.micro_batch_size * length,
         work=Workload(
             num_images=seen,
             num_tokens=seen * length,
-            num_supervised=seen * declared.mean_supervised_tokens,
+            num_supervised=seen * mean("mean_supervised_tokens"),
             sum_squared_tokens=seen * length**2,
         ),
     )
+
+
+def _declared(
+    config: RunConfig, name: str, prepared: dict[str, PreparedDataset], image_tokens: int
+) -> Declared:
+    """What is known of a dataset: counted when it is prepared, else declared."""
+    if name in prepared:
+        facts, num_samples = prepared[name].manifest, prepared[name].num_samples
+        return Declared(
+            num_samples=num_samples,
+            mean_text_tokens=max(1.0, facts["num_tokens"] / num_samples - image_tokens),
+            mean_supervised_tokens=facts["num_supervised"] / num_samples,
+        )
+    declared = config.data.datasets[name].declared
+    if declared is None:
+        raise ConfigError(
+            f"data.datasets.{name}.declared=null: the dataset is neither prepared nor declared; "
+            "run `llavamed prepare`, or declare num_samples, mean_text_tokens and "
+            "mean_supervised_tokens"
+        )
+    return declared

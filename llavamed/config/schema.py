@@ -9,9 +9,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from llavamed.config.datasets import Data, Fraction, Name, Section
-
-ModelPart = Literal["vision_tower", "projector", "language_model"]
+from llavamed.config.datasets import Data, Name, Section
+from llavamed.config.stages import Stage
 
 
 class Pretrained(Section):
@@ -70,99 +69,6 @@ class Model(Section):
             raise ValueError(
                 f"{absent}=null: a model is made of both vision_tower and language_model; set it, "
                 "or set weights to load a model whole"
-            )
-        return self
-
-
-class Optimizer(Section):
-    """AdamW."""
-
-    lr: Annotated[float, Field(gt=0)]
-    """Peak learning rate."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Decoupled weight decay of matrices; never of biases and norms."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """Decay of the first and second moment."""
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    """Added to the denominator."""
-
-
-class Schedule(Section):
-    """The learning rate over a stage."""
-
-    name: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape after the warm-up; cosine and linear end at 0."""
-    warmup_ratio: Fraction = 0.03
-    """Part of the steps in which the rate rises linearly from 0."""
-
-
-class Evaluation(Section):
-    """Answering test questions with the stage's model and by two controls that must do worse."""
-
-    data: str
-    """The dataset of questions."""
-    majority_from: str | None = None
-    """The dataset whose most frequent closed answer is the majority control; none: `data`."""
-    max_new_tokens: Annotated[int, Field(ge=1)] = 64
-    """Tokens an answer, greedily."""
-    batch_size: Annotated[int, Field(ge=1)] = 32
-    """Questions answered at once."""
-    num_cards: Annotated[int, Field(ge=0)] = 60
-    """Samples shown on the HTML page."""
-
-
-class Stage(Section):
-    """One stage of the curriculum: what trains, on what, for how long."""
-
-    name: Name
-    """Overrides refer to it: `stages.align.optimizer.lr=1e-3`."""
-    data: str
-    """The dataset it trains on."""
-    trainable: Annotated[tuple[ModelPart, ...], Field(min_length=1)]
-    """Parts of the model that learn; the others stay as they are, bit for bit."""
-    num_train_epochs: Annotated[int, Field(ge=1)] = 1
-    """Passes over the data."""
-    max_steps: Annotated[int, Field(ge=1)] | None = None
-    """Stop after so many optimizer steps, within the epochs or repeating them."""
-    packing: bool = True
-    """Join samples to packs of `max_tokens`, each attending only to itself; else pad samples."""
-    max_tokens: Annotated[int, Field(ge=16)] = 2048
-    """Tokens a pack."""
-    micro_batch_size: Annotated[int, Field(ge=1)] = 1
-    """Rows a worker sends through the model at once: samples, or with packing one pack."""
-    global_batch_size: Annotated[int, Field(ge=1)]
-    """Rows an optimizer step, over all workers: samples, or with packing packs."""
-    optimizer: Optimizer
-    """AdamW's settings."""
-    schedule: Schedule = Schedule()
-    """Learning-rate schedule."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Gradients are clipped to this norm."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
-    initial_weights: str | None = None
-    """An earlier stage, or path or hub name of a whole LLaVA; none: the stage before."""
-    evaluation: Evaluation | None = None
-    """How the stage's model is scored once it is trained."""
-
-    @property
-    def num_lanes(self) -> int:
-        """Forward passes an optimizer step, over all workers."""
-        return self.global_batch_size // self.micro_batch_size
-
-    @model_validator(mode="after")
-    def _batch_arithmetic(self) -> Self:
-        if self.packing and self.micro_batch_size != 1:
-            raise ValueError(
-                f"micro_batch_size={self.micro_batch_size}: with packing a forward pass takes one "
-                "pack; set it to 1 and raise max_tokens instead"
-            )
-        if self.global_batch_size % self.micro_batch_size:
-            lower = self.global_batch_size // self.micro_batch_size * self.micro_batch_size
-            raise ValueError(
-                f"global_batch_size={self.global_batch_size} is not a multiple of micro_batch_size="
-                f"{self.micro_batch_size}; use {lower or self.micro_batch_size} or "
-                f"{lower + self.micro_batch_size}"
             )
         return self
 
@@ -258,11 +164,12 @@ class RunConfig(Section):
                     f"stages.{stage.name}.initial_weights={stage.initial_weights}: is not an "
                     "earlier stage, so it has no weights yet; name an earlier one, or leave it out"
                 )
-            uses = {"data": stage.data}
+            uses = [("data", name) for name in stage.mixture]
             if stage.evaluation is not None:
-                uses["evaluation.data"] = stage.evaluation.data
-                uses["evaluation.majority_from"] = stage.evaluation.majority_from or stage.data
-            for key, name in uses.items():
+                uses.append(("evaluation.data", stage.evaluation.data))
+                majority_from = stage.evaluation.majority_from or stage.evaluation.data
+                uses.append(("evaluation.majority_from", majority_from))
+            for key, name in uses:
                 if name not in self.data.datasets:
                     raise ValueError(
                         f"stages.{stage.name}.{key}={name} is not in data.datasets; use one of: "

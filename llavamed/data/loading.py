@@ -19,8 +19,8 @@ import pyarrow as pa
 import torch
 
 from llavamed.data.images import Pixels, normalize, to_pixels
-from llavamed.data.order import Integers, StageOrder
-from llavamed.data.prepared import PreparedDataset
+from llavamed.data.mixture import Mixture
+from llavamed.data.order import EpochOrder, Integers, StageOrder
 from llavamed.data.sample import IGNORE_INDEX
 
 READ_AHEAD_STEPS = 4
@@ -63,10 +63,16 @@ _Tables = dict[int, Future[pa.Table]]
 
 
 @dataclass(frozen=True)
+class _Pack:
+    samples: Integers
+    visits: Integers  # for each sample, which visit reads its row group
+
+
+@dataclass(frozen=True)
 class _Step:
-    packs: list[Integers]  # one for each of the rank's lanes
-    tables: _Tables  # row groups being read or held, of the whole epoch
-    last_used: list[int]  # row groups that no later step of the epoch needs
+    packs: list[_Pack]  # one for each of the rank's lanes
+    tables: _Tables  # row groups being read or held, of the whole epoch, by visit
+    last_used: list[int]  # visits that no later step of the epoch needs
 
 
 class StageLoader:
@@ -74,21 +80,18 @@ class StageLoader:
 
     def __init__(
         self,
-        dataset: PreparedDataset,
+        data: Mixture,
         order: StageOrder,
         *,
         rank: int,
         world_size: int,
         packing: bool,
     ) -> None:
-        self.dataset = dataset
+        self.data = data
         self.order = order
         self.packing = packing
         self.lanes = range(rank, len(order.epochs[0].lanes), world_size)
-        self._rows = dataset.column("row")
-        first = np.unique(dataset.groups, return_index=True)[1]
-        self._shards = dataset.column("shard")[first]
-        self._row_groups = dataset.column("row_group")[first]
+        self._rows = data.column("row")
 
     def steps(self, start: int = 0) -> Iterator[list[Batch]]:
         """The batches of each step from `start` to the end, made ahead in a thread."""
@@ -103,40 +106,47 @@ class StageLoader:
                 ahead.extend(islice(coming, 1))
                 step = ahead.popleft()
                 yield [self._collate(pack, step.tables) for pack in step.packs]
-                for group in step.last_used:
-                    del step.tables[group]
+                for visit in step.last_used:
+                    del step.tables[visit]
         finally:
             readers.shutdown(cancel_futures=True)
 
     def _start_reads(self, start: int, readers: ThreadPoolExecutor) -> Iterator[_Step]:
         """The steps from `start`; a step's row groups are being read once it is taken."""
-        groups = self.dataset.groups
         while start < self.order.num_steps:
             place = self.order.position(start)
             epoch = self.order.epochs[place.epoch]
             stop = min(epoch.num_steps, place.step + self.order.num_steps - start)
             packs = [
-                [epoch.pack(lane, step) for lane in self.lanes] for step in range(place.step, stop)
+                [self._pack(epoch, lane, step) for lane in self.lanes]
+                for step in range(place.step, stop)
             ]
-            used = [np.unique(groups[np.concatenate(lanes)]).tolist() for lanes in packs]
-            last = {group: step for step, needed in enumerate(used) for group in needed}
+            used = [
+                np.unique(np.concatenate([p.visits for p in lanes])).tolist() for lanes in packs
+            ]
+            last = {visit: step for step, needed in enumerate(used) for visit in needed}
+            groups = dict(zip(epoch.visits, self.data.groups[epoch.samples], strict=True))
             tables: _Tables = {}
             for step, needed in enumerate(used):
-                for group in needed:
-                    if group not in tables:  # what was dropped is never needed again
-                        tables[group] = readers.submit(self._read, group)
-                yield _Step(packs[step], tables, [group for group in needed if last[group] == step])
+                for visit in needed:
+                    if visit not in tables:  # what was dropped is never needed again
+                        tables[visit] = readers.submit(self._read, int(groups[visit]))
+                yield _Step(packs[step], tables, [visit for visit in needed if last[visit] == step])
             start += len(packs)
 
-    def _read(self, group: int) -> pa.Table:
-        shard, row_group = int(self._shards[group]), int(self._row_groups[group])
-        return self.dataset.read_row_group(shard, row_group, _COLUMNS)
+    def _pack(self, epoch: EpochOrder, lane: int, step: int) -> _Pack:
+        places = epoch.places(lane, step)
+        return _Pack(epoch.samples[places], epoch.visits[places])
 
-    def _collate(self, pack: Integers, tables: _Tables) -> Batch:
-        groups = self.dataset.groups[pack].tolist()
+    def _read(self, group: int) -> pa.Table:
+        return self.data.read_group(group, _COLUMNS)
+
+    def _collate(self, pack: _Pack, tables: _Tables) -> Batch:
         samples = [
-            self._sample(tables[group].result(), row)
-            for group, row in zip(groups, self._rows[pack].tolist(), strict=True)
+            self._sample(tables[visit].result(), row)
+            for visit, row in zip(
+                pack.visits.tolist(), self._rows[pack.samples].tolist(), strict=True
+            )
         ]
         num_tokens = sum(len(sample.input_ids) for sample in samples)
         ids = tuple(sample.id for sample in samples)
@@ -144,7 +154,7 @@ class StageLoader:
             # Every rank must run the tower in every forward pass, or ZeRO-3 waits for ever.
             samples.append(self._blank())
         rows = [samples] if self.packing else [[sample] for sample in samples]
-        return collate(rows, self.dataset, sample_ids=ids, num_tokens=num_tokens)
+        return collate(rows, self.data, sample_ids=ids, num_tokens=num_tokens)
 
     def _sample(self, table: pa.Table, row: int) -> _Sample:
         labels = table.column("labels")[row].values.to_numpy().astype(np.int64)
@@ -156,17 +166,16 @@ class StageLoader:
         )
 
     def _pixels(self, image: pa.BinaryScalar) -> Pixels:
-        if self.dataset.manifest["store_images"] == "original":
-            return to_pixels(image.as_py(), self.dataset.images)
-        size = self.dataset.images.size
+        if self.data.keeps_originals:
+            return to_pixels(image.as_py(), self.data.images)
+        size = self.data.images.size
         return np.frombuffer(image.as_buffer(), dtype=np.uint8).reshape(size, size, 3)  # no copy
 
     def _blank(self) -> _Sample:
-        size, count = self.dataset.images.size, self.dataset.num_image_tokens
-        image_token = int(self.dataset.manifest["image_token_id"])
+        size, count = self.data.images.size, self.data.num_image_tokens
         return _Sample(
             id="",
-            input_ids=np.full(count, image_token),
+            input_ids=np.full(count, self.data.image_token_id),
             targets=np.full(count, IGNORE_INDEX),
             pixels=[np.zeros((size, size, 3), dtype=np.uint8)],
         )
@@ -174,14 +183,14 @@ class StageLoader:
 
 def collate(
     rows: Sequence[Sequence[_Sample]],
-    dataset: PreparedDataset,
+    data: Mixture,
     *,
     sample_ids: tuple[str, ...],
     num_tokens: int,
 ) -> Batch:
     """Join samples to rows, padded on the right to the longest, where no token attends to it."""
     length = max(sum(len(sample.input_ids) for sample in row) for row in rows)
-    input_ids = np.full((len(rows), length), int(dataset.manifest["pad_token_id"]), dtype=np.int64)
+    input_ids = np.full((len(rows), length), data.pad_token_id, dtype=np.int64)
     targets = np.full((len(rows), length), IGNORE_INDEX, dtype=np.int64)
     position_ids = np.zeros((len(rows), length), dtype=np.int64)
     for number, row in enumerate(rows):
@@ -198,7 +207,7 @@ def collate(
         input_ids=torch.from_numpy(input_ids),
         targets=torch.from_numpy(targets),
         position_ids=torch.from_numpy(position_ids),
-        pixel_values=torch.from_numpy(normalize(pixels, dataset.images)),
+        pixel_values=torch.from_numpy(normalize(pixels, data.images)),
         sample_ids=sample_ids,
         num_tokens=num_tokens,
     )

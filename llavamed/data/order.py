@@ -1,11 +1,12 @@
 """Which samples make which step: pure integers, known before training starts.
 
-A step is `num_lanes` packs. The seeded permutation of an epoch's row groups is cut into as many
-runs of equal weight, one a lane: the lanes end level, and only a row group on a cut is read twice.
-A lane shuffles within a window of its row groups and packs what it finds there. Step k takes the
-k-th pack of every lane, and a lane that ran out gives an empty one, so each sample is seen exactly
-once an epoch, the tail included. Rank r of R reads lanes r, r + R, ...: the samples of a step do
-not depend on the number of workers, and (epoch, step) is the whole position.
+An epoch reads row groups in a seeded order, the visits of several datasets spread evenly among each
+other. Their samples are cut into as many runs of equal weight as a step has packs, one a lane: the
+lanes end level, and only a row group on a cut is read twice. A lane shuffles within a window of its
+row groups and packs what it finds there. Step k takes the k-th pack of every lane, and a lane that
+ran out gives an empty one, so each sample is seen exactly as often as it should be, the tail
+included. Rank r of R reads lanes r, r + R, ...: the samples of a step do not depend on the number
+of workers, and (epoch, step) is the whole position.
 
 A sample weighs its tokens, or 1 when packing is off; a pack holds up to `capacity` of that.
 """
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,21 +31,38 @@ WINDOW_ROW_GROUPS = 8
 _EMPTY: Integers = np.empty(0, dtype=np.int64)
 
 
+class Share(NamedTuple):
+    """One dataset's part of the index."""
+
+    num_samples: int
+    passes: float = 1.0
+    """How often an epoch passes over it. Half a pass takes one half now and the other next time."""
+
+
 @dataclass(frozen=True)
 class EpochOrder:
-    """One epoch: for each lane its packs, each an array of positions in the index."""
+    """One epoch, as a list of samples and the places in it that make each pack."""
 
+    samples: Integers
+    """Positions in the index, in the order their row groups are read."""
+    visits: Integers
+    """For each of them the number of the visit to a row group that reads it."""
     lanes: tuple[tuple[Integers, ...], ...]
+    """For each lane its packs, each an array of places in `samples`."""
 
     @property
     def num_steps(self) -> int:
         """Optimizer steps in the epoch."""
         return max(len(packs) for packs in self.lanes)
 
-    def pack(self, lane: int, step: int) -> Integers:
-        """Samples of a lane at a step; empty when the lane ran out."""
+    def places(self, lane: int, step: int) -> Integers:
+        """Places in `samples` of a lane at a step; none when the lane ran out."""
         packs = self.lanes[lane]
         return packs[step] if step < len(packs) else _EMPTY
+
+    def pack(self, lane: int, step: int) -> Integers:
+        """Samples of a lane at a step; none when the lane ran out."""
+        return self.samples[self.places(lane, step)]
 
 
 @dataclass(frozen=True)
@@ -99,6 +118,7 @@ def order_stage(
     capacity: int,
     num_epochs: int,
     max_steps: int | None = None,
+    shares: Sequence[Share] | None = None,
 ) -> StageOrder:
     """Order all epochs of a stage; with `max_steps` epochs are cut, or repeated, to that number.
 
@@ -110,6 +130,7 @@ def order_stage(
         capacity: Weight a pack holds.
         num_epochs: Passes over the samples.
         max_steps: Exact number of optimizer steps, or none for whole epochs.
+        shares: The datasets that the index joins, in its order; by default one, passed over once.
 
     Raises:
         DataError: There are no samples, or one weighs more than a pack holds.
@@ -123,34 +144,90 @@ def order_stage(
             f"max_tokens={capacity}: {count} samples are longer, the longest has {longest} tokens; "
             f"raise max_tokens to {longest}, or prepare with a lower data.max_length"
         )
+    shares = shares or [Share(len(weights))]
     epochs: list[EpochOrder] = []
     steps = 0
     while len(epochs) < num_epochs if max_steps is None else steps < max_steps:
-        epoch = order_epoch(
-            groups, weights, seed=seed, epoch=len(epochs), num_lanes=num_lanes, capacity=capacity
+        samples, visits = _mix(groups, shares, seed=seed, epoch=len(epochs))
+        random = _generator(seed, len(epochs))
+        lanes = _pack_lanes(weights[samples], visits, num_lanes, capacity, random)
+        epochs.append(EpochOrder(samples, visits, lanes))
+        steps += epochs[-1].num_steps
+    if not steps:
+        passes = ", ".join(str(share.passes) for share in shares)
+        raise DataError(
+            f"data={passes}: {num_epochs} epochs of so few passes hold not one of "
+            f"{len(weights)} samples; raise the passes, or num_train_epochs"
         )
-        epochs.append(epoch)
-        steps += epoch.num_steps
     return StageOrder(tuple(epochs), steps if max_steps is None else max_steps)
 
 
-def order_epoch(
-    groups: Integers, weights: Integers, *, seed: int, epoch: int, num_lanes: int, capacity: int
-) -> EpochOrder:
-    """Order one epoch; see `order_stage` for the arguments."""
-    random = np.random.default_rng([seed, epoch])
-    members = np.split(
-        np.argsort(groups, kind="stable"), np.flatnonzero(np.diff(np.sort(groups))) + 1
-    )
-    shuffled = np.concatenate([members[i] for i in random.permutation(len(members))])
-    before = np.cumsum(weights[shuffled]) - weights[shuffled]
-    run = before * num_lanes // max(1, int(weights.sum()))
+def _generator(seed: int, *key: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
+def _mix(
+    groups: Integers, shares: Sequence[Share], *, seed: int, epoch: int
+) -> tuple[Integers, Integers]:
+    """An epoch's samples in reading order, and for each the number of its visit.
+
+    The visits of every dataset are spaced evenly over the epoch, so that each stretch of it holds
+    the datasets in their proportion.
+    """
+    samples, labels, times = [], [], []
+    first, num_visits = 0, 0
+    for number, share in enumerate(shares):
+        own = groups[first : first + share.num_samples]
+        chosen, visits = _stretch(own, share.passes, seed=seed, dataset=number, epoch=epoch)
+        count = int(visits.max(initial=-1)) + 1
+        phase = _generator(seed, epoch, number).random()
+        samples.append(chosen + first)
+        labels.append(visits + num_visits)
+        times.append((visits + phase) / max(1, count))
+        first, num_visits = first + share.num_samples, num_visits + count
+    by_time = np.argsort(np.concatenate(times), kind="stable")
+    in_turn = np.concatenate(labels)[by_time]
+    return np.concatenate(samples)[by_time], np.cumsum(np.diff(in_turn, prepend=in_turn[:1]) != 0)
+
+
+def _stretch(
+    groups: Integers, passes: float, *, seed: int, dataset: int, epoch: int
+) -> tuple[Integers, Integers]:
+    """What an epoch takes of a dataset: samples, and the visit to a row group that reads each.
+
+    Passes follow each other without end, each in an order of its own, and epoch after epoch takes
+    the next stretch of them: so over epochs no sample is ahead of another by more than one pass.
+    """
+    size = len(groups)
+    start, stop = (round(number * passes * size) for number in (epoch, epoch + 1))
+    by_group = np.argsort(groups, kind="stable")
+    members = np.split(by_group, np.flatnonzero(np.diff(groups[by_group])) + 1)
+    samples, visits = [_EMPTY], [_EMPTY]
+    for turn in range(start // size, -(-stop // size)):
+        order = _generator(seed, dataset, turn, 0).permutation(len(members))
+        part = slice(max(0, start - turn * size), stop - turn * size)
+        samples.append(np.concatenate([members[group] for group in order])[part])
+        lengths = [len(members[group]) for group in order]
+        visits.append(np.repeat(turn * len(members) + np.arange(len(members)), lengths)[part])
+    numbers = np.unique(np.concatenate(visits), return_inverse=True)[1]
+    return np.concatenate(samples), numbers.astype(np.int64)
+
+
+def _pack_lanes(
+    weights: Integers,
+    visits: Integers,
+    num_lanes: int,
+    capacity: int,
+    random: np.random.Generator,
+) -> tuple[tuple[Integers, ...], ...]:
+    """Cut an epoch's samples into lanes of equal weight, and pack each; gives places."""
+    run = (np.cumsum(weights) - weights) * num_lanes // max(1, int(weights.sum()))
+    runs = np.split(np.arange(len(weights)), np.searchsorted(run, np.arange(1, num_lanes)))
     lanes: list[tuple[Integers, ...]] = [()] * num_lanes
     for number, lane in enumerate(_lanes_side_by_side(num_lanes)):
-        samples = shuffled[run == number]
-        windows = _windows(samples, groups, first=1 + number % WINDOW_ROW_GROUPS)
+        windows = _windows(runs[number], visits, first=1 + number % WINDOW_ROW_GROUPS)
         lanes[lane] = tuple(_pack_lane(windows, weights, capacity, random))
-    return EpochOrder(tuple(lanes))
+    return tuple(lanes)
 
 
 def _lanes_side_by_side(num_lanes: int) -> list[int]:
@@ -170,13 +247,13 @@ def _lanes_side_by_side(num_lanes: int) -> list[int]:
     return [lane for part in parts for lane in part]
 
 
-def _windows(samples: Integers, groups: Integers, *, first: int) -> list[Integers]:
-    """A lane's samples, `WINDOW_ROW_GROUPS` row groups at a time, after `first` of them.
+def _windows(places: Integers, visits: Integers, *, first: int) -> list[Integers]:
+    """A lane's places, `WINDOW_ROW_GROUPS` visits at a time, after `first` of them.
 
     Lanes whose first windows differ do not all ask for their next window at the same step.
     """
-    starts = np.flatnonzero(np.diff(groups[samples], prepend=-1))
-    return np.split(samples, starts[first::WINDOW_ROW_GROUPS])
+    starts = np.flatnonzero(np.diff(visits[places], prepend=-1))
+    return np.split(places, starts[first::WINDOW_ROW_GROUPS])
 
 
 def _pack_lane(
@@ -186,8 +263,8 @@ def _pack_lane(
     packs: list[Integers] = []
     left_over = _EMPTY
     for window in windows:
-        samples = random.permutation(np.concatenate([left_over, window]))
-        filled = _best_fit(samples, weights, capacity)
+        places = random.permutation(np.concatenate([left_over, window]))
+        filled = _best_fit(places, weights, capacity)
         filled.sort(key=lambda pack: int(weights[pack].sum()))
         left_over = filled.pop(0) if filled else _EMPTY
         packs.extend(filled[i] for i in random.permutation(len(filled)))
@@ -196,20 +273,20 @@ def _pack_lane(
     return packs
 
 
-def _best_fit(samples: Integers, weights: Integers, capacity: int) -> list[Integers]:
+def _best_fit(places: Integers, weights: Integers, capacity: int) -> list[Integers]:
     """Best-fit decreasing: each sample, the heaviest first, into the fullest pack that holds it."""
-    heaviest_first = samples[np.argsort(-weights[samples], kind="stable")]
+    heaviest_first = places[np.argsort(-weights[places], kind="stable")]
     packs: list[list[int]] = []
     room: list[tuple[int, int]] = []  # sorted (room left, pack)
-    for sample, weight in zip(
+    for place, weight in zip(
         heaviest_first.tolist(), weights[heaviest_first].tolist(), strict=True
     ):
-        place = bisect.bisect_left(room, (weight, -1))
-        if place == len(room):
-            packs.append([sample])
+        fullest = bisect.bisect_left(room, (weight, -1))
+        if fullest == len(room):
+            packs.append([place])
             bisect.insort(room, (capacity - weight, len(packs) - 1))
         else:
-            left, pack = room.pop(place)
-            packs[pack].append(sample)
+            left, pack = room.pop(fullest)
+            packs[pack].append(place)
             bisect.insort(room, (left - weight, pack))
     return [np.array(pack, dtype=np.int64) for pack in packs]

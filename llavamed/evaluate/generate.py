@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 from transformers import LlavaForConditionalGeneration
 
-from llavamed.config.schema import Evaluation, RunConfig
+from llavamed.config.schema import RunConfig
+from llavamed.config.stages import Evaluation
 from llavamed.data.conversation import encode_prompt, get_template, stop_strings
 from llavamed.data.images import Pixels, normalize, to_pixels
 from llavamed.data.prepared import PreparedDataset

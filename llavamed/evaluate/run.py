@@ -5,7 +5,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from llavamed.config.schema import Evaluation, RunConfig
+from llavamed.config.schema import RunConfig
+from llavamed.config.stages import Evaluation
 from llavamed.data.prepared import PreparedDataset, shard_name
 from llavamed.evaluate.generate import generate
 from llavamed.evaluate.report import Heading, render_page, render_results

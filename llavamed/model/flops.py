@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llavamed.config.schema import Engine, ModelPart, Stage
+from llavamed.config.schema import Engine
+from llavamed.config.stages import ModelPart, Stage
 from llavamed.model.freeze import PartCount, part_of
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from llavamed.config.schema import ModelPart
+from llavamed.config.stages import ModelPart
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from llavamed.config.schema import RunConfig, Stage
+from llavamed.config.schema import RunConfig
+from llavamed.config.stages import Stage
+from llavamed.data.mixture import Mixture
+from llavamed.data.prepared import PreparedDataset
 from llavamed.errors import ConfigError
 from llavamed.model.export import read_manifest
 from llavamed.storage import Location, locate
@@ -17,6 +20,18 @@ class StagePlan:
     initial_weights: str | None
     """Export or hub name to start from; none: the model the config describes."""
     folder: Location
+
+    @property
+    def datasets(self) -> list[str]:
+        """Names of the datasets it trains on and is scored with."""
+        settings = self.stage.evaluation
+        scored = [settings.data, settings.majority_from or settings.data] if settings else []
+        return [*self.stage.mixture, *scored]
+
+    def data(self, prepared: dict[str, PreparedDataset]) -> Mixture:
+        """What it trains on."""
+        shares = self.stage.mixture
+        return Mixture(tuple(prepared[name] for name in shares), tuple(shares.values()))
 
     @property
     def export(self) -> Location:

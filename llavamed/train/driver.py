@@ -139,7 +139,7 @@ def _run(
     datasets = prepare(config, _datasets_of(plans), progress.prepared)
     jobs = _jobs(config, plans, datasets)
     for plan, job in zip(plans, jobs, strict=True):  # all, before the first starts to train
-        check_stage(plan, job, datasets[plan.stage.data])
+        check_stage(plan, job, plan.data(datasets))
     stages, evaluations = [], []
     for plan, job in zip(plans, jobs, strict=True):
         result = plan.result() or _train(config, plan, job, datasets, tracker, progress)
@@ -159,12 +159,7 @@ def _run(
 
 
 def _datasets_of(plans: list[StagePlan]) -> list[str]:
-    names = []
-    for plan in plans:
-        names.append(plan.stage.data)
-        if (settings := plan.stage.evaluation) is not None:
-            names += [settings.data, settings.majority_from or settings.data]
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(name for plan in plans for name in plan.datasets))
 
 
 def _jobs(
@@ -172,12 +167,12 @@ def _jobs(
 ) -> list[StageJob]:
     jobs: dict[str, StageJob] = {}
     for plan in plans:
-        dataset, start = datasets[plan.stage.data], plan.initial_weights
+        start, trained_on = plan.initial_weights, plan.data(datasets).datasets
         jobs[str(plan.export)] = StageJob(
             config=config,
             stage=plan.stage,
-            dataset=str(dataset.location),
-            dataset_fingerprint=dataset.manifest["fingerprint"],
+            datasets=tuple(str(dataset.location) for dataset in trained_on),
+            dataset_fingerprints=tuple(dataset.manifest["fingerprint"] for dataset in trained_on),
             processor=str(locate(config.datasets_directory) / PROCESSOR),
             initial_weights=start,
             initial_fingerprint=jobs[start].fingerprint if start in jobs else start,
@@ -196,10 +191,11 @@ def _train(
     progress: Progress,
 ) -> dict[str, Any]:
     """Train one stage and track it; gives the export's manifest."""
-    dataset, name = datasets[plan.stage.data], plan.stage.name
+    data, name = plan.data(datasets), plan.stage.name
     run = tracker.start(name, _stage_settings(config, plan))
-    run.log_dataset(dataset, "training")
-    progress.stage_started(name, order_of(plan.stage, dataset, config.seed).num_steps)
+    for dataset in data.datasets:
+        run.log_dataset(dataset, "training")
+    progress.stage_started(name, order_of(plan.stage, data, config.seed).num_steps)
 
     def on_records(records: list[Record]) -> None:
         progress.trained(records)

@@ -19,7 +19,7 @@ import deepspeed
 import deepspeed.ops
 
 from llavamed.config.schema import Engine as EngineConfig
-from llavamed.config.schema import Optimizer, Stage
+from llavamed.config.stages import Optimizer, Stage
 from llavamed.errors import CheckpointError, ConfigError
 
 # Its shared-memory collectives for CPUs would be compiled for minutes at first use.

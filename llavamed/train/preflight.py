@@ -1,7 +1,7 @@
 """What would stop a run, found before any GPU waits for it."""
 
 from llavamed.config.schema import RunConfig
-from llavamed.data.prepared import PreparedDataset
+from llavamed.data.mixture import Mixture
 from llavamed.errors import ConfigError
 from llavamed.model.export import read_manifest
 from llavamed.model.processor import check_source, part_config
@@ -23,15 +23,15 @@ def check_weights(config: RunConfig, plans: list[StagePlan]) -> None:
             check_source(start, f"stages.{plan.stage.name}.initial_weights")
 
 
-def check_stage(plan: StagePlan, job: StageJob, dataset: PreparedDataset) -> None:
+def check_stage(plan: StagePlan, job: StageJob, data: Mixture) -> None:
     """Find out whether a stage's data is there and fits its packs, and whose export is there.
 
     Raises:
         DataError: A shard is missing, or a sample is longer than a pack.
         ConfigError: The stage is finished, but with other settings.
     """
-    dataset.check_shards()
-    order_of(plan.stage, dataset, job.config.seed)
+    data.check_shards()
+    order_of(plan.stage, data, job.config.seed)
     result = plan.result()
     if result is not None and result["fingerprint"] != job.fingerprint:
         raise ConfigError(

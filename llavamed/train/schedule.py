@@ -2,7 +2,7 @@
 
 import math
 
-from llavamed.config.schema import Schedule
+from llavamed.config.stages import Schedule
 
 
 def learning_rate(schedule: Schedule, peak: float, *, step: int, num_steps: int) -> float:

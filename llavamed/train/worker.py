@@ -13,10 +13,12 @@ import torch
 import torch.distributed as dist
 
 from llavamed.config.load import fingerprint
-from llavamed.config.schema import RunConfig, Stage
+from llavamed.config.schema import RunConfig
+from llavamed.config.stages import Stage
 from llavamed.data.loading import Batch, StageLoader
+from llavamed.data.mixture import Mixture
 from llavamed.data.order import StageOrder, order_stage
-from llavamed.data.prepared import PreparedDataset, open_prepared
+from llavamed.data.prepared import open_prepared
 from llavamed.errors import TrainingError
 from llavamed.model.export import fetch_export, write_export
 from llavamed.model.freeze import freeze
@@ -35,8 +37,8 @@ class StageJob:
 
     config: RunConfig
     stage: Stage
-    dataset: str
-    dataset_fingerprint: str
+    datasets: tuple[str, ...]  # in the order of the stage's mixture
+    dataset_fingerprints: tuple[str, ...]
     processor: str
     initial_weights: str | None  # an export or hub name; none: the model the config describes
     initial_fingerprint: str | None  # of the stage that exported them, or their name
@@ -52,23 +54,24 @@ class StageJob:
                 "model": self.config.model.model_dump(mode="json"),
                 "engine": self.config.engine.model_dump(mode="json"),
                 "seed": self.config.seed,
-                "dataset": self.dataset_fingerprint,
+                "datasets": self.dataset_fingerprints,
                 "initial_weights": self.initial_fingerprint,
             }
         )
 
 
-def order_of(stage: Stage, dataset: PreparedDataset, seed: int) -> StageOrder:
+def order_of(stage: Stage, data: Mixture, seed: int) -> StageOrder:
     """The order of a stage's samples. Raises: DataError, when a sample is longer than a pack."""
-    tokens = dataset.column("num_tokens")
+    tokens = data.column("num_tokens")
     return order_stage(
-        dataset.groups,
+        data.groups,
         tokens if stage.packing else np.ones_like(tokens),
         seed=seed,
         num_lanes=stage.num_lanes,
         capacity=stage.max_tokens if stage.packing else stage.micro_batch_size,
         num_epochs=stage.num_train_epochs,
         max_steps=stage.max_steps,
+        shares=data.shares,
     )
 
 
@@ -80,7 +83,8 @@ def train_stage(job: StageJob, context: Context) -> None:
     """
     started = time.monotonic()
     torch.manual_seed(job.config.seed)
-    dataset = open_prepared(locate(job.dataset))
+    datasets = tuple(open_prepared(locate(place)) for place in job.datasets)
+    data = Mixture(datasets, tuple(job.stage.mixture.values()))
     with tempfile.TemporaryDirectory() as scratch:
         processor = load_processor(locate(job.processor).download(Path(scratch) / "processor"))
         model = _initial_model(job, processor, Path(scratch))
@@ -95,10 +99,10 @@ def train_stage(job: StageJob, context: Context) -> None:
     )
     history, seconds_before = _resume(job, engine, context)
     started -= seconds_before
-    _train_steps(job, context, engine, dataset, history, started)
+    _train_steps(job, context, engine, data, history, started)
     weights = engine.weights()
     if context.rank == 0:
-        facts = _facts(job, dataset, history, seconds=time.monotonic() - started)
+        facts = _facts(job, history, seconds=time.monotonic() - started)
         facts["parts"] = {count.part: [count.num_trained, count.num_frozen] for count in counts}
         write_export(locate(job.export), model, weights, processor, facts)
     dist.barrier()
@@ -109,17 +113,17 @@ def _train_steps(
     job: StageJob,
     context: Context,
     engine: Engine,
-    dataset: PreparedDataset,
+    data: Mixture,
     history: list[Record],
     started: float,
 ) -> None:
     """Take the steps that `history` does not hold yet, and add a record of each to it."""
     stage, num_reported = job.stage, len(history)
-    order = order_of(stage, dataset, job.config.seed)
-    num_supervised = order.sums(dataset.column("num_supervised")).tolist()
-    num_tokens = order.sums(dataset.column("num_tokens")).tolist()
+    order = order_of(stage, data, job.config.seed)
+    num_supervised = order.sums(data.column("num_supervised")).tolist()
+    num_tokens = order.sums(data.column("num_tokens")).tolist()
     loader = StageLoader(
-        dataset, order, rank=context.rank, world_size=context.world_size, packing=stage.packing
+        data, order, rank=context.rank, world_size=context.world_size, packing=stage.packing
     )
     step_started = time.monotonic()
     for step, batches in enumerate(loader.steps(start=len(history)), start=len(history)):
@@ -223,15 +227,13 @@ def _ids(batches: list[Batch]) -> list[str]:
     return [sample for batch in batches for sample in batch.sample_ids]
 
 
-def _facts(
-    job: StageJob, dataset: PreparedDataset, history: list[Record], seconds: float
-) -> dict[str, Any]:
+def _facts(job: StageJob, history: list[Record], seconds: float) -> dict[str, Any]:
     """What the export tells of how it came about; `summary.json` repeats part of it."""
     late = history[len(history) // 10 :]  # the first steps warm up
     return {
         "stage": job.stage.name,
         "fingerprint": job.fingerprint,
-        "dataset": {"name": dataset.name, "fingerprint": dataset.manifest["fingerprint"]},
+        "datasets": dict(zip(job.stage.mixture, job.dataset_fingerprints, strict=True)),
         "template": job.config.model.template,
         "steps": len(history),
         "num_tokens": sum(record["num_tokens"] for record in history),

@@ -11,6 +11,7 @@ from PIL import Image
 
 from llavamed.data.images import ImageSettings
 from llavamed.data.loading import StageLoader
+from llavamed.data.mixture import Mixture
 from llavamed.data.order import StageOrder, order_stage
 from llavamed.data.prepared import INDEX, SCHEMA_VERSION, PreparedDataset, open_prepared, shard_name
 from llavamed.data.sample import IGNORE_INDEX, INDEX_SCHEMA, SHARD_SCHEMA
@@ -43,7 +44,9 @@ class Prepared:
     def loader(
         self, order: StageOrder, *, rank: int = 0, world_size: int = 1, packing: bool = True
     ) -> StageLoader:
-        return StageLoader(self.dataset, order, rank=rank, world_size=world_size, packing=packing)
+        return StageLoader(
+            Mixture((self.dataset,)), order, rank=rank, world_size=world_size, packing=packing
+        )
 
 
 def make_row(random: np.random.Generator, number: int, num_images: int) -> dict[str, Any]:

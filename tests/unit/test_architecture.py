@@ -44,6 +44,7 @@ LIGHT = {
     "data/sample.py": {"torch", "ray", "transformers"},
     "data/images.py": {"torch", "ray", "transformers"},
     "data/order.py": {"torch", "ray", "transformers", "pyarrow"},
+    "data/mixture.py": {"torch", "ray", "transformers"},
     "data/prepared.py": {"torch", "ray", "transformers"},
     "data/sources/": {"torch", "ray", "transformers"},
 }

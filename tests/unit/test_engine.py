@@ -12,7 +12,8 @@ import torch
 from training_setup import assert_same_weights, processor_of, small_config, step_batches
 
 from llavamed.config.schema import Engine as EngineConfig
-from llavamed.config.schema import RunConfig, Stage
+from llavamed.config.schema import RunConfig
+from llavamed.config.stages import Stage
 from llavamed.data.loading import Batch
 from llavamed.data.sample import IGNORE_INDEX
 from llavamed.errors import CheckpointError, ConfigError

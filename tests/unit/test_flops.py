@@ -6,7 +6,8 @@ from small_datasets import IMAGE_TOKEN
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from llavamed.config.schema import Engine, ModelPart, Stage
+from llavamed.config.schema import Engine
+from llavamed.config.stages import ModelPart, Stage
 from llavamed.data.loading import Batch
 from llavamed.data.sample import IGNORE_INDEX
 from llavamed.model.flops import Workload, stage_flops, stage_memory

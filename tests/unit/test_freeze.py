@@ -7,7 +7,8 @@ import pytest
 import torch
 from training_setup import processor_of, small_config, step_batches
 
-from llavamed.config.schema import ModelPart, RunConfig
+from llavamed.config.schema import RunConfig
+from llavamed.config.stages import ModelPart
 from llavamed.model.freeze import freeze, part_of
 from llavamed.model.llava import build_model, shape_on_meta, supervised_loss
 

@@ -14,7 +14,7 @@ from training_setup import assert_same_weights, processor_of, small_config
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from llavamed.config.schema import RunConfig
-from llavamed.data.loading import Batch, StageLoader
+from llavamed.data.loading import Batch
 from llavamed.data.order import order_stage
 from llavamed.data.sample import IGNORE_INDEX
 from llavamed.errors import ConfigError
@@ -51,7 +51,7 @@ def batches(samples: Prepared, *, packing: bool, capacity: int) -> Iterator[Batc
         capacity=capacity,
         num_epochs=1,
     )
-    loader = StageLoader(samples.dataset, order, rank=0, world_size=1, packing=packing)
+    loader = samples.loader(order, packing=packing)
     for step in loader.steps():
         yield from step
 
@@ -123,7 +123,7 @@ def test_an_empty_pack_costs_nothing_and_moves_nothing(model: nn.Module, samples
         capacity=8,
         num_epochs=1,
     )
-    loader = StageLoader(samples.dataset, order, rank=0, world_size=1, packing=True)
+    loader = samples.loader(order)
     empty = next(batch for batch in next(loader.steps()) if not batch.sample_ids)
     loss, gradient, _ = loss_and_gradient(model, iter([empty]))
     assert loss == 0.0

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
+from training_setup import make_job, mixture
 
 from llavamed.config.schema import RunConfig
 from llavamed.errors import ConfigError, DataError
 from llavamed.train.curriculum import find_stage, plan_curriculum
 from llavamed.train.preflight import check_stage, check_weights
 from llavamed.train.worker import StageJob
-from tests.unit.training_setup import make_job, prepared
 
 
 def stored_in(config: RunConfig, folder: Path) -> RunConfig:
@@ -17,7 +17,7 @@ def stored_in(config: RunConfig, folder: Path) -> RunConfig:
 
 
 def check(config: RunConfig, job: StageJob) -> None:
-    check_stage(plan_curriculum(config)[0], job, prepared(config, job.stage.data))
+    check_stage(plan_curriculum(config)[0], job, mixture(config))
 
 
 def test_weights_that_cannot_be_had(tiny_config: RunConfig) -> None:
@@ -40,7 +40,7 @@ def test_a_missing_shard(tiny_config: RunConfig, tmp_path: Path) -> None:
     config = stored_in(tiny_config, tmp_path)
     job = make_job(config)
     check(config, job)
-    (Path(job.dataset) / "shards" / "000000.parquet").unlink()
+    (Path(job.datasets[0]) / "shards" / "000000.parquet").unlink()
     with pytest.raises(DataError, match=r"1 of \d+ shards are missing, the first is shards/000000"):
         check(config, job)
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import get_scheduler
 
-from llavamed.config.schema import Schedule
+from llavamed.config.stages import Schedule
 from llavamed.train.schedule import learning_rate
 
 PEAK = 3e-4

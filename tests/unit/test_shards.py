@@ -10,6 +10,7 @@ from PIL import Image
 from llavamed.config.load import parse_config
 from llavamed.data.images import to_pixels
 from llavamed.data.loading import StageLoader
+from llavamed.data.mixture import Mixture
 from llavamed.data.order import EpochOrder, StageOrder
 from llavamed.data.prepared import INDEX, PreparedDataset, shard_name
 from llavamed.data.sample import IGNORE_INDEX, INDEX_SCHEMA, QUARANTINE_SCHEMA, SHARD_SCHEMA
@@ -229,11 +230,11 @@ def load(place, report, processor, store_images):
         "pad_token_id": processor.tokenizer.pad_token_id,
         "num_samples": report.index.num_rows,
     }
-    packs = tuple(np.array([number]) for number in range(report.index.num_rows))
-    order = StageOrder((EpochOrder((packs,)),), len(packs))
-    loader = StageLoader(
-        PreparedDataset(place, manifest), order, rank=0, world_size=1, packing=True
-    )
+    data = Mixture((PreparedDataset(place, manifest),))
+    places = np.arange(report.index.num_rows)
+    epoch = EpochOrder(places, data.groups, (tuple(places[:, None]),))
+    order = StageOrder((epoch,), epoch.num_steps)
+    loader = StageLoader(data, order, rank=0, world_size=1, packing=True)
     return [batch for step in loader.steps() for batch in step]
 
 

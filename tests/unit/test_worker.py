@@ -12,6 +12,7 @@ from training_setup import (
     assert_same_weights,
     exported_weights,
     make_job,
+    mixture,
     prepared,
     processor_of,
     run_stage,
@@ -47,7 +48,7 @@ def test_a_stage_learns_and_tells_of_every_step(
     trained: Outcome,
 ) -> None:
     job, manifest, reported = trained
-    order = order_of(job.stage, prepared(job.config), job.config.seed)
+    order = order_of(job.stage, mixture(job.config), job.config.seed)
     assert manifest["history"] == reported
     assert [record["step"] for record in reported] == list(range(1, LAST_STEP + 1))
     assert reported[-1]["loss"] < reported[0]["loss"] - 0.3
@@ -71,7 +72,7 @@ def test_an_export_tells_how_it_came_about(
     assert manifest["stage"] == "align"
     assert manifest["fingerprint"] == job.fingerprint
     assert manifest["steps"] == LAST_STEP
-    assert manifest["dataset"]["name"] == "captions"
+    assert list(manifest["datasets"]) == ["captions"]
     assert manifest["num_tokens"] == sum(record["num_tokens"] for record in reported)
     assert (manifest["loss_first"], manifest["loss_last"]) == (
         reported[0]["loss"],
@@ -115,7 +116,7 @@ def test_the_next_stage_starts_from_the_export(
     assert job.initial_weights == trained[0].export
     manifest = run_stage(job)
     assert manifest["history"][0]["learning_rate"] == 0.0
-    assert manifest["dataset"]["name"] == "dialogues"
+    assert list(manifest["datasets"]) == ["dialogues"]
     assert_same_weights(exported_weights(job), exported_weights(trained[0]))
 
 

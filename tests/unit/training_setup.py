@@ -11,6 +11,7 @@ from transformers import LlavaProcessor
 from llavamed.config.load import dump_config, load_config
 from llavamed.config.schema import RunConfig
 from llavamed.data.loading import Batch, StageLoader
+from llavamed.data.mixture import Mixture
 from llavamed.data.prepare import PROCESSOR, describe, ensure_processor, list_chunks, publish
 from llavamed.data.prepared import PreparedDataset, open_prepared
 from llavamed.data.shards import ShardWriter
@@ -61,12 +62,12 @@ def processor_of(config: RunConfig) -> LlavaProcessor:
 def make_job(config: RunConfig, stage: int = 0) -> StageJob:
     """What a worker of a stage would be told."""
     plan = plan_curriculum(config)[stage]
-    dataset = prepared(config, plan.stage.data)
+    datasets = [prepared(config, name) for name in plan.stage.mixture]
     return StageJob(
         config=config,
         stage=plan.stage,
-        dataset=str(dataset.location),
-        dataset_fingerprint=dataset.manifest["fingerprint"],
+        datasets=tuple(str(dataset.location) for dataset in datasets),
+        dataset_fingerprints=tuple(dataset.manifest["fingerprint"] for dataset in datasets),
         processor=str(locate(config.datasets_directory) / PROCESSOR),
         initial_weights=plan.initial_weights,
         initial_fingerprint=plan.initial_weights,
@@ -95,10 +96,16 @@ def assert_same_weights(
         torch.testing.assert_close(weight, others[name], rtol=0.0, atol=atol, msg=name)
 
 
+def mixture(config: RunConfig, stage: int = 0) -> Mixture:
+    """What a stage trains on."""
+    shares = config.stages[stage].mixture
+    return Mixture(tuple(prepared(config, name) for name in shares), tuple(shares.values()))
+
+
 def step_batches(config: RunConfig, stage: int = 0) -> list[list[Batch]]:
     """The batches of every step of a stage, for one worker."""
     settings = config.stages[stage]
-    dataset = prepared(config, settings.data)
-    order = order_of(settings, dataset, config.seed)
-    loader = StageLoader(dataset, order, rank=0, world_size=1, packing=settings.packing)
+    data = mixture(config, stage)
+    order = order_of(settings, data, config.seed)
+    loader = StageLoader(data, order, rank=0, world_size=1, packing=settings.packing)
     return list(loader.steps())
