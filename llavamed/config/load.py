@@ -23,8 +23,8 @@ _RULES = {
     "model_type": "must be a mapping",
     "model_attributes_type": "must be a mapping",
     "tuple_type": "must be a list",
-    "string_pattern_mismatch": "must be of a-z, 0-9, '.', '_' and '-', begin and end with a letter "
-    "or digit, and have at most 63 characters",
+    "string_pattern_mismatch": "must be of a-z, 0-9, '_' and '-' (a run's name also of '.'), begin "
+    "and end with a letter or digit, and have at most 63 characters",
     "union_tag_not_found": "must be set",
 }
 """Rules that pydantic words for programmers, by its names of them."""

@@ -6,10 +6,11 @@ Ray's in `scaling`, DeepSpeed's in `engine`, Hugging Face's in `model.*.config`.
 """
 
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from llavamed.config.datasets import Data, Name, Section
+from llavamed.config.datasets import Data, Section
 from llavamed.config.stages import Stage
 
 
@@ -118,11 +119,20 @@ class Tracking(Section):
     log_every_steps: Annotated[int, Field(ge=1)] = 10
     """Steps between two reports; each still holds every step's metrics."""
 
+    @model_validator(mode="after")
+    def _holds_no_password(self) -> Self:
+        if urlsplit(self.uri or "").password is not None:
+            raise ValueError(
+                "uri: holds a password, and a config is shown and stored; remove it and set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
+            )
+        return self
+
 
 class RunConfig(Section):
     """A whole run."""
 
-    name: Name
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$")]
     """Names the run and its folder below `storage`; the same name resumes the same run."""
     storage: Annotated[str, Field(min_length=1)]
     """URI of the folder for runs: a path all workers share, or an object store."""

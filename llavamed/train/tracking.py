@@ -71,40 +71,49 @@ def readable_errors(uri: str) -> Iterator[None]:
         ) from error
 
 
+class _Client:
+    """MLflow's client, each of whose methods raises TrackingError when the server refuses."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        with readable_errors(uri):
+            self._client = MlflowClient(uri)
+
+    def __getattr__(self, name: str) -> Any:
+        return readable_errors(self._uri)(getattr(self._client, name))
+
+
 class Tracker:
     """The runs of one curriculum. Every method raises TrackingError when the server refuses."""
 
     def __init__(self, config: RunConfig) -> None:
         self.uri = tracking_uri(config)
         self._config = config
+        self._key = str(locate(config.directory))
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-        with readable_errors(self.uri):
-            self._client = MlflowClient(self.uri)
-            self._experiment = self._open_experiment()
-            self._parent = self._open_run(config.directory, config.name, {})
-            self._client.log_text(self._parent, dump_config(config), "config.yaml")
-            self._log_params(self._parent, {"name": config.name, "seed": config.seed})
+        self._client = _Client(self.uri)
+        self._experiment = self._open_experiment()
+        self._parent = self._open_run(self._key, config.name, {})
+        self._client.log_text(self._parent, dump_config(config), "config.yaml")
+        self._log_params(self._parent, {"name": config.name, "seed": config.seed})
 
     def start(self, name: str, params: dict[str, Any]) -> "TrackedRun":
         """The child run of a stage or of the evaluation; opened again when it exists."""
-        key = f"{self._config.directory}/{name}"
-        with readable_errors(self.uri):
-            run_id = self._open_run(key, name, {_PARENT: self._parent})
-            self._log_params(run_id, params)
-            return TrackedRun(self._client, self._experiment, run_id)
+        run_id = self._open_run(f"{self._key}/{name}", name, {_PARENT: self._parent})
+        self._log_params(run_id, params)
+        return TrackedRun(self._client, self._experiment, run_id)
 
     def finish(self, scores: dict[str, float]) -> None:
         """Close the parent run with the scores of the evaluation."""
         now = int(time.time() * 1000)
         metrics = [Metric(key, value, now, 0) for key, value in scores.items()]
-        with readable_errors(self.uri):
-            self._client.log_batch(self._parent, metrics)
-            self._client.set_terminated(self._parent, "FINISHED")
+        self._client.log_batch(self._parent, metrics)
+        self._client.set_terminated(self._parent, "FINISHED")
 
     def fail(self, message: str) -> None:
         """Close the parent run as failed, if the server still answers."""
-        with suppress(MlflowException, OSError):
+        with suppress(TrackingError):
             self._client.set_tag(self._parent, "llavamed.error", message)
             self._client.set_terminated(self._parent, "FAILED")
 
@@ -135,9 +144,9 @@ class Tracker:
 
 
 class TrackedRun:
-    """One child run."""
+    """One child run. Every method raises TrackingError when the server refuses."""
 
-    def __init__(self, client: MlflowClient, experiment: str, run_id: str) -> None:
+    def __init__(self, client: _Client, experiment: str, run_id: str) -> None:
         self._client = client
         self._experiment = experiment
         self.run_id = run_id
@@ -168,9 +177,8 @@ class TrackedRun:
             for key, value in record.items()
             if key != "step"
         ]
-        with readable_errors(str(self._client.tracking_uri)):
-            for start in range(0, len(metrics), 1000):  # the most a request may hold
-                self._client.log_batch(self.run_id, metrics[start : start + 1000])
+        for start in range(0, len(metrics), 1000):  # the most a request may hold
+            self._client.log_batch(self.run_id, metrics[start : start + 1000])
         self._last_step = max([self._last_step, *(int(record["step"]) for record in new)])
 
     def log_scores(self, scores: dict[str, float]) -> None:
@@ -222,5 +230,5 @@ class TrackedRun:
 
     def fail(self) -> None:
         """Close the run as failed, if the server still answers."""
-        with suppress(MlflowException, OSError):
+        with suppress(TrackingError):
             self._client.set_terminated(self.run_id, "FAILED")

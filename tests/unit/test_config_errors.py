@@ -45,13 +45,23 @@ MISTAKES = {
     ),
     "name with a capital": (
         "name=Demo",
-        "name=\"Demo\": must be of a-z, 0-9, '.', '_' and '-', begin and end with a letter or "
-        "digit, and have at most 63 characters; correct it",
+        "name=\"Demo\": must be of a-z, 0-9, '_' and '-' (a run's name also of '.'), begin and "
+        "end with a letter or digit, and have at most 63 characters; correct it",
     ),
     "dataset's name with a space": (
         "data.datasets.my set={read: {source: vqa_rad, path: a}}",
-        "data.datasets.my set: must be of a-z, 0-9, '.', '_' and '-', begin and end with a letter "
-        "or digit, and have at most 63 characters; correct it",
+        "data.datasets.my set: must be of a-z, 0-9, '_' and '-' (a run's name also of '.'), begin "
+        "and end with a letter or digit, and have at most 63 characters; correct it",
+    ),
+    "stage's name with a dot, which overrides could not spell": (
+        "stages.align.name=align.1",
+        "stages.align.1.name=\"align.1\": must be of a-z, 0-9, '_' and '-' (a run's name also of "
+        "'.'), begin and end with a letter or digit, and have at most 63 characters; correct it",
+    ),
+    "password in the server's address": (
+        "tracking.uri=http://me:secret@mlflow:5000",
+        "tracking.uri: holds a password, and a config is shown and stored; remove it and set "
+        "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment",
     ),
     "word for a number": (
         "stages.align.optimizer.lr=fast",

@@ -17,24 +17,18 @@ from llavamed.model.llava import supervised_loss
 LENGTH, NUM_SUPERVISED, IMAGE_TOKENS = 96, 40, 16
 
 
+def shape(hidden_size: int, intermediate_size: int, num_hidden_layers: int) -> dict[str, int]:
+    return locals()
+
+
 @pytest.fixture(scope="module")
 def model() -> LlavaForConditionalGeneration:
     """A LLaVA whose matrices cost much more than its attention and its edges, as a real one's."""
     vision = CLIPVisionConfig(
-        hidden_size=96,
-        intermediate_size=384,
-        num_hidden_layers=12,
-        num_attention_heads=4,
-        image_size=32,
-        patch_size=8,
+        **shape(96, 384, 12), num_attention_heads=4, image_size=32, patch_size=8
     )
     text = LlamaConfig(
-        hidden_size=128,
-        intermediate_size=352,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=512,
+        **shape(128, 352, 6), num_attention_heads=4, num_key_value_heads=2, vocab_size=512
     )
     config = LlavaConfig(
         vision_config=vision,

@@ -64,6 +64,32 @@ def test_the_environment_names_the_server(
     assert tracking_uri(own) == "http://other:5000"
 
 
+def test_runs_of_two_folders_of_one_name_are_apart(
+    tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one server, also where both configs say `storage: runs`."""
+    keys = []
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        config = in_folder(tiny_config, "runs", uri=f"sqlite:///{tmp_path}/mlflow.db")
+        keys.append(Tracker(config).start("align", {}).run_id)
+    assert keys[0] != keys[1]
+
+
+def test_a_server_lost_in_the_middle_is_a_sentence(tiny_config: RunConfig, tmp_path: Path) -> None:
+    run = Tracker(in_folder(tiny_config, tmp_path)).start("align", {})
+    (tmp_path / "mlflow.db").write_bytes(b"no database any more" * 1000)
+    for call in (
+        lambda: run.log_scores({"closed_accuracy": 0.5}),
+        lambda: run.log_export("align", "export", {}),
+        run.finish,
+    ):
+        with pytest.raises(TrackingError, match=r"tracking.uri=sqlite:///.*start the server"):
+            call()
+    run.fail()  # says nothing: something else has failed already
+
+
 def test_a_server_that_does_not_answer(tiny_config: RunConfig, tmp_path: Path) -> None:
     config = in_folder(tiny_config, tmp_path, uri="http://127.0.0.1:9")
     with pytest.raises(TrackingError, match=r"tracking.uri=http://127.0.0.1:9: .*start the server"):
