@@ -37,6 +37,11 @@ class Mixture:
         return self.datasets[0].images
 
     @property
+    def template_hash(self) -> str:
+        """Of the chat template that made the tokens."""
+        return str(self.datasets[0].manifest["made_from"]["template"])
+
+    @property
     def keeps_originals(self) -> bool:
         """Whether the shards hold encoded files, not pixels."""
         return bool(self.datasets[0].manifest["store_images"] == "original")

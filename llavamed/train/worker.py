@@ -102,7 +102,7 @@ def train_stage(job: StageJob, context: Context) -> None:
     _train_steps(job, context, engine, data, history, started)
     weights = engine.weights()
     if context.rank == 0:
-        facts = _facts(job, history, seconds=time.monotonic() - started)
+        facts = _facts(job, data, history, seconds=time.monotonic() - started)
         facts["parts"] = {count.part: [count.num_trained, count.num_frozen] for count in counts}
         write_export(locate(job.export), model, weights, processor, facts)
     dist.barrier()
@@ -227,7 +227,7 @@ def _ids(batches: list[Batch]) -> list[str]:
     return [sample for batch in batches for sample in batch.sample_ids]
 
 
-def _facts(job: StageJob, history: list[Record], seconds: float) -> dict[str, Any]:
+def _facts(job: StageJob, data: Mixture, history: list[Record], seconds: float) -> dict[str, Any]:
     """What the export tells of how it came about; `summary.json` repeats part of it."""
     late = history[len(history) // 10 :]  # the first steps warm up
     return {
@@ -235,6 +235,7 @@ def _facts(job: StageJob, history: list[Record], seconds: float) -> dict[str, An
         "fingerprint": job.fingerprint,
         "datasets": dict(zip(job.stage.mixture, job.dataset_fingerprints, strict=True)),
         "template": job.config.model.template,
+        "template_hash": data.template_hash,
         "steps": len(history),
         "num_tokens": sum(record["num_tokens"] for record in history),
         "loss_first": history[0]["loss"],

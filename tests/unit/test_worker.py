@@ -21,6 +21,7 @@ from training_setup import (
 )
 
 from llavamed.config.schema import RunConfig
+from llavamed.data.conversation import get_template, template_hash
 from llavamed.errors import TrainingError
 from llavamed.model.freeze import part_of
 from llavamed.model.llava import build_model
@@ -73,6 +74,9 @@ def test_an_export_tells_how_it_came_about(
     assert manifest["fingerprint"] == job.fingerprint
     assert manifest["steps"] == LAST_STEP
     assert list(manifest["datasets"]) == ["captions"]
+    tokenizer = processor_of(job.config).tokenizer
+    template = get_template(job.config.model.template)
+    assert manifest["template_hash"] == template_hash(template, tokenizer)
     assert manifest["num_tokens"] == sum(record["num_tokens"] for record in reported)
     assert (manifest["loss_first"], manifest["loss_last"]) == (
         reported[0]["loss"],
