@@ -80,14 +80,20 @@ def plan(
 
 
 @app.command()
-def train(overrides: Overrides = None, config: ConfigFile = None) -> None:
+def train(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="End another attempt that holds the run.")
+    ] = False,
+) -> None:
     """Run the curriculum: prepare, train and evaluate what is not finished yet."""
     run = _load(config, overrides)
     from llavamed.tables import show_summary
     from llavamed.train.driver import run_curriculum
     from llavamed.train.progress import Progress
 
-    show_summary(run_curriculum(run, Progress(console)), console)
+    show_summary(run_curriculum(run, Progress(console), take_over=take_over), console)
 
 
 @app.command()

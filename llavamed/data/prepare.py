@@ -35,6 +35,7 @@ from llavamed.data.sample import INDEX_SCHEMA, QUARANTINE_SCHEMA
 from llavamed.data.shards import Chunk, ShardReport, ShardWriter
 from llavamed.data.sources import open_source
 from llavamed.errors import BadSample, DataError
+from llavamed.lease import hold
 from llavamed.model.processor import (
     build_processor,
     image_settings,
@@ -99,6 +100,7 @@ def prepare(
         DataError: A source is unreadable, too many samples are unusable, or a dataset is there
             already but was prepared with other settings.
         StorageError: The target cannot be written.
+        TrainingError: Another run prepares datasets there now.
     """
     directory = locate(config.datasets_directory)
     check_writable(directory)
@@ -109,10 +111,14 @@ def prepare(
         if (directory / name / MANIFEST).exists():
             there = open_prepared(directory / name)
             _check_same(there.manifest["made_from"], manifests[name]["made_from"], there.location)
-    pending = [name for name in names if not (directory / name / MANIFEST).exists()]
-    if pending:
-        _run(config, pending, manifests, processor, on_progress)
+    if _pending(directory, names):
+        with hold(directory):  # runs of one storage share their datasets
+            _run(config, _pending(directory, names), manifests, processor, on_progress)
     return {name: open_prepared(directory / name) for name in names}
+
+
+def _pending(directory: Location, names: Sequence[str]) -> list[str]:
+    return [name for name in names if not (directory / name / MANIFEST).exists()]
 
 
 def _run(

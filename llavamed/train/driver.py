@@ -4,14 +4,8 @@ What is finished is found in storage and not done again, so the same command goe
 one stopped. When nothing is left to do, Ray is not even started.
 """
 
-import logging
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
-
-import ray
 
 from llavamed.config.load import dump_config
 from llavamed.config.schema import RunConfig
@@ -19,12 +13,14 @@ from llavamed.data.prepare import PROCESSOR, ensure_processor, prepare
 from llavamed.data.prepared import PreparedDataset
 from llavamed.errors import ConfigError, LlavaMedError, TrackingError
 from llavamed.evaluate.run import REPORT, RESULTS, evaluate, read_scores
+from llavamed.lease import Lease, hold
 from llavamed.storage import check_writable, locate
 from llavamed.train.context import Record
 from llavamed.train.curriculum import StagePlan, find_stage, plan_curriculum
 from llavamed.train.fit import fit
 from llavamed.train.preflight import check_stage, check_weights
 from llavamed.train.progress import Progress
+from llavamed.train.ray_cluster import ray_cluster
 from llavamed.train.tracking import Tracker
 from llavamed.train.worker import StageJob, order_of
 
@@ -32,8 +28,15 @@ SUMMARY = "summary.json"
 CONFIG = "config.yaml"
 
 
-def run_curriculum(config: RunConfig, progress: Progress) -> dict[str, Any]:
+def run_curriculum(
+    config: RunConfig, progress: Progress, *, take_over: bool = False
+) -> dict[str, Any]:
     """Do what is left of a run and give its summary, which also lies in `summary.json`.
+
+    Args:
+        config: The run.
+        progress: Told how it goes.
+        take_over: Go on although another attempt holds the run's folder, and end that one.
 
     Raises:
         LlavaMedError: Something a user can cure is wrong; what was finished stays finished.
@@ -45,17 +48,18 @@ def run_curriculum(config: RunConfig, progress: Progress) -> dict[str, Any]:
         progress.say(f"everything is finished in {directory}; nothing to do")
         return summary
     check_writable(directory)
-    (directory / CONFIG).write_bytes(dump_config(config).encode())
-    check_weights(config, plans)
-    ensure_processor(config)
-    tracker = Tracker(config)
-    try:
-        with ray_cluster(config):
-            summary = _run(config, plans, tracker, progress)
-    except LlavaMedError as error:
-        tracker.fail(str(error))
-        raise
-    (directory / SUMMARY).write_json(summary)
+    with hold(directory, take_over=take_over, say=progress.say) as lease:
+        (directory / CONFIG).write_bytes(dump_config(config).encode())
+        check_weights(config, plans)
+        ensure_processor(config)
+        tracker = Tracker(config)
+        try:
+            with ray_cluster(config):
+                summary = _run(config, plans, lease, tracker, progress)
+        except LlavaMedError as error:
+            tracker.fail(str(error))
+            raise
+        (directory / SUMMARY).write_json(summary)
     return summary
 
 
@@ -97,47 +101,11 @@ def evaluate_stages(
     return found
 
 
-@contextmanager
-def ray_cluster(config: RunConfig) -> Iterator[None]:
-    """Join the cluster this process belongs to, or start one here for as long as needed.
-
-    `RAY_ADDRESS`, which Ray sets for a submitted job, names the cluster. One started here has token
-    authentication, which is Ray's default where RAY_AUTH_MODE is not set: then it makes the token.
-
-    Raises:
-        LlavaMedError: Ray does not answer or does not start.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1800")
-    address = os.environ.get("RAY_ADDRESS", "local")
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
-    if address == "local":
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        wanted = config.scaling.num_workers * config.scaling.resources_per_worker.get("CPU", 1)
-        settings["num_cpus"] = max(os.cpu_count() or 1, int(wanted))
-        settings["include_dashboard"] = False
-    try:
-        ray.init(address=address, **settings)
-    except (ConnectionError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise LlavaMedError(
-            f"RAY_ADDRESS={address}: Ray does not answer: {reason}; start the cluster, or unset "
-            "RAY_ADDRESS to run on this machine alone"
-        ) from error
-    logging.getLogger("ray.data").setLevel(logging.WARNING)  # its plans and paths are for debugging
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
 def _run(
-    config: RunConfig, plans: list[StagePlan], tracker: Tracker, progress: Progress
+    config: RunConfig, plans: list[StagePlan], lease: Lease, tracker: Tracker, progress: Progress
 ) -> dict[str, Any]:
     datasets = prepare(config, _datasets_of(plans), progress.prepared)
-    jobs = _jobs(config, plans, datasets)
+    jobs = _jobs(config, plans, datasets, lease)
     for plan, job in zip(plans, jobs, strict=True):  # all, before the first starts to train
         check_stage(plan, job, plan.data(datasets))
     stages, evaluations = [], []
@@ -163,7 +131,10 @@ def _datasets_of(plans: list[StagePlan]) -> list[str]:
 
 
 def _jobs(
-    config: RunConfig, plans: list[StagePlan], datasets: dict[str, PreparedDataset]
+    config: RunConfig,
+    plans: list[StagePlan],
+    datasets: dict[str, PreparedDataset],
+    lease: Lease,
 ) -> list[StageJob]:
     jobs: dict[str, StageJob] = {}
     for plan in plans:
@@ -178,6 +149,7 @@ def _jobs(
             initial_fingerprint=jobs[start].fingerprint if start in jobs else start,
             checkpoints=str(plan.checkpoints),
             export=str(plan.export),
+            lease=lease,
         )
     return list(jobs.values())
 

@@ -20,6 +20,7 @@ from llavamed.data.mixture import Mixture
 from llavamed.data.order import StageOrder, order_stage
 from llavamed.data.prepared import open_prepared
 from llavamed.errors import TrainingError
+from llavamed.lease import Lease
 from llavamed.model.export import fetch_export, write_export
 from llavamed.model.freeze import freeze
 from llavamed.model.llava import build_model, load_model, supervised_loss
@@ -44,6 +45,7 @@ class StageJob:
     initial_fingerprint: str | None  # of the stage that exported them, or their name
     checkpoints: str
     export: str
+    lease: Lease | None = None  # of the run's folder; none where nobody else can write there
 
     @property
     def fingerprint(self) -> str:
@@ -103,6 +105,7 @@ def train_stage(job: StageJob, context: Context) -> None:
     weights = engine.weights()
     if context.rank == 0:
         facts = _facts(job, data, history, seconds=time.monotonic() - started)
+        _check_lease(job)
         facts["parts"] = {count.part: [count.num_trained, count.num_frozen] for count in counts}
         write_export(locate(job.export), model, weights, processor, facts)
     dist.barrier()
@@ -168,7 +171,15 @@ def _train_steps(
         step_started = time.monotonic()
 
 
+def _check_lease(job: StageJob) -> None:
+    """Raise TrainingError when another attempt writes the run's folder now."""
+    if job.lease is not None:
+        job.lease.check()
+
+
 def _save(job: StageJob, engine: Engine, history: list[Record], *, seconds: float) -> None:
+    if dist.get_rank() == 0:
+        _check_lease(job)
     save_checkpoint(
         locate(job.checkpoints),
         engine,

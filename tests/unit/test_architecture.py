@@ -22,7 +22,7 @@ ONLY_IN = {
     # What hides Ray from the loop and what runs on the cluster; nothing else needs one.
     "ray": {
         *("data/prepare.py", "evaluate/generate.py"),
-        *("train/driver.py", "train/fit.py", "train/context.py"),
+        *("train/ray_cluster.py", "train/fit.py", "train/context.py"),
     },
     # The engine is DeepSpeed. The context may reach for the groups that DeepSpeed keeps in module
     # variables (`NOTHING_BUT` below), for it makes the process group and must end it.

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,12 @@ from training_setup import (
 from llavamed.config.schema import RunConfig
 from llavamed.data.conversation import get_template, template_hash
 from llavamed.errors import TrainingError
+from llavamed.lease import hold
+from llavamed.model.export import read_manifest
 from llavamed.model.freeze import part_of
 from llavamed.model.llava import build_model
 from llavamed.storage import locate
+from llavamed.train.checkpoint import latest_checkpoint
 from llavamed.train.context import Record
 from llavamed.train.worker import StageJob, order_of
 
@@ -218,3 +222,13 @@ def test_a_fingerprint_tells_what_decides_the_result(tiny_config: RunConfig) -> 
     assert len({fingerprints[change] for change in deciding} | {base.fingerprint}) == 5
     assert {fingerprints[change] for change in others} == {base.fingerprint}
     assert re.fullmatch(r"[0-9a-f]{16}", base.fingerprint)
+
+
+def test_a_stage_that_was_taken_over_publishes_nothing(tiny_config: RunConfig) -> None:
+    job = make_job(small_config(tiny_config, "name=taken"))
+    folder = locate(job.config.directory)
+    with hold(folder) as mine, hold(folder, take_over=True), pytest.raises(TrainingError) as caught:
+        run_stage(replace(job, lease=mine))
+    assert "attempt=1" in str(caught.value)
+    assert latest_checkpoint(locate(job.checkpoints)) is None
+    assert read_manifest(locate(job.export)) is None

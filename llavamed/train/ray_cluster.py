@@ -1,0 +1,48 @@
+"""The Ray that a command works on: the one it was submitted to, or one of its own."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from llavamed.config.schema import RunConfig
+from llavamed.errors import LlavaMedError
+
+
+@contextmanager
+def ray_cluster(config: RunConfig) -> Iterator[None]:
+    """Join the cluster this process belongs to, or start one here for as long as needed.
+
+    `RAY_ADDRESS`, which Ray sets for a submitted job, names the cluster. One started here has token
+    authentication, which is Ray's default where RAY_AUTH_MODE is not set: then it makes the token.
+
+    Raises:
+        LlavaMedError: Ray does not answer or does not start.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1800")
+    address = os.environ.get("RAY_ADDRESS", "local")
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+    if address == "local":
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        wanted = config.scaling.num_workers * config.scaling.resources_per_worker.get("CPU", 1)
+        settings["num_cpus"] = max(os.cpu_count() or 1, int(wanted))
+        settings["include_dashboard"] = False
+    try:
+        ray.init(address=address, **settings)
+    except (ConnectionError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise LlavaMedError(
+            f"RAY_ADDRESS={address}: Ray does not answer: {reason}; start the cluster, or unset "
+            "RAY_ADDRESS to run on this machine alone"
+        ) from error
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # its plans and paths are for debugging
+    try:
+        yield
+    finally:
+        ray.shutdown()
