@@ -32,11 +32,11 @@ class Phantoms(Section):
 
 
 class LlavaJson(Section):
-    """LLaVA's JSON list with a folder of images, the form LLaVA-Med was released in."""
+    """LLaVA's JSON and a folder of images, the form LLaVA-Med was released in."""
 
     source: Literal["llava_json"]
     path: str
-    """URI of the JSON file."""
+    """URI of the file: a JSON list, or JSON lines."""
     image_folder: str
     """URI of the folder that the file's image names are below."""
     licence: str = ""
@@ -55,6 +55,76 @@ class VqaRad(Section):
     """Which questions: all 3,064 of the training file, or its 1,797 without `frame`."""
 
 
+class Slake(Section):
+    """SLAKE as published: `train.json`, `validate.json`, `test.json` and a folder `imgs`."""
+
+    source: Literal["slake"]
+    path: str
+    """URI of the folder."""
+    split: Literal["train", "validation", "test"] = "train"
+    """Which of its three files."""
+    languages: Annotated[tuple[Literal["en", "zh"], ...], Field(min_length=1)] = ("en",)
+    """Which questions: each image has English and Chinese ones."""
+
+
+class PathVqa(Section):
+    """PathVQA as published (`qas`, `images`), or its Parquet files from Hugging Face (`data`)."""
+
+    source: Literal["path_vqa"]
+    path: str
+    """URI of the folder; which of the two forms lies there is seen."""
+    split: Literal["train", "validation", "test"] = "train"
+    """Which questions."""
+
+
+class PmcVqa(Section):
+    """PMC-VQA's multiple-choice questions, either version: a CSV file and a folder of images."""
+
+    source: Literal["pmc_vqa"]
+    path: str
+    """URI of the CSV file."""
+    image_folder: str
+    """URI of the folder that the file's figure names are below."""
+
+
+class Parquet(Section):
+    """Parquet files of images and turns; `domain`, `answer_type` and the like are read if there."""
+
+    source: Literal["parquet"]
+    path: str
+    """URI of a file, a folder, or several files: `*` is any text, `{000..031}` a range."""
+    image_folder: str | None = None
+    """URI of the folder that image names are below; none: the images lie in the files."""
+    id_column: str | None = None
+    """Column of the sample's name; none: `id`, or if that is absent the sample's place."""
+    images_column: str | None = None
+    """Column of the images: bytes, `{bytes, path}`, names, or lists; none: `image` or `images`."""
+    turns_column: str | None = None
+    """Column of the turns, `[{role, content}]` or `[{from, value}]`, or the same as JSON text;
+    none: `turns` or `conversations`."""
+    licence: str = ""
+    """Licence of the data, kept with every sample that names none itself."""
+
+
+class WebDataset(Section):
+    """Tar shards: what shares a name is a sample, images with dialogues (`.json`) or captions
+    (`.txt`).
+    """
+
+    source: Literal["webdataset"]
+    path: str
+    """URI of a file, a folder, or several files: `*` is any text, `{000..031}` a range."""
+    licence: str = ""
+    """Licence of the data, kept with every sample that names none itself."""
+
+
+Read = Annotated[
+    Phantoms | LlavaJson | VqaRad | Slake | PathVqa | PmcVqa | Parquet | WebDataset,
+    Field(discriminator="source"),
+]
+"""Where samples come from."""
+
+
 class Declared(Section):
     """What is known of a dataset that is not prepared yet; only `plan` reads it."""
 
@@ -69,7 +139,7 @@ class Declared(Section):
 class Dataset(Section):
     """One dataset to prepare."""
 
-    read: Annotated[Phantoms | LlavaJson | VqaRad, Field(discriminator="source")]
+    read: Read
     """Where the samples come from."""
     max_bad_fraction: Fraction = 0.01
     """Preparing fails when a larger part of the samples had to be quarantined."""

@@ -68,14 +68,17 @@ class ShardWriter:
         bad: list[dict[str, Any]] = []
         truncated = 0
         for number, row in enumerate(chunk.rows, start=chunk.first_row):
+            name = str(row.get("id", ""))
             try:
-                sample, num_truncated = self._make_sample(source, row)
+                record = source.parse(row)
+                name = record.id
+                sample, num_truncated = self._make_sample(source, record)
             except BadSample as error:
                 bad.append(
                     {
                         "source": chunk.dataset,
                         "row": number,
-                        "id": str(row.get("id", row.get("qid", ""))),
+                        "id": name,
                         "reason": error.reason,
                         "detail": error.detail,
                     }
@@ -106,9 +109,8 @@ class ShardWriter:
             num_truncated=truncated,
         )
 
-    def _make_sample(self, source: Source, row: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    def _make_sample(self, source: Source, record: Record) -> tuple[dict[str, Any], int]:
         """One row of a shard, and how many of its tokens were cut. Raises: BadSample."""
-        record = source.parse(row)
         check_record(record)
         encoded = encode(
             record.turns,

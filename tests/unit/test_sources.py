@@ -1,11 +1,10 @@
 import json
 import tracemalloc
-from collections import Counter
 
 import pytest
 
-from llavamed.config.datasets import LlavaJson, VqaRad
-from llavamed.data.sample import Record, Turn, check_record
+from llavamed.config.datasets import LlavaJson
+from llavamed.data.sample import Record, Turn
 from llavamed.data.sources import open_source
 from llavamed.errors import BadSample, DataError, StorageError
 
@@ -75,11 +74,12 @@ def test_optional_fields_of_an_item_are_kept(tmp_path):
 
 UNUSABLE = {
     "no dialogue": ({"id": "7"}, ("no_conversations", "keys: id")),
-    "dialogue is text": (item(conversations="hello"), ("no_conversations", "keys: ")),
+    "dialogue is text": (item(conversations="hello"), ("not_json", "Expecting value")),
+    "dialogue is a number": (item(conversations=3), ("no_conversations", "keys: ")),
     "no mapping": ({"item": 3}, ("no_conversations", "keys: item")),
     "unknown role": (
         item(conversations=[{"from": "doctor", "value": "hm"}]),
-        ("unknown_role", "'from' is 'doctor'; known are human, gpt, system"),
+        ("unknown_role", "'from' is 'doctor'; known are human, user, gpt, assistant"),
     ),
     "role is a list": (item(conversations=[{"from": []}]), ("unknown_role", "'from' is []")),
     "turn is text": (item(conversations=["hello"]), ("unknown_role", "'from' is None")),
@@ -103,7 +103,7 @@ def test_an_unusable_item_is_refused_with_a_reason(row, expected, tmp_path):
 NO_LIST = {
     "empty": b"",
     "cut off": b'[{"id": 1}, {"id"',
-    "mapping": b'{"id": 1}',
+    "lines cut off": b'{"id": 1}\n{"id"',
     "page": b"<html>",
     "bytes": b'[{"id": "\xff"}]',
     "two lists": b"[1] [2]",
@@ -113,7 +113,7 @@ NO_LIST = {
 @pytest.mark.parametrize("text", NO_LIST.values(), ids=NO_LIST)
 def test_a_file_that_is_no_list_is_refused_in_one_line(text, tmp_path):
     source = llava(tmp_path, text=text)
-    with pytest.raises(DataError, match=r"list\.json: not a JSON list: .*; download or") as caught:
+    with pytest.raises(DataError, match=r"list\.json: not JSON: .*; download or") as caught:
         list(source.rows())
     assert "\n" not in str(caught.value)
 
@@ -181,92 +181,28 @@ def test_an_image_outside_its_folder_is_never_opened(name, tmp_path):
     )
 
 
-def vqa_rad(folder, **settings):
-    return open_source(VqaRad(source="vqa_rad", path=str(folder), **settings))
+def test_json_lines_and_a_list_are_the_same(tmp_path):
+    items = [item(id=number, note="\u00e9 {") for number in range(3)] + ["text"]
+    lines = "\n".join(json.dumps(one) for one in items[:3]) + '\n\n"text"\n'
+    assert list(llava(tmp_path, text=lines.encode()).rows()) == list(llava(tmp_path, items).rows())
 
 
-@pytest.mark.parametrize(
-    ("settings", "count"),
-    [({}, 3064), ({"phrase_types": ("freeform", "para")}, 1797), ({"split": "test"}, 451)],
-    ids=["train", "train without frame", "test"],
-)
-def test_vqa_rad_has_the_published_number_of_questions(settings, count, reference_data):
-    source = vqa_rad(reference_data / "data" / "vqa-rad", **settings)
-    records = [source.parse(row) for row in source.rows()]
-    assert source.count() == len(records) == count
-    assert len({record.id for record in records}) == count
-    for record in records:
-        check_record(record)
-        assert record.answer_type in {"OPEN", "CLOSED"}
+def test_turns_of_other_spellings_are_the_same(tmp_path):
+    source = llava(tmp_path)
+    wanted = source.parse(item())
+    roles = [("user", "<image>\nWhat is shown?"), ("assistant", "A lung.")]
+    for key in ("content", "text"):
+        turns = [{"role": role, key: text} for role, text in roles]
+        assert source.parse({"id": 7, "images": ["a.jpg"], "turns": turns}) == wanted
+        assert source.parse(item(conversations=json.dumps(turns))) == wanted
+    assert refusal(source.parse, item(conversations=[{"role": "user", "value": "hm"}])) == (
+        "no_text",
+        "'content' or 'text' of a user turn is null",
+    )
 
 
-def test_vqa_rad_s_odd_rows_are_read(reference_data):
-    source = vqa_rad(reference_data / "data" / "vqa-rad")
-    rows = list(source.rows())
-    assert sum(row["answer_type"] == "CLOSED " for row in rows) == 2
-    types = Counter(source.parse(row).answer_type for row in rows)
-    assert types == {"CLOSED": 1823, "OPEN": 1241}
-    numbers = [row for row in rows if isinstance(row["answer"], int)]
-    assert len(numbers) == 10
-    assert [source.parse(row).turns[1].text for row in numbers] == [
-        str(row["answer"]) for row in numbers
-    ]
-    test = vqa_rad(reference_data / "data" / "vqa-rad", split="test")
-    found = test.parse(next(test.rows()))
-    assert found.id == "vqa-rad-test-11"
-    assert found.turns[0].text == "<image>\nIs there evidence of an aortic aneurysm?"
-    assert (found.turns[1].text, found.domain, found.licence) == ("yes", "CHEST", "CC0-1.0")
-
-
-def test_vqa_rad_s_missing_images_are_told_apart(reference_data):
-    source = vqa_rad(reference_data / "data" / "vqa-rad", split="test")
-    reasons = Counter()
-    for row in source.rows():
-        try:
-            data = source.load_image(source.parse(row).images[0])
-        except BadSample as error:
-            reasons[error.reason] += 1
-        else:
-            assert data.startswith(b"\xff\xd8")
-            reasons["found"] += 1
-    assert reasons == {"found": 145, "missing_image": 306}
-
-
-VQA_ROW = {"qid": 1, "image_name": "a.jpg", "question": "Where?", "answer": "Here"}
-
-
-@pytest.mark.parametrize(
-    ("row", "reason", "detail"),
-    [
-        ({"qid": 1}, "missing_key", "no image_name, question, answer"),
-        (VQA_ROW | {"answer": None}, "missing_key", "no answer"),
-        ({"item": [3]}, "missing_key", "no qid, image_name"),
-        (VQA_ROW | {"answer_type": "MAYBE"}, "unknown_answer_type", "answer_type is 'MAYBE'"),
-        (VQA_ROW, "unknown_answer_type", "answer_type is ''"),
-    ],
-    ids=["keys", "null", "no mapping", "unknown type", "no type"],
-)
-def test_an_unusable_question_is_listed_and_refused(row, reason, detail, tmp_path):
-    (tmp_path / "trainset.json").write_text(json.dumps([row.get("item", row)]))
-    source = vqa_rad(tmp_path, phrase_types=("para",))
-    assert list(source.rows()) == [row]
-    found = refusal(source.parse, row)
-    assert found[0] == reason
-    assert detail in found[1]
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        (None, "no such file; check the dataset's path"),
-        (b"<html>", "not JSON: Expecting value: .*; download the file again"),
-        (b"{}", "not a JSON list; download the file again"),
-        (b"\xff", "not JSON: .*; download the file again"),
-    ],
-    ids=["absent", "page", "mapping", "bytes"],
-)
-def test_an_unreadable_vqa_rad_is_named(text, sentence, tmp_path):
-    if text is not None:
-        (tmp_path / "testset.json").write_bytes(text)
-    with pytest.raises(DataError, match=rf"path=/.*/testset\.json: {sentence}"):
-        list(vqa_rad(tmp_path, split="test").rows())
+def test_a_row_s_own_licence_comes_before_the_dataset_s(tmp_path):
+    source = llava(tmp_path, licence="CC-BY-4.0")
+    assert source.parse(item(licence="CC0-1.0", pmid=123)).licence == "CC0-1.0"
+    assert source.parse(item(licence=None, pmid=123)).pmid == "123"
+    assert source.parse(item(licence=None)).licence == "CC-BY-4.0"

@@ -1,0 +1,172 @@
+"""Parquet files of images and turns, as Hugging Face and data lakes hold them.
+
+Only places are listed, `{"file", "group", "row"}`; workers read a whole row group at a time and
+keep the last one, since a shard's rows follow each other. So a worker's memory is that of one row
+group.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llavamed.config.datasets import Parquet
+from llavamed.data.sample import Record
+from llavamed.data.sources.files import damaged, find_files, load_image_file, open_file
+from llavamed.data.sources.records import DIALOGUE_KEYS, IMAGE_KEYS, NOTES, dialogue
+from llavamed.errors import BadSample, DataError
+from llavamed.storage import Location, locate
+
+
+class ParquetFiles:
+    """Rows of Parquet files by their places, and the images within.
+
+    Args:
+        path: URI of a file, a folder or several files.
+        images: Names that the images' column may have, the first that is there counts.
+        required: Columns to read; of each group of names at least one must be there.
+        optional: Columns to read if they are there.
+        image_folder: URI of the folder that image names are below.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        images: tuple[str, ...],
+        required: tuple[tuple[str, ...], ...],
+        optional: tuple[str, ...] = (),
+        image_folder: str | None = None,
+    ) -> None:
+        self._path = path
+        self._fs = locate(path).fs
+        self._images = images
+        self._required = required
+        self._columns = {*images, *optional, *(name for names in required for name in names)}
+        self._folder = locate(image_folder) if image_folder else None
+        self._group: tuple[tuple[str, int], pa.Table] | None = None
+
+    def count(self) -> int:
+        """Rows of all files, by their footers. Raises: DataError."""
+        return sum(metadata.num_rows for _, metadata, _ in self._footers())
+
+    def content_hash(self) -> str:
+        """SHA-256 of the files' sizes and footers, which know the size and bounds of each column.
+
+        Equal files have equal hashes wherever they lie. The same rows written by another writer
+        have another hash, and a change that alters no size and no bound keeps it.
+        """
+        digest = hashlib.sha256()
+        for _, _, footer in self._footers():
+            digest.update(footer)
+        return digest.hexdigest()
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The places of all rows. Raises: DataError, when a file is damaged or there is none."""
+        for location, metadata, _ in self._footers():
+            for group in range(metadata.num_row_groups):
+                for row in range(metadata.row_group(group).num_rows):
+                    place = {"file": location.path, "group": group, "row": row}
+                    yield {"id": f"{location.name}#{group}/{row}", **place}
+
+    def read(self, row: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """The columns of a row but its images, and references to those. Raises: DataError."""
+        table, number = self._read_group(row["file"], row["group"]), row["row"]
+        values = {
+            name: table[name][number].as_py()
+            for name in table.column_names
+            if name not in self._images
+        }
+        place = f"{row['file']}#{row['group']}/{number}"
+        return values, [f"{place}/{position}" for position in range(len(self._cell(table, number)))]
+
+    def load_image(self, reference: str) -> bytes:
+        """An image by its place, or by the name that stands there.
+
+        Raises:
+            BadSample: `missing_image` or `unsafe_path`.
+            DataError: The file is damaged.
+        """
+        file, _, place = reference.rpartition("#")
+        group, row, position = map(int, place.split("/"))
+        image = self._cell(self._read_group(file, group), row)[position]
+        if isinstance(image, dict):
+            image = image.get("path") if image.get("bytes") is None else image["bytes"]
+        if isinstance(image, bytes):
+            return image
+        if not isinstance(image, str):
+            raise BadSample("missing_image", f"{reference}: neither bytes nor a name")
+        if self._folder is None:
+            raise BadSample("missing_image", f"{image}: a name, and image_folder is not set")
+        return load_image_file(self._folder, image)
+
+    def _cell(self, table: pa.Table, row: int) -> list[Any]:
+        column = next((name for name in self._images if name in table.column_names), None)
+        cell = None if column is None else table[column][row].as_py()
+        return cell if isinstance(cell, list) else [] if cell is None else [cell]
+
+    def _footers(self) -> Iterator[tuple[Location, Any, bytes]]:
+        """Each file with its footer, understood and as bytes behind the file's size."""
+        for location in find_files(self._path, ".parquet"):
+            with _open(location) as file:
+                parquet = pq.ParquetFile(file)
+                metadata = parquet.metadata
+                size = file.seek(0, 2)
+                file.seek(size - 8 - metadata.serialized_size)
+                footer = size.to_bytes(8) + file.read(metadata.serialized_size)
+            columns = parquet.schema_arrow.names
+            for names in self._required:
+                if not set(names) & set(columns):
+                    raise DataError(
+                        f"path={location}: no column {' or '.join(names)}; its columns are "
+                        f"{', '.join(columns)}: name the right one in the dataset's read"
+                    )
+            yield location, metadata, footer
+
+    def _read_group(self, path: str, group: int) -> pa.Table:
+        if self._group is None or self._group[0] != (path, group):
+            self._group = None  # two at once would be twice the memory
+            with _open(Location(self._fs, path)) as file:
+                parquet = pq.ParquetFile(file, page_checksum_verification=True)
+                columns = [name for name in parquet.schema_arrow.names if name in self._columns]
+                self._group = (path, group), parquet.read_row_group(group, columns=columns)
+        return self._group[1]
+
+
+class ParquetSource(ParquetFiles):
+    """Samples of Parquet files of any origin."""
+
+    def __init__(self, read: Parquet) -> None:
+        self._id = read.id_column or "id"
+        self._turns = (read.turns_column,) if read.turns_column else DIALOGUE_KEYS
+        chosen = (read.id_column, read.images_column)
+        super().__init__(
+            read.path,
+            images=(read.images_column,) if read.images_column else IMAGE_KEYS,
+            required=(self._turns, *((name,) for name in chosen if name)),
+            optional=(self._id, *NOTES),
+            image_folder=read.image_folder,
+        )
+        self._licence = read.licence
+
+    def parse(self, row: dict[str, Any]) -> Record:
+        """Understand one row. Raises: BadSample, for unreadable turns."""
+        values, images = self.read(row)
+        turns = next(values[name] for name in self._turns if name in values)
+        values |= {"id": values.get(self._id), "turns": turns}
+        return dialogue(values, images, id=row["id"], licence=self._licence)
+
+
+@contextmanager
+def _open(location: Location) -> Iterator[Any]:
+    """A Parquet file. Raises: DataError, for what Arrow says while it is open; StorageError."""
+    with open_file(location, cache_type="none") as file:  # Arrow asks for what it needs
+        try:
+            yield file
+        except (pa.ArrowException, OSError) as error:
+            if getattr(error, "errno", None) is not None:
+                raise  # the storage fails, not the file
+            raise damaged(location, "Parquet", error) from error

@@ -1,0 +1,94 @@
+"""PathVQA, as its authors publish it or as Hugging Face has it.
+
+- The authors' folder: `qas/{split}/{split}_qa.pkl`, each a pickled list of `{"image", "question",
+  "answer"}`, with the image at `images/{split}/{image}.jpg`. The middle split is called `val`.
+- Hugging Face's: `data/{split}-*.parquet` with the columns `image`, `question`, `answer`.
+
+Nothing says which questions are closed: those answered by yes or no are.
+"""
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+from llavamed.config.datasets import PathVqa
+from llavamed.data.sample import Record
+from llavamed.data.sources.files import FileOfRows, damaged
+from llavamed.data.sources.parquet import ParquetFiles
+from llavamed.data.sources.plain_pickle import read_plain_pickle
+from llavamed.data.sources.records import question, require
+from llavamed.storage import locate
+
+LICENCE = "MIT"
+_KEYS = ("image", "question", "answer")
+_LARGEST = 1e18
+
+
+class PathVqaSource:
+    """Questions about pathology images, one a sample."""
+
+    def __init__(self, read: PathVqa) -> None:
+        self._folder = locate(read.path)
+        self._path = read.path.rstrip("/")
+        self._split = read.split
+
+    @cached_property
+    def _files(self) -> "_Pickle | ParquetFiles":
+        if (self._folder / "data").exists():
+            pattern = f"{self._path}/data/{self._split}-*.parquet"
+            return ParquetFiles(
+                pattern, images=("image",), required=(("image",), ("question",), ("answer",))
+            )
+        split = "val" if self._split == "validation" else self._split
+        return _Pickle(
+            self._folder / "qas" / split / f"{split}_qa.pkl", self._folder / "images" / split
+        )
+
+    def count(self) -> int:
+        """Questions of the split."""
+        return self._files.count()
+
+    def content_hash(self) -> str:
+        """SHA-256 of the pickle, or of the Parquet files' footers."""
+        return self._files.content_hash()
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Questions of the split, or their places. Raises: DataError."""
+        for number, row in enumerate(self._files.rows()):
+            yield {**row, "id": f"path-vqa-{self._split}-{number}"}
+
+    def parse(self, row: dict[str, Any]) -> Record:
+        """Understand one row. Raises: BadSample, for a missing key."""
+        values, images = self._files.read(row)
+        text, answer = require(values, "question", "answer")
+        image, *_ = images or require(values, "image")
+        return question(
+            row,
+            image=image,
+            text=text,
+            answer=answer,
+            answer_type="CLOSED" if answer.strip().lower() in {"yes", "no"} else "OPEN",
+            licence=LICENCE,
+        )
+
+    def load_image(self, reference: str) -> bytes:
+        """An image by its name, or from its place. Raises: BadSample."""
+        return self._files.load_image(reference)
+
+
+class _Pickle(FileOfRows):
+    def rows(self) -> Iterator[dict[str, Any]]:
+        items = read_plain_pickle(self._file)
+        if not isinstance(items, list):
+            raise damaged(self._file, "a pickled list", f"it holds a {type(items).__name__}")
+        for item in items:
+            values = item if isinstance(item, dict) else {}
+            yield {key: values[key] for key in _KEYS if _is_plain(values.get(key))}
+
+    def read(self, row: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        return row, [f"{row['image']}.jpg"] if "image" in row else []
+
+
+def _is_plain(value: Any) -> bool:
+    """A text or a number that can be written down; a hostile pickle may hold worse."""
+    return isinstance(value, str) or (isinstance(value, int | float) and abs(value) < _LARGEST)

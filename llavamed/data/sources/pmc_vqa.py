@@ -1,0 +1,78 @@
+"""PMC-VQA as its authors publish it: a CSV file of multiple-choice questions, and the figures.
+
+The columns of the first version are `Figure_path, Question, Answer, Choice A` to `Choice D,
+Answer_label`, with the letter in the last. The second has `index, Figure_path, Caption, Question,
+Choice A` to `Choice D, Answer, split`, with the letter in `Answer`. Choices begin with their
+letter or do not.
+
+The question lists the choices, and the answer is the letter alone: a single token, so that its
+score does not hang on how a choice is worded.
+"""
+
+import csv
+import io
+import string
+from collections.abc import Iterator
+from typing import Any
+
+from llavamed.config.datasets import PmcVqa
+from llavamed.data.sample import Record
+from llavamed.data.sources.files import FileOfRows, damaged, open_file
+from llavamed.data.sources.records import question, require
+from llavamed.errors import BadSample
+from llavamed.storage import locate
+
+LICENCE = "CC-BY-SA"
+_LETTERS = "ABCD"
+_COLUMNS = ("Figure_path", "Question", *(f"Choice {letter}" for letter in _LETTERS))
+_BLANKS = string.whitespace + "'\"\u00a0\u200a"
+
+
+class PmcVqaSource(FileOfRows):
+    """Multiple-choice questions about figures, one a sample."""
+
+    def __init__(self, read: PmcVqa) -> None:
+        super().__init__(locate(read.path), locate(read.image_folder))
+        self._prefix = f"pmc-vqa-{self._file.name.removesuffix('.csv')}"
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Rows of the file, from 0. Raises: DataError, when it is absent or not of this form."""
+        with open_file(self._file) as file:
+            text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+            rows = csv.DictReader(text, restkey="more", strict=True)
+            try:
+                there = rows.fieldnames or []
+                if missing := [column for column in _COLUMNS if column not in there]:
+                    raise damaged(self._file, "PMC-VQA", f"no column {', '.join(missing)}")
+                for number, row in enumerate(rows):
+                    yield {**row, "id": f"{self._prefix}-{number}"}
+            except (csv.Error, UnicodeDecodeError) as error:
+                raise damaged(self._file, "CSV", error) from error
+
+    def parse(self, row: dict[str, Any]) -> Record:
+        """Understand one row.
+
+        Raises:
+            BadSample: `missing_key`, `malformed_row` or `unknown_answer`.
+        """
+        image, text, *choices = require(row, *_COLUMNS)
+        if "more" in row:
+            raise BadSample("malformed_row", f"{len(row['more'])} fields more than columns")
+        label = row.get("Answer_label", row.get("Answer"))
+        letter = str(label).strip(_BLANKS)
+        if len(letter) != 1 or letter not in _LETTERS:
+            raise BadSample("unknown_answer", f"the answer's letter is {label!r}, not A to D")
+        lines = [text.strip(_BLANKS)]
+        for name, choice in zip(_LETTERS, choices, strict=True):
+            words = choice.strip(_BLANKS).removeprefix(f"{name}:").strip(_BLANKS)
+            if not words:
+                raise BadSample("missing_key", f"no text of choice {name}")
+            lines.append(f"{name}: {words}")
+        return question(
+            row,
+            image=image,
+            text="\n".join(lines),
+            answer=letter,
+            answer_type="CLOSED",
+            licence=LICENCE,
+        )

@@ -1,0 +1,50 @@
+"""SLAKE as its authors publish it: `train.json`, `validate.json`, `test.json`, a folder `imgs`.
+
+A row: `{"qid", "img_name", "question", "answer", "q_lang": "en"|"zh", "answer_type":
+"OPEN"|"CLOSED", "content_type", "modality", "location", ...}`. A record's domain is the modality
+(CT, MRI, X-Ray), which is what LLaVA-Med's sets divide by, and not the part of the body.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from llavamed.config.datasets import Slake
+from llavamed.data.sample import Record
+from llavamed.data.sources.files import FileOfRows
+from llavamed.data.sources.records import question, read_answer_type, require
+from llavamed.storage import locate
+
+LICENCE = "CC-BY-4.0"
+_FILES = {"train": "train.json", "validation": "validate.json", "test": "test.json"}
+_LANGUAGES = {"en", "zh"}
+
+
+class SlakeSource(FileOfRows):
+    """Questions about radiology images, one a sample."""
+
+    def __init__(self, read: Slake) -> None:
+        folder = locate(read.path)
+        super().__init__(folder / _FILES[read.split], folder / "imgs")
+        self._left_out = _LANGUAGES - set(read.languages)
+        self._split = read.split
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Rows of the split, in the chosen languages. Raises: DataError."""
+        for row in super().rows():
+            if row.get("q_lang") not in self._left_out:
+                yield {**row, "id": f"slake-{self._split}-{row.get('qid')}"}
+
+    def parse(self, row: dict[str, Any]) -> Record:
+        """Understand one row. Raises: BadSample, for a missing key or an unknown answer type."""
+        keys = ("qid", "q_lang", "img_name", "question", "answer")
+        _, _, image, text, answer = require(row, *keys)
+        return question(
+            row,
+            image=image,
+            text=text,
+            answer=answer,
+            answer_type=read_answer_type(row),
+            question_type=str(row.get("content_type", "")),
+            domain=str(row.get("modality", "")),
+            licence=LICENCE,
+        )
