@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from llavamed.errors import ConfigError
+
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?$")]
 """Of a stage or dataset; without dots, which part the keys of overrides."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -143,6 +145,8 @@ class Dataset(Section):
     """Where the samples come from."""
     max_bad_fraction: Fraction = 0.01
     """Preparing fails when a larger part of the samples had to be quarantined."""
+    drop_duplicates: bool = False
+    """Quarantine samples with the same images and words as an earlier one; else only count them."""
     declared: Declared | None = None
     """Stands in for the prepared dataset while planning."""
 
@@ -162,3 +166,9 @@ class Data(Section):
     """Samples a row group: what is read and shuffled as one."""
     datasets: dict[Name, Dataset]
     """By name, which stages and the evaluation refer to."""
+
+    def check_name(self, name: str, option: str = "dataset") -> None:
+        """Raise ConfigError unless there is a dataset of this name."""
+        if name not in self.datasets:
+            known = ", ".join(self.datasets)
+            raise ConfigError(f"{option}={name}: is not in data.datasets; use one of: {known}")

@@ -1,9 +1,10 @@
-"""The Ray Data job: sources -> validated Parquet shards, an index, a quarantine, a manifest.
+"""The Ray Data job: sources -> validated Parquet shards, index, content, quarantine, manifest.
 
 One task streams the sources' listings in chunks; actors fetch and decode the images of a chunk,
-make its tokens and labels, and write it as one shard. Only counts and the index come back, so
-memory does not grow with the data, and the same inputs give the same bytes whatever the number of
-machines.
+make its tokens and labels, and write it as one shard. Only its ledger comes back, a few numbers and
+hashes a sample, so memory does not grow with the data, and the same inputs give the same bytes
+whatever the number of machines. Duplicates are found by content: counted, or quarantined where the
+config says so.
 """
 
 import json
@@ -17,21 +18,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import ray
+from transformers import LlavaProcessor
 
+from llavamed.config.datasets import Dataset
 from llavamed.config.load import fingerprint
 from llavamed.config.schema import RunConfig
 from llavamed.data.conversation import get_template, template_hash
-from llavamed.data.prepared import (
-    INDEX,
-    QUARANTINE,
-    SCHEMA_VERSION,
-    PreparedDataset,
-    open_prepared,
-)
-from llavamed.data.sample import INDEX_SCHEMA, QUARANTINE_SCHEMA
+from llavamed.data.ledger import join
+from llavamed.data.prepared import QUARANTINE, SCHEMA_VERSION, PreparedDataset, open_prepared
 from llavamed.data.shards import Chunk, ShardReport, ShardWriter
 from llavamed.data.sources import open_source
 from llavamed.errors import BadSample, DataError
@@ -104,7 +99,9 @@ def prepare(
     """
     directory = locate(config.datasets_directory)
     check_writable(directory)
-    processor = ensure_processor(config)
+    place = ensure_processor(config)
+    with tempfile.TemporaryDirectory() as scratch:
+        processor = load_processor(place.download(Path(scratch)))
     manifests: dict[str, dict[str, Any]] = {}
     for name in names:
         manifests[name] = describe(config, name, processor)
@@ -113,7 +110,7 @@ def prepare(
             _check_same(there.manifest["made_from"], manifests[name]["made_from"], there.location)
     if _pending(directory, names):
         with hold(directory):  # runs of one storage share their datasets
-            _run(config, _pending(directory, names), manifests, processor, on_progress)
+            _run(config, _pending(directory, names), manifests, place, on_progress)
     return {name: open_prepared(directory / name) for name in names}
 
 
@@ -136,11 +133,10 @@ def _run(
     for row in _pipeline(config, names, processor).iter_rows():
         report: ShardReport = pickle.loads(row["report"])
         reports[report.dataset].append(report)
-        done[report.dataset] += report.index.num_rows + report.quarantine.num_rows
+        done[report.dataset] += report.ledger.num_rows
         on_progress(report.dataset, done[report.dataset], manifests[report.dataset]["num_rows"])
     for name in names:
-        bound = config.data.datasets[name].max_bad_fraction
-        publish(directory / name, manifests[name], reports[name], max_bad_fraction=bound)
+        publish(directory / name, manifests[name], reports[name], config.data.datasets[name])
 
 
 def _pipeline(config: RunConfig, names: list[str], processor: Location) -> Any:
@@ -190,10 +186,8 @@ class _ShardActor:
         return {"report": [pickle.dumps(self._writer.write(chunk)) for chunk in chunks]}
 
 
-def describe(config: RunConfig, name: str, processor_place: Location) -> dict[str, Any]:
+def describe(config: RunConfig, name: str, processor: LlavaProcessor) -> dict[str, Any]:
     """All that is known before the work: what the dataset is made from, and how."""
-    with tempfile.TemporaryDirectory() as scratch:
-        processor = load_processor(processor_place.download(Path(scratch)))
     tokenizer = processor.tokenizer
     dataset = config.data.datasets[name]
     source = open_source(dataset.read)
@@ -208,6 +202,7 @@ def describe(config: RunConfig, name: str, processor_place: Location) -> dict[st
         "store_images": settings.store_images,
         "rows_per_shard": settings.rows_per_shard,
         "row_group_size": settings.row_group_size,
+        "drop_duplicates": dataset.drop_duplicates,
     }
     return {
         "schema_version": SCHEMA_VERSION,
@@ -224,39 +219,27 @@ def describe(config: RunConfig, name: str, processor_place: Location) -> dict[st
 
 
 def publish(
-    place: Location,
-    manifest: dict[str, Any],
-    reports: list[ShardReport],
-    *,
-    max_bad_fraction: float,
+    place: Location, manifest: dict[str, Any], reports: list[ShardReport], settings: Dataset
 ) -> None:
-    """Write index, quarantine and, unless too much is bad, the manifest that makes it a dataset."""
-    index = pa.concat_tables([INDEX_SCHEMA.empty_table(), *(r.index for r in reports)])
-    quarantine = pa.concat_tables(
-        [QUARANTINE_SCHEMA.empty_table(), *(r.quarantine for r in reports)]
-    )
-    (place / INDEX).write_table(index)
-    (place / QUARANTINE).write_table(quarantine)
-    reasons = Counter(quarantine.column("reason").to_pylist())
-    num_rows = index.num_rows + quarantine.num_rows
-    if quarantine.num_rows > max_bad_fraction * num_rows or not index.num_rows:
+    """Write the ledger and, unless too much is bad, the manifest that makes it a dataset.
+
+    Raises:
+        DataError: Too many samples are unusable; duplicates are not.
+    """
+    ledger = join([report.ledger for report in reports])
+    bad, bound = ledger.quarantine, settings.max_bad_fraction
+    if settings.drop_duplicates:
+        ledger = ledger.without_duplicates(place.name)
+    ledger.write(place)
+    if bad.num_rows > bound * ledger.num_rows or not ledger.index.num_rows:
+        reasons = Counter(bad.column("reason").to_pylist())
         counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
         raise DataError(
-            f"data.datasets.{place.name}.max_bad_fraction={max_bad_fraction}: "
-            f"{quarantine.num_rows} of {num_rows} samples are unusable ({counts}); look at "
+            f"data.datasets.{place.name}.max_bad_fraction={bound}: "
+            f"{bad.num_rows} of {ledger.num_rows} samples are unusable ({counts}); look at "
             f"{place / QUARANTINE}, then mend the source or raise the fraction"
         )
-    sums = {name: pc.sum(index.column(name)).as_py() for name in index.column_names[3:]}
-    (place / MANIFEST).write_json(
-        manifest
-        | sums  # num_tokens, num_supervised, num_images
-        | {
-            "num_samples": index.num_rows,
-            "num_truncated": sum(report.num_truncated for report in reports),
-            "num_quarantined": quarantine.num_rows,
-            "quarantined": dict(sorted(reasons.items())),
-        }
-    )
+    (place / MANIFEST).write_json(manifest | ledger.counts())
 
 
 def _check_same(there: dict[str, Any], wanted: dict[str, Any], place: Location) -> None:

@@ -1,6 +1,9 @@
-"""A prepared dataset as it lies in storage: shards, index, manifest, quarantine.
+"""A prepared dataset as it lies in storage: shards, index, content, quarantine, manifest.
 
 `manifest.json` is written last: a folder without it is not a dataset, whatever else lies there.
+Samples that were removed later stay in the shards and are never read. Index, content and quarantine
+without them have names of their own, to which the manifest's `revision` points: so one write makes
+the change, and whatever interrupts it leaves the dataset as it was.
 """
 
 from collections.abc import Iterator
@@ -19,13 +22,19 @@ from llavamed.errors import DataError
 from llavamed.storage import MANIFEST, Location, readable_errors
 
 INDEX = "index.parquet"
+CONTENT = "content.parquet"
 QUARANTINE = "quarantine.parquet"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def shard_name(number: int) -> str:
     """Path of a shard within the dataset."""
     return f"shards/{number:06d}.parquet"
+
+
+def revised(name: str, revision: int) -> str:
+    """Name of the index, content or quarantine after so many removals."""
+    return name if not revision else name.replace(".", f"-{revision}.")
 
 
 @dataclass(frozen=True)
@@ -55,10 +64,23 @@ class PreparedDataset:
         """How its images were made."""
         return ImageSettings(**{**self.manifest["images"]})
 
+    @property
+    def revision(self) -> int:
+        """How many times samples were removed from it."""
+        return int(self.manifest.get("revision", 0))
+
+    def read(self, name: str) -> pa.Table:
+        """`INDEX`, `CONTENT` or `QUARANTINE` as they are now. Raises: DataError."""
+        place = self.location / revised(name, self.revision)
+        try:
+            return place.read_table()
+        except FileNotFoundError as error:
+            raise DataError(f"{place}: is missing; prepare the dataset again") from error
+
     @cached_property
     def index(self) -> pa.Table:
         """`INDEX_SCHEMA`, in shard order."""
-        return (self.location / INDEX).read_table()
+        return self.read(INDEX)
 
     def column(self, name: str) -> npt.NDArray[np.int64]:
         """A column of the index as integers."""
@@ -70,8 +92,18 @@ class PreparedDataset:
         both = self.column("shard") * (int(self.column("row_group").max(initial=0)) + 1)
         return np.unique(both + self.column("row_group"), return_inverse=True)[1].astype(np.int64)
 
+    def row_groups(self) -> list[tuple[int, int]]:
+        """Shard and row group of all samples, in order, each once."""
+        places = zip(self.column("shard").tolist(), self.column("row_group").tolist(), strict=True)
+        return list(dict.fromkeys(places))
+
+    def read_samples(self, shard: int, row_group: int, columns: list[str]) -> pa.Table:
+        """The samples of one row group, without the removed ones. Raises: DataError."""
+        here = (self.column("shard") == shard) & (self.column("row_group") == row_group)
+        return self.read_row_group(shard, row_group, columns).take(self.column("row")[here])
+
     def read_row_group(self, shard: int, row_group: int, columns: list[str]) -> pa.Table:
-        """Read one row group.
+        """Read one row group as it lies there, removed samples included.
 
         Raises:
             DataError: The shard is missing or damaged.

@@ -17,6 +17,9 @@ IGNORE_INDEX = -100
 IMAGE_PLACEHOLDER = "<image>"
 """Stands in a turn's text where an image goes; one for each image, in order."""
 
+IMAGE_HASH_BYTES = 32
+TEXT_HASH_BYTES = 16
+
 Role = Literal["system", "user", "assistant"]
 AnswerType = Literal["", "OPEN", "CLOSED"]
 
@@ -102,9 +105,26 @@ INDEX_SCHEMA = pa.schema(
         pa.field("num_tokens", pa.int32()),
         pa.field("num_supervised", pa.int32()),
         pa.field("num_images", pa.int32()),
+        pa.field("num_truncated", pa.int32()),
     ]
 )
-"""One row of `index.parquet` a sample, in shard order; `row` counts within the row group."""
+"""One row of `index.parquet` a sample, in shard order; `row` counts within the row group, and
+`num_truncated` the text tokens that were cut off."""
+
+_TEXT_HASH = pa.binary(TEXT_HASH_BYTES)
+
+CONTENT_SCHEMA = pa.schema(
+    [
+        pa.field("row", pa.int64()),
+        pa.field("id", pa.string()),
+        pa.field("image_hashes", pa.list_(pa.binary(IMAGE_HASH_BYTES))),
+        pa.field("question_hashes", pa.list_(_TEXT_HASH)),  # one a user turn
+        pa.field("answer_hashes", pa.list_(_TEXT_HASH)),  # one an assistant turn
+        pa.field("sample_hash", _TEXT_HASH),
+    ]
+)
+"""One row of `content.parquet` a sample, in index order; `row` is its place in the source, from 0,
+and `sample_hash` is of all the others, so that duplicates have the same."""
 
 QUARANTINE_SCHEMA = pa.schema(
     [

@@ -11,15 +11,17 @@ from typing import Any
 import pyarrow as pa
 
 from llavamed.config.schema import RunConfig
+from llavamed.data.content import hash_content, hash_image
 from llavamed.data.conversation import encode, get_template
 from llavamed.data.images import to_pixels
+from llavamed.data.ledger import Ledger
 from llavamed.data.prepared import shard_name
 from llavamed.data.sample import (
+    CONTENT_SCHEMA,
     IGNORE_INDEX,
     INDEX_SCHEMA,
     QUARANTINE_SCHEMA,
     SHARD_SCHEMA,
-    Record,
     check_record,
 )
 from llavamed.data.sources import Source, open_source
@@ -40,12 +42,10 @@ class Chunk:
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What became of a chunk: `INDEX_SCHEMA` of the good, `QUARANTINE_SCHEMA` of the bad."""
+    """What became of a chunk's samples."""
 
     dataset: str
-    index: pa.Table
-    quarantine: pa.Table
-    num_truncated: int
+    ledger: Ledger
 
 
 class ShardWriter:
@@ -65,14 +65,15 @@ class ShardWriter:
         """Write the shard of a chunk, unless all its samples are bad."""
         source = self._sources[chunk.dataset]
         good: list[dict[str, Any]] = []
+        content: list[dict[str, Any]] = []
+        truncated: list[int] = []
         bad: list[dict[str, Any]] = []
-        truncated = 0
         for number, row in enumerate(chunk.rows, start=chunk.first_row):
             name = str(row.get("id", ""))
             try:
                 record = source.parse(row)
                 name = record.id
-                sample, num_truncated = self._make_sample(source, record)
+                sample, hashes, num_truncated = self._make_sample(source, record)
             except BadSample as error:
                 bad.append(
                     {
@@ -85,7 +86,8 @@ class ShardWriter:
                 )
             else:
                 good.append({**sample, "source": chunk.dataset})
-                truncated += num_truncated > 0
+                content.append({"row": number, "id": sample["id"], **hashes})
+                truncated.append(num_truncated)
         size = self._config.data.row_group_size
         if good:
             folder = locate(self._config.datasets_directory) / chunk.dataset
@@ -99,18 +101,21 @@ class ShardWriter:
                 "num_tokens": len(sample["input_ids"]),
                 "num_supervised": sum(label != IGNORE_INDEX for label in sample["labels"][1:]),
                 "num_images": len(sample["pixels"]),
+                "num_truncated": truncated[number],
             }
             for number, sample in enumerate(good)
         ]
-        return ShardReport(
-            dataset=chunk.dataset,
+        ledger = Ledger(
             index=pa.Table.from_pylist(index, INDEX_SCHEMA),
+            content=pa.Table.from_pylist(content, CONTENT_SCHEMA),
             quarantine=pa.Table.from_pylist(bad, QUARANTINE_SCHEMA),
-            num_truncated=truncated,
         )
+        return ShardReport(chunk.dataset, ledger)
 
-    def _make_sample(self, source: Source, record: Record) -> tuple[dict[str, Any], int]:
-        """One row of a shard, and how many of its tokens were cut. Raises: BadSample."""
+    def _make_sample(
+        self, source: Source, record: Record
+    ) -> tuple[dict[str, Any], dict[str, Any], int]:
+        """One row of a shard, its hashes, and how many tokens were cut. Raises: BadSample."""
         check_record(record)
         encoded = encode(
             record.turns,
@@ -119,9 +124,10 @@ class ShardWriter:
             num_image_tokens=num_image_tokens(self._processor),
             max_length=self._config.data.max_length,
         )
+        images = [self._image(source, reference) for reference in record.images]
         sample = {
             "id": record.id,
-            "pixels": [self._image(source, record, reference) for reference in record.images],
+            "pixels": [data for data, _ in images],
             "input_ids": encoded.input_ids,
             "labels": encoded.labels,
             "turns": [{"role": turn.role, "text": turn.text} for turn in record.turns],
@@ -131,9 +137,12 @@ class ShardWriter:
             "pmid": record.pmid,
             "licence": record.licence,
         }
-        return sample, encoded.num_truncated
+        hashes = hash_content(record.turns, [image_hash for _, image_hash in images])
+        return sample, hashes, encoded.num_truncated
 
-    def _image(self, source: Source, record: Record, reference: str) -> bytes:
+    def _image(self, source: Source, reference: str) -> tuple[bytes, bytes]:
+        """What is stored of an image, and its hash."""
         data = source.load_image(reference)
         pixels = to_pixels(data, self._images)  # also when the original is kept: it must decode
-        return data if self._config.data.store_images == "original" else pixels.tobytes()
+        stored = data if self._config.data.store_images == "original" else pixels.tobytes()
+        return stored, hash_image(pixels)

@@ -53,11 +53,10 @@ def generate(
         on_progress: Told the answers given and the answers in all.
     """
     controls = get_args(Control)
-    groups = sorted(set(zip(dataset.column("shard"), dataset.column("row_group"), strict=True)))
     items = [
-        {"control": control, "shard": int(shard), "row_group": int(row_group)}
+        {"control": control, "shard": shard, "row_group": row_group}
         for control in controls
-        for shard, row_group in groups
+        for shard, row_group in dataset.row_groups()
     ]
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -95,7 +94,7 @@ class Answerer:
 
     def answer(self, control: Control, shard: int, row_group: int) -> Iterator[Answer]:
         """Answer the questions of one row group."""
-        questions = self._dataset.read_row_group(shard, row_group, _COLUMNS).to_pylist()
+        questions = self._dataset.read_samples(shard, row_group, _COLUMNS).to_pylist()
         for start in range(0, len(questions), self._settings.batch_size):
             batch = [
                 self._question(row) for row in questions[start : start + self._settings.batch_size]

@@ -3,11 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from llavamed.config.schema import RunConfig
 from llavamed.config.stages import Evaluation
-from llavamed.data.prepared import PreparedDataset, shard_name
+from llavamed.data.prepared import PreparedDataset
 from llavamed.evaluate.generate import generate
 from llavamed.evaluate.report import Heading, render_page, render_results
 from llavamed.evaluate.vqa import SCORER, Answer, majority_answer, majority_control, score
@@ -88,9 +86,8 @@ def evaluate(
 def closed_references(dataset: PreparedDataset) -> list[str]:
     """The reference answers of a dataset's closed questions; reads text only."""
     references = []
-    for shard in sorted(set(dataset.column("shard").tolist())):
-        place = dataset.location / shard_name(shard)
-        table = pq.read_table(place.path, filesystem=place.fs, columns=["turns", "answer_type"])
+    for shard, row_group in dataset.row_groups():
+        table = dataset.read_samples(shard, row_group, ["turns", "answer_type"])
         references += [
             row["turns"][-1]["text"] for row in table.to_pylist() if row["answer_type"] == "CLOSED"
         ]

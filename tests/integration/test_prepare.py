@@ -52,6 +52,7 @@ def test_real_vqa_rad_is_counted_and_quarantined(reference_data: Path, tmp_path:
     dataset = prepare(lenient, ["rad"])["rad"]
     assert dataset.num_samples + dataset.manifest["num_quarantined"] == 3064
     assert set(dataset.manifest["quarantined"]) == {"missing_image"}
+    assert dataset.manifest["num_duplicates"] > 0, "questions that were asked twice are kept"
     quarantine = (dataset.location / "quarantine.parquet").read_table().to_pylist()
     assert len(quarantine) == dataset.manifest["num_quarantined"]
     assert all("no such file" in row["detail"] for row in quarantine)

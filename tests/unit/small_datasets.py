@@ -1,6 +1,7 @@
 """Small prepared datasets of random samples, written as the preparation writes them."""
 
 import io
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +10,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from llavamed.data.content import hash_content, hash_image
 from llavamed.data.images import ImageSettings
+from llavamed.data.ledger import Ledger
 from llavamed.data.loading import StageLoader
 from llavamed.data.mixture import Mixture
 from llavamed.data.order import StageOrder, order_stage
-from llavamed.data.prepared import INDEX, SCHEMA_VERSION, PreparedDataset, open_prepared, shard_name
-from llavamed.data.sample import IGNORE_INDEX, INDEX_SCHEMA, SHARD_SCHEMA
+from llavamed.data.prepared import SCHEMA_VERSION, PreparedDataset, open_prepared, shard_name
+from llavamed.data.sample import (
+    CONTENT_SCHEMA,
+    IGNORE_INDEX,
+    INDEX_SCHEMA,
+    QUARANTINE_SCHEMA,
+    SHARD_SCHEMA,
+    Turn,
+)
 from llavamed.storage import MANIFEST, locate
 
 SIZE = 8
@@ -61,17 +71,33 @@ def make_row(random: np.random.Generator, number: int, num_images: int) -> dict[
         ],
         "input_ids": input_ids,
         "labels": [IGNORE_INDEX] * answer + input_ids[answer:],
+        "turns": dialogue(f"What is number {number}?", f"It is {number}."),
     }
 
 
+def dialogue(question: str, answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "text": question}, {"role": "assistant", "text": answer}]
+
+
 def prepare(
-    uri: str, num_samples: int, *, num_images: tuple[int, ...] = (1, 0, 2, 1), encoded: bool = False
+    uri: str,
+    num_samples: int,
+    *,
+    num_images: tuple[int, ...] = (1, 0, 2, 1),
+    encoded: bool = False,
+    seed: int = 0,
 ) -> Prepared:
-    """Write a dataset as the preparation does: shards of 50 samples, row groups of 8."""
-    random, place = np.random.default_rng(0), locate(uri)
+    """Write a dataset of random samples."""
+    random = np.random.default_rng(seed)
     rows = [make_row(random, i, num_images[i % len(num_images)]) for i in range(num_samples)]
+    return write(uri, rows, encoded=encoded)
+
+
+def write(uri: str, rows: list[dict[str, Any]], *, encoded: bool = False) -> Prepared:
+    """Write a dataset as the preparation does: shards of 50 samples, row groups of 8."""
+    place = locate(uri)
     index = []
-    for shard, start in enumerate(range(0, num_samples, 50)):
+    for shard, start in enumerate(range(0, len(rows), 50)):
         chunk = rows[start : start + 50]
         if encoded:
             chunk = [row | {"pixels": [png(pixels) for pixels in row["pixels"]]} for row in chunk]
@@ -87,21 +113,40 @@ def prepare(
                 "num_tokens": len(row["input_ids"]),
                 "num_supervised": sum(label != IGNORE_INDEX for label in row["labels"][1:]),
                 "num_images": len(row["pixels"]),
+                "num_truncated": number % 2,
             }
             for number, row in enumerate(chunk)
         ]
-    (place / INDEX).write_table(pa.Table.from_pylist(index, INDEX_SCHEMA))
+    ledger = Ledger(
+        pa.Table.from_pylist(index, INDEX_SCHEMA),
+        pa.Table.from_pylist([content(*item) for item in enumerate(rows)], CONTENT_SCHEMA),
+        QUARANTINE_SCHEMA.empty_table(),
+    )
+    ledger.write(place)
     manifest = {
         "schema_version": SCHEMA_VERSION,
-        "num_samples": num_samples,
+        "made_from": {"source": place.name},
+        "fingerprint": place.name,
         "num_image_tokens": NUM_IMAGE_TOKENS,
         "image_token_id": IMAGE_TOKEN,
         "pad_token_id": PAD_TOKEN,
         "store_images": "original" if encoded else "pixels",
         "images": vars(IMAGES),
     }
-    (place / MANIFEST).write_json(manifest)
+    (place / MANIFEST).write_json(manifest | ledger.counts())
     return Prepared(open_prepared(place), rows)
+
+
+def content(number: int, row: dict[str, Any]) -> dict[str, Any]:
+    """The row of `content.parquet` of a sample with square images."""
+    images = [np.frombuffer(image, np.uint8) for image in row["pixels"]]
+    sides = [math.isqrt(len(image) // 3) for image in images]
+    hashes = [
+        hash_image(pixels.reshape(side, side, 3))
+        for side, pixels in zip(sides, images, strict=True)
+    ]
+    turns = [Turn(**turn) for turn in row["turns"]]
+    return {"row": number, "id": row["id"], **hash_content(turns, hashes)}
 
 
 def png(pixels: bytes) -> bytes:

@@ -9,12 +9,20 @@ import pytest
 from PIL import Image
 
 from llavamed.config.load import parse_config
+from llavamed.data.content import hash_content, hash_image
 from llavamed.data.images import to_pixels
 from llavamed.data.loading import StageLoader
 from llavamed.data.mixture import Mixture
 from llavamed.data.order import EpochOrder, StageOrder
 from llavamed.data.prepared import INDEX, PreparedDataset, shard_name
-from llavamed.data.sample import IGNORE_INDEX, INDEX_SCHEMA, QUARANTINE_SCHEMA, SHARD_SCHEMA
+from llavamed.data.sample import (
+    CONTENT_SCHEMA,
+    IGNORE_INDEX,
+    INDEX_SCHEMA,
+    QUARANTINE_SCHEMA,
+    SHARD_SCHEMA,
+    Turn,
+)
 from llavamed.data.shards import Chunk, ShardWriter
 from llavamed.data.sources import open_source
 from llavamed.model.processor import image_settings, load_processor, num_image_tokens
@@ -162,8 +170,8 @@ def test_tokens_hold_the_images_and_labels_the_answers(prepared, processor):
 
 def test_the_index_says_where_each_sample_lies_and_how_long_it_is(prepared):
     _, place, report = prepared
-    assert report.index.schema == INDEX_SCHEMA
-    index = report.index.to_pydict()
+    assert report.ledger.index.schema == INDEX_SCHEMA
+    index = report.ledger.index.to_pydict()
     assert index["shard"] == [3] * 5
     assert list(zip(index["row_group"], index["row"], strict=True)) == [
         *((0, 0), (0, 1), (1, 0), (1, 1), (2, 0))
@@ -177,12 +185,28 @@ def test_the_index_says_where_each_sample_lies_and_how_long_it_is(prepared):
     ):
         assert tokens == len(row["input_ids"]) == len(row["labels"])
         assert supervised == sum(label != IGNORE_INDEX for label in row["labels"][1:])
-    assert report.num_truncated == 1
+    assert index["num_truncated"][:4] == [0] * 4
+    assert index["num_truncated"][4] > 0
+
+
+def test_the_content_holds_the_hashes_of_each_sample_and_its_place(prepared, processor, figures):
+    _, place, report = prepared
+    content = report.ledger.content
+    assert content.schema == CONTENT_SCHEMA
+    assert content["row"].to_pylist() == list(range(FIRST_ROW, FIRST_ROW + len(GOOD)))
+    images = [(figures / name).read_bytes() for name in ("a.png", "b.jpg")]
+    hashes = [hash_image(to_pixels(data, image_settings(processor))) for data in images]
+    for row, found in zip(
+        (place / shard_name(3)).read_table().to_pylist(), content.to_pylist(), strict=True
+    ):
+        turns = [Turn(**turn) for turn in row["turns"]]
+        expected = hash_content(turns, hashes[: len(row["pixels"])])
+        assert {"row": found["row"], "id": row["id"], **expected} == found
 
 
 def test_each_bad_sample_is_in_the_quarantine_with_row_and_reason(prepared):
     _, _, report = prepared
-    table = report.quarantine
+    table = report.ledger.quarantine
     assert table.schema == QUARANTINE_SCHEMA
     assert list(zip(table["id"].to_pylist(), table["reason"].to_pylist(), strict=True)) == BAD
     first_bad = FIRST_ROW + len(GOOD)
@@ -196,7 +220,7 @@ def test_each_bad_sample_is_in_the_quarantine_with_row_and_reason(prepared):
 
 def test_no_sample_is_lost(prepared):
     _, _, report = prepared
-    assert report.index.num_rows + report.quarantine.num_rows == len(ITEMS)
+    assert report.ledger.index.num_rows + report.ledger.quarantine.num_rows == len(ITEMS)
 
 
 def digest(place):
@@ -214,25 +238,25 @@ def test_the_same_inputs_give_the_same_bytes(prepare, prepared):
 def test_a_chunk_without_good_samples_makes_no_shard(prepared, processor_folder):
     config, place, _ = prepared
     report = ShardWriter(config, str(processor_folder)).write(Chunk("figures", 4, 0, ITEMS[-3:-1]))
-    assert report.index.num_rows == 0
-    assert report.index.schema == INDEX_SCHEMA
-    assert report.quarantine["row"].to_pylist() == [0, 1]
+    assert report.ledger.index.num_rows == 0
+    assert report.ledger.index.schema == INDEX_SCHEMA
+    assert report.ledger.quarantine["row"].to_pylist() == [0, 1]
     assert not (place / shard_name(4)).exists()
 
 
 def load(place, report, processor, store_images):
     """The batches of one sample each, in the shard's order, as training would read them."""
-    (place / INDEX).write_table(report.index)
+    (place / INDEX).write_table(report.ledger.index)
     manifest = {
         "images": asdict(image_settings(processor)),
         "store_images": store_images,
         "num_image_tokens": num_image_tokens(processor),
         "image_token_id": processor.image_token_id,
         "pad_token_id": processor.tokenizer.pad_token_id,
-        "num_samples": report.index.num_rows,
+        "num_samples": report.ledger.index.num_rows,
     }
     data = Mixture((PreparedDataset(place, manifest),))
-    places = np.arange(report.index.num_rows)
+    places = np.arange(report.ledger.index.num_rows)
     epoch = EpochOrder(places, data.groups, (tuple(places[:, None]),))
     order = StageOrder((epoch,), epoch.num_steps)
     loader = StageLoader(data, order, rank=0, world_size=1, packing=True)

@@ -51,7 +51,8 @@ def prepared(config: RunConfig, name: str = "captions") -> PreparedDataset:
     if not (place / MANIFEST).exists():
         writer = ShardWriter(config, str(processor))
         reports = [writer.write(chunk) for chunk in list_chunks(config, [name])]
-        publish(place, describe(config, name, processor), reports, max_bad_fraction=0.0)
+        manifest = describe(config, name, processor_of(config))
+        publish(place, manifest, reports, config.data.datasets[name])
     return open_prepared(place)
 
 
