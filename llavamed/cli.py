@@ -4,7 +4,6 @@ Heavy imports stay inside the commands, after the config is read, so that help a
 errors come at once.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -12,9 +11,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from llavamed.config.load import dump_config, load_config
+from llavamed.cli_data import app as data
+from llavamed.cli_run import ConfigFile, Overrides, console, load_run
+from llavamed.config.load import dump_config
 from llavamed.config.schema import RunConfig
-from llavamed.errors import ConfigError, LlavaMedError
+from llavamed.errors import LlavaMedError
 
 app = typer.Typer(
     help="Train biomedical vision-language models by a curriculum.",
@@ -22,15 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
-
-ConfigFile = Annotated[
-    str | None, typer.Option("--config", help="YAML file; default: the one LLAVAMED_CONFIG names.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="e.g. stages.align.optimizer.lr=1e-3"),
-]
+app.add_typer(data, name="data")
 
 
 @app.callback()
@@ -47,7 +40,7 @@ def prepare(
     dataset: Annotated[list[str] | None, typer.Option(help="Only this one; repeatable.")] = None,
 ) -> None:
     """Prepare datasets: validate, tokenise and shard them, with Ray Data."""
-    run = _load(config, overrides)
+    run = load_run(config, overrides)
     from llavamed.train.driver import prepare_datasets
     from llavamed.train.progress import Progress
 
@@ -56,7 +49,8 @@ def prepare(
         bad = ", ".join(f"{count} {reason}" for reason, count in facts["quarantined"].items())
         console.print(
             f"{name}: {facts['num_samples']} samples, {facts['num_tokens']:,} tokens, "
-            f"{facts['num_truncated']} truncated, {facts['num_quarantined']} quarantined"
+            f"{facts['num_truncated']} truncated, {facts['num_duplicates']} duplicates, "
+            f"{facts['num_quarantined']} quarantined"
             f"{f' ({bad})' if bad else ''} in {prepared.location}",
             soft_wrap=True,
             highlight=False,
@@ -72,7 +66,7 @@ def plan(
     mfu: Annotated[float, typer.Option(help="Assumed model-FLOPs utilisation.")] = 0.4,
 ) -> None:
     """Say what a run will do and cost: steps, tokens, memory, hours. Starts nothing."""
-    run = _load(config, overrides)
+    run = load_run(config, overrides)
     from llavamed.plan import plan_run
     from llavamed.tables import show_plan
 
@@ -88,7 +82,7 @@ def train(
     ] = False,
 ) -> None:
     """Run the curriculum: prepare, train and evaluate what is not finished yet."""
-    run = _load(config, overrides)
+    run = load_run(config, overrides)
     from llavamed.tables import show_summary
     from llavamed.train.driver import run_curriculum
     from llavamed.train.progress import Progress
@@ -103,7 +97,7 @@ def evaluate(
     stage: Annotated[str | None, typer.Option(help="Default: all that have an evaluation.")] = None,
 ) -> None:
     """Score the models of finished stages once more, beside their controls."""
-    run = _load(config, overrides)
+    run = load_run(config, overrides)
     from llavamed.tables import show_scores
     from llavamed.train.driver import evaluate_stages
     from llavamed.train.progress import Progress
@@ -120,7 +114,7 @@ def export(
     stage: Annotated[str | None, typer.Option(help="Default: the last one.")] = None,
 ) -> None:
     """Copy a finished stage's model to a folder, after loading it with plain transformers."""
-    run = _load(config, overrides)
+    run = load_run(config, overrides)
     from llavamed.model.export import copy_export
     from llavamed.storage import locate
     from llavamed.train.curriculum import find_stage
@@ -141,16 +135,7 @@ def show_config(
     if schema:
         sys.stdout.write(json.dumps(RunConfig.model_json_schema(), indent=2) + "\n")
     else:
-        sys.stdout.write(dump_config(_load(config, overrides, quiet=True)))
-
-
-def _load(path: str | None, overrides: list[str] | None, *, quiet: bool = False) -> RunConfig:
-    path = path or os.environ.get("LLAVAMED_CONFIG")
-    if path is None:
-        raise ConfigError("config=null: which run? give --config FILE, or set LLAVAMED_CONFIG")
-    if not quiet:
-        console.print(f"config: {path}", soft_wrap=True, highlight=False)
-    return load_config(path, overrides or [])
+        sys.stdout.write(dump_config(load_run(config, overrides, quiet=True)))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

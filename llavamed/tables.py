@@ -8,6 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from llavamed.data.decontaminate import Contamination, Criterion
+from llavamed.data.prepared import PreparedDataset
+from llavamed.data.sample import IMAGE_HASH_BYTES
 from llavamed.plan import StageCost
 
 
@@ -80,6 +83,50 @@ def show_plan(costs: Sequence[StageCost], console: Console) -> None:
                 "gradient_checkpointing, or raise engine.zero_stage",
             )
     _say(console, f"All stages: {sum(cost.hours for cost in costs):.3g} hours")
+
+
+def show_contamination(found: Contamination, console: Console) -> None:
+    """Print how much of a training set is in evaluation sets too, by each way to match."""
+    total, names = found.dataset.num_samples, [other.name for other in found.against]
+    title = f"Samples of {found.dataset.name} ({total:,}) that match"
+    counts = _table(title, "by", *names, *(["any"] if len(names) > 1 else []))
+    ways: list[tuple[Criterion, str]] = [
+        ("image", f"image (within {found.max_distance} of {8 * IMAGE_HASH_BYTES} bits)"),
+        ("question", "question"),
+        ("pair", "pair (both of one sample)"),
+        ("text", "text (question and answer)"),
+    ]
+    for criterion, words in ways:
+        cells = [found.count([criterion], name) for name in names]
+        cells += [found.count([criterion])] if len(names) > 1 else []
+        mark = "* " if criterion in found.by else "  "
+        counts.add_row(mark + words, *(f"{cell:,} ({cell / total:.1%})" for cell in cells))
+    console.print(counts)
+    examples = _table("Some of them (*)", "sample", "is like", "by", "its question")
+    for column in examples.columns:
+        column.overflow = "fold"
+    for match in found.examples():
+        by = [name for name in found.by if match[name] is not None]
+        ways_met = ", ".join(
+            f"{name} ({match['distance']} bits)" if name == "image" else name for name in by
+        )
+        examples.add_row(match["id"], match[by[0]], ways_met, match["words"][:40])
+    if examples.row_count:
+        console.print(examples)
+    _say(console, f"Report: {found.report}")
+
+
+def show_removal(found: Contamination, without: PreparedDataset | None, console: Console) -> None:
+    """Print what removing has done to a training set; without it, what it would do."""
+    total, leaving = found.dataset.num_samples, found.count(found.by)
+    what = f"{leaving:,} of {total:,} samples ({leaving / total:.1%}) by {' or '.join(found.by)}"
+    if without is None:
+        text = f"Nothing was changed; --remove would take out {what} and leave {total - leaving:,}"
+    elif not leaving:
+        text = f"Nothing was changed: none of {total:,} samples match by {' or '.join(found.by)}"
+    else:
+        text = f"Removed {what}; {without.num_samples:,} are left, the others in the quarantine"
+    _say(console, text)
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -9,7 +9,7 @@ from llavamed.data.mixture import Mixture
 from llavamed.data.prepared import PreparedDataset
 from llavamed.errors import ConfigError
 from llavamed.model.export import read_manifest
-from llavamed.storage import Location, locate
+from llavamed.storage import MANIFEST, Location, locate
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,17 @@ class StagePlan:
     def result(self) -> dict[str, Any] | None:
         """The export's manifest when the stage is finished, else none."""
         return read_manifest(self.export)
+
+    def is_current(self, datasets: str) -> bool:
+        """Whether the stage is finished and its dataset, if still there, unchanged since."""
+        result = self.result()
+        if result is None:
+            return False
+        try:
+            dataset = (locate(datasets) / self.stage.data / MANIFEST).read_json()
+        except FileNotFoundError:
+            return True
+        return bool(result["dataset"]["fingerprint"] == dataset["fingerprint"])
 
 
 def plan_curriculum(config: RunConfig) -> list[StagePlan]:

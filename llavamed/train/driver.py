@@ -68,9 +68,7 @@ def prepare_datasets(
 ) -> dict[str, PreparedDataset]:
     """Prepare datasets, all of the config by default. Raises: LlavaMedError."""
     for name in names:
-        if name not in config.data.datasets:
-            known = ", ".join(config.data.datasets)
-            raise ConfigError(f"dataset={name}: is not in data.datasets; use one of: {known}")
+        config.data.check_name(name)
     check_writable(locate(config.datasets_directory))
     ensure_processor(config)
     with ray_cluster(config):
@@ -260,5 +258,5 @@ def _finished_summary(config: RunConfig, plans: list[StagePlan]) -> dict[str, An
         summary: dict[str, Any] = (directory / SUMMARY).read_json()
     except FileNotFoundError:
         return None
-    finished = all(plan.result() is not None for plan in plans)
+    finished = all(plan.is_current(config.datasets_directory) for plan in plans)
     return summary if finished and before == dump_config(config) else None

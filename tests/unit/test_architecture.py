@@ -42,6 +42,8 @@ LIGHT = {
     "storage.py": {"torch", "ray", "transformers", "deepspeed", "mlflow"},
     # Pure: the same on any machine, with nothing of the training stack.
     "data/sample.py": {"torch", "ray", "transformers"},
+    "data/content.py": {"torch", "ray", "transformers"},
+    "data/decontaminate.py": {"torch", "ray", "transformers"},
     "data/images.py": {"torch", "ray", "transformers"},
     "data/order.py": {"torch", "ray", "transformers", "pyarrow"},
     "data/mixture.py": {"torch", "ray", "transformers"},
@@ -104,10 +106,9 @@ def test_a_light_room_loads_nothing_heavy(room):
         assert not loaded & LIGHT[room], module
 
 
-def test_nothing_imports_the_command_line():
-    assert [
-        module for module in MODULES if "llavamed.cli" in " ".join(imports(MODULES[module]))
-    ] == []
+def test_nothing_but_the_command_line_imports_it():
+    users = {module for module in MODULES if "llavamed.cli" in " ".join(imports(MODULES[module]))}
+    assert {module for module in users if not module.startswith("cli")} == set()
 
 
 @pytest.mark.parametrize("module", MODULES)

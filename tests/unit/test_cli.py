@@ -178,6 +178,7 @@ def test_a_plan_for_gpus_that_cannot_share_the_batch_is_refused(run, unreachable
         ["plan", "--config", "/nowhere.yaml"],
         ["train", "--config", DEMO, "seed=x"],
         ["prepare", "--config", DEMO, "seed=x"],
+        ["data", "decontaminate", "--help"],
         ["evaluate", "--config", DEMO, "seed=x"],
         ["export", "/tmp/none", "--config", "/nowhere.yaml"],
     ],

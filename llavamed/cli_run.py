@@ -1,0 +1,31 @@
+"""What the commands of the command line share: which config a run has, and where they print."""
+
+import os
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from llavamed.config.load import load_config
+from llavamed.config.schema import RunConfig
+from llavamed.errors import ConfigError
+
+console = Console()
+
+ConfigFile = Annotated[
+    str | None, typer.Option("--config", help="YAML file; default: the one LLAVAMED_CONFIG names.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="e.g. stages.align.optimizer.lr=1e-3"),
+]
+
+
+def load_run(path: str | None, overrides: list[str] | None, *, quiet: bool = False) -> RunConfig:
+    """Read the config of a run and, unless quiet, say which. Raises: ConfigError."""
+    path = path or os.environ.get("LLAVAMED_CONFIG")
+    if path is None:
+        raise ConfigError("config=null: which run? give --config FILE, or set LLAVAMED_CONFIG")
+    if not quiet:
+        console.print(f"config: {path}", soft_wrap=True, highlight=False)
+    return load_config(path, overrides or [])
