@@ -22,6 +22,7 @@ from llavamed.data.sample import (
     INDEX_SCHEMA,
     QUARANTINE_SCHEMA,
     SHARD_SCHEMA,
+    Record,
     check_record,
 )
 from llavamed.data.sources import Source, open_source

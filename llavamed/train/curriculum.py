@@ -53,15 +53,15 @@ class StagePlan:
         return read_manifest(self.export)
 
     def is_current(self, datasets: str) -> bool:
-        """Whether the stage is finished and its dataset, if still there, unchanged since."""
+        """Whether the stage is finished and its datasets, if still there, unchanged since."""
         result = self.result()
         if result is None:
             return False
-        try:
-            dataset = (locate(datasets) / self.stage.data / MANIFEST).read_json()
-        except FileNotFoundError:
-            return True
-        return bool(result["dataset"]["fingerprint"] == dataset["fingerprint"])
+        for name, trained_on in result["datasets"].items():
+            manifest = locate(datasets) / name / MANIFEST
+            if manifest.exists() and manifest.read_json()["fingerprint"] != trained_on:
+                return False
+        return True
 
 
 def plan_curriculum(config: RunConfig) -> list[StagePlan]:

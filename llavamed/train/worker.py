@@ -19,7 +19,7 @@ from llavamed.data.loading import Batch, StageLoader
 from llavamed.data.mixture import Mixture
 from llavamed.data.order import StageOrder, order_stage
 from llavamed.data.prepared import open_prepared
-from llavamed.errors import TrainingError
+from llavamed.errors import DataError, TrainingError
 from llavamed.lease import Lease
 from llavamed.model.export import fetch_export, write_export
 from llavamed.model.freeze import freeze
@@ -77,16 +77,27 @@ def order_of(stage: Stage, data: Mixture, seed: int) -> StageOrder:
     )
 
 
+def _open_mixture(job: StageJob) -> Mixture:
+    datasets = tuple(open_prepared(locate(place)) for place in job.datasets)
+    for dataset, expected in zip(datasets, job.dataset_fingerprints, strict=True):
+        if dataset.manifest["fingerprint"] != expected:
+            raise DataError(
+                f"{dataset.location}: has changed since the run started; start the same command "
+                "again to train on it as it is now"
+            )
+    return Mixture(datasets, tuple(job.stage.mixture.values()))
+
+
 def train_stage(job: StageJob, context: Context) -> None:
     """Train a stage from its last checkpoint, or its start, to its export; every rank must call it.
 
     Raises:
         TrainingError: A loss or gradient is not finite; nothing of that step is saved.
+        DataError: A dataset is no longer what the run started with.
     """
     started = time.monotonic()
     torch.manual_seed(job.config.seed)
-    datasets = tuple(open_prepared(locate(place)) for place in job.datasets)
-    data = Mixture(datasets, tuple(job.stage.mixture.values()))
+    data = _open_mixture(job)
     with tempfile.TemporaryDirectory() as scratch:
         processor = load_processor(locate(job.processor).download(Path(scratch) / "processor"))
         model = _initial_model(job, processor, Path(scratch))

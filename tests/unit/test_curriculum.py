@@ -17,7 +17,7 @@ def test_a_stage_is_current_while_its_data_is_what_it_was(
     plan = find_stage(tiny_config.model_copy(update={"storage": str(tmp_path)}), "align")
     datasets = tmp_path / "datasets"
     if trained_on is not None:
-        (plan.export / MANIFEST).write_json({"dataset": {"fingerprint": trained_on}})
+        (plan.export / MANIFEST).write_json({"datasets": {"captions": trained_on}})
     if there is not None:
-        (locate(str(datasets)) / plan.stage.data / MANIFEST).write_json({"fingerprint": there})
+        (locate(str(datasets)) / "captions" / MANIFEST).write_json({"fingerprint": there})
     assert plan.is_current(str(datasets)) == is_current

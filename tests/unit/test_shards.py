@@ -3,7 +3,6 @@ import json
 from dataclasses import asdict
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -276,27 +275,3 @@ def test_originals_and_pixels_load_as_the_same_images(prepare, prepared, process
         assert batch.pixel_values.equal(twin.pixel_values)
         assert batch.input_ids.equal(twin.input_ids)
     assert batches[1].pixel_values.shape == (2, 3, 16, 16)
-
-
-def test_the_quarantine_names_a_row_whatever_its_source(tiny_config, processor_folder, tmp_path):
-    row = {"question": "Where?", "answer": "Here", "image_name": "a.jpg", "answer_type": "OPEN"}
-    rows = [row | {"qid": 1}, row | {"qid": 2, "answer": None}]
-    (tmp_path / "trainset.json").write_text(json.dumps(rows))
-    turns = [{"from": "human", "value": ASK}, {"from": "gpt", "value": "A lung."}]
-    table = pa.Table.from_pylist([{"id": "a", "image": b"x", "turns": turns}, {"turns": None}])
-    pq.write_table(table, tmp_path / "x.parquet")
-    reads = {"vqa_rad": str(tmp_path), "parquet": str(tmp_path / "x.parquet")}
-    named = []
-    for source, path in reads.items():
-        tree = tiny_config.model_dump(mode="json") | {"storage": str(tmp_path)}
-        tree["data"]["datasets"]["mine"] = {"read": {"source": source, "path": path}}
-        config = parse_config(tree)
-        rows = list(open_source(config.data.datasets["mine"].read).rows())
-        report = ShardWriter(config, str(processor_folder)).write(Chunk("mine", 0, 0, rows))
-        named += [(bad["id"], bad["reason"]) for bad in report.quarantine.to_pylist()]
-    assert named == [
-        ("vqa-rad-train-1", "missing_image"),
-        ("vqa-rad-train-2", "missing_key"),
-        ("a", "corrupt_image"),
-        ("x.parquet#0/1", "no_conversations"),
-    ]

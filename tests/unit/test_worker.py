@@ -23,7 +23,7 @@ from training_setup import (
 
 from llavamed.config.schema import RunConfig
 from llavamed.data.conversation import get_template, template_hash
-from llavamed.errors import TrainingError
+from llavamed.errors import DataError, TrainingError
 from llavamed.lease import hold
 from llavamed.model.export import read_manifest
 from llavamed.model.freeze import part_of
@@ -232,3 +232,10 @@ def test_a_stage_that_was_taken_over_publishes_nothing(tiny_config: RunConfig) -
     assert "attempt=1" in str(caught.value)
     assert latest_checkpoint(locate(job.checkpoints)) is None
     assert read_manifest(locate(job.export)) is None
+
+
+def test_a_dataset_that_changes_under_a_run_is_noticed(tiny_config: RunConfig) -> None:
+    job = make_job(small_config(tiny_config, "name=changed"))
+    message = r"captions: has changed since the run started; start the same command again"
+    with pytest.raises(DataError, match=message):
+        run_stage(replace(job, dataset_fingerprints=("another",)))
