@@ -27,7 +27,7 @@ from llavamed.model.flops import (
 from llavamed.model.freeze import PartCount, freeze
 from llavamed.model.llava import shape_on_meta
 from llavamed.storage import MANIFEST, Location, locate
-from llavamed.train.worker import order_of
+from llavamed.train.job import order_of
 
 
 @dataclass(frozen=True)

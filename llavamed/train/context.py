@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,29 @@ class Context:
     device: torch.device
     report: Callable[[list[Record]], None]
     """Told new records of metrics by rank 0."""
+    is_preempted: Callable[[], bool] = lambda: False
+    """Whether a machine of the stage is about to be taken away; every rank must ask together."""
+
+
+PREEMPTION_CHECK_SECONDS = 1.0
+"""A machine's notice is some thirty seconds at the least."""
+
+
+class PreemptionWatch:
+    """When to ask whether machines are taken away: a question to all ranks, so not at each step."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._asked = time.monotonic()
+
+    def asks(self) -> bool:
+        """Whether it is time by rank 0's clock; every rank must call it."""
+        is_time = time.monotonic() - self._asked >= PREEMPTION_CHECK_SECONDS
+        flag = torch.tensor(float(is_time), device=self._context.device)
+        dist.broadcast(flag, src=0)
+        if flag.item():
+            self._asked = time.monotonic()
+        return bool(flag.item())
 
 
 def ray_context(report: Callable[[list[Record]], None]) -> Context:
@@ -36,6 +60,7 @@ def ray_context(report: Callable[[list[Record]], None]) -> Context:
         world_size=here.get_world_size(),
         device=ray.train.torch.get_device(),
         report=report,
+        is_preempted=lambda: ray.train.get_preemption_info() is not None,
     )
 
 

@@ -18,11 +18,11 @@ from llavamed.storage import check_writable, locate
 from llavamed.train.context import Record
 from llavamed.train.curriculum import StagePlan, find_stage, plan_curriculum
 from llavamed.train.fit import fit
+from llavamed.train.job import StageJob, order_of
 from llavamed.train.preflight import check_stage, check_weights
 from llavamed.train.progress import Progress
 from llavamed.train.ray_cluster import ray_cluster
 from llavamed.train.tracking import Tracker
-from llavamed.train.worker import StageJob, order_of
 
 SUMMARY = "summary.json"
 CONFIG = "config.yaml"
@@ -175,7 +175,8 @@ def _train(
             progress.say(f"metrics are held back: {error}")
 
     try:
-        fit(job, locate(config.directory) / "ray", on_records)
+        while not fit(job, locate(config.directory) / "ray", on_records):
+            progress.say(f"train {name}: a machine is taken away; goes on elsewhere")
     except LlavaMedError:
         run.fail()
         raise

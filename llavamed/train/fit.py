@@ -15,16 +15,20 @@ from ray.util.queue import Empty, Queue
 from llavamed.errors import LlavaMedError, TrainingError
 from llavamed.storage import Location
 from llavamed.train.context import Record, ray_context
-from llavamed.train.worker import StageJob, train_stage
+from llavamed.train.job import StageJob
+from llavamed.train.worker import train_stage
 
 
-def fit(job: StageJob, folder: Location, on_records: Callable[[list[Record]], None]) -> None:
-    """Train a stage on its workers until its export lies in storage.
+def fit(job: StageJob, folder: Location, on_records: Callable[[list[Record]], None]) -> bool:
+    """Train a stage on its workers until its export lies in storage, or a machine is taken away.
 
     Args:
         job: What to train.
         folder: Where Ray keeps its own account of the run.
         on_records: Told, in a thread of this process, what the workers report.
+
+    Returns:
+        Whether the export is there; if not, all steps lie in a checkpoint.
 
     Raises:
         TrainingError: A worker met an error of ours, or died more often than `max_failures`.
@@ -33,7 +37,7 @@ def fit(job: StageJob, folder: Location, on_records: Callable[[list[Record]], No
     listener = _Listener(queue, on_records)
     try:
         with listener:
-            _trainer(job, folder, queue).fit()
+            return bool(_trainer(job, folder, queue).fit().return_value)
     except TrainingFailedError as error:
         failures = job.config.max_failures
         last = str(error).strip().splitlines()[-1]
@@ -71,9 +75,9 @@ def _trainer(job: StageJob, folder: Location, queue: Queue) -> TorchTrainer:
     )
 
 
-def _train_worker(settings: dict[str, Any]) -> None:
+def _train_worker(settings: dict[str, Any]) -> bool:
     """What Ray Train runs on each worker."""
-    train_stage(settings["job"], ray_context(settings["queue"].put))
+    return train_stage(settings["job"], ray_context(settings["queue"].put))
 
 
 class _StopOnOurErrors(UserCallback):

@@ -7,7 +7,7 @@ from llavamed.model.export import read_manifest
 from llavamed.model.processor import check_source, part_config
 from llavamed.storage import locate
 from llavamed.train.curriculum import StagePlan
-from llavamed.train.worker import StageJob, order_of
+from llavamed.train.job import StageJob, order_of
 
 
 def check_weights(config: RunConfig, plans: list[StagePlan]) -> None:

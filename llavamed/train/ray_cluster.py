@@ -26,6 +26,7 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1800")
+    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
     address = os.environ.get("RAY_ADDRESS", "local")
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
     if address == "local":

@@ -4,7 +4,6 @@ import math
 import resource
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,84 +11,27 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from llavamed.config.load import fingerprint
-from llavamed.config.schema import RunConfig
-from llavamed.config.stages import Stage
 from llavamed.data.loading import Batch, StageLoader
 from llavamed.data.mixture import Mixture
-from llavamed.data.order import StageOrder, order_stage
-from llavamed.data.prepared import open_prepared
-from llavamed.errors import DataError, TrainingError
-from llavamed.lease import Lease
+from llavamed.errors import TrainingError
 from llavamed.model.export import fetch_export, write_export
 from llavamed.model.freeze import freeze
 from llavamed.model.llava import build_model, load_model, supervised_loss
 from llavamed.model.processor import load_processor
 from llavamed.storage import locate
 from llavamed.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from llavamed.train.context import Context, Record
+from llavamed.train.context import Context, PreemptionWatch, Record
 from llavamed.train.engine import Engine
+from llavamed.train.job import StageJob, open_mixture, order_of
 from llavamed.train.schedule import learning_rate
 
 
-@dataclass(frozen=True)
-class StageJob:
-    """All a worker is told: the run's config, which stage, and where things lie (URIs)."""
-
-    config: RunConfig
-    stage: Stage
-    datasets: tuple[str, ...]  # in the order of the stage's mixture
-    dataset_fingerprints: tuple[str, ...]
-    processor: str
-    initial_weights: str | None  # an export or hub name; none: the model the config describes
-    initial_fingerprint: str | None  # of the stage that exported them, or their name
-    checkpoints: str
-    export: str
-    lease: Lease | None = None  # of the run's folder; none where nobody else can write there
-
-    @property
-    def fingerprint(self) -> str:
-        """Of everything that decides what the stage computes; a resume must have the same."""
-        return fingerprint(
-            {
-                "stage": self.stage.model_dump(mode="json", exclude={"evaluation"}),
-                "model": self.config.model.model_dump(mode="json"),
-                "engine": self.config.engine.model_dump(mode="json"),
-                "seed": self.config.seed,
-                "datasets": self.dataset_fingerprints,
-                "initial_weights": self.initial_fingerprint,
-            }
-        )
-
-
-def order_of(stage: Stage, data: Mixture, seed: int) -> StageOrder:
-    """The order of a stage's samples. Raises: DataError, when a sample is longer than a pack."""
-    tokens = data.column("num_tokens")
-    return order_stage(
-        data.groups,
-        tokens if stage.packing else np.ones_like(tokens),
-        seed=seed,
-        num_lanes=stage.num_lanes,
-        capacity=stage.max_tokens if stage.packing else stage.micro_batch_size,
-        num_epochs=stage.num_train_epochs,
-        max_steps=stage.max_steps,
-        shares=data.shares,
-    )
-
-
-def _open_mixture(job: StageJob) -> Mixture:
-    datasets = tuple(open_prepared(locate(place)) for place in job.datasets)
-    for dataset, expected in zip(datasets, job.dataset_fingerprints, strict=True):
-        if dataset.manifest["fingerprint"] != expected:
-            raise DataError(
-                f"{dataset.location}: has changed since the run started; start the same command "
-                "again to train on it as it is now"
-            )
-    return Mixture(datasets, tuple(job.stage.mixture.values()))
-
-
-def train_stage(job: StageJob, context: Context) -> None:
+def train_stage(job: StageJob, context: Context) -> bool:
     """Train a stage from its last checkpoint, or its start, to its export; every rank must call it.
+
+    Returns:
+        Whether the export is there. If not, a machine is about to be taken away: all steps so far
+        lie in a checkpoint, and the stage is to be started again elsewhere.
 
     Raises:
         TrainingError: A loss or gradient is not finite; nothing of that step is saved.
@@ -97,7 +39,7 @@ def train_stage(job: StageJob, context: Context) -> None:
     """
     started = time.monotonic()
     torch.manual_seed(job.config.seed)
-    data = _open_mixture(job)
+    data = open_mixture(job)
     with tempfile.TemporaryDirectory() as scratch:
         processor = load_processor(locate(job.processor).download(Path(scratch) / "processor"))
         model = _initial_model(job, processor, Path(scratch))
@@ -112,7 +54,9 @@ def train_stage(job: StageJob, context: Context) -> None:
     )
     history, seconds_before = _resume(job, engine, context)
     started -= seconds_before
-    _train_steps(job, context, engine, data, history, started)
+    if not _train_steps(job, context, engine, data, history, started):
+        engine.close()
+        return False
     weights = engine.weights()
     if context.rank == 0:
         facts = _facts(job, data, history, seconds=time.monotonic() - started)
@@ -121,6 +65,7 @@ def train_stage(job: StageJob, context: Context) -> None:
         write_export(locate(job.export), model, weights, processor, facts)
     dist.barrier()
     engine.close()
+    return True
 
 
 def _train_steps(
@@ -130,8 +75,11 @@ def _train_steps(
     data: Mixture,
     history: list[Record],
     started: float,
-) -> None:
-    """Take the steps that `history` does not hold yet, and add a record of each to it."""
+) -> bool:
+    """Take the steps that `history` does not hold yet, and add a record of each to it.
+
+    Gives whether all were taken; a preemption ends them early, with a checkpoint.
+    """
     stage, num_reported = job.stage, len(history)
     order = order_of(stage, data, job.config.seed)
     num_supervised = order.sums(data.column("num_supervised")).tolist()
@@ -139,6 +87,7 @@ def _train_steps(
     loader = StageLoader(
         data, order, rank=context.rank, world_size=context.world_size, packing=stage.packing
     )
+    watch = PreemptionWatch(context)
     step_started = time.monotonic()
     for step, batches in enumerate(loader.steps(start=len(history)), start=len(history)):
         data_wait = time.monotonic() - step_started
@@ -177,9 +126,13 @@ def _train_steps(
             if context.rank == 0:
                 context.report(history[num_reported:])
             num_reported = len(history)
-        if not is_last and (step + 1) % job.config.checkpoint.every_steps == 0:
+        is_preempted = watch.asks() and context.is_preempted()
+        if not is_last and (is_preempted or (step + 1) % job.config.checkpoint.every_steps == 0):
             _save(job, engine, history, seconds=time.monotonic() - started)
+            if is_preempted:
+                return False
         step_started = time.monotonic()
+    return True
 
 
 def _check_lease(job: StageJob) -> None:

@@ -8,8 +8,8 @@ from training_setup import make_job, mixture
 from llavamed.config.schema import RunConfig
 from llavamed.errors import ConfigError, DataError
 from llavamed.train.curriculum import find_stage, plan_curriculum
+from llavamed.train.job import StageJob
 from llavamed.train.preflight import check_stage, check_weights
-from llavamed.train.worker import StageJob
 
 
 def stored_in(config: RunConfig, folder: Path) -> RunConfig:

@@ -22,7 +22,7 @@ from llavamed.errors import CheckpointError
 from llavamed.storage import MANIFEST, locate
 from llavamed.train.checkpoint import hash_files, latest_checkpoint
 from llavamed.train.context import Record
-from llavamed.train.worker import StageJob
+from llavamed.train.job import StageJob
 
 LEARNING = (
     "stages.align.trainable=[projector, language_model]",

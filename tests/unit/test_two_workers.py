@@ -17,7 +17,7 @@ from two_workers import run_on_two_workers
 from llavamed.config.schema import RunConfig
 from llavamed.errors import CheckpointError
 from llavamed.storage import MANIFEST, locate
-from llavamed.train.worker import StageJob
+from llavamed.train.job import StageJob
 
 SETTINGS = (
     "stages.align.max_steps=4",

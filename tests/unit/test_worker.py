@@ -31,7 +31,7 @@ from llavamed.model.llava import build_model
 from llavamed.storage import locate
 from llavamed.train.checkpoint import latest_checkpoint
 from llavamed.train.context import Record
-from llavamed.train.worker import StageJob, order_of
+from llavamed.train.job import StageJob, order_of
 
 LEARNING = (
     "stages.align.trainable=[projector, language_model]",

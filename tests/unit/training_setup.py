@@ -19,7 +19,8 @@ from llavamed.model.processor import load_processor
 from llavamed.storage import MANIFEST, locate
 from llavamed.train.context import Record, local_context
 from llavamed.train.curriculum import plan_curriculum
-from llavamed.train.worker import StageJob, order_of, train_stage
+from llavamed.train.job import StageJob, order_of
+from llavamed.train.worker import train_stage
 
 torch.set_num_threads(1)
 
