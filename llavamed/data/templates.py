@@ -41,6 +41,8 @@ class Template:
     """The system text stands inside the first user turn, not before it."""
     user_open: str = ""
     user_close: str = ""
+    user_empty: str = ""
+    """Stands for a question without text, unless it is the first and carries the system text."""
     assistant_open: str = ""
     answer_open: str = " "
     """Before an answer, and trained with it: sentencepiece joins the space to the word."""
@@ -75,6 +77,7 @@ _VICUNA = Template(
     system_close=" ",
     user_open="USER: ",
     user_close=" ",
+    user_empty="USER:",
     assistant_open="ASSISTANT:",
 )
 _MISTRAL = Template(
@@ -200,7 +203,10 @@ def render(turns: Sequence[Turn], template: Template, *, prompt: bool = False) -
         text = _place_images(turn, template)
         if turn.role == "user":
             opening = template.user_open + (inside if number == 0 else "")
-            segments.append(Segment(f"{opening}{text}{template.user_close}", False))
+            question = f"{opening}{text}{template.user_close}"
+            if not (text or template.stop or (number == 0 and template.system_in_user_turn)):
+                question = template.user_empty
+            segments.append(Segment(question, False))
             continue
         answer = f"{template.answer_open}{text}{template.answer_close}"
         if not (text or template.stop):

@@ -1,5 +1,5 @@
 import pytest
-from small_tokenizers import CHATML, CHATML_MARKED, chatml
+from small_tokenizers import CHATML, CHATML_MARKED, chatml, llama_like
 from transformers import PreTrainedTokenizerBase
 
 from llavamed.data.conversation import (
@@ -13,6 +13,7 @@ from llavamed.data.conversation import (
     template_hash,
 )
 from llavamed.data.sample import IGNORE_INDEX, Turn
+from llavamed.data.templates import bind, render
 from llavamed.errors import BadSample, ConfigError
 
 OWN = get_template("tokenizer")
@@ -108,3 +109,17 @@ def test_stop_strings() -> None:
 def test_own_template_has_its_jinja_text_already() -> None:
     with pytest.raises(ValueError, match="needs no other Jinja text"):
         chat_template(OWN)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("vicuna_v1", "ASSISTANT: First.</s>USER:ASSISTANT: Second.</s>"),
+        ("mistral_instruct", "[/INST] First. </s> Second. </s>"),
+        ("llava_med_v0", "Assistant: First.\n### Human: \n### Assistant: Second.\n### "),
+    ],
+)
+def test_an_empty_question_is_written_as_the_reference_does(name, text) -> None:
+    rounds = [QUESTION, Turn("assistant", "First."), Turn("user", ""), Turn("assistant", "Second.")]
+    bound = bind(get_template(name), llama_like())
+    assert "".join(segment.text for segment in render(rounds, bound)).endswith(text)
