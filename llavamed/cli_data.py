@@ -1,12 +1,69 @@
 """`llavamed data`: look at data, before and after it is prepared. The same rules as `cli`."""
 
+import json
+from collections import Counter
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from llavamed.cli_run import ConfigFile, Overrides, console, load_run
+from llavamed.config.datasets import LlavaJson
 
 app = typer.Typer(help="Look at data.", no_args_is_help=True)
+
+
+@app.command()
+def labels(
+    file: Annotated[
+        str, typer.Argument(help="JSON list or JSON lines of {id, conversations}, at any URI.")
+    ],
+    template: Annotated[str, typer.Option(help="Name of a chat template.")],
+    tokenizer: Annotated[str, typer.Option(help="Folder, or name on the hub.")],
+    max_length: Annotated[
+        int | None,
+        typer.Option(min=1, help="Cut the text here, image tokens counted; default: no cut."),
+    ] = None,
+    image_tokens: Annotated[
+        int,
+        typer.Option(min=1, help="Tokens an image takes; 1 leaves a mark for each image."),
+    ] = 1,
+) -> None:
+    """Print token ids and labels of dialogues as JSON lines, to compare masks with any trainer.
+
+    A dialogue that cannot be labelled says why in "problem"; a count of those goes to stderr.
+    """
+    from llavamed.data.conversation import get_template
+    from llavamed.data.labels import label_rows
+    from llavamed.data.sources import open_source
+
+    words = get_template(template)
+    source = open_source(LlavaJson(source="llava_json", path=file, image_folder="."))
+
+    from transformers.utils import logging
+
+    from llavamed.model.processor import load_tokenizer
+
+    logging.set_verbosity_error()  # a dialogue longer than the model's limit is no news here
+    problems: Counter[str] = Counter()
+    count = 0
+    for row in label_rows(
+        source,
+        template=words,
+        tokenizer=load_tokenizer(tokenizer, "tokenizer"),
+        num_image_tokens=image_tokens,
+        max_length=max_length,
+    ):
+        typer.echo(json.dumps(row))
+        count += 1
+        if row["problem"]:
+            problems[row["problem"].partition(":")[0]] += 1
+    bad = ", ".join(f"{number} {reason}" for reason, number in problems.most_common())
+    Console(stderr=True).print(
+        f"{count:,} dialogues, {problems.total():,} with a problem{f' ({bad})' if bad else ''}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 @app.command()

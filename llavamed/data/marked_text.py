@@ -78,15 +78,20 @@ def tokenize(text: MarkedText, tokenizer: "PreTrainedTokenizerBase") -> Tokens:
     Raises:
         ConfigError: The tokenizer cannot tell where in the text a token lies.
     """
+    check_fast(tokenizer)
+    found = tokenizer(text.words, add_special_tokens=False, return_offsets_mapping=True)
+    last = len(text.words) - 1  # some tokenizers leave white space out of a token's extent
+    trained = [text.trained[min(start, last)] for start, _ in found["offset_mapping"]]
+    return Tokens(found["input_ids"], trained)
+
+
+def check_fast(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Raise ConfigError unless the tokenizer can tell where in the text a token lies."""
     if not tokenizer.is_fast:
         raise ConfigError(
             f"tokenizer={tokenizer.name_or_path}: is a slow one, which cannot tell where in the "
             "text a token lies; use a folder with tokenizer.json"
         )
-    found = tokenizer(text.words, add_special_tokens=False, return_offsets_mapping=True)
-    last = len(text.words) - 1  # some tokenizers leave white space out of a token's extent
-    trained = [text.trained[min(start, last)] for start, _ in found["offset_mapping"]]
-    return Tokens(found["input_ids"], trained)
 
 
 def repair_merges(tokenizer: "PreTrainedTokenizerBase") -> None:

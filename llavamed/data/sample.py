@@ -66,16 +66,21 @@ def check_record(record: Record) -> None:
             raise BadSample("unknown_role", f"turn {number} has role {turn.role!r}")
     if not any(turn.text.strip() for turn in record.turns if turn.role == "assistant"):
         raise BadSample("empty_answer", "no assistant turn has any text")
-    try:
-        "".join([record.id, *record.images, *(turn.text for turn in record.turns)]).encode()
-    except UnicodeEncodeError as error:  # half of a character, which JSON can spell
-        raise BadSample("not_unicode", f"{error.object[error.start]!r} in it") from error
+    check_unicode(record)
     placeholders = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in record.turns)
     if placeholders != len(record.images):
         raise BadSample(
             "placeholder_mismatch",
             f"{placeholders} {IMAGE_PLACEHOLDER} in the text, {len(record.images)} images",
         )
+
+
+def check_unicode(record: Record) -> None:
+    """Refuse half of a character, which JSON can spell. Raises: BadSample, `not_unicode`."""
+    try:
+        "".join([record.id, *record.images, *(turn.text for turn in record.turns)]).encode()
+    except UnicodeEncodeError as error:
+        raise BadSample("not_unicode", f"{error.object[error.start]!r} in it") from error
 
 
 SHARD_SCHEMA = pa.schema(

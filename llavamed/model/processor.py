@@ -24,7 +24,7 @@ from transformers import (
 from llavamed.config.schema import Model, Pretrained
 from llavamed.data.conversation import chat_template, get_template
 from llavamed.data.images import ImageSettings
-from llavamed.data.marked_text import repair_merges
+from llavamed.data.marked_text import check_fast, repair_merges
 from llavamed.data.sample import IMAGE_PLACEHOLDER
 from llavamed.errors import ConfigError
 
@@ -65,6 +65,19 @@ def build_processor(model: Model, texts: Iterator[str]) -> LlavaProcessor:
 def load_processor(folder: Path) -> LlavaProcessor:
     """A processor saved by `save_pretrained`."""
     return AutoProcessor.from_pretrained(str(folder), backend="pil")
+
+
+def load_tokenizer(source: str, key: str) -> Any:
+    """A published tokenizer, with the image token added.
+
+    Raises:
+        ConfigError: It cannot be found, or cannot tell where in a text a token lies.
+    """
+    image_token = {"image_token": IMAGE_PLACEHOLDER}
+    tokenizer = _load(AutoTokenizer, source, key, extra_special_tokens=image_token)
+    check_fast(tokenizer)
+    repair_merges(tokenizer)
+    return tokenizer
 
 
 def image_settings(processor: LlavaProcessor) -> ImageSettings:
@@ -136,7 +149,8 @@ def check_source(source: str, key: str) -> None:
 
 
 def _load(auto_class: Any, source: str, key: str, **kwargs: Any) -> Any:
-    if source.startswith(("/", ".", "~")) and not Path(source).is_dir():
+    is_path = source.startswith(("/", ".", "~")) or source.count("/") > 1  # no name on the hub
+    if is_path and not Path(source).is_dir():
         raise ConfigError(f"{key}={source}: no such folder; give one, or a name on the hub")
     try:
         return auto_class.from_pretrained(source, **kwargs)
@@ -171,9 +185,7 @@ def _tokenizer(model: Model, texts: Iterator[str]) -> Any:
         vocabulary = int(part_config(model.language_model, "model.language_model").vocab_size)
         return _train_tokenizer(texts, vocabulary)
     key = "model.tokenizer" if model.tokenizer else "model.language_model.weights"
-    image_token = {"image_token": IMAGE_PLACEHOLDER}
-    tokenizer = _load(AutoTokenizer, source, key, extra_special_tokens=image_token)
-    repair_merges(tokenizer)
+    tokenizer = load_tokenizer(source, key)
     if tokenizer.pad_token is None:  # padding is never trained nor attended to: any token will do
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer

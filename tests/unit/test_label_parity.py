@@ -1,4 +1,4 @@
-"""Token ids and labels equal the reference's, case by case.
+"""What `llavamed data labels` prints equals the reference's ids and labels, case by case.
 
 An image is a run of tokens here and another block there; both are reduced to one mark. Where the
 reference warned of a mismatch it masked the whole sample; those are listed with what we train.
@@ -12,13 +12,11 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from llavamed.data.conversation import Encoded, encode, get_template
-from llavamed.data.marked_text import repair_merges
-from llavamed.data.sample import IGNORE_INDEX, IMAGE_PLACEHOLDER, Turn
+from llavamed import cli
+from llavamed.data.sample import IGNORE_INDEX, IMAGE_PLACEHOLDER
+from llavamed.model.processor import load_tokenizer
 
-ROLES = {"human": "user", "gpt": "assistant"}
 IMAGE = (-200, IGNORE_INDEX)
-NUM_IMAGE_TOKENS = 5
 
 EMPTY = {"empty-answer": "</s>"}  # the reference writes no end after an empty answer
 EOS_INSIDE = {"answer-holds-eos": "left</s> right</s>"}  # it splits the text at the end token
@@ -41,35 +39,29 @@ FILES = [
 
 
 @cache
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    repair_merges(tokenizer)
-    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_PLACEHOLDER]})
-    return tokenizer
+def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:
+    return load_tokenizer(str(folder), "tokenizer")
 
 
-def reduced_reference(case: dict[str, Any], special: dict[str, int]) -> list[tuple[int, int]]:
-    opening = special.get("<im_start>", -200)
-    rest_of_block = {special.get("<im_patch>"), special.get("<im_end>")}
-    pairs = zip(case["input_ids"], case["labels"], strict=True)
+def reduced(row: dict[str, Any], opening: int, rest_of_block: set[int]) -> list[tuple[int, int]]:
+    """Pairs of id and label, where the opening token of an image stands for its whole block."""
     return [
         IMAGE if token == opening else (token, label)
-        for token, label in pairs
+        for token, label in zip(row["input_ids"], row["labels"], strict=True)
         if token not in rest_of_block
     ]
 
 
-def reduced(encoded: Encoded, image_id: int) -> list[tuple[int, int]]:
-    pairs = list(zip(encoded.input_ids, encoded.labels, strict=True))
+def reduced_runs(row: dict[str, Any], image: int, length: int) -> list[tuple[int, int]]:
+    """The same where an image is a run of one token, which is never trained."""
+    ids, labels = row["input_ids"], row["labels"]
+    assert {labels[place] for place, token in enumerate(ids) if token == image} <= {IGNORE_INDEX}
     result, place = [], 0
-    while place < len(pairs):
-        if pairs[place][0] != image_id:
-            result.append(pairs[place])
-            place += 1
-            continue
-        assert pairs[place : place + NUM_IMAGE_TOKENS] == [(image_id, -100)] * NUM_IMAGE_TOKENS
-        result.append(IMAGE)
-        place += NUM_IMAGE_TOKENS
+    while place < len(ids):
+        is_image = ids[place] == image
+        assert not is_image or ids[place : place + length] == [image] * length
+        result.append(IMAGE if is_image else (ids[place], labels[place]))
+        place += length if is_image else 1
     return result
 
 
@@ -77,29 +69,44 @@ def reduced(encoded: Encoded, image_id: int) -> list[tuple[int, int]]:
     ("file", "template", "tokenizer_name", "excepted"), FILES, ids=[file[0] for file in FILES]
 )
 def test_labels_equal_the_reference(
-    reference_data: Path, file: str, template: str, tokenizer_name: str, excepted: dict[str, str]
+    reference_data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+    template: str,
+    tokenizer_name: str,
+    excepted: dict[str, str],
 ) -> None:
     labels = reference_data / "golden" / "labels"
     golden = json.loads((labels / f"{file}.json").read_text())
     special = golden["meta"]["special"]
-    tokenizer = load_tokenizer(labels / tokenizer_name)
+    limit = golden["meta"]["model_max_length"]
+    length = 258 if special else 1  # what the reference counts for an image, later replaced
+    keys = ("id", "conversations")
+    cases = tmp_path / "cases.jsonl"
+    cases.write_text("".join(f"{json.dumps({k: c[k] for k in keys})}\n" for c in golden["cases"]))
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(
+            [
+                *("data", "labels", str(cases), "--template", template),
+                *("--tokenizer", str(labels / tokenizer_name)),
+                *("--max-length", str(limit)),
+                *("--image-tokens", str(length)),
+            ]
+        )
+    printed = capsys.readouterr()
+    assert printed.err == f"{len(golden['cases'])} dialogues, 0 with a problem\n"
+    rows = [json.loads(line) for line in printed.out.splitlines()]
+    tokenizer = tokenizer_of(labels / tokenizer_name)
     image_id = tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER)
     warned = {case["id"] for case in golden["cases"] if "tokenization mismatch" in case["stdout"]}
     assert warned == set(excepted)
-    for case in golden["cases"]:
-        turns = [Turn(ROLES[turn["from"]], turn["value"]) for turn in case["conversations"]]
-        num_images = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in turns)
-        # The reference's limit counts its own block for an image: 258 tokens, later 1.
-        text_limit = golden["meta"]["model_max_length"] - num_images * (258 if special else 1)
-        ours = encode(
-            turns,
-            template=get_template(template),
-            tokenizer=tokenizer,
-            num_image_tokens=NUM_IMAGE_TOKENS,
-            max_length=text_limit + num_images * NUM_IMAGE_TOKENS,
-        )
-        theirs = reduced_reference(case, special)[: text_limit + num_images]
-        got = reduced(ours, image_id)
+    for case, row in zip(golden["cases"], rows, strict=True):
+        assert row["id"] == case["id"]
+        got = reduced_runs(row, image_id, length)
+        rest = {special["<im_patch>"], special["<im_end>"]} if special else set()
+        cut = {key: case[key][:limit] for key in ("input_ids", "labels")}  # as its collator does
+        theirs = reduced(cut, special.get("<im_start>", -200), rest)
         if case["id"] in excepted:
             trained = [label for _, label in got if label != IGNORE_INDEX]
             assert tokenizer.decode(trained) == excepted[case["id"]], case["id"]
@@ -115,12 +122,12 @@ def test_runs_of_spaces_are_those_of_sentencepiece(reference_data: Path, text: s
     sentencepiece = pytest.importorskip("sentencepiece")
     folder = reference_data / "golden" / "labels" / "mistral-tokenizer"
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
-    tokenizer = load_tokenizer(folder)
+    tokenizer = tokenizer_of(folder)
     assert tokenizer(text, add_special_tokens=False)["input_ids"] == pieces.encode(text)
 
 
 def test_repaired_merges_are_saved(reference_data: Path, tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(reference_data / "golden" / "labels" / "mistral-tokenizer")
+    tokenizer = tokenizer_of(reference_data / "golden" / "labels" / "mistral-tokenizer")
     tokenizer.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
     assert again.tokenize("at  closely") == tokenizer.tokenize("at  closely")

@@ -100,10 +100,17 @@ def test_an_unusable_item_is_refused_with_a_reason(row, expected, tmp_path):
     assert expected[1] in detail
 
 
+def test_json_lines_are_read_as_a_list_is(tmp_path):
+    lines = "\n\n".join(json.dumps(item(id=number)) for number in range(3))
+    source = llava(tmp_path, text=f"{lines}\n".encode())
+    assert list(source.rows()) == list(llava(tmp_path, [item(id=n) for n in range(3)]).rows())
+
+
 NO_LIST = {
     "empty": b"",
     "cut off": b'[{"id": 1}, {"id"',
     "lines cut off": b'{"id": 1}\n{"id"',
+    "no lines": b'{"id": 1}\n[2',
     "page": b"<html>",
     "bytes": b'[{"id": "\xff"}]',
     "two lists": b"[1] [2]",
