@@ -1,14 +1,21 @@
 """`llavamed data`: look at data, before and after it is prepared. The same rules as `cli`."""
 
 import json
+import tempfile
 from collections import Counter
-from typing import Annotated
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from llavamed.cli_run import ConfigFile, Overrides, console, load_run
 from llavamed.config.datasets import LlavaJson
+from llavamed.config.schema import RunConfig
+
+if TYPE_CHECKING:
+    from llavamed.data.inspect import InspectedSample
 
 app = typer.Typer(help="Look at data.", no_args_is_help=True)
 
@@ -64,6 +71,61 @@ def labels(
         highlight=False,
         soft_wrap=True,
     )
+
+
+@app.command()
+def inspect(
+    dataset: Annotated[str, typer.Argument(help="Name of a prepared dataset.")],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SAMPLE_ID]... [KEY=VALUE]...",
+            help="Which samples; default: drawn at random. Then overrides of the config.",
+        ),
+    ] = None,
+    config: ConfigFile = None,
+    number: Annotated[int, typer.Option(min=1, help="How many to draw.")] = 1,
+    seed: Annotated[int, typer.Option(help="Another seed draws other samples.")] = 0,
+    quarantined: Annotated[
+        bool, typer.Option("--quarantined", help="What was refused, and why, instead.")
+    ] = False,
+    html: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write a page instead, at any URI.")
+    ] = None,
+) -> None:
+    """Show samples of a prepared dataset: image, tokens trained and masked, where they are from."""
+    overrides = [word for word in words or [] if _is_override(word)]
+    ids = [word for word in words or [] if not _is_override(word)]
+    run = load_run(config, overrides)
+    from llavamed.data.inspect import find_samples, pick_samples, read_refusals, read_samples
+    from llavamed.data.inspect_page import render_page
+    from llavamed.data.inspect_terminal import show_refusals, show_sample
+    from llavamed.data.prepared import PROCESSOR, open_prepared
+    from llavamed.model.processor import load_processor
+    from llavamed.storage import locate
+
+    directory = locate(run.datasets_directory)
+    prepared = open_prepared(directory / dataset)
+    samples: Iterable[InspectedSample] = ()
+    refusals = read_refusals(prepared) if quarantined else []
+    if not quarantined:
+        rows = find_samples(prepared, ids) if ids else pick_samples(prepared, number, seed)
+        with tempfile.TemporaryDirectory() as scratch:
+            tokenizer = load_processor((directory / PROCESSOR).download(Path(scratch))).tokenizer
+        samples = read_samples(prepared, rows, tokenizer)
+    if html is not None:
+        locate(html).write_bytes(render_page(prepared, samples, refusals).encode())
+        console.print(f"{html}: the page", soft_wrap=True, highlight=False, markup=False)
+        return
+    for sample in samples:
+        show_sample(sample, console)
+    if quarantined:
+        show_refusals(refusals, console)
+
+
+def _is_override(word: str) -> bool:
+    """Tell a setting from a sample's id, which may hold an equals sign too."""
+    return "=" in word and word.partition("=")[0].partition(".")[0] in RunConfig.model_fields
 
 
 @app.command()

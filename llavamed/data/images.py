@@ -60,6 +60,13 @@ def to_pixels(data: bytes, settings: ImageSettings) -> Pixels:
     return np.asarray(image, dtype=np.uint8)
 
 
+def to_png(pixels: Pixels) -> bytes:
+    """Encode pixels without loss."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def normalize(pixels: Pixels, settings: ImageSettings) -> npt.NDArray[np.float32]:
     """Scale to mean 0 and deviation 1 per channel.
 

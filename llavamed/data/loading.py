@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from llavamed.data.images import Pixels, normalize, to_pixels
+from llavamed.data.images import Pixels, normalize
 from llavamed.data.mixture import Mixture
 from llavamed.data.order import EpochOrder, Integers, StageOrder
 from llavamed.data.sample import IGNORE_INDEX
@@ -162,14 +162,8 @@ class StageLoader:
             id=table.column("id")[row].as_py(),
             input_ids=table.column("input_ids")[row].values.to_numpy().astype(np.int64),
             targets=np.append(labels[1:], IGNORE_INDEX),
-            pixels=[self._pixels(image) for image in table.column("pixels")[row]],
+            pixels=[self.data.pixels(image.as_buffer()) for image in table.column("pixels")[row]],
         )
-
-    def _pixels(self, image: pa.BinaryScalar) -> Pixels:
-        if self.data.keeps_originals:
-            return to_pixels(image.as_py(), self.data.images)
-        size = self.data.images.size
-        return np.frombuffer(image.as_buffer(), dtype=np.uint8).reshape(size, size, 3)  # no copy
 
     def _blank(self) -> _Sample:
         size, count = self.data.images.size, self.data.num_image_tokens

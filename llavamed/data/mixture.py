@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from llavamed.data.images import ImageSettings
+from llavamed.data.images import ImageSettings, Pixels
 from llavamed.data.order import Share
 from llavamed.data.prepared import PreparedDataset
 
@@ -42,11 +42,6 @@ class Mixture:
         return str(self.datasets[0].manifest["made_from"]["template"])
 
     @property
-    def keeps_originals(self) -> bool:
-        """Whether the shards hold encoded files, not pixels."""
-        return bool(self.datasets[0].manifest["store_images"] == "original")
-
-    @property
     def num_image_tokens(self) -> int:
         """Tokens an image takes."""
         return self.datasets[0].num_image_tokens
@@ -60,6 +55,10 @@ class Mixture:
     def pad_token_id(self) -> int:
         """The token that fills a row."""
         return int(self.datasets[0].manifest["pad_token_id"])
+
+    def pixels(self, stored: pa.Buffer) -> Pixels:
+        """An image as a shard holds it -> uint8 array of shape [size, size, 3]."""
+        return self.datasets[0].pixels(stored)
 
     def column(self, name: str) -> npt.NDArray[np.int64]:
         """A column of the joined index as integers."""

@@ -26,7 +26,13 @@ from llavamed.config.load import fingerprint
 from llavamed.config.schema import RunConfig
 from llavamed.data.conversation import get_template, template_hash
 from llavamed.data.ledger import join
-from llavamed.data.prepared import QUARANTINE, SCHEMA_VERSION, PreparedDataset, open_prepared
+from llavamed.data.prepared import (
+    PROCESSOR,
+    QUARANTINE,
+    SCHEMA_VERSION,
+    PreparedDataset,
+    open_prepared,
+)
 from llavamed.data.shards import Chunk, ShardReport, ShardWriter
 from llavamed.data.sources import open_source
 from llavamed.errors import BadSample, DataError
@@ -40,7 +46,6 @@ from llavamed.model.processor import (
 )
 from llavamed.storage import MANIFEST, Location, check_writable, locate
 
-PROCESSOR = "processor"
 TOKENIZER_SAMPLES = 20_000
 """Samples a dataset contributes to the text a tokenizer is trained on."""
 

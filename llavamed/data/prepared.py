@@ -17,9 +17,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llavamed.data.images import ImageSettings
+from llavamed.data.images import ImageSettings, Pixels, to_pixels
 from llavamed.errors import DataError
 from llavamed.storage import MANIFEST, Location, readable_errors
+
+PROCESSOR = "processor"
+"""Lies beside the datasets: the processor they share."""
 
 INDEX = "index.parquet"
 CONTENT = "content.parquet"
@@ -123,6 +126,13 @@ class PreparedDataset:
                 f"{place}: shard {shard} of dataset {self.name} is missing; prepare "
                 "the dataset again"
             ) from error
+
+    def pixels(self, stored: pa.Buffer | bytes) -> Pixels:
+        """An image as its shard holds it -> uint8 array of shape [size, size, 3], not copied."""
+        if self.manifest["store_images"] == "original":
+            return to_pixels(bytes(stored), self.images)
+        size = self.images.size
+        return np.frombuffer(stored, dtype=np.uint8).reshape(size, size, 3)
 
     def check_shards(self) -> None:
         """Raise DataError unless every shard the index names is there."""

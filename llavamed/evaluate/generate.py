@@ -5,7 +5,6 @@ model, the model as it was before the curriculum, and the trained one with every
 model that has learned to look beats both.
 """
 
-import io
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,13 +15,12 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
-from PIL import Image
 from transformers import LlavaForConditionalGeneration
 
 from llavamed.config.schema import RunConfig
 from llavamed.config.stages import Evaluation
 from llavamed.data.conversation import encode_prompt, get_template, stop_strings
-from llavamed.data.images import Pixels, normalize, to_pixels
+from llavamed.data.images import Pixels, normalize, to_png
 from llavamed.data.prepared import PreparedDataset
 from llavamed.data.sample import IMAGE_PLACEHOLDER, Turn
 from llavamed.evaluate.vqa import Answer
@@ -105,14 +103,7 @@ class Answerer:
 
     def _question(self, row: dict[str, Any]) -> "_Question":
         turns = [Turn(turn["role"], turn["text"]) for turn in row["turns"]]
-        size = self._dataset.images.size
-        stored = self._dataset.manifest["store_images"]
-        pixels = [
-            to_pixels(image, self._dataset.images)
-            if stored == "original"
-            else np.frombuffer(image, dtype=np.uint8).reshape(size, size, 3)
-            for image in row["pixels"]
-        ]
+        pixels = [self._dataset.pixels(image) for image in row["pixels"]]
         prompt = encode_prompt(
             turns[:-1],
             template=self._template,
@@ -173,7 +164,7 @@ class _Question:
     def answered(self, prediction: str, *, with_image: bool) -> Answer:
         return Answer(
             id=self.row["id"],
-            image=_png(self.pixels[0]) if with_image and self.pixels else b"",
+            image=to_png(self.pixels[0]) if with_image and self.pixels else b"",
             question=self.turns[-2].text.replace(IMAGE_PLACEHOLDER, "").strip(),
             reference=self.turns[-1].text,
             prediction=prediction,
@@ -201,9 +192,3 @@ def _cut(text: str, stops: tuple[str, ...]) -> str:
     for stop in stops:
         text = text.split(stop, 1)[0]
     return text.strip()
-
-
-def _png(pixels: Pixels) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()

@@ -9,8 +9,8 @@ from typing import Any
 
 from llavamed.config.load import dump_config
 from llavamed.config.schema import RunConfig
-from llavamed.data.prepare import PROCESSOR, ensure_processor, prepare
-from llavamed.data.prepared import PreparedDataset
+from llavamed.data.prepare import ensure_processor, prepare
+from llavamed.data.prepared import PROCESSOR, PreparedDataset
 from llavamed.errors import ConfigError, LlavaMedError, TrackingError
 from llavamed.evaluate.run import REPORT, RESULTS, evaluate, read_scores
 from llavamed.lease import Lease, hold

@@ -181,6 +181,8 @@ def test_a_plan_for_gpus_that_cannot_share_the_batch_is_refused(run, unreachable
         ["data", "decontaminate", "--help"],
         ["evaluate", "--config", DEMO, "seed=x"],
         ["export", "/tmp/none", "--config", "/nowhere.yaml"],
+        ["data", "--help"],
+        ["data", "inspect", "figures", "--config", "/nowhere.yaml"],
     ],
     ids=" ".join,
 )

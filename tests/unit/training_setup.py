@@ -12,8 +12,8 @@ from llavamed.config.load import dump_config, load_config
 from llavamed.config.schema import RunConfig
 from llavamed.data.loading import Batch, StageLoader
 from llavamed.data.mixture import Mixture
-from llavamed.data.prepare import PROCESSOR, describe, ensure_processor, list_chunks, publish
-from llavamed.data.prepared import PreparedDataset, open_prepared
+from llavamed.data.prepare import describe, ensure_processor, list_chunks, publish
+from llavamed.data.prepared import PROCESSOR, PreparedDataset, open_prepared
 from llavamed.data.shards import ShardWriter
 from llavamed.model.processor import load_processor
 from llavamed.storage import MANIFEST, locate
