@@ -75,6 +75,15 @@ class Encoded:
     num_truncated: int
     """Text tokens cut off to fit `max_length`."""
 
+    def check_supervised(self) -> None:
+        """Refuse a sample that trains nothing. Raises: BadSample, `no_supervised_token`."""
+        if all(label == IGNORE_INDEX for label in self.labels):
+            raise BadSample(
+                "no_supervised_token",
+                f"no token of an answer among {len(self.input_ids)}, and {self.num_truncated} more "
+                "were cut off",
+            )
+
 
 def encode(
     turns: Sequence[Turn],
@@ -95,7 +104,7 @@ def encode(
             sample must hold all the images it is stored with.
 
     Raises:
-        BadSample: `no_supervised_token` or `too_long`, or the template cannot hold these turns.
+        BadSample: `too_long`, or the template cannot hold these turns.
         ConfigError: The tokenizer does not fit the template.
     """
     if template.name == TOKENIZER:
@@ -105,14 +114,7 @@ def encode(
         segments = render(turns, bound)
         label = _label_by_count if bound.labels_by_count else _label_by_segment
         tokens = label(segments, bound, tokenizer)
-    encoded = _expand_images(tokens, image_token_id(tokenizer), num_image_tokens, max_length)
-    if all(label == IGNORE_INDEX for label in encoded.labels):
-        raise BadSample(
-            "no_supervised_token",
-            f"no token of an answer among {len(encoded.input_ids)}, "
-            f"{encoded.num_truncated} cut off at max_length={max_length}",
-        )
-    return encoded
+    return _expand_images(tokens, image_token_id(tokenizer), num_image_tokens, max_length)
 
 
 def encode_prompt(

@@ -29,7 +29,7 @@ def label_rows(
 
     Yields:
         `id` as the file has it, or the row's number from 0; `input_ids`; `labels`, not shifted;
-        `problem`, None or "reason: detail", and then the two lists are empty.
+        `problem`, None or "reason: detail"; the lists are empty where there is nothing to show.
 
     Raises:
         ConfigError: The tokenizer does not fit the template.
@@ -47,7 +47,8 @@ def label_rows(
                 num_image_tokens=num_image_tokens,
                 max_length=max_length,
             )
+            labelled |= {"input_ids": encoded.input_ids, "labels": encoded.labels}
+            encoded.check_supervised()
         except BadSample as error:
-            yield labelled | {"problem": str(error)}
-        else:
-            yield labelled | {"input_ids": encoded.input_ids, "labels": encoded.labels}
+            labelled["problem"] = str(error)
+        yield labelled

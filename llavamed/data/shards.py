@@ -125,6 +125,7 @@ class ShardWriter:
             num_image_tokens=num_image_tokens(self._processor),
             max_length=self._config.data.max_length,
         )
+        encoded.check_supervised()
         images = [self._image(source, reference) for reference in record.images]
         sample = {
             "id": record.id,
