@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONFIG ?= ray_jobs/configs/demo.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types format k8s clean
+.PHONY: help install demo test test-kill check lint types format k8s clean
 
 help: ## List the verbs
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -21,6 +21,9 @@ demo: install ## The whole curriculum on built-in data: align, instruct, vqa, ev
 
 test: install ## All tests
 	@$(BIN)/python -m pytest
+
+test-kill: install ## Kill a run 20 times at random moments; it must end as if nothing had been
+	@LLAVAMED_KILLS=20 $(BIN)/python -m pytest -s tests/integration/test_kill.py
 
 check: lint types test ## All that CI runs
 
