@@ -193,11 +193,14 @@ class RunConfig(Section):
         if stage.num_lanes % workers:
             unit = stage.micro_batch_size * workers
             lower = stage.global_batch_size // unit * unit
+            fitting = [n for n in range(1, stage.num_lanes + 1) if stage.num_lanes % n == 0]
+            nearest = [n for n in fitting if n < workers][-1:] + [n for n in fitting if n > workers]
+            numbers = " or ".join(map(str, nearest[:2]))
             raise ValueError(
                 f"stages.{stage.name}.global_batch_size={stage.global_batch_size} is not a "
                 "multiple of "
                 f"micro_batch_size x scaling.num_workers = {stage.micro_batch_size} x {workers} = "
-                f"{unit}; use {lower or unit} or {lower + unit}"
+                f"{unit}; use {lower or unit} or {lower + unit}, or {numbers} workers"
             )
         if stage.packing and stage.max_tokens < self.data.max_length:
             raise ValueError(

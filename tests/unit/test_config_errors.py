@@ -124,7 +124,7 @@ MISTAKES = {
     "batch that workers cannot share": (
         "stages.align.global_batch_size=3",
         "stages.align.global_batch_size=3 is not a multiple of micro_batch_size x "
-        "scaling.num_workers = 1 x 2 = 2; use 2 or 4",
+        "scaling.num_workers = 1 x 2 = 2; use 2 or 4, or 1 or 3 workers",
     ),
     "packs shorter than a sample": (
         "stages.align.max_tokens=128",
