@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ class Context:
     """Told new records of metrics by rank 0."""
     is_preempted: Callable[[], bool] = lambda: False
     """Whether a machine of the stage is about to be taken away; every rank must ask together."""
+    warn: Callable[[str], None] = warnings.warn
+    """Told by rank 0 what a user should know though training goes on."""
 
 
 PREEMPTION_CHECK_SECONDS = 1.0
@@ -49,7 +52,7 @@ class PreemptionWatch:
         return bool(flag.item())
 
 
-def ray_context(report: Callable[[list[Record]], None]) -> Context:
+def ray_context(report: Callable[[list[Record]], None], warn: Callable[[str], None]) -> Context:
     """The context of a Ray Train worker; Ray has made the process group."""
     import ray.train
     import ray.train.torch
@@ -61,6 +64,7 @@ def ray_context(report: Callable[[list[Record]], None]) -> Context:
         device=ray.train.torch.get_device(),
         report=report,
         is_preempted=lambda: ray.train.get_preemption_info() is not None,
+        warn=warn,
     )
 
 

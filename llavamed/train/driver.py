@@ -175,7 +175,7 @@ def _train(
             progress.say(f"metrics are held back: {error}")
 
     try:
-        while not fit(job, locate(config.directory) / "ray", on_records):
+        while not fit(job, locate(config.directory) / "ray", on_records, progress.say):
             progress.say(f"train {name}: a machine is taken away; goes on elsewhere")
     except LlavaMedError:
         run.fail()

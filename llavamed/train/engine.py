@@ -4,6 +4,9 @@ All it needs is derived from the config and the world; `engine.deepspeed` is mer
 touch what is derived. The optimizer is torch's AdamW, so that nothing is compiled at run time.
 """
 
+import argparse
+import contextlib
+import io
 import math
 import os
 import warnings
@@ -17,10 +20,11 @@ if not torch.cuda.is_available():
 
 import deepspeed
 import deepspeed.ops
+from deepspeed.checkpoint import ds_to_universal
 
 from llavamed.config.schema import Engine as EngineConfig
 from llavamed.config.stages import Optimizer, Stage
-from llavamed.errors import CheckpointError, ConfigError
+from llavamed.errors import CheckpointError, ConfigError, StorageError
 
 # Its shared-memory collectives for CPUs would be compiled for minutes at first use.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -28,6 +32,7 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 _TAG = "state"
+_TORCH_WRITER = "inline_container.cc"  # where torch.save finds that a disk is full
 
 
 class Engine:
@@ -36,6 +41,7 @@ class Engine:
     def __init__(
         self, model: torch.nn.Module, *, stage: Stage, config: EngineConfig, world_size: int
     ) -> None:
+        assert stage.num_lanes % world_size == 0, "the config refuses such a number of workers"
         self.accumulation = stage.num_lanes // world_size
         self._world_size = world_size
         self._zero_stage = config.zero_stage
@@ -55,6 +61,11 @@ class Engine:
     def model(self) -> torch.nn.Module:
         """What to call for a forward pass."""
         return self._engine
+
+    @property
+    def is_shared_out(self) -> bool:
+        """Whether every rank holds a part of the state, as large as their number makes it."""
+        return self._zero_stage > 0
 
     def backward(self, loss_sum: torch.Tensor, num_supervised: int) -> None:
         """Add the gradient of a loss sum, as its share of the mean over the whole global step.
@@ -84,20 +95,64 @@ class Engine:
         return float(self._engine.get_global_grad_norm() or self._grad_norm)
 
     def save(self, folder: Path) -> None:
-        """Write this rank's part of the state; every rank must call it. Frozen weights stay out."""
-        self._engine.save_checkpoint(str(folder), tag=_TAG, exclude_frozen_parameters=True)
+        """Write this rank's part of the state; every rank must call it. Frozen weights stay out.
 
-    def load(self, folder: Path) -> None:
+        Raises:
+            StorageError: The folder takes no more; other ranks may still wait for this one.
+        """
+        try:
+            self._engine.save_checkpoint(str(folder), tag=_TAG, exclude_frozen_parameters=True)
+        except (OSError, RuntimeError) as error:
+            if not isinstance(error, OSError) and _TORCH_WRITER not in str(error):
+                raise
+            raise StorageError(
+                f"{folder}: cannot write it: {error}; free space there, or set TMPDIR to a place "
+                "with more"
+            ) from error
+
+    def load(self, folder: Path, *, is_universal: bool = False) -> None:
         """Read the state back; every rank must call it.
+
+        Args:
+            folder: What as many ranks as now have saved, or what `to_universal` made of it.
+            is_universal: Which of the two.
 
         Raises:
             CheckpointError: The folder holds no state of this shape.
         """
-        path = None
-        if (folder / _TAG).is_dir():  # DeepSpeed only asserts that it found something
-            path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
+        if not (folder / _TAG).is_dir():  # DeepSpeed only asserts that it found something
+            raise CheckpointError(f"{folder}: holds no state of this run; delete the checkpoint")
+        groups = self._engine.optimizer.param_groups
+        settings = [{key: group[key] for key in group if key != "params"} for group in groups]
+        self._engine._config.load_universal_checkpoint = is_universal
+        path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
+        self._engine._config.load_universal_checkpoint = False
         if path is None:
             raise CheckpointError(f"{folder}: holds no state of this run; delete the checkpoint")
+        if is_universal:
+            # ZeRO-3 gives every group the settings of the first, so that biases and norms would
+            # decay, and all groups one tensor to count steps in, to which each would add.
+            for group, own in zip(groups, settings, strict=True):
+                group.update(own)
+            for state in self._engine.basic_optimizer.state.values():
+                state["step"] = state["step"].clone()
+
+    def check_universal(self) -> None:
+        """Check, before the work of converting, that this rank can load a universal checkpoint.
+
+        Raises:
+            ConfigError: Too many workers share too few weights, on which DeepSpeed fails.
+        """
+        if self._zero_stage not in (1, 2):
+            return
+        for group in self._engine.optimizer.bit16_groups:
+            if all(parameter._hp_mapping is None for parameter in group):
+                total = sum(parameter.numel() for parameter in group)
+                raise ConfigError(
+                    f"scaling.num_workers={self._world_size}: leaves a worker none of {total} "
+                    "weights, and DeepSpeed then loads no checkpoint of another number of workers; "
+                    "use fewer, or as many as saved it"
+                )
 
     def weights(self) -> dict[str, torch.Tensor]:
         """All weights on the CPU of rank 0, {} elsewhere; every rank must call it."""
@@ -110,6 +165,26 @@ class Engine:
     def close(self) -> None:
         """Give back memory and hooks, so that another engine may live in this process."""
         self._engine.destroy()
+
+
+def to_universal(folder: Path, target: Path) -> None:
+    """Convert what all ranks have saved to what any number of ranks loads; one process does it.
+
+    The numbers stay what they were: parts are joined, and each parameter gets files of its own.
+    Takes seconds, and for large models minutes; `target` grows to twice the state's size meanwhile.
+    """
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        ds_to_universal.main(
+            argparse.Namespace(
+                input_folder=str(folder / _TAG),
+                output_folder=str(target / _TAG),
+                num_extract_workers=1,  # in this process: it may hold a GPU and must not fork
+                num_merge_workers=1,
+                keep_temp_folder=False,
+                strict=True,
+                inject_missing_state=True,  # says that no tensor is split; only Megatron writes it
+            )
+        )
 
 
 def deepspeed_config(config: EngineConfig, stage: Stage, world_size: int) -> dict[str, Any]:

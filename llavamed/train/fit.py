@@ -19,13 +19,19 @@ from llavamed.train.job import StageJob
 from llavamed.train.worker import train_stage
 
 
-def fit(job: StageJob, folder: Location, on_records: Callable[[list[Record]], None]) -> bool:
+def fit(
+    job: StageJob,
+    folder: Location,
+    on_records: Callable[[list[Record]], None],
+    on_warning: Callable[[str], None],
+) -> bool:
     """Train a stage on its workers until its export lies in storage, or a machine is taken away.
 
     Args:
         job: What to train.
         folder: Where Ray keeps its own account of the run.
         on_records: Told, in a thread of this process, what the workers report.
+        on_warning: Told there what they warn of.
 
     Returns:
         Whether the export is there; if not, all steps lie in a checkpoint.
@@ -34,7 +40,7 @@ def fit(job: StageJob, folder: Location, on_records: Callable[[list[Record]], No
         TrainingError: A worker met an error of ours, or died more often than `max_failures`.
     """
     queue = Queue(actor_options={"num_cpus": 0})
-    listener = _Listener(queue, on_records)
+    listener = _Listener(queue, on_records, on_warning)
     try:
         with listener:
             return bool(_trainer(job, folder, queue).fit().return_value)
@@ -77,7 +83,9 @@ def _trainer(job: StageJob, folder: Location, queue: Queue) -> TorchTrainer:
 
 def _train_worker(settings: dict[str, Any]) -> bool:
     """What Ray Train runs on each worker."""
-    return train_stage(settings["job"], ray_context(settings["queue"].put))
+    put = settings["queue"].put
+    context = ray_context(put, lambda text: put(UserWarning(text)))
+    return train_stage(settings["job"], context)
 
 
 class _StopOnOurErrors(UserCallback):
@@ -98,8 +106,13 @@ class _StopOnOurErrors(UserCallback):
 class _Listener:
     """Passes on what workers put into the queue, in a thread, for as long as it is entered."""
 
-    def __init__(self, queue: Queue, on_records: Callable[[list[Record]], None]) -> None:
-        self._queue, self._on_records = queue, on_records
+    def __init__(
+        self,
+        queue: Queue,
+        on_records: Callable[[list[Record]], None],
+        on_warning: Callable[[str], None],
+    ) -> None:
+        self._queue, self._on_records, self._on_warning = queue, on_records, on_warning
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="listener", daemon=True)
         self.fatal: str | None = None
@@ -115,12 +128,14 @@ class _Listener:
     def _listen(self) -> None:
         while True:
             try:
-                told: list[Record] | str = self._queue.get(timeout=0.5)
+                told: list[Record] | UserWarning | str = self._queue.get(timeout=0.5)
             except Empty:
                 if self._stop.is_set():
                     return
             else:
                 if isinstance(told, str):
                     self.fatal = told
+                elif isinstance(told, UserWarning):
+                    self._on_warning(str(told))
                 else:
                     self._on_records(told)

@@ -19,7 +19,7 @@ from llavamed.model.freeze import freeze
 from llavamed.model.llava import build_model, load_model, supervised_loss
 from llavamed.model.processor import load_processor
 from llavamed.storage import locate
-from llavamed.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from llavamed.train.checkpoint import restore_checkpoint, save_checkpoint, seed_random_state
 from llavamed.train.context import Context, PreemptionWatch, Record
 from llavamed.train.engine import Engine
 from llavamed.train.job import StageJob, open_mixture, order_of
@@ -172,11 +172,14 @@ def _initial_model(job: StageJob, processor: Any, scratch: Path) -> Any:
 
 def _resume(job: StageJob, engine: Engine, context: Context) -> tuple[list[Record], float]:
     """Load the newest checkpoint, if there is one: the metrics so far and the seconds spent."""
-    found = latest_checkpoint(locate(job.checkpoints))
-    if found is None:
+    manifest = restore_checkpoint(
+        locate(job.checkpoints), engine, stage_fingerprint=job.fingerprint, warn=context.warn
+    )
+    if manifest is None:
+        seed_random_state(job.config.seed, step=0, rank=context.rank)
         return [], 0.0
-    place, manifest = found
-    load_checkpoint(place, manifest, engine, fingerprint=job.fingerprint)
+    if manifest["world_size"] != context.world_size:  # then no rank finds a state of its own
+        seed_random_state(job.config.seed, step=manifest["step"], rank=context.rank)
     if context.rank == 0:
         context.report(manifest["history"])  # whoever listens now may have missed the first time
     return manifest["history"], manifest["seconds"]

@@ -1,6 +1,7 @@
 """The whole curriculum on a local Ray with two workers: what it leaves, and that it goes on."""
 
 import os
+import random
 import threading
 import time
 from pathlib import Path
@@ -14,8 +15,9 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from llavamed.config.schema import RunConfig
 from llavamed.errors import ConfigError, TrainingError
-from llavamed.storage import locate
+from llavamed.storage import MANIFEST, Location, locate
 from llavamed.train import driver
+from llavamed.train.checkpoint import complete_checkpoints
 from llavamed.train.curriculum import plan_curriculum
 from llavamed.train.driver import run_curriculum
 from llavamed.train.progress import Progress
@@ -98,30 +100,68 @@ def test_a_killed_worker_changes_nothing(small: RunConfig, tmp_path: Path) -> No
     run(quiet)
     killed = base.model_copy(update={"storage": str(tmp_path / "killed")})
     checkpoints = plan_curriculum(killed)[1].checkpoints
+    victims = kill_a_worker(checkpoints, after_step=4)
+    summary, _ = run(killed)
+    assert victims, "no worker was killed; the test has shown nothing"
+
+    undisturbed, disturbed = weights(quiet, "instruct"), weights(killed, "instruct")
+    assert all(torch.equal(undisturbed[name], disturbed[name]) for name in undisturbed)
+    assert sorted(tracked_losses(summary, "instruct")) == list(range(1, 41))
+
+
+def kill_a_worker(checkpoints: Location, *, after_step: int) -> list[int]:
+    """Kill one as soon as such a checkpoint is complete; its process is in the list by then."""
     victims: list[int] = []
 
-    def kill_a_worker() -> None:
-        while not any(name >= "step-000004" for name in checkpoints.children()):
+    def wait_and_kill() -> None:
+        while max(complete_checkpoints(checkpoints), default="") < f"step-{after_step:06d}":
             time.sleep(0.02)
         ours = psutil.Process().children(recursive=True)
         worker = next(each for each in ours if "RayTrainWorker" in "".join(each.cmdline()))
         worker.kill()
         victims.append(worker.pid)
 
-    killer = threading.Thread(target=kill_a_worker, daemon=True)
-    killer.start()
-    summary, _ = run(killed)
-    assert victims, "no worker was killed; the test has shown nothing"
+    threading.Thread(target=wait_and_kill, daemon=True).start()
+    return victims
 
-    undisturbed, disturbed = weights(quiet, "instruct"), weights(killed, "instruct")
-    assert all(torch.equal(undisturbed[name], disturbed[name]) for name in undisturbed)
+
+def tracked_losses(summary: dict, stage: str) -> dict[int, float]:
+    """The loss of every step of a stage's only run, each of which was logged once."""
     client = MlflowClient(summary["tracking_uri"])
     experiment = client.get_experiment_by_name("llavamed")
     assert experiment is not None
-    found = client.search_runs([experiment.experiment_id], "attributes.run_name = 'instruct'")
+    found = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{stage}'")
     assert len(found) == 1
-    losses = client.get_metric_history(found[0].info.run_id, "loss")
-    assert [point.step for point in losses] == list(range(1, 41))
+    points = client.get_metric_history(found[0].info.run_id, "loss")
+    assert len({point.step for point in points}) == len(points)
+    return {point.step: point.value for point in points}
+
+
+def test_a_run_goes_on_with_half_its_workers_from_the_checkpoint_before_a_damaged_one(
+    small: RunConfig,
+) -> None:
+    stage = small.stages[0].model_copy(update={"max_steps": 40})
+    by_two = small.model_copy(update={"stages": (stage,), "max_failures": 0})
+    checkpoints = plan_curriculum(by_two)[0].checkpoints
+    victims = kill_a_worker(checkpoints, after_step=random.randrange(4, 16))
+    with pytest.raises(TrainingError, match="max_failures=0: workers of stage align failed"):
+        run(by_two)
+    assert victims
+    *_, older, newer = complete_checkpoints(checkpoints)
+    (checkpoints / newer / "random_of_rank_1_.pt").remove()
+
+    scaling = by_two.scaling.model_copy(update={"num_workers": 1})
+    summary, text = run(by_two.model_copy(update={"scaling": scaling}))
+    assert f"{newer}/random_of_rank_1_.pt: is missing; resuming from the checkpoint" in text
+    assert f"before, {checkpoints / older}" in text
+    assert summary["stages"][0]["steps"] == 40
+    manifests = [(checkpoints / name / MANIFEST).read_json() for name in checkpoints.children()]
+    assert [manifest["world_size"] for manifest in manifests] == [1, 1]
+    losses = tracked_losses(summary, "align")
+    assert sorted(losses) == list(range(1, 41))
+    exported = (locate(summary["stages"][0]["export"]) / MANIFEST).read_json()["history"]
+    # Steps after the older checkpoint were taken twice: by two workers, then by one.
+    assert losses == pytest.approx({each["step"]: each["loss"] for each in exported}, abs=1e-3)
 
 
 def test_an_error_of_ours_ends_the_stage_at_once(small: RunConfig) -> None:

@@ -203,6 +203,22 @@ def test_a_folder_without_state_is_not_loaded(tiny_config: RunConfig, tmp_path: 
         engine.close()
 
 
+def test_a_worker_without_a_share_cannot_resume_from_another_number(
+    tiny_config: RunConfig,
+) -> None:
+    config = small_config(tiny_config)
+    model = build_model(config.model, processor_of(config), seed=0, precision="fp32")
+    freeze(model, ["projector"])
+    with local_context(lambda _: None):
+        engine = Engine(model, stage=config.stages[0], config=config.engine, world_size=1)
+        engine.check_universal()
+        for parameter in engine._engine.optimizer.bit16_groups[1]:
+            parameter._hp_mapping = None  # as on the last of so many workers
+        with pytest.raises(ConfigError, match=r"num_workers=1: leaves a worker none of 32 weights"):
+            engine.check_universal()
+        engine.close()
+
+
 def make_stage(**settings: Any) -> Stage:
     base = {"name": "align", "data": "captions", "trainable": ["projector"]}
     return Stage.model_validate(base | {"optimizer": {"lr": 1e-3}} | settings)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from training_setup import (
+    LEARNING,
     assert_same_weights,
     exported_weights,
     make_job,
@@ -29,14 +30,10 @@ from llavamed.model.export import read_manifest
 from llavamed.model.freeze import part_of
 from llavamed.model.llava import build_model
 from llavamed.storage import locate
-from llavamed.train.checkpoint import latest_checkpoint
+from llavamed.train.checkpoint import complete_checkpoints
 from llavamed.train.context import Record
 from llavamed.train.job import StageJob, order_of
 
-LEARNING = (
-    "stages.align.trainable=[projector, language_model]",
-    "stages.align.optimizer={lr: 5e-3, weight_decay: 0.01}",
-)
 LAST_STEP = 6
 Outcome = tuple[StageJob, dict[str, Any], list[Record]]
 
@@ -230,7 +227,7 @@ def test_a_stage_that_was_taken_over_publishes_nothing(tiny_config: RunConfig) -
     with hold(folder) as mine, hold(folder, take_over=True), pytest.raises(TrainingError) as caught:
         run_stage(replace(job, lease=mine))
     assert "attempt=1" in str(caught.value)
-    assert latest_checkpoint(locate(job.checkpoints)) is None
+    assert complete_checkpoints(locate(job.checkpoints)) == []
     assert read_manifest(locate(job.export)) is None
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import LlavaProcessor
@@ -35,6 +36,12 @@ SMALL = (
     "stages.align.schedule.warmup_ratio=0",
 )
 """Six steps of four packs, each of a few samples."""
+
+
+LEARNING = (
+    "stages.align.trainable=[projector, language_model]",
+    "stages.align.optimizer={lr: 5e-3, weight_decay: 0.01}",
+)
 
 
 def small_config(config: RunConfig, *overrides: str) -> RunConfig:
@@ -83,6 +90,24 @@ def run_stage(job: StageJob, report: Callable[[list[Record]], None] = lambda _: 
     with local_context(report) as context:
         train_stage(job, context)
     return (locate(job.export) / MANIFEST).read_json()
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a process."""
+
+
+def interrupted_job(config: RunConfig, *, at_step: int) -> StageJob:
+    """A job whose run ended at a step, which was taken but not saved."""
+    job = make_job(config)
+
+    def report(records: list[Record]) -> None:
+        if records[-1]["step"] >= at_step:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        run_stage(job, report)
+    assert not locate(job.export).exists()
+    return job
 
 
 def exported_weights(job: StageJob) -> dict[str, torch.Tensor]:
