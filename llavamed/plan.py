@@ -68,7 +68,7 @@ def plan_run(
         ConfigError: The GPU is unknown, or a dataset is neither prepared nor declared.
     """
     find_accelerator(accelerator)
-    workers = num_gpus or config.scaling.num_workers
+    workers = num_gpus or config.scaling.most_workers
     model = shape_on_meta(config.model)
     return [_plan_stage(config, stage, model, accelerator, workers, mfu) for stage in config.stages]
 
@@ -84,7 +84,7 @@ def find_accelerator(name: str) -> Accelerator:
 def _plan_stage(
     config: RunConfig, stage: Stage, model: Any, accelerator: str, workers: int, mfu: float
 ) -> StageCost:
-    if stage.num_lanes % workers:
+    if stage.num_lanes % workers and isinstance(config.scaling.num_workers, int):
         raise ConfigError(
             f"stages.{stage.name}.global_batch_size={stage.global_batch_size} cannot be shared "
             "out by "

@@ -1,6 +1,6 @@
 """The datasets' part of the tree: where samples come from and how they are prepared."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -9,6 +9,14 @@ from llavamed.errors import ConfigError
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?$")]
 """Of a stage or dataset; without dots, which part the keys of overrides."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+ONE, SEVERAL = "one", "several"
+
+
+def one_or_several(value: Any) -> str:
+    """The tag of a field that takes one value, or several as a list or mapping."""
+    return SEVERAL if isinstance(value, list | tuple | dict) else ONE
 
 
 class Section(BaseModel):

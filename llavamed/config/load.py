@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from llavamed.config.datasets import ONE, SEVERAL, one_or_several
 from llavamed.config.schema import RunConfig
 from llavamed.errors import ConfigError
 
@@ -202,6 +203,8 @@ def _key_and_siblings(location: tuple[int | str, ...], tree: Any) -> tuple[str, 
             words.append(str(node["name"]) if named else str(part))
         elif isinstance(node, dict) and node.get("source") == part:
             continue  # the tag of a discriminated union
+        elif part in (ONE, SEVERAL) and one_or_several(node) == part:
+            continue  # likewise
         else:
             node = node.get(part) if isinstance(node, dict) else None
             words.append(str(part))

@@ -8,9 +8,9 @@ Ray's in `scaling`, DeepSpeed's in `engine`, Hugging Face's in `model.*.config`.
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from llavamed.config.datasets import Data, Section
+from llavamed.config.datasets import ONE, SEVERAL, Data, Section, one_or_several
 from llavamed.config.stages import Stage
 
 
@@ -74,17 +74,39 @@ class Model(Section):
         return self
 
 
+NumWorkers = Annotated[int, Field(ge=1)]
+
+
 class Scaling(Section):
     """Ray Train's ScalingConfig, field for field."""
 
-    num_workers: Annotated[int, Field(ge=1)] = 1
-    """Training workers."""
+    num_workers: Annotated[
+        Annotated[NumWorkers, Tag(ONE)] | Annotated[tuple[NumWorkers, NumWorkers], Tag(SEVERAL)],
+        Discriminator(one_or_several),
+    ] = 1
+    """Training workers; or the least and the most of them, then the cluster's free machines decide,
+    and a stage goes on from its last checkpoint when their number changes."""
     use_gpu: bool = False
     """One GPU a worker."""
     resources_per_worker: dict[str, float] = Field(default_factory=lambda: {"CPU": 1.0})
     """What else a worker reserves."""
     accelerator_type: str | None = None
     """Ray's name of the GPU, e.g. `A100`."""
+
+    @property
+    def most_workers(self) -> int:
+        """The largest number of workers there may be."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+    @model_validator(mode="after")
+    def _least_before_most(self) -> Self:
+        if not isinstance(self.num_workers, int) and self.num_workers[0] > self.num_workers[1]:
+            least, most = self.num_workers
+            raise ValueError(
+                f"num_workers=[{least}, {most}]: the least is more than the most; write "
+                f"[{most}, {least}]"
+            )
+        return self
 
 
 class Engine(Section):
@@ -189,8 +211,14 @@ class RunConfig(Section):
         return self
 
     def _check_lanes(self, stage: Stage) -> None:
-        workers = self.scaling.num_workers
-        if stage.num_lanes % workers:
+        workers = self.scaling.most_workers
+        if workers > stage.num_lanes:
+            raise ValueError(
+                f"scaling.num_workers={workers}: stage {stage.name} has only {stage.num_lanes} "
+                "forward passes a step to share out (global_batch_size / micro_batch_size); use at "
+                "most so many workers"
+            )
+        if isinstance(self.scaling.num_workers, int) and stage.num_lanes % workers:
             unit = stage.micro_batch_size * workers
             lower = stage.global_batch_size // unit * unit
             fitting = [n for n in range(1, stage.num_lanes + 1) if stage.num_lanes % n == 0]

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from llavamed.config.datasets import Fraction, Name, Section
+from llavamed.config.datasets import ONE, SEVERAL, Fraction, Name, Section, one_or_several
 
 Passes = Annotated[float, Field(gt=0, le=100)]
 ModelPart = Literal["vision_tower", "projector", "language_model"]
@@ -52,7 +52,11 @@ class Stage(Section):
 
     name: Name
     """Overrides refer to it: `stages.align.optimizer.lr=1e-3`."""
-    data: Name | Annotated[dict[Name, Passes], Field(min_length=1)]
+    data: Annotated[
+        Annotated[Name, Tag(ONE)]
+        | Annotated[dict[Name, Passes], Tag(SEVERAL), Field(min_length=1)],
+        Discriminator(one_or_several),
+    ]
     """The dataset it trains on; or several, each with how often an epoch passes over it: with
     `{dialogues: 1, captions: 0.5}` an epoch takes half of the captions, the next one the rest."""
     trainable: Annotated[tuple[ModelPart, ...], Field(min_length=1)]

@@ -90,7 +90,9 @@ class StageLoader:
         self.data = data
         self.order = order
         self.packing = packing
-        self.lanes = range(rank, len(order.epochs[0].lanes), world_size)
+        num_lanes = len(order.epochs[0].lanes)
+        # Where the lanes do not come out even, some ranks have one more, which is always empty.
+        self.lanes = range(rank, num_lanes + -num_lanes % world_size, world_size)
         self._rows = data.column("row")
 
     def steps(self, start: int = 0) -> Iterator[list[Batch]]:

@@ -57,7 +57,7 @@ class EpochOrder:
 
     def places(self, lane: int, step: int) -> Integers:
         """Places in `samples` of a lane at a step; none when the lane ran out."""
-        packs = self.lanes[lane]
+        packs = self.lanes[lane] if lane < len(self.lanes) else ()
         return packs[step] if step < len(packs) else _EMPTY
 
     def pack(self, lane: int, step: int) -> Integers:

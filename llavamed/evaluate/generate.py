@@ -64,7 +64,7 @@ def generate(
         _AnswererActor,
         fn_constructor_args=(config, settings, dataset, export),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(scaling.num_workers, len(items))),
+        compute=ray.data.ActorPoolStrategy(size=min(scaling.most_workers, len(items))),
         num_cpus=1,
         num_gpus=1 if scaling.use_gpu else 0,
     )

@@ -41,8 +41,7 @@ class Engine:
     def __init__(
         self, model: torch.nn.Module, *, stage: Stage, config: EngineConfig, world_size: int
     ) -> None:
-        assert stage.num_lanes % world_size == 0, "the config refuses such a number of workers"
-        self.accumulation = stage.num_lanes // world_size
+        self.accumulation = math.ceil(stage.num_lanes / world_size)
         self._world_size = world_size
         self._zero_stage = config.zero_stage
         optimizer = _optimizer(model, stage.optimizer)
@@ -193,7 +192,7 @@ def deepspeed_config(config: EngineConfig, stage: Stage, world_size: int) -> dic
     Raises:
         ConfigError: `engine.deepspeed` sets a key that another field of ours decides.
     """
-    accumulation = stage.num_lanes // world_size
+    accumulation = math.ceil(stage.num_lanes / world_size)  # some ranks end with an empty pack
     zero: dict[str, Any] = {"stage": config.zero_stage}
     if config.offload_optimizer != "none":
         zero["offload_optimizer"] = {"device": config.offload_optimizer}

@@ -31,7 +31,7 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
     if address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        wanted = config.scaling.num_workers * config.scaling.resources_per_worker.get("CPU", 1)
+        wanted = config.scaling.most_workers * config.scaling.resources_per_worker.get("CPU", 1)
         settings["num_cpus"] = max(os.cpu_count() or 1, int(wanted))
         settings["include_dashboard"] = False
     try:

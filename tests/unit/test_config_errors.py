@@ -77,6 +77,19 @@ MISTAKES = {
         "scaling.num_workers=1.5: must be a valid integer, got a number with a fractional part; "
         "correct it",
     ),
+    "least workers above the most": (
+        "scaling.num_workers=[4, 2]",
+        "scaling.num_workers=[4, 2]: the least is more than the most; write [2, 4]",
+    ),
+    "more workers than there is work": (
+        "scaling.num_workers=[2, 64]",
+        "scaling.num_workers=64: stage align has only 4 forward passes a step to share out "
+        "(global_batch_size / micro_batch_size); use at most so many workers",
+    ),
+    "a dataset's passes": (
+        "stages.align.data={captions: 0}",
+        "stages.align.data.captions=0: must be greater than 0; correct it",
+    ),
     "unknown choice": (
         "engine.precision=fp16",
         "engine.precision=\"fp16\": must be 'bf16' or 'fp32'; correct it",

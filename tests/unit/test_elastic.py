@@ -40,6 +40,7 @@ CASES = {
 MOVES = {
     **{f"{case}: 2 to 1": (case, "2", 2) for case in CASES},
     **{f"{case}: 2 to 4": (case, "2", 1) for case in ("zero-1-bf16", "zero-3")},
+    "zero-2: 2 to 3": ("zero-2", "2", 2),  # who share four lanes unevenly
     **{f"{case}: 1 to 2": (case, "2 to 1", 3) for case in ("zero-2", "zero-3-bf16-projector")},
     **{f"{case}: 4 to 1": (case, "2 to 4", 3) for case in ("zero-1-bf16", "zero-3")},
 }
@@ -58,7 +59,7 @@ def jobs(tiny_config: RunConfig) -> Jobs:
             small_config(tiny_config, *SETTINGS, *overrides, "scaling.num_workers=2", name)
         )
     run_on_workers(2, list(found.values()))
-    for end in ("2 to 1", "2 to 4", "1 to 2", "4 to 1"):
+    for end in ("2 to 1", "2 to 4", "2 to 3", "1 to 2", "4 to 1"):
         moved = {}
         for move in (move for move in MOVES if move.endswith(end)):
             case, origin, step = MOVES[move]
