@@ -27,13 +27,25 @@ ACCELERATORS = {
 }
 """By Ray's accelerator names. Source: NVIDIA's data sheets, without sparsity."""
 
+_DEVICES = {
+    "NVIDIA A100-SXM4-40GB": "A100-40G",
+    "NVIDIA A100-PCIE-40GB": "A100-40G",
+    "NVIDIA A100-SXM4-80GB": "A100",
+    "NVIDIA A100 80GB PCIe": "A100",
+    "NVIDIA H100 80GB HBM3": "H100",
+    "NVIDIA H200": "H200",
+    "NVIDIA L40S": "L40S",
+    "NVIDIA A10G": "A10G",
+}
+"""CUDA's names of them; cards of another power limit (H100 PCIe, H100 NVL) are left out."""
+
 WORKSPACE_BYTES = 2e9
 """Kernels, communication buffers and fragmentation, beside what is counted."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Sums over all samples of a stage, all epochs."""
+    """Sums over all samples of a stage, all epochs; or, as arrays, over those of each step."""
 
     num_images: float
     num_tokens: float
@@ -42,8 +54,13 @@ class Workload:
     """Of the squared length of each sample, which attention costs."""
 
 
-def stage_flops(model: Any, stage: Stage, work: Workload) -> float:
-    """Operations of a stage, a multiplication and addition counted as two.
+def peak_flops(device: str) -> float | None:
+    """Dense bf16 operations a second of a GPU by CUDA's name of it; none of one we do not know."""
+    return ACCELERATORS[_DEVICES[device]].flops_per_second if device in _DEVICES else None
+
+
+def stage_flops(model: Any, stage: Stage, work: Workload) -> Any:
+    """Operations of a stage, or of each step, a multiplication and addition counted as two.
 
     A forward pass costs 2 a weight and token; a backward pass the same again for the gradient of
     the input, where anything before it learns, and the same again for that of the weight, where it

@@ -29,6 +29,8 @@ class Context:
     """Whether a machine of the stage is about to be taken away; every rank must ask together."""
     warn: Callable[[str], None] = warnings.warn
     """Told by rank 0 what a user should know though training goes on."""
+    observe: Callable[[Record], None] = lambda _: None
+    """Told the record of a step by every rank, as soon as it is taken."""
 
 
 PREEMPTION_CHECK_SECONDS = 1.0

@@ -182,13 +182,7 @@ def _train(
         raise
     result = plan.result()
     assert result is not None, "the workers ended without an error and without an export"
-    run.log_records(result["history"])  # whatever the workers could not tell before they ended
-    run.log_loss_plot(result["history"])
-    parts = result["parts"].items()
-    run.log_scores({f"parameters_trained.{part}": trained for part, (trained, _) in parts})
-    run.log_scores({f"parameters_frozen.{part}": frozen for part, (_, frozen) in parts})
-    values = {key: float(result[key]) for key in ("loss_first", "loss_last", "seconds")}
-    run.log_export(f"{config.name}-{name}", job.export, values)
+    run.log_result(f"{config.name}-{name}", job.export, result)
     run.finish()
     progress.stage_finished(name, result)
     return result
@@ -246,8 +240,8 @@ def _flat(scores: dict[str, dict[str, float | None]]) -> dict[str, float]:
 
 
 def _stage_summary(plan: StagePlan, result: dict[str, Any]) -> dict[str, Any]:
-    keys = ("steps", "loss_first", "loss_last", "tokens_per_second", "seconds")
-    facts = {key: result[key] for key in keys}
+    keys = ("steps", "loss_first", "loss_last", "tokens_per_second", "seconds", "step_seconds")
+    facts = {key: result[key] for key in (*keys, "mfu") if key in result}
     return {"name": plan.stage.name, **facts, "export": str(plan.export)}
 
 

@@ -10,6 +10,7 @@ import io
 import math
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from deepspeed.checkpoint import ds_to_universal
 from llavamed.config.schema import Engine as EngineConfig
 from llavamed.config.stages import Optimizer, Stage
 from llavamed.errors import CheckpointError, ConfigError, StorageError
+from llavamed.model.freeze import part_of
 
 # Its shared-memory collectives for CPUs would be compiled for minutes at first use.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -44,6 +46,9 @@ class Engine:
         self.accumulation = math.ceil(stage.num_lanes / world_size)
         self._world_size = world_size
         self._zero_stage = config.zero_stage
+        self._offloads = config.offload_optimizer != "none"
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self._part_of = {id(parameter): part_of(name) for name, parameter in trained}
         optimizer = _optimizer(model, stage.optimizer)
         self._engine, *_ = deepspeed.initialize(
             model=model,
@@ -55,6 +60,7 @@ class Engine:
             # DeepSpeed fills bf16's moments by an empty step, which would count as the first.
             optimizer.state.clear()
         self._grad_norm = 0.0
+        self._part_norms: dict[str, float] = {}
 
     @property
     def model(self) -> torch.nn.Module:
@@ -85,6 +91,8 @@ class Engine:
             if self._engine.optimizer is self._engine.basic_optimizer:  # keeps no norm of its own
                 gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
                 self._grad_norm = float(torch.nn.utils.get_total_norm(gradients))
+            if not self._offloads:
+                self._part_norms = self._measure_parts()
         self._engine.step()
 
     def grad_norm(self) -> float:
@@ -92,6 +100,44 @@ class Engine:
         if not self._engine.was_step_applied():
             return math.inf
         return float(self._engine.get_global_grad_norm() or self._grad_norm)
+
+    def part_norms(self) -> dict[str, float]:
+        """Norms of the last step's gradient by part of the model, before clipping.
+
+        Each rank sums the squares of the gradient it keeps, and one small exchange adds them up, so
+        they cost no gathering. Empty with `offload_optimizer`, where the gradient has left the GPU.
+        """
+        return self._part_norms
+
+    def _measure_parts(self) -> dict[str, float]:
+        parts = sorted(set(self._part_of.values()))
+        squares: dict[str, list[torch.Tensor]] = {part: [] for part in parts}
+        for parameter, gradient in self._kept_gradients():
+            norm = torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32)
+            squares[self._part_of[id(parameter)]].append(norm**2)
+        zero = torch.zeros((), device=self._engine.device)
+        sums = torch.stack([sum(squares[part], start=zero) for part in parts])
+        if self._zero_stage > 0:  # else every rank keeps the whole gradient
+            torch.distributed.all_reduce(sums)
+        norms: list[float] = sums.sqrt().tolist()
+        return dict(zip(parts, norms, strict=True))
+
+    def _kept_gradients(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Parameters with what this rank keeps of the reduced gradient of a step about to end.
+
+        DeepSpeed has no call for it, so this reads the lists its own optimizers take the norm of.
+        """
+        optimizer = self._engine.optimizer
+        if self._zero_stage == 0:
+            parameters = self.model.parameters()
+            yield from ((each, each.grad) for each in parameters if each.grad is not None)
+        else:
+            groups = (
+                optimizer.fp16_groups if self._zero_stage == 3 else optimizer.params_in_partition
+            )
+            for number, gradients in optimizer.averaged_gradients.items():
+                real = [each for each in gradients or () if not hasattr(each, "_zero_padding")]
+                yield from zip(groups[number], real, strict=False)
 
     def save(self, folder: Path) -> None:
         """Write this rank's part of the state; every rank must call it. Frozen weights stay out.

@@ -3,6 +3,7 @@
 import threading
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -10,6 +11,7 @@ from ray.train import FailureConfig, ScalingConfig, UserCallback
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.util.metrics import Counter, Gauge, Histogram
 from ray.util.queue import Empty, Queue
 
 from llavamed.errors import LlavaMedError, TrainingError
@@ -17,6 +19,22 @@ from llavamed.storage import Location
 from llavamed.train.context import Record, ray_context
 from llavamed.train.job import StageJob
 from llavamed.train.worker import train_stage
+
+_OF_A_STEP = {
+    "step": "Optimizer steps done",
+    "loss": "Mean over the supervised tokens of the global step",
+    "learning_rate": "Of the last step",
+    "grad_norm": "Before clipping",
+    "tokens_per_second": "Of all workers together",
+    "mfu": "Model-FLOPs utilisation, where the peak of the GPU is known",
+}
+"""What is the same on every worker, told by rank 0; by key of a record."""
+_OF_A_WORKER = {
+    "data_wait_seconds": "Wait for the batches of the last step",
+    "memory_bytes": "At the peak: allocated on the GPU, or of the process where there is none",
+    "memory_reserved_bytes": "At the peak: taken from the GPU",
+}
+_SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0]
 
 
 def fit(
@@ -84,8 +102,39 @@ def _trainer(job: StageJob, folder: Location, queue: Queue) -> TorchTrainer:
 def _train_worker(settings: dict[str, Any]) -> bool:
     """What Ray Train runs on each worker."""
     put = settings["queue"].put
+    job: StageJob = settings["job"]
     context = ray_context(put, lambda text: put(UserWarning(text)))
-    return train_stage(settings["job"], context)
+    metrics = _Metrics(job.config.name, job.stage.name, context.rank)
+    return train_stage(job, replace(context, observe=metrics.observe))
+
+
+class _Metrics:
+    """Tells Ray's metrics agent of each step of this worker, for Prometheus to fetch."""
+
+    def __init__(self, run: str, stage: str, rank: int) -> None:
+        tags = {"run": run, "stage": stage, "rank": str(rank)}
+        described = _OF_A_WORKER | (_OF_A_STEP if rank == 0 else {})
+
+        def tagged(make: Any, name: str, description: str, **settings: Any) -> Any:
+            keys = tuple(tags)
+            metric = make(f"llavamed_{name}", description=description, tag_keys=keys, **settings)
+            metric.set_default_tags(tags)
+            return metric
+
+        self._gauges = {key: tagged(Gauge, key, text) for key, text in described.items()}
+        text = "Seconds of an optimizer step"
+        self._seconds = tagged(Histogram, "step_seconds", text, boundaries=_SECONDS)
+        text = "Tokens of samples, of all workers"
+        self._tokens = tagged(Counter, "tokens", text) if rank == 0 else None
+
+    def observe(self, record: Record) -> None:
+        """A step was taken."""
+        for key, gauge in self._gauges.items():
+            if key in record:
+                gauge.set(record[key])
+        self._seconds.observe(record["step_seconds"])
+        if self._tokens is not None and record["num_tokens"]:
+            self._tokens.inc(record["num_tokens"])
 
 
 class _StopOnOurErrors(UserCallback):

@@ -43,6 +43,8 @@ class Progress:
         name, num_steps = self._stage
         last = records[-1]
         detail = f"  loss {last['loss']:.3f}  {last['tokens_per_second']:,.0f} tokens/s"
+        if "mfu" in last:
+            detail += f"  {last['mfu']:.1%} MFU"
         self._line(f"train {name}", int(last["step"]), num_steps, "steps", detail)
 
     def stage_finished(self, stage: str, result: dict[str, Any]) -> None:

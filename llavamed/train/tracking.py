@@ -190,7 +190,7 @@ class TrackedRun:
         """Keep a text file as an artifact."""
         self._client.log_text(self.run_id, text, name)
 
-    def log_loss_plot(self, history: Sequence[Record]) -> None:
+    def _log_loss_plot(self, history: Sequence[Record]) -> None:
         """Keep a plot of loss and learning rate as an artifact."""
         figure = Figure(figsize=(7, 4), layout="constrained")
         loss_axis = figure.add_subplot()
@@ -202,7 +202,25 @@ class TrackedRun:
         rate_axis.set_ylabel("learning rate")
         self._client.log_figure(self.run_id, figure, "loss.png")
 
-    def log_export(self, name: str, export: str, metrics: dict[str, float]) -> None:
+    def log_result(self, name: str, export: str, result: dict[str, Any]) -> None:
+        """Record a finished stage: what the workers could not tell before they ended, and its sums.
+
+        Args:
+            name: Of its model.
+            export: URI of its export.
+            result: The export's manifest.
+        """
+        self.log_records(result["history"])
+        self._log_loss_plot(result["history"])
+        parts = result["parts"].items()
+        self.log_scores({f"parameters_trained.{part}": trained for part, (trained, _) in parts})
+        self.log_scores({f"parameters_frozen.{part}": frozen for part, (_, frozen) in parts})
+        seconds = result["step_seconds"].items()
+        self.log_scores({f"step_seconds.{name}": value for name, value in seconds})
+        values = {key: float(result[key]) for key in ("loss_first", "loss_last", "seconds")}
+        self._log_export(name, export, values)
+
+    def _log_export(self, name: str, export: str, metrics: dict[str, float]) -> None:
         """Record an export as a LoggedModel; its weights stay where they are, at `export`."""
         known = self._client.search_logged_models(
             [self._experiment], filter_string=f"source_run_id = '{self.run_id}'"
@@ -211,7 +229,9 @@ class TrackedRun:
             return
         model = self._client.create_logged_model(
             self._experiment,
-            name=name,
+            name=name.replace(
+                ".", "-"
+            ),  # MLflow takes no dots here, and a run's name may have some
             source_run_id=self.run_id,
             model_type=_MODEL_TYPE,
             tags={"export": export},

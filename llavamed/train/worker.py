@@ -1,13 +1,11 @@
 """One stage on one worker: the loop. It runs under Ray Train and, as one process, without Ray."""
 
 import math
-import resource
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -23,6 +21,7 @@ from llavamed.train.checkpoint import restore_checkpoint, save_checkpoint, seed_
 from llavamed.train.context import Context, PreemptionWatch, Record
 from llavamed.train.engine import Engine
 from llavamed.train.job import StageJob, open_mixture, order_of
+from llavamed.train.measure import Meter, peak_of, rounded, speed
 from llavamed.train.schedule import learning_rate
 
 
@@ -44,6 +43,16 @@ def train_stage(job: StageJob, context: Context) -> bool:
         processor = load_processor(locate(job.processor).download(Path(scratch) / "processor"))
         model = _initial_model(job, processor, Path(scratch))
     counts = freeze(model, job.stage.trainable)
+    order = order_of(job.stage, data, job.config.seed)
+    peak = peak_of(job.config, context)
+    meter = Meter(model, stage=job.stage, data=data, order=order, device=context.device, peak=peak)
+    loader = StageLoader(
+        data,
+        order,
+        rank=context.rank,
+        world_size=context.world_size,
+        packing=job.stage.packing,
+    )
     if job.stage.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     engine = Engine(
@@ -54,7 +63,7 @@ def train_stage(job: StageJob, context: Context) -> bool:
     )
     history, seconds_before = _resume(job, engine, context)
     started -= seconds_before
-    if not _train_steps(job, context, engine, data, history, started):
+    if not _train_steps(job, context, engine, loader, meter, history, started):
         engine.close()
         return False
     weights = engine.weights()
@@ -72,7 +81,8 @@ def _train_steps(
     job: StageJob,
     context: Context,
     engine: Engine,
-    data: Mixture,
+    loader: StageLoader,
+    meter: Meter,
     history: list[Record],
     started: float,
 ) -> bool:
@@ -80,13 +90,8 @@ def _train_steps(
 
     Gives whether all were taken; a preemption ends them early, with a checkpoint.
     """
-    stage, num_reported = job.stage, len(history)
-    order = order_of(stage, data, job.config.seed)
-    num_supervised = order.sums(data.column("num_supervised")).tolist()
-    num_tokens = order.sums(data.column("num_tokens")).tolist()
-    loader = StageLoader(
-        data, order, rank=context.rank, world_size=context.world_size, packing=stage.packing
-    )
+    stage, order, num_reported = job.stage, loader.order, len(history)
+    num_supervised = order.sums(loader.data.column("num_supervised")).tolist()
     watch = PreemptionWatch(context)
     step_started = time.monotonic()
     for step, batches in enumerate(loader.steps(start=len(history)), start=len(history)):
@@ -115,12 +120,11 @@ def _train_steps(
                 "loss": mean_loss,
                 "learning_rate": lr,
                 "grad_norm": grad_norm,
-                "num_tokens": num_tokens[step],
-                "tokens_per_second": num_tokens[step] / seconds,
-                "data_wait_seconds": data_wait,
-                "memory_bytes": _peak_memory(context.device),
+                **{f"grad_norm.{k}": rounded(norm) for k, norm in engine.part_norms().items()},
+                **meter.measure(step, seconds=seconds, data_wait=data_wait),
             }
         )
+        context.observe(history[-1])
         is_last = step + 1 == order.num_steps
         if is_last or len(history) - num_reported >= job.config.tracking.log_every_steps:
             if context.rank == 0:
@@ -207,7 +211,6 @@ def _ids(batches: list[Batch]) -> list[str]:
 
 def _facts(job: StageJob, data: Mixture, history: list[Record], seconds: float) -> dict[str, Any]:
     """What the export tells of how it came about; `summary.json` repeats part of it."""
-    late = history[len(history) // 10 :]  # the first steps warm up
     return {
         "stage": job.stage.name,
         "fingerprint": job.fingerprint,
@@ -218,14 +221,7 @@ def _facts(job: StageJob, data: Mixture, history: list[Record], seconds: float) 
         "num_tokens": sum(record["num_tokens"] for record in history),
         "loss_first": history[0]["loss"],
         "loss_last": history[-1]["loss"],
-        "tokens_per_second": float(np.median([record["tokens_per_second"] for record in late])),
+        **speed(history),
         "seconds": seconds,
         "history": history,
     }
-
-
-def _peak_memory(device: torch.device) -> float:
-    """Bytes: of the GPU's allocator, or of this process where there is no GPU."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0

@@ -1,6 +1,7 @@
 """A local Ray for the whole session, and the demo cut down to seconds."""
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,8 +29,10 @@ SMALL = (
 
 
 @pytest.fixture(scope="session")
-def local_ray(s3_uri: str) -> Iterator[None]:
+def local_ray(s3_uri: str) -> Iterator[str]:
     """Ray on this machine, oversubscribed so that two workers and an actor always find room.
+
+    Gives the address at which Prometheus would fetch its metrics.
 
     Its processes inherit the environment that `s3_uri` has set, and so find that server.
     """
@@ -37,6 +40,7 @@ def local_ray(s3_uri: str) -> Iterator[None]:
         "RAY_AUTH_MODE": "disabled",
         "RAY_worker_niceness": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        "RAY_metrics_report_interval_ms": "200",
         "OMP_NUM_THREADS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
@@ -45,14 +49,18 @@ def local_ray(s3_uri: str) -> Iterator[None]:
             patch.setenv(name, value)
         import ray
 
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
         ray.init(
             address="local",
             num_cpus=6,
             include_dashboard=False,
             log_to_driver=False,
             object_store_memory=150 << 20,
+            _metrics_export_port=port,
         )
-        yield
+        yield f"http://127.0.0.1:{port}/metrics"
         ray.shutdown()
 
 

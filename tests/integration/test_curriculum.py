@@ -2,8 +2,12 @@
 
 import os
 import random
+import re
 import threading
 import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -37,9 +41,10 @@ def weights(config: RunConfig, stage: str) -> dict[str, torch.Tensor]:
 
 
 def test_curriculum_trains_evaluates_tracks_and_finds_itself_finished(
-    small: RunConfig, monkeypatch: pytest.MonkeyPatch
+    small: RunConfig, monkeypatch: pytest.MonkeyPatch, local_ray: str
 ) -> None:
-    summary, text = run(small)
+    with fetched_metrics(local_ray) as metrics:
+        summary, text = run(small)
 
     assert [stage["name"] for stage in summary["stages"]] == ["align", "instruct", "vqa"]
     for stage, steps in zip(summary["stages"], (4, 6, 4), strict=True):
@@ -55,6 +60,7 @@ def test_curriculum_trains_evaluates_tracks_and_finds_itself_finished(
     assert "train instruct  6/6" in text
     assert Path(summary["evaluations"][0]["report"]).read_text().startswith("<!DOCTYPE html>")
     check_tracking(summary)
+    check_metrics(metrics, summary)
 
     def must_not_start(config: RunConfig) -> None:
         raise AssertionError("Ray was asked for although everything is finished")
@@ -68,6 +74,49 @@ def test_curriculum_trains_evaluates_tracks_and_finds_itself_finished(
     monkeypatch.undo()
     with pytest.raises(ConfigError, match=r"name=demo: stage align .* other settings or data"):
         run(changed)
+
+
+@contextmanager
+def fetched_metrics(address: str) -> Iterator[dict[str, float]]:
+    """Every sample of ours that Prometheus would have met, with the last value it had."""
+    samples: dict[str, float] = {}
+    stop = threading.Event()
+
+    def fetch() -> None:
+        while not stop.wait(0.5):
+            with suppress(OSError), urllib.request.urlopen(address) as answer:
+                lines = answer.read().decode().splitlines()
+                ours = (line.rpartition(" ") for line in lines if line.startswith("ray_llavamed_"))
+                samples.update({sample: float(value) for sample, _, value in ours})
+
+    fetcher = threading.Thread(target=fetch, daemon=True)
+    fetcher.start()
+    yield samples
+    stop.set()
+    fetcher.join()
+
+
+def check_metrics(metrics: dict[str, float], summary: dict) -> None:
+    found: dict[tuple[str, str, str], float] = {}
+    for sample, value in metrics.items():
+        tags = dict(re.findall(r'(\w+)="([^"]*)"', sample))
+        assert tags["run"] == "demo"
+        found[sample.partition("{")[0], tags["stage"], tags["rank"]] = value
+    for stage in summary["stages"]:
+        history = (locate(stage["export"]) / MANIFEST).read_json()["history"]
+        expected = {
+            "step": stage["steps"],
+            "loss": stage["loss_last"],
+            "tokens_total": sum(record["num_tokens"] for record in history),
+            "step_seconds_count": stage["steps"],
+            **{key: history[-1][key] for key in ("grad_norm", "learning_rate", "memory_bytes")},
+            **{key: history[-1][key] for key in ("tokens_per_second", "data_wait_seconds")},
+        }
+        for key, value in expected.items():
+            name = f"ray_llavamed_{key}"
+            assert found[name, stage["name"], "0"] == pytest.approx(value), key
+            is_of_a_worker = key in ("step_seconds_count", "data_wait_seconds", "memory_bytes")
+            assert ((name, stage["name"], "1") in found) == is_of_a_worker, key
 
 
 def check_tracking(summary: dict) -> None:
@@ -87,6 +136,9 @@ def check_tracking(summary: dict) -> None:
         for metric in ("loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_bytes"):
             steps = [point.step for point in client.get_metric_history(run_id, metric)]
             assert steps == list(range(1, stage["steps"] + 1))
+        keys = runs[stage["name"]].data.metrics.keys()
+        assert {"step_seconds", "step_seconds.p99", "grad_norm.projector"} <= keys
+        assert "mfu" not in keys, "on a CPU there is no peak to compare with"
         assert {"loss.png"} <= {file.path for file in client.list_artifacts(run_id)}
     models = client.search_logged_models([experiment.experiment_id])
     assert {model.tags["export"] for model in models} == {s["export"] for s in summary["stages"]}

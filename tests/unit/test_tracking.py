@@ -10,6 +10,18 @@ from llavamed.config.schema import RunConfig
 from llavamed.errors import TrackingError
 from llavamed.train.tracking import Tracker, tracking_uri
 
+RESULT = {
+    "stage": "align",
+    "fingerprint": "0123456789abcdef",
+    "history": [{"step": 1, "loss": 1.0, "learning_rate": 0.1}],
+    "parts": {"projector": [1, 2]},
+    "step_seconds": {"p50": 0.5, "p95": 0.6, "p99": 0.7},
+    "loss_first": 2.0,
+    "loss_last": 1.0,
+    "seconds": 3.0,
+}
+"""An export's manifest."""
+
 
 @pytest.fixture(autouse=True)
 def _no_server_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -77,12 +89,29 @@ def test_runs_of_two_folders_of_one_name_are_apart(
     assert keys[0] != keys[1]
 
 
+def test_a_result_is_recorded_once_whatever_the_run_is_called(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    config = in_folder(tiny_config.model_copy(update={"name": "llava-v1.5"}), tmp_path)
+    run = Tracker(config).start("align", {})
+    for _ in range(2):
+        run.log_result("llava-v1.5-align", "s3://bucket/export", RESULT)
+    client = MlflowClient(tracking_uri(config))
+    metrics = client.get_run(run.run_id).data.metrics
+    assert metrics["step_seconds.p95"] == 0.6
+    assert metrics["parameters_frozen.projector"] == 2
+    experiment = client.get_run(run.run_id).info.experiment_id
+    (model,) = client.search_logged_models([experiment])
+    assert (model.name, model.tags["export"]) == ("llava-v1-5-align", "s3://bucket/export")
+
+
 def test_a_server_lost_in_the_middle_is_a_sentence(tiny_config: RunConfig, tmp_path: Path) -> None:
-    run = Tracker(in_folder(tiny_config, tmp_path)).start("align", {})
+    tracker = Tracker(in_folder(tiny_config, tmp_path))
+    run = tracker.start("align", {})
     (tmp_path / "mlflow.db").write_bytes(b"no database any more" * 1000)
     for call in (
         lambda: run.log_scores({"closed_accuracy": 0.5}),
-        lambda: run.log_export("align", "export", {}),
+        lambda: run.log_result("align", "export", RESULT),
         run.finish,
     ):
         with pytest.raises(TrackingError, match=r"tracking.uri=sqlite:///.*start the server"):

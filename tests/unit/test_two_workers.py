@@ -1,5 +1,6 @@
 """Two workers see the samples of one and end with its weights, and they resume as one does."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,12 @@ def test_two_workers_train_as_one_does(
     for two, one in zip(history(job), history(by_one), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-5)
+        for part in ("projector", "language_model"):
+            key = f"grad_norm.{part}"
+            assert two[key] == pytest.approx(one[key], rel=1e-4)
+        assert "grad_norm.vision_tower" not in two
+        parts = (two["grad_norm.projector"], two["grad_norm.language_model"])
+        assert math.hypot(*parts) == pytest.approx(two["grad_norm"], rel=1e-5)
         assert (two["step"], two["num_tokens"]) == (one["step"], one["num_tokens"])
     assert_same_weights(exported_weights(job), exported_weights(by_one), atol=1e-5)
 

@@ -1,0 +1,105 @@
+"""What each step cost and how fast it was: the measured part of a step's record, on one rank."""
+
+import resource
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from llavamed.config.schema import RunConfig
+from llavamed.config.stages import Stage
+from llavamed.data.mixture import Mixture
+from llavamed.data.order import StageOrder
+from llavamed.model.flops import Workload, peak_flops, stage_flops
+from llavamed.train.context import Context, Record
+
+PERCENTILES = (50, 95, 99)
+
+
+class Meter:
+    """Knows the work of every step of a stage; must be made before ZeRO-3 scatters the model."""
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        stage: Stage,
+        data: Mixture,
+        order: StageOrder,
+        device: torch.device,
+        peak: float | None,
+    ) -> None:
+        self._device = device
+        self._peak = peak
+        columns = {
+            name: data.column(name) for name in ("num_images", "num_tokens", "num_supervised")
+        }
+        columns["sum_squared_tokens"] = columns["num_tokens"] ** 2
+        sums: dict[str, Any] = {name: order.sums(column) for name, column in columns.items()}
+        self._num_tokens = sums["num_tokens"]
+        self._flops = stage_flops(model, stage, Workload(**sums))
+
+    def measure(self, step: int, *, seconds: float, data_wait: float) -> Record:
+        """The measured part of a step's record.
+
+        `mfu` is model-FLOPs utilisation: operations of the step's model, as `stage_flops` counts
+        them, over `seconds` x the workers' dense bf16 operations a second (`peak_of`). There is
+        none where that peak is unknown: on a CPU, on a GPU `peak_flops` does not know, in fp32.
+        Source: PaLM, appendix B.
+
+        Args:
+            step: Counted from 0.
+            seconds: Of the whole step, `data_wait` included.
+            data_wait: Seconds in which this rank waited for its batches.
+        """
+        num_tokens = int(self._num_tokens[step])
+        record = {
+            "num_tokens": num_tokens,
+            "tokens_per_second": rounded(num_tokens / seconds),
+            "step_seconds": rounded(seconds),
+            "data_wait_seconds": rounded(data_wait),
+        }
+        if self._peak is not None:
+            record["mfu"] = rounded(float(self._flops[step]) / (seconds * self._peak))
+        return record | self._memory()
+
+    def _memory(self) -> Record:
+        """Bytes at the peak: of the GPU's allocator, or of this process where there is no GPU."""
+        if self._device.type != "cuda":
+            return {"memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+        return {
+            "memory_bytes": torch.cuda.max_memory_allocated(self._device),
+            "memory_reserved_bytes": torch.cuda.max_memory_reserved(self._device),
+        }
+
+
+def peak_of(config: RunConfig, context: Context) -> float | None:
+    """Operations a second of all workers' GPUs together, where it is known."""
+    if context.device.type != "cuda" or config.engine.precision != "bf16":
+        return None
+    peak = peak_flops(torch.cuda.get_device_name(context.device))
+    return None if peak is None else peak * context.world_size
+
+
+def speed(history: Sequence[Record]) -> dict[str, Any]:
+    """How fast a stage was, its first tenth left out, which warms up.
+
+    Returns:
+        `tokens_per_second` and, where it is known, `mfu`: medians; `step_seconds`: percentiles by
+        name, e.g. `p95`.
+    """
+    late = history[len(history) // 10 :]
+    seconds = np.percentile([record["step_seconds"] for record in late], PERCENTILES)
+    medians = {
+        key: float(np.median([record[key] for record in late]))
+        for key in ("tokens_per_second", "mfu")
+        if all(key in record for record in late)
+    }
+    names = (f"p{number}" for number in PERCENTILES)
+    return {**medians, "step_seconds": dict(zip(names, seconds.tolist(), strict=True))}
+
+
+def rounded(number: float) -> float:
+    """To six digits: what a clock says holds no more, and every step's record is stored."""
+    return float(f"{number:.6g}")
