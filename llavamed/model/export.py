@@ -1,17 +1,54 @@
-"""Exports: Hugging Face weights and processor in one folder, loadable with plain transformers."""
+"""Exports: Hugging Face weights and processor in one folder, loadable with plain transformers.
 
-import json
+`write_export` puts the files into storage, `check_export` loads them back from there and compares
+them with what was trained, `complete_export` writes the manifest, without which there is no export.
+"""
+
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from llavamed.data.conversation import encode_prompt, get_template, template_hash
+from llavamed.data.loading import Batch
+from llavamed.data.marked_text import flatten, write_out_first_spaces
+from llavamed.data.sample import IMAGE_PLACEHOLDER, Turn
 from llavamed.errors import CheckpointError
-from llavamed.model.llava import load_model
-from llavamed.model.processor import load_processor
+from llavamed.model.llava import load_model, sampled_logits
+from llavamed.model.processor import image_settings, load_processor, num_image_tokens
 from llavamed.storage import MANIFEST, Location
+
+TOLERANCES = {"fp32": 1e-5, "bf16": 1e-2}
+"""How far logits may lie apart, as a part of the largest. The same weights on the same device and
+kernels give the same logits, and every tensor is compared bit for bit, so this only leaves room for
+another order of summation: of fp32's 24 bits, and of bf16's 8 (one of its steps is 0.4 %)."""
+
+_QUESTION = Turn("user", f"{IMAGE_PLACEHOLDER}\nWhat does the image show?")
+_RETRY = (
+    "check the storage and start the same command again, the stage goes on from its last checkpoint"
+)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What was trained, which its export must show again once it is loaded."""
+
+    weights: dict[str, torch.Tensor]
+    """All of them on the CPU, by state-dict name."""
+    batch: Batch
+    """Of the stage's data."""
+    logits: torch.Tensor
+    """What `sampled_logits` gave for the batch."""
+    precision: Literal["bf16", "fp32"]
+    attn_implementation: str
+    template: str
+    """Its name in the config."""
+    template_hash: str
+    """Of the chat template that made the stage's tokens."""
 
 
 def write_export(
@@ -19,23 +56,63 @@ def write_export(
     model: LlavaForConditionalGeneration,
     weights: dict[str, torch.Tensor],
     processor: LlavaProcessor,
-    facts: dict[str, Any],
 ) -> None:
-    """Publish a model; its manifest, written last, holds `facts` and makes the export complete.
+    """Put a model's files into storage; `complete_export` makes an export of them.
 
     Args:
-        place: Folder to write.
+        place: Folder to write; what lies there is deleted first.
         model: Whose config and class are saved.
         weights: All its weights, by state-dict name.
         processor: Saved beside it, chat template included.
-        facts: What the manifest tells of how the model came about.
     """
     place.remove()
     with tempfile.TemporaryDirectory() as scratch:
         model.save_pretrained(scratch, state_dict=weights)
         processor.save_pretrained(scratch)
-        (Path(scratch) / MANIFEST).write_text(json.dumps(facts, indent=2, sort_keys=True))
         place.upload(Path(scratch))
+
+
+def check_export(place: Location, trained: Trained, device: torch.device) -> float:
+    """Load what was written back from storage by plain transformers and compare it.
+
+    Compared are every tensor, bit for bit; the logits of a batch of the stage; the chat template;
+    and the tokens of a question with an image. Needs the weights twice: the trained ones on the
+    CPU, the loaded ones on `device`, which is the one that trained, for two kinds of device round
+    differently. So whoever calls this has first let go of the engine.
+
+    Returns:
+        The largest difference of two logits, as a part of the largest logit.
+
+    Raises:
+        CheckpointError: It does not load, or is not what was trained.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = place.download(Path(scratch))
+        model, processor = _load(folder, trained.precision, trained.attn_implementation)
+    _check_processor(place, processor, trained)
+    loaded = model.state_dict()
+    different = [
+        name
+        for name, weight in trained.weights.items()
+        if name not in loaded or not torch.equal(loaded[name], weight)
+    ]
+    logits = sampled_logits(model.to(device).eval(), trained.batch.to(device))
+    largest = trained.logits.abs().max()
+    difference = float((logits - trained.logits).abs().max() / largest)
+    tolerance = TOLERANCES[trained.precision]
+    if different or not difference <= tolerance:
+        names = ", ".join(different[:3]) + (", ..." if len(different) > 3 else "")
+        raise CheckpointError(
+            f"{place}: what was written is not what was trained: {len(different)} tensors differ"
+            f"{f' ({names})' if different else ''}, logits by {difference:.2g} of the largest, "
+            f"where {trained.precision} allows {tolerance:g}; {_RETRY}"
+        )
+    return difference
+
+
+def complete_export(place: Location, facts: dict[str, Any]) -> None:
+    """Write the manifest, which tells `facts` of how the model came about."""
+    (place / MANIFEST).write_json(facts)
 
 
 def read_manifest(place: Location) -> dict[str, Any] | None:
@@ -57,8 +134,7 @@ def copy_export(source: Location, target: Location) -> None:
         raise CheckpointError(f"{target}: is not empty; name a new folder")
     with tempfile.TemporaryDirectory() as scratch:
         folder = fetch_export(source, Path(scratch))
-        load_model(folder, "bf16", "sdpa")
-        load_processor(folder)
+        _load(folder, "bf16", "sdpa")
         target.upload(folder)
 
 
@@ -69,3 +145,44 @@ def fetch_export(place: Location, scratch: Path) -> Path:
             f"{place}: no export there ({MANIFEST} is missing); train the stage that makes it first"
         )
     return place.download(scratch)
+
+
+def _load(
+    folder: Path, precision: Literal["bf16", "fp32"], attn_implementation: str
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """Model and processor, by nothing but their `from_pretrained`. Raises: CheckpointError."""
+    model = load_model(folder, precision, attn_implementation)
+    try:
+        return model, load_processor(folder)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder}: its processor cannot be loaded: {str(error).strip().splitlines()[0]}; "
+            f"{_RETRY}"
+        ) from error
+
+
+def _check_processor(place: Location, processor: LlavaProcessor, trained: Trained) -> None:
+    if not processor.chat_template:
+        raise CheckpointError(f"{place}: has no chat template, so nobody can ask it; {_RETRY}")
+    template, tokenizer = get_template(trained.template), processor.tokenizer
+    found = template_hash(template, tokenizer)
+    if found != trained.template_hash:
+        raise CheckpointError(
+            f"{place}: template_hash={found}: the stage was trained with {trained.template_hash}; "
+            "prepare its datasets again with the template of today, or restore the one of then"
+        )
+    number = num_image_tokens(processor)
+    expected = encode_prompt(
+        [_QUESTION], template=template, tokenizer=tokenizer, num_image_tokens=number
+    )
+    message = {"role": _QUESTION.role, "content": _QUESTION.text}
+    text = processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+    text = write_out_first_spaces(flatten([(text, False)]), tokenizer).words
+    size = image_settings(processor).size
+    image = np.zeros((size, size, 3), dtype=np.uint8)
+    ids = processor(text=text, images=image, add_special_tokens=False)["input_ids"][0]
+    if list(ids) != expected:
+        raise CheckpointError(
+            f"{place}: its processor makes {len(ids)} tokens of {_QUESTION.text!r}, not the "
+            f"{len(expected)} that training made, or others; {_RETRY}"
+        )

@@ -34,6 +34,8 @@ disable_progress_bar()  # its bars, one a load and a save, say nothing that we d
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _PROJECTOR_ACTIVATIONS = {"linear": "linear", "mlp2x_gelu": "gelu"}
+NUM_SAMPLED = 64
+"""Positions whose logits tell whether two models are the same; all of a pack's would fill a GPU."""
 VOCABULARY_MULTIPLE = 64
 """Embedding rows are padded to a multiple of this, which tensor cores want."""
 
@@ -159,6 +161,25 @@ def supervised_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
         ignore_index=IGNORE_INDEX,
         reduction="sum",
     )
+
+
+@torch.no_grad()
+def sampled_logits(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """The logits of a batch at `NUM_SAMPLED` positions from its first to its last.
+
+    Returns:
+        float32 on the CPU, of shape [rows, at most NUM_SAMPLED, vocabulary].
+    """
+    last = batch.input_ids.shape[1] - 1
+    columns = torch.linspace(0, last, NUM_SAMPLED).long().unique()
+    logits = model(
+        input_ids=batch.input_ids,
+        pixel_values=batch.pixel_values,
+        position_ids=batch.position_ids,
+        use_cache=False,
+        logits_to_keep=columns.to(batch.input_ids.device),
+    ).logits
+    return logits.float().cpu()
 
 
 def _make_part(

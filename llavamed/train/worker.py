@@ -1,5 +1,6 @@
 """One stage on one worker: the loop. It runs under Ray Train and, as one process, without Ray."""
 
+import gc
 import math
 import tempfile
 import time
@@ -12,9 +13,15 @@ import torch.distributed as dist
 from llavamed.data.loading import Batch, StageLoader
 from llavamed.data.mixture import Mixture
 from llavamed.errors import TrainingError
-from llavamed.model.export import fetch_export, write_export
+from llavamed.model.export import (
+    Trained,
+    check_export,
+    complete_export,
+    fetch_export,
+    write_export,
+)
 from llavamed.model.freeze import freeze
-from llavamed.model.llava import build_model, load_model, supervised_loss
+from llavamed.model.llava import build_model, load_model, sampled_logits, supervised_loss
 from llavamed.model.processor import load_processor
 from llavamed.storage import locate
 from llavamed.train.checkpoint import restore_checkpoint, save_checkpoint, seed_random_state
@@ -35,6 +42,7 @@ def train_stage(job: StageJob, context: Context) -> bool:
     Raises:
         TrainingError: A loss or gradient is not finite; nothing of that step is saved.
         DataError: A dataset is no longer what the run started with.
+        CheckpointError: What was exported is not what was trained; then there is no export.
     """
     started = time.monotonic()
     torch.manual_seed(job.config.seed)
@@ -66,15 +74,42 @@ def train_stage(job: StageJob, context: Context) -> bool:
     if not _train_steps(job, context, engine, loader, meter, history, started):
         engine.close()
         return False
-    weights = engine.weights()
-    if context.rank == 0:
-        facts = _facts(job, data, history, seconds=time.monotonic() - started)
-        _check_lease(job)
-        facts["parts"] = {count.part: [count.num_trained, count.num_frozen] for count in counts}
-        write_export(locate(job.export), model, weights, processor, facts)
-    dist.barrier()
+    trained = _trained(job, context, engine, loader)
+    dist.barrier()  # the last one: others need not wait for what rank 0 does alone
     engine.close()
+    if context.rank == 0:
+        place = locate(job.export)
+        _check_lease(job)
+        write_export(place, model, trained.weights, processor)
+        del model, engine  # before the same weights are loaded once more
+        gc.collect()
+        torch.cuda.empty_cache()
+        difference = check_export(place, trained, context.device)
+        facts = _facts(job, data, history, seconds=time.monotonic() - started)
+        facts["parts"] = {count.part: [count.num_trained, count.num_frozen] for count in counts}
+        _check_lease(job)
+        complete_export(place, facts | {"checked": {"logits_difference": difference}})
     return True
+
+
+def _trained(job: StageJob, context: Context, engine: Engine, loader: StageLoader) -> Trained:
+    """What the export must show again; every rank must call it, for ZeRO-3 needs all of them.
+
+    Each answers its first batch; rank 0's is the one that counts, and it is never empty and has an
+    image, if only a blank one.
+    """
+    batch = next(loader.steps())[0]
+    engine.model.eval()
+    logits = sampled_logits(engine.model, batch.to(context.device))
+    return Trained(
+        weights=engine.weights(),
+        batch=batch,
+        logits=logits,
+        precision=job.config.engine.precision,
+        attn_implementation=job.config.model.attn_implementation,
+        template=job.config.model.template,
+        template_hash=loader.data.template_hash,
+    )
 
 
 def _train_steps(

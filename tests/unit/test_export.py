@@ -28,7 +28,13 @@ from transformers import (
 
 from llavamed.config.schema import RunConfig
 from llavamed.errors import CheckpointError, ConfigError
-from llavamed.model.export import copy_export, fetch_export, read_manifest, write_export
+from llavamed.model.export import (
+    complete_export,
+    copy_export,
+    fetch_export,
+    read_manifest,
+    write_export,
+)
 from llavamed.model.llava import build_model, load_model
 from llavamed.model.processor import build_processor
 from llavamed.storage import MANIFEST, locate
@@ -166,7 +172,8 @@ def published(
         config, processor = composed(tiny_config, parts, "clip", request.param)
     model = build_model(config.model, processor, seed=0, precision="fp32").eval()
     folder = tmp_path_factory.mktemp("export") / "export"
-    write_export(locate(str(folder)), model, model.state_dict(), processor, {"stage": "align"})
+    write_export(locate(str(folder)), model, model.state_dict(), processor)
+    complete_export(locate(str(folder)), {"stage": "align"})
     return model, folder
 
 

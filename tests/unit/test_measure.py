@@ -67,6 +67,7 @@ def test_the_norms_of_the_parts_make_the_whole(
     )
     observed: list[Record] = []
     manifest = run_stage(make_job(config), observed.extend)
+    assert manifest["checked"]["logits_difference"] == 0.0
     for record in manifest["history"]:
         parts = [value for key, value in record.items() if key.startswith("grad_norm.")]
         assert len(parts) == 3

@@ -76,6 +76,8 @@ def test_two_workers_train_as_one_does(
         assert math.hypot(*parts) == pytest.approx(two["grad_norm"], rel=1e-5)
         assert (two["step"], two["num_tokens"]) == (one["step"], one["num_tokens"])
     assert_same_weights(exported_weights(job), exported_weights(by_one), atol=1e-5)
+    manifest = (locate(job.export) / MANIFEST).read_json()
+    assert manifest["checked"] == {"logits_difference": 0.0}
 
 
 @pytest.mark.parametrize("zero_stage", ZERO_STAGES)
