@@ -113,6 +113,7 @@ def _run(
         if plan.stage.evaluation is not None:
             found = read_scores(plan.evaluation, job.fingerprint)
             evaluations.append(found or _evaluate(config, plan, datasets, tracker, progress))
+    progress.say(tracker.promote(jobs[-1].export, result))
     last = evaluations[-1] if evaluations else {"scores": {}}
     tracker.finish(_flat(last["scores"]))
     return {

@@ -29,6 +29,7 @@ from mlflow.entities import (
     Param,
 )
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from llavamed.config.load import dump_config
 from llavamed.config.schema import RunConfig
@@ -40,6 +41,8 @@ from llavamed.train.context import Record
 _KEY = "llavamed.key"
 _PARENT = "mlflow.parentRunId"
 _MODEL_TYPE = "llava"
+ALIAS = "current"
+"""Of the newest version of a registered model; MLflow keeps `latest` for itself."""
 
 
 def tracking_uri(config: RunConfig) -> str:
@@ -64,7 +67,7 @@ def readable_errors(uri: str) -> Iterator[None]:
     """Turn MLflow's errors into a sentence. Raises: TrackingError."""
     try:
         yield
-    except (MlflowException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
         raise TrackingError(
             f"tracking.uri={uri}: {str(error).splitlines()[0]}; start the server, or set "
             "tracking.uri to one that answers"
@@ -103,6 +106,34 @@ class Tracker:
         run_id = self._open_run(f"{self._key}/{name}", name, {_PARENT: self._parent})
         self._log_params(run_id, params)
         return TrackedRun(self._client, self._experiment, run_id)
+
+    def promote(self, export: str, result: dict[str, Any]) -> str:
+        """Register the last stage's export as a version of the model named like the run.
+
+        The alias `current` moves to a new version; one that is registered already stays.
+
+        Args:
+            export: URI of a complete export, which therefore has been checked.
+            result: Its manifest.
+
+        Returns:
+            A sentence of what was done. A server takes no path of another machine as a source, so
+            an export in a local folder is only registered in a database here.
+        """
+        name = self._config.name
+        if locate(export).is_local and not self.uri.startswith("sqlite"):
+            return f"model {name}: not registered, for {self.uri} cannot read {export}"
+        tags = {"export": export, "stage": result["stage"], "fingerprint": result["fingerprint"]}
+        if not self._client.search_registered_models(f"name = '{name}'"):
+            self._client.create_registered_model(name)
+        known = self._client.search_model_versions(f"name = '{name}'")
+        mine = [int(each.version) for each in known if tags.items() <= each.tags.items()]
+        if not mine:
+            new = self._client.create_model_version(name, export, run_id=self._parent, tags=tags)
+            mine = [int(new.version)]
+        if mine[0] >= max([int(each.version) for each in known], default=0):
+            self._client.set_registered_model_alias(name, ALIAS, str(mine[0]))
+        return f"model {name}: version {mine[0]} in the registry is {export}"
 
     def finish(self, scores: dict[str, float]) -> None:
         """Close the parent run with the scores of the evaluation."""

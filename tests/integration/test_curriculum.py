@@ -140,6 +140,8 @@ def check_tracking(summary: dict) -> None:
         assert {"step_seconds", "step_seconds.p99", "grad_norm.projector"} <= keys
         assert "mfu" not in keys, "on a CPU there is no peak to compare with"
         assert {"loss.png"} <= {file.path for file in client.list_artifacts(run_id)}
+    version = client.get_model_version_by_alias("demo", "current")
+    assert version.source == summary["stages"][-1]["export"]
     models = client.search_logged_models([experiment.experiment_id])
     assert {model.tags["export"] for model in models} == {s["export"] for s in summary["stages"]}
 
