@@ -1,4 +1,7 @@
-"""The real job path: `ray start --head`, `ray job submit`, logs, exit codes, `ray job stop`."""
+"""The real job path: `ray start --head`, `ray job submit`, logs, exit codes, `ray job stop`.
+
+And what a machine's notice does to it: two more nodes, of which one gets SIGTERM.
+"""
 
 import json
 import os
@@ -10,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.integration.conftest import SMALL
@@ -31,7 +35,7 @@ def cluster(
     job_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, str]]:
     """A head started by command; gives the environment in which `ray job` finds it."""
-    dashboard = free_port()
+    dashboard, port = free_port(), free_port()
     log = tmp_path_factory.mktemp("head") / "log"
     with log.open("w") as output:
         head = subprocess.Popen(
@@ -44,7 +48,7 @@ def cluster(
                     "--num-cpus=4",
                     "--object-store-memory=150000000",
                 ),
-                *(f"--port={free_port()}", f"--dashboard-port={dashboard}"),
+                *(f"--port={port}", f"--dashboard-port={dashboard}"),
                 f"--dashboard-agent-listen-port={free_port()}",
                 f"--temp-dir={tmp_path_factory.mktemp('ray')}",
             ],
@@ -53,18 +57,48 @@ def cluster(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    environment = job_environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+    environment = job_environment | {
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+        "HEAD_ADDRESS": f"127.0.0.1:{port}",
+    }
     deadline = time.monotonic() + 120
     while subprocess.run([RAY, "job", "list"], env=environment, capture_output=True).returncode:
         assert head.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(1)
     yield environment
-    os.killpg(head.pid, signal.SIGTERM)  # --block stops its own processes, and no other cluster's
+    stop(head)
+
+
+def stop(node: subprocess.Popen[str]) -> None:
+    if node.poll() is None:
+        os.killpg(node.pid, signal.SIGTERM)  # --block stops its own processes, not other clusters'
     try:
-        head.wait(timeout=30)
+        node.wait(timeout=30)
     except subprocess.TimeoutExpired:
-        os.killpg(head.pid, signal.SIGKILL)
+        os.killpg(node.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def spot_nodes(cluster: dict[str, str], tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
+    """Two more nodes of the cluster, each with room for one worker."""
+    environment = cluster | {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "25"}
+    nodes = []
+    for number in range(2):
+        command = [
+            *(RAY, "start", f"--address={cluster['HEAD_ADDRESS']}", "--block", "--num-cpus=1"),
+            *("--resources", '{"spot": 1}', "--object-store-memory=80000000"),
+        ]
+        with (tmp_path / f"node-{number}.log").open("w") as log:
+            nodes.append(
+                subprocess.Popen(
+                    command, env=environment, stdout=log, stderr=log, start_new_session=True
+                )
+            )
+        time.sleep(5)  # nodes of one machine that come together take each other's ports
+    yield nodes
+    for node in nodes:
+        stop(node)
 
 
 def submit(environment: dict[str, str], *arguments: str, options: tuple[str, ...] = ()) -> tuple:
@@ -117,3 +151,50 @@ def test_a_job_is_stopped(cluster: dict[str, str], tmp_path: Path) -> None:
         [RAY, "job", "status", "to-stop"], env=cluster, capture_output=True, text=True
     )
     assert "Job 'to-stop' was stopped" in status.stdout + status.stderr
+
+
+def has_worker(node: subprocess.Popen[str]) -> bool:
+    below = psutil.Process(node.pid).children(recursive=True)
+    return any("RayTrainWorker" in "".join(process.cmdline()) for process in below)
+
+
+def test_a_node_that_is_taken_away_costs_no_step(
+    cluster: dict[str, str], spot_nodes: list[subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    arguments = (
+        f"storage={tmp_path}",
+        *SMALL,
+        "name=spot",
+        "max_failures=0",
+        "scaling={num_workers: 1, resources_per_worker: {CPU: 1, spot: 1}}",
+        "checkpoint.every_steps=100000",  # so that only the notice saves one
+        "stages.align.max_steps=300",
+    )
+    options = ("--no-wait", "--submission-id", "on-spot")
+    code, log = submit(cluster, *arguments, options=options)
+    assert code == 0, log
+
+    def logs() -> str:
+        command = [RAY, "job", "logs", "on-spot"]
+        return subprocess.run(command, env=cluster, capture_output=True, text=True).stdout
+
+    deadline = time.monotonic() + 240
+    while "loss" not in logs():
+        assert time.monotonic() < deadline, logs()
+    node = next(node for node in spot_nodes if has_worker(node))
+    node.send_signal(signal.SIGTERM)
+    noticed = time.monotonic()
+    stage = tmp_path / "spot" / "stages" / "align"
+    while not (saved := list((stage / "checkpoints").glob("*/manifest.json"))):
+        assert time.monotonic() < noticed + 25, "the notice is over, and nothing was saved"
+        time.sleep(0.05)
+    print(f"checkpoint {time.monotonic() - noticed:.1f} s after SIGTERM")  # noqa: T201
+    step = json.loads(saved[0].read_text())["step"]
+    while not (export := stage / "export" / "manifest.json").exists():
+        assert time.monotonic() < noticed + 300, logs()
+        time.sleep(0.5)
+    assert "align: a machine is taken away; goes on elsewhere" in logs()
+    subprocess.run([RAY, "job", "stop", "on-spot"], env=cluster, check=True, capture_output=True)
+    history = json.loads(export.read_text())["history"]
+    assert [record["step"] for record in history] == list(range(1, 301))
+    assert 0 < step < 300
