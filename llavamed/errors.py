@@ -5,6 +5,7 @@
     ├── DataError         a dataset is unusable                 exit code 1
     │   └── BadSample     one sample is unusable: quarantined, not raised to the user
     ├── StorageError      a place cannot be read or written
+    │   └── DamagedFile   what lies there is not what was written
     ├── CheckpointError   a checkpoint or export is missing, partial or of another run
     ├── TrainingError     training cannot go on (a loss that is not finite, a dead worker)
     └── TrackingError     the MLflow server refuses us
@@ -44,6 +45,18 @@ class BadSample(DataError):
 
 class StorageError(LlavaMedError):
     """A file or folder cannot be reached, read or written."""
+
+
+class DamagedFile(StorageError):
+    """A file, read more than once, is not what it should be. `reason` is the reader's own word."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message, reason)
+        self.message = message
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class CheckpointError(LlavaMedError):

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -75,7 +75,9 @@ def hold(
     """
     lease = _acquire(folder, take_over, say)
     ended = threading.Event()
-    beating = threading.Thread(target=_beat, args=(lease, ended), name="lease", daemon=True)
+    # A beat that comes late must not overwrite the lease of who took over: it is tried once.
+    own = replace(lease, folder=folder.impatient())
+    beating = threading.Thread(target=_beat, args=(own, ended), name="lease", daemon=True)
     beating.start()
     _held_here.add(lease.token)
     try:
@@ -85,8 +87,8 @@ def hold(
         beating.join()
         _held_here.discard(lease.token)
         with suppress(StorageError, TrainingError):
-            lease.check()
-            _write(lease, beat=0, released=True)
+            own.check()
+            _write(own, beat=0, released=True)
 
 
 def _acquire(folder: Location, take_over: bool, say: Callable[[str], None]) -> Lease:

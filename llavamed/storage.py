@@ -3,52 +3,61 @@
 Credentials and endpoints come from the environment, as each cloud's own tools read them
 (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...), never from a config. A folder is complete when its
 `manifest.json` exists, which is why every writer writes that file last.
+
+What fails and may pass is tried again, here and nowhere else; all writes are of whole files, so
+that doing one twice is doing it once.
 """
 
 import json
 import os
 import posixpath
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llavamed.errors import StorageError
+from llavamed.errors import DamagedFile, StorageError
+from llavamed.retry import ATTEMPTS, PatientFile, patiently
 
 MANIFEST = "manifest.json"
 _PARTIAL = ".partial"
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
 """Filesystems whose folders are only parts of names, and whose makedirs would make a bucket."""
 
+_T = TypeVar("_T")
+
 
 @dataclass(frozen=True)
 class Location:
-    """A file or folder: its filesystem and its path there."""
+    """A file or folder: its filesystem and its path there, and how often it is tried."""
 
     fs: fsspec.AbstractFileSystem
     path: str
+    attempts: int = ATTEMPTS
 
     def __truediv__(self, name: str) -> "Location":
-        return Location(self.fs, posixpath.join(self.path, name))
+        return Location(self.fs, posixpath.join(self.path, name), self.attempts)
 
     def __str__(self) -> str:
         return self.path if self.is_local else str(self.fs.unstrip_protocol(self.path))
 
     def impatient(self) -> "Location":
-        """The same place, where an S3 server that does not answer is given up within seconds.
+        """The same place, where what fails is not tried again.
 
-        Any other operation goes on for half a minute, which a long run may need.
+        An S3 server that does not answer is given up within seconds; any other operation goes on
+        for a minute and more, which a long run may need.
         """
         if "s3" not in _protocols(self.fs):
-            return self
+            return Location(self.fs, self.path, attempts=1)
         few = {"connect_timeout": 2, "retries": {"max_attempts": 1}}
-        return Location(type(self.fs)(config_kwargs=few), self.path)
+        return Location(type(self.fs)(config_kwargs=few), self.path, attempts=1)
 
     @property
     def name(self) -> str:
@@ -68,36 +77,53 @@ class Location:
     def exists(self) -> bool:
         """Whether a file or folder is there now."""
         self.fs.invalidate_cache()  # another process may have written it
-        with readable_errors(self, "look at"):
-            return bool(self.fs.exists(self.path))
+        return patiently(self, "look at", lambda: bool(self.fs.exists(self.path)))
 
-    def read_bytes(self) -> bytes:
-        """The whole file. Raises: FileNotFoundError, StorageError."""
-        with readable_errors(self, "read"):
-            return cast("bytes", self.fs.cat_file(self.path))
+    @contextmanager
+    def open(self, **options: Any) -> Iterator[BinaryIO]:
+        """The file to read from, with options for fsspec. Raises: FileNotFoundError, StorageError.
+
+        A read that fails is tried again from where it began.
+        """
+        with patiently(self, "read", lambda: self.fs.open(self.path, "rb", **options)) as raw:
+            yield cast("BinaryIO", PatientFile(self, raw))
+
+    def read_bytes(self, start: int | None = None, end: int | None = None) -> bytes:
+        """The whole file, or its bytes from `start` to before `end`.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            StorageError: It cannot be read.
+        """
+        data = patiently(self, "read", lambda: self.fs.cat_file(self.path, start=start, end=end))
+        return cast("bytes", data)
 
     def write_bytes(self, data: bytes) -> None:
         """Write the whole file or nothing, also when killed half way."""
-        with readable_errors(self, "write"):
-            self._make_parent(self.path)
-            if not self.is_local:
-                self.fs.pipe_file(
-                    self.path, data
-                )  # object stores publish an object when it is whole
-                return
-            partial = Path(f"{self.path}.{uuid.uuid4().hex[:8]}{_PARTIAL}")
-            try:
-                partial.write_bytes(data)
-                os.replace(partial, self.path)
-            finally:
-                partial.unlink(missing_ok=True)
+        patiently(self, "write", lambda: self._write(data))
+
+    def _write(self, data: bytes) -> None:
+        self._make_parent(self.path)
+        if not self.is_local:
+            self.fs.pipe_file(self.path, data)  # object stores publish an object when it is whole
+            return
+        unfinished = Path(f"{self.path}.{uuid.uuid4().hex[:8]}{_PARTIAL}")
+        try:
+            unfinished.write_bytes(data)
+            os.replace(unfinished, self.path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     def read_json(self) -> Any:
         """The file as JSON. Raises: FileNotFoundError, StorageError."""
-        try:
-            return json.loads(self.read_bytes())
-        except ValueError as error:
-            raise StorageError(f"{self}: is not JSON ({error}); make it again") from error
+
+        def read() -> Any:
+            try:
+                return json.loads(self.read_bytes())
+            except ValueError as error:
+                raise self._damage("JSON", error) from error
+
+        return patiently(self, "read", read)
 
     def write_json(self, value: Any) -> None:
         """Write `value` as JSON with sorted keys, so that equal values give equal bytes."""
@@ -105,11 +131,33 @@ class Location:
 
     def read_table(self) -> pa.Table:
         """The file as a Parquet table. Raises: FileNotFoundError, StorageError."""
-        try:
-            with readable_errors(self, "read"):
-                return pq.read_table(self.path, filesystem=self.fs)
-        except pa.ArrowInvalid as error:
-            raise StorageError(f"{self}: is not Parquet ({error}); make it again") from error
+        return self.read_parquet(partial(pq.read_table, page_checksum_verification=True))
+
+    def read_parquet(self, read: Callable[[BinaryIO], _T]) -> _T:
+        """What `read` makes of the file, opened for Arrow.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            DamagedFile: Arrow, with `page_checksum_verification`, finds it damaged.
+            StorageError: It cannot be read.
+        """
+
+        def work() -> _T:
+            # Without a cache: fsspec's would read tens of megabytes past each row group.
+            with self.open(cache_type="none") as file:
+                try:
+                    return read(file)
+                except (MemoryError, FileNotFoundError):
+                    raise
+                except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+                    # Arrow's: an error of the filesystem is a StorageError by now.
+                    raise self._damage("Parquet", error) from error
+
+        return patiently(self, "read", work)
+
+    def _damage(self, kind: str, error: Exception) -> DamagedFile:
+        reason = " ".join(str(error).split())
+        return DamagedFile(f"{self}: is not {kind} ({reason}); make it again", reason)
 
     def write_table(self, table: pa.Table, *, row_group_size: int | None = None) -> None:
         """Write the table as Parquet, whole or not at all."""
@@ -126,31 +174,35 @@ class Location:
     def children(self) -> list[str]:
         """Names of what lies in this folder, sorted; empty when there is no such folder."""
         self.fs.invalidate_cache()
-        with readable_errors(self, "list"):
-            try:
-                found = self.fs.ls(self.path, detail=False)
-            except FileNotFoundError:
-                return []
+        try:
+            found = patiently(self, "list", lambda: self.fs.ls(self.path, detail=False))
+        except FileNotFoundError:
+            return []
         names = (posixpath.basename(path.rstrip("/")) for path in found)
         return sorted(name for name in names if not name.endswith(_PARTIAL))
 
     def remove(self) -> None:
         """Delete the file, or the folder with all in it; nothing when it is not there."""
-        with readable_errors(self, "delete"):
+
+        def remove() -> None:
             if self.fs.exists(self.path):
                 self.fs.rm(self.path, recursive=True)
+
+        patiently(self, "delete", remove)
 
     def upload(self, folder: Path) -> None:
         """Copy every file below a local folder into this folder, `manifest.json` last."""
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         for file in sorted(files, key=lambda path: path.name == MANIFEST):
-            target = posixpath.join(self.path, file.relative_to(folder).as_posix())
+            target = self / file.relative_to(folder).as_posix()
             if file.name == MANIFEST:
-                Location(self.fs, target).write_bytes(file.read_bytes())
-                continue
-            with readable_errors(self, "write"):
-                self._make_parent(target)
-                self.fs.put_file(str(file), target)
+                target.write_bytes(file.read_bytes())
+            else:
+                patiently(target, "write", partial(target._copy_from, file))
+
+    def _copy_from(self, file: Path) -> None:
+        self._make_parent(self.path)
+        self.fs.put_file(str(file), self.path)
 
     def download(self, folder: Path) -> Path:
         """A local folder with all of this one: itself when it is local, else a copy in `folder`.
@@ -162,43 +214,12 @@ class Location:
             raise StorageError(f"{self}: no such folder; check the path")
         if self.is_local:
             return Path(self.path)
-        with readable_errors(self, "read"):
-            for path in self.fs.find(self.path):
-                target = folder / posixpath.relpath(path, self.path)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                self.fs.get_file(path, str(target))
+        for path in patiently(self, "list", lambda: self.fs.find(self.path)):
+            target = folder / posixpath.relpath(path, self.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            place = Location(self.fs, path, self.attempts)
+            patiently(place, "read", partial(self.fs.get_file, path, str(target)))
         return folder
-
-
-@contextmanager
-def readable_errors(location: Location, verb: str) -> Iterator[None]:
-    """Turn the many errors of the many filesystems into one sentence.
-
-    A file that is missing where it should be read stays a FileNotFoundError.
-
-    Raises:
-        StorageError: Permission denied, no such bucket, unreachable endpoint, disk full, ...
-    """
-    try:
-        yield
-    except Exception as error:
-        is_missing = isinstance(error, FileNotFoundError)
-        if is_missing and "bucket does not exist" in str(error).lower():
-            raise StorageError(
-                f"{location}: cannot {verb} it: {error}; create the bucket"
-            ) from error
-        if (is_missing and verb != "write") or not _is_of_storage(error):
-            raise
-        raise StorageError(
-            f"{location}: cannot {verb} it: {type(error).__name__}: {error}; check that the place "
-            "exists, is reachable and that the credentials in the environment allow it"
-        ) from error
-
-
-def _is_of_storage(error: Exception) -> bool:
-    """An error of the system or of a cloud's client (botocore's, aiohttp's, google's)."""
-    origin = type(error).__module__.split(".")[0]
-    return isinstance(error, OSError) or origin in {"botocore", "aiobotocore", "aiohttp", "gcsfs"}
 
 
 def _protocols(fs: fsspec.AbstractFileSystem) -> tuple[str, ...]:

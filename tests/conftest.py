@@ -5,11 +5,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tenacity import wait_none
 
 from llavamed.config.load import load_config
 from llavamed.config.schema import RunConfig
 
 CONFIGS = Path(__file__).parents[1] / "ray_jobs" / "configs"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _try_again_at_once() -> Iterator[None]:
+    """What fails in this process and may pass is tried again without a wait."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llavamed.retry.WAIT", wait_none())
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,9 @@ without them have names of their own, to which the manifest's `revision` points:
 the change, and whatever interrupts it leaves the dataset as it was.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llavamed.data.images import ImageSettings, Pixels, to_pixels
-from llavamed.errors import DataError
-from llavamed.storage import MANIFEST, Location, readable_errors
+from llavamed.errors import DamagedFile, DataError
+from llavamed.storage import MANIFEST, Location
 
 PROCESSOR = "processor"
 """Lies beside the datasets: the processor they share."""
@@ -112,15 +110,18 @@ class PreparedDataset:
             DataError: The shard is missing or damaged.
         """
         place = self.location / shard_name(shard)
-        try:
-            with (
-                readable_errors(place, "read"),
-                # Without a cache: fsspec's would read tens of megabytes past each row group.
-                place.fs.open(place.path, "rb", cache_type="none") as raw,
-                _damage_as_data_error(f"{place}: shard {shard} of dataset {self.name}"),
-                pq.ParquetFile(raw, pre_buffer=True, page_checksum_verification=True) as file,
-            ):
+
+        def read(raw: BinaryIO) -> pa.Table:
+            with pq.ParquetFile(raw, pre_buffer=True, page_checksum_verification=True) as file:
                 return file.read_row_group(row_group, columns=columns)
+
+        try:
+            return place.read_parquet(read)
+        except DamagedFile as error:
+            raise DataError(
+                f"{place}: shard {shard} of dataset {self.name} is damaged ({error.reason}); "
+                "prepare the dataset again"
+            ) from error
         except FileNotFoundError as error:
             raise DataError(
                 f"{place}: shard {shard} of dataset {self.name} is missing; prepare "
@@ -160,15 +161,3 @@ def open_prepared(location: Location) -> PreparedDataset:
             f"{SCHEMA_VERSION}; prepare the dataset again"
         )
     return PreparedDataset(location, manifest)
-
-
-@contextmanager
-def _damage_as_data_error(shard: str) -> Iterator[None]:
-    """Tell what Arrow cannot parse from what a filesystem cannot read; both may be an OSError."""
-    try:
-        yield
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, OSError) as error:
-        if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
-            raise
-        reason = " ".join(str(error).split())
-        raise DataError(f"{shard} is damaged ({reason}); prepare the dataset again") from error

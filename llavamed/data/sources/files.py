@@ -6,12 +6,14 @@ import posixpath
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import ijson
 
 from llavamed.errors import BadSample, DataError, StorageError
-from llavamed.storage import Location, locate, readable_errors
+from llavamed.retry import patiently
+from llavamed.storage import Location, locate
 
 _NO_FILE = {errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
 _WILDCARD = re.compile(r"[*?\[]")
@@ -46,10 +48,7 @@ class FileOfRows:
 def open_file(location: Location, **options: Any) -> Iterator[Any]:
     """A file to read, with options for fsspec. Raises: DataError, if it is absent; StorageError."""
     try:
-        with (
-            readable_errors(location, "read"),
-            location.fs.open(location.path, "rb", **options) as file,
-        ):
+        with location.open(**options) as file:
             yield file
     except FileNotFoundError as error:
         raise absent(location) from error
@@ -137,10 +136,10 @@ def find_files(uri: str, suffix: str) -> list[Location]:
     place = locate(uri)
     is_pattern = _WILDCARD.search(place.path) is not None and not place.exists()
     place.fs.invalidate_cache()  # another process may have written it
-    with readable_errors(place, "list"):
-        if place.fs.isfile(place.path):
-            return [place]
-        found = place.fs.glob(place.path) if is_pattern else place.fs.find(place.path)
+    if patiently(place, "look at", partial(place.fs.isfile, place.path)):
+        return [place]
+    listing = place.fs.glob if is_pattern else place.fs.find
+    found = patiently(place, "list", partial(listing, place.path))
     names = (path for path in sorted(found) if path.endswith(suffix))
     files = [Location(place.fs, p) for p in names if posixpath.basename(p)[0] not in "._"]
     if not files:

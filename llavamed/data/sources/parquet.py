@@ -6,19 +6,21 @@ group.
 """
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, BinaryIO, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llavamed.config.datasets import Parquet
 from llavamed.data.sample import Record
-from llavamed.data.sources.files import damaged, find_files, load_image_file, open_file
+from llavamed.data.sources.files import absent, damaged, find_files, load_image_file
 from llavamed.data.sources.records import DIALOGUE_KEYS, IMAGE_KEYS, NOTES, dialogue
-from llavamed.errors import BadSample, DataError
+from llavamed.errors import BadSample, DamagedFile, DataError
 from llavamed.storage import Location, locate
+
+_T = TypeVar("_T")
 
 
 class ParquetFiles:
@@ -111,13 +113,8 @@ class ParquetFiles:
     def _footers(self) -> Iterator[tuple[Location, Any, bytes]]:
         """Each file with its footer, understood and as bytes behind the file's size."""
         for location in find_files(self._path, ".parquet"):
-            with _open(location) as file:
-                parquet = pq.ParquetFile(file)
-                metadata = parquet.metadata
-                size = file.seek(0, 2)
-                file.seek(size - 8 - metadata.serialized_size)
-                footer = size.to_bytes(8) + file.read(metadata.serialized_size)
-            columns = parquet.schema_arrow.names
+            metadata, footer = _read(location, _footer)
+            columns = metadata.schema.to_arrow_schema().names
             for names in self._required:
                 if not set(names) & set(columns):
                     raise DataError(
@@ -129,11 +126,14 @@ class ParquetFiles:
     def _read_group(self, path: str, group: int) -> pa.Table:
         if self._group is None or self._group[0] != (path, group):
             self._group = None  # two at once would be twice the memory
-            with _open(Location(self._fs, path)) as file:
-                parquet = pq.ParquetFile(file, page_checksum_verification=True)
-                columns = [name for name in parquet.schema_arrow.names if name in self._columns]
-                self._group = (path, group), parquet.read_row_group(group, columns=columns)
+            table = _read(Location(self._fs, path), partial(self._columns_of, group))
+            self._group = (path, group), table
         return self._group[1]
+
+    def _columns_of(self, group: int, file: BinaryIO) -> pa.Table:
+        parquet = pq.ParquetFile(file, page_checksum_verification=True)
+        columns = [name for name in parquet.schema_arrow.names if name in self._columns]
+        return parquet.read_row_group(group, columns=columns)
 
 
 class ParquetSource(ParquetFiles):
@@ -160,13 +160,19 @@ class ParquetSource(ParquetFiles):
         return dialogue(values, images, id=row["id"], licence=self._licence)
 
 
-@contextmanager
-def _open(location: Location) -> Iterator[Any]:
-    """A Parquet file. Raises: DataError, for what Arrow says while it is open; StorageError."""
-    with open_file(location, cache_type="none") as file:  # Arrow asks for what it needs
-        try:
-            yield file
-        except (pa.ArrowException, OSError) as error:
-            if getattr(error, "errno", None) is not None:
-                raise  # the storage fails, not the file
-            raise damaged(location, "Parquet", error) from error
+def _footer(file: BinaryIO) -> tuple[Any, bytes]:
+    """The footer, understood and as bytes behind the file's size."""
+    metadata = pq.ParquetFile(file).metadata
+    size = file.seek(0, 2)
+    file.seek(size - 8 - metadata.serialized_size)
+    return metadata, size.to_bytes(8) + file.read(metadata.serialized_size)
+
+
+def _read(location: Location, read: Callable[[BinaryIO], _T]) -> _T:
+    """What `read` makes of a Parquet file. Raises: DataError, when it is damaged or absent."""
+    try:
+        return location.read_parquet(read)
+    except DamagedFile as error:
+        raise damaged(location, "Parquet", error.reason) from error
+    except FileNotFoundError as error:
+        raise absent(location) from error

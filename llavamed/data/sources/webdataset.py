@@ -24,7 +24,7 @@ from llavamed.data.sources.captions import caption_turns
 from llavamed.data.sources.files import absent, damaged, find_files, open_file
 from llavamed.data.sources.records import DIALOGUE_KEYS, describe, dialogue, read_json
 from llavamed.errors import BadSample
-from llavamed.storage import Location, locate, readable_errors
+from llavamed.storage import Location, locate
 
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 _IMAGES = {"jpg", "jpeg", "png", "gif", "bmp", "tif", "tiff", "webp"}
@@ -95,8 +95,7 @@ class WebDatasetSource:
         if size == 0:
             return b""  # no server knows a range of nothing
         try:
-            with readable_errors(location, "read"):
-                data = bytes(self._fs.cat_file(path, start=start, end=start + size))
+            data = location.read_bytes(start, start + size)
         except FileNotFoundError as error:
             raise absent(location) from error
         if len(data) != size:
