@@ -20,7 +20,8 @@ import torch
 
 from llavamed.data.images import Pixels, normalize
 from llavamed.data.mixture import Mixture
-from llavamed.data.order import EpochOrder, Integers, StageOrder
+from llavamed.data.order import EpochOrder, StageOrder
+from llavamed.data.packing import Integers
 from llavamed.data.sample import IGNORE_INDEX
 
 READ_AHEAD_STEPS = 4

@@ -19,11 +19,9 @@ from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from llavamed.data.packing import Integers, fill_packs
 from llavamed.errors import DataError
-
-Integers = npt.NDArray[np.int64]
 
 WINDOW_ROW_GROUPS = 8
 """Row groups a lane shuffles and packs together: more mix better and hold more in memory."""
@@ -264,29 +262,10 @@ def _pack_lane(
     left_over = _EMPTY
     for window in windows:
         places = random.permutation(np.concatenate([left_over, window]))
-        filled = _best_fit(places, weights, capacity)
+        filled = fill_packs(places, weights, capacity)
         filled.sort(key=lambda pack: int(weights[pack].sum()))
         left_over = filled.pop(0) if filled else _EMPTY
         packs.extend(filled[i] for i in random.permutation(len(filled)))
     if len(left_over):
         packs.append(left_over)
     return packs
-
-
-def _best_fit(places: Integers, weights: Integers, capacity: int) -> list[Integers]:
-    """Best-fit decreasing: each sample, the heaviest first, into the fullest pack that holds it."""
-    heaviest_first = places[np.argsort(-weights[places], kind="stable")]
-    packs: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # sorted (room left, pack)
-    for place, weight in zip(
-        heaviest_first.tolist(), weights[heaviest_first].tolist(), strict=True
-    ):
-        fullest = bisect.bisect_left(room, (weight, -1))
-        if fullest == len(room):
-            packs.append([place])
-            bisect.insort(room, (capacity - weight, len(packs) - 1))
-        else:
-            left, pack = room.pop(fullest)
-            packs[pack].append(place)
-            bisect.insort(room, (left - weight, pack))
-    return [np.array(pack, dtype=np.int64) for pack in packs]

@@ -46,6 +46,7 @@ LIGHT = {
     "data/decontaminate.py": {"torch", "ray", "transformers"},
     "data/images.py": {"torch", "ray", "transformers"},
     "data/order.py": {"torch", "ray", "transformers", "pyarrow"},
+    "data/packing.py": {"torch", "ray", "transformers", "pyarrow"},
     "data/mixture.py": {"torch", "ray", "transformers"},
     "data/prepared.py": {"torch", "ray", "transformers"},
     "data/sources/": {"torch", "ray", "transformers"},
