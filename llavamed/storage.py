@@ -131,7 +131,10 @@ class Location:
 
     def read_table(self) -> pa.Table:
         """The file as a Parquet table. Raises: FileNotFoundError, StorageError."""
-        return self.read_parquet(partial(pq.read_table, page_checksum_verification=True))
+        # Not pq.read_table, which takes 0.3 s to import and columns from folders named a=b.
+        return self.read_parquet(
+            lambda file: pq.ParquetFile(file, page_checksum_verification=True).read()
+        )
 
     def read_parquet(self, read: Callable[[BinaryIO], _T]) -> _T:
         """What `read` makes of the file, opened for Arrow.
@@ -168,6 +171,9 @@ class Location:
             row_group_size=row_group_size,
             compression="zstd",
             write_page_checksum=True,
+            # A dictionary of pixels is their copy, and a row group is read whole: so a page is one.
+            use_dictionary=False,
+            data_page_size=64 << 20,
         )
         self.write_bytes(sink.getvalue().to_pybytes())
 

@@ -1,8 +1,9 @@
 """While training: a rank's steps -> batches, by Arrow reads ahead of use. Needs no Ray.
 
-The order says which row groups a rank needs and when; they are read a few steps ahead by threads,
-kept until their last use in the epoch and dropped. Memory is bounded by the lanes' shuffle windows,
-not by the data. Shapes: R rows (samples, or one pack), T tokens, I images of S x S pixels.
+The order says which samples a rank needs and when; their row groups are read a few steps ahead by
+threads, and each sample is kept until its step. On average that is half a shuffle window a lane:
+memory is bounded by the lanes, not by the data. Shapes: R rows (samples, or one pack), T tokens, I
+images of S x S pixels.
 """
 
 import queue
@@ -57,10 +58,11 @@ class _Sample:
     id: str
     input_ids: Integers
     targets: Integers
-    pixels: list[Pixels]
+    images: list[bytes]  # as stored; its own copy, which does not keep its row group in memory
 
 
-_Tables = dict[int, Future[pa.Table]]
+_Reads = dict[int, Future[dict[int, _Sample]]]
+"""By visit, the samples of a row group that are still to come, by their position in the index."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,7 @@ class _Pack:
 @dataclass(frozen=True)
 class _Step:
     packs: list[_Pack]  # one for each of the rank's lanes
-    tables: _Tables  # row groups being read or held, of the whole epoch, by visit
-    last_used: list[int]  # visits that no later step of the epoch needs
+    reads: _Reads  # being read or held, of the whole epoch
 
 
 class StageLoader:
@@ -108,9 +109,7 @@ class StageLoader:
             while ahead:
                 ahead.extend(islice(coming, 1))
                 step = ahead.popleft()
-                yield [self._collate(pack, step.tables) for pack in step.packs]
-                for visit in step.last_used:
-                    del step.tables[visit]
+                yield [self._collate(pack, step.reads) for pack in step.packs]
         finally:
             readers.shutdown(cancel_futures=True)
 
@@ -124,68 +123,91 @@ class StageLoader:
                 [self._pack(epoch, lane, step) for lane in self.lanes]
                 for step in range(place.step, stop)
             ]
-            used = [
-                np.unique(np.concatenate([p.visits for p in lanes])).tolist() for lanes in packs
-            ]
-            last = {visit: step for step, needed in enumerate(used) for visit in needed}
-            groups = dict(zip(epoch.visits, self.data.groups[epoch.samples], strict=True))
-            tables: _Tables = {}
-            for step, needed in enumerate(used):
-                for visit in needed:
-                    if visit not in tables:  # what was dropped is never needed again
-                        tables[visit] = readers.submit(self._read, int(groups[visit]))
-                yield _Step(packs[step], tables, [visit for visit in needed if last[visit] == step])
+            wanted = _by_visit([pack for lanes in packs for pack in lanes])
+            reads: _Reads = {}
+            for lanes in packs:
+                for visit in np.unique(np.concatenate([pack.visits for pack in lanes])).tolist():
+                    if visit in wanted:
+                        reads[visit] = readers.submit(self._read, wanted.pop(visit))
+                yield _Step(lanes, reads)
             start += len(packs)
 
     def _pack(self, epoch: EpochOrder, lane: int, step: int) -> _Pack:
         places = epoch.places(lane, step)
         return _Pack(epoch.samples[places], epoch.visits[places])
 
-    def _read(self, group: int) -> pa.Table:
-        return self.data.read_group(group, _COLUMNS)
-
-    def _collate(self, pack: _Pack, tables: _Tables) -> Batch:
-        samples = [
-            self._sample(tables[visit].result(), row)
-            for visit, row in zip(
-                pack.visits.tolist(), self._rows[pack.samples].tolist(), strict=True
+    def _read(self, samples: Integers) -> dict[int, _Sample]:
+        """Read a row group and keep these of its samples."""
+        table = self.data.read_group(int(self.data.groups[samples[0]]), _COLUMNS)
+        ids, images = table.column("id"), table.column("pixels")
+        input_ids, labels = _arrays(table.column("input_ids")), _arrays(table.column("labels"))
+        return {
+            sample: _Sample(
+                id=ids[row].as_py(),
+                input_ids=input_ids[row],
+                targets=np.append(labels[row][1:], IGNORE_INDEX),
+                images=images[row].as_py(),
             )
-        ]
+            for sample, row in zip(samples.tolist(), self._rows[samples].tolist(), strict=True)
+        }
+
+    def _collate(self, pack: _Pack, reads: _Reads) -> Batch:
+        samples = []
+        for sample, visit in zip(pack.samples.tolist(), pack.visits.tolist(), strict=True):
+            coming = reads[visit].result()
+            samples.append(coming.pop(sample))
+            if not coming:
+                del reads[visit]
         num_tokens = sum(len(sample.input_ids) for sample in samples)
         ids = tuple(sample.id for sample in samples)
-        if not any(sample.pixels for sample in samples):
+        images = [self.data.pixels(image) for sample in samples for image in sample.images]
+        if not images:
             # Every rank must run the tower in every forward pass, or ZeRO-3 waits for ever.
+            size = self.data.images.size
+            images = [np.zeros((size, size, 3), dtype=np.uint8)]
             samples.append(self._blank())
         rows = [samples] if self.packing else [[sample] for sample in samples]
-        return collate(rows, self.data, sample_ids=ids, num_tokens=num_tokens)
-
-    def _sample(self, table: pa.Table, row: int) -> _Sample:
-        labels = table.column("labels")[row].values.to_numpy().astype(np.int64)
-        return _Sample(
-            id=table.column("id")[row].as_py(),
-            input_ids=table.column("input_ids")[row].values.to_numpy().astype(np.int64),
-            targets=np.append(labels[1:], IGNORE_INDEX),
-            pixels=[self.data.pixels(image.as_buffer()) for image in table.column("pixels")[row]],
-        )
+        return collate(rows, np.stack(images), self.data, sample_ids=ids, num_tokens=num_tokens)
 
     def _blank(self) -> _Sample:
-        size, count = self.data.images.size, self.data.num_image_tokens
+        """The tokens of an image, which train nothing."""
+        count = self.data.num_image_tokens
         return _Sample(
             id="",
             input_ids=np.full(count, self.data.image_token_id),
             targets=np.full(count, IGNORE_INDEX),
-            pixels=[np.zeros((size, size, 3), dtype=np.uint8)],
+            images=[],
         )
+
+
+def _by_visit(packs: list[_Pack]) -> dict[int, Integers]:
+    """The samples of these packs by the visit that reads them."""
+    visits = np.concatenate([pack.visits for pack in packs])
+    in_order = np.argsort(visits, kind="stable")
+    numbers, first = np.unique(visits[in_order], return_index=True)
+    samples = np.concatenate([pack.samples for pack in packs])[in_order]
+    return dict(zip(numbers.tolist(), np.split(samples, first)[1:], strict=True))
+
+
+def _arrays(column: pa.ChunkedArray) -> list[Integers]:
+    """The lists of a column, one a row."""
+    lists = column.combine_chunks()
+    values = lists.flatten().to_numpy().astype(np.int64)
+    return np.split(values, np.cumsum(lists.value_lengths().to_numpy())[:-1])
 
 
 def collate(
     rows: Sequence[Sequence[_Sample]],
+    pixels: Pixels,
     data: Mixture,
     *,
     sample_ids: tuple[str, ...],
     num_tokens: int,
 ) -> Batch:
-    """Join samples to rows, padded on the right to the longest, where no token attends to it."""
+    """Join samples to rows, padded on the right to the longest, where no token attends to it.
+
+    `pixels` are those of all samples, in their order: array of shape [I, S, S, 3], uint8.
+    """
     length = max(sum(len(sample.input_ids) for sample in row) for row in rows)
     input_ids = np.full((len(rows), length), data.pad_token_id, dtype=np.int64)
     targets = np.full((len(rows), length), IGNORE_INDEX, dtype=np.int64)
@@ -199,7 +221,6 @@ def collate(
             position_ids[number, start:stop] = np.arange(stop - start)
             start = stop
         position_ids[number, start:] = np.arange(start, length)
-    pixels = np.stack([image for row in rows for sample in row for image in sample.pixels])
     return Batch(
         input_ids=torch.from_numpy(input_ids),
         targets=torch.from_numpy(targets),

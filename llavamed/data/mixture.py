@@ -56,7 +56,7 @@ class Mixture:
         """The token that fills a row."""
         return int(self.datasets[0].manifest["pad_token_id"])
 
-    def pixels(self, stored: pa.Buffer) -> Pixels:
+    def pixels(self, stored: bytes) -> Pixels:
         """An image as a shard holds it -> uint8 array of shape [size, size, 3]."""
         return self.datasets[0].pixels(stored)
 

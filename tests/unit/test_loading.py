@@ -26,8 +26,9 @@ from small_datasets import (
 )
 
 from llavamed.data.images import normalize
-from llavamed.data.loading import Batch
+from llavamed.data.loading import READ_AHEAD_STEPS, Batch
 from llavamed.data.order import WINDOW_ROW_GROUPS, StageOrder
+from llavamed.data.packing import Integers
 from llavamed.data.prepared import PreparedDataset, shard_name
 from llavamed.data.sample import IGNORE_INDEX, SHARD_SCHEMA
 from llavamed.errors import DataError, StorageError
@@ -122,6 +123,16 @@ def test_an_empty_pack_is_one_blank_image_that_trains_nothing(tmp_path: Path) ->
         assert batch.input_ids.tolist() == [[IMAGE_TOKEN] * NUM_IMAGE_TOKENS]
 
 
+def test_a_rank_without_any_sample_keeps_step(tmp_path: Path) -> None:
+    prepared = prepare(str(tmp_path / "few"), 5)
+    order = prepared.order(num_epochs=2)
+    idle = [rank for rank in range(8) if not len(order.samples(0)[rank])]
+    for rank in idle:
+        steps = list(prepared.loader(order, rank=rank, world_size=8).steps())
+        assert [[batch.sample_ids for batch in batches] for batches in steps] == [[()], [()]]
+    assert len(idle) >= 3
+
+
 @pytest.mark.parametrize("packing", [True, False])
 def test_samples_without_images_get_a_blank_one(tmp_path: Path, packing: bool) -> None:
     prepared = prepare(str(tmp_path / "text"), 60, num_images=(0,))
@@ -211,10 +222,10 @@ def test_an_error_while_reading_reaches_the_consumer_at_its_step(prepared: Prepa
     broken = int(prepared.dataset.groups[order.samples(order.num_steps - 1)[0][0]])
     read = loader._read
 
-    def read_or_fail(group: int) -> pa.Table:
-        if group == broken:
+    def read_or_fail(samples: Integers) -> Any:
+        if broken in prepared.dataset.groups[samples]:
             raise MemoryError("no room for the row group")
-        return read(group)
+        return read(samples)
 
     loader._read = read_or_fail  # type: ignore[method-assign]
     taken: list[list[Batch]] = []
@@ -225,7 +236,7 @@ def test_an_error_while_reading_reaches_the_consumer_at_its_step(prepared: Prepa
 
 
 @pytest.mark.parametrize("num_samples", [1500, 4500])
-def test_row_groups_held_do_not_grow_with_the_dataset(tmp_path: Path, num_samples: int) -> None:
+def test_samples_held_are_those_of_a_window_a_lane(tmp_path: Path, num_samples: int) -> None:
     prepared = prepare(str(tmp_path / "figures"), num_samples, num_images=(0,))
     loader = prepared.loader(prepared.order(num_lanes=2))
     held, most = 0, 0
@@ -235,18 +246,22 @@ def test_row_groups_held_do_not_grow_with_the_dataset(tmp_path: Path, num_sample
         nonlocal held
         held -= 1
 
-    def counted_read(group: int) -> pa.Table:
+    def counted_read(samples: Integers) -> Any:
         nonlocal held, most
-        table = read(group)
-        weakref.finalize(table, dropped)
-        held += 1
+        kept = read(samples)
+        for sample in kept.values():
+            weakref.finalize(sample, dropped)
+        held += len(kept)
         most = max(most, held)
-        return table
+        return kept
 
     loader._read = counted_read  # type: ignore[method-assign]
     for _ in loader.steps():
         pass
-    assert most <= 4 * 2 * WINDOW_ROW_GROUPS
+    assert held == 0
+    window = WINDOW_ROW_GROUPS * 8  # samples
+    ahead = (READ_AHEAD_STEPS + 1) * 16  # steps may reach into the next window
+    assert most <= 2 * (window + ahead)
 
 
 def test_it_reads_from_s3(s3_uri: str) -> None:
