@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from llavamed.config.datasets import Dataset, Declared
 from llavamed.config.schema import RunConfig
@@ -16,6 +17,7 @@ from llavamed.config.stages import Stage
 from llavamed.data.mixture import Mixture
 from llavamed.data.prepared import PreparedDataset, open_prepared
 from llavamed.errors import ConfigError, StorageError
+from llavamed.model.adapters import add_adapters
 from llavamed.model.flops import (
     ACCELERATORS,
     Accelerator,
@@ -101,6 +103,9 @@ def _plan_stage(
         data = Mixture(tuple(prepared.values()), tuple(stage.mixture.values()))
         load = _measured_load(data, stage, config.seed)
     gpu = find_accelerator(accelerator)
+    if stage.lora is not None:
+        model = shape_on_meta(config.model)  # its own, for what is added stays in it
+        add_adapters(model, stage.lora, seed=config.seed, device=torch.device("meta"))
     parts = freeze(model, stage.trainable)
     flops = stage_flops(model, stage, load.work)
     memory = stage_memory(

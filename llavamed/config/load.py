@@ -81,6 +81,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return parse_config(tree)
 
 
+def override_config(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """The config with dotted overrides applied. Raises: ConfigError, as `load_config` does."""
+    tree = config.model_dump(mode="json")
+    for override in overrides:
+        _apply(tree, override)
+    return parse_config(tree)
+
+
 def parse_config(tree: dict[str, Any]) -> RunConfig:
     """Check a tree of plain values. Raises: ConfigError, naming every broken rule."""
     try:

@@ -208,7 +208,26 @@ class RunConfig(Section):
                         f"{known}"
                     )
             self._check_lanes(stage)
+            self._check_bytes(stage)
         return self
+
+    def _check_bytes(self, stage: Stage) -> None:
+        """What bitsandbytes stores in four or eight bits DeepSpeed cannot cut up or move."""
+        engine, key = self.engine, f"stages.{stage.name}"
+        if stage.lora is not None and stage.lora.quantize != "none" and engine.zero_stage == 3:
+            raise ValueError(
+                f"{key}.lora.quantize={stage.lora.quantize}: engine.zero_stage=3 cannot share out "
+                "weights of four bits, whose scales it does not know; set zero_stage to 2, or "
+                "quantize to none"
+            )
+        if stage.optimizer.name == "adamw_8bit" and (
+            engine.zero_stage == 3 or engine.offload_optimizer != "none"
+        ):
+            raise ValueError(
+                f"{key}.optimizer.name=adamw_8bit: its state stays whole and on the GPU, but "
+                f"engine.zero_stage={engine.zero_stage} and engine.offload_optimizer="
+                f"{engine.offload_optimizer}; set them to 2 or less and none, or use adamw"
+            )
 
     def _check_lanes(self, stage: Stage) -> None:
         workers = self.scaling.most_workers

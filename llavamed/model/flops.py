@@ -6,7 +6,8 @@ from typing import Any
 
 from llavamed.config.schema import Engine
 from llavamed.config.stages import ModelPart, Stage
-from llavamed.model.freeze import PartCount, part_of
+from llavamed.model.adapters import adapted_layers
+from llavamed.model.freeze import PartCount, is_adapter, part_of, size_of
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ WORKSPACE_BYTES = 2e9
 """Kernels, communication buffers and fragmentation, beside what is counted."""
 
 
+NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
+"""A quantised weight: four bits, a scale of eight for 64 of them, and one of 32 for 256 scales."""
+
+
 @dataclass(frozen=True)
 class Workload:
     """Sums over all samples of a stage, all epochs; or, as arrays, over those of each step."""
@@ -66,6 +71,11 @@ def stage_flops(model: Any, stage: Stage, work: Workload) -> Any:
     the input, where anything before it learns, and the same again for that of the weight, where it
     learns. Causal attention is counted half, and recomputed activations not at all. Source: the
     counting of PaLM, appendix B.
+
+    Args:
+        model: Of the run, on any device; with its adapters, when the stage trains some.
+        stage: Which stage.
+        work: What it processes.
     """
     config = model.config
     text, vision = config.text_config, config.vision_config
@@ -74,7 +84,9 @@ def stage_flops(model: Any, stage: Stage, work: Workload) -> Any:
     trained = stage.trainable
     tower = 3 if "vision_tower" in trained else 1
     projector = 1 + ("projector" in trained) + ("vision_tower" in trained)
-    language = 3 if "language_model" in trained else 2  # gradients cross it to reach the others
+    # Gradients cross it to reach the others; beside adapters its own weights need none.
+    language = 3 if "language_model" in trained and stage.lora is None else 2
+    adapters = sum(size_of(weight) for name, weight in model.named_parameters() if is_adapter(name))
     attention = 2 * text.num_hidden_layers * text.hidden_size * work.sum_squared_tokens
     tower_attention = 4 * vision.num_hidden_layers * vision.hidden_size * (image_tokens + 1) ** 2
     return (
@@ -83,17 +95,22 @@ def stage_flops(model: Any, stage: Stage, work: Workload) -> Any:
         * (2 * weights["vision_tower"] * (image_tokens + 1) + tower_attention)
         + projector * work.num_images * 2 * weights["projector"] * image_tokens
         + language * 2 * weights["language_model"] * work.num_tokens
+        + 3 * 2 * adapters * work.num_tokens
         + 3 * attention  # it has no weights: both its factors need a gradient, frozen or not
         + language * 2 * text.vocab_size * text.hidden_size * work.num_supervised
     )
 
 
 def matrix_weights(model: Any) -> dict[ModelPart, int]:
-    """Weights a token is multiplied with, by part: all matrices but embeddings and the output."""
+    """Weights a token is multiplied with, by part: all matrices but embeddings and the output.
+
+    Adapters are not among them.
+    """
     counts: dict[ModelPart, int] = {"vision_tower": 0, "projector": 0, "language_model": 0}
     for name, parameter in model.named_parameters():
-        if parameter.ndim >= 2 and "embed" not in name and not name.startswith("lm_head"):
-            counts[part_of(name)] += parameter.numel()
+        is_other = "embed" in name or name.startswith("lm_head") or is_adapter(name)
+        if parameter.ndim >= 2 and not is_other:
+            counts[part_of(name)] += size_of(parameter)
     return counts
 
 
@@ -134,7 +151,7 @@ def stage_memory(
     """Bytes of one GPU at the peak of a step.
 
     Args:
-        model: Of the run, on any device.
+        model: Of the run, on any device; with its adapters, when the stage trains some.
         counts: What `freeze` found.
         stage: Which stage.
         engine: ZeRO stage, precision and offload.
@@ -146,10 +163,14 @@ def stage_memory(
     trained = sum(count.num_trained for count in counts)
     width = 2 if engine.precision == "bf16" else 4
     # AdamW's two moments, and beside bf16 weights the fp32 copy they are updated from.
-    state = trained * (12 if engine.precision == "bf16" else 8)
+    moments = 2 if stage.optimizer.name == "adamw_8bit" else 8
+    state = trained * (moments + (4 if engine.precision == "bf16" else 0))
+    quantized = 0
+    if stage.lora is not None and stage.lora.quantize == "nf4":
+        quantized = matrix_weights(model)["language_model"]
     share = [1 / num_workers if engine.zero_stage >= level else 1.0 for level in (1, 2, 3)]
     return Memory(
-        weights=number * width * share[2],
+        weights=((number - quantized) * width + quantized * NF4_BYTES) * share[2],
         gradients=trained * width * share[1],
         optimizer=0.0 if engine.offload_optimizer == "cpu" else state * share[0],
         activations=tokens * _activation_bytes_per_token(model, stage, width),
@@ -166,6 +187,20 @@ def _activation_bytes_per_token(model: Any, stage: Stage, width: int) -> float:
     text = model.config.text_config
     keys = text.num_key_value_heads * (text.hidden_size // text.num_attention_heads)
     layer = width * (11 * text.hidden_size + 4 * keys + 4 * text.intermediate_size)
+    adapters = _adapter_bytes_per_token(model, stage, width)
     if stage.gradient_checkpointing:
-        return text.num_hidden_layers * text.hidden_size * width + layer
-    return float(text.num_hidden_layers * layer)
+        own = text.num_hidden_layers * text.hidden_size * width
+        return own + layer + adapters / text.num_hidden_layers
+    return text.num_hidden_layers * layer + adapters
+
+
+def _adapter_bytes_per_token(model: Any, stage: Stage, width: int) -> float:
+    """What adapters keep beside it: the vector between their halves, and with dropout their input.
+
+    Without dropout that is the input of the layer, which is counted there.
+    """
+    if stage.lora is None:
+        return 0.0
+    wide = sum(layer.in_features for layer in adapted_layers(model).values())
+    dropped = wide * (width + 1) if stage.lora.dropout else 0  # the input, and a byte of mask
+    return float(len(adapted_layers(model)) * stage.lora.r * width + dropped)

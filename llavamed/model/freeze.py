@@ -29,15 +29,19 @@ def freeze(model: Any, trainable: Sequence[ModelPart]) -> list[PartCount]:
     """Let exactly the given parts learn, and count.
 
     Parameters that no gradient reaches stay frozen whatever is asked: layers of the tower behind
-    the one that is projected, and the identity layer of a linear projector.
+    the one that is projected, and the identity layer of a linear projector. So do a language
+    model's own parameters once it has adapters, which then learn in their place.
     """
-    unreached = _unreached(model)
+    frozen = _unreached(model)
+    if any(is_adapter(name) for name, _ in model.named_parameters()):
+        names = [name for name, _ in model.named_parameters() if part_of(name) == "language_model"]
+        frozen |= {name for name in names if not is_adapter(name)}
     counts: dict[ModelPart, list[int]] = {}
     for name, parameter in model.named_parameters():
         part = part_of(name)
-        parameter.requires_grad_(part in trainable and name not in unreached)
+        parameter.requires_grad_(part in trainable and name not in frozen)
         count = counts.setdefault(part, [0, 0])
-        count[0 if parameter.requires_grad else 1] += _size(parameter)
+        count[0 if parameter.requires_grad else 1] += size_of(parameter)
     return [PartCount(part, trained, frozen) for part, (trained, frozen) in sorted(counts.items())]
 
 
@@ -57,6 +61,13 @@ def _unreached(model: Any) -> set[str]:
     return {name for name, parameter in model.named_parameters() if id(parameter) in hidden}
 
 
-def _size(parameter: Any) -> int:
-    """Elements of a parameter, also when ZeRO-3 has scattered it."""
+def is_adapter(parameter: str) -> bool:
+    """Whether a parameter belongs to a low-rank adapter, by its name in the state dict."""
+    return ".lora_" in parameter
+
+
+def size_of(parameter: Any) -> int:
+    """Elements of a parameter, also when ZeRO-3 has scattered it or four bits hold each."""
+    if hasattr(parameter, "quant_state"):
+        return int(parameter.quant_state.shape.numel())
     return int(getattr(parameter, "ds_numel", parameter.numel()))

@@ -19,7 +19,7 @@ from llavamed.train.context import Record
 from llavamed.train.curriculum import StagePlan, find_stage, plan_curriculum
 from llavamed.train.fit import fit
 from llavamed.train.job import StageJob, order_of
-from llavamed.train.preflight import check_stage, check_weights
+from llavamed.train.preflight import check_packages, check_stage, check_weights
 from llavamed.train.progress import Progress
 from llavamed.train.ray_cluster import ray_cluster
 from llavamed.train.tracking import Tracker
@@ -50,6 +50,7 @@ def run_curriculum(
     check_writable(directory)
     with hold(directory, take_over=take_over, say=progress.say) as lease:
         (directory / CONFIG).write_bytes(dump_config(config).encode())
+        check_packages(plans)
         check_weights(config, plans)
         ensure_processor(config)
         tracker = Tracker(config)

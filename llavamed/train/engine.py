@@ -1,7 +1,7 @@
 """DeepSpeed, and nothing else of ours imports it: forward, backward, step, save, load, gather.
 
 All it needs is derived from the config and the world; `engine.deepspeed` is merged last and may not
-touch what is derived. The optimizer is torch's AdamW, so that nothing is compiled at run time.
+touch what is derived. The optimizer is ours to make, so that nothing is compiled at run time.
 """
 
 import argparse
@@ -24,9 +24,10 @@ import deepspeed.ops
 from deepspeed.checkpoint import ds_to_universal
 
 from llavamed.config.schema import Engine as EngineConfig
-from llavamed.config.stages import Optimizer, Stage
+from llavamed.config.stages import Stage
 from llavamed.errors import CheckpointError, ConfigError, StorageError
 from llavamed.model.freeze import part_of
+from llavamed.train.optimizer import make_optimizer
 
 # Its shared-memory collectives for CPUs would be compiled for minutes at first use.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -49,7 +50,9 @@ class Engine:
         self._offloads = config.offload_optimizer != "none"
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self._part_of = {id(parameter): part_of(name) for name, parameter in trained}
-        optimizer = _optimizer(model, stage.optimizer)
+        self._settings = stage.optimizer
+        optimizer = make_optimizer(model, stage.optimizer)
+        self._peaks = [group["peak"] for group in optimizer.param_groups]
         self._engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
@@ -83,11 +86,16 @@ class Engine:
         scale = self._world_size * self.accumulation / max(1, num_supervised)
         self._engine.backward(loss_sum * scale)
 
-    def step(self, lr: float | None = None) -> None:
-        """End a forward pass; the last of a global step, which gives the rate, updates weights."""
-        if lr is not None:
-            for group in self._engine.optimizer.param_groups:
-                group["lr"] = lr
+    def step(self, rate_factor: float | None = None) -> None:
+        """End a forward pass; the last of a global step, which gives the rate, updates weights.
+
+        Args:
+            rate_factor: By what each part's peak learning rate is multiplied in this step.
+        """
+        if rate_factor is not None:
+            groups = self._engine.optimizer.param_groups
+            for group, peak in zip(groups, self._peaks, strict=True):
+                group["lr"] = peak * rate_factor
             if self._engine.optimizer is self._engine.basic_optimizer:  # keeps no norm of its own
                 gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
                 self._grad_norm = float(torch.nn.utils.get_total_norm(gradients))
@@ -186,8 +194,15 @@ class Engine:
         """Check, before the work of converting, that this rank can load a universal checkpoint.
 
         Raises:
-            ConfigError: Too many workers share too few weights, on which DeepSpeed fails.
+            ConfigError: Too many workers share too few weights, on which DeepSpeed fails; or the
+                moments are in eight bits, whose blocks are those of a worker's part.
         """
+        if self._settings.name == "adamw_8bit":
+            raise ConfigError(
+                "optimizer.name=adamw_8bit: its state cannot be shared out again among another "
+                f"number of workers than saved it, now scaling.num_workers={self._world_size}; "
+                "use as many as saved it"
+            )
         if self._zero_stage not in (1, 2):
             return
         for group in self._engine.optimizer.bit16_groups:
@@ -276,20 +291,3 @@ def deepspeed_config(config: EngineConfig, stage: Stage, world_size: int) -> dic
                 )
         derived[key] = {**zero, **value} if key == "zero_optimization" else value
     return derived
-
-
-def _optimizer(model: torch.nn.Module, settings: Optimizer) -> torch.optim.AdamW:
-    """AdamW that decays matrices only: decaying biases and norms harms and saves nothing."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trained if parameter.ndim >= 2]
-    others = [parameter for parameter in trained if parameter.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=0.0,  # every step sets its own
-        betas=settings.betas,
-        eps=settings.eps,
-    )

@@ -33,9 +33,10 @@ class StageJob:
     @property
     def fingerprint(self) -> str:
         """Of everything that decides what the stage computes; a resume must have the same."""
+        decides_nothing = {"evaluation", "max_loss_ratio"}
         return fingerprint(
             {
-                "stage": self.stage.model_dump(mode="json", exclude={"evaluation"}),
+                "stage": self.stage.model_dump(mode="json", exclude=decides_nothing),
                 "model": self.config.model.model_dump(mode="json"),
                 "engine": self.config.engine.model_dump(mode="json"),
                 "seed": self.config.seed,

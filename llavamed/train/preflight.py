@@ -5,6 +5,7 @@ from llavamed.data.mixture import Mixture
 from llavamed.errors import ConfigError
 from llavamed.model.export import read_manifest
 from llavamed.model.processor import check_source, part_config
+from llavamed.model.quantize import load_bitsandbytes
 from llavamed.storage import locate
 from llavamed.train.curriculum import StagePlan
 from llavamed.train.job import StageJob, order_of
@@ -21,6 +22,16 @@ def check_weights(config: RunConfig, plans: list[StagePlan]) -> None:
         start = plan.initial_weights
         if start is not None and start not in own and read_manifest(locate(start)) is None:
             check_source(start, f"stages.{plan.stage.name}.initial_weights")
+
+
+def check_packages(plans: list[StagePlan]) -> None:
+    """Find out whether optional packages that stages need are installed. Raises: ConfigError."""
+    for plan in plans:
+        key, lora = f"stages.{plan.stage.name}", plan.stage.lora
+        if plan.stage.optimizer.name == "adamw_8bit":
+            load_bitsandbytes(f"{key}.optimizer.name=adamw_8bit")
+        if lora is not None and lora.quantize != "none":
+            load_bitsandbytes(f"{key}.lora.quantize={lora.quantize}")
 
 
 def check_stage(plan: StagePlan, job: StageJob, data: Mixture) -> None:

@@ -2,22 +2,35 @@
 
 import math
 
-from llavamed.config.stages import Schedule
+from llavamed.config.stages import Optimizer, Schedule
 
 
-def learning_rate(schedule: Schedule, peak: float, *, step: int, num_steps: int) -> float:
-    """The rate of an optimizer step, counted from 0; the first of a warm-up is 0.
+def warmup_steps(schedule: Schedule, num_steps: int) -> int:
+    """Steps of the warm-up."""
+    return math.ceil(schedule.warmup_ratio * num_steps)
 
-    Source: `get_scheduler` of transformers, names and arithmetic.
+
+def rate_factor(schedule: Schedule, *, step: int, num_steps: int) -> float:
+    """The part of its peak that the rate of an optimizer step is, from 0 to 1.
+
+    Steps are counted from 0; the first of a warm-up has a rate of 0. Source: `get_scheduler` of
+    transformers, names and arithmetic.
     """
-    warmup = math.ceil(schedule.warmup_ratio * num_steps)
+    warmup = warmup_steps(schedule, num_steps)
     if step < warmup:
-        return peak * step / max(1, warmup)
+        return step / max(1, warmup)
     progress = (step - warmup) / max(1, num_steps - warmup)
     match schedule.name:
         case "cosine":
-            return peak * max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
+            return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
         case "linear":
-            return peak * max(0.0, 1.0 - progress)
+            return max(0.0, 1.0 - progress)
         case "constant":
-            return peak
+            return 1.0
+
+
+def learning_rates(optimizer: Optimizer, factor: float) -> dict[str, float]:
+    """The rates of a step, for its record: the stage's, and that of each part with its own."""
+    own = [part for part, settings in optimizer.parts.items() if settings.lr is not None]
+    parts = {f"learning_rate.{part}": optimizer.peak(part) * factor for part in own}
+    return {"learning_rate": optimizer.lr * factor} | parts

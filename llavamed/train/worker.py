@@ -13,6 +13,7 @@ import torch.distributed as dist
 from llavamed.data.loading import Batch, StageLoader
 from llavamed.data.mixture import Mixture
 from llavamed.errors import TrainingError
+from llavamed.model.adapters import add_adapters
 from llavamed.model.export import (
     Trained,
     check_export,
@@ -27,9 +28,10 @@ from llavamed.storage import locate
 from llavamed.train.checkpoint import restore_checkpoint, save_checkpoint, seed_random_state
 from llavamed.train.context import Context, PreemptionWatch, Record
 from llavamed.train.engine import Engine
+from llavamed.train.guard import check_loss, explained_memory
 from llavamed.train.job import StageJob, open_mixture, order_of
 from llavamed.train.measure import Meter, peak_of, rounded, speed
-from llavamed.train.schedule import learning_rate
+from llavamed.train.schedule import learning_rates, rate_factor
 
 
 def train_stage(job: StageJob, context: Context) -> bool:
@@ -40,7 +42,8 @@ def train_stage(job: StageJob, context: Context) -> bool:
         lie in a checkpoint, and the stage is to be started again elsewhere.
 
     Raises:
-        TrainingError: A loss or gradient is not finite; nothing of that step is saved.
+        TrainingError: A loss or gradient is not finite, or a loss above the stage's bound; nothing
+            of that step is saved. Or a GPU ran out of memory.
         DataError: A dataset is no longer what the run started with.
         CheckpointError: What was exported is not what was trained; then there is no export.
     """
@@ -50,6 +53,8 @@ def train_stage(job: StageJob, context: Context) -> bool:
     with tempfile.TemporaryDirectory() as scratch:
         processor = load_processor(locate(job.processor).download(Path(scratch) / "processor"))
         model = _initial_model(job, processor, Path(scratch))
+    if job.stage.lora is not None:
+        add_adapters(model, job.stage.lora, seed=job.config.seed, device=context.device)
     counts = freeze(model, job.stage.trainable)
     order = order_of(job.stage, data, job.config.seed)
     peak = peak_of(job.config, context)
@@ -63,18 +68,20 @@ def train_stage(job: StageJob, context: Context) -> bool:
     )
     if job.stage.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    engine = Engine(
-        model.train().to(context.device),
-        stage=job.stage,
-        config=job.config.engine,
-        world_size=context.world_size,
-    )
-    history, seconds_before = _resume(job, engine, context)
-    started -= seconds_before
-    if not _train_steps(job, context, engine, loader, meter, history, started):
+    with explained_memory(job.config, job.stage, model, counts, data, context.world_size):
+        engine = Engine(
+            model.train().to(context.device),
+            stage=job.stage,
+            config=job.config.engine,
+            world_size=context.world_size,
+        )
+        history, seconds_before = _resume(job, engine, context)
+        started -= seconds_before
+        is_whole = _train_steps(job, context, engine, loader, meter, history, started)
+    if not is_whole:
         engine.close()
         return False
-    trained = _trained(job, context, engine, loader)
+    trained = _trained(job, context, model, engine, loader)
     dist.barrier()  # the last one: others need not wait for what rank 0 does alone
     engine.close()
     if context.rank == 0:
@@ -92,7 +99,9 @@ def train_stage(job: StageJob, context: Context) -> bool:
     return True
 
 
-def _trained(job: StageJob, context: Context, engine: Engine, loader: StageLoader) -> Trained:
+def _trained(
+    job: StageJob, context: Context, model: Any, engine: Engine, loader: StageLoader
+) -> Trained:
     """What the export must show again; every rank must call it, for ZeRO-3 needs all of them.
 
     Each answers its first batch; rank 0's is the one that counts, and it is never empty and has an
@@ -101,8 +110,10 @@ def _trained(job: StageJob, context: Context, engine: Engine, loader: StageLoade
     batch = next(loader.steps())[0]
     engine.model.eval()
     logits = sampled_logits(engine.model, batch.to(context.device))
+    weights = engine.weights()
     return Trained(
-        weights=engine.weights(),
+        weights=merge_adapters(model, weights) if weights else {},
+        is_merged=job.stage.lora is not None,
         batch=batch,
         logits=logits,
         precision=job.config.engine.precision,
@@ -139,8 +150,9 @@ def _train_steps(
             if number < len(batches):
                 engine.step()
         mean_loss = _finite_mean(loss_sum, num_supervised[step], step, batches, context)
-        lr = learning_rate(stage.schedule, stage.optimizer.lr, step=step, num_steps=order.num_steps)
-        engine.step(lr)
+        check_loss(job.config, stage, history, mean_loss, order.num_steps)
+        factor = rate_factor(stage.schedule, step=step, num_steps=order.num_steps)
+        engine.step(factor)
         grad_norm = engine.grad_norm()
         if not math.isfinite(grad_norm):
             samples = f"samples {_ids(batches)} on rank {context.rank}"
@@ -153,7 +165,7 @@ def _train_steps(
             {
                 "step": step + 1,
                 "loss": mean_loss,
-                "learning_rate": lr,
+                **learning_rates(stage.optimizer, factor),
                 "grad_norm": grad_norm,
                 **{f"grad_norm.{k}": rounded(norm) for k, norm in engine.part_norms().items()},
                 **meter.measure(step, seconds=seconds, data_wait=data_wait),

@@ -28,6 +28,8 @@ ONLY_IN = {
     # variables (`NOTHING_BUT` below), for it makes the process group and must end it.
     "deepspeed": {"train/engine.py", "train/context.py"},
     "mlflow": {"train/tracking.py"},
+    "peft": {"model/adapters.py"},
+    "bitsandbytes": {"model/quantize.py"},
     "kubernetes": set(),
     "moto": set(),
     "pytest": set(),

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import get_scheduler
 
-from llavamed.config.stages import Schedule
-from llavamed.train.schedule import learning_rate
+from llavamed.config.stages import Optimizer, Schedule
+from llavamed.train.schedule import learning_rates, rate_factor
 
 PEAK = 3e-4
 
@@ -31,7 +31,7 @@ def reference_rates(name: str, num_steps: int, num_warmup_steps: int) -> list[fl
 @given(num_steps=st.integers(1, 200), warmup_ratio=st.floats(0, 1))
 def test_every_rate_is_that_of_transformers(name: str, num_steps: int, warmup_ratio: float) -> None:
     schedule = Schedule.model_validate({"name": name, "warmup_ratio": warmup_ratio})
-    rates = [learning_rate(schedule, PEAK, step=k, num_steps=num_steps) for k in range(num_steps)]
+    rates = [PEAK * rate_factor(schedule, step=k, num_steps=num_steps) for k in range(num_steps)]
     expected = reference_rates(name, num_steps, math.ceil(num_steps * warmup_ratio))
     assert rates == pytest.approx(expected, rel=1e-12, abs=1e-18)
 
@@ -41,12 +41,22 @@ def test_every_rate_is_that_of_transformers(name: str, num_steps: int, warmup_ra
 )
 def test_a_schedule_ends_where_its_name_says(name: str, last: float) -> None:
     schedule = Schedule.model_validate({"name": name, "warmup_ratio": 0.1})
-    assert learning_rate(schedule, PEAK, step=100, num_steps=100) == pytest.approx(last)
+    assert PEAK * rate_factor(schedule, step=100, num_steps=100) == pytest.approx(last)
 
 
 def test_a_warm_up_begins_at_zero_and_reaches_the_peak() -> None:
     schedule = Schedule(warmup_ratio=0.1)
-    rates = [learning_rate(schedule, PEAK, step=k, num_steps=100) for k in range(11)]
+    rates = [PEAK * rate_factor(schedule, step=k, num_steps=100) for k in range(11)]
     assert rates[0] == 0.0
     assert rates == sorted(rates)
     assert rates[10] == PEAK
+
+
+def test_a_record_tells_the_rates_that_differ() -> None:
+    parts = {"projector": {"lr": 2e-3}, "language_model": {"weight_decay": 0.1}}
+    optimizer = Optimizer.model_validate({"lr": 1e-3, "parts": parts})
+    assert learning_rates(optimizer, 0.5) == {
+        "learning_rate": 5e-4,
+        "learning_rate.projector": 1e-3,
+    }
+    assert learning_rates(Optimizer(lr=1e-3), 0.5) == {"learning_rate": 5e-4}

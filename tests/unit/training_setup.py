@@ -1,6 +1,7 @@
 """A prepared dataset, jobs and runs of a tiny stage: everything on one thread and without Ray."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +137,13 @@ def step_batches(config: RunConfig, stage: int = 0) -> list[list[Batch]]:
     order = order_of(settings, data, config.seed)
     loader = StageLoader(data, order, rank=0, world_size=1, packing=settings.packing)
     return list(loader.steps())
+
+
+def joined(batches: list[Batch]) -> Batch:
+    """One pack of the samples of many."""
+    rows = ("input_ids", "targets", "position_ids")
+    return replace(
+        batches[0],
+        **{name: torch.cat([getattr(batch, name) for batch in batches], dim=1) for name in rows},
+        pixel_values=torch.cat([batch.pixel_values for batch in batches]),
+    )

@@ -1,0 +1,153 @@
+"""What stops a stage: a loss that jumps, or memory that runs out; and what helps then."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from llavamed.config.load import override_config
+from llavamed.config.schema import RunConfig
+from llavamed.config.stages import Stage
+from llavamed.data.mixture import Mixture
+from llavamed.errors import ConfigError, TrainingError
+from llavamed.model.flops import Memory, stage_memory
+from llavamed.model.freeze import PartCount
+from llavamed.train.context import Record
+from llavamed.train.schedule import warmup_steps
+
+MEDIAN_OF = 50
+"""Steps before a step whose median loss its own is compared with."""
+NUM_CURES = 3
+
+
+def check_loss(
+    config: RunConfig, stage: Stage, history: Sequence[Record], loss: float, num_steps: int
+) -> None:
+    """Refuse a loss far above those before it; equal on all ranks, for all have the mean of all.
+
+    Args:
+        config: The run.
+        stage: Whose `max_loss_ratio` is the bound.
+        history: The records of all steps before this one.
+        loss: The mean of this step, whose gradient no weight has followed yet.
+        num_steps: Of the whole stage.
+
+    Raises:
+        TrainingError: The loss exceeds the bound, after the warm-up.
+    """
+    step = len(history) + 1
+    bound, warmup = stage.max_loss_ratio, warmup_steps(stage.schedule, num_steps)
+    if bound is None or step <= max(1, warmup):
+        return
+    median = float(np.median([record["loss"] for record in history[-MEDIAN_OF:]]))
+    if loss > bound * median:
+        saved = (step - 1) // config.checkpoint.every_steps * config.checkpoint.every_steps
+        start = f"the checkpoint of step {saved}" if saved else "the stage's start"
+        raise TrainingError(
+            f"loss={loss:.4g} at step {step}: exceeds stages.{stage.name}.max_loss_ratio={bound:g} "
+            f"x {median:.4g}, the median of the steps before, and no weight was changed by it; "
+            f"raise max_loss_ratio to go on from {start}, or lower optimizer.lr and start under "
+            "another name"
+        )
+
+
+@contextmanager
+def explained_memory(
+    config: RunConfig,
+    stage: Stage,
+    model: Any,
+    counts: Sequence[PartCount],
+    data: Mixture,
+    num_workers: int,
+) -> Iterator[None]:
+    """Answer a GPU that runs out of memory within by what the stage needs and what would help.
+
+    Args:
+        config: The run.
+        stage: In training.
+        model: Of the stage, with its adapters.
+        counts: What `freeze` found.
+        data: The stage's samples.
+        num_workers: Workers of the stage.
+
+    Raises:
+        TrainingError: In place of torch's own error.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        tokens, supervised = data.column("num_tokens"), data.column("num_supervised")
+        sizing = _Sizing(
+            model, counts, num_workers, int(tokens.max()), float(supervised.sum() / tokens.sum())
+        )
+        reason = str(error).split(". ")[0].strip().splitlines()[0]
+        raise TrainingError(_explain(config, stage, sizing, reason)) from error
+
+
+@dataclass(frozen=True)
+class _Sizing:
+    """All that the plan of a stage's memory needs beside the config."""
+
+    model: Any
+    counts: Sequence[PartCount]
+    num_workers: int
+    longest: int
+    """Tokens of the longest sample."""
+    supervised: float
+    """Part of the tokens that is."""
+
+    def memory(self, config: RunConfig, name: str) -> Memory:
+        stage = next(stage for stage in config.stages if stage.name == name)
+        tokens = stage.max_tokens if stage.packing else stage.micro_batch_size * self.longest
+        return stage_memory(
+            self.model,
+            self.counts,
+            stage=stage,
+            engine=config.engine,
+            num_workers=self.num_workers,
+            tokens=tokens,
+            supervised=tokens * self.supervised,
+        )
+
+
+def _explain(config: RunConfig, stage: Stage, sizing: _Sizing, reason: str) -> str:
+    planned = sizing.memory(config, stage.name)
+    savings: dict[str, tuple[float, str]] = {}
+    for change in _cures(config, stage):
+        try:
+            changed = override_config(config, [change])
+        except ConfigError:
+            continue  # does not go with the other settings
+        saved = planned.total - sizing.memory(changed, stage.name).total
+        field = change.partition("=")[0]
+        savings[field] = max(savings.get(field, (0.0, "")), (saved, change), key=lambda it: it[0])
+    best = sorted(savings.values(), key=lambda it: it[0], reverse=True)[:NUM_CURES]
+    cures = [f"{change} ({_gb(saved)} GB less)" for saved, change in best if saved > 0]
+    needs = ", ".join(f"{name} {_gb(value)}" for name, value in vars(planned).items())
+    return (
+        f"memory={_gb(planned.total)} GB: is what stage {stage.name} needs on each worker by plan "
+        f"({needs}), and its GPU ran out of it: {reason}; "
+        + (f"set {' or '.join(cures)}" if cures else "use GPUs with more memory, or more of them")
+    )
+
+
+def _cures(config: RunConfig, stage: Stage) -> list[str]:
+    """Overrides that may save memory and leave alone which weights learn."""
+    key = f"stages.{stage.name}"
+    fewer = max(stage.max_tokens // 2, config.data.max_length)
+    return [
+        f"{key}.max_tokens={fewer}",
+        f"{key}.micro_batch_size={stage.micro_batch_size // 2}",
+        f"{key}.gradient_checkpointing=true",
+        *(f"engine.zero_stage={number}" for number in (1, 2, 3)),
+        "engine.offload_optimizer=cpu",
+        "engine.precision=bf16",
+        f"{key}.optimizer.name=adamw_8bit",
+    ]
+
+
+def _gb(value: float) -> str:
+    return f"{value / 1e9:.1f}"

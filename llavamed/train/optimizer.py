@@ -1,0 +1,34 @@
+"""AdamW, torch's or bitsandbytes', over parts of a model with rates and decays of their own."""
+
+import torch
+
+from llavamed.config.stages import Optimizer
+from llavamed.model.freeze import part_of
+from llavamed.model.quantize import load_bitsandbytes
+
+
+def make_optimizer(model: torch.nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
+    """The optimizer of what trains; each group holds its `peak`, and every step sets its `lr`.
+
+    Matrices decay and nothing else does: decaying biases and norms harms and saves nothing.
+
+    Raises:
+        ConfigError: The optimizer needs a package that is not installed.
+    """
+    members: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            part = part_of(name)
+            decay = settings.decay(part) if parameter.ndim >= 2 else 0.0
+            members.setdefault((settings.peak(part), decay), []).append(parameter)
+    groups = [
+        {"params": parameters, "peak": peak, "weight_decay": decay}
+        for (peak, decay), parameters in members.items()
+    ]
+    if settings.name == "adamw":
+        return torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.eps)
+    bitsandbytes = load_bitsandbytes("optimizer.name=adamw_8bit")
+    optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(
+        groups, lr=0.0, betas=settings.betas, eps=settings.eps
+    )
+    return optimizer
