@@ -197,12 +197,13 @@ def describe(config: RunConfig, name: str, processor: LlavaProcessor) -> dict[st
     dataset = config.data.datasets[name]
     source = open_source(dataset.read)
     settings = config.data
+    images = asdict(image_settings(processor, settings.image_backend))
     made_from = {
         "read": dataset.read.model_dump(mode="json"),
         "content": source.content_hash(),
         "tokenizer": tokenizer_hash(processor),
         "template": template_hash(get_template(config.model.template), tokenizer),
-        "images": asdict(image_settings(processor)),
+        "images": images,
         "max_length": settings.max_length,
         "store_images": settings.store_images,
         "rows_per_shard": settings.rows_per_shard,
@@ -214,7 +215,7 @@ def describe(config: RunConfig, name: str, processor: LlavaProcessor) -> dict[st
         "made_from": made_from,
         "fingerprint": fingerprint(made_from),
         "template": config.model.template,
-        "images": asdict(image_settings(processor)),
+        "images": images,
         "store_images": settings.store_images,
         "num_image_tokens": num_image_tokens(processor),
         "image_token_id": processor.image_token_id,

@@ -56,7 +56,7 @@ class ShardWriter:
         self._scratch = tempfile.TemporaryDirectory()
         self._config = config
         self._processor = load_processor(locate(processor).download(Path(self._scratch.name)))
-        self._images = image_settings(self._processor)
+        self._images = image_settings(self._processor, config.data.image_backend)
         self._template = get_template(config.model.template)
         self._sources = {
             name: open_source(dataset.read) for name, dataset in config.data.datasets.items()

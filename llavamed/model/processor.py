@@ -7,7 +7,7 @@ into every export: so training, evaluation and serving see the same tokens and p
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -80,7 +80,9 @@ def load_tokenizer(source: str, key: str) -> Any:
     return tokenizer
 
 
-def image_settings(processor: LlavaProcessor) -> ImageSettings:
+def image_settings(
+    processor: LlavaProcessor, backend: Literal["exact", "fast"] = "exact"
+) -> ImageSettings:
     """What the processor does to an image, for `llavamed.data.images`."""
     images = processor.image_processor
     return ImageSettings(
@@ -88,6 +90,7 @@ def image_settings(processor: LlavaProcessor) -> ImageSettings:
         aspect_ratio="pad" if getattr(images, "do_pad", False) else "square",
         mean=tuple(images.image_mean),
         std=tuple(images.image_std),
+        backend=backend,
     )
 
 
