@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from faulty_s3 import FOR_EVER, OF_A_BODY, OF_ANY_REQUEST, FaultyS3, _proxy, fau
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llavamed import retry
+from llavamed import lease, retry
 from llavamed.errors import DamagedFile, StorageError
 from llavamed.retry import ATTEMPTS, WAIT, patiently
 from llavamed.storage import MANIFEST, Location, check_writable, locate
@@ -147,6 +148,19 @@ def test_the_impatient_are_told_at_once(folder: Location, faulty: FaultyS3) -> N
             check_writable(folder)
         assert faulty.count() <= 2
     assert (folder.impatient() / "below").attempts == 1
+
+
+def test_a_beat_that_fails_is_not_tried_again_lest_it_come_late(
+    folder: Location, faulty: FaultyS3, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.05)
+    with lease.hold(folder):
+        faulty.fail("500", lease.LEASE, times=FOR_EVER, method="PUT")
+        deadline = time.monotonic() + 10
+        while faulty.num_faults < 3 and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert faulty.num_faults >= 3
+    assert not [record for record in caplog.records if record.name == "llavamed.retry"]
 
 
 def test_a_stream_goes_on_where_it_was(folder: Location, faulty: FaultyS3) -> None:
