@@ -13,7 +13,7 @@ import torch.distributed as dist
 from llavamed.data.loading import Batch, StageLoader
 from llavamed.data.mixture import Mixture
 from llavamed.errors import TrainingError
-from llavamed.model.adapters import add_adapters
+from llavamed.model.adapters import add_adapters, merge_adapters
 from llavamed.model.export import (
     Trained,
     check_export,
