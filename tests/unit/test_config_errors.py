@@ -269,36 +269,3 @@ def test_an_absent_file_is_named(tmp_path):
         f"config={file}: cannot be read (No such file or directory); check the path"
     )
     assert "Is a directory" in message(file=tmp_path)
-
-
-LORA = "stages.instruct.lora={quantize: nf4}"
-EIGHT_BIT = "stages.instruct.optimizer.name=adamw_8bit"
-
-
-@pytest.mark.parametrize(
-    ("overrides", "sentence"),
-    [
-        (
-            (LORA, "engine.zero_stage=3"),
-            "stages.instruct.lora.quantize=nf4: engine.zero_stage=3 cannot share out weights of "
-            "four bits, whose scales it does not know; set zero_stage to 2, or quantize to none",
-        ),
-        (
-            (EIGHT_BIT, "engine.zero_stage=3"),
-            "stages.instruct.optimizer.name=adamw_8bit: its state stays whole and on the GPU, but "
-            "engine.zero_stage=3 and engine.offload_optimizer=none; set them to 2 or less and "
-            "none, or use adamw",
-        ),
-        (
-            (EIGHT_BIT, "engine.offload_optimizer=cpu"),
-            "stages.instruct.optimizer.name=adamw_8bit: its state stays whole and on the GPU, but "
-            "engine.zero_stage=2 and engine.offload_optimizer=cpu; set them to 2 or less and "
-            "none, or use adamw",
-        ),
-    ],
-    ids=["four bits", "eight bits", "eight bits elsewhere"],
-)
-def test_what_deepspeed_cannot_share_out_or_move(overrides, sentence):
-    assert message(*overrides) == sentence
-    for override in overrides:
-        load_config(DEMO, [override])  # each alone is right

@@ -1,0 +1,43 @@
+"""Settings that DeepSpeed cannot bring together are refused, with their cure."""
+
+from pathlib import Path
+
+import pytest
+
+from llavamed.config.load import load_config
+from llavamed.errors import ConfigError
+
+DEMO = Path(__file__).parents[2] / "ray_jobs" / "configs" / "demo.yaml"
+LORA = "stages.instruct.lora={quantize: nf4}"
+EIGHT_BIT = "stages.instruct.optimizer.name=adamw_8bit"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            (LORA, "engine.zero_stage=3"),
+            "stages.instruct.lora.quantize=nf4: engine.zero_stage=3 cannot share out weights of "
+            "four bits, whose scales it does not know; set zero_stage to 2, or quantize to none",
+        ),
+        (
+            (EIGHT_BIT, "engine.zero_stage=3"),
+            "stages.instruct.optimizer.name=adamw_8bit: its state stays whole and on the GPU, but "
+            "engine.zero_stage=3 and engine.offload_optimizer=none; set them to 2 or less and "
+            "none, or use adamw",
+        ),
+        (
+            (EIGHT_BIT, "engine.offload_optimizer=cpu"),
+            "stages.instruct.optimizer.name=adamw_8bit: its state stays whole and on the GPU, but "
+            "engine.zero_stage=2 and engine.offload_optimizer=cpu; set them to 2 or less and "
+            "none, or use adamw",
+        ),
+    ],
+    ids=["four bits", "eight bits", "eight bits elsewhere"],
+)
+def test_what_deepspeed_cannot_share_out_or_move(overrides, sentence):
+    with pytest.raises(ConfigError) as caught:
+        load_config(DEMO, overrides)
+    assert str(caught.value) == sentence
+    for override in overrides:
+        load_config(DEMO, [override])  # each alone is right
