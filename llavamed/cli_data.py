@@ -4,6 +4,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -150,8 +151,11 @@ def decontaminate(
     """Report, and remove if asked, training samples that are in an evaluation set too."""
     run = load_run(config, overrides)
     from llavamed.data.decontaminate import find_contamination
+    from llavamed.lease import hold
+    from llavamed.storage import locate
     from llavamed.tables import show_contamination, show_removal
 
-    found = find_contamination(run, dataset, against, by=by, max_distance=max_distance)
-    show_contamination(found, console)
-    show_removal(found, found.remove() if remove else None, console)
+    with hold(locate(run.datasets_directory)) if remove else nullcontext():
+        found = find_contamination(run, dataset, against, by=by, max_distance=max_distance)
+        show_contamination(found, console)
+        show_removal(found, found.remove() if remove else None, console)
