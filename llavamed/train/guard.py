@@ -1,5 +1,6 @@
 """What stops a stage: a loss that jumps, or memory that runs out; and what helps then."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -7,20 +8,54 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from llavamed.config.load import override_config
 from llavamed.config.schema import RunConfig
 from llavamed.config.stages import Stage
+from llavamed.data.loading import Batch
 from llavamed.data.mixture import Mixture
 from llavamed.errors import ConfigError, TrainingError
 from llavamed.model.flops import Memory, stage_memory
 from llavamed.model.freeze import PartCount
-from llavamed.train.context import Record
+from llavamed.train.context import Context, Record
 from llavamed.train.schedule import warmup_steps
 
 MEDIAN_OF = 50
 """Steps before a step whose median loss its own is compared with."""
 NUM_CURES = 3
+
+
+def finite_mean(
+    loss_sum: torch.Tensor, num_supervised: int, step: int, batches: list[Batch], context: Context
+) -> float:
+    """The global step's mean loss; refuses one that is not finite, before the optimizer moves.
+
+    Args:
+        loss_sum: Scalar, summed over this rank's supervised tokens of the step.
+        num_supervised: Supervised tokens of all ranks.
+        step: Counted from 0.
+        batches: What this rank computed the loss of.
+        context: This rank.
+
+    Raises:
+        TrainingError: It is infinite or not a number.
+    """
+    total = loss_sum.clone()
+    dist.all_reduce(total)
+    if not math.isfinite(total.item()):
+        where = f" on rank {context.rank}, samples {ids_of(batches)}"
+        mine = "" if math.isfinite(loss_sum.item()) else where
+        raise TrainingError(
+            f"loss={total.item()} at step {step + 1}{mine}: is not finite, and no weight was "
+            "changed by it; look at these samples, or lower optimizer.lr"
+        )
+    return float(total.item()) / max(1, num_supervised)
+
+
+def ids_of(batches: list[Batch]) -> list[str]:
+    """The samples of some batches."""
+    return [sample for batch in batches for sample in batch.sample_ids]
 
 
 def check_loss(

@@ -15,15 +15,15 @@ def make_optimizer(model: torch.nn.Module, settings: Optimizer) -> torch.optim.O
     Raises:
         ConfigError: The optimizer needs a package that is not installed.
     """
-    members: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    members: dict[tuple[bool, float, float], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            part = part_of(name)
-            decay = settings.decay(part) if parameter.ndim >= 2 else 0.0
-            members.setdefault((settings.peak(part), decay), []).append(parameter)
+            part, is_vector = part_of(name), parameter.ndim < 2
+            decay = 0.0 if is_vector else settings.decay(part)
+            members.setdefault((is_vector, settings.peak(part), decay), []).append(parameter)
     groups = [
         {"params": parameters, "peak": peak, "weight_decay": decay}
-        for (peak, decay), parameters in members.items()
+        for (_, peak, decay), parameters in sorted(members.items(), key=lambda item: item[0])
     ]
     if settings.name == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.eps)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from llavamed.data.loading import Batch, StageLoader
+from llavamed.data.loading import StageLoader
 from llavamed.data.mixture import Mixture
 from llavamed.errors import TrainingError
 from llavamed.model.adapters import add_adapters, merge_adapters
@@ -28,7 +28,7 @@ from llavamed.storage import locate
 from llavamed.train.checkpoint import restore_checkpoint, save_checkpoint, seed_random_state
 from llavamed.train.context import Context, PreemptionWatch, Record
 from llavamed.train.engine import Engine
-from llavamed.train.guard import check_loss, explained_memory
+from llavamed.train.guard import check_loss, explained_memory, finite_mean, ids_of
 from llavamed.train.job import StageJob, open_mixture, order_of
 from llavamed.train.measure import Meter, peak_of, rounded, speed
 from llavamed.train.schedule import learning_rates, rate_factor
@@ -81,7 +81,7 @@ def train_stage(job: StageJob, context: Context) -> bool:
     if not is_whole:
         engine.close()
         return False
-    trained = _trained(job, context, model, engine, loader)
+    trained = _trained(job, context, engine, model, loader)
     dist.barrier()  # the last one: others need not wait for what rank 0 does alone
     engine.close()
     if context.rank == 0:
@@ -100,7 +100,7 @@ def train_stage(job: StageJob, context: Context) -> bool:
 
 
 def _trained(
-    job: StageJob, context: Context, model: Any, engine: Engine, loader: StageLoader
+    job: StageJob, context: Context, engine: Engine, model: Any, loader: StageLoader
 ) -> Trained:
     """What the export must show again; every rank must call it, for ZeRO-3 needs all of them.
 
@@ -113,9 +113,9 @@ def _trained(
     weights = engine.weights()
     return Trained(
         weights=merge_adapters(model, weights) if weights else {},
-        is_merged=job.stage.lora is not None,
         batch=batch,
         logits=logits,
+        is_merged=job.stage.lora is not None,
         precision=job.config.engine.precision,
         attn_implementation=job.config.model.attn_implementation,
         template=job.config.model.template,
@@ -149,13 +149,13 @@ def _train_steps(
             loss_sum += loss.detach()
             if number < len(batches):
                 engine.step()
-        mean_loss = _finite_mean(loss_sum, num_supervised[step], step, batches, context)
+        mean_loss = finite_mean(loss_sum, num_supervised[step], step, batches, context)
         check_loss(job.config, stage, history, mean_loss, order.num_steps)
         factor = rate_factor(stage.schedule, step=step, num_steps=order.num_steps)
         engine.step(factor)
         grad_norm = engine.grad_norm()
         if not math.isfinite(grad_norm):
-            samples = f"samples {_ids(batches)} on rank {context.rank}"
+            samples = f"samples {ids_of(batches)} on rank {context.rank}"
             raise TrainingError(
                 f"grad_norm={grad_norm} at step {step + 1}: is not finite, though the loss is; "
                 f"nothing of this step is saved; look at {samples}, or lower optimizer.lr"
@@ -234,26 +234,6 @@ def _resume(job: StageJob, engine: Engine, context: Context) -> tuple[list[Recor
     if context.rank == 0:
         context.report(manifest["history"])  # whoever listens now may have missed the first time
     return manifest["history"], manifest["seconds"]
-
-
-def _finite_mean(
-    loss_sum: torch.Tensor, num_supervised: int, step: int, batches: list[Batch], context: Context
-) -> float:
-    """The global step's mean loss; refuses one that is not finite, before the optimizer moves."""
-    total = loss_sum.clone()
-    dist.all_reduce(total)
-    if not math.isfinite(total.item()):
-        where = f" on rank {context.rank}, samples {_ids(batches)}"
-        mine = "" if math.isfinite(loss_sum.item()) else where
-        raise TrainingError(
-            f"loss={total.item()} at step {step + 1}{mine}: is not finite, and no weight was "
-            "changed by it; look at these samples, or lower optimizer.lr"
-        )
-    return float(total.item()) / max(1, num_supervised)
-
-
-def _ids(batches: list[Batch]) -> list[str]:
-    return [sample for batch in batches for sample in batch.sample_ids]
 
 
 def _facts(job: StageJob, data: Mixture, history: list[Record], seconds: float) -> dict[str, Any]:

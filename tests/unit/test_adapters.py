@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 TEXT = "num_hidden_layers: 2, num_attention_heads: 2, num_key_value_heads: 2, vocab_size: 320"
 LORA = (
     "stages.align.trainable=[projector, language_model]",
-    "stages.align.optimizer={lr: 2e-2, weight_decay: 0.01}",
+    "stages.align.optimizer={lr: 1e-2, weight_decay: 0.01}",
     f"stages.align.lora={{r: {R}, alpha: 12}}",
 )
 NF4 = "stages.align.lora.quantize=nf4"
@@ -74,7 +74,7 @@ def adapted(config: RunConfig, *, seed: int = 0) -> LlavaForConditionalGeneratio
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
         if ".lora_B." in name:
-            torch.nn.init.normal_(parameter, std=0.3)
+            torch.nn.init.normal_(parameter, std=0.1)
     return model
 
 
@@ -175,8 +175,7 @@ def test_packs_give_the_loss_and_gradients_of_single_samples(
         found.append((sum(loss.item() for loss in losses), torch.cat(gradients)))
     assert sum(int((batch.targets != IGNORE_INDEX).sum()) for batch in batches) > 100
     assert found[1][0] == pytest.approx(found[0][0], rel=1e-6)
-    ratio = (found[1][1] - found[0][1]).norm() / found[0][1].norm()
-    assert ratio < 2e-6, ratio  # of fp32 sums in another order
+    assert (found[1][1] - found[0][1]).norm() < 1e-6 * found[0][1].norm()
 
 
 def test_merged_weights_are_those_of_peft(config: RunConfig) -> None:
@@ -241,8 +240,11 @@ def test_a_stage_learns_resumes_bit_for_bit_and_exports_plain_weights(
     name = f"name=lora-{'-'.join(part.partition('=')[2] for part in overrides)}x"
     job = make_job(wide_config(tiny_config, *overrides, name))
     manifest = run_stage(job)
+    losses = [record["loss"] for record in manifest["history"]]
     assert manifest["parts"]["language_model"][0] == NUM_ADAPTERS
-    assert all(record["grad_norm.language_model"] > 0 for record in manifest["history"])
+    assert losses[-1] < losses[0] - 0.1
+    is_rough = NF4 in overrides or "engine.precision=bf16" in overrides
+    assert manifest["checked"]["logits_difference"] < (0.02 if is_rough else 1e-5)
 
     again = replace(job, export=f"{job.export}-again")
     told = run_stage(again)["history"]
