@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONFIG ?= ray_jobs/configs/demo.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-kill check lint types format k8s clean
+.PHONY: help install demo test test-kill check benchmark lint types format k8s clean
 
 help: ## List the verbs
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -26,6 +26,12 @@ test-kill: install ## Kill a run 20 times at random moments; it must end as if n
 	@LLAVAMED_KILLS=20 $(BIN)/python -m pytest -s tests/integration/test_kill.py
 
 check: lint types test ## All that CI runs
+
+benchmark: install ## Measure beside peers, into benchmarks/results; QUICK=1 takes minutes
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" EXTRAS=dev,postgres,benchmark sh scripts/install.sh
+	@status=0; for name in packing prepare_images feeding resume memory; do \
+	    echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(if $(QUICK),--quick) || status=1; \
+	done; $(BIN)/python benchmarks/report.py; exit $$status
 
 lint: install ## Style
 	@$(BIN)/ruff check .

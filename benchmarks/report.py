@@ -1,16 +1,19 @@
-"""What a benchmark leaves behind: its numbers, the machine they are of, and a plot."""
+"""What a benchmark leaves behind: its numbers, the machine they are of, a plot and its gates.
+
+python benchmarks/report.py writes the gates of all results as the table of README.md.
+"""
 
 import json
 import platform
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = (
     *("llavamed", "torch", "transformers", "numpy", "pyarrow"),
-    *("pillow", "simplejpeg", "ray", "deepspeed"),
+    *("pillow", "simplejpeg", "ray", "deepspeed", "datasets", "webdataset"),
 )
 Spread = tuple[float, float, float]
 """Median, least and largest."""
@@ -37,8 +40,45 @@ def environment() -> dict[str, Any]:
         "num_cpus": len(models),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
-        **{package: version(package) for package in _PACKAGES},
+        **{package: _version(package) for package in _PACKAGES},
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def gate(
+    measure: str, value: float, *, at_least: float | None = None, at_most: float | None = None
+) -> dict[str, Any]:
+    """A number that must not be worse than its bound; a result's `gates` are its table's rows."""
+    passed = (at_least is None or value >= at_least) and (at_most is None or value <= at_most)
+    bound = f">= {at_least:g}" if at_least is not None else f"<= {at_most:g}"
+    return {"measure": measure, "value": round(value, 4), "bound": bound, "passed": passed}
+
+
+def finish(name: str, result: Mapping[str, Any]) -> int:
+    """Write a result with `gates`, print them, and return the exit status: 1 when one is missed."""
+    write(name, result)
+    for one in result["gates"]:
+        verdict = "ok    " if one["passed"] else "MISSED"
+        print(f"{verdict} {one['measure']}: {one['value']:g} ({one['bound']})")
+    return int(not all(one["passed"] for one in result["gates"]))
+
+
+def table() -> str:
+    """The gates of all results that were not quick, as Markdown."""
+    lines = ["| benchmark | measure | value | gate |", "|---|---|---|---|"]
+    for path in sorted(RESULTS.glob("*.json")):
+        if path.stem.endswith("-quick"):
+            continue
+        for one in json.loads(path.read_text(encoding="utf-8")).get("gates", []):
+            bound = one["bound"] if one["passed"] else f"**{one['bound']}**, missed"
+            lines.append(f"| {path.stem} | {one['measure']} | {one['value']:g} | {bound} |")
+    return "\n".join(lines)
 
 
 def bar_plot(
@@ -78,7 +118,20 @@ def bar_plot(
     axes.set_axisbelow(True)
     axes.legend(frameon=False, fontsize=8, ncols=min(len(series), 3))
     axes.margins(y=0.2)
+    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.png"
     figure.savefig(path, dpi=150)
     plt.close(figure)
     return path
+
+
+def main() -> None:
+    """Put the table into README.md, between its marks."""
+    readme = RESULTS.parent / "README.md"
+    before, begin, rest = readme.read_text(encoding="utf-8").partition("<!-- table -->\n")
+    end = "<!-- end of table -->"
+    readme.write_text(before + begin + table() + "\n" + end + rest.partition(end)[2], "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -21,10 +21,10 @@ if [ -n "$uv" ]; then
     # Unquoted: it may be several words.
     $uv venv --quiet --allow-existing --python "$PYTHON" "$VENV"
     exec $uv pip install --quiet --compile-bytecode --python "$VENV/bin/python" \
-        --constraint constraints.txt --editable ".[dev,postgres]"
+        --constraint constraints.txt --editable ".[${EXTRAS:-dev,postgres}]"
 fi
 "$PYTHON" -m venv "$VENV" || {
     echo "$PYTHON -m venv failed: install uv, or your system's python3-venv, and try again" >&2
     exit 1
 }
-exec "$VENV/bin/pip" install --quiet --constraint constraints.txt --editable ".[dev,postgres]"
+exec "$VENV/bin/pip" install --quiet --constraint constraints.txt --editable ".[${EXTRAS:-dev,postgres}]"

@@ -119,18 +119,16 @@ class StageLoader:
             place = self.order.position(start)
             epoch = self.order.epochs[place.epoch]
             stop = min(epoch.num_steps, place.step + self.order.num_steps - start)
-            packs = [
-                [self._pack(epoch, lane, step) for lane in self.lanes]
-                for step in range(place.step, stop)
-            ]
-            wanted = _by_visit([pack for lanes in packs for pack in lanes])
+            steps = range(place.step, stop)
+            wanted = _by_visit(epoch, [epoch.places(n, step) for step in steps for n in self.lanes])
             reads: _Reads = {}
-            for lanes in packs:
-                for visit in np.unique(np.concatenate([pack.visits for pack in lanes])).tolist():
+            for step in steps:
+                packs = [self._pack(epoch, lane, step) for lane in self.lanes]
+                for visit in np.unique(np.concatenate([pack.visits for pack in packs])).tolist():
                     if visit in wanted:
                         reads[visit] = readers.submit(self._read, wanted.pop(visit))
-                yield _Step(lanes, reads)
-            start += len(packs)
+                yield _Step(packs, reads)
+            start += len(steps)
 
     def _pack(self, epoch: EpochOrder, lane: int, step: int) -> _Pack:
         places = epoch.places(lane, step)
@@ -180,13 +178,13 @@ class StageLoader:
         )
 
 
-def _by_visit(packs: list[_Pack]) -> dict[int, Integers]:
-    """The samples of these packs by the visit that reads them."""
-    visits = np.concatenate([pack.visits for pack in packs])
-    in_order = np.argsort(visits, kind="stable")
-    numbers, first = np.unique(visits[in_order], return_index=True)
-    samples = np.concatenate([pack.samples for pack in packs])[in_order]
-    return dict(zip(numbers.tolist(), np.split(samples, first)[1:], strict=True))
+def _by_visit(epoch: EpochOrder, packs: list[Integers]) -> dict[int, Integers]:
+    """The samples of these packs, each an array of places, by the visit that reads them."""
+    places = np.concatenate(packs)
+    in_order = places[np.argsort(epoch.visits[places], kind="stable")]
+    numbers, first = np.unique(epoch.visits[in_order], return_index=True)
+    samples = np.split(epoch.samples[in_order], first)[1:]
+    return dict(zip(numbers.tolist(), samples, strict=True))
 
 
 def _arrays(column: pa.ChunkedArray) -> list[Integers]:

@@ -11,7 +11,10 @@ MODULES = {
     str(path.relative_to(PACKAGE)): ast.parse(path.read_text(encoding="utf-8"))
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-SCRIPTS = [*ROOT.glob("ray_jobs/*.py"), *ROOT.glob("k8s/*.py"), *ROOT.glob("tests/**/*.py")]
+SCRIPTS = [
+    *(*ROOT.glob("ray_jobs/*.py"), *ROOT.glob("k8s/*.py")),
+    *(*ROOT.glob("benchmarks/*.py"), *ROOT.glob("tests/**/*.py")),
+]
 
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 80

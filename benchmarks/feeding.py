@@ -1,0 +1,177 @@
+"""Feeding a training loop: images per CPU-second and time to the first batch, beside five loaders.
+
+Every loader reads the same samples and makes the same batches, which is checked before anything is
+timed. Each run is a process of its own, in rounds that take every loader once; the median of the
+rounds counts. CPU time is that of the whole process tree in a second epoch, when memory has been
+touched and Ray's workers are there. Not counted are imports, the start of Ray, and the copies of
+the data that webdataset and memory-mapped datasets need.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from dataset import make_dataset, write_tars
+from loaders import LOADERS, convert_for_hf
+from process_tree import cpu_seconds
+from report import bar_plot, finish, gate
+
+from llavamed.data.sample import IGNORE_INDEX
+from llavamed.storage import locate
+
+
+def measure(name: str, folder: Path) -> dict[str, Any]:
+    """Two epochs of one loader: the first batch of the first, the rates of the second."""
+    first_batch = epoch(name, folder)["first_batch_seconds"]
+    return {**epoch(name, folder), "first_batch_seconds": first_batch}
+
+
+def epoch(name: str, folder: Path) -> dict[str, float]:
+    """One epoch, from the making of the loader on. The consumer only touches the batches."""
+    cpu, start = cpu_seconds(), time.monotonic()
+    first, images, touched = 0.0, 0, 0.0
+    for input_ids, targets, pixel_values in LOADERS[name](folder):
+        first = first or time.monotonic() - start
+        images += len(pixel_values)
+        touched += float(pixel_values[0, 0, 0, 0] + input_ids[0, 0] + targets[0, 0])
+    wall, used = time.monotonic() - start, cpu_seconds() - cpu
+    return {
+        "images_per_cpu_second": images / used,
+        "images_per_second": images / wall,
+        "first_batch_seconds": first,
+    }
+
+
+def contents(name: str, folder: Path) -> dict[str, Any]:
+    """A hash of all samples that a loader delivers, in whatever order."""
+    seen = []
+    for input_ids, targets, pixel_values in LOADERS[name](folder):
+        for ids, target, pixels in zip(input_ids, targets, pixel_values, strict=True):
+            trained = target[target != IGNORE_INDEX].numpy().tobytes()
+            used = ids[ids != 0].numpy().tobytes()
+            seen.append(f"{zlib.crc32(used)} {zlib.crc32(trained)} {zlib.crc32(pixels.numpy())}")
+    return {
+        "samples": len(seen),
+        "hash": hashlib.sha256("\n".join(sorted(seen)).encode()).hexdigest(),
+    }
+
+
+def in_process(task: str, name: str, folder: Path) -> dict[str, Any]:
+    """Run `measure` or `contents` in a process of its own."""
+    command = [
+        sys.executable,
+        __file__,
+        f"--{task}",
+        name,
+        "--folder",
+        str(folder),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{name}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def alone(task: str, name: str, folder: Path) -> None:
+    """What that process does."""
+    if name == "Ray Data":
+        import ray
+
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.data.DataContext.get_current().enable_progress_bars = False
+    print(json.dumps({"measure": measure, "contents": contents}[task](name, folder)))
+    sys.stdout.flush()
+
+
+def make_data(folder: Path, num_images: int) -> None:
+    """The dataset, and the copies of it that some loaders need."""
+    prepared = folder / "prepared"
+    make_dataset(locate(str(prepared)), num_images)
+    write_tars(prepared, folder / "tars")
+    convert_for_hf(folder)
+
+
+def gates(medians: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    """Ours beside the best of the others, and beside torch for the first batch."""
+    others = [values for name, values in medians.items() if name != "ours"]
+    best = max(values["images_per_cpu_second"] for values in others)
+    torch_first = min(
+        values["first_batch_seconds"] for name, values in medians.items() if "torch" in name
+    )
+    ours = medians["ours"]
+    return [
+        gate(
+            "images per CPU-second / best of the others",
+            ours["images_per_cpu_second"] / best,
+            at_least=0.9,
+        ),
+        gate(
+            "seconds to the first batch / torch DataLoader",
+            ours["first_batch_seconds"] / torch_first,
+            at_most=2,
+        ),
+    ]
+
+
+def main() -> int:
+    """Run it; 1 when a gate is missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="2,048 images and 3 rounds")
+    parser.add_argument("--only", nargs="+", choices=LOADERS, default=list(LOADERS))
+    parser.add_argument("--measure", choices=LOADERS, help=argparse.SUPPRESS)
+    parser.add_argument("--contents", choices=LOADERS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help="where the data is, or will be kept")
+    arguments = parser.parse_args()
+    for task in ("measure", "contents"):
+        if name := getattr(arguments, task):
+            alone(task, name, arguments.folder)
+            return 0
+    num_images, num_rounds = (2048, 3) if arguments.quick else (6144, 7)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = arguments.folder or Path(scratch)
+        if not (folder / "prepared" / "manifest.json").exists():
+            make_data(folder, num_images)
+        found = {name: in_process("contents", name, folder) for name in arguments.only}
+        if len({json.dumps(one) for one in found.values()}) > 1:
+            raise SystemExit(f"the loaders do not deliver the same samples: {found}")
+        rounds = []
+        for number in range(num_rounds):
+            rounds.append({name: in_process("measure", name, folder) for name in arguments.only})
+            print(f"round {number + 1} of {num_rounds}, load {os.getloadavg()[0]:.1f}")
+    medians = {
+        name: {key: median(one[name][key] for one in rounds) for key in rounds[0][name]}
+        for name in arguments.only
+    }
+    for name, values in medians.items():
+        print(f"{name:30}", *(f"{key}={value:.4g}" for key, value in values.items()))
+    if set(arguments.only) != set(LOADERS):
+        return 0
+    output = "feeding-quick" if arguments.quick else "feeding"
+    rates = {name: sorted(one[name]["images_per_cpu_second"] for one in rounds) for name in LOADERS}
+    series = {
+        name: {"224 pixels": (median(rate), rate[0], rate[-1])} for name, rate in rates.items()
+    }
+    bar_plot(output, "From shards to batches", series, unit="images a CPU second")
+    return finish(
+        output,
+        {
+            "quick": arguments.quick,
+            "num_images": num_images,
+            "medians": medians,
+            "rounds": rounds,
+            "gates": gates(medians),
+        },
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

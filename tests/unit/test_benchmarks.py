@@ -1,0 +1,80 @@
+"""Of the benchmarks only what needs no clock: the gate of the packs, and what makes the table."""
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def packing(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import packing
+
+    return packing
+
+
+@pytest.fixture
+def report(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import report
+
+    return report
+
+
+def test_packs_are_full_for_every_corpus(packing: ModuleType) -> None:
+    scores = {c: packing.ours(packing.draw_lengths(c, 10_000)) for c in packing.CORPORA}
+    gates = packing.gates(scores)
+    assert len(gates) == len(packing.CORPORA)
+    assert [one for one in gates if not one["passed"]] == []
+
+
+@pytest.mark.parametrize("peer", ["trl", "pad_to_longest", "pad_to_max_length"])
+def test_no_peer_processes_fewer_tokens_than_are_useful(packing: ModuleType, peer: str) -> None:
+    score = getattr(packing, peer)(packing.draw_lengths("dialogues 336 px", 3000))
+    assert 0 < score["useful"] <= 1
+    assert 0 < score["full"] <= 1
+
+
+def test_a_straggler_makes_all_workers_wait(packing: ModuleType) -> None:
+    work = packing.np.array([100] * 7 + [200])
+    assert packing._score(work, 1600, work) == {
+        "full": 900 / 1600,
+        "useful": 900 / 1600,
+        "passes": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("bounds", "passed"),
+    [
+        ({"at_least": 2}, True),
+        ({"at_least": 2.1}, False),
+        ({"at_most": 2}, True),
+        ({"at_most": 1}, False),
+    ],
+)
+def test_a_missed_gate_is_the_exit_status(
+    report: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    bounds: dict[str, float],
+    passed: bool,
+) -> None:
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    (tmp_path / "README.md").write_text(
+        "before\n<!-- table -->\nold\n<!-- end of table -->\nafter\n"
+    )
+    gates = [report.gate("apples", 2, **bounds)]
+    assert report.finish("fruit", {"gates": gates}) == int(not passed)
+    assert report.finish("fruit-quick", {"gates": gates}) == int(not passed)
+    assert json.loads((tmp_path / "results" / "fruit.json").read_text())["environment"]["cpu"]
+    report.main()
+    readme = (tmp_path / "README.md").read_text()
+    assert readme.startswith("before\n<!-- table -->\n| benchmark")
+    assert readme.endswith("|\n<!-- end of table -->\nafter\n")
+    assert ("missed" in readme) is not passed
+    assert readme.count("apples") == 1
