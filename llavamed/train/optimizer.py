@@ -10,7 +10,8 @@ from llavamed.model.quantize import load_bitsandbytes
 def make_optimizer(model: torch.nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
     """The optimizer of what trains; each group holds its `peak`, and every step sets its `lr`.
 
-    Matrices decay and nothing else does: decaying biases and norms harms and saves nothing.
+    Matrices decay and nothing else does: decaying biases and norms harms and saves nothing. The
+    groups of matrices come first.
 
     Raises:
         ConfigError: The optimizer needs a package that is not installed.

@@ -110,8 +110,9 @@ def _take_notes(folder: Path, rank: int, save: Any, load: Any, steps: Any) -> No
 
     def noted_steps(self: StageLoader, *, start: int = 0) -> Iterator[list[Batch]]:
         for step, batches in enumerate(steps(self, start=start), start=start):
-            samples.append((step, [name for batch in batches for name in batch.sample_ids]))
-            (folder / f"samples-{rank}.json").write_text(json.dumps(samples))
+            if not samples or step > samples[-1][0]:  # an export is checked with the first again
+                samples.append((step, [name for batch in batches for name in batch.sample_ids]))
+                (folder / f"samples-{rank}.json").write_text(json.dumps(samples))
             yield batches
 
     Engine.save, Engine.load = noted_save, noted_load  # type: ignore[method-assign]

@@ -113,7 +113,7 @@ def test_without_zero_the_first_step_of_bf16_is_the_first(
     for trained in without_zero.values():
         name = "model.multi_modal_projector.linear_1.bias"  # begins near zero, where bf16 is fine
         lengths.append((trained.after[name].float() - trained.before[name].float()).norm().item())
-    assert lengths[1] == pytest.approx(lengths[0], rel=0.05)
+    assert lengths[1] == pytest.approx(lengths[0], rel=0.1)
 
 
 def test_accumulation_is_one_pass_over_the_same_samples(
