@@ -87,10 +87,10 @@ def find_samples(dataset: PreparedDataset, ids: Sequence[str]) -> list[int]:
         if found.keys() >= set(ids):
             break
         shard, group = (int(dataset.column(name)[start]) for name in ("shard", "row_group"))
-        names = dataset.read_row_group(shard, group, ["id"]).column("id").to_pylist()
-        for row, name in enumerate(names):
+        names = dataset.read_samples(shard, group, ["id"]).column("id").to_pylist()
+        for number, name in enumerate(names):
             if name in ids:
-                found.setdefault(name, int(start) + row)
+                found.setdefault(name, int(start) + number)
     for name in ids:
         if name not in found:
             raise DataError(_explain_absence(dataset, name))
@@ -111,7 +111,7 @@ def read_samples(
 
 def read_refusals(dataset: PreparedDataset) -> list[Refusal]:
     """Sum up the quarantine, the commonest reason first."""
-    rows = (dataset.location / QUARANTINE).read_table().to_pylist()
+    rows = dataset.read(QUARANTINE).to_pylist()
     counts = Counter(row["reason"] for row in rows)
     return [
         Refusal(reason, count, [row for row in rows if row["reason"] == reason][:FEW])
@@ -185,7 +185,7 @@ def _spell(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> list[str]:
 
 
 def _explain_absence(dataset: PreparedDataset, name: str) -> str:
-    refused = (dataset.location / QUARANTINE).read_table().to_pylist()
+    refused = dataset.read(QUARANTINE).to_pylist()
     for row in refused:
         if row["id"] == name:
             return (

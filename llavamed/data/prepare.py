@@ -44,6 +44,7 @@ from llavamed.model.processor import (
     num_image_tokens,
     tokenizer_hash,
 )
+from llavamed.pipeline import rows_of, set_up
 from llavamed.storage import MANIFEST, Location, check_writable, locate
 
 TOKENIZER_SAMPLES = 20_000
@@ -135,7 +136,7 @@ def _run(
     done: Counter[str] = Counter()
     for name in names:
         (directory / name).remove()  # what a run that was killed may have left
-    for row in _pipeline(config, names, processor).iter_rows():
+    for row in rows_of(_pipeline(config, names, processor)):
         report: ShardReport = pickle.loads(row["report"])
         reports[report.dataset].append(report)
         done[report.dataset] += report.ledger.num_rows
@@ -145,9 +146,7 @@ def _run(
 
 
 def _pipeline(config: RunConfig, names: list[str], processor: Location) -> Any:
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False  # ours knows how many rows there will be
-    context.execution_options.preserve_order = True  # same inputs, same index
+    set_up()
     cpus = int(ray.cluster_resources().get("CPU", 1))
     return (
         ray.data.range(1)

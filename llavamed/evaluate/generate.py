@@ -27,6 +27,7 @@ from llavamed.evaluate.vqa import Answer
 from llavamed.model.export import fetch_export
 from llavamed.model.llava import build_model, load_model
 from llavamed.model.processor import load_processor
+from llavamed.pipeline import rows_of, set_up
 from llavamed.storage import locate
 
 Control = Literal["trained", "blank_image", "untrained"]
@@ -56,9 +57,7 @@ def generate(
         for control in controls
         for shard, row_group in dataset.row_groups()
     ]
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_options.preserve_order = True
+    set_up()
     scaling = config.scaling
     pipeline = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         _AnswererActor,
@@ -69,7 +68,7 @@ def generate(
         num_gpus=1 if scaling.use_gpu else 0,
     )
     answers: dict[str, list[Answer]] = {control: [] for control in controls}
-    for row in pipeline.iter_rows():
+    for row in rows_of(pipeline):
         answers[row.pop("control")].append(Answer(**row))
         on_progress(sum(map(len, answers.values())), len(controls) * dataset.num_samples)
     return answers
@@ -119,16 +118,19 @@ class Answerer:
         padding = [length - len(question.prompt) for question in batch]
         ids = [[tokenizer.pad_token_id] * n + q.prompt for n, q in zip(padding, batch, strict=True)]
         mask = [[0] * n + [1] * (length - n) for n in padding]
-        images = np.stack([image for question in batch for image in question.pixels])
-        pixel_values = torch.from_numpy(normalize(images, self._dataset.images))
-        if control == "blank_image":
-            pixel_values.zero_()
+        images = [image for question in batch for image in question.pixels]
+        pixel_values = None  # no question of the batch has an image
+        if images:
+            normalized = torch.from_numpy(normalize(np.stack(images), self._dataset.images))
+            pixel_values = normalized.to(self._device, model.dtype)
+            if control == "blank_image":
+                pixel_values.zero_()
         stops = stop_strings(self._template)
         with torch.inference_mode():
             generated = model.generate(
                 input_ids=torch.tensor(ids, device=self._device),
                 attention_mask=torch.tensor(mask, device=self._device),
-                pixel_values=pixel_values.to(self._device, model.dtype),
+                pixel_values=pixel_values,
                 max_new_tokens=self._settings.max_new_tokens,
                 do_sample=False,
                 stop_strings=list(stops) or None,

@@ -7,12 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 import pyarrow.fs as pafs
+import ray
 from ray.train import FailureConfig, ScalingConfig, UserCallback
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.metrics import Counter, Gauge, Histogram
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from llavamed.errors import LlavaMedError, TrainingError
 from llavamed.storage import Location
@@ -57,7 +59,9 @@ def fit(
     Raises:
         TrainingError: A worker met an error of ours, or died more often than `max_failures`.
     """
-    queue = Queue(actor_options={"num_cpus": 0})
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    # Beside the driver: with any other machine it could be lost, and every retry would miss it.
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     listener = _Listener(queue, on_records, on_warning)
     try:
         with listener:

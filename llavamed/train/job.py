@@ -67,7 +67,7 @@ def open_mixture(job: StageJob) -> Mixture:
     for dataset, expected in zip(datasets, job.dataset_fingerprints, strict=True):
         if dataset.manifest["fingerprint"] != expected:
             raise DataError(
-                f"{dataset.location}: has changed since the run started; start the same command "
-                "again to train on it as it is now"
+                f"{dataset.location}: has changed since the run started; use another name, or "
+                "delete the stage's folder, to train on it as it is now"
             )
     return Mixture(datasets, tuple(job.stage.mixture.values()))

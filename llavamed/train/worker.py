@@ -19,6 +19,7 @@ from llavamed.model.export import (
     check_export,
     complete_export,
     fetch_export,
+    read_manifest,
     write_export,
 )
 from llavamed.model.freeze import freeze
@@ -215,9 +216,8 @@ def _initial_model(job: StageJob, processor: Any, scratch: Path) -> Any:
     if job.initial_weights is None:
         return build_model(job.config.model, processor, seed=job.config.seed, precision=precision)
     place = locate(job.initial_weights)
-    folder = (
-        fetch_export(place, scratch / "weights") if place.exists() else Path(job.initial_weights)
-    )
+    is_ours = read_manifest(place) is not None  # else a folder of somebody's, or a name on the hub
+    folder = fetch_export(place, scratch / "weights") if is_ours else Path(job.initial_weights)
     return load_model(folder, precision, job.config.model.attn_implementation)
 
 

@@ -24,7 +24,7 @@ LONGER_FUNCTIONS = {("train/worker.py", "train_stage"): 100}
 ONLY_IN = {
     # What hides Ray from the loop and what runs on the cluster; nothing else needs one.
     "ray": {
-        *("data/prepare.py", "evaluate/generate.py"),
+        *("pipeline.py", "data/prepare.py", "evaluate/generate.py"),
         *("train/ray_cluster.py", "train/fit.py", "train/context.py"),
     },
     # The engine is DeepSpeed. The context may reach for the groups that DeepSpeed keeps in module

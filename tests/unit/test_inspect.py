@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -28,9 +29,11 @@ from llavamed.data.inspect import (
 )
 from llavamed.data.inspect_page import render_page
 from llavamed.data.inspect_terminal import show_refusals, show_sample
-from llavamed.data.prepared import QUARANTINE
+from llavamed.data.ledger import read_ledger
+from llavamed.data.prepared import QUARANTINE, open_prepared
 from llavamed.data.sample import IGNORE_INDEX, QUARANTINE_SCHEMA, Turn
 from llavamed.errors import DataError
+from llavamed.storage import MANIFEST, locate
 
 MAX_LENGTH = 215
 EVIL = "</dd><script>alert(1)</script>\x1b[2J\u202e"
@@ -146,6 +149,20 @@ def test_refusals_are_counted_with_the_first_of_each(dataset):
     found = read_refusals(dataset)
     assert [(refusal.reason, refusal.count) for refusal in found] == [("common", 5), ("rare", 1)]
     assert [row["row"] for row in found[0].first] == [1, 2, 3]
+
+
+def test_removed_samples_shift_no_others(dataset, samples, tokenizer, tmp_path):
+    place = locate(str(shutil.copytree(dataset.location.path, tmp_path / "copy")))
+    ledger = read_ledger(dataset).move_out(dataset.name, [1], "contaminated", ["seen in a test"])
+    ledger.write(place, revision=1)
+    (place / MANIFEST).write_json(dataset.manifest | ledger.counts() | {"revision": 1})
+    remaining = open_prepared(place)
+    rows = find_samples(remaining, [samples[3].id, samples[0].id])
+    assert rows == [2, 0]
+    assert next(read_samples(remaining, rows, tokenizer)).id == samples[3].id
+    with pytest.raises(DataError, match="contaminated"):
+        find_samples(remaining, [samples[1].id])
+    assert "contaminated" in [refusal.reason for refusal in read_refusals(remaining)]
 
 
 def test_without_colour_brackets_tell_what_is_trained():

@@ -233,6 +233,6 @@ def test_a_stage_that_was_taken_over_publishes_nothing(tiny_config: RunConfig) -
 
 def test_a_dataset_that_changes_under_a_run_is_noticed(tiny_config: RunConfig) -> None:
     job = make_job(small_config(tiny_config, "name=changed"))
-    message = r"captions: has changed since the run started; start the same command again"
+    message = r"captions: has changed since the run started; use another name, or"
     with pytest.raises(DataError, match=message):
         run_stage(replace(job, dataset_fingerprints=("another",)))
