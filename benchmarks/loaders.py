@@ -109,7 +109,7 @@ class _RowGroups(torch.utils.data.Dataset[Sample]):
         self.read = lru_cache(WINDOW_ROW_GROUPS + 1)(self._read)
 
     def _read(self, shard: int, row_group: int) -> list[Sample]:
-        with pq.ParquetFile(self.shards[shard], pre_buffer=True) as file:
+        with pq.ParquetFile(self.shards[shard], page_checksum_verification=True) as file:
             return self.collate.samples(file.read_row_group(row_group, columns=COLUMNS))
 
     def __getitem__(self, number: int) -> Sample:
@@ -134,7 +134,7 @@ def _window_batches(groups: npt.NDArray[np.int64], num_streams: int) -> list[lis
 
 
 def torch_loader(folder: Path, num_workers: int) -> Iterator[Tensors]:
-    """`DataLoader` over the row groups of the same shards."""
+    """`DataLoader` over the row groups of the same shards, whose checksums it verifies as ours."""
     dataset = open_prepared(locate(str(folder / "prepared")))
     yield from torch.utils.data.DataLoader(
         _RowGroups(dataset),
@@ -224,12 +224,13 @@ def _shards(folder: Path) -> list[str]:
     return sorted(str(path) for path in (folder / "prepared" / "shards").iterdir())
 
 
+MAPPED = "HF datasets, memory-mapped"
 LOADERS: dict[str, Callable[[Path], Iterator[Tensors]]] = {
     "ours": ours,
     "torch DataLoader, 0 workers": lambda folder: torch_loader(folder, 0),
     "torch DataLoader, 2 workers": lambda folder: torch_loader(folder, 2),
     "webdataset": webdataset,
     "HF datasets, streaming": hf_stream,
-    "HF datasets, memory-mapped": hf_map,
+    MAPPED: hf_map,
     "Ray Data": ray_data,
 }
