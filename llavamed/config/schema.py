@@ -228,6 +228,13 @@ class RunConfig(Section):
                 f"engine.zero_stage={engine.zero_stage} and engine.offload_optimizer="
                 f"{engine.offload_optimizer}; set them to 2 or less and none, or use adamw"
             )
+        is_fixed = isinstance(self.scaling.num_workers, int)
+        if stage.optimizer.name == "adamw_8bit" and engine.zero_stage and not is_fixed:
+            raise ValueError(
+                f"{key}.optimizer.name=adamw_8bit: its state cannot be shared out anew when "
+                f"scaling.num_workers, which is a range, changes with engine.zero_stage="
+                f"{engine.zero_stage}; set one number of workers, zero_stage to 0, or use adamw"
+            )
 
     def _check_lanes(self, stage: Stage) -> None:
         workers = self.scaling.most_workers

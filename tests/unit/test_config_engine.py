@@ -32,8 +32,14 @@ EIGHT_BIT = "stages.instruct.optimizer.name=adamw_8bit"
             "engine.zero_stage=2 and engine.offload_optimizer=cpu; set them to 2 or less and "
             "none, or use adamw",
         ),
+        (
+            (EIGHT_BIT, "scaling.num_workers=[1, 2]"),
+            "stages.instruct.optimizer.name=adamw_8bit: its state cannot be shared out anew when "
+            "scaling.num_workers, which is a range, changes with engine.zero_stage=2; set one "
+            "number of workers, zero_stage to 0, or use adamw",
+        ),
     ],
-    ids=["four bits", "eight bits", "eight bits elsewhere"],
+    ids=["four bits", "eight bits", "eight bits elsewhere", "eight bits on a range of workers"],
 )
 def test_what_deepspeed_cannot_share_out_or_move(overrides, sentence):
     with pytest.raises(ConfigError) as caught:
