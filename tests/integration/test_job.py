@@ -158,6 +158,7 @@ def has_worker(node: subprocess.Popen[str]) -> bool:
     return any("RayTrainWorker" in "".join(process.cmdline()) for process in below)
 
 
+@pytest.mark.skipif("LLAVAMED_KILLS" not in os.environ, reason="make test-kill runs it")
 def test_a_node_that_is_taken_away_costs_no_step(
     cluster: dict[str, str], spot_nodes: list[subprocess.Popen[str]], tmp_path: Path
 ) -> None:
