@@ -216,7 +216,9 @@ def _initial_model(job: StageJob, processor: Any, scratch: Path) -> Any:
     if job.initial_weights is None:
         return build_model(job.config.model, processor, seed=job.config.seed, precision=precision)
     place = locate(job.initial_weights)
-    is_ours = read_manifest(place) is not None  # else a folder of somebody's, or a name on the hub
+    # What this run or another has exported must be complete; others' folders have no manifest.
+    is_of_this_run = str(place).startswith(f"{locate(job.config.directory)}/")
+    is_ours = is_of_this_run or read_manifest(place) is not None
     folder = fetch_export(place, scratch / "weights") if is_ours else Path(job.initial_weights)
     return load_model(folder, precision, job.config.model.attn_implementation)
 

@@ -8,6 +8,7 @@ from llavamed.config.load import load_config
 from llavamed.config.schema import RunConfig
 from llavamed.data.prepare import prepare
 from llavamed.errors import DataError
+from llavamed.lease import LEASE
 from llavamed.storage import locate
 from tests.integration.conftest import DEMO, SMALL
 
@@ -15,10 +16,11 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
+    """All but the lease, which tells who prepared them and when."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.name != LEASE
     }
 
 
