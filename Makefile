@@ -19,8 +19,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install ## The whole curriculum on built-in data: align, instruct, vqa, evaluate; 2 cores, no GPU
 	@RAY_ADDRESS=local $(BIN)/python ray_jobs/train.py --config $(CONFIG)
 
-test: install ## All tests
-	@$(BIN)/python -m pytest
+test: install ## All tests, two at a time
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-kill: install ## Kill a run 20 times at random moments, take a node away; nothing may be lost
 	@LLAVAMED_KILLS=20 $(BIN)/python -m pytest -s tests/integration/test_kill.py \

@@ -5,12 +5,15 @@ And what a machine's notice does to it: two more nodes, of which one gets SIGTER
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -37,6 +40,7 @@ def cluster(
     """A head started by command; gives the environment in which `ray job` finds it."""
     dashboard, port = free_port(), free_port()
     log = tmp_path_factory.mktemp("head") / "log"
+    folder = tempfile.mkdtemp(prefix="ray")  # short: a path of Ray's sockets has 107 characters
     with log.open("w") as output:
         head = subprocess.Popen(
             [
@@ -50,7 +54,7 @@ def cluster(
                 ),
                 *(f"--port={port}", f"--dashboard-port={dashboard}"),
                 f"--dashboard-agent-listen-port={free_port()}",
-                f"--temp-dir={tmp_path_factory.mktemp('ray')}",
+                f"--temp-dir={folder}",
             ],
             env=job_environment,
             stdout=output,
@@ -68,15 +72,16 @@ def cluster(
         time.sleep(1)
     yield environment
     stop(head)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def stop(node: subprocess.Popen[str]) -> None:
+    """At once: asked to stop, a node first drains for half a minute."""
     if node.poll() is None:
-        os.killpg(node.pid, signal.SIGTERM)  # --block stops its own processes, not other clusters'
-    try:
-        node.wait(timeout=30)
-    except subprocess.TimeoutExpired:
-        os.killpg(node.pid, signal.SIGKILL)
+        for process in (*psutil.Process(node.pid).children(recursive=True), node):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+    node.wait(timeout=30)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Kill anything at any moment, start the same command again, get the same model.
 
-Not among the tests of every day: `make test-kill` kills 20 times. LLAVAMED_KILL_SEED, which it
+Not among the tests of every day: `make test-kill` kills 20 times, in training, in a save, between
+stages and in evaluation. LLAVAMED_KILL_SEED, which it
 prints, repeats its choice of moments and victims.
 """
 
@@ -18,6 +19,8 @@ import torch
 from mlflow import MlflowClient
 from transformers import LlavaForConditionalGeneration
 
+from llavamed.evaluate.run import SCORES
+from llavamed.storage import MANIFEST
 from tests.integration.conftest import DEMO, SMALL
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(5400)]
@@ -25,9 +28,37 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(5400)]
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("LLAVAMED_KILLS", "0"))
 SEED = int(os.environ.get("LLAVAMED_KILL_SEED", str(random.SystemRandom().randrange(1 << 30))))
+STAGES = ("align", "instruct", "vqa")
 STEPS = {"align": 30, "instruct": 40 * KILLS}
 pytestmark.append(pytest.mark.skipif(not KILLS, reason="make test-kill runs it"))
 VICTIMS = ("worker", "all workers", "driver", "raylet")
+MOMENTS = {  # in the order in which a run comes to them, and who can be killed there
+    "in training": VICTIMS,
+    "in a save": VICTIMS,
+    "between stages": ("driver", "raylet"),
+    "in evaluation": ("answerer", "driver", "raylet"),
+}
+
+
+def choose_moments(chance: random.Random) -> list[tuple[str, str]]:
+    """Moments and victims: the sharp moments for certain, what is left of the kills at random."""
+    rest = chance.choices(["in training", "in a save"], k=max(0, KILLS - 4))
+    moments = ["in a save", "between stages", *rest, "in evaluation", "in evaluation"][-KILLS:]
+    return [(moment, chance.choice(MOMENTS[moment])) for moment in moments]
+
+
+def has_come(moment: str, stages: Path) -> bool:
+    """Whether a run is at that moment now, as its folders tell."""
+    if moment == "in a save":
+        saves = stages.glob("*/checkpoints/step-*")
+        return any(not (save / MANIFEST).exists() for save in saves)
+    folder = stages / "instruct" / "checkpoints"
+    has_trained = {stage: (stages / stage / "export" / MANIFEST).exists() for stage in STAGES}
+    if moment == "between stages":
+        return has_trained["align"] and not folder.exists()
+    if moment == "in evaluation":
+        return has_trained["vqa"] and not (stages / "vqa" / "evaluation" / SCORES).exists()
+    return folder.exists() and not has_trained["instruct"]
 
 
 def start(storage: Path, environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
@@ -54,13 +85,14 @@ def named(processes: list[psutil.Process], name: str) -> list[psutil.Process]:
     return found
 
 
-def kill(driver: subprocess.Popen[bytes], victim: str, chance: random.Random) -> bool:
+def kill(driver: subprocess.Popen[bytes], victim: str) -> bool:
     """Kill a victim below the driver, if it is there by now."""
     below = psutil.Process(driver.pid).children(recursive=True)
-    workers = named(below, "RayTrainWorker")
+    workers, answerers = named(below, "RayTrainWorker"), named(below, "Answerer")
     victims = {
-        "worker": [chance.choice(workers)] if workers else [],
+        "worker": workers[:1],
         "all workers": workers,
+        "answerer": answerers[:1],
         "driver": [psutil.Process(driver.pid)],
         "raylet": named(below, "raylet/raylet "),
     }[victim]
@@ -92,22 +124,24 @@ def test_a_run_killed_again_and_again_ends_as_if_nothing_had_been(
     quiet, log = tmp_path / "quiet", tmp_path / "log.txt"
     assert start(quiet, environment, log).wait(timeout=900) == 0, log.read_text()
     chance = random.Random(SEED)
-    storage, kills = tmp_path / "killed", []
+    moments = choose_moments(chance)
+    print(*(f"{victim} {moment}" for moment, victim in moments), sep=", ")  # noqa: T201
+    storage, num_kills = tmp_path / "killed", 0
     driver = start(storage, environment, log)
     while driver.poll() != 0:
         if driver.poll() is not None:
             driver = start(storage, environment, log)
-        if len(kills) == KILLS:
-            time.sleep(0.5)
+        time.sleep(0.02)
+        if num_kills == KILLS or not has_come(moments[num_kills][0], storage / "demo" / "stages"):
             continue
-        trained = list(storage.glob("demo/stages/*/checkpoints"))
-        time.sleep(chance.uniform(0.5, 8.0) if trained else 0.5)
-        victim = chance.choice(VICTIMS)
-        if trained and driver.poll() is None and kill(driver, victim, chance):
-            kills.append(victim)
-    print(f"killed: {', '.join(kills)}")  # noqa: T201
-    assert len(kills) == KILLS, "the run ended before it was killed so often"
-    for stage in ("align", "instruct", "vqa"):
+        moment, victim = moments[num_kills]
+        if moment in ("in training", "in evaluation"):
+            time.sleep(chance.uniform(0.5, 8.0))
+        if driver.poll() is None and has_come(moment, storage / "demo" / "stages"):
+            num_kills += kill(driver, victim)
+    print(f"killed {num_kills} times")  # noqa: T201
+    assert num_kills == KILLS, f"the run ended before {moments[num_kills:]}"
+    for stage in STAGES:
         exports = [folder / "demo" / "stages" / stage / "export" for folder in (quiet, storage)]
         one, other = (
             LlavaForConditionalGeneration.from_pretrained(export).state_dict() for export in exports
