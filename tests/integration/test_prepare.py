@@ -1,8 +1,15 @@
 """The Ray Data job on real files, on a real S3 server, and twice."""
 
+import csv
+import io
+import json
+import pickle
+import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from llavamed.config.load import load_config
 from llavamed.config.schema import RunConfig
@@ -64,6 +71,88 @@ def test_real_vqa_rad_is_counted_and_quarantined(reference_data: Path, tmp_path:
     )
     with pytest.raises(DataError, match=r"prepared with another max_length; set data.directory"):
         prepare(changed, ["rad"])
+
+
+def test_published_question_sets_pass_through_the_whole_job(tmp_path: Path) -> None:
+    """In the form of each; of each question, one of every eight has an image that is not there."""
+    numbers, places = range(16), write_question_sets(tmp_path / "published", 14)
+    reads = {
+        "slake": f"{{source: slake, path: {places}/slake, languages: [en, zh]}}",
+        "path": f"{{source: path_vqa, path: {places}/path}}",
+        "pmc": f"{{source: pmc_vqa, path: {places}/pmc/train.csv, image_folder: {places}/pmc}}",
+        "web": f"{{source: webdataset, path: '{places}/web/{{00..01}}.tar'}}",
+    }
+    config = load_config(
+        DEMO,
+        [
+            *(f"storage={tmp_path}", "data.row_group_size=4", "data.rows_per_shard=8"),
+            *(f"data.datasets.{name}.read={read}" for name, read in reads.items()),
+            *(f"data.datasets.{name}.max_bad_fraction=0.2" for name in reads),
+        ],
+    )
+    for name, dataset in prepare(config, list(reads)).items():
+        dataset.check_shards()
+        shards, groups = dataset.column("shard"), dataset.column("row_group")
+        found = [
+            turn["text"]
+            for shard, group in sorted(set(zip(shards.tolist(), groups.tolist(), strict=True)))
+            for turns in dataset.read_samples(shard, group, ["turns"]).column("turns").to_pylist()
+            for turn in turns[:1]
+        ]
+        is_whole = name == "web"  # a tar without an image is another sample, not a bad one
+        asked = [number for number in numbers if is_whole or number < 14]
+        assert len(found) == dataset.num_samples == len(asked), name
+        for number, text in zip(asked, sorted(found), strict=True):
+            assert f"number {number:02d}" in text
+        assert dataset.manifest["num_quarantined"] == len(numbers) - len(asked)
+
+
+def write_question_sets(folder: Path, num_images: int) -> Path:
+    """SLAKE, PathVQA, PMC-VQA and tars of 16 questions; the last ones' images are missing."""
+    rows = [{"text": f"What is number {n:02d}?", "image": f"{n:02d}.jpg"} for n in range(16)]
+    images = {}
+    for number, row in enumerate(rows):
+        sink = io.BytesIO()
+        texture = np.random.default_rng(number).integers(0, 255, (6, 6, 3), dtype=np.uint8)
+        Image.fromarray(texture).resize((60, 50)).save(sink, "JPEG")
+        images[row["image"]] = sink.getvalue()
+    for below in ("slake/imgs", "path/images/train", "path/qas/train", "pmc", "web"):
+        (folder / below).mkdir(parents=True)
+    for name in list(images)[:num_images]:
+        for below in ("slake/imgs", "path/images/train", "pmc"):
+            (folder / below / name).write_bytes(images[name])
+    slake = [
+        {"qid": number, "q_lang": ("en", "zh")[number % 2], "img_name": row["image"]}
+        | {"question": row["text"], "answer": "A spot", "answer_type": "OPEN"}
+        for number, row in enumerate(rows)
+    ]
+    (folder / "slake" / "train.json").write_text(json.dumps(slake))
+    pickled = [
+        {"image": row["image"].removesuffix(".jpg"), "question": row["text"], "answer": "yes"}
+        for row in rows
+    ]
+    (folder / "path" / "qas" / "train" / "train_qa.pkl").write_bytes(pickle.dumps(pickled))
+    with (folder / "pmc" / "train.csv").open("w", newline="") as file:
+        choices = {f"Choice {letter}": f"a spot {letter}" for letter in "ABCD"}
+        writer = csv.DictWriter(file, ["Figure_path", "Question", "Answer", *choices])
+        writer.writeheader()
+        for row in rows:
+            known = {"Figure_path": row["image"], "Question": row["text"], "Answer": "B"}
+            writer.writerow(known | choices)
+    for number in range(2):
+        with tarfile.open(folder / "web" / f"{number:02d}.tar", "w") as archive:
+            for row in rows[number * 8 : number * 8 + 8]:
+                turns = [("human", f"<image>\n{row['text']}"), ("gpt", "A spot")]
+                dialogue = [{"from": who, "value": text} for who, text in turns]
+                name = row["image"].removesuffix(".jpg")
+                for suffix, data in (
+                    ("json", json.dumps({"id": name, "conversations": dialogue}).encode()),
+                    ("jpg", images[row["image"]]),
+                ):
+                    member = tarfile.TarInfo(f"{name}.{suffix}")
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
+    return folder
 
 
 def test_to_object_storage(s3_uri: str) -> None:
