@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -85,23 +85,27 @@ def stop(node: subprocess.Popen[str]) -> None:
 
 
 @pytest.fixture
-def spot_nodes(cluster: dict[str, str], tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
-    """Two more nodes of the cluster, each with room for one worker."""
+def start_node(
+    cluster: dict[str, str], tmp_path: Path
+) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    """Adds a node with room for one worker to the cluster."""
     environment = cluster | {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "25"}
-    nodes = []
-    for number in range(2):
+    nodes: list[subprocess.Popen[str]] = []
+
+    def start() -> subprocess.Popen[str]:
         command = [
             *(RAY, "start", f"--address={cluster['HEAD_ADDRESS']}", "--block", "--num-cpus=1"),
             *("--resources", '{"spot": 1}', "--object-store-memory=80000000"),
         ]
-        with (tmp_path / f"node-{number}.log").open("w") as log:
-            nodes.append(
-                subprocess.Popen(
-                    command, env=environment, stdout=log, stderr=log, start_new_session=True
-                )
+        with (tmp_path / f"node-{len(nodes)}.log").open("w") as log:
+            node = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, start_new_session=True
             )
+        nodes.append(node)
         time.sleep(5)  # nodes of one machine that come together take each other's ports
-    yield nodes
+        return node
+
+    yield start
     for node in nodes:
         stop(node)
 
@@ -163,10 +167,19 @@ def has_worker(node: subprocess.Popen[str]) -> bool:
     return any("RayTrainWorker" in "".join(process.cmdline()) for process in below)
 
 
-@pytest.mark.skipif("LLAVAMED_KILLS" not in os.environ, reason="make test-kill runs it")
+def logs_of(cluster: dict[str, str], job: str) -> str:
+    command = [RAY, "job", "logs", job]
+    return subprocess.run(command, env=cluster, capture_output=True, text=True).stdout
+
+
+on_spot = pytest.mark.skipif("LLAVAMED_KILLS" not in os.environ, reason="make test-kill runs it")
+
+
+@on_spot
 def test_a_node_that_is_taken_away_costs_no_step(
-    cluster: dict[str, str], spot_nodes: list[subprocess.Popen[str]], tmp_path: Path
+    cluster: dict[str, str], start_node: Callable[[], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
+    nodes = [start_node(), start_node()]
     arguments = (
         f"storage={tmp_path}",
         *SMALL,
@@ -181,13 +194,12 @@ def test_a_node_that_is_taken_away_costs_no_step(
     assert code == 0, log
 
     def logs() -> str:
-        command = [RAY, "job", "logs", "on-spot"]
-        return subprocess.run(command, env=cluster, capture_output=True, text=True).stdout
+        return logs_of(cluster, "on-spot")
 
     deadline = time.monotonic() + 240
     while "loss" not in logs():
         assert time.monotonic() < deadline, logs()
-    node = next(node for node in spot_nodes if has_worker(node))
+    node = next(node for node in nodes if has_worker(node))
     node.send_signal(signal.SIGTERM)
     noticed = time.monotonic()
     stage = tmp_path / "spot" / "stages" / "align"
@@ -204,3 +216,37 @@ def test_a_node_that_is_taken_away_costs_no_step(
     history = json.loads(export.read_text())["history"]
     assert [record["step"] for record in history] == list(range(1, 301))
     assert 0 < step < 300
+
+
+@on_spot
+def test_a_node_that_comes_is_used(
+    cluster: dict[str, str], start_node: Callable[[], subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    """Ray looks once a minute whether there is room for more workers."""
+    start_node()
+    arguments = (
+        *(f"storage={tmp_path}", *SMALL, "name=growing", "checkpoint.every_steps=50"),
+        "scaling={num_workers: [1, 2], resources_per_worker: {CPU: 1, spot: 1}}",
+        "stages.align.max_steps=20000",
+    )
+    code, log = submit(cluster, *arguments, options=("--no-wait", "--submission-id", "growing"))
+    assert code == 0, log
+    checkpoints = tmp_path / "growing" / "stages" / "align" / "checkpoints"
+
+    def wait_for(num_workers: int) -> dict:
+        deadline = time.monotonic() + 300
+        while True:
+            for file in checkpoints.glob("*/manifest.json"):
+                with suppress(FileNotFoundError):  # an old one is deleted as we look
+                    manifest = json.loads(file.read_text())
+                    if manifest["world_size"] == num_workers:
+                        return manifest
+            assert time.monotonic() < deadline, logs_of(cluster, "growing")
+            time.sleep(0.2)
+
+    wait_for(1)
+    start_node()
+    grown = wait_for(2)
+    subprocess.run([RAY, "job", "stop", "growing"], env=cluster, check=True, capture_output=True)
+    print(f"two workers since before step {grown['step']}")  # noqa: T201
+    assert [each["step"] for each in grown["history"]] == list(range(1, grown["step"] + 1))
