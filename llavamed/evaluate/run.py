@@ -8,22 +8,13 @@ from llavamed.config.stages import Evaluation
 from llavamed.data.prepared import PreparedDataset
 from llavamed.evaluate.generate import generate
 from llavamed.evaluate.report import Heading, render_page, render_results
+from llavamed.evaluate.scores import SCORES, scores_fingerprint
 from llavamed.evaluate.vqa import SCORER, Answer, majority_answer, majority_control, score
 from llavamed.storage import Location
 
-SCORES = "scores.json"
 REPORT = "report.html"
 RESULTS = "results.jsonl"
 NUM_SAMPLE_PREDICTIONS = 8
-
-
-def read_scores(folder: Location, export_fingerprint: str) -> dict[str, Any] | None:
-    """What a finished evaluation of this very export found, or none."""
-    try:
-        found: dict[str, Any] = (folder / SCORES).read_json()
-    except FileNotFoundError:
-        return None
-    return found if found["export_fingerprint"] == export_fingerprint else None
 
 
 def evaluate(
@@ -51,8 +42,9 @@ def evaluate(
         `scores` by control, `samples` of predictions, and where the page lies.
     """
     dataset = datasets[settings.data]
+    used = {name: datasets[name].manifest["fingerprint"] for name in settings.datasets}
     answers = generate(config, settings, dataset, export=export, on_progress=on_progress)
-    majority = majority_answer(closed_references(datasets[settings.majority_from or settings.data]))
+    majority = majority_answer(closed_references(datasets[settings.majority]))
     scores: dict[str, dict[str, float | None]] = {}
     for control, given in answers.items():
         scored = score(given)
@@ -76,7 +68,8 @@ def evaluate(
         "num_questions": len(answers["trained"]),
         "scorer": SCORER,
         "export": export,
-        "export_fingerprint": export_fingerprint,
+        "datasets": used,
+        "fingerprint": scores_fingerprint(settings, export_fingerprint, used),
         "report": str(folder / REPORT),
     }
     (folder / SCORES).write_json(found)

@@ -7,12 +7,12 @@ one stopped. When nothing is left to do, Ray is not even started.
 import time
 from typing import Any
 
-from llavamed.config.load import dump_config
+from llavamed.config.load import dump_config, fingerprint
 from llavamed.config.schema import RunConfig
 from llavamed.data.prepare import ensure_processor, prepare
 from llavamed.data.prepared import PROCESSOR, PreparedDataset
 from llavamed.errors import ConfigError, LlavaMedError, TrackingError
-from llavamed.evaluate.run import REPORT, RESULTS, evaluate, read_scores
+from llavamed.evaluate.run import REPORT, RESULTS, evaluate
 from llavamed.lease import Lease, hold
 from llavamed.storage import check_writable, locate
 from llavamed.train.context import Record
@@ -112,13 +112,14 @@ def _run(
         result = plan.result() or _train(config, plan, job, datasets, tracker, progress)
         stages.append(_stage_summary(plan, result))
         if plan.stage.evaluation is not None:
-            found = read_scores(plan.evaluation, job.fingerprint)
+            found = plan.scores(config.datasets_directory)
             evaluations.append(found or _evaluate(config, plan, datasets, tracker, progress))
     progress.say(tracker.promote(jobs[-1].export, result))
     last = evaluations[-1] if evaluations else {"scores": {}}
     tracker.finish(_flat(last["scores"]))
     return {
         "name": config.name,
+        "fingerprint": fingerprint(config.model_dump(mode="json")),
         "tracking_uri": tracker.uri,
         "stages": stages,
         "scores": last["scores"],
@@ -248,12 +249,15 @@ def _stage_summary(plan: StagePlan, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _finished_summary(config: RunConfig, plans: list[StagePlan]) -> dict[str, Any] | None:
-    """The summary of a run of exactly this config that has ended, or none."""
-    directory = locate(config.directory)
+    """The summary of a run of exactly this config that has ended, or none.
+
+    `config.yaml` does not tell: an attempt that was refused or killed has left its own there.
+    """
     try:
-        before = (directory / CONFIG).read_bytes().decode()
-        summary: dict[str, Any] = (directory / SUMMARY).read_json()
+        summary: dict[str, Any] = (locate(config.directory) / SUMMARY).read_json()
     except FileNotFoundError:
         return None
+    if summary.get("fingerprint") != fingerprint(config.model_dump(mode="json")):
+        return None
     finished = all(plan.is_current(config.datasets_directory) for plan in plans)
-    return summary if finished and before == dump_config(config) else None
+    return summary if finished else None
