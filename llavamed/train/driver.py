@@ -26,6 +26,10 @@ from llavamed.train.tracking import Tracker
 
 SUMMARY = "summary.json"
 CONFIG = "config.yaml"
+_CURE = (
+    "use another name; `llavamed train --take-over` takes a run over, and ends the other at its "
+    "next checkpoint"
+)
 
 
 def run_curriculum(
@@ -48,7 +52,7 @@ def run_curriculum(
         progress.say(f"everything is finished in {directory}; nothing to do")
         return summary
     check_writable(directory)
-    with hold(directory, take_over=take_over, say=progress.say) as lease:
+    with hold(directory, cure=_CURE, take_over=take_over, say=progress.say) as lease:
         (directory / CONFIG).write_bytes(dump_config(config).encode())
         check_packages(plans)
         check_weights(config, plans)
@@ -73,7 +77,8 @@ def prepare_datasets(
     check_writable(locate(config.datasets_directory))
     ensure_processor(config)
     with ray_cluster(config):
-        return prepare(config, names or list(config.data.datasets), progress.prepared)
+        chosen = names or list(config.data.datasets)
+        return prepare(config, chosen, progress.prepared, progress.say)
 
 
 def evaluate_stages(
@@ -94,7 +99,7 @@ def evaluate_stages(
             raise ConfigError(f"stage={plan.stage.name}: is not trained yet; train it first")
     tracker = Tracker(config)
     with ray_cluster(config):
-        datasets = prepare(config, _datasets_of(plans), progress.prepared)
+        datasets = prepare(config, _datasets_of(plans), progress.prepared, progress.say)
         found = [_evaluate(config, plan, datasets, tracker, progress) for plan in plans]
     tracker.finish(_flat(found[-1]["scores"]))
     return found
@@ -103,7 +108,7 @@ def evaluate_stages(
 def _run(
     config: RunConfig, plans: list[StagePlan], lease: Lease, tracker: Tracker, progress: Progress
 ) -> dict[str, Any]:
-    datasets = prepare(config, _datasets_of(plans), progress.prepared)
+    datasets = prepare(config, _datasets_of(plans), progress.prepared, progress.say)
     jobs = _jobs(config, plans, datasets, lease)
     for plan, job in zip(plans, jobs, strict=True):  # all, before the first starts to train
         check_stage(plan, job, plan.data(datasets))
