@@ -10,6 +10,7 @@ from llavamed.evaluate.generate import generate
 from llavamed.evaluate.report import Heading, render_page, render_results
 from llavamed.evaluate.scores import SCORES, scores_fingerprint
 from llavamed.evaluate.vqa import SCORER, Answer, majority_answer, majority_control, score
+from llavamed.lease import Lease
 from llavamed.storage import Location
 
 REPORT = "report.html"
@@ -25,6 +26,7 @@ def evaluate(
     export: str,
     export_fingerprint: str,
     folder: Location,
+    lease: Lease,
     on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> dict[str, Any]:
     """Answer the test questions, score them, and write results, page and scores.
@@ -36,10 +38,14 @@ def evaluate(
         export: URI of the trained model.
         export_fingerprint: Of what the model was trained with.
         folder: Where to write.
+        lease: Of the run's folder; looked at before anything is written.
         on_progress: Told the answers given and the answers in all.
 
     Returns:
         `scores` by control, `samples` of predictions, and where the page lies.
+
+    Raises:
+        TrainingError: Another attempt has taken the run over; then nothing is written.
     """
     dataset = datasets[settings.data]
     used = {name: datasets[name].manifest["fingerprint"] for name in settings.datasets}
@@ -59,6 +65,7 @@ def evaluate(
         run=config.name, export=export, template=config.model.template, dataset=dataset.name
     )
     page = render_page(heading, answers, majority=majority, max_cards=settings.num_cards)
+    lease.check()
     (folder / RESULTS).write_bytes(render_results(answers))
     (folder / REPORT).write_bytes(page.encode())
     found = {

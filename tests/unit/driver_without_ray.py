@@ -56,6 +56,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> Done:
     def fit(job: StageJob, folder: Any, on_records: Any, on_warning: Any) -> bool:
         done.note("train")
         run_stage(job, on_records)
+        done.note("trained")
         return True
 
     def generate(
