@@ -151,11 +151,11 @@ def decontaminate(
     """Report, and remove if asked, training samples that are in an evaluation set too."""
     run = load_run(config, overrides)
     from llavamed.data.decontaminate import find_contamination
-    from llavamed.lease import hold
+    from llavamed.data.prepared import hold_datasets
     from llavamed.storage import locate
     from llavamed.tables import show_contamination, show_removal
 
-    with hold(locate(run.datasets_directory)) if remove else nullcontext():
+    with hold_datasets(locate(run.datasets_directory), console.print) if remove else nullcontext():
         found = find_contamination(run, dataset, against, by=by, max_distance=max_distance)
         show_contamination(found, console)
         show_removal(found, found.remove() if remove else None, console)

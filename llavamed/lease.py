@@ -23,7 +23,9 @@ from llavamed.storage import Location
 LEASE = "lease.json"
 BEAT_SECONDS = 5.0
 EXPIRY_SECONDS = 30.0
-"""A holder that has not been heard of for so long is gone."""
+"""A holder whose beat is seen to stand still for so long is gone."""
+PATIENCE_SECONDS = 600.0
+"""A storage that cannot be read for so long, while a holder is watched, ends the watch."""
 
 _held_here: set[str] = set()
 """Tokens of the leases that this process holds."""
@@ -41,6 +43,10 @@ class Lease:
     """Counts all attempts on the folder, from 1."""
     token: str
     since: str
+
+    def impatient(self) -> "Lease":
+        """The same, of which a look or a beat that fails is not tried again."""
+        return replace(self, folder=self.folder.impatient())
 
     def check(self) -> None:
         """Make sure that no later attempt has taken over.
@@ -60,23 +66,27 @@ class Lease:
 
 @contextmanager
 def hold(
-    folder: Location, *, take_over: bool = False, say: Callable[[str], None] = lambda _: None
+    folder: Location,
+    *,
+    cure: str,
+    take_over: bool = False,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Lease]:
     """Hold the lease of a folder, beating in a thread until the end.
 
     Args:
         folder: Whose lease.
+        cure: What one can do who is refused, beside ending the holder; for the error.
         take_over: Do not ask whether its holder is alive.
         say: Told why this waits.
 
     Raises:
         TrainingError: Another attempt holds it and is alive.
-        StorageError: The folder cannot be written.
+        StorageError: The folder cannot be written, or not be read for long enough.
     """
-    lease = _acquire(folder, take_over, say)
+    lease = _acquire(folder, cure, take_over, say)
     ended = threading.Event()
-    # A beat that comes late must not overwrite the lease of who took over: it is tried once.
-    own = replace(lease, folder=folder.impatient())
+    own = lease.impatient()  # a beat must not come late, when another may have taken over
     beating = threading.Thread(target=_beat, args=(own, ended), name="lease", daemon=True)
     beating.start()
     _held_here.add(lease.token)
@@ -91,39 +101,54 @@ def hold(
             _write(own, beat=0, released=True)
 
 
-def _acquire(folder: Location, take_over: bool, say: Callable[[str], None]) -> Lease:
-    found = _read(folder)
-    if found is not None and not (take_over or found["released"] or _died_here(found)):
-        say(f"{folder}: waiting to see whether {found['holder']}, which held it, still lives")
-        _wait_for_silence(folder, found)
-    attempt = found["attempt"] + 1 if found else 1
+def _acquire(folder: Location, cure: str, take_over: bool, say: Callable[[str], None]) -> Lease:
+    before = _read(folder)
+    if before is not None and not (take_over or before["released"] or _died_here(before)):
+        say(f"{folder}: waiting to see whether {before['holder']}, which held it, still lives")
+        _wait_for_silence(folder, before, cure)
+    attempt = before["attempt"] + 1 if before else 1
     now = datetime.now(UTC).isoformat(timespec="seconds")
     lease = Lease(folder, attempt, uuid.uuid4().hex, now)
-    _write(lease, beat=0)
-    time.sleep(_SETTLE_SECONDS)
-    found = _read(folder)
-    if found is not None and found["token"] != lease.token:
-        raise _refusal(folder, found)
-    return lease
+    while True:
+        _write(lease, beat=0)
+        time.sleep(_SETTLE_SECONDS)
+        found = _read(folder)
+        if found is None or found["token"] == lease.token:
+            return lease
+        # A beat that was on its way when we wrote: its holder lives, and is to be taken over.
+        is_late = before is not None and found["token"] == before["token"]
+        if not (take_over and is_late):
+            raise _refusal(folder, found, cure)
 
 
-def _wait_for_silence(folder: Location, found: dict[str, Any]) -> None:
-    """Watch a lease until it has not moved for long enough, or is given back."""
-    deadline = time.monotonic() + EXPIRY_SECONDS
-    while time.monotonic() < deadline:
+def _wait_for_silence(folder: Location, found: dict[str, Any], cure: str) -> None:
+    """Watch a lease until it is seen to stand still for long enough, or is given back.
+
+    While the storage does not answer nothing is seen, and its holder cannot beat either.
+    """
+    watched = folder.impatient()
+    started = still_since = time.monotonic()
+    asked = started
+    while asked - still_since < EXPIRY_SECONDS:
         time.sleep(min(1.0, BEAT_SECONDS / 2))
-        now = _read(folder)
+        asked = time.monotonic()  # what an answer tells may be as old as the question
+        try:
+            now = _read(watched)
+        except StorageError:
+            still_since = asked = time.monotonic()
+            if still_since - started > PATIENCE_SECONDS:
+                raise
+            continue
         if now is None or now["released"]:
             return
         if (now["token"], now["beat"]) != (found["token"], found["beat"]):
-            raise _refusal(folder, now)
+            raise _refusal(folder, now, cure)
 
 
-def _refusal(folder: Location, found: dict[str, Any]) -> TrainingError:
+def _refusal(folder: Location, found: dict[str, Any], cure: str) -> TrainingError:
     return TrainingError(
         f"{folder}: is held by {found['holder']}, attempt {found['attempt']} since "
-        f"{found['since']}, which is alive; wait for its end or stop it, or use another folder; "
-        "`llavamed train --take-over` takes a run over, and ends the other at its next checkpoint"
+        f"{found['since']}, which is alive; wait for its end or stop it, or {cure}"
     )
 
 

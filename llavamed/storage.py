@@ -27,6 +27,8 @@ from llavamed.errors import DamagedFile, StorageError
 from llavamed.retry import ATTEMPTS, PatientFile, patiently
 
 MANIFEST = "manifest.json"
+IMPATIENT_SECONDS = 2.0
+"""What an S3 server is given to answer, where nobody waits for it."""
 _PARTIAL = ".partial"
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
 """Filesystems whose folders are only parts of names, and whose makedirs would make a bucket."""
@@ -56,7 +58,11 @@ class Location:
         """
         if "s3" not in _protocols(self.fs):
             return Location(self.fs, self.path, attempts=1)
-        few = {"connect_timeout": 2, "retries": {"max_attempts": 1}}
+        few = {
+            "connect_timeout": IMPATIENT_SECONDS,
+            "read_timeout": IMPATIENT_SECONDS,
+            "retries": {"max_attempts": 1},
+        }
         return Location(type(self.fs)(config_kwargs=few), self.path, attempts=1)
 
     @property

@@ -199,8 +199,7 @@ class RunConfig(Section):
             uses = [("data", name) for name in stage.mixture]
             if stage.evaluation is not None:
                 uses.append(("evaluation.data", stage.evaluation.data))
-                majority_from = stage.evaluation.majority_from or stage.evaluation.data
-                uses.append(("evaluation.majority_from", majority_from))
+                uses.append(("evaluation.majority_from", stage.evaluation.majority))
             for key, name in uses:
                 if name not in self.data.datasets:
                     raise ValueError(

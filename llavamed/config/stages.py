@@ -85,6 +85,16 @@ class Evaluation(Section):
     num_cards: Annotated[int, Field(ge=0)] = 60
     """Samples shown on the HTML page."""
 
+    @property
+    def majority(self) -> str:
+        """The dataset whose most frequent closed answer is the majority control."""
+        return self.majority_from or self.data
+
+    @property
+    def datasets(self) -> tuple[str, str]:
+        """All it reads."""
+        return self.data, self.majority
+
 
 class Stage(Section):
     """One stage of the curriculum: what trains, on what, for how long."""

@@ -31,12 +31,12 @@ from llavamed.data.prepared import (
     QUARANTINE,
     SCHEMA_VERSION,
     PreparedDataset,
+    hold_datasets,
     open_prepared,
 )
 from llavamed.data.shards import Chunk, ShardReport, ShardWriter
 from llavamed.data.sources import open_source
 from llavamed.errors import BadSample, DataError
-from llavamed.lease import hold
 from llavamed.model.processor import (
     build_processor,
     image_settings,
@@ -93,9 +93,18 @@ def ensure_processor(config: RunConfig) -> Location:
 
 
 def prepare(
-    config: RunConfig, names: Sequence[str], on_progress: OnProgress = lambda *_: None
+    config: RunConfig,
+    names: Sequence[str],
+    on_progress: OnProgress = lambda *_: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, PreparedDataset]:
     """Prepare the named datasets that are not prepared yet, all in one Ray Data job.
+
+    Args:
+        config: The run's.
+        names: Which ones.
+        on_progress: Told how far each is.
+        say: Told why this waits.
 
     Raises:
         DataError: A source is unreadable, too many samples are unusable, or a dataset is there
@@ -115,7 +124,7 @@ def prepare(
             there = open_prepared(directory / name)
             _check_same(there.manifest["made_from"], manifests[name]["made_from"], there.location)
     if _pending(directory, names):
-        with hold(directory):  # runs of one storage share their datasets
+        with hold_datasets(directory, say):
             _run(config, _pending(directory, names), manifests, place, on_progress)
     return {name: open_prepared(directory / name) for name in names}
 

@@ -6,6 +6,8 @@ without them have names of their own, to which the manifest's `revision` points:
 the change, and whatever interrupts it leaves the dataset as it was.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, BinaryIO
@@ -17,6 +19,7 @@ import pyarrow.parquet as pq
 
 from llavamed.data.images import ImageSettings, Pixels, to_pixels
 from llavamed.errors import DamagedFile, DataError
+from llavamed.lease import Lease, hold
 from llavamed.storage import MANIFEST, Location
 
 PROCESSOR = "processor"
@@ -36,6 +39,22 @@ def shard_name(number: int) -> str:
 def revised(name: str, revision: int) -> str:
     """Name of the index, content or quarantine after so many removals."""
     return name if not revision else name.replace(".", f"-{revision}.")
+
+
+def hold_datasets(
+    folder: Location, say: Callable[[str], None] = lambda _: None
+) -> AbstractContextManager[Lease]:
+    """Be the only one to write into a folder of datasets, which runs share.
+
+    Args:
+        folder: The folder.
+        say: Told why this waits.
+
+    Raises:
+        TrainingError: Another run prepares or changes datasets there now.
+        StorageError: The folder cannot be written.
+    """
+    return hold(folder, cure="set data.directory to another folder", say=say)
 
 
 @dataclass(frozen=True)

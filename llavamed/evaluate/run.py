@@ -8,22 +8,14 @@ from llavamed.config.stages import Evaluation
 from llavamed.data.prepared import PreparedDataset
 from llavamed.evaluate.generate import generate
 from llavamed.evaluate.report import Heading, render_page, render_results
+from llavamed.evaluate.scores import SCORES, scores_fingerprint
 from llavamed.evaluate.vqa import SCORER, Answer, majority_answer, majority_control, score
+from llavamed.lease import Lease
 from llavamed.storage import Location
 
-SCORES = "scores.json"
 REPORT = "report.html"
 RESULTS = "results.jsonl"
 NUM_SAMPLE_PREDICTIONS = 8
-
-
-def read_scores(folder: Location, export_fingerprint: str) -> dict[str, Any] | None:
-    """What a finished evaluation of this very export found, or none."""
-    try:
-        found: dict[str, Any] = (folder / SCORES).read_json()
-    except FileNotFoundError:
-        return None
-    return found if found["export_fingerprint"] == export_fingerprint else None
 
 
 def evaluate(
@@ -34,6 +26,7 @@ def evaluate(
     export: str,
     export_fingerprint: str,
     folder: Location,
+    lease: Lease,
     on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> dict[str, Any]:
     """Answer the test questions, score them, and write results, page and scores.
@@ -45,14 +38,19 @@ def evaluate(
         export: URI of the trained model.
         export_fingerprint: Of what the model was trained with.
         folder: Where to write.
+        lease: Of the run's folder; looked at before anything is written.
         on_progress: Told the answers given and the answers in all.
 
     Returns:
         `scores` by control, `samples` of predictions, and where the page lies.
+
+    Raises:
+        TrainingError: Another attempt has taken the run over; then nothing is written.
     """
     dataset = datasets[settings.data]
+    used = {name: datasets[name].manifest["fingerprint"] for name in settings.datasets}
     answers = generate(config, settings, dataset, export=export, on_progress=on_progress)
-    majority = majority_answer(closed_references(datasets[settings.majority_from or settings.data]))
+    majority = majority_answer(closed_references(datasets[settings.majority]))
     scores: dict[str, dict[str, float | None]] = {}
     for control, given in answers.items():
         scored = score(given)
@@ -67,6 +65,7 @@ def evaluate(
         run=config.name, export=export, template=config.model.template, dataset=dataset.name
     )
     page = render_page(heading, answers, majority=majority, max_cards=settings.num_cards)
+    lease.check()
     (folder / RESULTS).write_bytes(render_results(answers))
     (folder / REPORT).write_bytes(page.encode())
     found = {
@@ -76,7 +75,8 @@ def evaluate(
         "num_questions": len(answers["trained"]),
         "scorer": SCORER,
         "export": export,
-        "export_fingerprint": export_fingerprint,
+        "datasets": used,
+        "fingerprint": scores_fingerprint(settings, export_fingerprint, used),
         "report": str(folder / REPORT),
     }
     (folder / SCORES).write_json(found)

@@ -1,5 +1,6 @@
 """What runs, from which weights, and what is finished. Pure but for looking into storage."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ from llavamed.config.stages import Stage
 from llavamed.data.mixture import Mixture
 from llavamed.data.prepared import PreparedDataset
 from llavamed.errors import ConfigError
+from llavamed.evaluate.scores import read_scores, scores_fingerprint
 from llavamed.model.export import read_manifest
 from llavamed.storage import MANIFEST, Location, locate
 
@@ -25,8 +27,7 @@ class StagePlan:
     def datasets(self) -> list[str]:
         """Names of the datasets it trains on and is scored with."""
         settings = self.stage.evaluation
-        scored = [settings.data, settings.majority_from or settings.data] if settings else []
-        return [*self.stage.mixture, *scored]
+        return [*self.stage.mixture, *(settings.datasets if settings else ())]
 
     def data(self, prepared: dict[str, PreparedDataset]) -> Mixture:
         """What it trains on."""
@@ -52,16 +53,38 @@ class StagePlan:
         """The export's manifest when the stage is finished, else none."""
         return read_manifest(self.export)
 
+    def scores(self, datasets: str) -> dict[str, Any] | None:
+        """What its evaluation found, if of its model, data, settings and scorer as they are now.
+
+        Args:
+            datasets: URI of the folder with the prepared datasets.
+        """
+        settings, result, found = self.stage.evaluation, self.result(), read_scores(self.evaluation)
+        if settings is None or result is None or found is None or "fingerprint" not in found:
+            return None
+        now = _fingerprints(datasets, found["datasets"])
+        wanted = scores_fingerprint(settings, result["fingerprint"], now)
+        return found if found["fingerprint"] == wanted else None
+
     def is_current(self, datasets: str) -> bool:
-        """Whether the stage is finished and its datasets, if still there, unchanged since."""
+        """Whether all of it is finished and its datasets, if still there, unchanged since.
+
+        Args:
+            datasets: URI of the folder with the prepared datasets.
+        """
         result = self.result()
-        if result is None:
+        if result is None or _fingerprints(datasets, result["datasets"]) != result["datasets"]:
             return False
-        for name, trained_on in result["datasets"].items():
-            manifest = locate(datasets) / name / MANIFEST
-            if manifest.exists() and manifest.read_json()["fingerprint"] != trained_on:
-                return False
-        return True
+        return self.stage.evaluation is None or self.scores(datasets) is not None
+
+
+def _fingerprints(folder: str, before: dict[str, str]) -> dict[str, str]:
+    """Fingerprints of datasets as they are now; of those that are gone, as they were before."""
+    found = dict(before)
+    for name in before:
+        with suppress(FileNotFoundError):
+            found[name] = (locate(folder) / name / MANIFEST).read_json()["fingerprint"]
+    return found
 
 
 def plan_curriculum(config: RunConfig) -> list[StagePlan]:

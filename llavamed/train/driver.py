@@ -5,14 +5,22 @@ one stopped. When nothing is left to do, Ray is not even started.
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from llavamed.config.load import dump_config
+from llavamed.config.load import dump_config, fingerprint
 from llavamed.config.schema import RunConfig
 from llavamed.data.prepare import ensure_processor, prepare
 from llavamed.data.prepared import PROCESSOR, PreparedDataset
-from llavamed.errors import ConfigError, LlavaMedError, TrackingError
-from llavamed.evaluate.run import REPORT, RESULTS, evaluate, read_scores
+from llavamed.errors import (
+    ConfigError,
+    LlavaMedError,
+    StorageError,
+    TrackingError,
+    TrainingError,
+)
+from llavamed.evaluate.run import REPORT, RESULTS, evaluate
 from llavamed.lease import Lease, hold
 from llavamed.storage import check_writable, locate
 from llavamed.train.context import Record
@@ -26,6 +34,10 @@ from llavamed.train.tracking import Tracker
 
 SUMMARY = "summary.json"
 CONFIG = "config.yaml"
+_CURE = (
+    "use another name; `llavamed train --take-over` takes a run over, and ends the other at its "
+    "next checkpoint"
+)
 
 
 def run_curriculum(
@@ -48,18 +60,14 @@ def run_curriculum(
         progress.say(f"everything is finished in {directory}; nothing to do")
         return summary
     check_writable(directory)
-    with hold(directory, take_over=take_over, say=progress.say) as lease:
+    with hold(directory, cure=_CURE, take_over=take_over, say=progress.say) as lease:
         (directory / CONFIG).write_bytes(dump_config(config).encode())
         check_packages(plans)
         check_weights(config, plans)
         ensure_processor(config)
-        tracker = Tracker(config)
-        try:
-            with ray_cluster(config):
-                summary = _run(config, plans, lease, tracker, progress)
-        except LlavaMedError as error:
-            tracker.fail(str(error))
-            raise
+        with _tracked(config, lease) as tracker, ray_cluster(config):
+            summary = _run(config, plans, lease, tracker, progress)
+        lease.check()
         (directory / SUMMARY).write_json(summary)
     return summary
 
@@ -73,7 +81,8 @@ def prepare_datasets(
     check_writable(locate(config.datasets_directory))
     ensure_processor(config)
     with ray_cluster(config):
-        return prepare(config, names or list(config.data.datasets), progress.prepared)
+        chosen = names or list(config.data.datasets)
+        return prepare(config, chosen, progress.prepared, progress.say)
 
 
 def evaluate_stages(
@@ -82,7 +91,8 @@ def evaluate_stages(
     """Score finished stages, also when they were scored before.
 
     Raises:
-        LlavaMedError: There is no such stage, or it is not trained yet.
+        LlavaMedError: There is no such stage, it is not trained yet, or another attempt holds the
+            run's folder.
     """
     chosen = plan_curriculum(config) if stage is None else [find_stage(config, stage)]
     plans = [plan for plan in chosen if plan.stage.evaluation is not None]
@@ -92,18 +102,34 @@ def evaluate_stages(
     for plan in plans:
         if plan.result() is None:
             raise ConfigError(f"stage={plan.stage.name}: is not trained yet; train it first")
-    tracker = Tracker(config)
-    with ray_cluster(config):
-        datasets = prepare(config, _datasets_of(plans), progress.prepared)
-        found = [_evaluate(config, plan, datasets, tracker, progress) for plan in plans]
-    tracker.finish(_flat(found[-1]["scores"]))
+    with (
+        hold(locate(config.directory), cure=_CURE, say=progress.say) as lease,
+        _tracked(config, lease) as tracker,
+        ray_cluster(config),
+    ):
+        datasets = prepare(config, _datasets_of(plans), progress.prepared, progress.say)
+        found = [_evaluate(config, plan, datasets, lease, tracker, progress) for plan in plans]
+        tracker.finish(_flat(found[-1]["scores"]))
     return found
+
+
+@contextmanager
+def _tracked(config: RunConfig, lease: Lease) -> Iterator[Tracker]:
+    """Track a run; an error of ours closes it as failed, unless another attempt has it by now."""
+    tracker = Tracker(config)
+    try:
+        yield tracker
+    except LlavaMedError as error:
+        with suppress(TrainingError, StorageError):
+            lease.impatient().check()
+            tracker.fail(str(error))
+        raise
 
 
 def _run(
     config: RunConfig, plans: list[StagePlan], lease: Lease, tracker: Tracker, progress: Progress
 ) -> dict[str, Any]:
-    datasets = prepare(config, _datasets_of(plans), progress.prepared)
+    datasets = prepare(config, _datasets_of(plans), progress.prepared, progress.say)
     jobs = _jobs(config, plans, datasets, lease)
     for plan, job in zip(plans, jobs, strict=True):  # all, before the first starts to train
         check_stage(plan, job, plan.data(datasets))
@@ -112,13 +138,16 @@ def _run(
         result = plan.result() or _train(config, plan, job, datasets, tracker, progress)
         stages.append(_stage_summary(plan, result))
         if plan.stage.evaluation is not None:
-            found = read_scores(plan.evaluation, job.fingerprint)
-            evaluations.append(found or _evaluate(config, plan, datasets, tracker, progress))
+            found = plan.scores(config.datasets_directory)
+            found = found or _evaluate(config, plan, datasets, lease, tracker, progress)
+            evaluations.append(found)
+    lease.check()
     progress.say(tracker.promote(jobs[-1].export, result))
     last = evaluations[-1] if evaluations else {"scores": {}}
     tracker.finish(_flat(last["scores"]))
     return {
         "name": config.name,
+        "fingerprint": fingerprint(config.model_dump(mode="json")),
         "tracking_uri": tracker.uri,
         "stages": stages,
         "scores": last["scores"],
@@ -164,6 +193,8 @@ def _train(
 ) -> dict[str, Any]:
     """Train one stage and track it; gives the export's manifest."""
     data, name = plan.data(datasets), plan.stage.name
+    assert job.lease is not None
+    job.lease.check()
     run = tracker.start(name, _stage_settings(config, plan))
     for dataset in data.datasets:
         run.log_dataset(dataset, "training")
@@ -176,12 +207,9 @@ def _train(
         except TrackingError as error:  # no reason to stop training: all is sent at its end
             progress.say(f"metrics are held back: {error}")
 
-    try:
-        while not fit(job, locate(config.directory) / "ray", on_records, progress.say):
-            progress.say(f"train {name}: a machine is taken away; goes on elsewhere")
-    except LlavaMedError:
-        run.fail()
-        raise
+    while not fit(job, locate(config.directory) / "ray", on_records, progress.say):
+        progress.say(f"train {name}: a machine is taken away; goes on elsewhere")
+    job.lease.check()
     result = plan.result()
     assert result is not None, "the workers ended without an error and without an export"
     run.log_result(f"{config.name}-{name}", job.export, result)
@@ -194,9 +222,11 @@ def _evaluate(
     config: RunConfig,
     plan: StagePlan,
     datasets: dict[str, PreparedDataset],
+    lease: Lease,
     tracker: Tracker,
     progress: Progress,
 ) -> dict[str, Any]:
+    lease.check()
     settings, result = plan.stage.evaluation, plan.result()
     assert settings is not None
     assert result is not None
@@ -210,6 +240,7 @@ def _evaluate(
         export=str(plan.export),
         export_fingerprint=result["fingerprint"],
         folder=plan.evaluation,
+        lease=lease,
         on_progress=progress.answered,
     )
     run.log_scores(_flat(found["scores"]) | {"seconds": time.monotonic() - started})
@@ -248,12 +279,15 @@ def _stage_summary(plan: StagePlan, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _finished_summary(config: RunConfig, plans: list[StagePlan]) -> dict[str, Any] | None:
-    """The summary of a run of exactly this config that has ended, or none."""
-    directory = locate(config.directory)
+    """The summary of a run of exactly this config that has ended, or none.
+
+    `config.yaml` does not tell: an attempt that was refused or killed has left its own there.
+    """
     try:
-        before = (directory / CONFIG).read_bytes().decode()
-        summary: dict[str, Any] = (directory / SUMMARY).read_json()
+        summary: dict[str, Any] = (locate(config.directory) / SUMMARY).read_json()
     except FileNotFoundError:
         return None
+    if summary.get("fingerprint") != fingerprint(config.model_dump(mode="json")):
+        return None
     finished = all(plan.is_current(config.datasets_directory) for plan in plans)
-    return summary if finished and before == dump_config(config) else None
+    return summary if finished else None

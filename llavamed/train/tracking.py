@@ -40,6 +40,7 @@ from llavamed.train.context import Record
 
 _KEY = "llavamed.key"
 _PARENT = "mlflow.parentRunId"
+_ERROR = "llavamed.error"
 _MODEL_TYPE = "llava"
 ALIAS = "current"
 """Of the newest version of a registered model; MLflow keeps `latest` for itself."""
@@ -97,6 +98,7 @@ class Tracker:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
         self._client = _Client(self.uri)
         self._experiment = self._open_experiment()
+        self._children: list[str] = []
         self._parent = self._open_run(self._key, config.name, {})
         self._client.log_text(self._parent, dump_config(config), "config.yaml")
         self._log_params(self._parent, {"name": config.name, "seed": config.seed})
@@ -104,6 +106,7 @@ class Tracker:
     def start(self, name: str, params: dict[str, Any]) -> "TrackedRun":
         """The child run of a stage or of the evaluation; opened again when it exists."""
         run_id = self._open_run(f"{self._key}/{name}", name, {_PARENT: self._parent})
+        self._children.append(run_id)
         self._log_params(run_id, params)
         return TrackedRun(self._client, self._experiment, run_id)
 
@@ -143,10 +146,12 @@ class Tracker:
         self._client.set_terminated(self._parent, "FINISHED")
 
     def fail(self, message: str) -> None:
-        """Close the parent run as failed, if the server still answers."""
+        """Close the parent run and what runs below it as failed, if the server still answers."""
         with suppress(TrackingError):
-            self._client.set_tag(self._parent, "llavamed.error", message)
-            self._client.set_terminated(self._parent, "FAILED")
+            self._client.set_tag(self._parent, _ERROR, message)
+            for run_id in (*self._children, self._parent):
+                if self._client.get_run(run_id).info.status == "RUNNING":
+                    self._client.set_terminated(run_id, "FAILED")
 
     def _open_experiment(self) -> str:
         name = self._config.tracking.experiment
@@ -164,6 +169,8 @@ class Tracker:
         if found:
             run_id = str(found[0].info.run_id)
             self._client.update_run(run_id, status="RUNNING")
+            if _ERROR in found[0].data.tags:  # of the attempt before
+                self._client.delete_tag(run_id, _ERROR)
             return run_id
         run = self._client.create_run(self._experiment, run_name=name, tags={_KEY: key, **tags})
         return str(run.info.run_id)
@@ -278,8 +285,3 @@ class TrackedRun:
     def finish(self) -> None:
         """Close the run."""
         self._client.set_terminated(self.run_id, "FINISHED")
-
-    def fail(self) -> None:
-        """Close the run as failed, if the server still answers."""
-        with suppress(TrackingError):
-            self._client.set_terminated(self.run_id, "FAILED")

@@ -20,6 +20,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import s3fs
 
+from llavamed import storage
+
 Fault = Literal["500", "503", "reset", "lost", "hang", "cut", "wrong", "403"]
 """`lost` answers after the work is done, by a reset; `cut` sends half of the body it announced;
 `wrong` sends other bytes, as many; `403` does not pass."""
@@ -101,6 +103,7 @@ def _proxy(s3_uri: str) -> Iterator[FaultyS3]:
         patch.setenv("AWS_MAX_ATTEMPTS", "1")
         patch.setattr(s3fs.S3FileSystem, "retries", 1)
         patch.setattr(s3fs.S3FileSystem, "read_timeout", _PATIENCE_SECONDS)
+        patch.setattr(storage, "IMPATIENT_SECONDS", _PATIENCE_SECONDS)
         s3fs.S3FileSystem.clear_instance_cache()
         yield proxy
         s3fs.S3FileSystem.clear_instance_cache()

@@ -1,9 +1,16 @@
 """What is finished, and what only looks so."""
 
+from dataclasses import replace
+
 import pytest
 
+from llavamed.evaluate import scores
+from llavamed.evaluate.scores import SCORES, scores_fingerprint
 from llavamed.storage import MANIFEST, locate
 from llavamed.train.curriculum import find_stage
+
+USED = {"test-questions": "t", "questions": "q"}
+"""Fingerprints of what the demo's `vqa` is scored with."""
 
 
 @pytest.mark.parametrize(
@@ -21,3 +28,44 @@ def test_a_stage_is_current_while_its_data_is_what_it_was(
     if there is not None:
         (locate(str(datasets)) / "captions" / MANIFEST).write_json({"fingerprint": there})
     assert plan.is_current(str(datasets)) == is_current
+
+
+@pytest.fixture
+def scored(tiny_config, tmp_path):
+    """A stage that is trained and scored, and its datasets' folder."""
+    plan = find_stage(tiny_config.model_copy(update={"storage": str(tmp_path)}), "vqa")
+    datasets = locate(str(tmp_path / "datasets"))
+    (plan.export / MANIFEST).write_json({"fingerprint": "e", "datasets": {"questions": "q"}})
+    for name, fingerprint in USED.items():
+        (datasets / name / MANIFEST).write_json({"fingerprint": fingerprint})
+    found = {"datasets": USED, "fingerprint": scores_fingerprint(plan.stage.evaluation, "e", USED)}
+    (plan.evaluation / SCORES).write_json(found)
+    assert plan.scores(str(datasets)) == found
+    assert plan.is_current(str(datasets))
+    return plan, datasets
+
+
+def test_scores_hold_while_a_dataset_is_gone(scored):
+    plan, datasets = scored
+    (datasets / "test-questions").remove()
+    assert plan.scores(str(datasets)) is not None
+    assert plan.is_current(str(datasets))
+
+
+@pytest.mark.parametrize("change", ["model", "settings", "test set", "majority", "scorer", "old"])
+def test_scores_of_anything_else_are_not_taken(scored, change, monkeypatch):
+    plan, datasets = scored
+    if change == "model":
+        (plan.export / MANIFEST).write_json({"fingerprint": "f", "datasets": {"questions": "q"}})
+    elif change == "settings":
+        longer = plan.stage.evaluation.model_copy(update={"max_new_tokens": 65})
+        plan = replace(plan, stage=plan.stage.model_copy(update={"evaluation": longer}))
+    elif change == "scorer":
+        monkeypatch.setattr(scores, "SCORER", "exact-token/0")
+    elif change == "old":  # of a version that wrote no fingerprint
+        (plan.evaluation / SCORES).write_json({"scores": {}, "export_fingerprint": "e"})
+    else:
+        name = "test-questions" if change == "test set" else "questions"
+        (datasets / name / MANIFEST).write_json({"fingerprint": "other"})
+    assert plan.scores(str(datasets)) is None
+    assert not plan.is_current(str(datasets))

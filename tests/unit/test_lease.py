@@ -5,23 +5,32 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+from faulty_s3 import FOR_EVER, FaultyS3, _proxy, faulty
 
 from llavamed import lease
-from llavamed.errors import TrainingError
-from llavamed.lease import LEASE, hold
+from llavamed.data.prepared import hold_datasets
+from llavamed.errors import StorageError, TrainingError
+from llavamed.lease import LEASE, Lease
 from llavamed.storage import Location, locate
+
+__all__ = ["_proxy", "faulty"]
 
 spawn = multiprocessing.get_context("spawn")
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beats come fast; but on a busy machine they come late, so silence is long unless wanted."""
     monkeypatch.setattr(lease, "BEAT_SECONDS", 0.1)
-    monkeypatch.setattr(lease, "EXPIRY_SECONDS", 1.0)
+    monkeypatch.setattr(lease, "EXPIRY_SECONDS", 120.0)
     monkeypatch.setattr(lease, "_SETTLE_SECONDS", 0.05)
+
+
+hold = partial(lease.hold, cure="wait")
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -56,6 +65,12 @@ def look_away(folder: Location, **changes: object) -> None:
     (folder / LEASE).write_json((folder / LEASE).read_json() | changes)
 
 
+@pytest.fixture
+def in_s3(s3_uri: str, faulty: FaultyS3, tmp_path: Path) -> Location:
+    """A folder in a storage that may fail."""
+    return locate(f"{s3_uri}/away/{tmp_path.name}")
+
+
 def test_a_lease_given_back_is_had_at_once(folder: Location) -> None:
     for attempt in (1, 2, 3):
         with hold(folder) as held:
@@ -67,9 +82,12 @@ def test_a_living_holder_is_not_disturbed(folder: Location) -> None:
     with hold(folder) as first:
         message = (
             rf"is held by process {os.getpid()} on .*, attempt 1 since 20.*, which is alive; wait "
-            "for its end or stop it, or use another folder; .* --take-over"
+            "for its end or stop it, or "
         )
-        with pytest.raises(TrainingError, match=message), hold(folder):
+        with pytest.raises(TrainingError, match=message + "wait$"), hold(folder):
+            pytest.fail("two hold it")
+        message += "set data.directory to another folder$"
+        with pytest.raises(TrainingError, match=message), hold_datasets(folder):
             pytest.fail("two hold it")
         first.check()
 
@@ -85,12 +103,19 @@ def test_a_killed_process_of_this_machine_is_not_waited_for(
 ) -> None:
     holder.kill()
     holder.join()
-    monkeypatch.setattr(lease, "EXPIRY_SECONDS", 1e9)
+
+    def watch(*_: object) -> None:
+        pytest.fail("it is waited for")
+
+    monkeypatch.setattr(lease, "_wait_for_silence", watch)
     with hold(locate(str(tmp_path / "run"))) as held:
         assert held.attempt == 2
 
 
-def test_a_silent_holder_elsewhere_is_gone_after_a_while(folder: Location) -> None:
+def test_a_silent_holder_elsewhere_is_gone_after_a_while(
+    folder: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "EXPIRY_SECONDS", 0.3)
     with hold(folder):
         pass
     look_away(folder, host="elsewhere", holder="process 7 on elsewhere", released=False)
@@ -102,27 +127,104 @@ def test_a_silent_holder_elsewhere_is_gone_after_a_while(folder: Location) -> No
     ]
 
 
-def test_who_is_taken_over_finds_out_and_stays_quiet(folder: Location) -> None:
+def test_a_storage_that_is_away_is_no_silence(
+    in_s3: Location, faulty: FaultyS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "EXPIRY_SECONDS", 0.3)
+
+    def mend() -> None:
+        fell = time.monotonic()
+        while faulty.num_faults < 20 or time.monotonic() - fell < 1.0:
+            time.sleep(0.05)
+        monkeypatch.setattr(lease, "EXPIRY_SECONDS", 120.0)  # however late the next beat comes
+        faulty.heal()
+
+    def fall(_: str) -> None:
+        faulty.fail("500", LEASE, times=FOR_EVER)
+        threading.Thread(target=mend).start()
+
+    with hold(in_s3) as first:
+        with pytest.raises(TrainingError, match="which is alive"), hold(in_s3, say=fall):
+            pytest.fail("two hold it")
+        first.check()
+
+
+def test_a_storage_that_stays_away_ends_the_watch(
+    in_s3: Location, faulty: FaultyS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "PATIENCE_SECONDS", 0.3)
+
+    def fall(_: str) -> None:
+        faulty.fail("500", LEASE, times=FOR_EVER)
+
+    with hold(in_s3):
+        with pytest.raises(StorageError, match=r"lease.json: cannot read"), hold(in_s3, say=fall):
+            pytest.fail("two hold it")
+        assert faulty.num_faults >= 3
+        faulty.heal()
+
+
+def beat(held: Lease) -> None:
+    lease._write(held, beat=1)
+
+
+def test_who_is_taken_over_finds_out_and_stays_quiet(
+    folder: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 1e6)  # no beat but those of this test
     with hold(folder) as first, hold(folder, take_over=True) as second:
         message = r"attempt=1: .* was taken over by process \d+ on .*, attempt 2; this attempt"
         with pytest.raises(TrainingError, match=message):
             first.check()
-        time.sleep(0.4)  # beats of both are due
+        monkeypatch.setattr(lease, "BEAT_SECONDS", 0.0)
+        lease._beat(first, threading.Event())  # comes to an end, for it beats no more
         second.check()
     assert (folder / LEASE).read_json()["attempt"] == 2
 
 
-def test_of_many_that_come_together_one_holds(folder: Location) -> None:
-    start, outcomes = threading.Barrier(4), []
+@pytest.mark.parametrize("take_over", [True, False])
+def test_a_beat_that_was_on_its_way_does_not_undo_a_take_over(
+    folder: Location, take_over: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without being asked to, nobody takes over who is alive after all."""
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 1e6)
+    monkeypatch.setattr(lease, "_wait_for_silence", lambda *_: None)
+    late: list[Lease] = []
+
+    def settle(_: float) -> None:
+        if late:
+            beat(late.pop())
+
+    with hold(folder) as first:
+        monkeypatch.setattr(time, "sleep", settle)
+        late.append(first)
+        if take_over:
+            with hold(folder, take_over=True) as second:
+                second.check()
+                with pytest.raises(TrainingError, match="attempt 2"):
+                    first.check()
+        else:
+            with pytest.raises(TrainingError, match="which is alive"), hold(folder):
+                pytest.fail("two hold it")
+            first.check()
+    assert not late
+
+
+def test_of_many_that_come_together_one_holds(
+    folder: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "_SETTLE_SECONDS", 1.5)
+    start, end, outcomes = threading.Barrier(4), threading.Barrier(4), []
 
     def attempt() -> None:
-        start.wait()
+        start.wait(60)
         try:
             with hold(folder):
                 outcomes.append("held")
-                time.sleep(1.5)
+                end.wait(60)
         except TrainingError:
             outcomes.append("refused")
+            end.wait(60)
 
     threads = [threading.Thread(target=attempt) for _ in range(4)]
     for thread in threads:

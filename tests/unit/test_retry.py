@@ -154,7 +154,7 @@ def test_a_beat_that_fails_is_not_tried_again_lest_it_come_late(
     folder: Location, faulty: FaultyS3, monkeypatch: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(lease, "BEAT_SECONDS", 0.05)
-    with lease.hold(folder):
+    with lease.hold(folder, cure="wait"):
         faulty.fail("500", lease.LEASE, times=FOR_EVER, method="PUT")
         deadline = time.monotonic() + 10
         while faulty.num_faults < 3 and time.monotonic() < deadline:

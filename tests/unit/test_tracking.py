@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from llavamed.config.schema import RunConfig
 from llavamed.errors import TrackingError
@@ -60,6 +61,31 @@ def test_more_metrics_than_a_request_may_hold(tiny_config: RunConfig, tmp_path: 
     run.log_records(records(1, 2300))
     client = MlflowClient(tracking_uri(in_folder(tiny_config, tmp_path)))
     assert len(client.get_metric_history(run.run_id, "loss")) == 2300
+
+
+def test_a_failure_closes_what_runs_and_is_forgotten_when_the_run_goes_on(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    config = in_folder(tiny_config, tmp_path)
+    tracker = Tracker(config)
+    done, failing = tracker.start("align", {}), tracker.start("instruct", {})
+    done.finish()
+    tracker.fail("name=value: a rule; a cure")
+    client = MlflowClient(tracking_uri(config))
+
+    def parent() -> Run:
+        (run,) = client.search_runs([experiment], f"attributes.run_name = '{config.name}'")
+        return run
+
+    experiment = client.get_run(done.run_id).info.experiment_id
+    assert client.get_run(done.run_id).info.status == "FINISHED"
+    assert client.get_run(failing.run_id).info.status == parent().info.status == "FAILED"
+    assert parent().data.tags["llavamed.error"] == "name=value: a rule; a cure"
+    again = Tracker(config)
+    assert parent().info.status == "RUNNING"
+    again.finish({})
+    assert parent().info.status == "FINISHED"
+    assert "llavamed.error" not in parent().data.tags
 
 
 def test_object_storage_needs_a_server(tiny_config: RunConfig) -> None:
@@ -155,7 +181,7 @@ def test_a_server_lost_in_the_middle_is_a_sentence(tiny_config: RunConfig, tmp_p
     ):
         with pytest.raises(TrackingError, match=r"tracking.uri=sqlite:///.*start the server"):
             call()
-    run.fail()  # says nothing: something else has failed already
+    tracker.fail("a reason")  # says nothing: something else has failed already
 
 
 def test_a_server_that_does_not_answer(tiny_config: RunConfig, tmp_path: Path) -> None:

@@ -224,7 +224,11 @@ def test_a_fingerprint_tells_what_decides_the_result(tiny_config: RunConfig) -> 
 def test_a_stage_that_was_taken_over_publishes_nothing(tiny_config: RunConfig) -> None:
     job = make_job(small_config(tiny_config, "name=taken"))
     folder = locate(job.config.directory)
-    with hold(folder) as mine, hold(folder, take_over=True), pytest.raises(TrainingError) as caught:
+    with (
+        hold(folder, cure="wait") as mine,
+        hold(folder, cure="wait", take_over=True),
+        pytest.raises(TrainingError) as caught,
+    ):
         run_stage(replace(job, lease=mine))
     assert "attempt=1" in str(caught.value)
     assert complete_checkpoints(locate(job.checkpoints)) == []
