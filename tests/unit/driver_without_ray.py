@@ -78,8 +78,9 @@ def done(monkeypatch: pytest.MonkeyPatch) -> Done:
 
 
 def scored_config(config: RunConfig, folder: Path, *overrides: str) -> RunConfig:
-    """One stage in a storage of its own, with the datasets of the session."""
-    small = small_config(config, *STAGES, f"storage={folder}", *overrides)
+    """One stage in a storage of its own, with datasets that its session shares."""
+    places = (f"storage={folder}", f"data.directory={config.storage}/scored-datasets")
+    small = small_config(config, *STAGES, *places, *overrides)
     return small.model_copy(update={"stages": small.stages[:1]})
 
 
