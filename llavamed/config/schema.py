@@ -123,12 +123,17 @@ class Engine(Section):
 
 
 class Checkpoint(Section):
-    """Saving the state to resume from."""
+    """Saving the state to resume from, while training goes on; each worker needs host memory for a
+    copy of its part of the state."""
 
     every_steps: Annotated[int, Field(ge=1)] = 500
     """Optimizer steps between two checkpoints."""
     num_to_keep: Annotated[int, Field(ge=1)] = 2
-    """Older ones are deleted."""
+    """The newest ones stay, so many; others are deleted, unless a field below keeps them."""
+    keep_best: Literal["none", "loss"] = "none"
+    """`loss` keeps also the one with the lowest mean loss over the last `every_steps` steps."""
+    keep_every_hours: Annotated[float, Field(gt=0)] | None = None
+    """Keep also the first one after every so many hours of the stage's training; none: none."""
 
 
 class Tracking(Section):

@@ -1,37 +1,43 @@
 """Checkpoints: what a stage resumes from. Exports, what others load, are `llavamed.model.export`.
 
-`checkpoints/step-000100/` below the stage's folder: every rank writes its own files, then rank 0
-the manifest, which lists them all with their hashes. A folder without one is a save that never
-finished. One that is damaged is passed over for the one before it; all ranks decide together.
+`checkpoints/step-000100/` below the stage's folder: every rank's files, the records of all steps,
+and the manifest, which lists them all with their hashes. `train/saver.py` writes it last, so a
+folder without one is a save that never finished. A checkpoint that is damaged is passed over for
+the one before it; all ranks decide together.
 
 Another number of workers than saved it can resume: rank 0 converts the state to a form that is
 shared out anew, and publishes it in `universal/` below the checkpoint for as long as it is loaded.
 """
 
 import hashlib
+import io
 import json
 import os
 import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 
 from llavamed.config.load import fingerprint
-from llavamed.errors import CheckpointError, LlavaMedError, StorageError
+from llavamed.errors import CheckpointError
 from llavamed.storage import MANIFEST, Location, locate
 from llavamed.train.engine import Engine, to_universal
+from llavamed.train.history import to_records
+from llavamed.train.together import together
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+HISTORY = "history.parquet"
 UNIVERSAL = "universal"
-_RANDOM = "random_of_rank_{}_.pt"
+RANDOM = "random_of_rank_{}_.pt"
 _OF_A_RANK = re.compile(r"(?:pp|of)_rank_(\d+)_")
 
-T = TypeVar("T")
 Manifest = dict[str, Any]
 
 
@@ -53,47 +59,58 @@ def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
     return files
 
 
+def publish(folder: Path, place: Location) -> dict[str, dict[str, Any]]:
+    """Copy a local folder to its place. Gives its files, as `hash_files` does.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    files = hash_files(folder)
+    place.upload(folder)
+    return files
+
+
 def complete_checkpoints(folder: Location) -> list[str]:
     """Names of the checkpoints that were saved to their end, oldest first."""
     return [name for name in folder.children() if (folder / name / MANIFEST).exists()]
 
 
-def save_checkpoint(
-    folder: Location, engine: Engine, *, step: int, facts: dict[str, Any], num_to_keep: int
-) -> None:
-    """Save the state after `step` steps; every rank must call it.
-
-    Args:
-        folder: The stage's `checkpoints` folder.
-        engine: Whose state is saved.
-        step: Optimizer steps done.
-        facts: What the manifest holds beside the files: stage, position, history, ...
-        num_to_keep: Older checkpoints are deleted once this one is complete.
+def write_manifest(place: Location, facts: dict[str, Any], files: dict[str, Any]) -> None:
+    """Complete a checkpoint: its manifest, sealed, of what it holds and of the files of all ranks.
 
     Raises:
-        CheckpointError: The storage takes no more; names the checkpoint to go on from.
+        StorageError: It cannot be written.
     """
-    place, is_first = folder / f"step-{step:06d}", dist.get_rank() == 0
+    manifest = facts | {
+        "schema_version": SCHEMA_VERSION,
+        "world_size": dist.get_world_size(),
+        "files": files,
+    }
+    (place / MANIFEST).write_json(manifest | {"seal": fingerprint(manifest)})
+
+
+def read_manifest(place: Location) -> Manifest:
+    """The manifest of a checkpoint that this program has saved.
+
+    Raises:
+        Damaged: It is absent, or not as it was written.
+        CheckpointError: Another version of this program has saved it.
+        StorageError: It cannot be read.
+    """
+    file = place / MANIFEST
     try:
-        _together(place.remove, is_first)  # a damaged one of this step, by any number of workers
-        with tempfile.TemporaryDirectory() as scratch:
-            engine.save(Path(scratch))
-            _save_random_state(Path(scratch))
-            parts = _together(lambda: _publish(Path(scratch), place))
-        manifest = facts | {
-            "schema_version": SCHEMA_VERSION,
-            "step": step,
-            "world_size": dist.get_world_size(),
-            "files": {name: entry for part in parts for name, entry in part.items()},
-        }
-        sealed = manifest | {"seal": fingerprint(manifest)}
-        _together(lambda: (place / MANIFEST).write_json(sealed), is_first)
-        _together(lambda: _collect(folder, place.name, num_to_keep), is_first)
-    except StorageError as error:
+        manifest: Manifest = json.loads(file.read_bytes())
+        version, seal = manifest["schema_version"], manifest.pop("seal", None)
+    except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
+        raise Damaged(f"{file}: is no manifest, it is damaged") from error
+    if version != SCHEMA_VERSION:
         raise CheckpointError(
-            f"{place}: cannot be saved: {error}; training stops here, {_last_good(folder)}; cure "
-            "that and start the same command again to go on from there"
-        ) from error
+            f"{place}: schema_version={version}, this program reads {SCHEMA_VERSION}; resume with "
+            "the program that saved it, or delete it"
+        )
+    if seal != fingerprint(manifest):
+        raise Damaged(f"{file}: differs from its seal, it is damaged")
+    return manifest
 
 
 def restore_checkpoint(
@@ -115,7 +132,7 @@ def restore_checkpoint(
         StorageError: The storage cannot be read; nothing says that a checkpoint is damaged.
     """
     is_first = dist.get_rank() == 0
-    (names,) = _together(lambda: complete_checkpoints(folder), is_first)
+    (names,) = together(lambda: complete_checkpoints(folder), is_first)
     damage: list[str] = []
     for name in reversed(names):
         place = folder / name
@@ -141,27 +158,38 @@ def seed_random_state(seed: int, *, step: int, rank: int) -> None:
     torch.manual_seed(int(words[0]))
 
 
+def random_state() -> dict[str, torch.Tensor]:
+    """Where this rank's random numbers stand."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
 def _load(place: Location, engine: Engine, stage_fingerprint: str) -> Manifest:
     """Restore one checkpoint on every rank. What it raises, it raises on every rank."""
     rank, local_rank = dist.get_rank(), int(os.environ["LOCAL_RANK"])
-    (manifest,) = _together(lambda: _read_manifest(place, stage_fingerprint), rank == 0)
+    (manifest,) = together(lambda: _read_own_manifest(place, stage_fingerprint), rank == 0)
+    entry = manifest["files"].pop(HISTORY)
+    (table,) = together(lambda: _read_history(place, entry), rank == 0)
+    manifest["history"] = to_records(table)
     is_same_world = manifest["world_size"] == dist.get_world_size()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         if is_same_world or not engine.is_shared_out:
-            _together(lambda: _fetch(place, manifest["files"], folder, rank=rank))
+            together(lambda: _fetch(place, manifest["files"], folder, rank=rank))
             engine.load(folder)
             if is_same_world:
                 _restore_random_state(folder)
             return manifest
-        _together(engine.check_universal)
-        (files,) = _together(lambda: _convert(place, manifest["files"]), rank == 0)
+        together(engine.check_universal)
+        (files,) = together(lambda: _convert(place, manifest["files"]), rank == 0)
         # Every rank reads a part of every file, so the ranks of a machine share one copy.
-        _together(lambda: _fetch(place / UNIVERSAL, files, folder), local_rank == 0)
-        copies = _together(lambda: folder)
+        together(lambda: _fetch(place / UNIVERSAL, files, folder), local_rank == 0)
+        copies = together(lambda: folder)
         engine.load(copies[rank - local_rank], is_universal=True)
-        _together(lambda: None)  # a copy stays until all have read it
-    _together((place / UNIVERSAL).remove, rank == 0)
+        together(lambda: None)  # a copy stays until all have read it
+    together((place / UNIVERSAL).remove, rank == 0)
     return manifest
 
 
@@ -172,13 +200,7 @@ def _convert(place: Location, files: dict[str, Any]) -> dict[str, Any]:
         _fetch(place, files, saved)
         to_universal(saved, universal)
         (place / UNIVERSAL).remove()  # what an attempt that died here has left
-        return _publish(universal, place / UNIVERSAL)
-
-
-def _publish(folder: Path, place: Location) -> dict[str, Any]:
-    files = hash_files(folder)
-    place.upload(folder)
-    return files
+        return publish(universal, place / UNIVERSAL)
 
 
 def _fetch(
@@ -189,30 +211,27 @@ def _fetch(
         owner = _OF_A_RANK.search(name)
         if rank is not None and owner is not None and int(owner.group(1)) != rank:
             continue
-        try:
-            data = (place / name).read_bytes()
-        except FileNotFoundError as error:
-            raise Damaged(f"{place / name}: is missing") from error
-        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-            raise Damaged(f"{place / name}: differs from its manifest, it is damaged")
-        locate(str(folder / name)).write_bytes(data)
+        locate(str(folder / name)).write_bytes(_read_whole(place / name, entry))
 
 
-def _read_manifest(place: Location, stage_fingerprint: str) -> Manifest:
-    """The manifest of a checkpoint that this program and these settings have saved."""
-    file = place / MANIFEST
+def _read_whole(file: Location, entry: dict[str, Any]) -> bytes:
     try:
-        manifest: Manifest = json.loads(file.read_bytes())
-        version, seal = manifest["schema_version"], manifest.pop("seal", None)
-    except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
-        raise Damaged(f"{file}: is no manifest, it is damaged") from error
-    if version != SCHEMA_VERSION:
-        raise CheckpointError(
-            f"{place}: schema_version={version}, this program reads {SCHEMA_VERSION}; resume with "
-            "the program that saved it, or delete it"
-        )
-    if seal != fingerprint(manifest):
-        raise Damaged(f"{file}: differs from its seal, it is damaged")
+        data = file.read_bytes()
+    except FileNotFoundError as error:
+        raise Damaged(f"{file}: is missing") from error
+    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise Damaged(f"{file}: differs from its manifest, it is damaged")
+    return data
+
+
+def _read_history(place: Location, entry: dict[str, Any]) -> pa.Table:
+    data = _read_whole(place / HISTORY, entry)
+    return pq.ParquetFile(io.BytesIO(data)).read()
+
+
+def _read_own_manifest(place: Location, stage_fingerprint: str) -> Manifest:
+    """The manifest of a checkpoint that these settings have saved too."""
+    manifest = read_manifest(place)
     if manifest["fingerprint"] != stage_fingerprint:
         raise CheckpointError(
             f"{place}: was saved with other settings or data (fingerprint "
@@ -222,59 +241,8 @@ def _read_manifest(place: Location, stage_fingerprint: str) -> Manifest:
     return manifest
 
 
-def _save_random_state(folder: Path) -> None:
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    torch.save(state, folder / _RANDOM.format(dist.get_rank()))
-
-
 def _restore_random_state(folder: Path) -> None:
-    state = torch.load(folder / _RANDOM.format(dist.get_rank()))
+    state = torch.load(folder / RANDOM.format(dist.get_rank()))
     torch.set_rng_state(state["cpu"])
     if "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"])
-
-
-def _collect(folder: Location, saved: str, num_to_keep: int) -> None:
-    """Delete all but the newest complete checkpoints up to the one just saved.
-
-    A later one is damaged, for it was passed over; partial ones are never the newest.
-    """
-    complete = [name for name in complete_checkpoints(folder) if name <= saved]
-    for name in set(folder.children()) - set(complete[-num_to_keep:]):
-        # The manifest first, so that a half-deleted one is not taken for whole.
-        (folder / name / MANIFEST).remove()
-        (folder / name).remove()
-
-
-def _last_good(folder: Location) -> str:
-    try:
-        names = complete_checkpoints(folder)
-    except StorageError:
-        return f"what was saved before lies in {folder}"
-    return f"the last complete checkpoint is {names[-1]}" if names else "none was saved before"
-
-
-def _together(action: Callable[[], T], is_mine: bool = True) -> list[T]:
-    """Do something on this rank, or nothing; every rank must call it.
-
-    Returns:
-        What the action gave on each rank that did it, in their order.
-
-    Raises:
-        LlavaMedError: What it raised on any rank, raised on all: none is left waiting.
-    """
-    mine: list[T] = []
-    error: LlavaMedError | None = None
-    if is_mine:
-        try:
-            mine = [action()]
-        except LlavaMedError as found:
-            error = found
-    told: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(told, (mine, error))
-    for _, met in told:
-        if met is not None:
-            raise met
-    return [result for results, _ in told for result in results]

@@ -1,4 +1,4 @@
-"""DeepSpeed, and nothing else of ours imports it: forward, backward, step, save, load, gather.
+"""DeepSpeed, and nothing else of ours imports it: forward, backward, step, snapshot, load, gather.
 
 All it needs is derived from the config and the world; `engine.deepspeed` is merged last and may not
 touch what is derived. The optimizer is ours to make, so that nothing is compiled at run time.
@@ -25,9 +25,10 @@ from deepspeed.checkpoint import ds_to_universal
 
 from llavamed.config.schema import Engine as EngineConfig
 from llavamed.config.stages import Stage
-from llavamed.errors import CheckpointError, ConfigError, StorageError
+from llavamed.errors import CheckpointError, ConfigError
 from llavamed.model.freeze import part_of
 from llavamed.train.optimizer import make_optimizer
+from llavamed.train.staging import host_stager
 
 # Its shared-memory collectives for CPUs would be compiled for minutes at first use.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -35,7 +36,6 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 _TAG = "state"
-_TORCH_WRITER = "inline_container.cc"  # where torch.save finds that a disk is full
 
 
 class Engine:
@@ -64,6 +64,7 @@ class Engine:
             optimizer.state.clear()
         self._grad_norm = 0.0
         self._part_norms: dict[str, float] = {}
+        self._stager = host_stager()
 
     @property
     def model(self) -> torch.nn.Module:
@@ -147,21 +148,23 @@ class Engine:
                 real = [each for each in gradients or () if not hasattr(each, "_zero_padding")]
                 yield from zip(groups[number], real, strict=False)
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's part of the state; every rank must call it. Frozen weights stay out.
+    def snapshot(self) -> dict[str, Any]:
+        """Copy this rank's part of the state to host memory; every rank must call it.
 
-        Raises:
-            StorageError: The folder takes no more; other ranks may still wait for this one.
+        Frozen weights stay out. No file is written: a thread may do that while training goes on.
+
+        Returns:
+            By path what `torch.save` is to write there, for `load`. The next call takes the memory
+            of it: it must be written by then.
         """
-        try:
-            self._engine.save_checkpoint(str(folder), tag=_TAG, exclude_frozen_parameters=True)
-        except (OSError, RuntimeError) as error:
-            if not isinstance(error, OSError) and _TORCH_WRITER not in str(error):
-                raise
-            raise StorageError(
-                f"{folder}: cannot write it: {error}; free space there, or set TMPDIR to a place "
-                "with more"
-            ) from error
+        held: dict[str, Any] = {}
+        writer = self._engine.checkpoint_engine
+        writer.save = lambda state_dict, path: held.update({path: self._stager.stage(state_dict)})
+        writer.makedirs = self._engine._copy_recovery_script = lambda *_, **__: None
+        self._engine.save_checkpoint(
+            ".", tag=_TAG, save_latest=False, exclude_frozen_parameters=True
+        )
+        return held
 
     def load(self, folder: Path, *, is_universal: bool = False) -> None:
         """Read the state back; every rank must call it.
@@ -224,6 +227,7 @@ class Engine:
 
     def close(self) -> None:
         """Give back memory and hooks, so that another engine may live in this process."""
+        self._stager.close()
         self._engine.destroy()
 
 

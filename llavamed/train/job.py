@@ -45,6 +45,11 @@ class StageJob:
             }
         )
 
+    def check_lease(self) -> None:
+        """Before anything is published. Raises: TrainingError, when another attempt took over."""
+        if self.lease is not None:
+            self.lease.check()
+
 
 def order_of(stage: Stage, data: Mixture, seed: int) -> StageOrder:
     """The order of a stage's samples. Raises: DataError, when a sample is longer than a pack."""

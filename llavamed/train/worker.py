@@ -26,12 +26,13 @@ from llavamed.model.freeze import freeze
 from llavamed.model.llava import build_model, load_model, sampled_logits, supervised_loss
 from llavamed.model.processor import load_processor
 from llavamed.storage import locate
-from llavamed.train.checkpoint import restore_checkpoint, save_checkpoint, seed_random_state
+from llavamed.train.checkpoint import restore_checkpoint, seed_random_state
 from llavamed.train.context import Context, PreemptionWatch, Record
 from llavamed.train.engine import Engine
 from llavamed.train.guard import check_loss, explained_memory, finite_mean, ids_of
 from llavamed.train.job import StageJob, open_mixture, order_of
 from llavamed.train.measure import Meter, peak_of, rounded, speed
+from llavamed.train.saver import Saver
 from llavamed.train.schedule import learning_rates, rate_factor
 
 
@@ -78,7 +79,8 @@ def train_stage(job: StageJob, context: Context) -> bool:
         )
         history, seconds_before = _resume(job, engine, context)
         started -= seconds_before
-        is_whole = _train_steps(job, context, engine, loader, meter, history, started)
+        with Saver(job, engine, num_saved_steps=len(history), warn=context.warn) as saver:
+            is_whole = _train_steps(job, context, engine, loader, meter, saver, history, started)
     if not is_whole:
         engine.close()
         return False
@@ -87,7 +89,7 @@ def train_stage(job: StageJob, context: Context) -> bool:
     engine.close()
     if context.rank == 0:
         place = locate(job.export)
-        _check_lease(job)
+        job.check_lease()
         write_export(place, model, trained.weights, processor)
         del model, engine  # before the same weights are loaded once more
         gc.collect()
@@ -95,7 +97,7 @@ def train_stage(job: StageJob, context: Context) -> bool:
         difference = check_export(place, trained, context.device)
         facts = _facts(job, data, history, seconds=time.monotonic() - started)
         facts["parts"] = {count.part: [count.num_trained, count.num_frozen] for count in counts}
-        _check_lease(job)
+        job.check_lease()
         complete_export(place, facts | {"checked": {"logits_difference": difference}})
     return True
 
@@ -130,12 +132,14 @@ def _train_steps(
     engine: Engine,
     loader: StageLoader,
     meter: Meter,
+    saver: Saver,
     history: list[Record],
     started: float,
 ) -> bool:
     """Take the steps that `history` does not hold yet, and add a record of each to it.
 
-    Gives whether all were taken; a preemption ends them early, with a checkpoint.
+    Gives whether all were taken; a preemption ends them early, with a checkpoint, which is complete
+    once the saver is left.
     """
     stage, order, num_reported = job.stage, loader.order, len(history)
     num_supervised = order.sums(loader.data.column("num_supervised")).tolist()
@@ -180,35 +184,11 @@ def _train_steps(
             num_reported = len(history)
         is_preempted = watch.asks() and context.is_preempted()
         if not is_last and (is_preempted or (step + 1) % job.config.checkpoint.every_steps == 0):
-            _save(job, engine, history, seconds=time.monotonic() - started)
+            saver.save(history, seconds=time.monotonic() - started)
             if is_preempted:
                 return False
         step_started = time.monotonic()
     return True
-
-
-def _check_lease(job: StageJob) -> None:
-    """Raise TrainingError when another attempt writes the run's folder now."""
-    if job.lease is not None:
-        job.lease.check()
-
-
-def _save(job: StageJob, engine: Engine, history: list[Record], *, seconds: float) -> None:
-    if dist.get_rank() == 0:
-        _check_lease(job)
-    save_checkpoint(
-        locate(job.checkpoints),
-        engine,
-        step=len(history),
-        facts={
-            "stage": job.stage.name,
-            "fingerprint": job.fingerprint,
-            "zero_stage": job.config.engine.zero_stage,
-            "history": history,
-            "seconds": seconds,
-        },
-        num_to_keep=job.config.checkpoint.num_to_keep,
-    )
 
 
 def _initial_model(job: StageJob, processor: Any, scratch: Path) -> Any:

@@ -29,7 +29,7 @@ def run_on_workers(num_workers: int, jobs: Sequence[StageJob], *, num_machines: 
 
     Each believes to share its machine with as many as the numbers give.
     """
-    ports = [_free_port() for _ in jobs]
+    ports = [free_port() for _ in jobs]
     mp.set_forkserver_preload(["llavamed.train.worker"])  # imported once for all
     mp.start_processes(
         _work,
@@ -59,14 +59,20 @@ def warnings_of(job: StageJob) -> str:
     return (_notes(job) / "warnings.txt").read_text()
 
 
-def _notes(job: StageJob) -> Path:
-    return Path(f"{job.export}-notes")
-
-
-def _free_port() -> int:
+def free_port() -> int:
+    """A port nobody listens at."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+def run_as_worker(rank: int, num_workers: int, job: StageJob, port: int) -> None:
+    """Be one of the workers of a stage, in this process."""
+    _work(rank, num_workers, num_workers, [job], [port])
+
+
+def _notes(job: StageJob) -> Path:
+    return Path(f"{job.export}-notes")
 
 
 def _work(
@@ -80,7 +86,7 @@ def _work(
         LOCAL_SIZE=str(num_local),
         MASTER_ADDR="127.0.0.1",
     )
-    plain = Engine.save, Engine.load, StageLoader.steps
+    plain = Engine.snapshot, Engine.load, StageLoader.steps
     for job, port in zip(jobs, ports, strict=True):  # groups that follow must not share a store
         os.environ["MASTER_PORT"] = str(port)
         dist.init_process_group("gloo", rank=rank, world_size=num_workers)
@@ -91,7 +97,7 @@ def _work(
         _forget_groups()
 
 
-def _take_notes(folder: Path, rank: int, save: Any, load: Any, steps: Any) -> None:
+def _take_notes(folder: Path, rank: int, snapshot: Any, load: Any, steps: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     samples: list[tuple[int, list[str]]] = []
 
@@ -100,9 +106,10 @@ def _take_notes(folder: Path, rank: int, save: Any, load: Any, steps: Any) -> No
         if rank == 0:
             torch.save(state, folder / f"{event}-{engine._engine.global_steps}.pt")
 
-    def noted_save(self: Engine, target: Path) -> None:
-        save(self, target)
+    def noted_snapshot(self: Engine) -> dict[str, Any]:
+        files = snapshot(self)
         note(self, "saved")
+        return files
 
     def noted_load(self: Engine, source: Path, **how: bool) -> None:
         load(self, source, **how)
@@ -115,7 +122,7 @@ def _take_notes(folder: Path, rank: int, save: Any, load: Any, steps: Any) -> No
                 (folder / f"samples-{rank}.json").write_text(json.dumps(samples))
             yield batches
 
-    Engine.save, Engine.load = noted_save, noted_load  # type: ignore[method-assign]
+    Engine.snapshot, Engine.load = noted_snapshot, noted_load  # type: ignore[method-assign]
     StageLoader.steps = noted_steps  # type: ignore[method-assign]
 
 

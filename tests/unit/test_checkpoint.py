@@ -25,8 +25,9 @@ from llavamed.config.load import fingerprint
 from llavamed.config.schema import RunConfig
 from llavamed.errors import CheckpointError, StorageError
 from llavamed.storage import MANIFEST, locate
-from llavamed.train.checkpoint import complete_checkpoints, hash_files
+from llavamed.train.checkpoint import HISTORY, complete_checkpoints, hash_files
 from llavamed.train.context import Record
+from llavamed.train.history import to_records
 from llavamed.train.job import StageJob
 
 
@@ -62,7 +63,10 @@ def test_a_checkpoint_lists_its_files_and_leaves_frozen_weights_out(interrupted:
     assert manifest["files"] == there
     assert (manifest["step"], manifest["stage"], manifest["world_size"]) == (4, "align", 1)
     assert manifest["fingerprint"] == interrupted.fingerprint
-    assert [record["step"] for record in manifest["history"]] == [1, 2, 3, 4]
+    history = to_records((locate(str(place)) / HISTORY).read_table())
+    assert [record["step"] for record in history] == [1, 2, 3, 4]
+    assert manifest["loss"] == pytest.approx((history[2]["loss"] + history[3]["loss"]) / 2)
+    assert "history" not in manifest
     (states,) = (name for name in there if name.endswith("model_states.pt"))
     names = torch.load(place / states, weights_only=False)["module"]
     assert names
@@ -116,17 +120,19 @@ def lose_a_file(job: StageJob) -> None:
 
 def halve_the_manifest(job: StageJob) -> None:
     file = newest(job) / MANIFEST
-    file.write_bytes(file.read_bytes()[:1000])
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
 
 
 def change_the_manifest(job: StageJob) -> None:
     file = newest(job) / MANIFEST
-    file.write_text(file.read_text().replace('"step": 3', '"step": 2', 1))
+    file.write_text(file.read_text().replace('"step": 4', '"step": 3', 1))
 
 
 DAMAGE = {
     "flipped": (flip_in("*optim_states.pt"), r"optim_states.pt: differs from its manifest, it is"),
     "random": (flip_in("random_of_rank_0_.pt"), r"random_of_rank_0_.pt: differs from its manifest"),
+    "records": (flip_in("history.parquet"), r"history.parquet: differs from its manifest"),
     "lost": (lose_a_file, r"optim_states.pt: is missing"),
     "halved": (halve_the_manifest, r"manifest.json: is no manifest, it is damaged"),
     "changed": (change_the_manifest, r"manifest.json: differs from its seal, it is damaged"),
@@ -184,7 +190,7 @@ def claim(**facts: Any) -> Callable[[StageJob], None]:
     ("spoil", "message"),
     [
         (claim(fingerprint="0123"), r"saved with other settings or data \(fingerprint 0123, now "),
-        (claim(schema_version=99), r"step-000004: schema_version=99, this program reads 2"),
+        (claim(schema_version=99), r"step-000004: schema_version=99, this program reads 3"),
     ],
     ids=["settings", "schema"],
 )
@@ -224,7 +230,7 @@ def test_a_full_disk_ends_training_and_names_the_last_good_checkpoint(
 ) -> None:
     config = small_config(job.config, *LEARNING, "checkpoint.every_steps=5")
     message = (
-        r"step-000005: cannot be saved: .*: cannot write it: .*; training stops here, the last "
+        r"step-000005: cannot be saved: .*: cannot write there: .*; training stops here, the last "
         r"complete checkpoint is step-000004; cure that and start the same command again"
     )
     with full_disk() as fill, pytest.raises(CheckpointError, match=message):

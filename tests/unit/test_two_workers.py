@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gloo_workers import run_on_workers
+import torch.multiprocessing as mp
+from gloo_workers import free_port, run_as_worker, run_on_workers
 from training_setup import (
     assert_same_weights,
     exported_weights,
@@ -16,7 +17,9 @@ from training_setup import (
 )
 
 from llavamed.config.schema import RunConfig
+from llavamed.errors import CheckpointError, StorageError
 from llavamed.storage import MANIFEST, locate
+from llavamed.train import saver
 from llavamed.train.job import StageJob
 
 SETTINGS = (
@@ -101,3 +104,27 @@ def test_each_worker_saves_its_own_part(by_two: dict[int, tuple[StageJob, StageJ
     for rank in (0, 1):
         owned = [name for name in manifest["files"] if f"zero_pp_rank_{rank}_" in name]
         assert [Path(name).suffix for name in owned] == [".pt"]
+
+
+def work_on_a_full_disk(rank: int, job: StageJob, port: int) -> None:
+    """Be a worker; the second one can publish nothing. What it ends with is written down."""
+
+    def fail(*_: Any) -> Any:
+        raise StorageError("disk of rank 1: is full")
+
+    if rank == 1:
+        saver.publish = fail
+    try:
+        run_as_worker(rank, 2, job, port)
+    except CheckpointError as error:
+        Path(f"{job.export}-error-{rank}").write_text(str(error))
+
+
+def test_what_one_worker_cannot_save_stops_both_with_one_error(tiny_config: RunConfig) -> None:
+    job = make_job(small_config(tiny_config, *SETTINGS, "scaling.num_workers=2", "name=two-full"))
+    mp.start_processes(
+        work_on_a_full_disk, (job, free_port()), 2, daemon=True, start_method="forkserver"
+    )
+    errors = [Path(f"{job.export}-error-{rank}").read_text() for rank in (0, 1)]
+    assert errors[0] == errors[1]
+    assert "step-000002: cannot be saved: disk of rank 1: is full; training stops" in errors[0]
