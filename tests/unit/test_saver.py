@@ -138,8 +138,8 @@ def test_a_run_that_is_taken_over_during_an_upload_does_not_complete_it(
 ) -> None:
     job = make_job(small_config(tiny_config, "name=taken-during-upload"))
     folder = locate(job.config.directory)
-    with hold(folder) as mine:
-        theirs = hold(folder, take_over=True)
+    with hold(folder, cure="wait") as mine:
+        theirs = hold(folder, cure="wait", take_over=True)
         before_upload(monkeypatch, theirs.__enter__)
         with pytest.raises(TrainingError, match=r"attempt=1: .* was taken over by .*, attempt 2;"):
             run_stage(replace(job, lease=mine))
