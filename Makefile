@@ -29,7 +29,7 @@ check: lint types test ## All that CI runs
 
 benchmark: install ## Measure beside peers, into benchmarks/results; QUICK=1 takes minutes
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" EXTRAS=dev,postgres,benchmark sh scripts/install.sh
-	@status=0; for name in packing prepare_images feeding resume memory; do \
+	@status=0; for name in packing prepare_images feeding resume checkpoint memory; do \
 	    echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(if $(QUICK),--quick) || status=1; \
 	done; $(BIN)/python benchmarks/report.py; exit $$status
 

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
 from tests.integration.conftest import SMALL
@@ -233,20 +234,22 @@ def test_a_node_that_comes_is_used(
     assert code == 0, log
     checkpoints = tmp_path / "growing" / "stages" / "align" / "checkpoints"
 
-    def wait_for(num_workers: int) -> dict:
+    def wait_for(num_workers: int) -> tuple[int, list[int]]:
+        """The step of a checkpoint by so many workers, and those it has records of."""
         deadline = time.monotonic() + 300
         while True:
             for file in checkpoints.glob("*/manifest.json"):
                 with suppress(FileNotFoundError):  # an old one is deleted as we look
                     manifest = json.loads(file.read_text())
                     if manifest["world_size"] == num_workers:
-                        return manifest
+                        history = pq.ParquetFile(file.with_name("history.parquet")).read()
+                        return manifest["step"], history["step"].to_pylist()
             assert time.monotonic() < deadline, logs_of(cluster, "growing")
             time.sleep(0.2)
 
     wait_for(1)
     start_node()
-    grown = wait_for(2)
+    step, recorded = wait_for(2)
     subprocess.run([RAY, "job", "stop", "growing"], env=cluster, check=True, capture_output=True)
-    print(f"two workers since before step {grown['step']}")  # noqa: T201
-    assert [each["step"] for each in grown["history"]] == list(range(1, grown["step"] + 1))
+    print(f"two workers since before step {step}")  # noqa: T201
+    assert recorded == list(range(1, step + 1))
