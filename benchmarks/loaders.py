@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 import webdataset as wds
 
-from llavamed.data.images import normalize
+from llavamed.data.images import from_planes, normalize
 from llavamed.data.loading import StageLoader
 from llavamed.data.mixture import Mixture
 from llavamed.data.order import WINDOW_ROW_GROUPS, order_stage
@@ -54,18 +54,15 @@ class Collate:
         for number, (ids, labels, _) in enumerate(samples):
             input_ids[number, : len(ids)] = ids
             targets[number, : len(labels) - 1] = labels[1:]
-        pixels = np.stack([image for _, _, image in samples])
         return (
             torch.from_numpy(input_ids),
             torch.from_numpy(targets),
-            torch.from_numpy(normalize(pixels, self.images)),
+            torch.from_numpy(normalize([image for _, _, image in samples], self.images)),
         )
 
     def sample(self, input_ids: Any, labels: Any, pixels: Any) -> Sample:
         """A sample of raw columns."""
-        size = self.images.size
-        image = np.frombuffer(pixels, np.uint8).reshape(size, size, 3)
-        return np.asarray(input_ids), np.asarray(labels), image
+        return np.asarray(input_ids), np.asarray(labels), from_planes(pixels, self.images.size)
 
     def samples(self, table: pa.Table) -> list[Sample]:
         """All samples of a table, without a Python object for each token or a copy of pixels."""

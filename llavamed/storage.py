@@ -168,14 +168,16 @@ class Location:
         reason = " ".join(str(error).split())
         return DamagedFile(f"{self}: is not {kind} ({reason}); make it again", reason)
 
-    def write_table(self, table: pa.Table, *, row_group_size: int | None = None) -> None:
+    def write_table(
+        self, table: pa.Table, *, row_group_size: int | None = None, compression: str = "zstd"
+    ) -> None:
         """Write the table as Parquet, whole or not at all."""
         sink = pa.BufferOutputStream()
         pq.write_table(
             table,
             sink,
             row_group_size=row_group_size,
-            compression="zstd",
+            compression=compression,
             write_page_checksum=True,
             # A dictionary of pixels is their copy, and a row group is read whole: so a page is one.
             use_dictionary=False,

@@ -6,12 +6,14 @@ the size.
 """
 
 import io
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from simplejpeg import decode_jpeg
 
@@ -73,24 +75,41 @@ def to_png(pixels: Pixels) -> bytes:
     return buffer.getvalue()
 
 
-def normalize(pixels: Pixels, settings: ImageSettings) -> npt.NDArray[np.float32]:
+def to_planes(pixels: Pixels) -> bytes:
+    """Pixels as a shard holds them: one channel after the other, and only one of what is grey.
+
+    That is compressed and normalised in half the time of channels side by side.
+    """
+    planes = pixels.transpose(2, 0, 1)
+    return planes[:1].tobytes() if _is_grey(pixels) else planes.tobytes()
+
+
+def from_planes(stored: pa.Buffer | bytes, size: int) -> Pixels:
+    """The same pixels again, an array of shape [size, size, 3], uint8, read-only and not copied."""
+    next_channel = size * size if len(stored) > size * size else 0
+    strides = (size, 1, next_channel)
+    return np.ndarray((size, size, 3), dtype=np.uint8, buffer=stored, strides=strides)
+
+
+def normalize(images: Sequence[Pixels], settings: ImageSettings) -> npt.NDArray[np.float32]:
     """Scale to mean 0 and deviation 1 per channel.
 
     Args:
-        pixels: Array of shape [images, size, size, 3], uint8.
-        settings: Whose mean and std are used.
+        images: Each an array of shape [size, size, 3], uint8; fastest are those of `from_planes`.
+        settings: Whose size, mean and std are used.
 
     Returns:
         Array of shape [images, 3, size, size], float32.
     """
-    scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
-    mean, std = np.array([settings.mean, settings.std], dtype=np.float32)
-    images, height, width, _ = pixels.shape
-    planes = np.empty((images, 3, height, width), dtype=np.float32)
-    for c in range(3):
-        # Of all bytes none is out of range: `clip` only lets take write where it should.
-        np.take((scaled - mean[c]) / std[c], pixels[..., c], out=planes[:, c], mode="clip")
-    return planes
+    mean, std = np.array([settings.mean, settings.std], dtype=np.float32)[..., None, None]
+    normalized = np.empty((len(images), 3, settings.size, settings.size), dtype=np.float32)
+    for planes, image in zip(normalized, images, strict=True):
+        # One image at a time stays in the processor's cache.
+        planes[:] = image.transpose(2, 0, 1)
+        planes /= 255
+        planes -= mean
+        planes /= std
+    return normalized
 
 
 def _decode(data: bytes) -> Pixels:
@@ -125,14 +144,17 @@ def _is_upright(image: Image.Image) -> bool:
 
 def _resize(pixels: Pixels, width: int, height: int) -> Pixels:
     """As CLIPImageProcessor does; what is grey as one channel, in a third of the time."""
-    is_grey = all(  # a sample of the pixels tells most coloured images
+    image = Image.fromarray(np.ascontiguousarray(pixels[..., 0]) if _is_grey(pixels) else pixels)
+    resized = image.resize((width, height), resample=Image.Resampling.BICUBIC)
+    return np.asarray(resized.convert("RGB"))
+
+
+def _is_grey(pixels: Pixels) -> bool:
+    return all(  # a sample of the pixels tells most coloured images
         np.array_equal(part[..., 0], part[..., channel])
         for part in (pixels[::16, ::16], pixels)
         for channel in (1, 2)
     )
-    image = Image.fromarray(np.ascontiguousarray(pixels[..., 0]) if is_grey else pixels)
-    resized = image.resize((width, height), resample=Image.Resampling.BICUBIC)
-    return np.asarray(resized.convert("RGB"))
 
 
 def _resize_fast(pixels: Pixels, width: int, height: int) -> Pixels:

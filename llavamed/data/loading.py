@@ -138,12 +138,17 @@ class StageLoader:
         """Read a row group and keep these of its samples."""
         table = self.data.read_group(int(self.data.groups[samples[0]]), _COLUMNS)
         ids, images = table.column("id"), table.column("pixels")
-        input_ids, labels = _arrays(table.column("input_ids")), _arrays(table.column("labels"))
+        input_ids, lengths = _flat(table.column("input_ids"))
+        labels, _ = _flat(table.column("labels"))
+        ends = np.cumsum(lengths)
+        targets = np.roll(labels, -1)
+        targets[ends[lengths > 0] - 1] = IGNORE_INDEX
+        parts = [np.split(values, ends[:-1]) for values in (input_ids, targets)]
         return {
             sample: _Sample(
                 id=ids[row].as_py(),
-                input_ids=input_ids[row],
-                targets=np.append(labels[row][1:], IGNORE_INDEX),
+                input_ids=parts[0][row],
+                targets=parts[1][row],
                 images=images[row].as_py(),
             )
             for sample, row in zip(samples.tolist(), self._rows[samples].tolist(), strict=True)
@@ -165,7 +170,7 @@ class StageLoader:
             images = [np.zeros((size, size, 3), dtype=np.uint8)]
             samples.append(self._blank())
         rows = [samples] if self.packing else [[sample] for sample in samples]
-        return collate(rows, np.stack(images), self.data, sample_ids=ids, num_tokens=num_tokens)
+        return collate(rows, images, self.data, sample_ids=ids, num_tokens=num_tokens)
 
     def _blank(self) -> _Sample:
         """The tokens of an image, which train nothing."""
@@ -187,16 +192,16 @@ def _by_visit(epoch: EpochOrder, packs: list[Integers]) -> dict[int, Integers]:
     return dict(zip(numbers.tolist(), samples, strict=True))
 
 
-def _arrays(column: pa.ChunkedArray) -> list[Integers]:
-    """The lists of a column, one a row."""
+def _flat(column: pa.ChunkedArray) -> tuple[Integers, Integers]:
+    """The values of a column's lists, one after another, and the lists' lengths."""
     lists = column.combine_chunks()
-    values = lists.flatten().to_numpy().astype(np.int64)
-    return np.split(values, np.cumsum(lists.value_lengths().to_numpy())[:-1])
+    lengths = lists.value_lengths().to_numpy()
+    return lists.flatten().to_numpy().astype(np.int64), lengths.astype(np.int64)
 
 
 def collate(
     rows: Sequence[Sequence[_Sample]],
-    pixels: Pixels,
+    images: Sequence[Pixels],
     data: Mixture,
     *,
     sample_ids: tuple[str, ...],
@@ -204,7 +209,7 @@ def collate(
 ) -> Batch:
     """Join samples to rows, padded on the right to the longest, where no token attends to it.
 
-    `pixels` are those of all samples, in their order: array of shape [I, S, S, 3], uint8.
+    `images` are those of all samples, in their order.
     """
     length = max(sum(len(sample.input_ids) for sample in row) for row in rows)
     input_ids = np.full((len(rows), length), data.pad_token_id, dtype=np.int64)
@@ -223,7 +228,7 @@ def collate(
         input_ids=torch.from_numpy(input_ids),
         targets=torch.from_numpy(targets),
         position_ids=torch.from_numpy(position_ids),
-        pixel_values=torch.from_numpy(normalize(pixels, data.images)),
+        pixel_values=torch.from_numpy(normalize(images, data.images)),
         sample_ids=sample_ids,
         num_tokens=num_tokens,
     )

@@ -88,7 +88,7 @@ SHARD_SCHEMA = pa.schema(
         pa.field("id", pa.string()),
         pa.field(
             "pixels", pa.list_(pa.binary())
-        ),  # uint8 height x width x 3 each, or encoded bytes
+        ),  # uint8 each, 3 x size x size or, where grey, size x size; or the file's bytes
         pa.field("input_ids", pa.list_(pa.int32())),
         pa.field("labels", pa.list_(pa.int32())),
         pa.field("turns", pa.list_(pa.struct([("role", pa.string()), ("text", pa.string())]))),

@@ -13,9 +13,9 @@ import pyarrow as pa
 from llavamed.config.schema import RunConfig
 from llavamed.data.content import hash_content, hash_image
 from llavamed.data.conversation import encode, get_template
-from llavamed.data.images import to_pixels
+from llavamed.data.images import to_pixels, to_planes
 from llavamed.data.ledger import Ledger
-from llavamed.data.prepared import shard_name
+from llavamed.data.prepared import write_shard
 from llavamed.data.sample import (
     CONTENT_SCHEMA,
     IGNORE_INDEX,
@@ -93,7 +93,7 @@ class ShardWriter:
         if good:
             folder = locate(self._config.datasets_directory) / chunk.dataset
             table = pa.Table.from_pylist(good, SHARD_SCHEMA)
-            (folder / shard_name(chunk.shard)).write_table(table, row_group_size=size)
+            write_shard(folder, chunk.shard, table, size)
         index = [
             {
                 "shard": chunk.shard,
@@ -146,5 +146,5 @@ class ShardWriter:
         """What is stored of an image, and its hash."""
         data = source.load_image(reference)
         pixels = to_pixels(data, self._images)  # also when the original is kept: it must decode
-        stored = data if self._config.data.store_images == "original" else pixels.tobytes()
+        stored = data if self._config.data.store_images == "original" else to_planes(pixels)
         return stored, hash_image(pixels)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import pyarrow as pa
 import ray
 import torch
@@ -121,7 +120,7 @@ class Answerer:
         images = [image for question in batch for image in question.pixels]
         pixel_values = None  # no question of the batch has an image
         if images:
-            normalized = torch.from_numpy(normalize(np.stack(images), self._dataset.images))
+            normalized = torch.from_numpy(normalize(images, self._dataset.images))
             pixel_values = normalized.to(self._device, model.dtype)
             if control == "blank_image":
                 pixel_values.zero_()

@@ -3,11 +3,13 @@
 import io
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from small_datasets import dialogue, prepare, write
 
 from llavamed.config.load import parse_config
 from llavamed.config.schema import RunConfig
+from llavamed.data.images import to_planes
 from llavamed.data.sources.phantoms import Phantoms
 
 Rows = tuple[list[dict[str, Any]], list[dict[str, Any]]]
@@ -40,7 +42,7 @@ def sample(name: str, image: Image.Image, turns: list[dict[str, str]]) -> dict[s
     ids = [1, *range(10, 20)]
     return {
         "id": name,
-        "pixels": [image.convert("RGB").tobytes()],
+        "pixels": [to_planes(np.asarray(image.convert("RGB")))],
         "input_ids": ids,
         "labels": ids,
         "turns": turns,

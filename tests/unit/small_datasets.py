@@ -1,22 +1,19 @@
 """Small prepared datasets of random samples, written as the preparation writes them."""
 
-import io
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from PIL import Image
 
 from llavamed.data.content import hash_content, hash_image
-from llavamed.data.images import ImageSettings
+from llavamed.data.images import ImageSettings, from_planes, to_png
 from llavamed.data.ledger import Ledger
 from llavamed.data.loading import StageLoader
 from llavamed.data.mixture import Mixture
 from llavamed.data.order import StageOrder, order_stage
-from llavamed.data.prepared import SCHEMA_VERSION, PreparedDataset, open_prepared, shard_name
+from llavamed.data.prepared import SCHEMA_VERSION, PreparedDataset, open_prepared, write_shard
 from llavamed.data.sample import (
     CONTENT_SCHEMA,
     IGNORE_INDEX,
@@ -66,8 +63,8 @@ def make_row(random: np.random.Generator, number: int, num_images: int) -> dict[
     return {
         "id": f"sample-{number}",
         "pixels": [
-            random.integers(0, 256, size=(SIZE, SIZE, 3), dtype=np.uint8).tobytes()
-            for _ in range(num_images)
+            random.integers(0, 256, size=(channels, SIZE, SIZE), dtype=np.uint8).tobytes()
+            for channels in [1 + 2 * (number % 3 > 0)] * num_images
         ],
         "input_ids": input_ids,
         "labels": [IGNORE_INDEX] * answer + input_ids[answer:],
@@ -100,11 +97,11 @@ def write(uri: str, rows: list[dict[str, Any]], *, encoded: bool = False) -> Pre
     for shard, start in enumerate(range(0, len(rows), 50)):
         chunk = rows[start : start + 50]
         if encoded:
-            chunk = [row | {"pixels": [png(pixels) for pixels in row["pixels"]]} for row in chunk]
-        sink = io.BytesIO()
-        table = pa.Table.from_pylist(chunk, SHARD_SCHEMA)
-        pq.write_table(table, sink, row_group_size=8, write_page_checksum=True)
-        (place / shard_name(shard)).write_bytes(sink.getvalue())
+            chunk = [
+                row | {"pixels": [to_png(from_planes(image, SIZE)) for image in row["pixels"]]}
+                for row in chunk
+            ]
+        write_shard(place, shard, pa.Table.from_pylist(chunk, SHARD_SCHEMA), row_group_size=8)
         index += [
             {
                 "shard": shard,
@@ -139,17 +136,12 @@ def write(uri: str, rows: list[dict[str, Any]], *, encoded: bool = False) -> Pre
 
 def content(number: int, row: dict[str, Any]) -> dict[str, Any]:
     """The row of `content.parquet` of a sample with square images."""
-    images = [np.frombuffer(image, np.uint8) for image in row["pixels"]]
-    sides = [math.isqrt(len(image) // 3) for image in images]
-    hashes = [
-        hash_image(pixels.reshape(side, side, 3))
-        for side, pixels in zip(sides, images, strict=True)
-    ]
+    hashes = []
+    for image in row["pixels"]:
+        side = math.isqrt(len(image))
+        is_grey = side * side == len(image)
+        hashes.append(
+            hash_image(from_planes(image, side if is_grey else math.isqrt(len(image) // 3)))
+        )
     turns = [Turn(**turn) for turn in row["turns"]]
     return {"row": number, "id": row["id"], **hash_content(turns, hashes)}
-
-
-def png(pixels: bytes) -> bytes:
-    sink = io.BytesIO()
-    Image.frombytes("RGB", (SIZE, SIZE), pixels).save(sink, "PNG")
-    return sink.getvalue()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from image_files import claim, encoded, noise, ours, preprocess, settings_of
 from PIL import Image
 
-from llavamed.data.images import MAX_IMAGE_PIXELS, normalize, to_pixels
+from llavamed.data.images import MAX_IMAGE_PIXELS, from_planes, normalize, to_pixels, to_planes
 from llavamed.errors import BadSample
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
@@ -76,12 +76,25 @@ def test_images_of_any_size_equal_those_of_transformers(width, height, seed, ima
     assert np.array_equal(ours(data, images), preprocess(image, images))
 
 
+@given(seed=st.integers(0, 99), grey=st.booleans(), nearly=st.booleans())
+def test_planes_are_the_same_pixels_and_one_where_grey(seed, grey, nearly):
+    pixels = np.random.default_rng(seed).integers(0, 255, size=(16, 16, 3), dtype=np.uint8)
+    if grey:
+        pixels[..., 1:] = pixels[..., :1]
+        pixels[seed % 15, 3, 2] += nearly  # one value of one pixel
+    planes = to_planes(pixels)
+    assert np.array_equal(from_planes(planes, 16), pixels)
+    assert len(planes) == 16 * 16 * (1 if grey and not nearly else 3)
+
+
 def test_normalised_batches_are_the_images_one_by_one():
     pixels = np.stack([to_pixels(encoded(noise(40, 50, seed)), SQUARE) for seed in range(3)])
     batch = normalize(pixels, SQUARE)
     assert batch.shape == (3, 3, 32, 32)
     for number in range(3):
         assert np.array_equal(batch[number], normalize(pixels[number][None], SQUARE)[0])
+    stored = [from_planes(to_planes(image), 32) for image in pixels]
+    assert np.array_equal(batch, normalize(stored, SQUARE))
     assert normalize(pixels[:0], SQUARE).shape == (0, 3, 32, 32)
 
 

@@ -7,7 +7,7 @@ from small_datasets import dialogue, make_row, prepare, write
 from llavamed.config.datasets import Dataset, Phantoms
 from llavamed.data.ledger import Ledger, join, read_ledger
 from llavamed.data.prepare import publish
-from llavamed.data.prepared import open_prepared
+from llavamed.data.prepared import SCHEMA_VERSION, open_prepared
 from llavamed.data.shards import ShardReport
 from llavamed.errors import DataError
 from llavamed.evaluate.run import closed_references
@@ -30,7 +30,7 @@ def ledger(tmp_path_factory) -> Ledger:
 
 def publish_all(ledger, place, **settings):
     half = ShardReport(place.name, ledger)
-    publish(place, {"schema_version": 2}, [half], Dataset(read=READ, **settings))
+    publish(place, {"schema_version": SCHEMA_VERSION}, [half], Dataset(read=READ, **settings))
     return open_prepared(place)
 
 

@@ -25,7 +25,7 @@ from small_datasets import (
     prepare,
 )
 
-from llavamed.data.images import normalize
+from llavamed.data.images import from_planes, normalize
 from llavamed.data.loading import READ_AHEAD_STEPS, Batch
 from llavamed.data.order import WINDOW_ROW_GROUPS, StageOrder
 from llavamed.data.packing import Integers
@@ -55,8 +55,8 @@ def check_contents(batch: Batch, rows: list[dict[str, Any]], *, packing: bool) -
         assert batch.position_ids[place].tolist() == list(range(length))
         rest_is_trained[place] = False
     assert not rest_is_trained.any()
-    raw = [pixels for row in rows for pixels in row["pixels"]] or [bytes(SIZE * SIZE * 3)]
-    pixels = np.stack([np.frombuffer(image, np.uint8).reshape(SIZE, SIZE, 3) for image in raw])
+    raw = [pixels for row in rows for pixels in row["pixels"]] or [bytes(SIZE * SIZE)]
+    pixels = [from_planes(image, SIZE) for image in raw]
     np.testing.assert_array_equal(batch.pixel_values.numpy(), normalize(pixels, IMAGES))
     assert batch.pixel_values.dtype == torch.float32
     assert (batch.input_ids == IMAGE_TOKEN).sum() == NUM_IMAGE_TOKENS * len(raw)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from llavamed.config.load import parse_config
 from llavamed.data.content import hash_content, hash_image
-from llavamed.data.images import to_pixels
+from llavamed.data.images import to_pixels, to_planes
 from llavamed.data.loading import StageLoader
 from llavamed.data.mixture import Mixture
 from llavamed.data.order import EpochOrder, StageOrder
@@ -137,7 +137,7 @@ def test_pixels_are_those_of_the_images_in_order(prepared, processor, figures):
     pixels = (place / shard_name(3)).read_table()["pixels"].to_pylist()
     settings = image_settings(processor)
     wanted = [to_pixels((figures / name).read_bytes(), settings) for name in ("a.png", "b.jpg")]
-    assert pixels[1] == [image.tobytes() for image in wanted]
+    assert pixels[1] == [to_planes(image) for image in wanted]
     assert [len(images) for images in pixels] == [1, 2, 1, 0, 1]
     assert all(len(image) == 16 * 16 * 3 for images in pixels for image in images)
 
