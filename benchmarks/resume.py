@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +46,9 @@ def first_batch_seconds(data: Mixture, order: StageOrder, start: int) -> float:
     next(steps)
     seconds = time.monotonic() - begin
     steps.close()
+    for thread in threading.enumerate():
+        if thread.name.startswith("reader"):  # what it still reads is no business of the next start
+            thread.join()
     return seconds
 
 
