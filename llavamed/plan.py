@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from llavamed.config.datasets import Dataset, Declared
+from llavamed.config.load import override_config
 from llavamed.config.schema import RunConfig
 from llavamed.config.stages import Stage
 from llavamed.data.mixture import Mixture
@@ -63,16 +64,21 @@ def plan_run(
     Args:
         config: The run.
         accelerator: A name in `ACCELERATORS`.
-        num_gpus: How many; by default the config's workers.
+        num_gpus: How many; by default the config's workers, of a range the most.
         mfu: Model-FLOPs utilisation, the part of the GPUs' peak that is reached.
 
     Raises:
-        ConfigError: The GPU is unknown, or a dataset is neither prepared nor declared.
+        ConfigError: The GPU is unknown, a dataset is neither prepared nor declared, or so many GPUs
+            cannot share out a step.
     """
     find_accelerator(accelerator)
-    workers = num_gpus or config.scaling.most_workers
+    if num_gpus is not None:
+        least = min(num_gpus, config.scaling.least_workers)
+        is_fixed = isinstance(config.scaling.num_workers, int)
+        workers = num_gpus if is_fixed else [least, num_gpus]
+        config = override_config(config, [f"scaling.num_workers={workers}"])
     model = shape_on_meta(config.model)
-    return [_plan_stage(config, stage, model, accelerator, workers, mfu) for stage in config.stages]
+    return [_plan_stage(config, stage, model, accelerator, mfu) for stage in config.stages]
 
 
 def find_accelerator(name: str) -> Accelerator:
@@ -84,15 +90,8 @@ def find_accelerator(name: str) -> Accelerator:
 
 
 def _plan_stage(
-    config: RunConfig, stage: Stage, model: Any, accelerator: str, workers: int, mfu: float
+    config: RunConfig, stage: Stage, model: Any, accelerator: str, mfu: float
 ) -> StageCost:
-    if stage.num_lanes % workers and isinstance(config.scaling.num_workers, int):
-        raise ConfigError(
-            f"stages.{stage.name}.global_batch_size={stage.global_batch_size} cannot be shared "
-            "out by "
-            f"{workers} GPUs with micro_batch_size={stage.micro_batch_size}; use a number of GPUs "
-            f"that divides {stage.num_lanes}"
-        )
     places = {name: locate(config.datasets_directory) / name for name in stage.mixture}
     there = [name for name in places if _is_prepared(places[name], config.data.datasets[name])]
     prepared = {name: open_prepared(places[name]) for name in there}
@@ -113,10 +112,13 @@ def _plan_stage(
         parts,
         stage=stage,
         engine=config.engine,
-        num_workers=workers,
+        num_workers=config.scaling.least_workers,  # a part of the state is largest then
         tokens=load.tokens_per_pass,
         supervised=load.work.num_supervised / load.work.num_tokens * load.tokens_per_pass,
     )
+    workers = config.scaling.most_workers
+    # Where the passes of a step do not come out even, all wait for those who have one more.
+    at_work = stage.num_lanes / (math.ceil(stage.num_lanes / workers) * workers)
     processed = load.steps * stage.num_lanes * load.tokens_per_pass
     return StageCost(
         name=stage.name,
@@ -134,7 +136,7 @@ def _plan_stage(
         parts=parts,
         memory=memory,
         flops=flops,
-        hours=flops / (workers * gpu.flops_per_second * mfu) / 3600,
+        hours=flops / (workers * at_work * gpu.flops_per_second * mfu) / 3600,
     )
 
 

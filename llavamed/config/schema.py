@@ -94,6 +94,11 @@ class Scaling(Section):
     """Ray's name of the GPU, e.g. `A100`."""
 
     @property
+    def least_workers(self) -> int:
+        """The smallest number of workers there may be."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
     def most_workers(self) -> int:
         """The largest number of workers there may be."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
@@ -109,6 +114,20 @@ class Scaling(Section):
         return self
 
 
+_DERIVED = {  # DeepSpeed's settings, and the fields of ours that decide them
+    "train_micro_batch_size_per_gpu": "stages.*.micro_batch_size",
+    "gradient_accumulation_steps": "stages.*.global_batch_size",
+    "train_batch_size": "stages.*.global_batch_size",
+    "gradient_clipping": "stages.*.max_grad_norm",
+    "bf16": "engine.precision",
+    "fp16": "engine.precision",
+    "optimizer": "stages.*.optimizer",
+    "scheduler": "stages.*.schedule",
+    "zero_optimization.stage": "engine.zero_stage",
+    "zero_optimization.offload_optimizer": "engine.offload_optimizer",
+}
+
+
 class Engine(Section):
     """DeepSpeed."""
 
@@ -120,6 +139,15 @@ class Engine(Section):
     """Where the optimizer state lives."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Raw DeepSpeed settings, merged last; keys that other fields set are refused."""
+
+    @model_validator(mode="after")
+    def _derived_stay_derived(self) -> Self:
+        for key, value in self.deepspeed.items():
+            nested = [f"{key}.{name}" for name in value] if isinstance(value, dict) else []
+            for name in (key, *nested):
+                if name in _DERIVED:
+                    raise ValueError(f"deepspeed.{name}: is derived; set {_DERIVED[name]} instead")
+        return self
 
 
 class Checkpoint(Section):

@@ -11,9 +11,32 @@ from torch import nn
 
 from llavamed.config.stages import Lora
 from llavamed.errors import ConfigError
-from llavamed.model.quantize import dequantized, is_quantized, quantize_linears
+from llavamed.model.quantize import BLOCK, dequantized, is_quantized, quantize_linears
 
 _NAME = "default"
+
+
+def check_layers(decoder: nn.Module, lora: Lora) -> None:
+    """Find out whether a language model, which may be on `meta`, has the layers that are adapted.
+
+    Raises:
+        ConfigError: A target is no linear layer, or a layer's rows are not whole blocks of NF4.
+    """
+    linears = {name: each for name, each in decoder.named_modules() if isinstance(each, nn.Linear)}
+    for target in lora.target_modules:
+        if not any(f".{name}".endswith(f".{target}") for name in linears):
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in linears}))
+            raise ConfigError(
+                f"lora.target_modules={target}: the language model has no linear layer of this "
+                f"name; use some of: {known}"
+            )
+    if lora.quantize == "nf4":
+        for name, linear in linears.items():
+            if linear.in_features % BLOCK:  # bitsandbytes 0.50 unpacks them wrongly on CPUs
+                raise ConfigError(
+                    f"lora.quantize=nf4: the layer {name} has {linear.in_features} inputs, not "
+                    f"a multiple of the blocks of {BLOCK} that share a scale; set it to none"
+                )
 
 
 def add_adapters(model: Any, lora: Lora, *, seed: int, device: torch.device) -> None:
@@ -28,19 +51,12 @@ def add_adapters(model: Any, lora: Lora, *, seed: int, device: torch.device) -> 
         device: Where quantised layers go.
 
     Raises:
-        ConfigError: A target is no linear layer of the language model, or a package is missing.
+        ConfigError: As `check_layers`, or a package is missing.
     """
     from peft import LoraConfig, inject_adapter_in_model  # two seconds that only adapters cost
 
     decoder = model.model.language_model
-    linears = [name for name, module in decoder.named_modules() if isinstance(module, nn.Linear)]
-    for target in lora.target_modules:
-        if not any(f".{name}".endswith(f".{target}") for name in linears):
-            known = ", ".join(sorted({name.rpartition(".")[2] for name in linears}))
-            raise ConfigError(
-                f"lora.target_modules={target}: the language model has no linear layer of this "
-                f"name; use some of: {known}"
-            )
+    check_layers(decoder, lora)
     is_meta = device.type == "meta"
     if lora.quantize == "nf4" and not is_meta:
         quantize_linears(decoder, device)

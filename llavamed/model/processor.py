@@ -125,6 +125,14 @@ def part_config(part: Pretrained, key: str) -> Any:
     return config
 
 
+def text_config(model: Model) -> Any:
+    """The Hugging Face config of the language model. Raises: ConfigError, as `part_config`."""
+    if model.language_model is not None:
+        return part_config(model.language_model, "model.language_model")
+    assert model.weights is not None
+    return _load(AutoConfig, model.weights, "model.weights").get_text_config()
+
+
 def declared_config(part: Pretrained, key: str) -> Any:
     """The Hugging Face config that the file declares, without looking at any weights.
 

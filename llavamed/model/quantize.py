@@ -8,7 +8,7 @@ from torch import nn
 from llavamed.errors import ConfigError
 
 BLOCK = 64
-"""Weights that share a scale."""
+"""Weights of a row that share a scale; a row must be made of whole blocks."""
 
 
 def load_bitsandbytes(setting: str) -> Any:
@@ -37,17 +37,12 @@ def quantize_linears(module: nn.Module, device: torch.device) -> None:
     computed in the dtype the weights had. Source: QLoRA (arXiv 2305.14314), section 3.
 
     Raises:
-        ConfigError: bitsandbytes is not installed, or a row is not made of whole blocks.
+        ConfigError: bitsandbytes is not installed.
     """
     layers = load_bitsandbytes("lora.quantize=nf4").nn
     for parent in list(module.modules()):
         for name, linear in list(parent.named_children()):
             if isinstance(linear, nn.Linear):
-                if linear.in_features % BLOCK:  # bitsandbytes 0.50 unpacks them wrongly on CPUs
-                    raise ConfigError(
-                        f"lora.quantize=nf4: the layer {name} has {linear.in_features} inputs, not "
-                        f"a multiple of the blocks of {BLOCK} that share a scale; set it to none"
-                    )
                 small = layers.Linear4bit(
                     linear.in_features,
                     linear.out_features,

@@ -16,6 +16,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,18 @@ def read_manifest(place: Location) -> Manifest:
     if seal != fingerprint(manifest):
         raise Damaged(f"{file}: differs from its seal, it is damaged")
     return manifest
+
+
+def check_settings(folder: Location, stage_fingerprint: str) -> None:
+    """Find out whether the checkpoint a stage would resume from was saved with these settings.
+
+    Raises:
+        CheckpointError: It was not, or another version of this program has saved it.
+    """
+    for name in reversed(complete_checkpoints(folder)):
+        with suppress(Damaged):  # as is found again, and told, when it is loaded
+            _read_own_manifest(folder / name, stage_fingerprint)
+            return
 
 
 def restore_checkpoint(

@@ -27,7 +27,7 @@ from llavamed.train.context import Record
 from llavamed.train.curriculum import StagePlan, find_stage, plan_curriculum
 from llavamed.train.fit import fit
 from llavamed.train.job import StageJob, order_of
-from llavamed.train.preflight import check_packages, check_stage, check_weights
+from llavamed.train.preflight import check_adapters, check_packages, check_stage, check_weights
 from llavamed.train.progress import Progress
 from llavamed.train.ray_cluster import ray_cluster
 from llavamed.train.tracking import Tracker
@@ -64,6 +64,7 @@ def run_curriculum(
         (directory / CONFIG).write_bytes(dump_config(config).encode())
         check_packages(plans)
         check_weights(config, plans)
+        check_adapters(config, plans)
         ensure_processor(config)
         with _tracked(config, lease) as tracker, ray_cluster(config):
             summary = _run(config, plans, lease, tracker, progress)

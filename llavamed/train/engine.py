@@ -252,11 +252,7 @@ def to_universal(folder: Path, target: Path) -> None:
 
 
 def deepspeed_config(config: EngineConfig, stage: Stage, world_size: int) -> dict[str, Any]:
-    """The whole DeepSpeed configuration of a stage.
-
-    Raises:
-        ConfigError: `engine.deepspeed` sets a key that another field of ours decides.
-    """
+    """The whole DeepSpeed configuration of a stage."""
     accumulation = math.ceil(stage.num_lanes / world_size)  # some ranks end with an empty pack
     zero: dict[str, Any] = {"stage": config.zero_stage}
     if config.offload_optimizer != "none":
@@ -274,24 +270,6 @@ def deepspeed_config(config: EngineConfig, stage: Stage, world_size: int) -> dic
         "zero_force_ds_cpu_optimizer": False,  # its own would be compiled at run time
         "steps_per_print": 10**9,
     }
-    owners = {
-        "train_micro_batch_size_per_gpu": "stages.*.micro_batch_size",
-        "gradient_accumulation_steps": "stages.*.global_batch_size",
-        "train_batch_size": "stages.*.global_batch_size",
-        "gradient_clipping": "stages.*.max_grad_norm",
-        "bf16": "engine.precision",
-        "fp16": "engine.precision",
-        "optimizer": "stages.*.optimizer",
-        "scheduler": "stages.*.schedule",
-        "zero_optimization.stage": "engine.zero_stage",
-        "zero_optimization.offload_optimizer": "engine.offload_optimizer",
-    }
-    for key, value in config.deepspeed.items():
-        nested = [f"{key}.{name}" for name in value] if isinstance(value, dict) else []
-        for name in (key, *nested):
-            if name in owners:
-                raise ConfigError(
-                    f"engine.deepspeed.{name}: is derived; set {owners[name]} instead"
-                )
-        derived[key] = {**zero, **value} if key == "zero_optimization" else value
-    return derived
+    extra = dict(config.deepspeed)
+    zero |= extra.pop("zero_optimization", {})
+    return derived | extra

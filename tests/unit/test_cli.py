@@ -148,6 +148,24 @@ def trained(cost):
     return sum(part.num_trained for part in cost.parts)
 
 
+def test_a_range_of_workers_is_planned_for_the_fewest_and_the_slowest(tmp_path):
+    def plan_for(*workers):
+        value = workers[0] if len(workers) == 1 else list(workers)
+        overrides = [f"data.directory={tmp_path}", f"scaling.num_workers={value}"]
+        return plan_run(load_config(V1, overrides), accelerator="A100")[0]
+
+    one, several, uneven = plan_for(2), plan_for(2, 8), plan_for(2, 6)
+    assert several.memory == one.memory
+    assert several.hours == pytest.approx(one.hours / 4)
+    passes = 128 // load_config(V1).stages[0].micro_batch_size
+    assert uneven.hours == pytest.approx(one.hours / (passes / 2) * -(-passes // 6))
+    given = plan_run(
+        load_config(V1, ["scaling.num_workers=[2, 8]"]), accelerator="A100", num_gpus=6
+    )
+    assert given[0].num_gpus == 6
+    assert given[0].memory == one.memory
+
+
 @pytest.mark.parametrize(
     ("file", "projector", "language_model"),
     # A linear projector has 1024 x 4096 weights and 4096 biases, the other 4096 x 4096 + 4096 more.
@@ -167,7 +185,9 @@ def test_the_paper_s_stages_train_what_they_should(file, projector, language_mod
 def test_a_plan_for_gpus_that_cannot_share_the_batch_is_refused(run, unreachable):
     code, _, err = run("plan", "--config", V1, "--num-gpus", "7")
     assert code == 2
-    assert "stages.align.global_batch_size=128 cannot be shared out by 7 GPUs" in err
+    assert (
+        "stages.align.global_batch_size=128 is not a multiple of micro_batch_size x scaling" in err
+    )
 
 
 @pytest.mark.parametrize(
