@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -35,8 +36,9 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
         settings["num_cpus"] = max(os.cpu_count() or 1, int(wanted))
         settings["include_dashboard"] = False
     try:
+        _knock(address)
         ray.init(address=address, **settings)
-    except (ConnectionError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise LlavaMedError(
             f"RAY_ADDRESS={address}: Ray does not answer: {reason}; start the cluster, or unset "
@@ -47,3 +49,10 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens, for which Ray itself would wait two minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
