@@ -139,7 +139,7 @@ def main() -> int:
         if name := getattr(arguments, task):
             alone(task, name, arguments.folder)
             return 0
-    num_images, num_rounds = (2048, 3) if arguments.quick else (6144, 7)
+    num_images, num_rounds = (2048, 3) if arguments.quick else (6144, 5)
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.folder or Path(scratch)
         if not (folder / "prepared" / "manifest.json").exists():
