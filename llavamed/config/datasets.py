@@ -111,7 +111,7 @@ class Parquet(Section):
     """Column of the images: bytes, `{bytes, path}`, names, or lists; none: `image` or `images`."""
     turns_column: str | None = None
     """Column of the turns, `[{role, content}]` or `[{from, value}]`, or the same as JSON text;
-    none: `turns` or `conversations`."""
+    none: `conversations`, `turns` or `messages`."""
     licence: str = ""
     """Licence of the data, kept with every sample that names none itself."""
 

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llavamed.config.datasets import LlavaJson, Parquet, WebDataset
+from llavamed.data.sample import Turn
 from llavamed.data.sources import open_source
+from llavamed.data.sources.records import read_turns
 from llavamed.errors import BadSample
 from llavamed.storage import Location, locate
 
@@ -197,6 +199,46 @@ def test_parquet_s_usual_columns_are_found_and_places_are_names(tmp_path):
     assert (first.id, second.id) == ("a.parquet#0/0", "a.parquet#0/1")
     assert source.load_image(first.images[0]) == b"one"
     assert second.images == ()
+
+
+PARTS = [
+    {"role": "user", "content": [{"type": "text", "text": "What?\n"}, {"type": "image"}]},
+    {"role": "assistant", "content": [{"type": "text", "text": "A."}]},
+]
+
+
+@pytest.mark.parametrize(
+    "talk",
+    [
+        PARTS,
+        json.dumps(PARTS),
+        {"role": ["user", "assistant"], "content": ["What?\n<image>", "A."]},
+        {"from": ["human", "gpt"], "value": ["What?\n<image>", "A."]},
+    ],
+    ids=["parts", "parts as JSON", "sequence", "sequence of LLaVA's"],
+)
+def test_turns_as_hugging_face_writes_them(tmp_path, talk):
+    rows = [{"images": [{"bytes": b"one", "path": None}], "messages": talk}]
+    locate(f"{tmp_path}/a.parquet").write_table(pa.Table.from_pylist(rows))
+    source = open_source(Parquet(source="parquet", path=str(tmp_path)))
+    (record,) = map(source.parse, source.rows())
+    assert record.turns == (Turn("user", "What?\n<image>"), Turn("assistant", "A."))
+    assert len(record.images) == 1
+
+
+@pytest.mark.parametrize(
+    ("talk", "reason", "detail"),
+    [
+        ([{"role": "user", "content": [{"type": "video"}]}], "no_text", "of type 'video'; known"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "no_text", "of type 'text'; known"),
+        ([{"role": "user", "content": ["What?"]}], "no_text", "of type None; known"),
+        ({"role": ["user"], "content": []}, "no_conversations", "of 1 and 0"),
+    ],
+)
+def test_parts_that_are_no_turn_are_refused(talk, reason, detail):
+    found, why = refusal(read_turns, talk, {})
+    assert found == reason
+    assert detail in why
 
 
 def test_a_parquet_image_that_is_not_there_spoils_its_sample_alone(tmp_path):

@@ -1,8 +1,9 @@
 """From what formats write to what a `Record` says: dialogues, questions, answer types.
 
-A dialogue as formats write it: `{"id", "image" or "images", "conversations" or "turns",
-"domain": name or {name: bool}, ...}`, each turn `{"from", "value"}` or `{"role", "content"}`. The
-alignment set that LLaVA-Med released spells the key `conversatons`; it is read too.
+A dialogue as formats write it: `{"id", "image" or "images", "conversations", "turns" or "messages",
+"domain": name or {name: bool}, ...}`, each turn `{"from", "value"}` or `{"role", "content"}`, where
+content may be a list of `{"type": "image"}` and `{"type": "text", "text"}`. The alignment set that
+LLaVA-Med released spells the key `conversatons`; it is read too.
 """
 
 import json
@@ -12,7 +13,7 @@ from typing import Any
 from llavamed.data.sample import IMAGE_PLACEHOLDER, AnswerType, Record, Role, Turn
 from llavamed.errors import BadSample
 
-DIALOGUE_KEYS = ("conversations", "conversatons", "turns")
+DIALOGUE_KEYS = ("conversations", "conversatons", "turns", "messages")
 IMAGE_KEYS = ("image", "images")
 NOTES = ("domain", "answer_type", "question_type", "pmid", "licence")
 """What a row may say of itself beside its dialogue."""
@@ -106,11 +107,19 @@ def read_answer_type(row: Mapping[str, Any]) -> AnswerType:
 def read_turns(value: Any, row: Mapping[str, Any]) -> tuple[Turn, ...]:
     """The turns of a list, or of one as JSON text; `row` is named where there is none.
 
+    Hugging Face's `Sequence` of turns is one turn of lists, as long as each other.
+
     Raises:
         BadSample: `no_conversations`, `unknown_role` or `no_text`.
     """
     if isinstance(value, str):
         value = read_json(value)
+    if isinstance(value, Mapping) and all(isinstance(cells, list) for cells in value.values()):
+        lengths = [len(cells) for cells in value.values()]
+        if len(set(lengths)) > 1:
+            counts = " and ".join(map(str, lengths))
+            raise BadSample("no_conversations", f"lists of {', '.join(value)}, of {counts} turns")
+        value = [dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)]
     if not isinstance(value, list):
         raise BadSample("no_conversations", f"keys: {', '.join(sorted(row))}")
     return tuple(_turn(turn) for turn in value)
@@ -132,10 +141,23 @@ def _turn(turn: Any) -> Turn:
         raise BadSample("unknown_role", f"{key!r} is {role!r}; known are {', '.join(_ROLES)}")
     keys = ("content", "text") if key == "role" else ("value",)
     text = next((turn[key] for key in keys if turn.get(key) is not None), None)
+    if isinstance(text, list):
+        text = "\n".join(_part(part) for part in text)
     if not isinstance(text, str):
         what = " or ".join(repr(key) for key in keys)
         raise BadSample("no_text", f"{what} of a {role} turn is {json.dumps(text, default=str)}")
     return Turn(_ROLES[role], text)
+
+
+def _part(part: Any) -> str:
+    """The text of a piece of a turn's content, of an image its placeholder."""
+    part = part if isinstance(part, Mapping) else {}
+    kind = part.get("type")
+    if kind == "image":
+        return IMAGE_PLACEHOLDER
+    if kind == "text" and isinstance(part.get("text"), str):
+        return str(part["text"]).strip("\n")
+    raise BadSample("no_text", f"a part of type {kind!r}; known are text and image")
 
 
 def _text(row: Mapping[str, Any], key: str) -> str:
