@@ -35,13 +35,22 @@ CASES = {
     "zero-2-bf16-projector": ("engine.zero_stage=2", "engine.precision=bf16"),
     "zero-3": (ALL, "engine.zero_stage=3", "engine.precision=fp32"),
     "zero-3-bf16-projector": ("engine.zero_stage=3", "engine.precision=bf16"),
+    "zero-2-lora": (
+        "stages.align.trainable=[projector, language_model]",
+        "stages.align.lora={r: 2}",
+        "engine.zero_stage=2",
+        "engine.precision=fp32",
+    ),
 }
 """Each is first run by two workers; the projector alone trains unless ALL parts do."""
 MOVES = {
     **{f"{case}: 2 to 1": (case, "2", 2) for case in CASES},
     **{f"{case}: 2 to 4": (case, "2", 1) for case in ("zero-1-bf16", "zero-3")},
     "zero-2: 2 to 3": ("zero-2", "2", 2),  # who share four lanes unevenly
-    **{f"{case}: 1 to 2": (case, "2 to 1", 3) for case in ("zero-2", "zero-3-bf16-projector")},
+    **{
+        f"{case}: 1 to 2": (case, "2 to 1", 3)
+        for case in ("zero-2", "zero-2-lora", "zero-3-bf16-projector")
+    },
     **{f"{case}: 4 to 1": (case, "2 to 4", 3) for case in ("zero-1-bf16", "zero-3")},
 }
 """Name of the move: what moves, the run that saved it, and after how many steps."""
