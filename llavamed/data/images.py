@@ -6,6 +6,7 @@ the size.
 """
 
 import io
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -102,7 +103,10 @@ def normalize(images: Sequence[Pixels], settings: ImageSettings) -> npt.NDArray[
         Array of shape [images, 3, size, size], float32.
     """
     mean, std = np.array([settings.mean, settings.std], dtype=np.float32)[..., None, None]
-    normalized = np.empty((len(images), 3, settings.size, settings.size), dtype=np.float32)
+    shape = (len(images), 3, settings.size, settings.size)
+    # Arrow keeps what is freed for the next batch; malloc would return it, to be zeroed anew.
+    memory = pa.allocate_buffer(4 * math.prod(shape))
+    normalized = np.frombuffer(memory, dtype=np.float32).reshape(shape)
     for planes, image in zip(normalized, images, strict=True):
         # One image at a time stays in the processor's cache.
         planes[:] = image.transpose(2, 0, 1)

@@ -1,5 +1,6 @@
 """Ray Train's part of a stage: the trainer, what its workers report, when it gives up."""
 
+import signal
 import threading
 import uuid
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 import ray
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, ScalingConfig, UserCallback
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -57,8 +59,10 @@ def fit(
         Whether the export is there; if not, all steps lie in a checkpoint.
 
     Raises:
-        TrainingError: A worker met an error of ours, or died more often than `max_failures`.
+        TrainingError: A worker met an error of ours, or died more often than `max_failures`, or the
+            user pressed Ctrl-C.
     """
+    before = signal.getsignal(signal.SIGINT)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     # Beside the driver: with any other machine it could be lost, and every retry would miss it.
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
@@ -66,6 +70,11 @@ def fit(
     try:
         with listener:
             return bool(_trainer(job, folder, queue).fit().return_value)
+    except SystemExit as stop:  # how Ray Train answers Ctrl-C
+        raise TrainingError(
+            f"stage={job.stage.name}: interrupted; start the same command again to go on from the "
+            "last checkpoint"
+        ) from stop
     except TrainingFailedError as error:
         failures = job.config.max_failures
         last = str(error).strip().splitlines()[-1]
@@ -76,6 +85,7 @@ def fit(
             "last checkpoint"
         ) from error
     finally:
+        signal.signal(signal.SIGINT, before)  # Ray Train leaves its own behind
         queue.shutdown(force=True)
 
 
@@ -184,6 +194,9 @@ class _Listener:
                 told: list[Record] | UserWarning | str = self._queue.get(timeout=0.5)
             except Empty:
                 if self._stop.is_set():
+                    return
+            except RayActorError:  # the queue is gone with the node or the process that ends here
+                if self._stop.wait(0.5):
                     return
             else:
                 if isinstance(told, str):

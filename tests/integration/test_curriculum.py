@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import signal
 import threading
 import time
 import urllib.request
@@ -227,3 +228,21 @@ def test_an_error_of_ours_ends_the_stage_at_once(small: RunConfig) -> None:
     with pytest.raises(TrainingError, match=r"loss=(nan|inf) at step \d+.*not finite"):
         run(config)
     assert time.monotonic() - started < 120  # a retry would take as long again, three times
+
+
+def test_ctrl_c_ends_a_stage_with_a_sentence(small: RunConfig) -> None:
+    stage = small.stages[0].model_copy(update={"max_steps": 5000})
+    config = small.model_copy(update={"stages": (stage,)})
+    checkpoints = plan_curriculum(config)[0].checkpoints
+    before = signal.getsignal(signal.SIGINT)
+
+    def wait_and_press() -> None:
+        while not complete_checkpoints(checkpoints):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=wait_and_press, daemon=True).start()
+    with pytest.raises(TrainingError, match=r"^stage=align: interrupted; start the same command"):
+        run(config)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert complete_checkpoints(checkpoints)
