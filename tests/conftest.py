@@ -5,12 +5,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from tenacity import wait_none
 
 from llavamed.config.load import load_config
 from llavamed.config.schema import RunConfig
 
 CONFIGS = Path(__file__).parents[1] / "ray_jobs" / "configs"
+
+settings.register_profile("llavamed", deadline=None)  # another process may hold the processors
+settings.load_profile("llavamed")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
@@ -120,7 +120,6 @@ def test_the_bits_are_the_same_on_every_machine():
     block=st.sampled_from([1, 7, 1 << 20]),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None)
 def test_comparing_in_blocks_finds_what_comparing_all_finds(count, others, limit, block, seed):
     random = np.random.default_rng(seed)
     these, those = (

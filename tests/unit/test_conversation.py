@@ -23,7 +23,6 @@ K = 4
 ids_of = pytest.mark.parametrize("name", list(TEMPLATES))
 quick = settings(
     max_examples=25,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

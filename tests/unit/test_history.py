@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llavamed.storage import locate
@@ -19,7 +19,6 @@ RECORDS = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(RECORDS)
 def test_columns_give_the_same_records(records: list[Record]) -> None:
     assert to_records(to_table(records)) == records

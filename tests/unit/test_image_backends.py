@@ -104,7 +104,7 @@ def test_images_of_all_shapes_equal_those_of_transformers(shape, size):
 sides = st.integers(1, 70)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     width=sides,
     height=sides,
@@ -128,7 +128,7 @@ def test_any_jpeg_is_decoded_to_the_bits_of_pillow(
     check(data, Image.open(io.BytesIO(data)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(start=st.integers(0, 2**16), flips=st.integers(1, 255), count=st.integers(1, 9))
 def test_a_damaged_jpeg_is_judged_by_pillow(start, flips, count):
     """What Pillow reads is read to the same bits, also where the fast decoder would not."""

@@ -64,7 +64,7 @@ def test_real_images_equal_the_reference_s_values(kind, reference_data):
 sides = st.integers(1, 90)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(width=sides, height=sides, seed=st.integers(0, 9), images=st.sampled_from([SQUARE, PAD]))
 def test_images_of_any_size_equal_those_of_transformers(width, height, seed, images):
     image = noise(width, height, seed)
@@ -215,7 +215,7 @@ def test_pixels_of_unknown_range_are_refused(value):
     assert f"from {value} to {value}; known are 8 and 16 bits" in detail
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.binary(max_size=200)
     | st.binary(max_size=60).map(lambda data: PNG[:40] + data)

@@ -51,7 +51,7 @@ def samples_of_epoch(whole: StageOrder, epoch: int) -> list[int]:
     return np.concatenate([np.empty(0, np.int64), *packs]).tolist()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     shares=st.lists(
         st.builds(

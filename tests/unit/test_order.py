@@ -99,7 +99,7 @@ def same(one: StageOrder, other: StageOrder) -> bool:
     ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(case=cases())
 def test_every_sample_is_in_one_pack_of_an_epoch_and_no_pack_is_over_full(case: Case) -> None:
     order = case.order()
@@ -117,7 +117,7 @@ def test_every_sample_is_in_one_pack_of_an_epoch_and_no_pack_is_over_full(case: 
     assert step == order.num_steps
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(case=cases())
 def test_lanes_end_level_and_share_only_the_row_groups_at_their_cuts(case: Case) -> None:
     for epoch in case.order().epochs:
@@ -128,7 +128,7 @@ def test_lanes_end_level_and_share_only_the_row_groups_at_their_cuts(case: Case)
         assert all(len(pack) for packs in epoch.lanes for pack in packs)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(case=cases())
 def test_the_same_arguments_give_the_same_order(case: Case) -> None:
     order = case.order()
@@ -183,7 +183,7 @@ def test_a_step_has_the_same_samples_for_any_number_of_workers(num_workers: int)
         assert sorted(samples_of(tuple(together))) == sorted(samples_of(order.samples(step)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     num_samples=st.integers(1, 2000),
     micro_batch_size=st.integers(1, 16),
@@ -205,7 +205,7 @@ def test_without_packing_all_steps_but_the_last_are_full(
             assert {len(pack) for pack in packs} == {micro_batch_size}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     num_workers=st.sampled_from([1, 2, 4, 8]),
     groups_a_worker=st.integers(10, 30),

@@ -18,7 +18,7 @@ def samples(draw: st.DrawFn, max_count: int) -> tuple[Integers, Integers, int]:
     return random.permutation(count + 50)[:count], weights, capacity
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(case=samples(max_count=600))
 def test_each_sample_is_in_one_pack_and_no_pack_is_over_full(
     case: tuple[Integers, Integers, int],
@@ -29,7 +29,7 @@ def test_each_sample_is_in_one_pack_and_no_pack_is_over_full(
     assert all(0 < weights[pack].sum() <= capacity for pack in packs)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(case=samples(max_count=60))  # so few that each may be tried for every pack
 def test_no_two_packs_would_fit_into_one(case: tuple[Integers, Integers, int]) -> None:
     places, weights, capacity = case
@@ -37,7 +37,7 @@ def test_no_two_packs_would_fit_into_one(case: tuple[Integers, Integers, int]) -
     assert sum(lightest[:2]) > capacity or len(lightest) < 2
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32), num_packs=st.integers(1, 4), size=st.integers(2, 6))
 def test_what_fills_a_pack_exactly_is_found(seed: int, num_packs: int, size: int) -> None:
     """Packs cut at random, mixed with samples that are all too heavy to go with anything."""

@@ -94,7 +94,7 @@ def test_images_are_rgb_png_of_the_size(modality, image_size):
     assert (image.format, image.mode, image.size) == ("PNG", "RGB", (image_size, image_size))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(scenes, st.integers(0, 2**32))
 def test_a_finding_changes_its_own_side_only(scene, seed):
     # The same random numbers draw the same body: findings are painted after everything but noise.

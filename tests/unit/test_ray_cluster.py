@@ -19,6 +19,7 @@ def test_a_cluster_that_is_not_there_is_told_at_once(
         port = free.getsockname()[1]
     address = f"{scheme}127.0.0.1:{port}"
     monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # other tests' Ray may live here
     message = (
         rf"^RAY_ADDRESS={address}: Ray does not answer: .*refused; start the cluster, or unset"
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llavamed.config.schema import Checkpoint
@@ -27,7 +27,6 @@ def saved(saves: Sequence[tuple[float, float]]) -> list[Saved]:
     return found
 
 
-@settings(deadline=None)
 @given(SAVES.map(saved), RULES)
 def test_what_is_kept_after_each_save_is_what_would_be_kept_at_the_end(
     history: list[Saved], rule: Checkpoint
@@ -40,7 +39,6 @@ def test_what_is_kept_after_each_save_is_what_would_be_kept_at_the_end(
     assert {one.name for one in left} == names_to_keep(history, rule)
 
 
-@settings(deadline=None)
 @given(SAVES.map(saved).filter(bool), RULES)
 def test_the_newest_the_best_and_one_of_every_span_of_hours_stay(
     history: list[Saved], rule: Checkpoint

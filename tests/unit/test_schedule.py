@@ -27,7 +27,7 @@ def reference_rates(name: str, num_steps: int, num_warmup_steps: int) -> list[fl
 
 
 @pytest.mark.parametrize("name", ["cosine", "linear", "constant"])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(num_steps=st.integers(1, 200), warmup_ratio=st.floats(0, 1))
 def test_every_rate_is_that_of_transformers(name: str, num_steps: int, warmup_ratio: float) -> None:
     schedule = Schedule.model_validate({"name": name, "warmup_ratio": warmup_ratio})

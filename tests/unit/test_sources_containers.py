@@ -135,7 +135,7 @@ def write_every_form(place: Location, samples):
     yield write_webdataset(place / "tars", samples)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(samples=samples)
 def test_the_same_samples_are_read_from_every_container(samples, tmp_path_factory):
     place = locate(str(tmp_path_factory.mktemp("forms")))

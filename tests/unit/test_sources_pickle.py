@@ -97,7 +97,7 @@ plain = st.recursive(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(value=plain, protocol=st.integers(0, pickle.HIGHEST_PROTOCOL))
 def test_plain_data_is_read_as_pickle_reads_it(value, protocol, tmp_path_factory):
     file = tmp_path_factory.getbasetemp() / "plain.pkl"
