@@ -32,14 +32,16 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
     if address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray's own 30 s are too few where the disk is cold and the cores are busy.
+        os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
         wanted = config.scaling.most_workers * config.scaling.resources_per_worker.get("CPU", 1)
         settings["num_cpus"] = max(os.cpu_count() or 1, int(wanted))
         settings["include_dashboard"] = False
     try:
         _knock(address)
         ray.init(address=address, **settings)
-    except (OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # Ray raises a bare Exception for a node that does not come up
+        reason = str(error).strip().partition("\n")[0] or repr(error)
         raise LlavaMedError(
             f"RAY_ADDRESS={address}: Ray does not answer: {reason}; start the cluster, or unset "
             "RAY_ADDRESS to run on this machine alone"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tenacity import retry, stop_after_attempt
 
 from llavamed.config.load import load_config
 from llavamed.config.schema import RunConfig
@@ -43,25 +44,35 @@ def local_ray(s3_uri: str) -> Iterator[str]:
         "RAY_metrics_report_interval_ms": "200",
         "OMP_NUM_THREADS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_raylet_start_wait_time_s": "120",
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
+        port = _start_ray()
+        yield f"http://127.0.0.1:{port}/metrics"
         import ray
 
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        ray.init(
-            address="local",
-            num_cpus=6,
-            include_dashboard=False,
-            log_to_driver=False,
-            object_store_memory=150 << 20,
-            _metrics_export_port=port,
-        )
-        yield f"http://127.0.0.1:{port}/metrics"
         ray.shutdown()
+
+
+@retry(stop=stop_after_attempt(2))
+def _start_ray() -> int:
+    """Start Ray and give the port of its metrics; again where another process took that port."""
+    import ray
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    ray.init(
+        address="local",
+        num_cpus=6,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=150 << 20,
+        _metrics_export_port=port,
+    )
+    return port
 
 
 @pytest.fixture
@@ -79,5 +90,6 @@ def job_environment() -> dict[str, str]:
         "RAY_AUTH_TOKEN": "0" * 32,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",
+        "RAY_raylet_start_wait_time_s": "120",
         "OMP_NUM_THREADS": "1",
     }
