@@ -22,12 +22,12 @@ from report import Spread, bar_plot, finish, gate
 from resume import s3_server
 
 from llavamed.config.load import load_config
-from llavamed.storage import locate
-from llavamed.train.checkpoint import complete_checkpoints
+from llavamed.storage.location import locate
+from llavamed.train.checkpoint.manifest import complete_checkpoints
+from llavamed.train.checkpoint.save import Saver
 from llavamed.train.context import Record, local_context
 from llavamed.train.engine import Engine
 from llavamed.train.job import StageJob
-from llavamed.train.saver import Saver
 
 DEMO = Path(__file__).parents[1] / "ray_jobs" / "configs" / "demo.yaml"
 WIDTH = 1024

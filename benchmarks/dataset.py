@@ -17,16 +17,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from llavamed.data.images import ImageSettings, Pixels, to_planes
-from llavamed.data.prepared import (
+from llavamed.data.prepared.dataset import (
     INDEX,
     SCHEMA_VERSION,
     PreparedDataset,
     open_prepared,
     write_shard,
 )
-from llavamed.data.sample import IGNORE_INDEX, INDEX_SCHEMA, SHARD_SCHEMA
-from llavamed.storage import MANIFEST, Location
+from llavamed.data.record import INDEX_SCHEMA, SHARD_SCHEMA
+from llavamed.processor.images import ImageSettings, Pixels, to_planes
+from llavamed.processor.turns import IGNORE_INDEX
+from llavamed.storage.location import MANIFEST, Location
 
 ROWS_PER_SHARD = 1024
 ROW_GROUP = 64

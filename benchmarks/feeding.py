@@ -29,8 +29,8 @@ from loaders import LOADERS, MAPPED, convert_for_hf
 from process_tree import cpu_seconds
 from report import bar_plot, finish, gate
 
-from llavamed.data.sample import IGNORE_INDEX
-from llavamed.storage import locate
+from llavamed.processor.turns import IGNORE_INDEX
+from llavamed.storage.location import locate
 
 
 def measure(name: str, folder: Path) -> dict[str, Any]:

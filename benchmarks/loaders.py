@@ -21,13 +21,13 @@ import pyarrow.parquet as pq
 import torch
 import webdataset as wds
 
-from llavamed.data.images import from_planes, normalize
-from llavamed.data.loading import StageLoader
-from llavamed.data.mixture import Mixture
-from llavamed.data.order import WINDOW_ROW_GROUPS, order_stage
-from llavamed.data.prepared import PreparedDataset, open_prepared
-from llavamed.data.sample import IGNORE_INDEX
-from llavamed.storage import locate
+from llavamed.data.feed.loader import StageLoader
+from llavamed.data.feed.order import WINDOW_ROW_GROUPS, order_stage
+from llavamed.data.prepared.dataset import PreparedDataset, open_prepared
+from llavamed.data.prepared.mixture import Mixture
+from llavamed.processor.images import from_planes, normalize
+from llavamed.processor.turns import IGNORE_INDEX
+from llavamed.storage.location import locate
 
 BATCH = 16
 BUFFER = 512

@@ -26,7 +26,7 @@ from report import Spread, bar_plot, finish, gate
 
 from llavamed.config.load import load_config
 from llavamed.config.schema import RunConfig
-from llavamed.storage import locate
+from llavamed.storage.location import locate
 
 SCALES = (1, 10, 100)
 SAMPLE_SECONDS = 0.2
@@ -50,7 +50,7 @@ def run_config(folder: Path, num_rows: int) -> RunConfig:
 
 def make_processor(folder: Path, num_rows: int) -> dict[str, Any]:
     """The tokenizer, of which preparing is not measured: it is trained on the first texts only."""
-    from llavamed.data.prepare import ensure_processor
+    from llavamed.data.prepare.job import ensure_processor
 
     ensure_processor(run_config(folder, num_rows))
     return {}
@@ -61,7 +61,7 @@ def prepare(folder: Path, num_rows: int) -> dict[str, Any]:
     import ray
     from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
-    from llavamed.data.prepare import prepare
+    from llavamed.data.prepare.job import prepare
 
     ray.init(
         address="local",
@@ -90,10 +90,10 @@ def make(folder: Path, num_rows: int) -> dict[str, Any]:
 
 def load(folder: Path, num_rows: int) -> dict[str, Any]:
     """One epoch of a worker with two lanes of packs."""
-    from llavamed.data.loading import StageLoader
-    from llavamed.data.mixture import Mixture
-    from llavamed.data.order import order_stage
-    from llavamed.data.prepared import open_prepared
+    from llavamed.data.feed.loader import StageLoader
+    from llavamed.data.feed.order import order_stage
+    from llavamed.data.prepared.dataset import open_prepared
+    from llavamed.data.prepared.mixture import Mixture
 
     data = Mixture((open_prepared(locate(str(folder))),))
     done = Progress(num_rows)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from report import Spread, bar_plot, finish, gate
 
-from llavamed.data.order import EpochOrder, order_stage
+from llavamed.data.feed.order import EpochOrder, order_stage
 
 Integers = npt.NDArray[np.int64]
 

@@ -29,8 +29,8 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from llavamed.data.images import ImageSettings, normalize, to_pixels
-from llavamed.model.processor import CLIP_MEAN, CLIP_STD
+from llavamed.processor.build import CLIP_MEAN, CLIP_STD
+from llavamed.processor.images import ImageSettings, normalize, to_pixels
 
 NAME = "prepare_images"
 SIZES = (224, 336)

@@ -24,11 +24,11 @@ from typing import Any
 from dataset import make_dataset
 from report import bar_plot, finish, gate
 
-from llavamed.data.loading import StageLoader
-from llavamed.data.mixture import Mixture
-from llavamed.data.order import StageOrder, order_stage
-from llavamed.data.prepared import open_prepared
-from llavamed.storage import Location, locate
+from llavamed.data.feed.loader import StageLoader
+from llavamed.data.feed.order import StageOrder, order_stage
+from llavamed.data.prepared.dataset import open_prepared
+from llavamed.data.prepared.mixture import Mixture
+from llavamed.storage.location import Location, locate
 
 EARLY, LATE = "at 5 to 25 %", "at 75 to 95 %"
 LANES = 2

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a job's working directory
 
-from llavamed.cli import main
+from llavamed.cli.main import main
 
 if __name__ == "__main__":
     os.environ.setdefault("LLAVAMED_CONFIG", str(Path(__file__).parent / "configs" / "demo.yaml"))

@@ -21,7 +21,7 @@ settings.load_profile("llavamed")
 def _try_again_at_once() -> Iterator[None]:
     """What fails in this process and may pass is tried again without a wait."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llavamed.retry.WAIT", wait_none())
+        patch.setattr("llavamed.storage.retry.WAIT", wait_none())
         yield
 
 
@@ -80,7 +80,7 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 @pytest.fixture(scope="session")
 def processor_folder(tiny_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The saved processor of `tiny_config`, its tokenizer trained on a few sentences."""
-    from llavamed.model.processor import build_processor
+    from llavamed.processor.build import build_processor
 
     texts = [
         "USER: <image>\nWhere is the lesion? ASSISTANT: In the left lower lobe.</s>",

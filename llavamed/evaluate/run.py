@@ -5,13 +5,13 @@ from typing import Any
 
 from llavamed.config.schema import RunConfig
 from llavamed.config.stages import Evaluation
-from llavamed.data.prepared import PreparedDataset
-from llavamed.evaluate.generate import generate
+from llavamed.data.prepared.dataset import PreparedDataset
+from llavamed.evaluate.answers import generate
 from llavamed.evaluate.report import Heading, render_page, render_results
 from llavamed.evaluate.scores import SCORES, scores_fingerprint
 from llavamed.evaluate.vqa import SCORER, Answer, majority_answer, majority_control, score
-from llavamed.lease import Lease
-from llavamed.storage import Location
+from llavamed.storage.lease import Lease
+from llavamed.storage.location import Location
 
 REPORT = "report.html"
 RESULTS = "results.jsonl"

@@ -6,7 +6,7 @@ from typing import Any
 from llavamed.config.load import fingerprint
 from llavamed.config.stages import Evaluation
 from llavamed.evaluate.vqa import SCORER
-from llavamed.storage import Location
+from llavamed.storage.location import Location
 
 SCORES = "scores.json"
 

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from llavamed.data.conversation import encode_prompt, get_template, template_hash
-from llavamed.data.loading import Batch
-from llavamed.data.marked_text import flatten, write_out_first_spaces
-from llavamed.data.sample import IMAGE_PLACEHOLDER, Turn
+from llavamed.data.feed.loader import Batch
 from llavamed.errors import CheckpointError
 from llavamed.model.llava import load_model, sampled_logits
-from llavamed.model.processor import image_settings, load_processor, num_image_tokens
-from llavamed.storage import MANIFEST, Location
+from llavamed.processor.build import image_settings, load_processor, num_image_tokens
+from llavamed.processor.encode import encode_prompt, get_template, template_hash
+from llavamed.processor.token_labels import flatten, write_out_first_spaces
+from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
+from llavamed.storage.location import MANIFEST, Location
 
 TOLERANCES = {"fp32": 1e-5, "bf16": 1e-2}
 """How far logits may lie apart, as a part of the largest. The same weights on the same device and

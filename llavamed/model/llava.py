@@ -25,10 +25,10 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.utils.logging import disable_progress_bar
 
 from llavamed.config.schema import Model, Pretrained
-from llavamed.data.loading import Batch
-from llavamed.data.sample import IGNORE_INDEX
+from llavamed.data.feed.loader import Batch
 from llavamed.errors import CheckpointError, ConfigError
-from llavamed.model.processor import declared_config, num_image_tokens, part_config
+from llavamed.processor.build import declared_config, num_image_tokens, part_config
+from llavamed.processor.turns import IGNORE_INDEX
 
 disable_progress_bar()  # its bars, one a load and a save, say nothing that we do not
 

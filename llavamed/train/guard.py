@@ -13,10 +13,10 @@ import torch.distributed as dist
 from llavamed.config.load import override_config
 from llavamed.config.schema import RunConfig
 from llavamed.config.stages import Stage
-from llavamed.data.loading import Batch
-from llavamed.data.mixture import Mixture
+from llavamed.data.feed.loader import Batch
+from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import ConfigError, TrainingError
-from llavamed.model.flops import Memory, stage_memory
+from llavamed.model.cost.flops import Memory, stage_memory
 from llavamed.model.freeze import PartCount
 from llavamed.train.context import Context, Record
 from llavamed.train.schedule import warmup_steps

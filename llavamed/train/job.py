@@ -7,12 +7,12 @@ import numpy as np
 from llavamed.config.load import fingerprint
 from llavamed.config.schema import RunConfig
 from llavamed.config.stages import Stage
-from llavamed.data.mixture import Mixture
-from llavamed.data.order import StageOrder, order_stage
-from llavamed.data.prepared import open_prepared
+from llavamed.data.feed.order import StageOrder, order_stage
+from llavamed.data.prepared.dataset import open_prepared
+from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import DataError
-from llavamed.lease import Lease
-from llavamed.storage import locate
+from llavamed.storage.lease import Lease
+from llavamed.storage.location import locate
 
 
 @dataclass(frozen=True)

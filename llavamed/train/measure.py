@@ -9,9 +9,9 @@ import torch
 
 from llavamed.config.schema import RunConfig
 from llavamed.config.stages import Stage
-from llavamed.data.mixture import Mixture
-from llavamed.data.order import StageOrder
-from llavamed.model.flops import Workload, peak_flops, stage_flops
+from llavamed.data.feed.order import StageOrder
+from llavamed.data.prepared.mixture import Mixture
+from llavamed.model.cost.flops import Workload, peak_flops, stage_flops
 from llavamed.train.context import Context, Record
 
 PERCENTILES = (50, 95, 99)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from llavamed.data.loading import StageLoader
-from llavamed.data.mixture import Mixture
+from llavamed.data.feed.loader import StageLoader
+from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import TrainingError
 from llavamed.model.adapters import add_adapters, merge_adapters
 from llavamed.model.export import (
@@ -24,15 +24,15 @@ from llavamed.model.export import (
 )
 from llavamed.model.freeze import freeze
 from llavamed.model.llava import build_model, load_model, sampled_logits, supervised_loss
-from llavamed.model.processor import load_processor
-from llavamed.storage import locate
-from llavamed.train.checkpoint import restore_checkpoint, seed_random_state
+from llavamed.processor.build import load_processor
+from llavamed.storage.location import locate
+from llavamed.train.checkpoint.manifest import restore_checkpoint, seed_random_state
+from llavamed.train.checkpoint.save import Saver
 from llavamed.train.context import Context, PreemptionWatch, Record
 from llavamed.train.engine import Engine
 from llavamed.train.guard import check_loss, explained_memory, finite_mean, ids_of
 from llavamed.train.job import StageJob, open_mixture, order_of
 from llavamed.train.measure import Meter, peak_of, rounded, speed
-from llavamed.train.saver import Saver
 from llavamed.train.schedule import learning_rates, rate_factor
 
 

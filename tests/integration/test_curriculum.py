@@ -20,12 +20,12 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from llavamed.config.schema import RunConfig
 from llavamed.errors import ConfigError, TrainingError
-from llavamed.storage import MANIFEST, Location, locate
-from llavamed.train import driver
-from llavamed.train.checkpoint import complete_checkpoints
-from llavamed.train.curriculum import plan_curriculum
-from llavamed.train.driver import run_curriculum
-from llavamed.train.progress import Progress
+from llavamed.run import driver
+from llavamed.run.curriculum import plan_curriculum
+from llavamed.run.driver import run_curriculum
+from llavamed.run.progress import Progress
+from llavamed.storage.location import MANIFEST, Location, locate
+from llavamed.train.checkpoint.manifest import complete_checkpoints
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 

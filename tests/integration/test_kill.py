@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from transformers import LlavaForConditionalGeneration
 
 from llavamed.evaluate.run import SCORES
-from llavamed.storage import MANIFEST
+from llavamed.storage.location import MANIFEST
 from tests.integration.conftest import DEMO, SMALL
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(5400)]

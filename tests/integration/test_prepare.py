@@ -13,10 +13,10 @@ from PIL import Image
 
 from llavamed.config.load import load_config
 from llavamed.config.schema import RunConfig
-from llavamed.data.prepare import prepare
+from llavamed.data.prepare.job import prepare
 from llavamed.errors import DataError
-from llavamed.lease import LEASE
-from llavamed.storage import locate
+from llavamed.storage.lease import LEASE
+from llavamed.storage.location import locate
 from tests.integration.conftest import DEMO, SMALL
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]

@@ -10,13 +10,13 @@ from rich.console import Console
 from training_setup import prepared, run_stage, small_config
 
 from llavamed.config.schema import RunConfig
-from llavamed.data.prepared import PreparedDataset
+from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.evaluate import run as evaluation
-from llavamed.evaluate.generate import Answerer, Control
+from llavamed.evaluate.answers import Answerer, Control
 from llavamed.evaluate.vqa import Answer
-from llavamed.train import driver
+from llavamed.run import driver
+from llavamed.run.progress import Progress
 from llavamed.train.job import StageJob
-from llavamed.train.progress import Progress
 
 STAGES = (
     "data.datasets.test-questions.read.num_images=2",

@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import s3fs
 
-from llavamed import storage
+from llavamed.storage import location as storage
 
 Fault = Literal["500", "503", "reset", "lost", "hang", "cut", "wrong", "403"]
 """`lost` answers after the work is done, by a reset; `cut` sends half of the body it announced;

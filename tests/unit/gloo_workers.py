@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from training_setup import StageJob
 
-from llavamed.data.loading import Batch, StageLoader
+from llavamed.data.feed.loader import Batch, StageLoader
 from llavamed.train.context import Context, _forget_groups
 from llavamed.train.engine import Engine
 from llavamed.train.worker import train_stage

@@ -9,8 +9,8 @@ from small_datasets import dialogue, prepare, write
 
 from llavamed.config.load import parse_config
 from llavamed.config.schema import RunConfig
-from llavamed.data.images import to_planes
 from llavamed.data.sources.phantoms import Phantoms
+from llavamed.processor.images import to_planes
 
 Rows = tuple[list[dict[str, Any]], list[dict[str, Any]]]
 

@@ -7,22 +7,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from llavamed.data.content import hash_content, hash_image
-from llavamed.data.images import ImageSettings, from_planes, to_png
-from llavamed.data.ledger import Ledger
-from llavamed.data.loading import StageLoader
-from llavamed.data.mixture import Mixture
-from llavamed.data.order import StageOrder, order_stage
-from llavamed.data.prepared import SCHEMA_VERSION, PreparedDataset, open_prepared, write_shard
-from llavamed.data.sample import (
-    CONTENT_SCHEMA,
-    IGNORE_INDEX,
-    INDEX_SCHEMA,
-    QUARANTINE_SCHEMA,
-    SHARD_SCHEMA,
-    Turn,
+from llavamed.data.feed.loader import StageLoader
+from llavamed.data.feed.order import StageOrder, order_stage
+from llavamed.data.prepared.content import hash_content, hash_image
+from llavamed.data.prepared.dataset import (
+    SCHEMA_VERSION,
+    PreparedDataset,
+    open_prepared,
+    write_shard,
 )
-from llavamed.storage import MANIFEST, locate
+from llavamed.data.prepared.mixture import Mixture
+from llavamed.data.prepared.sample_tables import Ledger
+from llavamed.data.record import CONTENT_SCHEMA, INDEX_SCHEMA, QUARANTINE_SCHEMA, SHARD_SCHEMA
+from llavamed.processor.images import ImageSettings, from_planes, to_png
+from llavamed.processor.turns import IGNORE_INDEX, Turn
+from llavamed.storage.location import MANIFEST, locate
 
 SIZE = 8
 NUM_IMAGE_TOKENS = 4

@@ -5,8 +5,8 @@ import json
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from llavamed.data.conversation import TEMPLATES
-from llavamed.data.sample import IMAGE_PLACEHOLDER
+from llavamed.processor.encode import TEMPLATES
+from llavamed.processor.turns import IMAGE_PLACEHOLDER
 
 CORPUS = [template.system for template in TEMPLATES.values()] + [
     "USER: Where is the lesion? ASSISTANT: In the left lower lobe.</s>",

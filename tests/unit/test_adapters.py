@@ -19,13 +19,13 @@ from training_setup import (
 from transformers import LlavaForConditionalGeneration
 
 from llavamed.config.schema import RunConfig
-from llavamed.data.sample import IGNORE_INDEX
 from llavamed.errors import ConfigError
 from llavamed.model.adapters import adapted_layers, add_adapters, merge_adapters
 from llavamed.model.freeze import freeze, part_of
 from llavamed.model.llava import build_model, supervised_loss
 from llavamed.model.quantize import dequantized
-from llavamed.plan import plan_run
+from llavamed.processor.turns import IGNORE_INDEX
+from llavamed.run.plan import plan_run
 
 R = 4
 CPU = torch.device("cpu")

@@ -24,8 +24,8 @@ from training_setup import (
 from llavamed.config.load import fingerprint
 from llavamed.config.schema import RunConfig
 from llavamed.errors import CheckpointError, StorageError
-from llavamed.storage import MANIFEST, locate
-from llavamed.train.checkpoint import HISTORY, complete_checkpoints, hash_files
+from llavamed.storage.location import MANIFEST, locate
+from llavamed.train.checkpoint.manifest import HISTORY, complete_checkpoints, hash_files
 from llavamed.train.context import Record
 from llavamed.train.history import to_records
 from llavamed.train.job import StageJob

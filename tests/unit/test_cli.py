@@ -8,10 +8,10 @@ import jsonschema
 import pytest
 import yaml
 
-from llavamed import cli
+from llavamed.cli import main as cli
 from llavamed.config.load import load_config
 from llavamed.errors import ConfigError, StorageError
-from llavamed.plan import plan_run
+from llavamed.run.plan import plan_run
 
 CONFIGS = Path(__file__).parents[2] / "ray_jobs" / "configs"
 DEMO = str(CONFIGS / "demo.yaml")
@@ -209,7 +209,7 @@ def test_a_plan_for_gpus_that_cannot_share_the_batch_is_refused(run, unreachable
 def test_help_and_mistakes_import_nothing_heavy(words):
     code = (
         "import sys\n"
-        "from llavamed.cli import main\n"
+        "from llavamed.cli.main import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'ray', 'transformers', 'deepspeed', 'mlflow', 'pyarrow', 'numpy'}\n"

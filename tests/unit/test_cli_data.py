@@ -6,7 +6,7 @@ import pytest
 import transformers
 from small_tokenizers import llama_like
 
-from llavamed import cli
+from llavamed.cli import main as cli
 
 TURNS = [
     {"from": "human", "value": "<image>\nWhat is shown?"},
@@ -149,7 +149,7 @@ def test_a_slow_tokenizer_is_refused_before_anything_is_printed(label, tmp_path)
 
 def test_rows_before_a_damage_are_printed_and_nothing_else_is(tokenizer_folder, tmp_path):
     good = lines({"id": 1, "conversations": TURNS})
-    code = "import sys; from llavamed.cli import main; main(sys.argv[1:])"
+    code = "import sys; from llavamed.cli.main import main; main(sys.argv[1:])"
     file = tmp_path / "cut.jsonl"
     file.write_bytes(good + b"\n" + b'{"id": ')
     words = ["data", "labels", str(file), "--template", "plain", "--tokenizer", tokenizer_folder]

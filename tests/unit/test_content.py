@@ -8,12 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
-from llavamed.data import content
-from llavamed.data.content import MAX_DISTANCE, NO_TEXT, fold, hash_content, hash_image, near
-from llavamed.data.images import ImageSettings, to_pixels
-from llavamed.data.sample import IMAGE_HASH_BYTES, Turn
+from llavamed.data.prepared import content
+from llavamed.data.prepared.content import (
+    MAX_DISTANCE,
+    NO_TEXT,
+    fold,
+    hash_content,
+    hash_image,
+    near,
+)
+from llavamed.data.record import IMAGE_HASH_BYTES
 from llavamed.data.sources.phantoms import Phantoms
-from llavamed.model.processor import CLIP_MEAN, CLIP_STD
+from llavamed.processor.build import CLIP_MEAN, CLIP_STD
+from llavamed.processor.images import ImageSettings, to_pixels
+from llavamed.processor.turns import Turn
 
 
 def encoded(image, form="BMP", **options):

@@ -7,7 +7,8 @@ from small_tokenizers import llama_like
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from llavamed.data.conversation import (
+from llavamed.errors import BadSample, ConfigError
+from llavamed.processor.encode import (
     TEMPLATES,
     Encoded,
     chat_template,
@@ -15,9 +16,8 @@ from llavamed.data.conversation import (
     encode_prompt,
     get_template,
 )
-from llavamed.data.marked_text import flatten, tokenize, write_out_first_spaces
-from llavamed.data.sample import IGNORE_INDEX, IMAGE_PLACEHOLDER, Turn
-from llavamed.errors import BadSample, ConfigError
+from llavamed.processor.token_labels import flatten, tokenize, write_out_first_spaces
+from llavamed.processor.turns import IGNORE_INDEX, IMAGE_PLACEHOLDER, Turn
 
 K = 4
 ids_of = pytest.mark.parametrize("name", list(TEMPLATES))

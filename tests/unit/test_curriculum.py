@@ -6,8 +6,8 @@ import pytest
 
 from llavamed.evaluate import scores
 from llavamed.evaluate.scores import SCORES, scores_fingerprint
-from llavamed.storage import MANIFEST, locate
-from llavamed.train.curriculum import find_stage
+from llavamed.run.curriculum import find_stage
+from llavamed.storage.location import MANIFEST, locate
 
 USED = {"test-questions": "t", "questions": "q"}
 """Fingerprints of what the demo's `vqa` is scored with."""

@@ -8,14 +8,14 @@ import pytest
 from planted_datasets import DISTANCE, PLANTED, make, planted_rows
 from small_datasets import Prepared, content, prepare, write
 
-from llavamed.cli import main
+from llavamed.cli.main import main
 from llavamed.config.load import dump_config, parse_config
-from llavamed.data.content import near
-from llavamed.data.decontaminate import CONTAMINATION_SCHEMA, find_contamination
-from llavamed.data.ledger import read_ledger
-from llavamed.data.prepared import CONTENT, QUARANTINE, open_prepared
+from llavamed.data.prepared.content import near
+from llavamed.data.prepared.dataset import CONTENT, QUARANTINE, open_prepared
+from llavamed.data.prepared.decontaminate import CONTAMINATION_SCHEMA, find_contamination
+from llavamed.data.prepared.sample_tables import read_ledger
 from llavamed.errors import ConfigError, DataError
-from llavamed.storage import Location, locate
+from llavamed.storage.location import Location, locate
 
 
 @pytest.fixture(scope="module")

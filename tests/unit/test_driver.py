@@ -9,16 +9,16 @@ from driver_without_ray import Done, done, quiet, scored_config
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from llavamed import lease
 from llavamed.config.schema import RunConfig
 from llavamed.errors import ConfigError, TrainingError
 from llavamed.evaluate.scores import SCORES
-from llavamed.lease import hold
 from llavamed.model.export import read_manifest
-from llavamed.storage import locate
-from llavamed.train.curriculum import plan_curriculum
-from llavamed.train.driver import SUMMARY, evaluate_stages, run_curriculum
-from llavamed.train.tracking import Tracker, tracking_uri
+from llavamed.run.curriculum import plan_curriculum
+from llavamed.run.driver import SUMMARY, evaluate_stages, run_curriculum
+from llavamed.run.tracking import Tracker, tracking_uri
+from llavamed.storage import lease
+from llavamed.storage.lease import hold
+from llavamed.storage.location import locate
 
 __all__ = ["done"]
 

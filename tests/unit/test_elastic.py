@@ -16,7 +16,7 @@ from training_setup import (
 )
 
 from llavamed.config.schema import RunConfig
-from llavamed.storage import MANIFEST, locate
+from llavamed.storage.location import MANIFEST, locate
 from llavamed.train.job import StageJob
 
 SETTINGS = (

@@ -14,11 +14,11 @@ from training_setup import assert_same_weights, joined, processor_of, small_conf
 from llavamed.config.schema import Engine as EngineConfig
 from llavamed.config.schema import RunConfig
 from llavamed.config.stages import Stage
-from llavamed.data.loading import Batch
-from llavamed.data.sample import IGNORE_INDEX
+from llavamed.data.feed.loader import Batch
 from llavamed.errors import CheckpointError, ConfigError
 from llavamed.model.freeze import freeze
 from llavamed.model.llava import build_model, supervised_loss
+from llavamed.processor.turns import IGNORE_INDEX
 from llavamed.train.context import local_context
 from llavamed.train.engine import Engine, deepspeed_config
 

@@ -36,8 +36,8 @@ from llavamed.model.export import (
     write_export,
 )
 from llavamed.model.llava import build_model, load_model
-from llavamed.model.processor import build_processor
-from llavamed.storage import MANIFEST, locate
+from llavamed.processor.build import build_processor
+from llavamed.storage.location import MANIFEST, locate
 
 TINY = {
     "hidden_size": 16,

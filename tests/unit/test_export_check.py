@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from training_setup import make_job, processor_of, run_stage, small_config, step_batches
 
 from llavamed.config.schema import RunConfig
-from llavamed.data.prepared import open_prepared
+from llavamed.data.prepared.dataset import open_prepared
 from llavamed.errors import CheckpointError
 from llavamed.model.export import (
     Trained,
@@ -21,7 +21,7 @@ from llavamed.model.export import (
     write_export,
 )
 from llavamed.model.llava import build_model, sampled_logits
-from llavamed.storage import Location, locate
+from llavamed.storage.location import Location, locate
 from llavamed.train import worker
 
 CPU = torch.device("cpu")

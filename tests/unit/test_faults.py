@@ -13,12 +13,12 @@ from small_datasets import Prepared, prepare
 
 from llavamed.config.load import parse_config
 from llavamed.config.schema import RunConfig
-from llavamed.data.loading import Batch
-from llavamed.data.prepare import list_chunks, publish
-from llavamed.data.prepared import INDEX, open_prepared, shard_name
-from llavamed.data.shards import Chunk, ShardReport, ShardWriter
+from llavamed.data.feed.loader import Batch
+from llavamed.data.prepare.job import list_chunks, publish
+from llavamed.data.prepare.shards import Chunk, ShardReport, ShardWriter
+from llavamed.data.prepared.dataset import INDEX, open_prepared, shard_name
 from llavamed.errors import DataError, StorageError
-from llavamed.storage import MANIFEST, Location, locate
+from llavamed.storage.location import MANIFEST, Location, locate
 
 __all__ = ["_proxy", "faulty"]
 
@@ -172,4 +172,4 @@ def test_a_shard_that_is_gone_stops_the_run_with_its_name_at_once(
     (prepared.dataset.location / shard_name(1)).remove()
     with pytest.raises(DataError, match=r"shard 1 of dataset gone is missing; prepare the dataset"):
         batches(prepared)
-    assert not [record for record in caplog.records if record.name == "llavamed.retry"]
+    assert not [record for record in caplog.records if record.name == "llavamed.storage.retry"]

@@ -11,12 +11,12 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from llavamed.config.schema import Engine
 from llavamed.config.stages import ModelPart, Stage
-from llavamed.data.loading import Batch
-from llavamed.data.sample import IGNORE_INDEX
+from llavamed.data.feed.loader import Batch
 from llavamed.model.adapters import add_adapters
-from llavamed.model.flops import NF4_BYTES, Memory, Workload, stage_flops, stage_memory
+from llavamed.model.cost.flops import NF4_BYTES, Memory, Workload, stage_flops, stage_memory
 from llavamed.model.freeze import freeze
 from llavamed.model.llava import supervised_loss
+from llavamed.processor.turns import IGNORE_INDEX
 
 LENGTH, NUM_SUPERVISED, IMAGE_TOKENS = 96, 40, 16
 

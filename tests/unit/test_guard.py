@@ -14,10 +14,10 @@ import llavamed.train.worker
 from llavamed.config.load import override_config
 from llavamed.config.schema import RunConfig
 from llavamed.errors import TrainingError
-from llavamed.model.flops import stage_memory
+from llavamed.model.cost.flops import stage_memory
 from llavamed.model.freeze import freeze
 from llavamed.model.llava import shape_on_meta
-from llavamed.storage import locate
+from llavamed.storage.location import locate
 from llavamed.train.context import Record
 from llavamed.train.guard import check_loss, explained_memory
 

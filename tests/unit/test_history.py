@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llavamed.storage import locate
+from llavamed.storage.location import locate
 from llavamed.train.context import Record
 from llavamed.train.history import to_records, to_table
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from image_files import encoded, noise, ours, photo, png, preprocess, settings_of
 from PIL import Image, ImageCms, ImageOps
 
-from llavamed.data.images import to_pixels
-from llavamed.data.prepare import describe
-from llavamed.model.processor import load_processor
+from llavamed.data.prepare.job import describe
+from llavamed.processor.build import load_processor
+from llavamed.processor.images import to_pixels
 
 MOST_LEVELS, MEAN_LEVELS = 2, 0.01
 """By which the fast backend may differ: the worst seen are 2, and on average of an image 0.007."""
@@ -136,7 +136,7 @@ def test_a_damaged_jpeg_is_judged_by_pillow(start, flips, count):
     for number in range(count):
         data[(start + 97 * number) % len(data)] ^= flips
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llavamed.data.images.decode_jpeg", refuse)
+        patch.setattr("llavamed.processor.images.decode_jpeg", refuse)
         expected = outcome(bytes(data))
     assert outcome(bytes(data)) == expected
 

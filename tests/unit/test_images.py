@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from image_files import claim, encoded, noise, ours, preprocess, settings_of
 from PIL import Image
 
-from llavamed.data.images import MAX_IMAGE_PIXELS, from_planes, normalize, to_pixels, to_planes
 from llavamed.errors import BadSample
+from llavamed.processor.images import MAX_IMAGE_PIXELS, from_planes, normalize, to_pixels, to_planes
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 MEAN_COLOUR = (122, 116, 104)

@@ -14,9 +14,10 @@ from PIL import Image
 from rich.console import Console
 from training_setup import prepared, processor_of, small_config
 
-from llavamed import cli
+from llavamed.cli import main as cli
 from llavamed.config.load import dump_config
-from llavamed.data.inspect import (
+from llavamed.data.inspect.page import render_page
+from llavamed.data.inspect.samples import (
     LINE_BREAK,
     SPACE,
     InspectedSample,
@@ -27,13 +28,13 @@ from llavamed.data.inspect import (
     read_refusals,
     read_samples,
 )
-from llavamed.data.inspect_page import render_page
-from llavamed.data.inspect_terminal import show_refusals, show_sample
-from llavamed.data.ledger import read_ledger
-from llavamed.data.prepared import QUARANTINE, open_prepared
-from llavamed.data.sample import IGNORE_INDEX, QUARANTINE_SCHEMA, Turn
+from llavamed.data.inspect.terminal import show_refusals, show_sample
+from llavamed.data.prepared.dataset import QUARANTINE, open_prepared
+from llavamed.data.prepared.sample_tables import read_ledger
+from llavamed.data.record import QUARANTINE_SCHEMA
 from llavamed.errors import DataError
-from llavamed.storage import MANIFEST, locate
+from llavamed.processor.turns import IGNORE_INDEX, Turn
+from llavamed.storage.location import MANIFEST, locate
 
 MAX_LENGTH = 215
 EVIL = "</dd><script>alert(1)</script>\x1b[2J\u202e"

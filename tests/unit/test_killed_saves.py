@@ -19,9 +19,9 @@ from training_setup import (
 )
 
 from llavamed.config.schema import RunConfig
-from llavamed.storage import Location, locate
-from llavamed.train import saver
-from llavamed.train.checkpoint import complete_checkpoints
+from llavamed.storage.location import Location, locate
+from llavamed.train.checkpoint import save as saver
+from llavamed.train.checkpoint.manifest import complete_checkpoints
 from llavamed.train.job import StageJob
 
 FIRST, SECOND = "step-000002", "step-000004"

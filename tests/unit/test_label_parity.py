@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from llavamed import cli
-from llavamed.data.sample import IGNORE_INDEX, IMAGE_PLACEHOLDER
-from llavamed.model.processor import load_tokenizer
+from llavamed.cli import main as cli
+from llavamed.processor.build import load_tokenizer
+from llavamed.processor.turns import IGNORE_INDEX, IMAGE_PLACEHOLDER
 
 IMAGE = (-200, IGNORE_INDEX)
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from faulty_s3 import FOR_EVER, FaultyS3, _proxy, faulty
 
-from llavamed import lease
-from llavamed.data.prepared import hold_datasets
+from llavamed.data.prepared.dataset import hold_datasets
 from llavamed.errors import StorageError, TrainingError
-from llavamed.lease import LEASE, Lease
-from llavamed.storage import Location, locate
+from llavamed.storage import lease
+from llavamed.storage.lease import LEASE, Lease
+from llavamed.storage.location import Location, locate
 
 __all__ = ["_proxy", "faulty"]
 

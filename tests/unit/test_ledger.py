@@ -5,13 +5,13 @@ import pytest
 from small_datasets import dialogue, make_row, prepare, write
 
 from llavamed.config.datasets import Dataset, Phantoms
-from llavamed.data.ledger import Ledger, join, read_ledger
-from llavamed.data.prepare import publish
-from llavamed.data.prepared import SCHEMA_VERSION, open_prepared
-from llavamed.data.shards import ShardReport
+from llavamed.data.prepare.job import publish
+from llavamed.data.prepare.shards import ShardReport
+from llavamed.data.prepared.dataset import SCHEMA_VERSION, open_prepared
+from llavamed.data.prepared.sample_tables import Ledger, join, read_ledger
 from llavamed.errors import DataError
 from llavamed.evaluate.run import closed_references
-from llavamed.storage import locate
+from llavamed.storage.location import locate
 
 READ = Phantoms(source="phantoms", kind="captions", num_images=1)
 

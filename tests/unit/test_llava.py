@@ -14,12 +14,12 @@ from training_setup import assert_same_weights, processor_of, small_config
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from llavamed.config.schema import RunConfig
-from llavamed.data.loading import Batch
-from llavamed.data.order import order_stage
-from llavamed.data.sample import IGNORE_INDEX
+from llavamed.data.feed.loader import Batch
+from llavamed.data.feed.order import order_stage
 from llavamed.errors import ConfigError
 from llavamed.model.freeze import freeze
 from llavamed.model.llava import build_model, shape_on_meta, supervised_loss
+from llavamed.processor.turns import IGNORE_INDEX
 
 NUM_SAMPLES = 8
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}

@@ -25,14 +25,15 @@ from small_datasets import (
     prepare,
 )
 
-from llavamed.data.images import from_planes, normalize
-from llavamed.data.loading import READ_AHEAD_STEPS, Batch
-from llavamed.data.order import WINDOW_ROW_GROUPS, StageOrder
-from llavamed.data.packing import Integers
-from llavamed.data.prepared import PreparedDataset, shard_name
-from llavamed.data.sample import IGNORE_INDEX, SHARD_SCHEMA
+from llavamed.data.feed.loader import READ_AHEAD_STEPS, Batch
+from llavamed.data.feed.order import WINDOW_ROW_GROUPS, StageOrder
+from llavamed.data.feed.packing import Integers
+from llavamed.data.prepared.dataset import PreparedDataset, shard_name
+from llavamed.data.record import SHARD_SCHEMA
 from llavamed.errors import DataError, StorageError
-from llavamed.storage import Location, locate
+from llavamed.processor.images import from_planes, normalize
+from llavamed.processor.turns import IGNORE_INDEX
+from llavamed.storage.location import Location, locate
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 from training_setup import make_job, mixture, processor_of, run_stage, small_config
 
 from llavamed.config.schema import RunConfig
-from llavamed.model.flops import ACCELERATORS, Workload, peak_flops, stage_flops
+from llavamed.model.cost.flops import ACCELERATORS, Workload, peak_flops, stage_flops
 from llavamed.model.llava import build_model
 from llavamed.train.context import Context, Record
 from llavamed.train.job import order_of
@@ -109,7 +109,7 @@ def test_rounding_keeps_six_digits(number: float) -> None:
 def test_the_line_of_a_stage(tmp_path: Path) -> None:
     from rich.console import Console
 
-    from llavamed.train.progress import Progress
+    from llavamed.run.progress import Progress
 
     file = tmp_path / "log"
     with file.open("w") as stream:  # a pipe or a file, not a terminal

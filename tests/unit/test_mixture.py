@@ -12,11 +12,11 @@ from small_datasets import prepare
 from training_setup import make_job, mixture, prepared, run_stage, small_config
 
 from llavamed.config.schema import RunConfig
-from llavamed.data.loading import StageLoader
-from llavamed.data.mixture import Mixture
-from llavamed.data.order import WINDOW_ROW_GROUPS, Share, StageOrder, order_stage
+from llavamed.data.feed.loader import StageLoader
+from llavamed.data.feed.order import WINDOW_ROW_GROUPS, Share, StageOrder, order_stage
+from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import ConfigError, DataError
-from llavamed.plan import plan_run
+from llavamed.run.plan import plan_run
 
 DECLARED = "{num_samples: 100, mean_text_tokens: 20, mean_supervised_tokens: 5}"
 

@@ -19,12 +19,12 @@ from llavamed.config.schema import RunConfig
 from llavamed.errors import ConfigError
 from llavamed.model.freeze import freeze, part_of
 from llavamed.model.llava import build_model
-from llavamed.storage import MANIFEST, locate
+from llavamed.run.curriculum import plan_curriculum
+from llavamed.run.preflight import check_packages
+from llavamed.storage.location import MANIFEST, locate
 from llavamed.train.context import local_context
-from llavamed.train.curriculum import plan_curriculum
 from llavamed.train.engine import Engine
 from llavamed.train.optimizer import make_optimizer
-from llavamed.train.preflight import check_packages
 
 BOTH = "stages.align.trainable=[projector, language_model]"
 EIGHT_BIT = "stages.align.optimizer.name=adamw_8bit"

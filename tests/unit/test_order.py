@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llavamed.data.order import EpochOrder, StageOrder, StepPosition, order_stage
-from llavamed.data.packing import Integers
+from llavamed.data.feed.order import EpochOrder, StageOrder, StepPosition, order_stage
+from llavamed.data.feed.packing import Integers
 from llavamed.errors import DataError
 
 NUM_LANES = 16

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_order import KINDS, MAX_TOKENS, NUM_LANES, Case, draw_weights, realistic
 
-from llavamed.data.packing import Integers, fill_packs
+from llavamed.data.feed.packing import Integers, fill_packs
 
 
 @st.composite

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from llavamed.data.sample import IMAGE_PLACEHOLDER, check_record
+from llavamed.data.record import check_record
 from llavamed.data.sources.phantom_images import KINDS, MODALITIES, SIDES, SIZES, Scene, draw
 from llavamed.data.sources.phantoms import NUM_QUESTIONS, Phantoms, ask, caption, sample_scene
 from llavamed.errors import BadSample
+from llavamed.processor.turns import IMAGE_PLACEHOLDER
 
 SPLITS = ("train", "validation", "test")
 SIDE_WORDS = {(): "none", ("left",): "left", ("right",): "right", ("left", "right"): "both"}

@@ -14,9 +14,9 @@ from training_setup import (
 
 from llavamed.config.schema import RunConfig
 from llavamed.model.export import read_manifest
-from llavamed.storage import locate
+from llavamed.storage.location import locate
 from llavamed.train import context
-from llavamed.train.checkpoint import complete_checkpoints
+from llavamed.train.checkpoint.manifest import complete_checkpoints
 from llavamed.train.context import local_context
 from llavamed.train.worker import train_stage
 

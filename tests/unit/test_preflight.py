@@ -8,11 +8,11 @@ from training_setup import make_job, mixture
 from llavamed.config.load import fingerprint, override_config
 from llavamed.config.schema import RunConfig
 from llavamed.errors import CheckpointError, ConfigError, DataError
-from llavamed.storage import MANIFEST, locate
-from llavamed.train.checkpoint import SCHEMA_VERSION
-from llavamed.train.curriculum import find_stage, plan_curriculum
+from llavamed.run.curriculum import find_stage, plan_curriculum
+from llavamed.run.preflight import check_adapters, check_stage, check_weights
+from llavamed.storage.location import MANIFEST, locate
+from llavamed.train.checkpoint.manifest import SCHEMA_VERSION
 from llavamed.train.job import StageJob
-from llavamed.train.preflight import check_adapters, check_stage, check_weights
 
 
 def stored_in(config: RunConfig, folder: Path) -> RunConfig:

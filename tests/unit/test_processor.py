@@ -3,9 +3,8 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from llavamed.config.load import parse_config
-from llavamed.data.images import ImageSettings
 from llavamed.errors import ConfigError
-from llavamed.model.processor import (
+from llavamed.processor.build import (
     CLIP_MEAN,
     CLIP_STD,
     build_processor,
@@ -15,6 +14,7 @@ from llavamed.model.processor import (
     part_config,
     tokenizer_hash,
 )
+from llavamed.processor.images import ImageSettings
 
 TEXTS = ["Where is the lesion? In the left lower lobe.", "Ä 漢 <image>"]
 

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llavamed.config.load import parse_config
-from llavamed.data.shards import Chunk, ShardWriter
+from llavamed.data.prepare.shards import Chunk, ShardWriter
 from llavamed.data.sources import open_source
 
 

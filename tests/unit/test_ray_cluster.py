@@ -6,7 +6,7 @@ import pytest
 
 from llavamed.config.schema import RunConfig
 from llavamed.errors import LlavaMedError
-from llavamed.train.ray_cluster import ray_cluster
+from llavamed.run.ray_cluster import ray_cluster
 
 
 @pytest.mark.timeout(60)

@@ -13,8 +13,8 @@ from training_setup import (
 )
 
 from llavamed.config.schema import RunConfig
-from llavamed.storage import locate
-from llavamed.train.checkpoint import seed_random_state
+from llavamed.storage.location import locate
+from llavamed.train.checkpoint.manifest import seed_random_state
 from llavamed.train.context import Record
 
 REPEATED = ("step", "loss", "learning_rate", "grad_norm", "num_tokens")

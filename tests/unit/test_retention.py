@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llavamed.config.schema import Checkpoint
-from llavamed.train.retention import Saved, names_to_keep
+from llavamed.train.checkpoint.retention import Saved, names_to_keep
 
 HOUR = 3600.0
 RULES = st.builds(

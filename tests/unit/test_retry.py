@@ -16,10 +16,10 @@ from faulty_s3 import FOR_EVER, OF_A_BODY, OF_ANY_REQUEST, FaultyS3, _proxy, fau
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llavamed import lease, retry
 from llavamed.errors import DamagedFile, StorageError
-from llavamed.retry import ATTEMPTS, WAIT, patiently
-from llavamed.storage import MANIFEST, Location, check_writable, locate
+from llavamed.storage import lease, retry
+from llavamed.storage.location import MANIFEST, Location, check_writable, locate
+from llavamed.storage.retry import ATTEMPTS, WAIT, patiently
 
 __all__ = ["_proxy", "faulty"]
 
@@ -105,7 +105,9 @@ def test_a_failure_that_passes_changes_nothing_but_the_log(
     if name == "remove":
         assert folder.children() == ["json", "table"]
     assert faulty.num_faults == times
-    lines = [record.getMessage() for record in caplog.records if record.name == "llavamed.retry"]
+    lines = [
+        record.getMessage() for record in caplog.records if record.name == "llavamed.storage.retry"
+    ]
     assert 1 <= len(lines) <= times
     for line in lines:
         assert str(folder) in line
@@ -137,7 +139,7 @@ def test_what_cannot_get_better_is_not_tried_again(
     with pytest.raises(StorageError, match=r"/bytes: cannot read it: PermissionError"):
         (folder / "bytes").read_bytes()
     assert faulty.count("/bytes") == 1
-    assert not [record for record in caplog.records if record.name == "llavamed.retry"]
+    assert not [record for record in caplog.records if record.name == "llavamed.storage.retry"]
 
 
 def test_the_impatient_are_told_at_once(folder: Location, faulty: FaultyS3) -> None:
@@ -160,7 +162,7 @@ def test_a_beat_that_fails_is_not_tried_again_lest_it_come_late(
         while faulty.num_faults < 3 and time.monotonic() < deadline:
             time.sleep(0.05)
     assert faulty.num_faults >= 3
-    assert not [record for record in caplog.records if record.name == "llavamed.retry"]
+    assert not [record for record in caplog.records if record.name == "llavamed.storage.retry"]
 
 
 def test_a_stream_goes_on_where_it_was(folder: Location, faulty: FaultyS3) -> None:
@@ -196,7 +198,7 @@ def test_with_the_client_s_own_tries_a_short_failure_is_not_even_told(
     faulty.fail("500", "/bytes")
     assert place.read_bytes() == DATA
     assert faulty.num_faults == 1
-    assert not [record for record in caplog.records if record.name == "llavamed.retry"]
+    assert not [record for record in caplog.records if record.name == "llavamed.storage.retry"]
 
 
 HERE = locate("/some/file")

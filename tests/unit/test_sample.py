@@ -1,7 +1,8 @@
 import pytest
 
-from llavamed.data.sample import Record, Turn, check_record
+from llavamed.data.record import Record, check_record
 from llavamed.errors import BadSample
+from llavamed.processor.turns import Turn
 
 QUESTION, ANSWER = Turn("user", "<image>\nWhere?"), Turn("assistant", "Here.")
 

@@ -21,10 +21,10 @@ from training_setup import (
 
 from llavamed.config.schema import RunConfig
 from llavamed.errors import CheckpointError, StorageError, TrainingError
-from llavamed.lease import hold
-from llavamed.storage import locate
-from llavamed.train import saver
-from llavamed.train.checkpoint import complete_checkpoints
+from llavamed.storage.lease import hold
+from llavamed.storage.location import locate
+from llavamed.train.checkpoint import save as saver
+from llavamed.train.checkpoint.manifest import complete_checkpoints
 from llavamed.train.context import Record
 from llavamed.train.job import StageJob
 

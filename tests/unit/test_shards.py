@@ -8,24 +8,18 @@ import pytest
 from PIL import Image
 
 from llavamed.config.load import parse_config
-from llavamed.data.content import hash_content, hash_image
-from llavamed.data.images import to_pixels, to_planes
-from llavamed.data.loading import StageLoader
-from llavamed.data.mixture import Mixture
-from llavamed.data.order import EpochOrder, StageOrder
-from llavamed.data.prepared import INDEX, PreparedDataset, shard_name
-from llavamed.data.sample import (
-    CONTENT_SCHEMA,
-    IGNORE_INDEX,
-    INDEX_SCHEMA,
-    QUARANTINE_SCHEMA,
-    SHARD_SCHEMA,
-    Turn,
-)
-from llavamed.data.shards import Chunk, ShardWriter
+from llavamed.data.feed.loader import StageLoader
+from llavamed.data.feed.order import EpochOrder, StageOrder
+from llavamed.data.prepare.shards import Chunk, ShardWriter
+from llavamed.data.prepared.content import hash_content, hash_image
+from llavamed.data.prepared.dataset import INDEX, PreparedDataset, shard_name
+from llavamed.data.prepared.mixture import Mixture
+from llavamed.data.record import CONTENT_SCHEMA, INDEX_SCHEMA, QUARANTINE_SCHEMA, SHARD_SCHEMA
 from llavamed.data.sources import open_source
-from llavamed.model.processor import image_settings, load_processor, num_image_tokens
-from llavamed.storage import locate
+from llavamed.processor.build import image_settings, load_processor, num_image_tokens
+from llavamed.processor.images import to_pixels, to_planes
+from llavamed.processor.turns import IGNORE_INDEX, Turn
+from llavamed.storage.location import locate
 
 FIRST_ROW = 100
 

@@ -4,9 +4,10 @@ import tracemalloc
 import pytest
 
 from llavamed.config.datasets import LlavaJson
-from llavamed.data.sample import Record, Turn
+from llavamed.data.record import Record
 from llavamed.data.sources import open_source
 from llavamed.errors import BadSample, DataError, StorageError
+from llavamed.processor.turns import Turn
 
 DIALOGUE = [
     {"from": "human", "value": "<image>\nWhat is shown?"},

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llavamed.config.datasets import LlavaJson, Parquet, WebDataset
-from llavamed.data.sample import Turn
 from llavamed.data.sources import open_source
 from llavamed.data.sources.records import read_turns
 from llavamed.errors import BadSample
-from llavamed.storage import Location, locate
+from llavamed.processor.turns import Turn
+from llavamed.storage.location import Location, locate
 
 words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 samples = st.lists(

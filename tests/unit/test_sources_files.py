@@ -5,7 +5,7 @@ from llavamed.config.datasets import Parquet, PathVqa
 from llavamed.data.sources import open_source
 from llavamed.data.sources.files import find_files
 from llavamed.errors import BadSample, DataError
-from llavamed.storage import locate
+from llavamed.storage.location import locate
 
 NAMES = ["a/7.tar", "a/8.tar", "a/9.tar", "a/10.tar", "b[1].tar", "c.tar.part", "_d.tar", ".e.tar"]
 

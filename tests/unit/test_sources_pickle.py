@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llavamed.config.datasets import PathVqa
-from llavamed.data.sample import check_record
-from llavamed.data.sources import open_source, plain_pickle
-from llavamed.data.sources.plain_pickle import read_plain_pickle
+from llavamed.data.record import check_record
+from llavamed.data.sources import open_source
+from llavamed.data.sources import safe_pickle as plain_pickle
+from llavamed.data.sources.safe_pickle import read_plain_pickle
 from llavamed.errors import BadSample, DataError
-from llavamed.storage import locate
+from llavamed.storage.location import locate
 
 ITEMS = [
     {"image": "train_0001", "question": "What is shown? ", "answer": "a cell\u00e9"},

@@ -11,7 +11,7 @@ import pytest
 import s3fs
 
 from llavamed.errors import StorageError
-from llavamed.storage import MANIFEST, check_writable, locate
+from llavamed.storage.location import MANIFEST, check_writable, locate
 
 
 @pytest.fixture(params=["local", "s3"])

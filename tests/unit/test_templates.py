@@ -2,7 +2,8 @@ import pytest
 from small_tokenizers import CHATML, CHATML_MARKED, chatml, llama_like
 from transformers import PreTrainedTokenizerBase
 
-from llavamed.data.conversation import (
+from llavamed.errors import BadSample, ConfigError
+from llavamed.processor.encode import (
     TEMPLATES,
     Encoded,
     chat_template,
@@ -12,9 +13,8 @@ from llavamed.data.conversation import (
     stop_strings,
     template_hash,
 )
-from llavamed.data.sample import IGNORE_INDEX, Turn
-from llavamed.data.templates import bind, render
-from llavamed.errors import BadSample, ConfigError
+from llavamed.processor.templates import bind, render
+from llavamed.processor.turns import IGNORE_INDEX, Turn
 
 OWN = get_template("tokenizer")
 QUESTION = Turn("user", "<image>\nWhere is the lesion?")

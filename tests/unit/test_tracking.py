@@ -9,7 +9,7 @@ from mlflow.entities import Run
 
 from llavamed.config.schema import RunConfig
 from llavamed.errors import TrackingError
-from llavamed.train.tracking import Tracker, tracking_uri
+from llavamed.run.tracking import Tracker, tracking_uri
 
 RESULT = {
     "stage": "align",

@@ -18,8 +18,8 @@ from training_setup import (
 
 from llavamed.config.schema import RunConfig
 from llavamed.errors import CheckpointError, StorageError
-from llavamed.storage import MANIFEST, locate
-from llavamed.train import saver
+from llavamed.storage.location import MANIFEST, locate
+from llavamed.train.checkpoint import save as saver
 from llavamed.train.job import StageJob
 
 SETTINGS = (

@@ -23,14 +23,14 @@ from training_setup import (
 )
 
 from llavamed.config.schema import RunConfig
-from llavamed.data.conversation import get_template, template_hash
 from llavamed.errors import DataError, TrainingError
-from llavamed.lease import hold
 from llavamed.model.export import read_manifest
 from llavamed.model.freeze import part_of
 from llavamed.model.llava import build_model
-from llavamed.storage import locate
-from llavamed.train.checkpoint import complete_checkpoints
+from llavamed.processor.encode import get_template, template_hash
+from llavamed.storage.lease import hold
+from llavamed.storage.location import locate
+from llavamed.train.checkpoint.manifest import complete_checkpoints
 from llavamed.train.context import Record
 from llavamed.train.job import StageJob, order_of
 

@@ -12,15 +12,15 @@ from transformers import LlavaProcessor
 
 from llavamed.config.load import dump_config, load_config
 from llavamed.config.schema import RunConfig
-from llavamed.data.loading import Batch, StageLoader
-from llavamed.data.mixture import Mixture
-from llavamed.data.prepare import describe, ensure_processor, list_chunks, publish
-from llavamed.data.prepared import PROCESSOR, PreparedDataset, open_prepared
-from llavamed.data.shards import ShardWriter
-from llavamed.model.processor import load_processor
-from llavamed.storage import MANIFEST, locate
+from llavamed.data.feed.loader import Batch, StageLoader
+from llavamed.data.prepare.job import describe, ensure_processor, list_chunks, publish
+from llavamed.data.prepare.shards import ShardWriter
+from llavamed.data.prepared.dataset import PROCESSOR, PreparedDataset, open_prepared
+from llavamed.data.prepared.mixture import Mixture
+from llavamed.processor.build import load_processor
+from llavamed.run.curriculum import plan_curriculum
+from llavamed.storage.location import MANIFEST, locate
 from llavamed.train.context import Record, local_context
-from llavamed.train.curriculum import plan_curriculum
 from llavamed.train.job import StageJob, order_of
 from llavamed.train.worker import train_stage
 

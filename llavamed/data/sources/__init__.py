@@ -19,7 +19,7 @@ from llavamed.config.datasets import (
     VqaRad,
     WebDataset,
 )
-from llavamed.data.sample import Record
+from llavamed.data.record import Record
 
 
 class Source(Protocol):

@@ -2,7 +2,7 @@
 
 import zlib
 
-from llavamed.data.sample import IMAGE_PLACEHOLDER, Turn
+from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
 
 DETAILED_WORDS = 30
 """Captions of so many words or more answer a question for detail. Source: LLaVA-Med, section 3."""

@@ -12,8 +12,8 @@ from typing import Any
 import ijson
 
 from llavamed.errors import BadSample, DataError, StorageError
-from llavamed.retry import patiently
-from llavamed.storage import Location, locate
+from llavamed.storage.location import Location, locate
+from llavamed.storage.retry import patiently
 
 _NO_FILE = {errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
 _WILDCARD = re.compile(r"[*?\[]")

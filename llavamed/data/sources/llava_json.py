@@ -7,10 +7,10 @@ A list, or JSON lines, of `{"id", "image": name or [names], "conversations": [{"
 from typing import Any
 
 from llavamed.config.datasets import LlavaJson
-from llavamed.data.sample import Record
+from llavamed.data.record import Record
 from llavamed.data.sources.files import FileOfRows
 from llavamed.data.sources.records import IMAGE_KEYS, dialogue
-from llavamed.storage import locate
+from llavamed.storage.location import locate
 
 
 class LlavaJsonSource(FileOfRows):

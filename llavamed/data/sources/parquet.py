@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llavamed.config.datasets import Parquet
-from llavamed.data.sample import Record
+from llavamed.data.record import Record
 from llavamed.data.sources.files import absent, damaged, find_files, load_image_file
 from llavamed.data.sources.records import DIALOGUE_KEYS, IMAGE_KEYS, NOTES, dialogue
 from llavamed.errors import BadSample, DamagedFile, DataError
-from llavamed.storage import Location, locate
+from llavamed.storage.location import Location, locate
 
 _T = TypeVar("_T")
 

@@ -12,12 +12,12 @@ from functools import cached_property
 from typing import Any
 
 from llavamed.config.datasets import PathVqa
-from llavamed.data.sample import Record
+from llavamed.data.record import Record
 from llavamed.data.sources.files import FileOfRows, damaged
 from llavamed.data.sources.parquet import ParquetFiles
-from llavamed.data.sources.plain_pickle import read_plain_pickle
 from llavamed.data.sources.records import question, require
-from llavamed.storage import locate
+from llavamed.data.sources.safe_pickle import read_plain_pickle
+from llavamed.storage.location import locate
 
 LICENCE = "MIT"
 _KEYS = ("image", "question", "answer")

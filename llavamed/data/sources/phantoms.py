@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 
-from llavamed.data.sample import IMAGE_PLACEHOLDER, AnswerType, Record, Turn
+from llavamed.data.record import AnswerType, Record
 from llavamed.data.sources.phantom_images import (
     KINDS,
     MODALITIES,
@@ -26,6 +26,7 @@ from llavamed.data.sources.phantom_images import (
     draw,
 )
 from llavamed.errors import BadSample
+from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
 
 PhantomKind = Literal["captions", "dialogues", "questions"]
 Split = Literal["train", "validation", "test"]

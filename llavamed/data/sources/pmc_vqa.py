@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from llavamed.config.datasets import PmcVqa
-from llavamed.data.sample import Record
+from llavamed.data.record import Record
 from llavamed.data.sources.files import FileOfRows, damaged, open_file
 from llavamed.data.sources.records import question, require
 from llavamed.errors import BadSample
-from llavamed.storage import locate
+from llavamed.storage.location import locate
 
 LICENCE = "CC-BY-SA"
 _LETTERS = "ABCD"

@@ -10,8 +10,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llavamed.data.sample import IMAGE_PLACEHOLDER, AnswerType, Record, Role, Turn
+from llavamed.data.record import AnswerType, Record
 from llavamed.errors import BadSample
+from llavamed.processor.turns import IMAGE_PLACEHOLDER, Role, Turn
 
 DIALOGUE_KEYS = ("conversations", "conversatons", "turns", "messages")
 IMAGE_KEYS = ("image", "images")

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from llavamed.config.datasets import Slake
-from llavamed.data.sample import Record
+from llavamed.data.record import Record
 from llavamed.data.sources.files import FileOfRows
 from llavamed.data.sources.records import question, read_answer_type, require
-from llavamed.storage import locate
+from llavamed.storage.location import locate
 
 LICENCE = "CC-BY-4.0"
 _FILES = {"train": "train.json", "validation": "validate.json", "test": "test.json"}

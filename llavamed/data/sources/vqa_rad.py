@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from llavamed.config.datasets import VqaRad
-from llavamed.data.sample import Record
+from llavamed.data.record import Record
 from llavamed.data.sources.files import FileOfRows
 from llavamed.data.sources.records import question, read_answer_type, require
-from llavamed.storage import locate
+from llavamed.storage.location import locate
 
 LICENCE = "CC0-1.0"
 

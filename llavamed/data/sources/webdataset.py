@@ -19,12 +19,12 @@ from operator import itemgetter
 from typing import Any
 
 from llavamed.config.datasets import WebDataset
-from llavamed.data.sample import Record
+from llavamed.data.record import Record
 from llavamed.data.sources.captions import caption_turns
 from llavamed.data.sources.files import absent, damaged, find_files, open_file
 from llavamed.data.sources.records import DIALOGUE_KEYS, describe, dialogue, read_json
 from llavamed.errors import BadSample
-from llavamed.storage import Location, locate
+from llavamed.storage.location import Location, locate
 
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 _IMAGES = {"jpg", "jpeg", "png", "gif", "bmp", "tif", "tiff", "webp"}

@@ -1,0 +1,166 @@
+"""`llavamed data`: look at data, before and after it is prepared. The same rules as `cli`."""
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from llavamed.cli.options import ConfigFile, Overrides, console, load_run
+from llavamed.config.datasets import LlavaJson
+from llavamed.config.schema import RunConfig
+
+if TYPE_CHECKING:
+    from llavamed.data.inspect.samples import InspectedSample
+
+app = typer.Typer(help="Look at data.", no_args_is_help=True)
+
+
+@app.command()
+def labels(
+    file: Annotated[
+        str, typer.Argument(help="JSON list or JSON lines of {id, conversations}, at any URI.")
+    ],
+    template: Annotated[str, typer.Option(help="Name of a chat template.")],
+    tokenizer: Annotated[str, typer.Option(help="Folder, or name on the hub.")],
+    max_length: Annotated[
+        int | None,
+        typer.Option(min=1, help="Cut the text here, image tokens counted; default: no cut."),
+    ] = None,
+    image_tokens: Annotated[
+        int,
+        typer.Option(min=1, help="Tokens an image takes; 1 leaves a mark for each image."),
+    ] = 1,
+) -> None:
+    """Print token ids and labels of dialogues as JSON lines, to compare masks with any trainer.
+
+    A dialogue that cannot be labelled says why in "problem"; a count of those goes to stderr.
+    """
+    from llavamed.data.inspect.labels import label_rows
+    from llavamed.data.sources import open_source
+    from llavamed.processor.encode import get_template
+
+    words = get_template(template)
+    source = open_source(LlavaJson(source="llava_json", path=file, image_folder="."))
+
+    from transformers.utils import logging
+
+    from llavamed.processor.build import load_tokenizer
+
+    logging.set_verbosity_error()  # a dialogue longer than the model's limit is no news here
+    problems: Counter[str] = Counter()
+    count = 0
+    for row in label_rows(
+        source,
+        template=words,
+        tokenizer=load_tokenizer(tokenizer, "tokenizer"),
+        num_image_tokens=image_tokens,
+        max_length=max_length,
+    ):
+        typer.echo(json.dumps(row))
+        count += 1
+        if row["problem"]:
+            problems[row["problem"].partition(":")[0]] += 1
+    bad = ", ".join(f"{number} {reason}" for reason, number in problems.most_common())
+    Console(stderr=True).print(
+        f"{count:,} dialogues, {problems.total():,} with a problem{f' ({bad})' if bad else ''}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def inspect(
+    dataset: Annotated[str, typer.Argument(help="Name of a prepared dataset.")],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SAMPLE_ID]... [KEY=VALUE]...",
+            help="Which samples; default: drawn at random. Then overrides of the config.",
+        ),
+    ] = None,
+    config: ConfigFile = None,
+    number: Annotated[int, typer.Option(min=1, help="How many to draw.")] = 1,
+    seed: Annotated[int, typer.Option(help="Another seed draws other samples.")] = 0,
+    quarantined: Annotated[
+        bool, typer.Option("--quarantined", help="What was refused, and why, instead.")
+    ] = False,
+    html: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write a page instead, at any URI.")
+    ] = None,
+) -> None:
+    """Show samples of a prepared dataset: image, tokens trained and masked, where they are from."""
+    overrides = [word for word in words or [] if _is_override(word)]
+    ids = [word for word in words or [] if not _is_override(word)]
+    run = load_run(config, overrides)
+    from llavamed.data.inspect.page import render_page
+    from llavamed.data.inspect.samples import (
+        find_samples,
+        pick_samples,
+        read_refusals,
+        read_samples,
+    )
+    from llavamed.data.inspect.terminal import show_refusals, show_sample
+    from llavamed.data.prepared.dataset import PROCESSOR, open_prepared
+    from llavamed.processor.build import load_processor
+    from llavamed.storage.location import locate
+
+    directory = locate(run.datasets_directory)
+    prepared = open_prepared(directory / dataset)
+    samples: Iterable[InspectedSample] = ()
+    refusals = read_refusals(prepared) if quarantined else []
+    if not quarantined:
+        rows = find_samples(prepared, ids) if ids else pick_samples(prepared, number, seed)
+        with tempfile.TemporaryDirectory() as scratch:
+            tokenizer = load_processor((directory / PROCESSOR).download(Path(scratch))).tokenizer
+        samples = read_samples(prepared, rows, tokenizer)
+    if html is not None:
+        locate(html).write_bytes(render_page(prepared, samples, refusals).encode())
+        console.print(f"{html}: the page", soft_wrap=True, highlight=False, markup=False)
+        return
+    for sample in samples:
+        show_sample(sample, console)
+    if quarantined:
+        show_refusals(refusals, console)
+
+
+def _is_override(word: str) -> bool:
+    """Tell a setting from a sample's id, which may hold an equals sign too."""
+    return "=" in word and word.partition("=")[0].partition(".")[0] in RunConfig.model_fields
+
+
+@app.command()
+def decontaminate(
+    dataset: Annotated[str, typer.Option(help="The one that is trained on.")],
+    against: Annotated[list[str], typer.Option(help="One that scores are taken on; repeatable.")],
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What makes a match: image; question; pair, both of one sample; text, a question "
+            "with its answer. Repeatable; default: image and question."
+        ),
+    ] = None,
+    max_distance: Annotated[
+        int | None,
+        typer.Option(min=0, max=255, help="Bits of 256 in which equal images may differ."),
+    ] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Take the matches out.")] = False,
+) -> None:
+    """Report, and remove if asked, training samples that are in an evaluation set too."""
+    run = load_run(config, overrides)
+    from llavamed.cli.tables import show_contamination, show_removal
+    from llavamed.data.prepared.dataset import hold_datasets
+    from llavamed.data.prepared.decontaminate import find_contamination
+    from llavamed.storage.location import locate
+
+    with hold_datasets(locate(run.datasets_directory), console.print) if remove else nullcontext():
+        found = find_contamination(run, dataset, against, by=by, max_distance=max_distance)
+        show_contamination(found, console)
+        show_removal(found, found.remove() if remove else None, console)

@@ -1,0 +1,152 @@
+"""The `llavamed` command: reads a config, calls what does the work, prints what came of it.
+
+Heavy imports stay inside the commands, after the config is read, so that help and configuration
+errors come at once.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from llavamed.cli.data import app as data
+from llavamed.cli.options import ConfigFile, Overrides, console, load_run
+from llavamed.config.load import dump_config
+from llavamed.config.schema import RunConfig
+from llavamed.errors import LlavaMedError
+
+app = typer.Typer(
+    help="Train biomedical vision-language models by a curriculum.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(data, name="data")
+
+
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options of every command; `main` reads --debug itself."""
+
+
+@app.command()
+def prepare(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    dataset: Annotated[list[str] | None, typer.Option(help="Only this one; repeatable.")] = None,
+) -> None:
+    """Prepare datasets: validate, tokenise and shard them, with Ray Data."""
+    run = load_run(config, overrides)
+    from llavamed.run.driver import prepare_datasets
+    from llavamed.run.progress import Progress
+
+    for name, prepared in prepare_datasets(run, dataset or [], Progress(console)).items():
+        facts = prepared.manifest
+        bad = ", ".join(f"{count} {reason}" for reason, count in facts["quarantined"].items())
+        console.print(
+            f"{name}: {facts['num_samples']} samples, {facts['num_tokens']:,} tokens, "
+            f"{facts['num_truncated']} truncated, {facts['num_duplicates']} duplicates, "
+            f"{facts['num_quarantined']} quarantined"
+            f"{f' ({bad})' if bad else ''} in {prepared.location}",
+            soft_wrap=True,
+            highlight=False,
+        )
+
+
+@app.command()
+def plan(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    gpu: Annotated[str, typer.Option(help="Ray's name of the GPU.")] = "A100",
+    num_gpus: Annotated[int | None, typer.Option(help="Default: the config's workers.")] = None,
+    mfu: Annotated[float, typer.Option(help="Assumed model-FLOPs utilisation.")] = 0.4,
+) -> None:
+    """Say what a run will do and cost: steps, tokens, memory, hours. Starts nothing."""
+    run = load_run(config, overrides)
+    from llavamed.cli.tables import show_plan
+    from llavamed.run.plan import plan_run
+
+    show_plan(plan_run(run, accelerator=gpu, num_gpus=num_gpus, mfu=mfu), console)
+
+
+@app.command()
+def train(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="End another attempt that holds the run.")
+    ] = False,
+) -> None:
+    """Run the curriculum: prepare, train and evaluate what is not finished yet."""
+    run = load_run(config, overrides)
+    from llavamed.cli.tables import show_summary
+    from llavamed.run.driver import run_curriculum
+    from llavamed.run.progress import Progress
+
+    show_summary(run_curriculum(run, Progress(console), take_over=take_over), console)
+
+
+@app.command()
+def evaluate(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    stage: Annotated[str | None, typer.Option(help="Default: all that have an evaluation.")] = None,
+) -> None:
+    """Score the models of finished stages once more, beside their controls."""
+    run = load_run(config, overrides)
+    from llavamed.cli.tables import show_scores
+    from llavamed.run.driver import evaluate_stages
+    from llavamed.run.progress import Progress
+
+    for found in evaluate_stages(run, stage, Progress(console)):
+        show_scores(found, console)
+
+
+@app.command()
+def export(
+    target: Annotated[str, typer.Argument(help="Folder to write, at any URI.")],
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    stage: Annotated[str | None, typer.Option(help="Default: the last one.")] = None,
+) -> None:
+    """Copy a finished stage's model to a folder, after loading it with plain transformers."""
+    run = load_run(config, overrides)
+    from llavamed.model.export import copy_export
+    from llavamed.run.curriculum import find_stage
+    from llavamed.storage.location import locate
+
+    copy_export(find_stage(run, stage).export, locate(target))
+    console.print(f"{target}: holds the model", soft_wrap=True, highlight=False)
+
+
+@app.command("config")
+def show_config(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    schema: Annotated[bool, typer.Option(help="Print the JSON schema instead.")] = False,
+) -> None:
+    """Check a config and print it with every default written out."""
+    import json
+
+    if schema:
+        sys.stdout.write(json.dumps(RunConfig.model_json_schema(), indent=2) + "\n")
+    else:
+        sys.stdout.write(dump_config(load_run(config, overrides, quiet=True)))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; a user's error is a sentence and an exit code, not a traceback."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        app([word for word in words if word != "--debug"])
+    except LlavaMedError as error:
+        if "--debug" in words:
+            raise
+        Console(stderr=True).print(
+            f"error: {error}", style="bold red", markup=False, soft_wrap=True
+        )
+        sys.exit(error.exit_code)

@@ -1,0 +1,157 @@
+"""The tables a command ends with."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from llavamed.data.prepared.dataset import PreparedDataset
+from llavamed.data.prepared.decontaminate import Contamination, Criterion
+from llavamed.data.record import IMAGE_HASH_BYTES
+from llavamed.run.plan import StageCost
+
+
+def show_summary(summary: dict[str, Any], console: Console) -> None:
+    """Print what a run has come to."""
+    stages = _table("Stages", "stage", "steps", "loss first -> last", "tokens/s", "seconds")
+    for stage in summary["stages"]:
+        stages.add_row(
+            stage["name"],
+            f"{stage['steps']:,}",
+            f"{stage['loss_first']:.3f} -> {stage['loss_last']:.3f}",
+            f"{stage['tokens_per_second']:,.0f}",
+            f"{stage['seconds']:.0f}",
+        )
+    console.print(stages)
+    for found in summary["evaluations"]:
+        show_scores(found, console)
+    _say(console, f"Model:   {summary['stages'][-1]['export']}")
+    _say(console, f"MLflow:  {_mlflow_command(summary['tracking_uri'])}")
+
+
+def show_scores(found: dict[str, Any], console: Console) -> None:
+    """Print the scores of an evaluation with its controls, and a few of the answers."""
+    title = f"Scores on {found['num_questions']} questions of {found['dataset']}"
+    scores = _table(title, "", "closed accuracy", "open recall")
+    for control, values in found["scores"].items():
+        cells = [values.get(key) for key in ("closed_accuracy", "open_recall")]
+        scores.add_row(control, *("-" if cell is None else f"{cell:.3f}" for cell in cells))
+    console.print(scores)
+    samples = _table("Sample predictions", *found["samples"][0])
+    for sample in found["samples"]:
+        samples.add_row(*(value.replace("\n", " ")[:40] for value in sample.values()))
+    console.print(samples)
+    _say(console, f"Answers: {found['report']}")
+
+
+def show_plan(costs: Sequence[StageCost], console: Console) -> None:
+    """Print what a run will do and cost."""
+    first = costs[0]
+    title = f"{first.num_gpus} x {first.accelerator} at {first.mfu:.0%} model-FLOPs utilisation"
+    table = _table(title, "", *(cost.name for cost in costs))
+    declared = [f"{cost.dataset}{' (declared)' if cost.is_declared else ''}" for cost in costs]
+    rows: dict[str, list[str]] = {
+        "dataset": declared,
+        "samples": [f"{cost.num_samples:,}" for cost in costs],
+        "steps": [f"{cost.steps:,}" for cost in costs],
+        "samples a step": [f"{cost.samples_per_step:,.1f}" for cost in costs],
+        "tokens": [_short(cost.num_tokens) for cost in costs],
+        "useful tokens": [f"{cost.useful_tokens:.1%}" for cost in costs],
+        "trained": [_short(sum(part.num_trained for part in cost.parts)) for cost in costs],
+        "frozen": [_short(sum(part.num_frozen for part in cost.parts)) for cost in costs],
+    }
+    for part in ("weights", "gradients", "optimizer", "activations", "logits", "workspace"):
+        rows[f"GB {part}"] = [f"{getattr(cost.memory, part) / 1e9:.1f}" for cost in costs]
+    rows["GB a GPU"] = [
+        f"{cost.memory.total / 1e9:.1f} of {cost.gpu_memory / 1e9:.0f}"
+        f"{'' if cost.memory.total <= cost.gpu_memory else ' !'}"
+        for cost in costs
+    ]
+    rows["exaFLOPs"] = [f"{cost.flops / 1e18:.3g}" for cost in costs]
+    rows["hours"] = [f"{cost.hours:.3g}" for cost in costs]
+    for name, cells in rows.items():
+        table.add_row(name, *cells)
+    console.print(table)
+    for cost in costs:
+        if cost.memory.total > cost.gpu_memory:
+            _say(
+                console,
+                f"! {cost.name} does not fit: lower micro_batch_size or max_tokens, set "
+                "gradient_checkpointing, or raise engine.zero_stage",
+            )
+    _say(console, f"All stages: {sum(cost.hours for cost in costs):.3g} hours")
+
+
+def show_contamination(found: Contamination, console: Console) -> None:
+    """Print how much of a training set is in evaluation sets too, by each way to match."""
+    total, names = found.dataset.num_samples, [other.name for other in found.against]
+    title = f"Samples of {found.dataset.name} ({total:,}) that match"
+    counts = _table(title, "by", *names, *(["any"] if len(names) > 1 else []))
+    ways: list[tuple[Criterion, str]] = [
+        ("image", f"image (within {found.max_distance} of {8 * IMAGE_HASH_BYTES} bits)"),
+        ("question", "question"),
+        ("pair", "pair (both of one sample)"),
+        ("text", "text (question and answer)"),
+    ]
+    for criterion, words in ways:
+        cells = [found.count([criterion], name) for name in names]
+        cells += [found.count([criterion])] if len(names) > 1 else []
+        mark = "* " if criterion in found.by else "  "
+        counts.add_row(mark + words, *(f"{cell:,} ({cell / total:.1%})" for cell in cells))
+    console.print(counts)
+    examples = _table("Some of them (*)", "sample", "is like", "by", "its question")
+    for column in examples.columns:
+        column.overflow = "fold"
+    for match in found.examples():
+        by = [name for name in found.by if match[name] is not None]
+        ways_met = ", ".join(
+            f"{name} ({match['distance']} bits)" if name == "image" else name for name in by
+        )
+        examples.add_row(match["id"], match[by[0]], ways_met, match["words"][:40])
+    if examples.row_count:
+        console.print(examples)
+    _say(console, f"Report: {found.report}")
+
+
+def show_removal(found: Contamination, without: PreparedDataset | None, console: Console) -> None:
+    """Print what removing has done to a training set; without it, what it would do."""
+    total, leaving = found.dataset.num_samples, found.count(found.by)
+    what = f"{leaving:,} of {total:,} samples ({leaving / total:.1%}) by {' or '.join(found.by)}"
+    if without is None:
+        text = f"Nothing was changed; --remove would take out {what} and leave {total - leaving:,}"
+    elif not leaving:
+        text = f"Nothing was changed: none of {total:,} samples match by {' or '.join(found.by)}"
+    else:
+        text = f"Removed {what}; {without.num_samples:,} are left, the others in the quarantine"
+    _say(console, text)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(*columns, title=title, title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
+
+
+def _short(number: float) -> str:
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3f} {unit}"
+    return f"{number:.0f}"
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def _mlflow_command(uri: str) -> str:
+    """How to look at the runs: a server's address, or the command that serves a database."""
+    if uri.startswith("http"):
+        return uri
+    command = Path(sys.executable).with_name("mlflow")
+    if command.is_relative_to(Path.cwd()):
+        command = command.relative_to(Path.cwd())
+    return f"{command} server --backend-store-uri {uri}"

@@ -1,0 +1,1 @@
+"""What a worker trains on next: order, packing, batches. Needs no Ray."""

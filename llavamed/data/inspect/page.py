@@ -1,0 +1,40 @@
+"""Samples of a prepared dataset as one HTML page that needs no network.
+
+Images are embedded at training resolution, without loss, as the model gets them. Text of the
+dataset is escaped by the environment, and the page's policy forbids any script and any request.
+"""
+
+import base64
+from collections.abc import Iterable
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from llavamed.data.inspect.samples import LINE_BREAK, InspectedSample, Refusal
+from llavamed.data.inspect.terminal import count_tokens
+from llavamed.data.prepared.dataset import PreparedDataset
+from llavamed.processor.images import Pixels, to_png
+
+
+def render_page(
+    dataset: PreparedDataset, samples: Iterable[InspectedSample], refusals: Iterable[Refusal]
+) -> str:
+    """Draw samples, and what was refused, as one HTML page."""
+    environment = Environment(
+        loader=PackageLoader("llavamed.data.inspect", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["data_uri"] = _data_uri
+    return environment.get_template("page.html.j2").render(
+        dataset=dataset,
+        samples=list(samples),
+        refusals=list(refusals),
+        line_break=LINE_BREAK,
+        count_tokens=count_tokens,
+    )
+
+
+def _data_uri(pixels: Pixels) -> str:
+    return "data:image/png;base64," + base64.b64encode(to_png(pixels)).decode()

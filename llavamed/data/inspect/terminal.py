@@ -1,0 +1,133 @@
+"""Samples of a prepared dataset on a terminal: the image in coloured half-blocks, then the tokens.
+
+Colour never says a thing alone: trained tokens also stand in brackets. Where there is no colour, as
+in a pipe, shades of block characters draw the image. Text of the dataset cannot steer the terminal:
+what is not printable is shown as its escape.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from PIL import Image
+from rich.color import Color
+from rich.columns import Columns
+from rich.console import Console, Group
+from rich.padding import Padding
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from llavamed.data.inspect.samples import LINE_BREAK, InspectedSample, Refusal, Span
+from llavamed.processor.images import Pixels
+
+MAX_IMAGE_WIDTH, MIN_IMAGE_WIDTH = 56, 20
+"""Columns an image takes; several share the width until each is at the least."""
+
+_SHADES = " \u2591\u2592\u2593\u2588"
+_STYLES = {"trained": "bold green", "masked": "dim", "image": "cyan"}
+
+
+def show_sample(sample: InspectedSample, console: Console) -> None:
+    """Print one sample: images, turns, tokens, counts and where it is from."""
+    console.rule(Text(f"sample {printable(sample.id)}", style="bold"), align="left")
+    if sample.pixels:
+        console.print(_images(sample.pixels, console))
+    turns = Table.grid(padding=(0, 2, 0, 0))
+    turns.add_column(style="bold")
+    turns.add_column(overflow="fold")
+    for turn in sample.turns:
+        turns.add_row(turn.role, Text(printable(turn.text)))
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    facts.add_column(style="dim")
+    facts.add_column(overflow="fold")
+    facts.add_row("tokens", count_tokens(sample))
+    facts.add_row("place", "shard {}, row group {}, row {}".format(*sample.place))
+    for name, fact in sample.facts.items():
+        facts.add_row(name.replace("_", " "), Text(printable(fact)))
+    parts = Group(turns, "", _tokens(sample.spans, sample.num_cut), "", facts)
+    console.print(Padding(parts, (1, 0)), highlight=False)
+
+
+def show_refusals(refusals: Sequence[Refusal], console: Console) -> None:
+    """Print the quarantine: each reason with its count and the first samples it has."""
+    if not refusals:
+        console.print("nothing was quarantined", highlight=False)
+        return
+    table = Table(title="Quarantine", title_justify="left", expand=False)
+    table.add_column("reason", no_wrap=True)
+    table.add_column("samples", justify="right")
+    table.add_column("row", justify="right")
+    table.add_column("id", overflow="fold")
+    table.add_column("detail", overflow="fold")
+    for refusal in refusals:
+        for number, row in enumerate(refusal.first):
+            first = (refusal.reason, f"{refusal.count:,}") if number == 0 else ("", "")
+            cells = (*first, str(row["row"]), row["id"], row["detail"])
+            texts = (Text(printable(cell)) for cell in cells)
+            table.add_row(*texts, end_section=number == len(refusal.first) - 1)
+    console.print(table)
+
+
+def count_tokens(sample: InspectedSample) -> str:
+    """Say how many tokens there are, of which kind, and how many were cut."""
+    num_image = sum(len(span.tokens) for span in sample.spans if span.kind == "image")
+    return (
+        f"{sample.num_tokens:,}, of these {sample.num_trained:,} trained and {num_image:,} of "
+        f"{len(sample.pixels)} image{'' if len(sample.pixels) == 1 else 's'}; "
+        f"{sample.num_cut:,} cut"
+    )
+
+
+def printable(text: str) -> str:
+    """Write what is neither printable nor a line break as its escape."""
+    return "".join(
+        each if each.isprintable() or each == "\n" else each.encode("unicode_escape").decode()
+        for each in text
+    )
+
+
+def _tokens(spans: Iterable[Span], num_cut: int) -> Text:
+    text = Text()
+    for span in spans:
+        style = _STYLES[span.kind]
+        if span.kind == "image":
+            text.append(f"{span.tokens[0]} x {len(span.tokens)}", style).append(" ")
+            continue
+        if span.kind == "trained":
+            text.append("\u27e6 ", style)
+        for token in span.tokens:
+            shown = printable(token)
+            underlined = f"{style} underline" if span.kind == "trained" else style
+            text.append(shown, underlined).append("\n" if LINE_BREAK in shown else " ")
+        if span.kind == "trained":
+            text.append("\u27e7 ", style)
+    if num_cut:
+        text.append(f"({num_cut:,} more cut)", "red")
+    return text
+
+
+def _images(images: Sequence[Pixels], console: Console) -> Columns:
+    share = (console.width + 2) // len(images) - 2
+    width = min(MAX_IMAGE_WIDTH, console.width, max(share, MIN_IMAGE_WIDTH))
+    draw = _draw_in_shades if console.color_system is None else _draw_in_colour
+    return Columns([draw(pixels, min(width, len(pixels))) for pixels in images], padding=(1, 2))
+
+
+def _draw_in_colour(pixels: Pixels, width: int) -> Text:
+    """Two pixels a character: the upper half in the text's colour, the lower in its ground's."""
+    rows = np.asarray(Image.fromarray(pixels).resize((width, width // 2 * 2)))
+    text = Text(no_wrap=True)
+    for upper, lower in zip(rows[::2], rows[1::2], strict=True):
+        for above, below in zip(upper.tolist(), lower.tolist(), strict=True):
+            text.append(
+                "\u2580", Style(color=Color.from_rgb(*above), bgcolor=Color.from_rgb(*below))
+            )
+        text.append("\n")
+    text.rstrip()
+    return text
+
+
+def _draw_in_shades(pixels: Pixels, width: int) -> Text:
+    grey = np.asarray(Image.fromarray(pixels).convert("L").resize((width, max(1, width // 2))))
+    levels = (grey.astype(int) * len(_SHADES) // 256).tolist()
+    return Text("\n".join("".join(_SHADES[level] for level in row) for row in levels), no_wrap=True)

@@ -1,0 +1,278 @@
+"""The Ray Data job: sources -> validated Parquet shards, index, content, quarantine, manifest.
+
+One task streams the sources' listings in chunks; actors fetch and decode the images of a chunk,
+make its tokens and labels, and write it as one shard. Only its ledger comes back, a few numbers and
+hashes a sample, so memory does not grow with the data, and the same inputs give the same bytes
+whatever the number of machines. Duplicates are found by content: counted, or quarantined where the
+config says so.
+"""
+
+import json
+import pickle
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import ray
+from transformers import LlavaProcessor
+
+from llavamed.config.datasets import Dataset
+from llavamed.config.load import fingerprint
+from llavamed.config.schema import RunConfig
+from llavamed.data.prepare.ray_data import rows_of, set_up
+from llavamed.data.prepare.shards import Chunk, ShardReport, ShardWriter
+from llavamed.data.prepared.dataset import (
+    PROCESSOR,
+    QUARANTINE,
+    SCHEMA_VERSION,
+    PreparedDataset,
+    hold_datasets,
+    open_prepared,
+)
+from llavamed.data.prepared.sample_tables import join
+from llavamed.data.sources import open_source
+from llavamed.errors import BadSample, DataError
+from llavamed.processor.build import (
+    build_processor,
+    image_settings,
+    load_processor,
+    num_image_tokens,
+    tokenizer_hash,
+)
+from llavamed.processor.encode import get_template, template_hash
+from llavamed.storage.location import MANIFEST, Location, check_writable, locate
+
+TOKENIZER_SAMPLES = 20_000
+"""Samples a dataset contributes to the text a tokenizer is trained on."""
+
+_PROCESSOR_FIELDS = (
+    "weights",
+    "vision_tower",
+    "language_model",
+    "tokenizer",
+    "template",
+    "image_aspect_ratio",
+)
+"""What of the model decides its tokens and pixels."""
+
+OnProgress = Callable[[str, int, int], None]
+"""Told the dataset's name, its samples done and its samples in all."""
+
+
+def ensure_processor(config: RunConfig) -> Location:
+    """The processor that all datasets of a folder share; made and saved when it is not there yet.
+
+    Raises:
+        DataError: The folder's processor was made with other settings.
+    """
+    place = locate(config.datasets_directory) / PROCESSOR
+    fields = set(_PROCESSOR_FIELDS)
+    wanted = {"model": config.model.model_dump(mode="json", include=fields)}
+    if config.model.weights is None and config.model.tokenizer is None:
+        assert config.model.language_model is not None
+        if config.model.language_model.weights is None:  # then its tokenizer depends on the text
+            wanted["datasets"] = {
+                name: dataset.read.model_dump(mode="json")
+                for name, dataset in config.data.datasets.items()
+            }
+    manifest = place / MANIFEST
+    if manifest.exists():
+        _check_same(manifest.read_json()["made_from"], wanted, place)
+        return place
+    processor = build_processor(config.model, _texts(config))
+    with tempfile.TemporaryDirectory() as folder:
+        processor.save_pretrained(folder)
+        (Path(folder) / MANIFEST).write_text(json.dumps({"made_from": wanted}, indent=2))
+        place.upload(Path(folder))
+    return place
+
+
+def prepare(
+    config: RunConfig,
+    names: Sequence[str],
+    on_progress: OnProgress = lambda *_: None,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, PreparedDataset]:
+    """Prepare the named datasets that are not prepared yet, all in one Ray Data job.
+
+    Args:
+        config: The run's.
+        names: Which ones.
+        on_progress: Told how far each is.
+        say: Told why this waits.
+
+    Raises:
+        DataError: A source is unreadable, too many samples are unusable, or a dataset is there
+            already but was prepared with other settings.
+        StorageError: The target cannot be written.
+        TrainingError: Another run prepares datasets there now.
+    """
+    directory = locate(config.datasets_directory)
+    check_writable(directory)
+    place = ensure_processor(config)
+    with tempfile.TemporaryDirectory() as scratch:
+        processor = load_processor(place.download(Path(scratch)))
+    manifests: dict[str, dict[str, Any]] = {}
+    for name in names:
+        manifests[name] = describe(config, name, processor)
+        if (directory / name / MANIFEST).exists():
+            there = open_prepared(directory / name)
+            _check_same(there.manifest["made_from"], manifests[name]["made_from"], there.location)
+    if _pending(directory, names):
+        with hold_datasets(directory, say):
+            _run(config, _pending(directory, names), manifests, place, on_progress)
+    return {name: open_prepared(directory / name) for name in names}
+
+
+def _pending(directory: Location, names: Sequence[str]) -> list[str]:
+    return [name for name in names if not (directory / name / MANIFEST).exists()]
+
+
+def _run(
+    config: RunConfig,
+    names: list[str],
+    manifests: dict[str, dict[str, Any]],
+    processor: Location,
+    on_progress: OnProgress,
+) -> None:
+    directory = locate(config.datasets_directory)
+    reports: dict[str, list[ShardReport]] = {name: [] for name in names}
+    done: Counter[str] = Counter()
+    for name in names:
+        (directory / name).remove()  # what a run that was killed may have left
+    for row in rows_of(_pipeline(config, names, processor)):
+        report: ShardReport = pickle.loads(row["report"])
+        reports[report.dataset].append(report)
+        done[report.dataset] += report.ledger.num_rows
+        on_progress(report.dataset, done[report.dataset], manifests[report.dataset]["num_rows"])
+    for name in names:
+        publish(directory / name, manifests[name], reports[name], config.data.datasets[name])
+
+
+def _pipeline(config: RunConfig, names: list[str], processor: Location) -> Any:
+    set_up()
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    return (
+        ray.data.range(1)
+        .flat_map(partial(_chunk_rows, config=config, names=names), num_cpus=0.5)
+        .repartition(target_num_rows_per_block=1)
+        .map_batches(
+            _ShardActor,
+            fn_constructor_args=(config, str(processor)),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, cpus - 1)),
+            num_cpus=1,
+        )
+    )
+
+
+def list_chunks(config: RunConfig, names: Sequence[str]) -> Iterator[Chunk]:
+    """Stream the listings of datasets, a shard's worth at a time."""
+    for name in names:
+        rows = open_source(config.data.datasets[name].read).rows()
+        shard = 0
+        while chunk := list(islice(rows, config.data.rows_per_shard)):
+            yield Chunk(name, shard, shard * config.data.rows_per_shard, chunk)
+            shard += 1
+
+
+def _chunk_rows(
+    _: dict[str, Any], config: RunConfig, names: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    for chunk in list_chunks(config, names):
+        yield {"chunk": json.dumps(asdict(chunk))}
+
+
+class _ShardActor:
+    """`ShardWriter` as Ray Data calls it: one chunk in, one pickled report out."""
+
+    def __init__(self, config: RunConfig, processor: str) -> None:
+        self._writer = ShardWriter(config, processor)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        chunks = [Chunk(**json.loads(chunk)) for chunk in batch["chunk"]]
+        return {"report": [pickle.dumps(self._writer.write(chunk)) for chunk in chunks]}
+
+
+def describe(config: RunConfig, name: str, processor: LlavaProcessor) -> dict[str, Any]:
+    """All that is known before the work: what the dataset is made from, and how."""
+    tokenizer = processor.tokenizer
+    dataset = config.data.datasets[name]
+    source = open_source(dataset.read)
+    settings = config.data
+    images = asdict(image_settings(processor, settings.image_backend))
+    made_from = {
+        "read": dataset.read.model_dump(mode="json"),
+        "content": source.content_hash(),
+        "tokenizer": tokenizer_hash(processor),
+        "template": template_hash(get_template(config.model.template), tokenizer),
+        "images": images,
+        "max_length": settings.max_length,
+        "store_images": settings.store_images,
+        "rows_per_shard": settings.rows_per_shard,
+        "row_group_size": settings.row_group_size,
+        "drop_duplicates": dataset.drop_duplicates,
+    }
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "made_from": made_from,
+        "fingerprint": fingerprint(made_from),
+        "template": config.model.template,
+        "images": images,
+        "store_images": settings.store_images,
+        "num_image_tokens": num_image_tokens(processor),
+        "image_token_id": processor.image_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "num_rows": source.count(),
+    }
+
+
+def publish(
+    place: Location, manifest: dict[str, Any], reports: list[ShardReport], settings: Dataset
+) -> None:
+    """Write the ledger and, unless too much is bad, the manifest that makes it a dataset.
+
+    Raises:
+        DataError: Too many samples are unusable; duplicates are not.
+    """
+    ledger = join([report.ledger for report in reports])
+    bad, bound = ledger.quarantine, settings.max_bad_fraction
+    if settings.drop_duplicates:
+        ledger = ledger.without_duplicates(place.name)
+    ledger.write(place)
+    if bad.num_rows > bound * ledger.num_rows or not ledger.index.num_rows:
+        reasons = Counter(bad.column("reason").to_pylist())
+        counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        raise DataError(
+            f"data.datasets.{place.name}.max_bad_fraction={bound}: "
+            f"{bad.num_rows} of {ledger.num_rows} samples are unusable ({counts}); look at "
+            f"{place / QUARANTINE}, then mend the source or raise the fraction"
+        )
+    (place / MANIFEST).write_json(manifest | ledger.counts())
+
+
+def _check_same(there: dict[str, Any], wanted: dict[str, Any], place: Location) -> None:
+    wanted = json.loads(json.dumps(wanted))
+    differing = [key for key in wanted if there.get(key) != wanted[key]]
+    if differing:
+        raise DataError(
+            f"{place}: was prepared with another {', '.join(differing)}; set data.directory to "
+            "another folder, or delete this one to prepare it again"
+        )
+
+
+def _texts(config: RunConfig) -> Iterator[str]:
+    template = get_template(config.model.template)
+    for dataset in config.data.datasets.values():
+        source = open_source(dataset.read)
+        for row in islice(source.rows(), TOKENIZER_SAMPLES):
+            try:
+                yield from (turn.text for turn in source.parse(row).turns)
+                yield from (template.user_open, template.user_close, template.assistant_open)
+            except BadSample:
+                continue  # counted and quarantined when the dataset is prepared

@@ -1,0 +1,150 @@
+"""One chunk of a source's listing -> one shard: fetch, decode, validate, tokenise, write.
+
+This is the work that Ray Data spreads over the cluster; it needs no Ray itself.
+"""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from llavamed.config.schema import RunConfig
+from llavamed.data.prepared.content import hash_content, hash_image
+from llavamed.data.prepared.dataset import write_shard
+from llavamed.data.prepared.sample_tables import Ledger
+from llavamed.data.record import (
+    CONTENT_SCHEMA,
+    INDEX_SCHEMA,
+    QUARANTINE_SCHEMA,
+    SHARD_SCHEMA,
+    Record,
+    check_record,
+)
+from llavamed.data.sources import Source, open_source
+from llavamed.errors import BadSample
+from llavamed.processor.build import image_settings, load_processor, num_image_tokens
+from llavamed.processor.encode import encode, get_template
+from llavamed.processor.images import to_pixels, to_planes
+from llavamed.processor.turns import IGNORE_INDEX
+from llavamed.storage.location import locate
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a source's listing, which becomes one shard."""
+
+    dataset: str
+    shard: int
+    first_row: int
+    rows: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """What became of a chunk's samples."""
+
+    dataset: str
+    ledger: Ledger
+
+
+class ShardWriter:
+    """Writes shards; made once a worker, so that the tokenizer is loaded once."""
+
+    def __init__(self, config: RunConfig, processor: str) -> None:
+        self._scratch = tempfile.TemporaryDirectory()
+        self._config = config
+        self._processor = load_processor(locate(processor).download(Path(self._scratch.name)))
+        self._images = image_settings(self._processor, config.data.image_backend)
+        self._template = get_template(config.model.template)
+        self._sources = {
+            name: open_source(dataset.read) for name, dataset in config.data.datasets.items()
+        }
+
+    def write(self, chunk: Chunk) -> ShardReport:
+        """Write the shard of a chunk, unless all its samples are bad."""
+        source = self._sources[chunk.dataset]
+        good: list[dict[str, Any]] = []
+        content: list[dict[str, Any]] = []
+        truncated: list[int] = []
+        bad: list[dict[str, Any]] = []
+        for number, row in enumerate(chunk.rows, start=chunk.first_row):
+            name = str(row.get("id", ""))
+            try:
+                record = source.parse(row)
+                name = record.id
+                sample, hashes, num_truncated = self._make_sample(source, record)
+            except BadSample as error:
+                bad.append(
+                    {
+                        "source": chunk.dataset,
+                        "row": number,
+                        "id": name,
+                        "reason": error.reason,
+                        "detail": error.detail,
+                    }
+                )
+            else:
+                good.append({**sample, "source": chunk.dataset})
+                content.append({"row": number, "id": sample["id"], **hashes})
+                truncated.append(num_truncated)
+        size = self._config.data.row_group_size
+        if good:
+            folder = locate(self._config.datasets_directory) / chunk.dataset
+            table = pa.Table.from_pylist(good, SHARD_SCHEMA)
+            write_shard(folder, chunk.shard, table, size)
+        index = [
+            {
+                "shard": chunk.shard,
+                "row_group": number // size,
+                "row": number % size,
+                "num_tokens": len(sample["input_ids"]),
+                "num_supervised": sum(label != IGNORE_INDEX for label in sample["labels"][1:]),
+                "num_images": len(sample["pixels"]),
+                "num_truncated": truncated[number],
+            }
+            for number, sample in enumerate(good)
+        ]
+        ledger = Ledger(
+            index=pa.Table.from_pylist(index, INDEX_SCHEMA),
+            content=pa.Table.from_pylist(content, CONTENT_SCHEMA),
+            quarantine=pa.Table.from_pylist(bad, QUARANTINE_SCHEMA),
+        )
+        return ShardReport(chunk.dataset, ledger)
+
+    def _make_sample(
+        self, source: Source, record: Record
+    ) -> tuple[dict[str, Any], dict[str, Any], int]:
+        """One row of a shard, its hashes, and how many tokens were cut. Raises: BadSample."""
+        check_record(record)
+        encoded = encode(
+            record.turns,
+            template=self._template,
+            tokenizer=self._processor.tokenizer,
+            num_image_tokens=num_image_tokens(self._processor),
+            max_length=self._config.data.max_length,
+        )
+        encoded.check_supervised()
+        images = [self._image(source, reference) for reference in record.images]
+        sample = {
+            "id": record.id,
+            "pixels": [data for data, _ in images],
+            "input_ids": encoded.input_ids,
+            "labels": encoded.labels,
+            "turns": [{"role": turn.role, "text": turn.text} for turn in record.turns],
+            "domain": record.domain,
+            "answer_type": record.answer_type,
+            "question_type": record.question_type,
+            "pmid": record.pmid,
+            "licence": record.licence,
+        }
+        hashes = hash_content(record.turns, [image_hash for _, image_hash in images])
+        return sample, hashes, encoded.num_truncated
+
+    def _image(self, source: Source, reference: str) -> tuple[bytes, bytes]:
+        """What is stored of an image, and its hash."""
+        data = source.load_image(reference)
+        pixels = to_pixels(data, self._images)  # also when the original is kept: it must decode
+        stored = data if self._config.data.store_images == "original" else to_planes(pixels)
+        return stored, hash_image(pixels)

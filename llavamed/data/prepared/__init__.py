@@ -1,0 +1,1 @@
+"""A complete dataset and what can be done with it without its source."""

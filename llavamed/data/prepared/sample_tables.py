@@ -1,0 +1,104 @@
+"""What became of every sample: the index and content of the good, the quarantine of the rest.
+
+Pure tables in memory. Samples only ever move one way, out of the first two and into the third.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from llavamed.data.prepared.dataset import CONTENT, INDEX, QUARANTINE, PreparedDataset, revised
+from llavamed.data.record import CONTENT_SCHEMA, INDEX_SCHEMA, QUARANTINE_SCHEMA
+from llavamed.errors import DataError
+from llavamed.storage.location import Location
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """`INDEX_SCHEMA` and `CONTENT_SCHEMA` in the same order, and `QUARANTINE_SCHEMA`."""
+
+    index: pa.Table
+    content: pa.Table
+    quarantine: pa.Table
+
+    @property
+    def num_rows(self) -> int:
+        """Samples, good and bad."""
+        return int(self.index.num_rows + self.quarantine.num_rows)
+
+    def counts(self) -> dict[str, Any]:
+        """What a manifest tells of the samples."""
+        summed = ("num_tokens", "num_supervised", "num_images")
+        reasons = Counter(self.quarantine.column("reason").to_pylist())
+        duplicates = self.first_alike() != np.arange(self.content.num_rows)
+        return {
+            **{name: pc.sum(self.index.column(name)).as_py() for name in summed},
+            "num_samples": self.index.num_rows,
+            "num_truncated": pc.sum(pc.greater(self.index.column("num_truncated"), 0)).as_py(),
+            "num_duplicates": int(duplicates.sum()),
+            "num_quarantined": self.quarantine.num_rows,
+            "quarantined": dict(sorted(reasons.items())),
+        }
+
+    def first_alike(self) -> npt.NDArray[np.int64]:
+        """For each sample the first one with the same images and words, as a rule itself."""
+        hashes = self.content.column("sample_hash").combine_chunks().cast(pa.binary())
+        codes = hashes.dictionary_encode().indices.to_numpy()
+        return np.unique(codes, return_index=True)[1][codes].astype(np.int64)
+
+    def move_out(
+        self, source: str, leaving: Sequence[int], reason: str, details: Sequence[str]
+    ) -> "Ledger":
+        """Quarantine the samples at these positions of the index, a detail each."""
+        gone = self.content.select(["row", "id"]).take(pa.array(leaving, pa.int64()))
+        rows = [
+            {**sample, "source": source, "reason": reason, "detail": detail}
+            for sample, detail in zip(gone.to_pylist(), details, strict=True)
+        ]
+        stays = np.ones(self.index.num_rows, dtype=bool)
+        stays[np.asarray(leaving, dtype=np.int64)] = False
+        quarantine = [self.quarantine, pa.Table.from_pylist(rows, QUARANTINE_SCHEMA)]
+        return Ledger(
+            self.index.filter(stays), self.content.filter(stays), pa.concat_tables(quarantine)
+        )
+
+    def without_duplicates(self, source: str) -> "Ledger":
+        """Quarantine each sample that is the same as an earlier one."""
+        first = self.first_alike()
+        leaving = np.flatnonzero(first != np.arange(len(first)))
+        originals = self.content.column("id").take(pa.array(first[leaving])).to_pylist()
+        details = [f"same images and words as {original}" for original in originals]
+        return self.move_out(source, leaving.tolist(), "duplicate", details)
+
+    def write(self, place: Location, revision: int = 0) -> None:
+        """Write the three tables; it is the manifest that makes them count."""
+        tables = {INDEX: self.index, CONTENT: self.content, QUARANTINE: self.quarantine}
+        for name, table in tables.items():
+            (place / revised(name, revision)).write_table(table)
+
+
+def join(ledgers: Sequence[Ledger]) -> Ledger:
+    """One ledger of many, in their order."""
+    return Ledger(
+        pa.concat_tables([INDEX_SCHEMA.empty_table(), *(part.index for part in ledgers)]),
+        pa.concat_tables([CONTENT_SCHEMA.empty_table(), *(part.content for part in ledgers)]),
+        pa.concat_tables([QUARANTINE_SCHEMA.empty_table(), *(part.quarantine for part in ledgers)]),
+    )
+
+
+def read_ledger(dataset: PreparedDataset) -> Ledger:
+    """The ledger of a prepared dataset. Raises: DataError, when a table is missing or cut."""
+    ledger = Ledger(dataset.index, dataset.read(CONTENT), dataset.read(QUARANTINE))
+    if not ledger.index.num_rows == ledger.content.num_rows == dataset.num_samples:
+        raise DataError(
+            f"{dataset.location}: {ledger.index.num_rows} samples in the index, "
+            f"{ledger.content.num_rows} in the content, {dataset.num_samples} in the manifest; "
+            "prepare the dataset again"
+        )
+    return ledger

@@ -1,0 +1,129 @@
+"""What a sample is: as a source lists it (`Record`) and as it lies prepared (`SHARD_SCHEMA`).
+
+A record carries its text in full and its images by reference, so that listing millions of them
+is cheap; the workers that prepare it fetch and decode the images.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import pyarrow as pa
+
+from llavamed.errors import BadSample
+from llavamed.processor.turns import IMAGE_PLACEHOLDER, Role, Turn
+
+IMAGE_HASH_BYTES = 32
+TEXT_HASH_BYTES = 16
+
+AnswerType = Literal["", "OPEN", "CLOSED"]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One sample as a source lists it.
+
+    `images` are references that the same source's `load_image` understands. `answer_type` and
+    `question_type` are set for visual question answering and empty elsewhere.
+    """
+
+    id: str
+    images: tuple[str, ...]
+    turns: tuple[Turn, ...]
+    domain: str = ""
+    answer_type: AnswerType = ""
+    question_type: str = ""
+    pmid: str = ""
+    licence: str = ""
+
+
+def check_record(record: Record) -> None:
+    """Refuse a record that no template could render.
+
+    Raises:
+        BadSample: `empty_dialogue`, `unknown_role`, `empty_answer`, `not_unicode` or
+            `placeholder_mismatch`.
+    """
+    if not any(turn.role == "user" for turn in record.turns) or not any(
+        turn.role == "assistant" for turn in record.turns
+    ):
+        raise BadSample("empty_dialogue", f"{len(record.turns)} turns, no question and answer")
+    for number, turn in enumerate(record.turns):
+        if turn.role not in get_args(Role):
+            raise BadSample("unknown_role", f"turn {number} has role {turn.role!r}")
+    if not any(turn.text.strip() for turn in record.turns if turn.role == "assistant"):
+        raise BadSample("empty_answer", "no assistant turn has any text")
+    check_unicode(record)
+    placeholders = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in record.turns)
+    if placeholders != len(record.images):
+        raise BadSample(
+            "placeholder_mismatch",
+            f"{placeholders} {IMAGE_PLACEHOLDER} in the text, {len(record.images)} images",
+        )
+
+
+def check_unicode(record: Record) -> None:
+    """Refuse half of a character, which JSON can spell. Raises: BadSample, `not_unicode`."""
+    try:
+        "".join([record.id, *record.images, *(turn.text for turn in record.turns)]).encode()
+    except UnicodeEncodeError as error:
+        raise BadSample("not_unicode", f"{error.object[error.start]!r} in it") from error
+
+
+SHARD_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string()),
+        pa.field(
+            "pixels", pa.list_(pa.binary())
+        ),  # uint8 each, 3 x size x size or, where grey, size x size; or the file's bytes
+        pa.field("input_ids", pa.list_(pa.int32())),
+        pa.field("labels", pa.list_(pa.int32())),
+        pa.field("turns", pa.list_(pa.struct([("role", pa.string()), ("text", pa.string())]))),
+        pa.field("domain", pa.string()),
+        pa.field("answer_type", pa.string()),
+        pa.field("question_type", pa.string()),
+        pa.field("source", pa.string()),
+        pa.field("pmid", pa.string()),
+        pa.field("licence", pa.string()),
+    ]
+)
+"""One row of `shards/*.parquet`."""
+
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.int32()),
+        pa.field("row_group", pa.int32()),
+        pa.field("row", pa.int32()),
+        pa.field("num_tokens", pa.int32()),
+        pa.field("num_supervised", pa.int32()),
+        pa.field("num_images", pa.int32()),
+        pa.field("num_truncated", pa.int32()),
+    ]
+)
+"""One row of `index.parquet` a sample, in shard order; `row` counts within the row group, and
+`num_truncated` the text tokens that were cut off."""
+
+_TEXT_HASH = pa.binary(TEXT_HASH_BYTES)
+
+CONTENT_SCHEMA = pa.schema(
+    [
+        pa.field("row", pa.int64()),
+        pa.field("id", pa.string()),
+        pa.field("image_hashes", pa.list_(pa.binary(IMAGE_HASH_BYTES))),
+        pa.field("question_hashes", pa.list_(_TEXT_HASH)),  # one a user turn
+        pa.field("answer_hashes", pa.list_(_TEXT_HASH)),  # one an assistant turn
+        pa.field("sample_hash", _TEXT_HASH),
+    ]
+)
+"""One row of `content.parquet` a sample, in index order; `row` is its place in the source, from 0,
+and `sample_hash` is of all the others, so that duplicates have the same."""
+
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        pa.field("source", pa.string()),
+        pa.field("row", pa.int64()),
+        pa.field("id", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("detail", pa.string()),
+    ]
+)
+"""One row of `quarantine.parquet` a rejected sample; `row` is its place in the source, from 0."""

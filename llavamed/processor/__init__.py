@@ -1,0 +1,1 @@
+"""Words and pictures to what a model reads: tokenizer, templates, labels, pixels."""

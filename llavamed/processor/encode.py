@@ -1,0 +1,285 @@
+"""Turns -> token ids and labels. Pure: no torch, no files, no randomness.
+
+The text of a dialogue is built as segments that know whether they are trained (`templates.render`),
+tokenised once, and each token is labelled by the segment it begins in. No finished text is searched
+for role names, so an answer may hold any of them.
+
+Text that spells a special token (`</s>` in a question) becomes that token, as in the reference, for
+what was trained on and what a server tokenises must agree. Whoever serves strangers decides there
+whether to take such text. `<image>` is the same case; `check_record` has counted it before.
+
+Source: LLaVA-Med v1.0.0 and LLaVA v1.5, whose outputs the tests compare with.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from jinja2.exceptions import TemplateError
+
+from llavamed.errors import BadSample, ConfigError
+from llavamed.processor.templates import (
+    TEMPLATES,
+    TOKENIZER,
+    Segment,
+    Template,
+    bind,
+    chat_template,
+    get_template,
+    own_chat_template,
+    render,
+    stop_strings,
+    template_hash,
+)
+from llavamed.processor.token_labels import (
+    Tokens,
+    flatten,
+    image_token_id,
+    rewrite,
+    special_token_pattern,
+    tokenize,
+    write_out_first_spaces,
+)
+from llavamed.processor.turns import IGNORE_INDEX, IMAGE_PLACEHOLDER, Turn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "TEMPLATES",
+    "Encoded",
+    "Template",
+    "chat_template",
+    "encode",
+    "encode_prompt",
+    "get_template",
+    "stop_strings",
+    "template_hash",
+]
+
+_COUNTED_IMAGE_WIDTH = 258
+"""Tokens of an image in LLaVA-Med v1.0: 256 patches between a start and an end mark."""
+
+_COUNTED_LEAD = 2
+"""Tokens at the start of each user turn that LLaVA-Med v1.0 trains: its "###"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One sample as tokens; `labels` are not shifted."""
+
+    input_ids: list[int]
+    labels: list[int]
+    num_truncated: int
+    """Text tokens cut off to fit `max_length`."""
+
+    def check_supervised(self) -> None:
+        """Refuse a sample that trains nothing. Raises: BadSample, `no_supervised_token`."""
+        if all(label == IGNORE_INDEX for label in self.labels):
+            raise BadSample(
+                "no_supervised_token",
+                f"no token of an answer among {len(self.input_ids)}, and {self.num_truncated} more "
+                "were cut off",
+            )
+
+
+def encode(
+    turns: Sequence[Turn],
+    *,
+    template: Template,
+    tokenizer: "PreTrainedTokenizerBase",
+    num_image_tokens: int,
+    max_length: int | None,
+) -> Encoded:
+    """Turn a dialogue into token ids and labels.
+
+    Args:
+        turns: The dialogue, with an image placeholder where each image goes.
+        template: The words around the turns.
+        tokenizer: A fast tokenizer that has the image token.
+        num_image_tokens: Length of the run of image tokens that stands for one image.
+        max_length: Longest sample. The end of the text is cut to fit, and images never are: a
+            sample must hold all the images it is stored with.
+
+    Raises:
+        BadSample: `too_long`, or the template cannot hold these turns.
+        ConfigError: The tokenizer does not fit the template.
+    """
+    if template.name == TOKENIZER:
+        tokens = _label_own_template(turns, tokenizer)
+    else:
+        bound = bind(template, tokenizer)
+        segments = render(turns, bound)
+        label = _label_by_count if bound.labels_by_count else _label_by_segment
+        tokens = label(segments, bound, tokenizer)
+    return _expand_images(tokens, image_token_id(tokenizer), num_image_tokens, max_length)
+
+
+def encode_prompt(
+    turns: Sequence[Turn],
+    *,
+    template: Template,
+    tokenizer: "PreTrainedTokenizerBase",
+    num_image_tokens: int,
+) -> list[int]:
+    """Turn a dialogue that ends with a question into the token ids that the model continues.
+
+    They begin the ids that `encode` gives for the same turns and any answer. The space before an
+    answer is therefore the answer's, not the prompt's: a sentencepiece vocabulary makes one token
+    of the space and the word. One exception is beyond our reach: where a tokenizer's own template
+    ends the prompt in a line break, an answer that begins with another may share a token with it.
+
+    Raises:
+        BadSample: The last turn is not a question, or the template cannot hold these turns.
+        ConfigError: The tokenizer does not fit the template.
+    """
+    if not turns or turns[-1].role != "user":
+        raise BadSample("no_question", "the last turn must be the user's for a model to answer it")
+    if template.name == TOKENIZER:
+        own_chat_template(tokenizer)  # raises where there is none
+        text = _render_own(_messages(turns), tokenizer, prompt=True)
+        tokens = tokenize(flatten([Segment(text, False)]), tokenizer)
+    else:
+        bound = bind(template, tokenizer)
+        tokens = _label_by_segment(render(turns, bound, prompt=True), bound, tokenizer)
+    return _expand_images(tokens, image_token_id(tokenizer), num_image_tokens, None).input_ids
+
+
+def _expand_images(
+    tokens: Tokens, image_id: int, num_image_tokens: int, max_length: int | None
+) -> Encoded:
+    """Repeat each image token, and leave out the last text tokens to fit `max_length`."""
+    num_images = tokens.ids.count(image_id)
+    num_text = len(tokens.ids) - num_images
+    room = num_text if max_length is None else max_length - num_images * num_image_tokens
+    if room < 0:
+        raise BadSample(
+            "too_long",
+            f"{num_images} images of {num_image_tokens} tokens do not fit max_length={max_length}",
+        )
+    num_truncated = max(0, num_text - room)
+    ids: list[int] = []
+    labels: list[int] = []
+    for token, trained in zip(tokens.ids, tokens.trained, strict=True):
+        if token == image_id:
+            ids += [token] * num_image_tokens
+            labels += [IGNORE_INDEX] * num_image_tokens
+        elif room:
+            room -= 1
+            ids.append(token)
+            labels.append(token if trained else IGNORE_INDEX)
+    return Encoded(ids, labels, num_truncated)
+
+
+def _label_by_segment(
+    segments: Sequence[Segment], template: Template, tokenizer: "PreTrainedTokenizerBase"
+) -> Tokens:
+    """Label each token by the segment it begins in."""
+    text = flatten(segments)
+    if template.images == "in_place":
+        # The slow tokenizer of LLaVA-Med v1.0 dropped the white space on both sides of the tokens
+        # that were added for images. It did so for no other special token.
+        text = rewrite(text, rf"\s*{IMAGE_PLACEHOLDER}\s*", IMAGE_PLACEHOLDER)
+    return tokenize(write_out_first_spaces(text, tokenizer), tokenizer)
+
+
+def _label_by_count(
+    segments: Sequence[Segment], template: Template, tokenizer: "PreTrainedTokenizerBase"
+) -> Tokens:
+    """Label as LLaVA-Med v1.0 did: by the lengths of the turns, each tokenised by itself.
+
+    A turn by itself has one token more, the first token of the tokenizer, and with the LLaMA
+    vocabulary one token less, since "###" is a single piece only at the start of a text. There the
+    two cancel. With another vocabulary each turn moves the labels by a token; that is what this
+    template did, and whoever asks for it by name asks for that.
+    """
+    image_id = image_token_id(tokenizer)
+
+    def lengths(*parts: Segment) -> list[int]:
+        ids = _label_by_segment(parts, template, tokenizer).ids
+        return [_COUNTED_IMAGE_WIDTH if token == image_id else 1 for token in ids]
+
+    header, *turns = segments
+    place = sum(lengths(header))
+    masked = [range(place)]
+    for turn in turns:
+        after = place + sum(lengths(Segment(template.begin, False), turn))
+        if not turn.trained:
+            masked.append(range(place + _COUNTED_LEAD, after))
+        place = after
+    ids = _label_by_segment(segments, template, tokenizer).ids
+    places = accumulate(lengths(*segments), initial=0)
+    trained = [
+        not any(place in span for span in masked) for _, place in zip(ids, places, strict=False)
+    ]
+    return Tokens(ids, trained)
+
+
+def _label_own_template(turns: Sequence[Turn], tokenizer: "PreTrainedTokenizerBase") -> Tokens:
+    """Use the tokenizer's own chat template, and the marks in it for what the model generates."""
+    messages = _messages(turns)
+    if not re.search(r"\{%-?\s*generation\s*-?%\}", own_chat_template(tokenizer)):
+        return tokenize(flatten(_segments_by_prefix(messages, tokenizer)), tokenizer)
+    _render_own(messages, tokenizer)  # refuses what the template refuses, in our words
+    found = tokenizer.apply_chat_template(
+        messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    ids, trained = found["input_ids"], [bool(mark) for mark in found["assistant_masks"]]
+    for place in range(1, len(ids)):
+        # A template may mark the words only; without its end token no model learns to stop.
+        if ids[place] == tokenizer.eos_token_id and trained[place - 1]:
+            trained[place] = True
+    return Tokens(ids, trained)
+
+
+def _segments_by_prefix(
+    messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase"
+) -> list[Segment]:
+    """Find each answer by rendering the dialogue up to it and through it.
+
+    Trained: from where a prompt ends through the first special token after the words. What a
+    template writes after that, a line break as a rule, belongs to the next turn.
+    """
+    special = special_token_pattern(tokenizer)
+    whole = _render_own(messages, tokenizer)
+    segments, done = [], 0
+    for number, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = _render_own(messages[:number], tokenizer, prompt=True)
+        through = _render_own(messages[: number + 1], tokenizer)
+        if not (through.startswith(before) and whole.startswith(through)):
+            raise ConfigError(
+                f"template={TOKENIZER}: the chat template of {tokenizer.name_or_path} writes "
+                "a turn in another way when more turns follow, so its answers cannot be told from "
+                "the rest; mark them in it with {% generation %}, or use one of our templates"
+            )
+        words = message["content"].strip()
+        answer = through[len(before) :]
+        end = re.compile(special).search(answer, max(0, answer.find(words)) + len(words))
+        stop = len(before) + (end.end() if end else len(answer))
+        segments += [
+            Segment(whole[done : len(before)], False),
+            Segment(whole[len(before) : stop], True),
+        ]
+        done = stop
+    return [*segments, Segment(whole[done:], False)]
+
+
+def _messages(turns: Sequence[Turn]) -> list[dict[str, str]]:
+    spoken = [turn.role for turn in turns if turn.role != "system"]
+    if spoken[:1] != ["user"]:
+        raise BadSample("template_refuses", "a dialogue must begin with a question")
+    return [{"role": turn.role, "content": turn.text} for turn in turns]
+
+
+def _render_own(
+    messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase", *, prompt: bool = False
+) -> str:
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+    except TemplateError as err:
+        raise BadSample("template_refuses", str(err)) from err
+    return str(text)

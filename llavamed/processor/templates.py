@@ -1,0 +1,282 @@
+"""Prompt templates: the words around the turns of a dialogue, as data.
+
+A `Template` is written down once and read twice: by `render`, which training uses, and by the Jinja
+text of `chat_template`, which an exported processor carries to every other program (its body is
+`chat_template.j2`). A test holds the two together. What is trained is marked here, segment by
+segment, while the text is being built; no later stage looks for answers in finished text.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from llavamed.errors import BadSample, ConfigError
+from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BOS, EOS = "{bos}", "{eos}"
+"""Stand in a template for the first and the last token of the tokenizer at hand."""
+
+TOKENIZER = "tokenizer"
+"""Name of the template that a tokenizer brings along itself."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a dialogue becomes one text. `assistant_open` ends where the model begins to write."""
+
+    name: str
+    system: str = ""
+    """Default system text; a system turn at the start of a dialogue replaces it."""
+    begin: str = BOS
+    system_open: str = ""
+    system_close: str = ""
+    system_in_user_turn: bool = False
+    """The system text stands inside the first user turn, not before it."""
+    user_open: str = ""
+    user_close: str = ""
+    user_empty: str = ""
+    """Stands for a question without text, unless it is the first and carries the system text."""
+    assistant_open: str = ""
+    answer_open: str = " "
+    """Before an answer, and trained with it: sentencepiece joins the space to the word."""
+    answer_close: str = EOS
+    end: str = ""
+    """After the last turn; trained, absent from prompts."""
+    stop: str = ""
+    """Text that ends an answer; empty where the tokenizer's end token does."""
+    images: Literal["in_place", "first", "alone"] = "first"
+    """`in_place`: where they were, with the white space around them removed; `first`: in front of
+    their turn and one line above its text; `alone`: the rest of the user turn is left out."""
+    alternates: bool = True
+    """User and assistant must take turns; an assistant turn before the first question is cut."""
+    labels_by_count: bool = False
+    """Labels are counted as LLaVA-Med v1.0 counted them; see `conversation`."""
+
+
+class Segment(NamedTuple):
+    """A piece of the text, and whether its tokens are trained."""
+
+    text: str
+    trained: bool
+
+
+_SYSTEM = (
+    "A chat between a curious {0} and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the {0}'s questions."
+)
+_VICUNA = Template(
+    name="vicuna_v1",
+    system=_SYSTEM.format("user"),
+    system_close=" ",
+    user_open="USER: ",
+    user_close=" ",
+    user_empty="USER:",
+    assistant_open="ASSISTANT:",
+)
+_MISTRAL = Template(
+    name="mistral_instruct",
+    system_open="<<SYS>>\n",
+    system_close="\n<</SYS>>\n\n",
+    system_in_user_turn=True,
+    user_open="[INST] ",
+    user_close=" [/INST]",
+    answer_close=" " + EOS,
+)
+_DEFINITIONS = (
+    Template(
+        name="llava_med_v0",
+        system=_SYSTEM.format("human"),
+        system_close="\n\n",
+        user_open="### Human: ",
+        user_close="\n",
+        assistant_open="### Assistant:",
+        answer_close="\n",
+        end="### ",
+        stop="###",
+        images="in_place",
+        alternates=False,
+        labels_by_count=True,
+    ),
+    replace(_VICUNA, name="llava_med_vicuna_v1_1", images="in_place"),
+    _VICUNA,
+    _MISTRAL,
+    replace(
+        _MISTRAL,
+        name="llama_2",
+        system="You are a helpful language and vision assistant. You are able to understand the "
+        "visual content that the user provides, and assist the user with a variety of tasks using "
+        "natural language.",
+        begin="",
+        user_open=BOS + "[INST] ",
+    ),
+    Template(name="plain", answer_open="", answer_close="\n", stop="\n", images="alone"),
+)
+TEMPLATES: Mapping[str, Template] = MappingProxyType({each.name: each for each in _DEFINITIONS})
+"""Every template defined here, by name."""
+
+
+def get_template(name: str) -> Template:
+    """Look up a template; `tokenizer` stands for the chat template of the tokenizer itself.
+
+    Raises:
+        ConfigError: There is no template of this name.
+    """
+    if name == TOKENIZER:
+        return Template(name=TOKENIZER)
+    if name not in TEMPLATES:
+        known = ", ".join((*TEMPLATES, TOKENIZER))
+        raise ConfigError(f"template={name}: not a template we have; use one of {known}")
+    return TEMPLATES[name]
+
+
+def stop_strings(template: Template) -> tuple[str, ...]:
+    """List the strings at which generation stops; none where the tokenizer's end token does it."""
+    return (template.stop,) if template.stop else ()
+
+
+def template_hash(template: Template, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Fingerprint what a template says: its definition, or the tokenizer's own Jinja text.
+
+    Raises:
+        ConfigError: The template is the tokenizer's own, and it has none.
+    """
+    own = template.name == TOKENIZER
+    text = own_chat_template(tokenizer) if own else json.dumps(asdict(template), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def own_chat_template(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Read the Jinja text that a tokenizer brings along.
+
+    Raises:
+        ConfigError: It brings none.
+    """
+    if not tokenizer.chat_template:
+        raise ConfigError(
+            f"template={TOKENIZER}: the tokenizer {tokenizer.name_or_path} has no chat template; "
+            f"use one of {', '.join(TEMPLATES)}"
+        )
+    return str(tokenizer.get_chat_template())
+
+
+def bind(template: Template, tokenizer: "PreTrainedTokenizerBase") -> Template:
+    """Put the tokenizer's own first and last token in the place of `BOS` and `EOS`.
+
+    Raises:
+        ConfigError: The template ends answers with a token that the tokenizer does not have.
+    """
+    texts: dict[str, Any] = {
+        key: field for key, field in asdict(template).items() if isinstance(field, str)
+    }
+    if any(EOS in text for text in texts.values()) and not tokenizer.eos_token:
+        raise ConfigError(
+            f"template={template.name}: ends each answer with eos_token, and the tokenizer "
+            f"{tokenizer.name_or_path} has none; set its eos_token, or use template=llava_med_v0"
+        )
+    bos, eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
+    return replace(
+        template, **{key: text.replace(BOS, bos).replace(EOS, eos) for key, text in texts.items()}
+    )
+
+
+def render(turns: Sequence[Turn], template: Template, *, prompt: bool = False) -> list[Segment]:
+    """Write a dialogue in the words of a bound template.
+
+    The first segment is the header, and each further one a turn or part of a turn. With `prompt`
+    the text stops where the model would answer.
+
+    Raises:
+        BadSample: The turns come in an order that the template has no words for.
+    """
+    system, dialogue = _split_system(turns, template)
+    block = f"{template.system_open}{system}{template.system_close}" if system else ""
+    outside, inside = ("", block) if template.system_in_user_turn else (block, "")
+    segments = [Segment(template.begin + outside, False)]
+    for number, turn in enumerate(dialogue):
+        text = _place_images(turn, template)
+        if turn.role == "user":
+            opening = template.user_open + (inside if number == 0 else "")
+            question = f"{opening}{text}{template.user_close}"
+            if not (text or template.stop or (number == 0 and template.system_in_user_turn)):
+                question = template.user_empty
+            segments.append(Segment(question, False))
+            continue
+        answer = f"{template.answer_open}{text}{template.answer_close}"
+        if not (text or template.stop):
+            # The reference writes nothing after the opening of an empty answer, not even its end.
+            # So does this within a dialogue. In the last turn the reference then masks the whole
+            # sample; here that turn trains its end, and the others train as ever.
+            answer = template.answer_close.strip() if number == len(dialogue) - 1 else ""
+        if template.labels_by_count:
+            segments.append(Segment(template.assistant_open + answer, True))
+        else:
+            segments += [Segment(template.assistant_open, False), Segment(answer, True)]
+    segments.append(
+        Segment(template.assistant_open, False) if prompt else Segment(template.end, True)
+    )
+    return segments
+
+
+def _split_system(turns: Sequence[Turn], template: Template) -> tuple[str, Sequence[Turn]]:
+    system = template.system
+    if turns and turns[0].role == "system":
+        system, turns = turns[0].text, turns[1:]
+    if any(turn.role == "system" for turn in turns):
+        raise BadSample("misplaced_system", "a system turn must be the first turn")
+    if template.alternates:
+        if turns and turns[0].role == "assistant":
+            if IMAGE_PLACEHOLDER in turns[0].text:
+                raise BadSample("image_in_greeting", "an image precedes the first question")
+            turns = turns[1:]
+        for number, turn in enumerate(turns):
+            if turn.role != ("user", "assistant")[number % 2]:
+                raise BadSample(
+                    "roles_out_of_turn",
+                    f"two {turn.role} turns in a row, which template {template.name} cannot hold",
+                )
+    if template.images == "alone" and (
+        system or len(turns) > 2 or not (turns and IMAGE_PLACEHOLDER in turns[0].text)
+    ):
+        raise BadSample(
+            "not_a_caption",
+            f"template {template.name} takes one question with an image and one answer",
+        )
+    return system, turns
+
+
+def _place_images(turn: Turn, template: Template) -> str:
+    images = IMAGE_PLACEHOLDER * turn.text.count(IMAGE_PLACEHOLDER)
+    if template.images == "alone" and turn.role == "user":
+        return images
+    if template.images == "first" and images:
+        # The reference keeps one image of a turn; all of them go to the front here, in their order.
+        rest = turn.text.replace(IMAGE_PLACEHOLDER, "").strip()
+        return f"{images}\n{rest}".strip()
+    return turn.text
+
+
+def chat_template(template: Template) -> str:
+    """Write a template as the Jinja text that Hugging Face processors and servers render.
+
+    Raises:
+        ValueError: The template is the tokenizer's own, which has its Jinja text already.
+    """
+    if template.name == TOKENIZER:
+        raise ValueError("the tokenizer's own template needs no other Jinja text")
+    body = files("llavamed.processor").joinpath("chat_template.j2").read_text(encoding="utf-8")
+    return "\n".join(_jinja_definitions(template)) + "\n" + body.rstrip("\n")
+
+
+def _jinja_definitions(template: Template) -> Iterator[str]:
+    """Set each field of the template as a Jinja variable of the same name."""
+    for key, field in asdict(template).items():
+        value = json.dumps(field)
+        value = value.replace(BOS, '" ~ (bos_token or "") ~ "').replace(EOS, '" ~ eos_token ~ "')
+        yield f"{{%- set {key} = {value} -%}}"

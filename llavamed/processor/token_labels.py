@@ -1,0 +1,140 @@
+"""Text with a mark on each character, and the tokens that inherit the marks.
+
+Everything `conversation` needs to know of tokenizers lies here: where they split a text, what they
+do with spaces there, and which token stands for an image.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llavamed.errors import ConfigError
+from llavamed.processor.turns import IMAGE_PLACEHOLDER
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class MarkedText:
+    """A text, and of each character whether it is trained."""
+
+    words: str
+    trained: list[bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Token ids, each image still a single one, and of each token whether it is trained."""
+
+    ids: list[int]
+    trained: list[bool]
+
+
+def flatten(segments: Iterable[tuple[str, bool]]) -> MarkedText:
+    """Join pieces of text, each trained or not."""
+    words, trained = "", []
+    for text, mark in segments:
+        words += text
+        trained += [mark] * len(text)
+    return MarkedText(words, trained)
+
+
+def rewrite(text: MarkedText, pattern: str, replacement: str) -> MarkedText:
+    """Replace in a text; new characters are trained if the last one they replace is."""
+    words, trained, done = "", [], 0
+    for match in re.finditer(pattern, text.words):
+        new = match.expand(replacement)
+        words += text.words[done : match.start()] + new
+        trained += text.trained[done : match.start()] + [text.trained[match.end() - 1]] * len(new)
+        done = match.end()
+    return MarkedText(words + text.words[done:], trained + text.trained[done:])
+
+
+def write_out_first_spaces(text: MarkedText, tokenizer: "PreTrainedTokenizerBase") -> MarkedText:
+    r"""Double a space after a special token, where the tokenizer would lose it.
+
+    Sentencepiece puts a space before every stretch of text between two special tokens, also before
+    one that begins with a space. For such a vocabulary the fast class of transformers 5 puts none
+    there: `<image> The` has one space then, and two in the reference. A probe tells the two apart;
+    vocabularies that put no space (`legacy=False`, byte-level ones) are left alone by it.
+    """
+    special = special_token_pattern(tokenizer)
+    found = re.search(f"({special})[ \u2581]", text.words)
+    if not found:
+        return text
+    probes = (f"{found[1]}a", f"{found[1]} a")
+    plain, spaced = (tokenizer(probe, add_special_tokens=False)["input_ids"] for probe in probes)
+    return text if plain != spaced else rewrite(text, f"({special})([ \u2581])", r"\1 \2")
+
+
+def tokenize(text: MarkedText, tokenizer: "PreTrainedTokenizerBase") -> Tokens:
+    """Tokenise once; a token is trained if its first character is.
+
+    The text spells its own first token, as a chat template does, so nothing is added to it.
+
+    Raises:
+        ConfigError: The tokenizer cannot tell where in the text a token lies.
+    """
+    check_fast(tokenizer)
+    found = tokenizer(text.words, add_special_tokens=False, return_offsets_mapping=True)
+    last = len(text.words) - 1  # some tokenizers leave white space out of a token's extent
+    trained = [text.trained[min(start, last)] for start, _ in found["offset_mapping"]]
+    return Tokens(found["input_ids"], trained)
+
+
+def check_fast(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Raise ConfigError unless the tokenizer can tell where in the text a token lies."""
+    if not tokenizer.is_fast:
+        raise ConfigError(
+            f"tokenizer={tokenizer.name_or_path}: is a slow one, which cannot tell where in the "
+            "text a token lies; use a folder with tokenizer.json"
+        )
+
+
+def repair_merges(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Give a tokenizer that was read from a bare `tokenizer.model` the merges of sentencepiece.
+
+    To be called once after loading. Sentencepiece joins the pair with the best score first.
+    transformers 5 orders the pairs by token id, which is the same but for runs of spaces: LLaMA and
+    Mistral give those low ids and the worst score, so two spaces before a word come out as other
+    tokens than the model was trained on. Folders with a `tokenizer.json` list the pairs in order.
+    """
+    path = str(getattr(tokenizer, "vocab_file", None) or "")
+    if not path.endswith(".model") or not tokenizer.is_fast:
+        return
+    from sentencepiece import SentencePieceProcessor
+    from tokenizers import Tokenizer
+
+    pieces = SentencePieceProcessor(model_file=path)
+    scores = {pieces.id_to_piece(each): pieces.get_score(each) for each in range(len(pieces))}
+    definition = json.loads(tokenizer.backend_tokenizer.to_str())
+    if definition["model"]["type"] == "BPE":
+        # Of pairs that make the same piece, or score the same, the longest left one goes first: a
+        # run of spaces then grows from the left, as it does in sentencepiece.
+        definition["model"]["merges"].sort(
+            key=lambda pair: (scores[pair[0] + pair[1]], len(pair[0]), len(pair[1])), reverse=True
+        )
+        tokenizer.backend_tokenizer.model = Tokenizer.from_str(json.dumps(definition)).model
+
+
+def special_token_pattern(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Write the pattern of the tokens at which a tokenizer splits a text, the longest first."""
+    return "|".join(map(re.escape, sorted(tokenizer.get_added_vocab(), key=len, reverse=True)))
+
+
+def image_token_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Look up the token that stands for a piece of an image.
+
+    Raises:
+        ConfigError: The tokenizer has none.
+    """
+    token_id = tokenizer.get_added_vocab().get(IMAGE_PLACEHOLDER)
+    if token_id is None:
+        raise ConfigError(
+            f"tokenizer={tokenizer.name_or_path}: has no image token {IMAGE_PLACEHOLDER}; "
+            "add it as a special token"
+        )
+    return int(token_id)

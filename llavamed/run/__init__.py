@@ -1,0 +1,1 @@
+"""The driver: what is finished, what runs next, and who is told."""

@@ -1,0 +1,294 @@
+"""The whole run, stage after stage: prepare, train, evaluate, sum up.
+
+What is finished is found in storage and not done again, so the same command goes on where the last
+one stopped. When nothing is left to do, Ray is not even started.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from llavamed.config.load import dump_config, fingerprint
+from llavamed.config.schema import RunConfig
+from llavamed.data.prepare.job import ensure_processor, prepare
+from llavamed.data.prepared.dataset import PROCESSOR, PreparedDataset
+from llavamed.errors import (
+    ConfigError,
+    LlavaMedError,
+    StorageError,
+    TrackingError,
+    TrainingError,
+)
+from llavamed.evaluate.run import REPORT, RESULTS, evaluate
+from llavamed.run.curriculum import StagePlan, find_stage, plan_curriculum
+from llavamed.run.fit import fit
+from llavamed.run.preflight import check_adapters, check_packages, check_stage, check_weights
+from llavamed.run.progress import Progress
+from llavamed.run.ray_cluster import ray_cluster
+from llavamed.run.tracking import Tracker
+from llavamed.storage.lease import Lease, hold
+from llavamed.storage.location import check_writable, locate
+from llavamed.train.context import Record
+from llavamed.train.job import StageJob, order_of
+
+SUMMARY = "summary.json"
+CONFIG = "config.yaml"
+_CURE = (
+    "use another name; `llavamed train --take-over` takes a run over, and ends the other at its "
+    "next checkpoint"
+)
+
+
+def run_curriculum(
+    config: RunConfig, progress: Progress, *, take_over: bool = False
+) -> dict[str, Any]:
+    """Do what is left of a run and give its summary, which also lies in `summary.json`.
+
+    Args:
+        config: The run.
+        progress: Told how it goes.
+        take_over: Go on although another attempt holds the run's folder, and end that one.
+
+    Raises:
+        LlavaMedError: Something a user can cure is wrong; what was finished stays finished.
+    """
+    directory = locate(config.directory)
+    plans = plan_curriculum(config)
+    summary = _finished_summary(config, plans)
+    if summary is not None:
+        progress.say(f"everything is finished in {directory}; nothing to do")
+        return summary
+    check_writable(directory)
+    with hold(directory, cure=_CURE, take_over=take_over, say=progress.say) as lease:
+        (directory / CONFIG).write_bytes(dump_config(config).encode())
+        check_packages(plans)
+        check_weights(config, plans)
+        check_adapters(config, plans)
+        ensure_processor(config)
+        with _tracked(config, lease) as tracker, ray_cluster(config):
+            summary = _run(config, plans, lease, tracker, progress)
+        lease.check()
+        (directory / SUMMARY).write_json(summary)
+    return summary
+
+
+def prepare_datasets(
+    config: RunConfig, names: list[str], progress: Progress
+) -> dict[str, PreparedDataset]:
+    """Prepare datasets, all of the config by default. Raises: LlavaMedError."""
+    for name in names:
+        config.data.check_name(name)
+    check_writable(locate(config.datasets_directory))
+    ensure_processor(config)
+    with ray_cluster(config):
+        chosen = names or list(config.data.datasets)
+        return prepare(config, chosen, progress.prepared, progress.say)
+
+
+def evaluate_stages(
+    config: RunConfig, stage: str | None, progress: Progress
+) -> list[dict[str, Any]]:
+    """Score finished stages, also when they were scored before.
+
+    Raises:
+        LlavaMedError: There is no such stage, it is not trained yet, or another attempt holds the
+            run's folder.
+    """
+    chosen = plan_curriculum(config) if stage is None else [find_stage(config, stage)]
+    plans = [plan for plan in chosen if plan.stage.evaluation is not None]
+    if not plans:
+        names = ", ".join(plan.stage.name for plan in chosen)
+        raise ConfigError(f"stages: {names} have no evaluation; add one to a stage's settings")
+    for plan in plans:
+        if plan.result() is None:
+            raise ConfigError(f"stage={plan.stage.name}: is not trained yet; train it first")
+    with (
+        hold(locate(config.directory), cure=_CURE, say=progress.say) as lease,
+        _tracked(config, lease) as tracker,
+        ray_cluster(config),
+    ):
+        datasets = prepare(config, _datasets_of(plans), progress.prepared, progress.say)
+        found = [_evaluate(config, plan, datasets, lease, tracker, progress) for plan in plans]
+        tracker.finish(_flat(found[-1]["scores"]))
+    return found
+
+
+@contextmanager
+def _tracked(config: RunConfig, lease: Lease) -> Iterator[Tracker]:
+    """Track a run; an error of ours closes it as failed, unless another attempt has it by now."""
+    tracker = Tracker(config)
+    try:
+        yield tracker
+    except LlavaMedError as error:
+        with suppress(TrainingError, StorageError):
+            lease.impatient().check()
+            tracker.fail(str(error))
+        raise
+
+
+def _run(
+    config: RunConfig, plans: list[StagePlan], lease: Lease, tracker: Tracker, progress: Progress
+) -> dict[str, Any]:
+    datasets = prepare(config, _datasets_of(plans), progress.prepared, progress.say)
+    jobs = _jobs(config, plans, datasets, lease)
+    for plan, job in zip(plans, jobs, strict=True):  # all, before the first starts to train
+        check_stage(plan, job, plan.data(datasets))
+    stages, evaluations = [], []
+    for plan, job in zip(plans, jobs, strict=True):
+        result = plan.result() or _train(config, plan, job, datasets, tracker, progress)
+        stages.append(_stage_summary(plan, result))
+        if plan.stage.evaluation is not None:
+            found = plan.scores(config.datasets_directory)
+            found = found or _evaluate(config, plan, datasets, lease, tracker, progress)
+            evaluations.append(found)
+    lease.check()
+    progress.say(tracker.promote(jobs[-1].export, result))
+    last = evaluations[-1] if evaluations else {"scores": {}}
+    tracker.finish(_flat(last["scores"]))
+    return {
+        "name": config.name,
+        "fingerprint": fingerprint(config.model_dump(mode="json")),
+        "tracking_uri": tracker.uri,
+        "stages": stages,
+        "scores": last["scores"],
+        "evaluations": evaluations,
+    }
+
+
+def _datasets_of(plans: list[StagePlan]) -> list[str]:
+    return list(dict.fromkeys(name for plan in plans for name in plan.datasets))
+
+
+def _jobs(
+    config: RunConfig,
+    plans: list[StagePlan],
+    datasets: dict[str, PreparedDataset],
+    lease: Lease,
+) -> list[StageJob]:
+    jobs: dict[str, StageJob] = {}
+    for plan in plans:
+        start, trained_on = plan.initial_weights, plan.data(datasets).datasets
+        jobs[str(plan.export)] = StageJob(
+            config=config,
+            stage=plan.stage,
+            datasets=tuple(str(dataset.location) for dataset in trained_on),
+            dataset_fingerprints=tuple(dataset.manifest["fingerprint"] for dataset in trained_on),
+            processor=str(locate(config.datasets_directory) / PROCESSOR),
+            initial_weights=start,
+            initial_fingerprint=jobs[start].fingerprint if start in jobs else start,
+            checkpoints=str(plan.checkpoints),
+            export=str(plan.export),
+            lease=lease,
+        )
+    return list(jobs.values())
+
+
+def _train(
+    config: RunConfig,
+    plan: StagePlan,
+    job: StageJob,
+    datasets: dict[str, PreparedDataset],
+    tracker: Tracker,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Train one stage and track it; gives the export's manifest."""
+    data, name = plan.data(datasets), plan.stage.name
+    assert job.lease is not None
+    job.lease.check()
+    run = tracker.start(name, _stage_settings(config, plan))
+    for dataset in data.datasets:
+        run.log_dataset(dataset, "training")
+    progress.stage_started(name, order_of(plan.stage, data, config.seed).num_steps)
+
+    def on_records(records: list[Record]) -> None:
+        progress.trained(records)
+        try:
+            run.log_records(records)
+        except TrackingError as error:  # no reason to stop training: all is sent at its end
+            progress.say(f"metrics are held back: {error}")
+
+    while not fit(job, locate(config.directory) / "ray", on_records, progress.say):
+        progress.say(f"train {name}: a machine is taken away; goes on elsewhere")
+    job.lease.check()
+    result = plan.result()
+    assert result is not None, "the workers ended without an error and without an export"
+    run.log_result(f"{config.name}-{name}", job.export, result)
+    run.finish()
+    progress.stage_finished(name, result)
+    return result
+
+
+def _evaluate(
+    config: RunConfig,
+    plan: StagePlan,
+    datasets: dict[str, PreparedDataset],
+    lease: Lease,
+    tracker: Tracker,
+    progress: Progress,
+) -> dict[str, Any]:
+    lease.check()
+    settings, result = plan.stage.evaluation, plan.result()
+    assert settings is not None
+    assert result is not None
+    run = tracker.start(f"{plan.stage.name}-evaluation", settings.model_dump(mode="json"))
+    run.log_dataset(datasets[settings.data], "evaluation")
+    started = time.monotonic()
+    found = evaluate(
+        config,
+        settings,
+        datasets,
+        export=str(plan.export),
+        export_fingerprint=result["fingerprint"],
+        folder=plan.evaluation,
+        lease=lease,
+        on_progress=progress.answered,
+    )
+    run.log_scores(_flat(found["scores"]) | {"seconds": time.monotonic() - started})
+    for name in (REPORT, RESULTS):
+        run.log_text((plan.evaluation / name).read_bytes().decode(), name)
+    run.finish()
+    return found
+
+
+def _stage_settings(config: RunConfig, plan: StagePlan) -> dict[str, Any]:
+    """What a stage's run shows as its parameters."""
+    settings = plan.stage.model_dump(mode="json", exclude={"evaluation"})
+    scaling = config.scaling.model_dump(mode="json")
+    engine = config.engine.model_dump(mode="json")
+    return (
+        settings
+        | {f"scaling.{key}": value for key, value in scaling.items()}
+        | {f"engine.{key}": value for key, value in engine.items()}
+        | {"seed": config.seed, "initial_weights": plan.initial_weights}
+    )
+
+
+def _flat(scores: dict[str, dict[str, float | None]]) -> dict[str, float]:
+    return {
+        f"{control}.{key}": value
+        for control, values in scores.items()
+        for key, value in values.items()
+        if value is not None
+    }
+
+
+def _stage_summary(plan: StagePlan, result: dict[str, Any]) -> dict[str, Any]:
+    keys = ("steps", "loss_first", "loss_last", "tokens_per_second", "seconds", "step_seconds")
+    facts = {key: result[key] for key in (*keys, "mfu") if key in result}
+    return {"name": plan.stage.name, **facts, "export": str(plan.export)}
+
+
+def _finished_summary(config: RunConfig, plans: list[StagePlan]) -> dict[str, Any] | None:
+    """The summary of a run of exactly this config that has ended, or none.
+
+    `config.yaml` does not tell: an attempt that was refused or killed has left its own there.
+    """
+    try:
+        summary: dict[str, Any] = (locate(config.directory) / SUMMARY).read_json()
+    except FileNotFoundError:
+        return None
+    if summary.get("fingerprint") != fingerprint(config.model_dump(mode="json")):
+        return None
+    finished = all(plan.is_current(config.datasets_directory) for plan in plans)
+    return summary if finished else None

@@ -1,0 +1,244 @@
+"""What a run will do and cost, before anything is started: steps, tokens, memory, hours.
+
+Reads the index of a dataset that is prepared, or else what the config declares of it, and never any
+weights. Hours assume the model-FLOPs utilisation they are asked for.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from llavamed.config.datasets import Dataset, Declared
+from llavamed.config.load import override_config
+from llavamed.config.schema import RunConfig
+from llavamed.config.stages import Stage
+from llavamed.data.prepared.dataset import PreparedDataset, open_prepared
+from llavamed.data.prepared.mixture import Mixture
+from llavamed.errors import ConfigError, StorageError
+from llavamed.model.adapters import add_adapters
+from llavamed.model.cost.flops import (
+    ACCELERATORS,
+    Accelerator,
+    Memory,
+    Workload,
+    stage_flops,
+    stage_memory,
+)
+from llavamed.model.freeze import PartCount, freeze
+from llavamed.model.llava import shape_on_meta
+from llavamed.storage.location import MANIFEST, Location, locate
+from llavamed.train.job import order_of
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """One stage's arithmetic."""
+
+    name: str
+    accelerator: str
+    num_gpus: int
+    gpu_memory: float
+    mfu: float
+    dataset: str
+    is_declared: bool
+    num_samples: int
+    steps: int
+    num_tokens: float
+    samples_per_step: float
+    useful_tokens: float
+    """Part of the processed tokens that belongs to samples; the rest is padding."""
+    parts: list[PartCount]
+    memory: Memory
+    flops: float
+    hours: float
+
+
+def plan_run(
+    config: RunConfig, *, accelerator: str, num_gpus: int | None = None, mfu: float = 0.4
+) -> list[StageCost]:
+    """The cost of every stage.
+
+    Args:
+        config: The run.
+        accelerator: A name in `ACCELERATORS`.
+        num_gpus: How many; by default the config's workers, of a range the most.
+        mfu: Model-FLOPs utilisation, the part of the GPUs' peak that is reached.
+
+    Raises:
+        ConfigError: The GPU is unknown, a dataset is neither prepared nor declared, or so many GPUs
+            cannot share out a step.
+    """
+    find_accelerator(accelerator)
+    if num_gpus is not None:
+        least = min(num_gpus, config.scaling.least_workers)
+        is_fixed = isinstance(config.scaling.num_workers, int)
+        workers = num_gpus if is_fixed else [least, num_gpus]
+        config = override_config(config, [f"scaling.num_workers={workers}"])
+    model = shape_on_meta(config.model)
+    return [_plan_stage(config, stage, model, accelerator, mfu) for stage in config.stages]
+
+
+def find_accelerator(name: str) -> Accelerator:
+    """A GPU by name. Raises: ConfigError."""
+    if name not in ACCELERATORS:
+        known = ", ".join(ACCELERATORS)
+        raise ConfigError(f"gpu={name}: its speed is not known; use one of: {known}")
+    return ACCELERATORS[name]
+
+
+def _plan_stage(
+    config: RunConfig, stage: Stage, model: Any, accelerator: str, mfu: float
+) -> StageCost:
+    places = {name: locate(config.datasets_directory) / name for name in stage.mixture}
+    there = [name for name in places if _is_prepared(places[name], config.data.datasets[name])]
+    prepared = {name: open_prepared(places[name]) for name in there}
+    is_declared = len(prepared) < len(places)
+    if is_declared:
+        load = _declared_load(config, stage, model, prepared)
+    else:
+        data = Mixture(tuple(prepared.values()), tuple(stage.mixture.values()))
+        load = _measured_load(data, stage, config.seed)
+    gpu = find_accelerator(accelerator)
+    if stage.lora is not None:
+        model = shape_on_meta(config.model)  # its own, for what is added stays in it
+        add_adapters(model, stage.lora, seed=config.seed, device=torch.device("meta"))
+    parts = freeze(model, stage.trainable)
+    flops = stage_flops(model, stage, load.work)
+    memory = stage_memory(
+        model,
+        parts,
+        stage=stage,
+        engine=config.engine,
+        num_workers=config.scaling.least_workers,  # a part of the state is largest then
+        tokens=load.tokens_per_pass,
+        supervised=load.work.num_supervised / load.work.num_tokens * load.tokens_per_pass,
+    )
+    workers = config.scaling.most_workers
+    # Where the passes of a step do not come out even, all wait for those who have one more.
+    at_work = stage.num_lanes / (math.ceil(stage.num_lanes / workers) * workers)
+    processed = load.steps * stage.num_lanes * load.tokens_per_pass
+    return StageCost(
+        name=stage.name,
+        accelerator=accelerator,
+        num_gpus=workers,
+        gpu_memory=gpu.memory_bytes,
+        mfu=mfu,
+        dataset=_name(stage.mixture),
+        is_declared=is_declared,
+        num_samples=load.num_samples,
+        steps=load.steps,
+        num_tokens=load.work.num_tokens,
+        samples_per_step=load.samples_seen / load.steps,
+        useful_tokens=min(1.0, load.work.num_tokens / processed),
+        parts=parts,
+        memory=memory,
+        flops=flops,
+        hours=flops / (workers * at_work * gpu.flops_per_second * mfu) / 3600,
+    )
+
+
+def _name(mixture: dict[str, float]) -> str:
+    """`dialogues + 0.5 captions`."""
+    return " + ".join(
+        name if passes == 1 else f"{passes:g} {name}" for name, passes in mixture.items()
+    )
+
+
+def _is_prepared(place: Location, dataset: Dataset) -> bool:
+    try:
+        return (place.impatient() / MANIFEST).exists()
+    except StorageError:
+        if dataset.declared is None:
+            raise
+        return False  # planning from a declaration needs no access to the storage
+
+
+@dataclass(frozen=True)
+class _Load:
+    num_samples: int
+    samples_seen: float
+    steps: int
+    tokens_per_pass: float
+    """Of the longest forward pass, padding included."""
+    work: Workload
+
+
+def _measured_load(data: Mixture, stage: Stage, seed: int) -> _Load:
+    order = order_of(stage, data, seed)
+    tokens = data.column("num_tokens")
+    seen = np.concatenate([pack for k in range(order.num_steps) for pack in order.samples(k)])
+    longest = stage.max_tokens if stage.packing else stage.micro_batch_size * int(tokens.max())
+    return _Load(
+        num_samples=data.num_samples,
+        samples_seen=len(seen),
+        steps=order.num_steps,
+        tokens_per_pass=longest,
+        work=Workload(
+            num_images=float(data.column("num_images")[seen].sum()),
+            num_tokens=float(tokens[seen].sum()),
+            num_supervised=float(data.column("num_supervised")[seen].sum()),
+            sum_squared_tokens=float((tokens[seen] ** 2).sum()),
+        ),
+    )
+
+
+def _declared_load(
+    config: RunConfig, stage: Stage, model: Any, prepared: dict[str, PreparedDataset]
+) -> _Load:
+    vision = model.config.vision_config
+    image_tokens = (vision.image_size // vision.patch_size) ** 2
+    shares = [
+        (_declared(config, name, prepared, image_tokens), passes)
+        for name, passes in stage.mixture.items()
+    ]
+    epoch = sum(declared.num_samples * passes for declared, passes in shares)
+
+    def mean(key: str) -> float:
+        """Over the samples of an epoch."""
+        total = sum(getattr(each, key) * each.num_samples * passes for each, passes in shares)
+        return total / epoch
+
+    length = image_tokens + mean("mean_text_tokens")
+    rows = (
+        stage.max_tokens / length if stage.packing else stage.micro_batch_size
+    ) * stage.num_lanes
+    steps = stage.max_steps or stage.num_train_epochs * math.ceil(epoch / rows)
+    seen = min(steps * rows, epoch * stage.num_train_epochs)
+    if stage.max_steps is not None:
+        seen = steps * rows
+    return _Load(
+        num_samples=sum(declared.num_samples for declared, _ in shares),
+        samples_seen=seen,
+        steps=steps,
+        tokens_per_pass=stage.max_tokens if stage.packing else stage.micro_batch_size * length,
+        work=Workload(
+            num_images=seen,
+            num_tokens=seen * length,
+            num_supervised=seen * mean("mean_supervised_tokens"),
+            sum_squared_tokens=seen * length**2,
+        ),
+    )
+
+
+def _declared(
+    config: RunConfig, name: str, prepared: dict[str, PreparedDataset], image_tokens: int
+) -> Declared:
+    """What is known of a dataset: counted when it is prepared, else declared."""
+    if name in prepared:
+        facts, num_samples = prepared[name].manifest, prepared[name].num_samples
+        return Declared(
+            num_samples=num_samples,
+            mean_text_tokens=max(1.0, facts["num_tokens"] / num_samples - image_tokens),
+            mean_supervised_tokens=facts["num_supervised"] / num_samples,
+        )
+    declared = config.data.datasets[name].declared
+    if declared is None:
+        raise ConfigError(
+            f"data.datasets.{name}.declared=null: the dataset is neither prepared nor declared; "
+            "run `llavamed prepare`, or declare num_samples, mean_text_tokens and "
+            "mean_supervised_tokens"
+        )
+    return declared

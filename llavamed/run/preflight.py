@@ -1,0 +1,70 @@
+"""What would stop a run, found before any GPU waits for it."""
+
+import torch
+from transformers import AutoModel
+
+from llavamed.config.schema import RunConfig
+from llavamed.data.prepared.mixture import Mixture
+from llavamed.errors import ConfigError
+from llavamed.model.adapters import check_layers
+from llavamed.model.export import read_manifest
+from llavamed.model.quantize import load_bitsandbytes
+from llavamed.processor.build import check_source, part_config, text_config
+from llavamed.run.curriculum import StagePlan
+from llavamed.storage.location import locate
+from llavamed.train.checkpoint.manifest import check_settings
+from llavamed.train.job import StageJob, order_of
+
+
+def check_weights(config: RunConfig, plans: list[StagePlan]) -> None:
+    """Find out whether all weights a run starts from can be had. Raises: ConfigError."""
+    model = config.model
+    if model.vision_tower is not None and model.language_model is not None:
+        part_config(model.vision_tower, "model.vision_tower")
+        part_config(model.language_model, "model.language_model")
+    own = {str(plan.export) for plan in plans}
+    for plan in plans:
+        start = plan.initial_weights
+        if start is not None and start not in own and read_manifest(locate(start)) is None:
+            check_source(start, f"stages.{plan.stage.name}.initial_weights")
+
+
+def check_adapters(config: RunConfig, plans: list[StagePlan]) -> None:
+    """Find out whether the language model has the layers that stages adapt. Raises: ConfigError."""
+    adapted = [plan.stage.lora for plan in plans if plan.stage.lora is not None]
+    if adapted:
+        with torch.device("meta"):
+            decoder = AutoModel.from_config(text_config(config.model))
+        for lora in adapted:
+            check_layers(decoder, lora)
+
+
+def check_packages(plans: list[StagePlan]) -> None:
+    """Find out whether optional packages that stages need are installed. Raises: ConfigError."""
+    for plan in plans:
+        key, lora = f"stages.{plan.stage.name}", plan.stage.lora
+        if plan.stage.optimizer.name == "adamw_8bit":
+            load_bitsandbytes(f"{key}.optimizer.name=adamw_8bit")
+        if lora is not None and lora.quantize != "none":
+            load_bitsandbytes(f"{key}.lora.quantize={lora.quantize}")
+
+
+def check_stage(plan: StagePlan, job: StageJob, data: Mixture) -> None:
+    """Find out whether a stage's data is there and fits its packs, and whose work is there.
+
+    Raises:
+        DataError: A shard is missing, or a sample is longer than a pack.
+        ConfigError: The stage is finished, but with other settings.
+        CheckpointError: The stage was begun with other settings.
+    """
+    data.check_shards()
+    order_of(plan.stage, data, job.config.seed)
+    result = plan.result()
+    if result is None:
+        check_settings(plan.checkpoints, job.fingerprint)
+    elif result["fingerprint"] != job.fingerprint:
+        raise ConfigError(
+            f"name={job.config.name}: stage {plan.stage.name} in {plan.export} was trained with "
+            "other settings or data; use another name, or delete the stage's folder to train it "
+            "again"
+        )

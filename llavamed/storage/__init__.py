@@ -1,0 +1,1 @@
+"""Files at any URI, retries and leases."""

@@ -1,0 +1,274 @@
+"""Files and folders at any URI: a local path, `s3://`, `gs://` and whatever fsspec can open.
+
+Credentials and endpoints come from the environment, as each cloud's own tools read them
+(`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...), never from a config. A folder is complete when its
+`manifest.json` exists, which is why every writer writes that file last.
+
+What fails and may pass is tried again, here and nowhere else; all writes are of whole files, so
+that doing one twice is doing it once.
+"""
+
+import json
+import os
+import posixpath
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar, cast
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llavamed.errors import DamagedFile, StorageError
+from llavamed.storage.retry import ATTEMPTS, PatientFile, patiently
+
+MANIFEST = "manifest.json"
+IMPATIENT_SECONDS = 2.0
+"""What an S3 server is given to answer, where nobody waits for it."""
+_PARTIAL = ".partial"
+_BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
+"""Filesystems whose folders are only parts of names, and whose makedirs would make a bucket."""
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file or folder: its filesystem and its path there, and how often it is tried."""
+
+    fs: fsspec.AbstractFileSystem
+    path: str
+    attempts: int = ATTEMPTS
+
+    def __truediv__(self, name: str) -> "Location":
+        return Location(self.fs, posixpath.join(self.path, name), self.attempts)
+
+    def __str__(self) -> str:
+        return self.path if self.is_local else str(self.fs.unstrip_protocol(self.path))
+
+    def impatient(self) -> "Location":
+        """The same place, where what fails is not tried again.
+
+        An S3 server that does not answer is given up within seconds; any other operation goes on
+        for a minute and more, which a long run may need.
+        """
+        if "s3" not in _protocols(self.fs):
+            return Location(self.fs, self.path, attempts=1)
+        few = {
+            "connect_timeout": IMPATIENT_SECONDS,
+            "read_timeout": IMPATIENT_SECONDS,
+            "retries": {"max_attempts": 1},
+        }
+        return Location(type(self.fs)(config_kwargs=few), self.path, attempts=1)
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return posixpath.basename(self.path)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is a path of this machine."""
+        return "file" in _protocols(self.fs)
+
+    def _make_parent(self, path: str) -> None:
+        """Make the folder of a file, but never a bucket: its name may be misspelt."""
+        if not _BUCKETS.intersection(_protocols(self.fs)):
+            self.fs.makedirs(posixpath.dirname(path), exist_ok=True)
+
+    def exists(self) -> bool:
+        """Whether a file or folder is there now."""
+        self.fs.invalidate_cache()  # another process may have written it
+        return patiently(self, "look at", lambda: bool(self.fs.exists(self.path)))
+
+    @contextmanager
+    def open(self, **options: Any) -> Iterator[BinaryIO]:
+        """The file to read from, with options for fsspec. Raises: FileNotFoundError, StorageError.
+
+        A read that fails is tried again from where it began.
+        """
+        with patiently(self, "read", lambda: self.fs.open(self.path, "rb", **options)) as raw:
+            yield cast("BinaryIO", PatientFile(self, raw))
+
+    def read_bytes(self, start: int | None = None, end: int | None = None) -> bytes:
+        """The whole file, or its bytes from `start` to before `end`.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            StorageError: It cannot be read.
+        """
+        data = patiently(self, "read", lambda: self.fs.cat_file(self.path, start=start, end=end))
+        return cast("bytes", data)
+
+    def write_bytes(self, data: bytes) -> None:
+        """Write the whole file or nothing, also when killed half way."""
+        patiently(self, "write", lambda: self._write(data))
+
+    def _write(self, data: bytes) -> None:
+        self._make_parent(self.path)
+        if not self.is_local:
+            self.fs.pipe_file(self.path, data)  # object stores publish an object when it is whole
+            return
+        unfinished = Path(f"{self.path}.{uuid.uuid4().hex[:8]}{_PARTIAL}")
+        try:
+            unfinished.write_bytes(data)
+            os.replace(unfinished, self.path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    def read_json(self) -> Any:
+        """The file as JSON. Raises: FileNotFoundError, StorageError."""
+
+        def read() -> Any:
+            try:
+                return json.loads(self.read_bytes())
+            except ValueError as error:
+                raise self._damage("JSON", error) from error
+
+        return patiently(self, "read", read)
+
+    def write_json(self, value: Any) -> None:
+        """Write `value` as JSON with sorted keys, so that equal values give equal bytes."""
+        self.write_bytes((json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+    def read_table(self) -> pa.Table:
+        """The file as a Parquet table. Raises: FileNotFoundError, StorageError."""
+        # Not pq.read_table, which takes 0.3 s to import and columns from folders named a=b.
+        return self.read_parquet(
+            lambda file: pq.ParquetFile(file, page_checksum_verification=True).read()
+        )
+
+    def read_parquet(self, read: Callable[[BinaryIO], _T]) -> _T:
+        """What `read` makes of the file, opened for Arrow.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            DamagedFile: Arrow, with `page_checksum_verification`, finds it damaged.
+            StorageError: It cannot be read.
+        """
+
+        def work() -> _T:
+            # Without a cache: fsspec's would read tens of megabytes past each row group.
+            with self.open(cache_type="none") as file:
+                try:
+                    return read(file)
+                except (MemoryError, FileNotFoundError):
+                    raise
+                except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+                    # Arrow's: an error of the filesystem is a StorageError by now.
+                    raise self._damage("Parquet", error) from error
+
+        return patiently(self, "read", work)
+
+    def _damage(self, kind: str, error: Exception) -> DamagedFile:
+        reason = " ".join(str(error).split())
+        return DamagedFile(f"{self}: is not {kind} ({reason}); make it again", reason)
+
+    def write_table(
+        self, table: pa.Table, *, row_group_size: int | None = None, compression: str = "zstd"
+    ) -> None:
+        """Write the table as Parquet, whole or not at all."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(
+            table,
+            sink,
+            row_group_size=row_group_size,
+            compression=compression,
+            write_page_checksum=True,
+            # A dictionary of pixels is their copy, and a row group is read whole: so a page is one.
+            use_dictionary=False,
+            data_page_size=64 << 20,
+        )
+        self.write_bytes(sink.getvalue().to_pybytes())
+
+    def children(self) -> list[str]:
+        """Names of what lies in this folder, sorted; empty when there is no such folder."""
+        self.fs.invalidate_cache()
+        try:
+            found = patiently(self, "list", lambda: self.fs.ls(self.path, detail=False))
+        except FileNotFoundError:
+            return []
+        names = (posixpath.basename(path.rstrip("/")) for path in found)
+        return sorted(name for name in names if not name.endswith(_PARTIAL))
+
+    def remove(self) -> None:
+        """Delete the file, or the folder with all in it; nothing when it is not there."""
+
+        def remove() -> None:
+            if self.fs.exists(self.path):
+                self.fs.rm(self.path, recursive=True)
+
+        patiently(self, "delete", remove)
+
+    def upload(self, folder: Path) -> None:
+        """Copy every file below a local folder into this folder, `manifest.json` last."""
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        for file in sorted(files, key=lambda path: path.name == MANIFEST):
+            target = self / file.relative_to(folder).as_posix()
+            if file.name == MANIFEST:
+                target.write_bytes(file.read_bytes())
+            else:
+                patiently(target, "write", partial(target._copy_from, file))
+
+    def _copy_from(self, file: Path) -> None:
+        self._make_parent(self.path)
+        self.fs.put_file(str(file), self.path)
+
+    def download(self, folder: Path) -> Path:
+        """A local folder with all of this one: itself when it is local, else a copy in `folder`.
+
+        Raises:
+            StorageError: There is no such folder, or it cannot be read.
+        """
+        if not self.exists():
+            raise StorageError(f"{self}: no such folder; check the path")
+        if self.is_local:
+            return Path(self.path)
+        for path in patiently(self, "list", lambda: self.fs.find(self.path)):
+            target = folder / posixpath.relpath(path, self.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            place = Location(self.fs, path, self.attempts)
+            patiently(place, "read", partial(self.fs.get_file, path, str(target)))
+        return folder
+
+
+def _protocols(fs: fsspec.AbstractFileSystem) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+
+
+def locate(uri: str) -> Location:
+    """The location a URI or path names; a relative path is below the current folder.
+
+    Raises:
+        StorageError: No filesystem is known for the scheme, or it cannot be set up.
+    """
+    scheme = uri.split("://", 1)[0] if "://" in uri else "file"
+    try:
+        if scheme == "file":
+            path = Path(uri.removeprefix("file://")).expanduser().absolute()
+            return Location(fsspec.filesystem("file"), path.as_posix())
+        fs, path = fsspec.core.url_to_fs(uri)
+    except (ImportError, ValueError, OSError) as error:
+        problem = str(error).splitlines()[0]
+        raise StorageError(
+            f"{uri}: no filesystem for {scheme}://: {problem}; use a local path or s3://, or "
+            "install it"
+        ) from error
+    return Location(fs, path.rstrip("/"))
+
+
+def check_writable(location: Location) -> None:
+    """Write, read and delete a small file, so that a run fails before it has cost anything.
+
+    Raises:
+        StorageError: The place cannot be reached or written.
+    """
+    probe = location.impatient() / f".llavamed-{uuid.uuid4().hex[:8]}"
+    probe.write_bytes(b"ok")
+    if probe.read_bytes() != b"ok":
+        raise StorageError(f"{location}: what was written does not read back; check the storage")
+    probe.remove()

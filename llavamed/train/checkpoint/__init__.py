@@ -1,0 +1,1 @@
+"""The state to resume from: saved, verified, kept."""

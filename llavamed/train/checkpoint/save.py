@@ -1,0 +1,219 @@
+"""Saving checkpoints while training goes on.
+
+Training waits for a copy of the state to host memory, and no longer. A thread writes the copy to
+scratch, hashes and uploads it; once the files of every rank are up, rank 0 writes the manifest,
+which makes the checkpoint complete, and deletes those that are not kept. At most one save is under
+way: the next one waits for it, and so does the end, however it comes.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from llavamed.errors import CheckpointError, StorageError
+from llavamed.storage.location import MANIFEST, Location, locate
+from llavamed.train.checkpoint.manifest import (
+    HISTORY,
+    RANDOM,
+    Damaged,
+    publish,
+    random_state,
+    read_manifest,
+    write_manifest,
+)
+from llavamed.train.checkpoint.retention import Saved, names_to_keep
+from llavamed.train.collectives import together
+from llavamed.train.context import Record
+from llavamed.train.engine import Engine
+from llavamed.train.history import to_table
+from llavamed.train.job import StageJob
+
+UPLOAD_TIMEOUT = timedelta(hours=2)
+"""A rank waits for the uploads of the others so long; one that died is noticed at once."""
+
+_TORCH_WRITER = "inline_container.cc"  # where torch.save finds that a disk is full
+T = TypeVar("T")
+
+
+class Saver:
+    """Saves the checkpoints of a stage; every rank has one and makes the same calls.
+
+    An error of a save is raised on all ranks by the call that waits for it. Leaving the saver as a
+    context waits too; when an error leaves it, that of a save only becomes a warning.
+    """
+
+    def __init__(
+        self,
+        job: StageJob,
+        engine: Engine,
+        *,
+        num_saved_steps: int,
+        warn: Callable[[str], None],
+    ) -> None:
+        """Every rank must call it.
+
+        Args:
+            job: The stage.
+            engine: Whose state is saved.
+            num_saved_steps: Of the checkpoint that the stage was resumed from; 0: there was none.
+            warn: Told by rank 0 what failed when something else has ended training.
+        """
+        self._job, self._engine, self._warn = job, engine, warn
+        self._folder = locate(job.checkpoints)
+        self._num_saved_steps = num_saved_steps
+        # The thread's own: its exchanges must not get between those of training.
+        self._group = dist.new_group(backend="gloo", timeout=UPLOAD_TIMEOUT)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saver")
+        self._saving: Future[None] | None = None
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if error is None:
+                self.wait()
+            elif self._saving is not None:
+                failed = self._saving.exception()
+                if failed is not None and dist.get_rank() == 0:
+                    self._warn(str(failed))
+        finally:
+            self._thread.shutdown()
+
+    def save(self, history: list[Record], *, seconds: float) -> None:
+        """Save the state after the steps of `history`; returns once it is copied.
+
+        Args:
+            history: The records of all steps so far.
+            seconds: That the stage has trained.
+
+        Raises:
+            CheckpointError: The save before this one failed: the storage takes no more. Names the
+                checkpoint to go on from.
+            TrainingError: Another attempt has taken over, and the save before was not completed.
+        """
+        self.wait()
+        files = self._engine.snapshot()
+        files[RANDOM.format(dist.get_rank())] = random_state()
+        recent = history[-self._job.config.checkpoint.every_steps :]
+        facts = {
+            "stage": self._job.stage.name,
+            "fingerprint": self._job.fingerprint,
+            "step": len(history),
+            "seconds": seconds,
+            "loss": float(np.mean([record["loss"] for record in recent])),
+        }
+        self._saving = self._thread.submit(self._publish, files, list(history), facts)
+
+    def wait(self) -> None:
+        """Wait until the last save is complete. Raises as `save` does."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether a save is under way, on this rank."""
+        return self._saving is not None and not self._saving.done()
+
+    def _publish(self, files: dict[str, Any], history: list[Record], facts: dict[str, Any]) -> None:
+        """What the thread does: from the copy in memory to a complete checkpoint."""
+        place, is_first = self._folder / f"step-{len(history):06d}", dist.get_rank() == 0
+        with self._named(f"{place}: cannot be saved"):
+            self._together(lambda: self._clear(place), is_first)
+            uploaded = self._together(lambda: _upload(files, history if is_first else None, place))
+            entries = {name: entry for part in uploaded for name, entry in part.items()}
+            self._together(lambda: self._complete(place, facts, entries), is_first)
+        self._num_saved_steps = len(history)
+        with self._named(f"{self._folder}: checkpoints not to be kept cannot be deleted"):
+            self._together(lambda: self._collect(place.name), is_first)
+
+    def _together(self, action: Callable[[], T], is_mine: bool = True) -> list[T]:
+        return together(action, is_mine, group=self._group)
+
+    def _clear(self, place: Location) -> None:
+        """Make way: for what lies there is damaged or partial, by any number of workers."""
+        self._job.check_lease()
+        place.remove()
+
+    def _complete(self, place: Location, facts: dict[str, Any], files: dict[str, Any]) -> None:
+        self._job.check_lease()
+        write_manifest(place, facts, files)
+
+    def _collect(self, newest: str) -> None:
+        """Delete all that is not to be kept, the partial and the damaged among it.
+
+        One that is later than the newest is damaged, for it was passed over.
+        """
+        saved, names = [], self._folder.children()
+        for name in names:
+            try:
+                manifest = read_manifest(self._folder / name)
+            except Damaged:
+                continue
+            if name <= newest:
+                saved.append(Saved(name, manifest["seconds"], manifest["loss"]))
+        for name in set(names) - names_to_keep(saved, self._job.config.checkpoint):
+            # The manifest first, so that a half-deleted one is not taken for whole.
+            (self._folder / name / MANIFEST).remove()
+            (self._folder / name).remove()
+
+    @contextmanager
+    def _named(self, failure: str) -> Iterator[None]:
+        """Answer storage that fails within by what failed and the checkpoint to go on from."""
+        try:
+            yield
+        except StorageError as error:
+            steps = self._num_saved_steps
+            last_good = f"the last complete checkpoint is step-{steps:06d}"
+            raise CheckpointError(
+                f"{failure}: {error}; training stops here, "
+                f"{last_good if steps else 'none was saved before'}; cure that and start the same "
+                "command again to go on from there"
+            ) from error
+
+
+def _upload(
+    files: dict[str, Any], history: list[Record] | None, place: Location
+) -> dict[str, dict[str, Any]]:
+    """Write a rank's files to scratch and from there to their place; gives sizes and hashes.
+
+    Raises:
+        StorageError: The scratch or the place takes no more.
+    """
+    with _writable_scratch() as scratch:
+        for path, state in files.items():
+            (scratch / path).parent.mkdir(parents=True, exist_ok=True)
+            torch.save(state, scratch / path)
+        if history is not None:
+            locate(str(scratch / HISTORY)).write_table(to_table(history))
+        return publish(scratch, place)
+
+
+@contextmanager
+def _writable_scratch() -> Iterator[Path]:
+    """A folder of this machine; what it does not take is a StorageError."""
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch)
+    except (OSError, RuntimeError) as error:
+        if not isinstance(error, OSError) and _TORCH_WRITER not in str(error):
+            raise
+        raise StorageError(
+            f"{tempfile.gettempdir()}: cannot write there: {error}; free space there, or set "
+            "TMPDIR to a place with more"
+        ) from error
