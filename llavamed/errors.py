@@ -3,9 +3,9 @@
     LlavaMedError
     ├── ConfigError       a setting breaks a rule               exit code 2
     ├── DataError         a dataset is unusable                 exit code 1
-    │   └── BadSample     one sample is unusable: quarantined, not raised to the user
+    │   └── SampleError     one sample is unusable: quarantined, not raised to the user
     ├── StorageError      a place cannot be read or written
-    │   └── DamagedFile   what lies there is not what was written
+    │   └── DamagedFileError   what lies there is not what was written
     ├── CheckpointError   a checkpoint or export is missing, partial or of another run
     ├── TrainingError     training cannot go on (a loss that is not finite, a dead worker)
     └── TrackingError     the MLflow server refuses us
@@ -31,7 +31,7 @@ class DataError(LlavaMedError):
     """A dataset is absent, incomplete, or has too many unusable samples."""
 
 
-class BadSample(DataError):
+class SampleError(DataError):
     """One sample is unusable. `reason` is a word to count by, `detail` names the fact."""
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -47,7 +47,7 @@ class StorageError(LlavaMedError):
     """A file or folder cannot be reached, read or written."""
 
 
-class DamagedFile(StorageError):
+class DamagedFileError(StorageError):
     """A file, read more than once, is not what it should be. `reason` is the reader's own word."""
 
     def __init__(self, message: str, reason: str) -> None:

@@ -162,8 +162,8 @@ def _sentences(error: ValidationError, tree: dict[str, Any]) -> list[str]:
         kind, value, facts = fault["type"], fault["input"], fault.get("ctx", {})
         if kind == "extra_forbidden":
             close = difflib.get_close_matches(key.rpartition(".")[2], fields, n=1)
-            cure = f"did you mean {close[0]!r}?" if close else f"use one of: {', '.join(fields)}"
-            sentences.append(f"{key}: unknown key; {cure}")
+            hint = f"did you mean {close[0]!r}?" if close else f"use one of: {', '.join(fields)}"
+            sentences.append(f"{key}: unknown key; {hint}")
         elif kind == "missing" and isinstance(fault["loc"][-1], int):
             key = key.rpartition(".")[0]
             sentences.append(f"{key}={_shown(value)}: has too few items; add the others")

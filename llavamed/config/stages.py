@@ -35,7 +35,7 @@ class Optimizer(Section):
     parts: dict[ModelPart, PartOptimizer] = Field(default_factory=dict)
     """Other settings for some parts: `{projector: {lr: 2e-3}}`; the schedule scales each alike."""
 
-    def peak(self, part: ModelPart) -> float:
+    def peak_lr(self, part: ModelPart) -> float:
         """The peak learning rate of a part."""
         own = self.parts.get(part, PartOptimizer()).lr
         return self.lr if own is None else own

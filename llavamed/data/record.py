@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 import pyarrow as pa
 
-from llavamed.errors import BadSample
+from llavamed.errors import SampleError
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Role, Turn
 
 IMAGE_HASH_BYTES = 32
@@ -40,33 +40,33 @@ def check_record(record: Record) -> None:
     """Refuse a record that no template could render.
 
     Raises:
-        BadSample: `empty_dialogue`, `unknown_role`, `empty_answer`, `not_unicode` or
+        SampleError: `empty_dialogue`, `unknown_role`, `empty_answer`, `not_unicode` or
             `placeholder_mismatch`.
     """
     if not any(turn.role == "user" for turn in record.turns) or not any(
         turn.role == "assistant" for turn in record.turns
     ):
-        raise BadSample("empty_dialogue", f"{len(record.turns)} turns, no question and answer")
+        raise SampleError("empty_dialogue", f"{len(record.turns)} turns, no question and answer")
     for number, turn in enumerate(record.turns):
         if turn.role not in get_args(Role):
-            raise BadSample("unknown_role", f"turn {number} has role {turn.role!r}")
+            raise SampleError("unknown_role", f"turn {number} has role {turn.role!r}")
     if not any(turn.text.strip() for turn in record.turns if turn.role == "assistant"):
-        raise BadSample("empty_answer", "no assistant turn has any text")
+        raise SampleError("empty_answer", "no assistant turn has any text")
     check_unicode(record)
     placeholders = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in record.turns)
     if placeholders != len(record.images):
-        raise BadSample(
+        raise SampleError(
             "placeholder_mismatch",
             f"{placeholders} {IMAGE_PLACEHOLDER} in the text, {len(record.images)} images",
         )
 
 
 def check_unicode(record: Record) -> None:
-    """Refuse half of a character, which JSON can spell. Raises: BadSample, `not_unicode`."""
+    """Refuse half of a character, which JSON can spell. Raises: SampleError, `not_unicode`."""
     try:
         "".join([record.id, *record.images, *(turn.text for turn in record.turns)]).encode()
     except UnicodeEncodeError as error:
-        raise BadSample("not_unicode", f"{error.object[error.start]!r} in it") from error
+        raise SampleError("not_unicode", f"{error.object[error.start]!r} in it") from error
 
 
 SHARD_SCHEMA = pa.schema(

@@ -18,7 +18,7 @@ from transformers import LlavaForConditionalGeneration
 
 from llavamed.config.schema import RunConfig
 from llavamed.config.stages import Evaluation
-from llavamed.data.prepare.ray_data import rows_of, set_up
+from llavamed.data.prepare.ray_data import configure_ray_data, iter_rows
 from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.evaluate.vqa import Answer
 from llavamed.model.export import fetch_export
@@ -56,7 +56,7 @@ def generate(
         for control in controls
         for shard, row_group in dataset.row_groups()
     ]
-    set_up()
+    configure_ray_data()
     scaling = config.scaling
     pipeline = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         _AnswererActor,
@@ -67,7 +67,7 @@ def generate(
         num_gpus=1 if scaling.use_gpu else 0,
     )
     answers: dict[str, list[Answer]] = {control: [] for control in controls}
-    for row in rows_of(pipeline):
+    for row in iter_rows(pipeline):
         answers[row.pop("control")].append(Answer(**row))
         on_progress(sum(map(len, answers.values())), len(controls) * dataset.num_samples)
     return answers

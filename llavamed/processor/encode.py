@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from jinja2.exceptions import TemplateError
 
-from llavamed.errors import BadSample, ConfigError
+from llavamed.errors import ConfigError, SampleError
 from llavamed.processor.templates import (
     TEMPLATES,
     TOKENIZER,
@@ -76,9 +76,9 @@ class Encoded:
     """Text tokens cut off to fit `max_length`."""
 
     def check_supervised(self) -> None:
-        """Refuse a sample that trains nothing. Raises: BadSample, `no_supervised_token`."""
+        """Refuse a sample that trains nothing. Raises: SampleError, `no_supervised_token`."""
         if all(label == IGNORE_INDEX for label in self.labels):
-            raise BadSample(
+            raise SampleError(
                 "no_supervised_token",
                 f"no token of an answer among {len(self.input_ids)}, and {self.num_truncated} more "
                 "were cut off",
@@ -104,7 +104,7 @@ def encode(
             sample must hold all the images it is stored with.
 
     Raises:
-        BadSample: `too_long`, or the template cannot hold these turns.
+        SampleError: `too_long`, or the template cannot hold these turns.
         ConfigError: The tokenizer does not fit the template.
     """
     if template.name == TOKENIZER:
@@ -132,11 +132,13 @@ def encode_prompt(
     ends the prompt in a line break, an answer that begins with another may share a token with it.
 
     Raises:
-        BadSample: The last turn is not a question, or the template cannot hold these turns.
+        SampleError: The last turn is not a question, or the template cannot hold these turns.
         ConfigError: The tokenizer does not fit the template.
     """
     if not turns or turns[-1].role != "user":
-        raise BadSample("no_question", "the last turn must be the user's for a model to answer it")
+        raise SampleError(
+            "no_question", "the last turn must be the user's for a model to answer it"
+        )
     if template.name == TOKENIZER:
         own_chat_template(tokenizer)  # raises where there is none
         text = _render_own(_messages(turns), tokenizer, prompt=True)
@@ -155,7 +157,7 @@ def _expand_images(
     num_text = len(tokens.ids) - num_images
     room = num_text if max_length is None else max_length - num_images * num_image_tokens
     if room < 0:
-        raise BadSample(
+        raise SampleError(
             "too_long",
             f"{num_images} images of {num_image_tokens} tokens do not fit max_length={max_length}",
         )
@@ -271,7 +273,7 @@ def _segments_by_prefix(
 def _messages(turns: Sequence[Turn]) -> list[dict[str, str]]:
     spoken = [turn.role for turn in turns if turn.role != "system"]
     if spoken[:1] != ["user"]:
-        raise BadSample("template_refuses", "a dialogue must begin with a question")
+        raise SampleError("template_refuses", "a dialogue must begin with a question")
     return [{"role": turn.role, "content": turn.text} for turn in turns]
 
 
@@ -281,5 +283,5 @@ def _render_own(
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
     except TemplateError as err:
-        raise BadSample("template_refuses", str(err)) from err
+        raise SampleError("template_refuses", str(err)) from err
     return str(text)

@@ -18,7 +18,7 @@ import pyarrow as pa
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from simplejpeg import decode_jpeg
 
-from llavamed.errors import BadSample
+from llavamed.errors import SampleError
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -53,7 +53,7 @@ def to_pixels(data: bytes, settings: ImageSettings) -> Pixels:
         Array of shape [size, size, 3], uint8.
 
     Raises:
-        BadSample: `corrupt_image`, `image_too_large` or `unknown_pixel_range`.
+        SampleError: `corrupt_image`, `image_too_large` or `unknown_pixel_range`.
     """
     pixels = _decode(data)
     if settings.aspect_ratio == "pad":
@@ -63,7 +63,7 @@ def to_pixels(data: bytes, settings: ImageSettings) -> Pixels:
     resized_long = int(settings.size * long / short)
     resized = (settings.size, resized_long) if width <= height else (resized_long, settings.size)
     if max(resized) > 100 * settings.size:
-        raise BadSample("corrupt_image", f"{width}x{height} pixels is a line, not a picture")
+        raise SampleError("corrupt_image", f"{width}x{height} pixels is a line, not a picture")
     pixels = (_resize_fast if settings.backend == "fast" else _resize)(pixels, *resized)
     left, top = (resized[0] - settings.size) // 2, (resized[1] - settings.size) // 2
     return np.ascontiguousarray(pixels[top : top + settings.size, left : left + settings.size])
@@ -117,7 +117,7 @@ def normalize(images: Sequence[Pixels], settings: ImageSettings) -> npt.NDArray[
 
 
 def _decode(data: bytes) -> Pixels:
-    """An upright RGB image of any size. Raises: BadSample."""
+    """An upright RGB image of any size. Raises: SampleError."""
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         _check_size(*image.size)
@@ -128,14 +128,14 @@ def _decode(data: bytes) -> Pixels:
         if not _is_upright(image):
             ImageOps.exif_transpose(image, in_place=True)
         return np.array(_to_8_bits(image).convert("RGB"))
-    except BadSample:
+    except SampleError:
         raise
     except Image.DecompressionBombError as error:
-        raise BadSample("image_too_large", str(error)) from error
+        raise SampleError("image_too_large", str(error)) from error
     except UnidentifiedImageError as error:  # its text holds an address, different in every run
-        raise BadSample("corrupt_image", f"{len(data)} bytes of none of the formats") from error
+        raise SampleError("corrupt_image", f"{len(data)} bytes of none of the formats") from error
     except Exception as error:  # Pillow's decoders raise whatever their C code meets
-        raise BadSample("corrupt_image", f"{type(error).__name__}: {error}") from error
+        raise SampleError("corrupt_image", f"{type(error).__name__}: {error}") from error
 
 
 def _is_upright(image: Image.Image) -> bool:
@@ -175,7 +175,7 @@ def _resize_fast(pixels: Pixels, width: int, height: int) -> Pixels:
 
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_IMAGE_PIXELS:
-        raise BadSample(
+        raise SampleError(
             "image_too_large",
             f"{width}x{height} pixels, at most {MAX_IMAGE_PIXELS} are decoded",
         )
@@ -187,7 +187,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
         return image
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-        raise BadSample(
+        raise SampleError(
             "unknown_pixel_range",
             f"mode {image.mode}, from {values.min()} to {values.max()}; known are 8 and 16 bits",
         )

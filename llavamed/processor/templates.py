@@ -14,7 +14,7 @@ from importlib.resources import files
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from llavamed.errors import BadSample, ConfigError
+from llavamed.errors import ConfigError, SampleError
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def render(turns: Sequence[Turn], template: Template, *, prompt: bool = False) -
     the text stops where the model would answer.
 
     Raises:
-        BadSample: The turns come in an order that the template has no words for.
+        SampleError: The turns come in an order that the template has no words for.
     """
     system, dialogue = _split_system(turns, template)
     block = f"{template.system_open}{system}{template.system_close}" if system else ""
@@ -229,22 +229,22 @@ def _split_system(turns: Sequence[Turn], template: Template) -> tuple[str, Seque
     if turns and turns[0].role == "system":
         system, turns = turns[0].text, turns[1:]
     if any(turn.role == "system" for turn in turns):
-        raise BadSample("misplaced_system", "a system turn must be the first turn")
+        raise SampleError("misplaced_system", "a system turn must be the first turn")
     if template.alternates:
         if turns and turns[0].role == "assistant":
             if IMAGE_PLACEHOLDER in turns[0].text:
-                raise BadSample("image_in_greeting", "an image precedes the first question")
+                raise SampleError("image_in_greeting", "an image precedes the first question")
             turns = turns[1:]
         for number, turn in enumerate(turns):
             if turn.role != ("user", "assistant")[number % 2]:
-                raise BadSample(
+                raise SampleError(
                     "roles_out_of_turn",
                     f"two {turn.role} turns in a row, which template {template.name} cannot hold",
                 )
     if template.images == "alone" and (
         system or len(turns) > 2 or not (turns and IMAGE_PLACEHOLDER in turns[0].text)
     ):
-        raise BadSample(
+        raise SampleError(
             "not_a_caption",
             f"template {template.name} takes one question with an image and one answer",
         )

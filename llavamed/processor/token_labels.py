@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class MarkedText:
+class LabeledText:
     """A text, and of each character whether it is trained."""
 
     words: str
@@ -33,16 +33,16 @@ class Tokens:
     trained: list[bool]
 
 
-def flatten(segments: Iterable[tuple[str, bool]]) -> MarkedText:
+def flatten(segments: Iterable[tuple[str, bool]]) -> LabeledText:
     """Join pieces of text, each trained or not."""
     words, trained = "", []
     for text, mark in segments:
         words += text
         trained += [mark] * len(text)
-    return MarkedText(words, trained)
+    return LabeledText(words, trained)
 
 
-def rewrite(text: MarkedText, pattern: str, replacement: str) -> MarkedText:
+def rewrite(text: LabeledText, pattern: str, replacement: str) -> LabeledText:
     """Replace in a text; new characters are trained if the last one they replace is."""
     words, trained, done = "", [], 0
     for match in re.finditer(pattern, text.words):
@@ -50,10 +50,10 @@ def rewrite(text: MarkedText, pattern: str, replacement: str) -> MarkedText:
         words += text.words[done : match.start()] + new
         trained += text.trained[done : match.start()] + [text.trained[match.end() - 1]] * len(new)
         done = match.end()
-    return MarkedText(words + text.words[done:], trained + text.trained[done:])
+    return LabeledText(words + text.words[done:], trained + text.trained[done:])
 
 
-def write_out_first_spaces(text: MarkedText, tokenizer: "PreTrainedTokenizerBase") -> MarkedText:
+def write_out_first_spaces(text: LabeledText, tokenizer: "PreTrainedTokenizerBase") -> LabeledText:
     r"""Double a space after a special token, where the tokenizer would lose it.
 
     Sentencepiece puts a space before every stretch of text between two special tokens, also before
@@ -70,7 +70,7 @@ def write_out_first_spaces(text: MarkedText, tokenizer: "PreTrainedTokenizerBase
     return text if plain != spaced else rewrite(text, f"({special})([ \u2581])", r"\1 \2")
 
 
-def tokenize(text: MarkedText, tokenizer: "PreTrainedTokenizerBase") -> Tokens:
+def tokenize(text: LabeledText, tokenizer: "PreTrainedTokenizerBase") -> Tokens:
     """Tokenise once; a token is trained if its first character is.
 
     The text spells its own first token, as a chat template does, so nothing is added to it.

@@ -27,14 +27,14 @@ from llavamed.run.preflight import check_adapters, check_packages, check_stage, 
 from llavamed.run.progress import Progress
 from llavamed.run.ray_cluster import ray_cluster
 from llavamed.run.tracking import Tracker
-from llavamed.storage.lease import Lease, hold
+from llavamed.storage.lease import Lease, hold_lease
 from llavamed.storage.location import check_writable, locate
 from llavamed.train.context import Record
 from llavamed.train.job import StageJob, order_of
 
 SUMMARY = "summary.json"
 CONFIG = "config.yaml"
-_CURE = (
+_HINT = (
     "use another name; `llavamed train --take-over` takes a run over, and ends the other at its "
     "next checkpoint"
 )
@@ -60,7 +60,7 @@ def run_curriculum(
         progress.say(f"everything is finished in {directory}; nothing to do")
         return summary
     check_writable(directory)
-    with hold(directory, cure=_CURE, take_over=take_over, say=progress.say) as lease:
+    with hold_lease(directory, hint=_HINT, take_over=take_over, say=progress.say) as lease:
         (directory / CONFIG).write_bytes(dump_config(config).encode())
         check_packages(plans)
         check_weights(config, plans)
@@ -104,7 +104,7 @@ def evaluate_stages(
         if plan.result() is None:
             raise ConfigError(f"stage={plan.stage.name}: is not trained yet; train it first")
     with (
-        hold(locate(config.directory), cure=_CURE, say=progress.say) as lease,
+        hold_lease(locate(config.directory), hint=_HINT, say=progress.say) as lease,
         _tracked(config, lease) as tracker,
         ray_cluster(config),
     ):
@@ -122,7 +122,7 @@ def _tracked(config: RunConfig, lease: Lease) -> Iterator[Tracker]:
         yield tracker
     except LlavaMedError as error:
         with suppress(TrainingError, StorageError):
-            lease.impatient().check()
+            lease.without_retries().check()
             tracker.fail(str(error))
         raise
 
@@ -143,7 +143,7 @@ def _run(
             found = found or _evaluate(config, plan, datasets, lease, tracker, progress)
             evaluations.append(found)
     lease.check()
-    progress.say(tracker.promote(jobs[-1].export, result))
+    progress.say(tracker.register_model(jobs[-1].export, result))
     last = evaluations[-1] if evaluations else {"scores": {}}
     tracker.finish(_flat(last["scores"]))
     return {

@@ -149,7 +149,7 @@ def _name(mixture: dict[str, float]) -> str:
 
 def _is_prepared(place: Location, dataset: Dataset) -> bool:
     try:
-        return (place.impatient() / MANIFEST).exists()
+        return (place.without_retries() / MANIFEST).exists()
     except StorageError:
         if dataset.declared is None:
             raise

@@ -38,7 +38,7 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
         settings["num_cpus"] = max(os.cpu_count() or 1, int(wanted))
         settings["include_dashboard"] = False
     try:
-        _knock(address)
+        check_port(address)
         ray.init(address=address, **settings)
     except Exception as error:  # Ray raises a bare Exception for a node that does not come up
         reason = str(error).strip().partition("\n")[0] or repr(error)
@@ -53,7 +53,7 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
         ray.shutdown()
 
 
-def _knock(address: str) -> None:
+def check_port(address: str) -> None:
     """Raise OSError where nobody listens, for which Ray itself would wait two minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdigit():

@@ -110,7 +110,7 @@ class Tracker:
         self._log_params(run_id, params)
         return TrackedRun(self._client, self._experiment, run_id)
 
-    def promote(self, export: str, result: dict[str, Any]) -> str:
+    def register_model(self, export: str, result: dict[str, Any]) -> str:
         """Register the last stage's export as a version of the model named like the run.
 
         The alias `current` moves to a new version; one that is registered already stays.

@@ -44,9 +44,9 @@ class Lease:
     token: str
     since: str
 
-    def impatient(self) -> "Lease":
+    def without_retries(self) -> "Lease":
         """The same, of which a look or a beat that fails is not tried again."""
-        return replace(self, folder=self.folder.impatient())
+        return replace(self, folder=self.folder.without_retries())
 
     def check(self) -> None:
         """Make sure that no later attempt has taken over.
@@ -65,10 +65,10 @@ class Lease:
 
 
 @contextmanager
-def hold(
+def hold_lease(
     folder: Location,
     *,
-    cure: str,
+    hint: str,
     take_over: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Lease]:
@@ -76,7 +76,7 @@ def hold(
 
     Args:
         folder: Whose lease.
-        cure: What one can do who is refused, beside ending the holder; for the error.
+        hint: What one can do who is refused, beside ending the holder; for the error.
         take_over: Do not ask whether its holder is alive.
         say: Told why this waits.
 
@@ -84,9 +84,9 @@ def hold(
         TrainingError: Another attempt holds it and is alive.
         StorageError: The folder cannot be written, or not be read for long enough.
     """
-    lease = _acquire(folder, cure, take_over, say)
+    lease = _acquire(folder, hint, take_over, say)
     ended = threading.Event()
-    own = lease.impatient()  # a beat must not come late, when another may have taken over
+    own = lease.without_retries()  # a beat must not come late, when another may have taken over
     beating = threading.Thread(target=_beat, args=(own, ended), name="lease", daemon=True)
     beating.start()
     _held_here.add(lease.token)
@@ -101,11 +101,11 @@ def hold(
             _write(own, beat=0, released=True)
 
 
-def _acquire(folder: Location, cure: str, take_over: bool, say: Callable[[str], None]) -> Lease:
+def _acquire(folder: Location, hint: str, take_over: bool, say: Callable[[str], None]) -> Lease:
     before = _read(folder)
     if before is not None and not (take_over or before["released"] or _died_here(before)):
         say(f"{folder}: waiting to see whether {before['holder']}, which held it, still lives")
-        _wait_for_silence(folder, before, cure)
+        _wait_for_silence(folder, before, hint)
     attempt = before["attempt"] + 1 if before else 1
     now = datetime.now(UTC).isoformat(timespec="seconds")
     lease = Lease(folder, attempt, uuid.uuid4().hex, now)
@@ -118,15 +118,15 @@ def _acquire(folder: Location, cure: str, take_over: bool, say: Callable[[str], 
         # A beat that was on its way when we wrote: its holder lives, and is to be taken over.
         is_late = before is not None and found["token"] == before["token"]
         if not (take_over and is_late):
-            raise _refusal(folder, found, cure)
+            raise _refusal(folder, found, hint)
 
 
-def _wait_for_silence(folder: Location, found: dict[str, Any], cure: str) -> None:
+def _wait_for_silence(folder: Location, found: dict[str, Any], hint: str) -> None:
     """Watch a lease until it is seen to stand still for long enough, or is given back.
 
     While the storage does not answer nothing is seen, and its holder cannot beat either.
     """
-    watched = folder.impatient()
+    watched = folder.without_retries()
     started = still_since = time.monotonic()
     asked = started
     while asked - still_since < EXPIRY_SECONDS:
@@ -142,13 +142,13 @@ def _wait_for_silence(folder: Location, found: dict[str, Any], cure: str) -> Non
         if now is None or now["released"]:
             return
         if (now["token"], now["beat"]) != (found["token"], found["beat"]):
-            raise _refusal(folder, now, cure)
+            raise _refusal(folder, now, hint)
 
 
-def _refusal(folder: Location, found: dict[str, Any], cure: str) -> TrainingError:
+def _refusal(folder: Location, found: dict[str, Any], hint: str) -> TrainingError:
     return TrainingError(
         f"{folder}: is held by {found['holder']}, attempt {found['attempt']} since "
-        f"{found['since']}, which is alive; wait for its end or stop it, or {cure}"
+        f"{found['since']}, which is alive; wait for its end or stop it, or {hint}"
     )
 
 

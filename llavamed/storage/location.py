@@ -23,11 +23,11 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llavamed.errors import DamagedFile, StorageError
-from llavamed.storage.retry import ATTEMPTS, PatientFile, patiently
+from llavamed.errors import DamagedFileError, StorageError
+from llavamed.storage.retry import ATTEMPTS, RetryingFile, with_retries
 
 MANIFEST = "manifest.json"
-IMPATIENT_SECONDS = 2.0
+UNRETRIED_TIMEOUT_SECONDS = 2.0
 """What an S3 server is given to answer, where nobody waits for it."""
 _PARTIAL = ".partial"
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
@@ -50,7 +50,7 @@ class Location:
     def __str__(self) -> str:
         return self.path if self.is_local else str(self.fs.unstrip_protocol(self.path))
 
-    def impatient(self) -> "Location":
+    def without_retries(self) -> "Location":
         """The same place, where what fails is not tried again.
 
         An S3 server that does not answer is given up within seconds; any other operation goes on
@@ -59,8 +59,8 @@ class Location:
         if "s3" not in _protocols(self.fs):
             return Location(self.fs, self.path, attempts=1)
         few = {
-            "connect_timeout": IMPATIENT_SECONDS,
-            "read_timeout": IMPATIENT_SECONDS,
+            "connect_timeout": UNRETRIED_TIMEOUT_SECONDS,
+            "read_timeout": UNRETRIED_TIMEOUT_SECONDS,
             "retries": {"max_attempts": 1},
         }
         return Location(type(self.fs)(config_kwargs=few), self.path, attempts=1)
@@ -83,7 +83,7 @@ class Location:
     def exists(self) -> bool:
         """Whether a file or folder is there now."""
         self.fs.invalidate_cache()  # another process may have written it
-        return patiently(self, "look at", lambda: bool(self.fs.exists(self.path)))
+        return with_retries(self, "look at", lambda: bool(self.fs.exists(self.path)))
 
     @contextmanager
     def open(self, **options: Any) -> Iterator[BinaryIO]:
@@ -91,8 +91,8 @@ class Location:
 
         A read that fails is tried again from where it began.
         """
-        with patiently(self, "read", lambda: self.fs.open(self.path, "rb", **options)) as raw:
-            yield cast("BinaryIO", PatientFile(self, raw))
+        with with_retries(self, "read", lambda: self.fs.open(self.path, "rb", **options)) as raw:
+            yield cast("BinaryIO", RetryingFile(self, raw))
 
     def read_bytes(self, start: int | None = None, end: int | None = None) -> bytes:
         """The whole file, or its bytes from `start` to before `end`.
@@ -101,12 +101,12 @@ class Location:
             FileNotFoundError: There is no such file.
             StorageError: It cannot be read.
         """
-        data = patiently(self, "read", lambda: self.fs.cat_file(self.path, start=start, end=end))
+        data = with_retries(self, "read", lambda: self.fs.cat_file(self.path, start=start, end=end))
         return cast("bytes", data)
 
     def write_bytes(self, data: bytes) -> None:
         """Write the whole file or nothing, also when killed half way."""
-        patiently(self, "write", lambda: self._write(data))
+        with_retries(self, "write", lambda: self._write(data))
 
     def _write(self, data: bytes) -> None:
         self._make_parent(self.path)
@@ -129,7 +129,7 @@ class Location:
             except ValueError as error:
                 raise self._damage("JSON", error) from error
 
-        return patiently(self, "read", read)
+        return with_retries(self, "read", read)
 
     def write_json(self, value: Any) -> None:
         """Write `value` as JSON with sorted keys, so that equal values give equal bytes."""
@@ -147,7 +147,7 @@ class Location:
 
         Raises:
             FileNotFoundError: There is no such file.
-            DamagedFile: Arrow, with `page_checksum_verification`, finds it damaged.
+            DamagedFileError: Arrow, with `page_checksum_verification`, finds it damaged.
             StorageError: It cannot be read.
         """
 
@@ -162,11 +162,11 @@ class Location:
                     # Arrow's: an error of the filesystem is a StorageError by now.
                     raise self._damage("Parquet", error) from error
 
-        return patiently(self, "read", work)
+        return with_retries(self, "read", work)
 
-    def _damage(self, kind: str, error: Exception) -> DamagedFile:
+    def _damage(self, kind: str, error: Exception) -> DamagedFileError:
         reason = " ".join(str(error).split())
-        return DamagedFile(f"{self}: is not {kind} ({reason}); make it again", reason)
+        return DamagedFileError(f"{self}: is not {kind} ({reason}); make it again", reason)
 
     def write_table(
         self, table: pa.Table, *, row_group_size: int | None = None, compression: str = "zstd"
@@ -189,7 +189,7 @@ class Location:
         """Names of what lies in this folder, sorted; empty when there is no such folder."""
         self.fs.invalidate_cache()
         try:
-            found = patiently(self, "list", lambda: self.fs.ls(self.path, detail=False))
+            found = with_retries(self, "list", lambda: self.fs.ls(self.path, detail=False))
         except FileNotFoundError:
             return []
         names = (posixpath.basename(path.rstrip("/")) for path in found)
@@ -202,7 +202,7 @@ class Location:
             if self.fs.exists(self.path):
                 self.fs.rm(self.path, recursive=True)
 
-        patiently(self, "delete", remove)
+        with_retries(self, "delete", remove)
 
     def upload(self, folder: Path) -> None:
         """Copy every file below a local folder into this folder, `manifest.json` last."""
@@ -212,7 +212,7 @@ class Location:
             if file.name == MANIFEST:
                 target.write_bytes(file.read_bytes())
             else:
-                patiently(target, "write", partial(target._copy_from, file))
+                with_retries(target, "write", partial(target._copy_from, file))
 
     def _copy_from(self, file: Path) -> None:
         self._make_parent(self.path)
@@ -228,11 +228,11 @@ class Location:
             raise StorageError(f"{self}: no such folder; check the path")
         if self.is_local:
             return Path(self.path)
-        for path in patiently(self, "list", lambda: self.fs.find(self.path)):
+        for path in with_retries(self, "list", lambda: self.fs.find(self.path)):
             target = folder / posixpath.relpath(path, self.path)
             target.parent.mkdir(parents=True, exist_ok=True)
             place = Location(self.fs, path, self.attempts)
-            patiently(place, "read", partial(self.fs.get_file, path, str(target)))
+            with_retries(place, "read", partial(self.fs.get_file, path, str(target)))
         return folder
 
 
@@ -267,7 +267,7 @@ def check_writable(location: Location) -> None:
     Raises:
         StorageError: The place cannot be reached or written.
     """
-    probe = location.impatient() / f".llavamed-{uuid.uuid4().hex[:8]}"
+    probe = location.without_retries() / f".llavamed-{uuid.uuid4().hex[:8]}"
     probe.write_bytes(b"ok")
     if probe.read_bytes() != b"ok":
         raise StorageError(f"{location}: what was written does not read back; check the storage")

@@ -21,7 +21,7 @@ from tenacity import (
     wait_exponential_jitter,
 )
 
-from llavamed.errors import DamagedFile, StorageError
+from llavamed.errors import DamagedFileError, StorageError
 
 ATTEMPTS = 6
 """Times an operation is tried."""
@@ -60,7 +60,7 @@ class Place(Protocol):
         """How often to try."""
 
 
-def patiently(place: Place, verb: str, work: Callable[[], _T]) -> _T:
+def with_retries(place: Place, verb: str, work: Callable[[], _T]) -> _T:
     """Do `work`, and again while it fails by what may pass; each failure is a line of warning.
 
     What is read damaged is read again at once, for bytes also change on their way.
@@ -76,7 +76,7 @@ def patiently(place: Place, verb: str, work: Callable[[], _T]) -> _T:
     """
 
     def wait(state: RetryCallState) -> float:
-        return 0.0 if isinstance(_error(state), DamagedFile) else WAIT(state)
+        return 0.0 if isinstance(_error(state), DamagedFileError) else WAIT(state)
 
     def warn(state: RetryCallState) -> None:
         error = _error(state)
@@ -98,7 +98,7 @@ def patiently(place: Place, verb: str, work: Callable[[], _T]) -> _T:
         return retrying(work)
 
 
-class PatientFile(io.RawIOBase):
+class RetryingFile(io.RawIOBase):
     """A file to read, of which each read is tried again from where it began."""
 
     def __init__(self, place: Place, raw: Any) -> None:
@@ -113,7 +113,7 @@ class PatientFile(io.RawIOBase):
             self._raw.seek(start)
             return cast("bytes", self._raw.read(size))
 
-        return patiently(self._place, "read", read)
+        return with_retries(self._place, "read", read)
 
     def readinto(self, buffer: Any, /) -> int:
         """Fill `buffer` as far as the file goes. Raises: StorageError."""
@@ -161,7 +161,7 @@ def _readable_errors(place: Place, verb: str) -> Iterator[None]:
 
 def _may_pass(error: BaseException) -> bool:
     """Whether the same may succeed later; not where it waits for somebody to mend something."""
-    if isinstance(error, ConnectionError | TimeoutError | DamagedFile):
+    if isinstance(error, ConnectionError | TimeoutError | DamagedFileError):
         return True
     client = _client(error)
     if client == "aiohttp":

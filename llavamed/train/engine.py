@@ -52,7 +52,7 @@ class Engine:
         self._part_of = {id(parameter): part_of(name) for name, parameter in trained}
         self._settings = stage.optimizer
         optimizer = make_optimizer(model, stage.optimizer)
-        self._peaks = [group["peak"] for group in optimizer.param_groups]
+        self._peak_lrs = [group["peak_lr"] for group in optimizer.param_groups]
         self._engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
@@ -95,8 +95,8 @@ class Engine:
         """
         if rate_factor is not None:
             groups = self._engine.optimizer.param_groups
-            for group, peak in zip(groups, self._peaks, strict=True):
-                group["lr"] = peak * rate_factor
+            for group, peak_lr in zip(groups, self._peak_lrs, strict=True):
+                group["lr"] = peak_lr * rate_factor
             if self._engine.optimizer is self._engine.basic_optimizer:  # keeps no norm of its own
                 gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
                 self._grad_norm = float(torch.nn.utils.get_total_norm(gradients))

@@ -160,12 +160,12 @@ def _explain(config: RunConfig, stage: Stage, sizing: _Sizing, reason: str) -> s
         field = change.partition("=")[0]
         savings[field] = max(savings.get(field, (0.0, "")), (saved, change), key=lambda it: it[0])
     best = sorted(savings.values(), key=lambda it: it[0], reverse=True)[:NUM_CURES]
-    cures = [f"{change} ({_gb(saved)} GB less)" for saved, change in best if saved > 0]
+    hints = [f"{change} ({_gb(saved)} GB less)" for saved, change in best if saved > 0]
     needs = ", ".join(f"{name} {_gb(value)}" for name, value in vars(planned).items())
     return (
         f"memory={_gb(planned.total)} GB: is what stage {stage.name} needs on each worker by plan "
         f"({needs}), and its GPU ran out of it: {reason}; "
-        + (f"set {' or '.join(cures)}" if cures else "use GPUs with more memory, or more of them")
+        + (f"set {' or '.join(hints)}" if hints else "use GPUs with more memory, or more of them")
     )
 
 

@@ -28,10 +28,10 @@ class Meter:
         data: Mixture,
         order: StageOrder,
         device: torch.device,
-        peak: float | None,
+        peak_flops: float | None,
     ) -> None:
         self._device = device
-        self._peak = peak
+        self._peak_flops = peak_flops
         columns = {
             name: data.column(name) for name in ("num_images", "num_tokens", "num_supervised")
         }
@@ -44,8 +44,9 @@ class Meter:
         """The measured part of a step's record.
 
         `mfu` is model-FLOPs utilisation: operations of the step's model, as `stage_flops` counts
-        them, over `seconds` x the workers' dense bf16 operations a second (`peak_of`). There is
-        none where that peak is unknown: on a CPU, on a GPU `peak_flops` does not know, in fp32.
+        them, over `seconds` x the workers' dense bf16 operations a second. There is none where
+        that peak (`cluster_peak_flops`) is unknown: on a CPU, in fp32, and on a GPU that
+        `peak_flops` does not know.
         Source: PaLM, appendix B.
 
         Args:
@@ -60,8 +61,8 @@ class Meter:
             "step_seconds": rounded(seconds),
             "data_wait_seconds": rounded(data_wait),
         }
-        if self._peak is not None:
-            record["mfu"] = rounded(float(self._flops[step]) / (seconds * self._peak))
+        if self._peak_flops is not None:
+            record["mfu"] = rounded(float(self._flops[step]) / (seconds * self._peak_flops))
         return record | self._memory()
 
     def _memory(self) -> Record:
@@ -74,7 +75,7 @@ class Meter:
         }
 
 
-def peak_of(config: RunConfig, context: Context) -> float | None:
+def cluster_peak_flops(config: RunConfig, context: Context) -> float | None:
     """Operations a second of all workers' GPUs together, where it is known."""
     if context.device.type != "cuda" or config.engine.precision != "bf16":
         return None

@@ -8,7 +8,7 @@ from llavamed.model.quantize import load_bitsandbytes
 
 
 def make_optimizer(model: torch.nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """The optimizer of what trains; each group holds its `peak`, and every step sets its `lr`.
+    """The optimizer of what trains; each group holds its `peak_lr`, and every step sets its `lr`.
 
     Matrices decay and nothing else does: decaying biases and norms harms and saves nothing. The
     groups of matrices come first.
@@ -21,10 +21,10 @@ def make_optimizer(model: torch.nn.Module, settings: Optimizer) -> torch.optim.O
         if parameter.requires_grad:
             part, is_vector = part_of(name), parameter.ndim < 2
             decay = 0.0 if is_vector else settings.decay(part)
-            members.setdefault((is_vector, settings.peak(part), decay), []).append(parameter)
+            members.setdefault((is_vector, settings.peak_lr(part), decay), []).append(parameter)
     groups = [
-        {"params": parameters, "peak": peak, "weight_decay": decay}
-        for (_, peak, decay), parameters in sorted(members.items(), key=lambda item: item[0])
+        {"params": parameters, "peak_lr": peak_lr, "weight_decay": decay}
+        for (_, peak_lr, decay), parameters in sorted(members.items(), key=lambda item: item[0])
     ]
     if settings.name == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.eps)

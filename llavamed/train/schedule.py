@@ -32,5 +32,5 @@ def rate_factor(schedule: Schedule, *, step: int, num_steps: int) -> float:
 def learning_rates(optimizer: Optimizer, factor: float) -> dict[str, float]:
     """The rates of a step, for its record: the stage's, and that of each part with its own."""
     own = [part for part, settings in optimizer.parts.items() if settings.lr is not None]
-    parts = {f"learning_rate.{part}": optimizer.peak(part) * factor for part in own}
+    parts = {f"learning_rate.{part}": optimizer.peak_lr(part) * factor for part in own}
     return {"learning_rate": optimizer.lr * factor} | parts

@@ -32,7 +32,7 @@ from llavamed.train.context import Context, PreemptionWatch, Record
 from llavamed.train.engine import Engine
 from llavamed.train.guard import check_loss, explained_memory, finite_mean, ids_of
 from llavamed.train.job import StageJob, open_mixture, order_of
-from llavamed.train.measure import Meter, peak_of, rounded, speed
+from llavamed.train.measure import Meter, cluster_peak_flops, rounded, speed
 from llavamed.train.schedule import learning_rates, rate_factor
 
 
@@ -59,8 +59,10 @@ def train_stage(job: StageJob, context: Context) -> bool:
         add_adapters(model, job.stage.lora, seed=job.config.seed, device=context.device)
     counts = freeze(model, job.stage.trainable)
     order = order_of(job.stage, data, job.config.seed)
-    peak = peak_of(job.config, context)
-    meter = Meter(model, stage=job.stage, data=data, order=order, device=context.device, peak=peak)
+    peak = cluster_peak_flops(job.config, context)
+    meter = Meter(
+        model, stage=job.stage, data=data, order=order, device=context.device, peak_flops=peak
+    )
     loader = StageLoader(
         data,
         order,

@@ -103,7 +103,7 @@ def _proxy(s3_uri: str) -> Iterator[FaultyS3]:
         patch.setenv("AWS_MAX_ATTEMPTS", "1")
         patch.setattr(s3fs.S3FileSystem, "retries", 1)
         patch.setattr(s3fs.S3FileSystem, "read_timeout", _PATIENCE_SECONDS)
-        patch.setattr(storage, "IMPATIENT_SECONDS", _PATIENCE_SECONDS)
+        patch.setattr(storage, "UNRETRIED_TIMEOUT_SECONDS", _PATIENCE_SECONDS)
         s3fs.S3FileSystem.clear_instance_cache()
         yield proxy
         s3fs.S3FileSystem.clear_instance_cache()

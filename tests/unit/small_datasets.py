@@ -17,7 +17,7 @@ from llavamed.data.prepared.dataset import (
     write_shard,
 )
 from llavamed.data.prepared.mixture import Mixture
-from llavamed.data.prepared.sample_tables import Ledger
+from llavamed.data.prepared.sample_tables import SampleTables
 from llavamed.data.record import CONTENT_SCHEMA, INDEX_SCHEMA, QUARANTINE_SCHEMA, SHARD_SCHEMA
 from llavamed.processor.images import ImageSettings, from_planes, to_png
 from llavamed.processor.turns import IGNORE_INDEX, Turn
@@ -113,12 +113,12 @@ def write(uri: str, rows: list[dict[str, Any]], *, encoded: bool = False) -> Pre
             }
             for number, row in enumerate(chunk)
         ]
-    ledger = Ledger(
+    tables = SampleTables(
         pa.Table.from_pylist(index, INDEX_SCHEMA),
         pa.Table.from_pylist([content(*item) for item in enumerate(rows)], CONTENT_SCHEMA),
         QUARANTINE_SCHEMA.empty_table(),
     )
-    ledger.write(place)
+    tables.write(place)
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "made_from": {"source": place.name},
@@ -129,7 +129,7 @@ def write(uri: str, rows: list[dict[str, Any]], *, encoded: bool = False) -> Pre
         "store_images": "original" if encoded else "pixels",
         "images": vars(IMAGES),
     }
-    (place / MANIFEST).write_json(manifest | ledger.counts())
+    (place / MANIFEST).write_json(manifest | tables.counts())
     return Prepared(open_prepared(place), rows)
 
 

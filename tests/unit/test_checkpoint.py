@@ -135,7 +135,7 @@ DAMAGE = {
     "records": (flip_in("history.parquet"), r"history.parquet: differs from its manifest"),
     "lost": (lose_a_file, r"optim_states.pt: is missing"),
     "halved": (halve_the_manifest, r"manifest.json: is no manifest, it is damaged"),
-    "changed": (change_the_manifest, r"manifest.json: differs from its seal, it is damaged"),
+    "changed": (change_the_manifest, r"manifest.json: differs from its checksum, it is damaged"),
 }
 
 
@@ -180,8 +180,8 @@ def claim(**facts: Any) -> Callable[[StageJob], None]:
     def change(job: StageJob) -> None:
         file = newest(job) / MANIFEST
         manifest = json.loads(file.read_text()) | facts
-        del manifest["seal"]
-        file.write_text(json.dumps(manifest | {"seal": fingerprint(manifest)}))
+        del manifest["checksum"]
+        file.write_text(json.dumps(manifest | {"checksum": fingerprint(manifest)}))
 
     return change
 

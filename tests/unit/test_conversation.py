@@ -7,7 +7,7 @@ from small_tokenizers import llama_like
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from llavamed.errors import BadSample, ConfigError
+from llavamed.errors import ConfigError, SampleError
 from llavamed.processor.encode import (
     TEMPLATES,
     Encoded,
@@ -272,18 +272,20 @@ def test_a_system_turn_replaces_the_system_text(tokenizer) -> None:
     ],
 )
 def test_bad_samples(tokenizer, name, turns, max_length, message) -> None:
-    with pytest.raises(BadSample, match=message):
+    with pytest.raises(SampleError, match=message):
         encode_as(name, turns, tokenizer, max_length)
 
 
 def test_a_sample_whose_answers_are_cut_off_trains_nothing(tokenizer) -> None:
     encode_as("vicuna_v1", TWO_ROUNDS, tokenizer).check_supervised()
-    with pytest.raises(BadSample, match=r"no_supervised_token: .* among 20, and \d+ more were cut"):
+    with pytest.raises(
+        SampleError, match=r"no_supervised_token: .* among 20, and \d+ more were cut"
+    ):
         encode_as("vicuna_v1", TWO_ROUNDS, tokenizer, 20).check_supervised()
 
 
 def test_a_prompt_ends_with_a_question(tokenizer) -> None:
-    with pytest.raises(BadSample, match="no_question: the last turn must be the user's"):
+    with pytest.raises(SampleError, match="no_question: the last turn must be the user's"):
         encode_prompt(
             TWO_ROUNDS, template=get_template("plain"), tokenizer=tokenizer, num_image_tokens=K
         )

@@ -13,7 +13,7 @@ from llavamed.config.load import dump_config, parse_config
 from llavamed.data.prepared.content import near
 from llavamed.data.prepared.dataset import CONTENT, QUARANTINE, open_prepared
 from llavamed.data.prepared.decontaminate import CONTAMINATION_SCHEMA, find_contamination
-from llavamed.data.prepared.sample_tables import read_ledger
+from llavamed.data.prepared.sample_tables import read_sample_tables
 from llavamed.errors import ConfigError, DataError
 from llavamed.storage.location import Location, locate
 
@@ -84,9 +84,9 @@ def test_removed_samples_leave_index_and_content_for_the_quarantine(planted, row
     old = open_prepared(locate(planted.datasets_directory) / "questions")
     dataset = find(planted).remove()
     left = [row for row in rows[0] if row["id"] not in IMAGES | QUESTIONS]
-    ledger = read_ledger(dataset)
-    assert ledger.content["id"].to_pylist() == [row["id"] for row in left]
-    gone = ledger.quarantine.to_pylist()
+    tables = read_sample_tables(dataset)
+    assert tables.content["id"].to_pylist() == [row["id"] for row in left]
+    gone = tables.quarantine.to_pylist()
     assert {row["id"] for row in gone} == IMAGES | QUESTIONS
     assert {row["reason"] for row in gone} == {"contaminated"}
     details = {row["id"]: row["detail"] for row in gone}
@@ -158,10 +158,10 @@ def test_a_kill_between_the_writes_leaves_the_old_dataset_or_the_new(planted, mo
             assert len(done) == 4
     dataset = open_prepared(place)
     assert (dataset.manifest == old) == (writes < 4)
-    counts = read_ledger(dataset).counts()
+    counts = read_sample_tables(dataset).counts()
     assert counts == {key: dataset.manifest[key] for key in counts}
     assert find(planted).remove().num_samples == 54
-    assert read_ledger(open_prepared(place)).counts()["num_quarantined"] == 6
+    assert read_sample_tables(open_prepared(place)).counts()["num_quarantined"] == 6
 
 
 @pytest.mark.parametrize("packing", [True, False])

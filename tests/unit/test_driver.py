@@ -17,7 +17,7 @@ from llavamed.run.curriculum import plan_curriculum
 from llavamed.run.driver import SUMMARY, evaluate_stages, run_curriculum
 from llavamed.run.tracking import Tracker, tracking_uri
 from llavamed.storage import lease
-from llavamed.storage.lease import hold
+from llavamed.storage.lease import hold_lease
 from llavamed.storage.location import locate
 
 __all__ = ["done"]
@@ -96,7 +96,7 @@ def test_who_was_taken_over_publishes_no_more_and_leaves_the_tracked_runs_alone(
     directory, (plan,) = locate(config.directory), plan_curriculum(config)
 
     def take_over() -> None:
-        successor.enter_context(hold(directory, cure="wait", take_over=True))
+        successor.enter_context(hold_lease(directory, hint="wait", take_over=True))
         Tracker(config).start("align", {})
 
     done.meanwhile[moment] = take_over
@@ -153,14 +153,14 @@ def test_scoring_once_more_is_for_who_holds_the_run(
     assert evaluate_stages(config, None, quiet()) == summary["evaluations"]
     directory, (plan,) = locate(config.directory), plan_curriculum(config)
     (plan.evaluation / SCORES).remove()
-    with hold(directory, cure="wait"):
+    with hold_lease(directory, cure="wait"):
         message = r"which is alive; wait for its end or stop it, or use another name; `llavamed tra"
         with pytest.raises(TrainingError, match=message):
             evaluate_stages(config, None, quiet())
         with pytest.raises(TrainingError, match=message):
             run_curriculum(config, quiet())
     done.meanwhile["answer"] = lambda: successor.enter_context(
-        hold(directory, cure="wait", take_over=True)
+        hold_lease(directory, cure="wait", take_over=True)
     )
     with pytest.raises(TrainingError, match="was taken over"):
         evaluate_stages(config, "align", quiet())

@@ -76,7 +76,7 @@ def test_a_dataset_prepared_through_faults_is_the_same_to_the_bit(
     assert faulty.num_faults >= 5
     assert shards_again == shards
     assert again == reports
-    bad = [row for report in again for row in report.ledger.quarantine.to_pylist()]
+    bad = [row for report in again for row in report.tables.quarantine.to_pylist()]
     assert [(row["id"], row["reason"]) for row in bad] == [
         ("3", "corrupt_image"),
         ("5", "missing_image"),
@@ -91,7 +91,7 @@ def test_an_image_that_fails_for_a_moment_is_not_quarantined(
     faulty.fail(fault, "/0.png", times=2)
     report = ShardWriter(config, str(processor_folder)).write(chunk)
     assert faulty.num_faults == 2
-    assert report.ledger.quarantine["id"].to_pylist() == ["3", "5"]
+    assert report.tables.quarantine["id"].to_pylist() == ["3", "5"]
 
 
 @pytest.mark.parametrize("fault", ["500", "503", "403"])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from image_files import claim, encoded, noise, ours, preprocess, settings_of
 from PIL import Image
 
-from llavamed.errors import BadSample
+from llavamed.errors import SampleError
 from llavamed.processor.images import MAX_IMAGE_PIXELS, from_planes, normalize, to_pixels, to_planes
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
@@ -28,7 +28,7 @@ def images_of(kind):
 
 
 def refusal(data, images=SQUARE):
-    with pytest.raises(BadSample) as caught:
+    with pytest.raises(SampleError) as caught:
         to_pixels(data, images)
     return caught.value.reason, caught.value.detail
 
@@ -223,5 +223,5 @@ def test_pixels_of_unknown_range_are_refused(value):
 )
 def test_any_bytes_become_pixels_or_a_bad_sample(data):
     for images in (SQUARE, FAST):
-        with suppress(BadSample):
+        with suppress(SampleError):
             assert to_pixels(data, images).shape == (32, 32, 3)

@@ -30,7 +30,7 @@ from llavamed.data.inspect.samples import (
 )
 from llavamed.data.inspect.terminal import show_refusals, show_sample
 from llavamed.data.prepared.dataset import QUARANTINE, open_prepared
-from llavamed.data.prepared.sample_tables import read_ledger
+from llavamed.data.prepared.sample_tables import read_sample_tables
 from llavamed.data.record import QUARANTINE_SCHEMA
 from llavamed.errors import DataError
 from llavamed.processor.turns import IGNORE_INDEX, Turn
@@ -154,9 +154,11 @@ def test_refusals_are_counted_with_the_first_of_each(dataset):
 
 def test_removed_samples_shift_no_others(dataset, samples, tokenizer, tmp_path):
     place = locate(str(shutil.copytree(dataset.location.path, tmp_path / "copy")))
-    ledger = read_ledger(dataset).move_out(dataset.name, [1], "contaminated", ["seen in a test"])
-    ledger.write(place, revision=1)
-    (place / MANIFEST).write_json(dataset.manifest | ledger.counts() | {"revision": 1})
+    tables = read_sample_tables(dataset).move_out(
+        dataset.name, [1], "contaminated", ["seen in a test"]
+    )
+    tables.write(place, revision=1)
+    (place / MANIFEST).write_json(dataset.manifest | tables.counts() | {"revision": 1})
     remaining = open_prepared(place)
     rows = find_samples(remaining, [samples[3].id, samples[0].id])
     assert rows == [2, 0]

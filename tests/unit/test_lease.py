@@ -30,7 +30,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "_SETTLE_SECONDS", 0.05)
 
 
-hold = partial(lease.hold, cure="wait")
+hold_lease = partial(lease.hold_lease, hint="wait")
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -43,7 +43,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
 
 def hold_until_killed(place: str, holds) -> None:
     lease.BEAT_SECONDS = 0.1
-    with hold(locate(place)):
+    with hold_lease(locate(place)):
         holds.set()
         time.sleep(60)
 
@@ -73,18 +73,18 @@ def in_s3(s3_uri: str, faulty: FaultyS3, tmp_path: Path) -> Location:
 
 def test_a_lease_given_back_is_had_at_once(folder: Location) -> None:
     for attempt in (1, 2, 3):
-        with hold(folder) as held:
+        with hold_lease(folder) as held:
             assert held.attempt == attempt
             held.check()
 
 
 def test_a_living_holder_is_not_disturbed(folder: Location) -> None:
-    with hold(folder) as first:
+    with hold_lease(folder) as first:
         message = (
             rf"is held by process {os.getpid()} on .*, attempt 1 since 20.*, which is alive; wait "
             "for its end or stop it, or "
         )
-        with pytest.raises(TrainingError, match=message + "wait$"), hold(folder):
+        with pytest.raises(TrainingError, match=message + "wait$"), hold_lease(folder):
             pytest.fail("two hold it")
         message += "set data.directory to another folder$"
         with pytest.raises(TrainingError, match=message), hold_datasets(folder):
@@ -94,7 +94,7 @@ def test_a_living_holder_is_not_disturbed(folder: Location) -> None:
 
 def test_another_living_process_is_seen(holder: multiprocessing.Process, tmp_path: Path) -> None:
     place = locate(str(tmp_path / "run"))
-    with pytest.raises(TrainingError, match=f"held by process {holder.pid} on"), hold(place):
+    with pytest.raises(TrainingError, match=f"held by process {holder.pid} on"), hold_lease(place):
         pytest.fail("two hold it")
 
 
@@ -108,7 +108,7 @@ def test_a_killed_process_of_this_machine_is_not_waited_for(
         pytest.fail("it is waited for")
 
     monkeypatch.setattr(lease, "_wait_for_silence", watch)
-    with hold(locate(str(tmp_path / "run"))) as held:
+    with hold_lease(locate(str(tmp_path / "run"))) as held:
         assert held.attempt == 2
 
 
@@ -116,11 +116,11 @@ def test_a_silent_holder_elsewhere_is_gone_after_a_while(
     folder: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "EXPIRY_SECONDS", 0.3)
-    with hold(folder):
+    with hold_lease(folder):
         pass
     look_away(folder, host="elsewhere", holder="process 7 on elsewhere", released=False)
     said: list[str] = []
-    with hold(folder, say=said.append) as held:
+    with hold_lease(folder, say=said.append) as held:
         assert held.attempt == 2
     assert said == [
         f"{folder}: waiting to see whether process 7 on elsewhere, which held it, still lives"
@@ -143,8 +143,8 @@ def test_a_storage_that_is_away_is_no_silence(
         faulty.fail("500", LEASE, times=FOR_EVER)
         threading.Thread(target=mend).start()
 
-    with hold(in_s3) as first:
-        with pytest.raises(TrainingError, match="which is alive"), hold(in_s3, say=fall):
+    with hold_lease(in_s3) as first:
+        with pytest.raises(TrainingError, match="which is alive"), hold_lease(in_s3, say=fall):
             pytest.fail("two hold it")
         first.check()
 
@@ -157,8 +157,11 @@ def test_a_storage_that_stays_away_ends_the_watch(
     def fall(_: str) -> None:
         faulty.fail("500", LEASE, times=FOR_EVER)
 
-    with hold(in_s3):
-        with pytest.raises(StorageError, match=r"lease.json: cannot read"), hold(in_s3, say=fall):
+    with hold_lease(in_s3):
+        with (
+            pytest.raises(StorageError, match=r"lease.json: cannot read"),
+            hold_lease(in_s3, say=fall),
+        ):
             pytest.fail("two hold it")
         assert faulty.num_faults >= 3
         faulty.heal()
@@ -172,7 +175,7 @@ def test_who_is_taken_over_finds_out_and_stays_quiet(
     folder: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "BEAT_SECONDS", 1e6)  # no beat but those of this test
-    with hold(folder) as first, hold(folder, take_over=True) as second:
+    with hold_lease(folder) as first, hold_lease(folder, take_over=True) as second:
         message = r"attempt=1: .* was taken over by process \d+ on .*, attempt 2; this attempt"
         with pytest.raises(TrainingError, match=message):
             first.check()
@@ -195,16 +198,16 @@ def test_a_beat_that_was_on_its_way_does_not_undo_a_take_over(
         if late:
             beat(late.pop())
 
-    with hold(folder) as first:
+    with hold_lease(folder) as first:
         monkeypatch.setattr(time, "sleep", settle)
         late.append(first)
         if take_over:
-            with hold(folder, take_over=True) as second:
+            with hold_lease(folder, take_over=True) as second:
                 second.check()
                 with pytest.raises(TrainingError, match="attempt 2"):
                     first.check()
         else:
-            with pytest.raises(TrainingError, match="which is alive"), hold(folder):
+            with pytest.raises(TrainingError, match="which is alive"), hold_lease(folder):
                 pytest.fail("two hold it")
             first.check()
     assert not late
@@ -219,7 +222,7 @@ def test_of_many_that_come_together_one_holds(
     def attempt() -> None:
         start.wait(60)
         try:
-            with hold(folder):
+            with hold_lease(folder):
                 outcomes.append("held")
                 end.wait(60)
         except TrainingError:

@@ -14,7 +14,7 @@ from llavamed.model.cost.flops import ACCELERATORS, Workload, peak_flops, stage_
 from llavamed.model.llava import build_model
 from llavamed.train.context import Context, Record
 from llavamed.train.job import order_of
-from llavamed.train.measure import Meter, peak_of, rounded, speed
+from llavamed.train.measure import Meter, cluster_peak_flops, rounded, speed
 
 CPU = torch.device("cpu")
 PARTS = "stages.align.trainable=[vision_tower, projector, language_model]"
@@ -25,7 +25,7 @@ def test_the_steps_of_a_stage_cost_what_the_stage_costs(tiny_config: RunConfig) 
     stage, data = config.stages[0], mixture(config)
     order = order_of(stage, data, config.seed)
     model = build_model(config.model, processor_of(config), seed=0, precision="fp32")
-    meter = Meter(model, stage=stage, data=data, order=order, device=CPU, peak=1e9)
+    meter = Meter(model, stage=stage, data=data, order=order, device=CPU, peak_flops=1e9)
     seconds = 0.25
     records = [
         meter.measure(step, seconds=seconds, data_wait=0.0) for step in range(order.num_steps)
@@ -47,7 +47,7 @@ def test_the_steps_of_a_stage_cost_what_the_stage_costs(tiny_config: RunConfig) 
 
 def test_there_is_no_utilisation_without_a_peak(tiny_config: RunConfig) -> None:
     config = small_config(tiny_config, "engine.precision=bf16")
-    assert peak_of(config, Context(0, 1, CPU, lambda _: None)) is None
+    assert cluster_peak_flops(config, Context(0, 1, CPU, lambda _: None)) is None
     assert peak_flops("NVIDIA H100 80GB HBM3") == ACCELERATORS["H100"].flops_per_second
     for other in ("NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA GeForce RTX 4090", "cpu", ""):
         assert peak_flops(other) is None, other

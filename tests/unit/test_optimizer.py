@@ -51,15 +51,15 @@ def test_a_group_has_what_its_parts_are_set_to(tiny_config: RunConfig) -> None:
     assert all(min(found) >= 2 for found in dimensions[:first_vectors])
     assert all(max(found) < 2 for found in dimensions[first_vectors:])
     found = {
-        id(parameter): (group["peak"], group["weight_decay"], group["lr"])
+        id(parameter): (group["peak_lr"], group["weight_decay"], group["lr"])
         for group in optimizer.param_groups
         for parameter in group["params"]
     }
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     assert found.keys() == {id(parameter) for parameter in trained.values()}
     for name, parameter in trained.items():
-        peak, decay = expected[part_of(name)]
-        assert found[id(parameter)] == (peak, decay if parameter.ndim >= 2 else 0.0, 0.0), name
+        peak_lr, decay = expected[part_of(name)]
+        assert found[id(parameter)] == (peak_lr, decay if parameter.ndim >= 2 else 0.0, 0.0), name
 
 
 @pytest.mark.parametrize("zero_stage", [2, 3])

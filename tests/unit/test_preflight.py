@@ -53,7 +53,7 @@ def test_a_checkpoint_of_other_settings(tiny_config: RunConfig, tmp_path: Path) 
     job = make_job(config)
     place = locate(job.checkpoints) / "step-000002"
     facts = {"schema_version": SCHEMA_VERSION, "fingerprint": "0123"}
-    (place / MANIFEST).write_json(facts | {"seal": fingerprint(facts)})
+    (place / MANIFEST).write_json(facts | {"checksum": fingerprint(facts)})
     with pytest.raises(CheckpointError, match=r"step-000002: was saved with other .*0123, now "):
         check(config, job)
     (place / MANIFEST).write_bytes(b"{}")  # damaged: found again, and told, when it is loaded

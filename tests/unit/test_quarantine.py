@@ -28,7 +28,7 @@ def test_the_quarantine_names_a_row_whatever_its_source(tiny_config, processor_f
         config = parse_config(tree)
         rows = list(open_source(config.data.datasets["mine"].read).rows())
         report = ShardWriter(config, str(processor_folder)).write(Chunk("mine", 0, 0, rows))
-        named += [(bad["id"], bad["reason"]) for bad in report.ledger.quarantine.to_pylist()]
+        named += [(bad["id"], bad["reason"]) for bad in report.tables.quarantine.to_pylist()]
     assert named == [
         ("vqa-rad-train-1", "missing_image"),
         ("vqa-rad-train-2", "missing_key"),

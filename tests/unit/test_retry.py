@@ -16,10 +16,10 @@ from faulty_s3 import FOR_EVER, OF_A_BODY, OF_ANY_REQUEST, FaultyS3, _proxy, fau
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llavamed.errors import DamagedFile, StorageError
+from llavamed.errors import DamagedFileError, StorageError
 from llavamed.storage import lease, retry
 from llavamed.storage.location import MANIFEST, Location, check_writable, locate
-from llavamed.storage.retry import ATTEMPTS, WAIT, patiently
+from llavamed.storage.retry import ATTEMPTS, WAIT, with_retries
 
 __all__ = ["_proxy", "faulty"]
 
@@ -149,14 +149,14 @@ def test_the_impatient_are_told_at_once(folder: Location, faulty: FaultyS3) -> N
         with pytest.raises(StorageError, match="cannot write it"):
             check_writable(folder)
         assert faulty.count() <= 2
-    assert (folder.impatient() / "below").attempts == 1
+    assert (folder.without_retries() / "below").attempts == 1
 
 
 def test_a_beat_that_fails_is_not_tried_again_lest_it_come_late(
     folder: Location, faulty: FaultyS3, monkeypatch: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(lease, "BEAT_SECONDS", 0.05)
-    with lease.hold(folder, cure="wait"):
+    with lease.hold_lease(folder, hint="wait"):
         faulty.fail("500", lease.LEASE, times=FOR_EVER, method="PUT")
         deadline = time.monotonic() + 10
         while faulty.num_faults < 3 and time.monotonic() < deadline:
@@ -208,7 +208,7 @@ PASSING = [
     TimeoutError("no answer"),
     ConnectionResetError("reset"),
     botocore.exceptions.EndpointConnectionError(endpoint_url="http://host"),
-    DamagedFile("file: is not JSON", "cut off"),
+    DamagedFileError("file: is not JSON", "cut off"),
 ]
 FINAL = [
     OSError(errno.ENOSPC, "No space left on device"),
@@ -232,10 +232,10 @@ def test_work_is_done_until_it_succeeds_or_has_been_tried_often_enough(
         return "done"
 
     if len(errors) < ATTEMPTS:
-        assert patiently(HERE, "read", work) == "done"
+        assert with_retries(HERE, "read", work) == "done"
     else:
         with pytest.raises(StorageError):
-            patiently(HERE, "read", work)
+            with_retries(HERE, "read", work)
     assert len(done) == min(len(errors) + 1, ATTEMPTS)
 
 
@@ -248,7 +248,7 @@ def test_an_error_that_waits_for_somebody_is_raised_at_once(error: Exception) ->
         raise error
 
     with pytest.raises(StorageError, match=r"/some/file: cannot write it"):
-        patiently(HERE, "write", work)
+        with_retries(HERE, "write", work)
     assert len(done) == 1
 
 
@@ -258,12 +258,12 @@ def test_waits_grow_and_last_as_long_as_a_server_takes_to_start_again(monkeypatc
     monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=waits.append))
     coming = itertools.repeat(OSError(errno.EIO, "Input/output error"))
     with pytest.raises(StorageError):
-        patiently(HERE, "read", lambda: (_ for _ in ()).throw(next(coming)))
+        with_retries(HERE, "read", lambda: (_ for _ in ()).throw(next(coming)))
     assert len(waits) == ATTEMPTS - 1
     assert waits == sorted(waits)
     assert 30 <= sum(waits) < 60
     waits.clear()
-    damaged = itertools.repeat(DamagedFile("file: is not JSON", "cut off"))
-    with pytest.raises(DamagedFile):
-        patiently(HERE, "read", lambda: (_ for _ in ()).throw(next(damaged)))
+    damaged = itertools.repeat(DamagedFileError("file: is not JSON", "cut off"))
+    with pytest.raises(DamagedFileError):
+        with_retries(HERE, "read", lambda: (_ for _ in ()).throw(next(damaged)))
     assert waits == [0.0] * (ATTEMPTS - 1)

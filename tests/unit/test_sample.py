@@ -1,7 +1,7 @@
 import pytest
 
 from llavamed.data.record import Record, check_record
-from llavamed.errors import BadSample
+from llavamed.errors import SampleError
 from llavamed.processor.turns import Turn
 
 QUESTION, ANSWER = Turn("user", "<image>\nWhere?"), Turn("assistant", "Here.")
@@ -22,7 +22,7 @@ QUESTION, ANSWER = Turn("user", "<image>\nWhere?"), Turn("assistant", "Here.")
     ids=lambda value: value if isinstance(value, str) and "_" in value else "",
 )
 def test_a_record_no_template_could_render_is_refused(turns, reason, detail):
-    with pytest.raises(BadSample, match=f"{reason}: ") as caught:
+    with pytest.raises(SampleError, match=f"{reason}: ") as caught:
         check_record(Record("1", ("a.jpg",), turns))
     assert caught.value.reason == reason
     assert detail in caught.value.detail

@@ -21,7 +21,7 @@ from training_setup import (
 
 from llavamed.config.schema import RunConfig
 from llavamed.errors import CheckpointError, StorageError, TrainingError
-from llavamed.storage.lease import hold
+from llavamed.storage.lease import hold_lease
 from llavamed.storage.location import locate
 from llavamed.train.checkpoint import save as saver
 from llavamed.train.checkpoint.manifest import complete_checkpoints
@@ -138,8 +138,8 @@ def test_a_run_that_is_taken_over_during_an_upload_does_not_complete_it(
 ) -> None:
     job = make_job(small_config(tiny_config, "name=taken-during-upload"))
     folder = locate(job.config.directory)
-    with hold(folder, cure="wait") as mine:
-        theirs = hold(folder, cure="wait", take_over=True)
+    with hold_lease(folder, hint="wait") as mine:
+        theirs = hold_lease(folder, hint="wait", take_over=True)
         before_upload(monkeypatch, theirs.__enter__)
         with pytest.raises(TrainingError, match=r"attempt=1: .* was taken over by .*, attempt 2;"):
             run_stage(replace(job, lease=mine))

@@ -163,8 +163,8 @@ def test_tokens_hold_the_images_and_labels_the_answers(prepared, processor):
 
 def test_the_index_says_where_each_sample_lies_and_how_long_it_is(prepared):
     _, place, report = prepared
-    assert report.ledger.index.schema == INDEX_SCHEMA
-    index = report.ledger.index.to_pydict()
+    assert report.tables.index.schema == INDEX_SCHEMA
+    index = report.tables.index.to_pydict()
     assert index["shard"] == [3] * 5
     assert list(zip(index["row_group"], index["row"], strict=True)) == [
         *((0, 0), (0, 1), (1, 0), (1, 1), (2, 0))
@@ -184,7 +184,7 @@ def test_the_index_says_where_each_sample_lies_and_how_long_it_is(prepared):
 
 def test_the_content_holds_the_hashes_of_each_sample_and_its_place(prepared, processor, figures):
     _, place, report = prepared
-    content = report.ledger.content
+    content = report.tables.content
     assert content.schema == CONTENT_SCHEMA
     assert content["row"].to_pylist() == list(range(FIRST_ROW, FIRST_ROW + len(GOOD)))
     images = [(figures / name).read_bytes() for name in ("a.png", "b.jpg")]
@@ -199,7 +199,7 @@ def test_the_content_holds_the_hashes_of_each_sample_and_its_place(prepared, pro
 
 def test_each_bad_sample_is_in_the_quarantine_with_row_and_reason(prepared):
     _, _, report = prepared
-    table = report.ledger.quarantine
+    table = report.tables.quarantine
     assert table.schema == QUARANTINE_SCHEMA
     assert list(zip(table["id"].to_pylist(), table["reason"].to_pylist(), strict=True)) == BAD
     first_bad = FIRST_ROW + len(GOOD)
@@ -213,7 +213,7 @@ def test_each_bad_sample_is_in_the_quarantine_with_row_and_reason(prepared):
 
 def test_no_sample_is_lost(prepared):
     _, _, report = prepared
-    assert report.ledger.index.num_rows + report.ledger.quarantine.num_rows == len(ITEMS)
+    assert report.tables.index.num_rows + report.tables.quarantine.num_rows == len(ITEMS)
 
 
 def digest(place):
@@ -231,25 +231,25 @@ def test_the_same_inputs_give_the_same_bytes(prepare, prepared):
 def test_a_chunk_without_good_samples_makes_no_shard(prepared, processor_folder):
     config, place, _ = prepared
     report = ShardWriter(config, str(processor_folder)).write(Chunk("figures", 4, 0, ITEMS[-3:-1]))
-    assert report.ledger.index.num_rows == 0
-    assert report.ledger.index.schema == INDEX_SCHEMA
-    assert report.ledger.quarantine["row"].to_pylist() == [0, 1]
+    assert report.tables.index.num_rows == 0
+    assert report.tables.index.schema == INDEX_SCHEMA
+    assert report.tables.quarantine["row"].to_pylist() == [0, 1]
     assert not (place / shard_name(4)).exists()
 
 
 def load(place, report, processor, store_images):
     """The batches of one sample each, in the shard's order, as training would read them."""
-    (place / INDEX).write_table(report.ledger.index)
+    (place / INDEX).write_table(report.tables.index)
     manifest = {
         "images": asdict(image_settings(processor)),
         "store_images": store_images,
         "num_image_tokens": num_image_tokens(processor),
         "image_token_id": processor.image_token_id,
         "pad_token_id": processor.tokenizer.pad_token_id,
-        "num_samples": report.ledger.index.num_rows,
+        "num_samples": report.tables.index.num_rows,
     }
     data = Mixture((PreparedDataset(place, manifest),))
-    places = np.arange(report.ledger.index.num_rows)
+    places = np.arange(report.tables.index.num_rows)
     epoch = EpochOrder(places, data.groups, (tuple(places[:, None]),))
     order = StageOrder((epoch,), epoch.num_steps)
     loader = StageLoader(data, order, rank=0, world_size=1, packing=True)

@@ -6,7 +6,7 @@ import pytest
 from llavamed.config.datasets import LlavaJson
 from llavamed.data.record import Record
 from llavamed.data.sources import open_source
-from llavamed.errors import BadSample, DataError, StorageError
+from llavamed.errors import DataError, SampleError, StorageError
 from llavamed.processor.turns import Turn
 
 DIALOGUE = [
@@ -31,7 +31,7 @@ def item(**changes):
 
 
 def refusal(call, *arguments):
-    with pytest.raises(BadSample) as caught:
+    with pytest.raises(SampleError) as caught:
         call(*arguments)
     return caught.value.reason, caught.value.detail
 

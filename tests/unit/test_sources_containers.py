@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from llavamed.config.datasets import LlavaJson, Parquet, WebDataset
 from llavamed.data.sources import open_source
 from llavamed.data.sources.records import read_turns
-from llavamed.errors import BadSample
+from llavamed.errors import SampleError
 from llavamed.processor.turns import Turn
 from llavamed.storage.location import Location, locate
 
@@ -184,7 +184,7 @@ def test_a_hash_follows_what_is_listed_and_not_where_it_lies(number, tmp_path):
 
 
 def refusal(call, *arguments):
-    with pytest.raises(BadSample) as caught:
+    with pytest.raises(SampleError) as caught:
         call(*arguments)
     return caught.value.reason, caught.value.detail
 
@@ -255,7 +255,7 @@ def test_a_parquet_image_that_is_not_there_spoils_its_sample_alone(tmp_path):
         for row in source.rows():
             try:
                 found.append(source.load_image(source.parse(row).images[0]).decode())
-            except BadSample as error:
+            except SampleError as error:
                 found.append(error.reason)
         assert found == wanted
     empty = pa.Table.from_pylist([{"image": {"bytes": None, "path": None}, "turns": "[]"}])

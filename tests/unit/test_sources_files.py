@@ -4,7 +4,7 @@ import pytest
 from llavamed.config.datasets import Parquet, PathVqa
 from llavamed.data.sources import open_source
 from llavamed.data.sources.files import find_files
-from llavamed.errors import BadSample, DataError
+from llavamed.errors import DataError, SampleError
 from llavamed.storage.location import locate
 
 NAMES = ["a/7.tar", "a/8.tar", "a/9.tar", "a/10.tar", "b[1].tar", "c.tar.part", "_d.tar", ".e.tar"]
@@ -93,8 +93,8 @@ def test_a_damaged_row_group_is_named_where_it_is_read(file):
     first, second = source.rows()
     with pytest.raises(DataError, match=r"x\.parquet: not Parquet: .*; download") as caught:
         source.parse(first)
-    assert not isinstance(caught.value, BadSample)
-    with pytest.raises(BadSample, match="no_conversations: keys: id, turns"):
+    assert not isinstance(caught.value, SampleError)
+    with pytest.raises(SampleError, match="no_conversations: keys: id, turns"):
         source.parse(second)
 
 

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 
 from llavamed.config.datasets import PathVqa
 from llavamed.data.record import check_record
-from llavamed.data.sources import open_source
-from llavamed.data.sources import safe_pickle as plain_pickle
-from llavamed.data.sources.safe_pickle import read_plain_pickle
-from llavamed.errors import BadSample, DataError
+from llavamed.data.sources import open_source, safe_pickle
+from llavamed.data.sources.safe_pickle import read_safe_pickle
+from llavamed.errors import DataError, SampleError
 from llavamed.storage.location import locate
 
 ITEMS = [
@@ -86,7 +85,7 @@ def test_an_unusable_item_of_a_pickle_is_refused_alone(item, tmp_path):
     write_pickle(tmp_path, pickle.dumps([item, ITEMS[1]]))
     source = path_vqa(tmp_path)
     bad, good = source.rows()
-    with pytest.raises(BadSample, match="missing_key: no "):
+    with pytest.raises(SampleError, match="missing_key: no "):
         source.parse(bad)
     assert source.parse(good).id == "path-vqa-train-1"
 
@@ -103,7 +102,7 @@ plain = st.recursive(
 def test_plain_data_is_read_as_pickle_reads_it(value, protocol, tmp_path_factory):
     file = tmp_path_factory.getbasetemp() / "plain.pkl"
     file.write_bytes(pickle.dumps(value, protocol))
-    assert read_plain_pickle(locate(str(file))) == value
+    assert read_safe_pickle(locate(str(file))) == value
 
 
 @pytest.mark.parametrize("text", [b"\xc3\xa9", b"\xe9"], ids=["UTF-8", "Latin-1"])
@@ -112,7 +111,7 @@ def test_texts_of_python_2_are_read(text, tmp_path):
     spelled = "".join(f"\\x{byte:02x}" for byte in text).encode()
     for data in (b"(lp1\nS'%b'\np2\na." % spelled, b"]q\x01U%c%bq\x02a." % (len(text), text)):
         file.write_bytes(data)
-        assert read_plain_pickle(locate(str(file))) == ["\u00e9"]
+        assert read_safe_pickle(locate(str(file))) == ["\u00e9"]
 
 
 class Calls:
@@ -146,7 +145,7 @@ def test_a_pickle_that_calls_is_refused_by_name_before_it_does(
         monkeypatch.setattr(module, function, lambda *args: called.append(args))
     last = name.split(".")[-1]
     with pytest.raises(DataError, match=rf"bad\.pkl: the pickle asks for \w+\.{last}, and only"):
-        read_plain_pickle(locate(str(file)))
+        read_safe_pickle(locate(str(file)))
     assert called == []
 
 
@@ -191,7 +190,7 @@ def test_a_hostile_or_damaged_pickle_is_refused_in_one_line(data, sentence, tmp_
         list(path_vqa(tmp_path).rows())
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert not isinstance(caught.value, BadSample)
+    assert not isinstance(caught.value, SampleError)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +210,7 @@ def test_a_pickle_that_nests_without_end_has_no_usable_item(data, tmp_path):
 
 
 def test_a_pickle_larger_than_any_published_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(plain_pickle, "MAX_BYTES", 1000)
+    monkeypatch.setattr(safe_pickle, "MAX_BYTES", 1000)
     write_pickle(tmp_path, pickle.dumps(ITEMS * 100 + ["x" * 1000]))
     with pytest.raises(DataError, match=r"train_qa\.pkl: a pickle of more than 1,000 bytes is not"):
         path_vqa(tmp_path).count()

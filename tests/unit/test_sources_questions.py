@@ -7,11 +7,11 @@ import pytest
 from llavamed.config.datasets import PmcVqa, Slake, VqaRad
 from llavamed.data.record import check_record
 from llavamed.data.sources import open_source
-from llavamed.errors import BadSample, DataError
+from llavamed.errors import DataError, SampleError
 
 
 def refusal(call, *arguments):
-    with pytest.raises(BadSample) as caught:
+    with pytest.raises(SampleError) as caught:
         call(*arguments)
     return caught.value.reason, caught.value.detail
 
@@ -59,7 +59,7 @@ def test_vqa_rad_s_missing_images_are_told_apart(reference_data):
     for row in source.rows():
         try:
             data = source.load_image(source.parse(row).images[0])
-        except BadSample as error:
+        except SampleError as error:
             reasons[error.reason] += 1
         else:
             assert data.startswith(b"\xff\xd8")

@@ -8,7 +8,7 @@ from llavamed.config.datasets import WebDataset
 from llavamed.data.record import check_record
 from llavamed.data.sources import open_source
 from llavamed.data.sources.captions import DETAILED_WORDS, caption_turns
-from llavamed.errors import BadSample, DataError
+from llavamed.errors import DataError, SampleError
 
 TALK = [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "A lung."}]
 
@@ -33,7 +33,7 @@ def source(folder, name="a.tar"):
 
 
 def refusal(call, *arguments):
-    with pytest.raises(BadSample) as caught:
+    with pytest.raises(SampleError) as caught:
         call(*arguments)
     return caught.value.reason, caught.value.detail
 

@@ -2,7 +2,7 @@ import pytest
 from small_tokenizers import CHATML, CHATML_MARKED, chatml, llama_like
 from transformers import PreTrainedTokenizerBase
 
-from llavamed.errors import BadSample, ConfigError
+from llavamed.errors import ConfigError, SampleError
 from llavamed.processor.encode import (
     TEMPLATES,
     Encoded,
@@ -71,9 +71,9 @@ def test_own_template_that_rewrites_earlier_turns_is_refused(tokenizer) -> None:
 
 def test_own_template_may_refuse_a_sample(tokenizer) -> None:
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(BadSample, match="template_refuses: roles must alternate"):
+    with pytest.raises(SampleError, match="template_refuses: roles must alternate"):
         encode_own(TURNS, tokenizer)
-    with pytest.raises(BadSample, match="must begin with a question"):
+    with pytest.raises(SampleError, match="must begin with a question"):
         encode_own(TURNS[1:], tokenizer)
 
 

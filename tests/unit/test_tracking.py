@@ -137,12 +137,12 @@ def test_an_export_is_registered_once_and_the_newest_is_current(
     config = in_folder(tiny_config.model_copy(update={"name": "v1.5"}), tmp_path)
     client = MlflowClient(tracking_uri(config))
     first, second = "s3://bucket/one/export", str(tmp_path / "two" / "export")
-    said = Tracker(config).promote(first, RESULT)
+    said = Tracker(config).register_model(first, RESULT)
     assert said == "model v1.5: version 1 in the registry is s3://bucket/one/export"
-    assert Tracker(config).promote(first, RESULT) == said
-    assert "version 2" in Tracker(config).promote(second, RESULT)
-    assert "version 3" in Tracker(config).promote(second, RESULT | {"fingerprint": "other"})
-    assert Tracker(config).promote(first, RESULT) == said
+    assert Tracker(config).register_model(first, RESULT) == said
+    assert "version 2" in Tracker(config).register_model(second, RESULT)
+    assert "version 3" in Tracker(config).register_model(second, RESULT | {"fingerprint": "other"})
+    assert Tracker(config).register_model(first, RESULT) == said
     current = client.get_model_version_by_alias("v1.5", "current")
     assert (int(current.version), current.source) == (3, second)
     assert current.tags == {"export": second, "stage": "align", "fingerprint": "other"}
@@ -153,10 +153,10 @@ def test_an_alias_that_a_kill_left_out_is_set_the_next_time(
     tiny_config: RunConfig, tmp_path: Path
 ) -> None:
     config = in_folder(tiny_config, tmp_path)
-    Tracker(config).promote("s3://bucket/export", RESULT)
+    Tracker(config).register_model("s3://bucket/export", RESULT)
     client = MlflowClient(tracking_uri(config))
     client.delete_registered_model_alias(config.name, "current")
-    Tracker(config).promote("s3://bucket/export", RESULT)
+    Tracker(config).register_model("s3://bucket/export", RESULT)
     assert int(client.get_model_version_by_alias(config.name, "current").version) == 1
 
 
@@ -165,7 +165,7 @@ def test_a_folder_of_this_machine_is_not_registered_elsewhere(
 ) -> None:
     tracker = Tracker(in_folder(tiny_config, tmp_path))
     tracker.uri = "http://mlflow:5000"
-    said = tracker.promote(str(tmp_path / "export"), RESULT)
+    said = tracker.register_model(str(tmp_path / "export"), RESULT)
     assert said.endswith(f"not registered, for http://mlflow:5000 cannot read {tmp_path}/export")
 
 
@@ -176,7 +176,7 @@ def test_a_server_lost_in_the_middle_is_a_sentence(tiny_config: RunConfig, tmp_p
     for call in (
         lambda: run.log_scores({"closed_accuracy": 0.5}),
         lambda: run.log_result("align", "export", RESULT),
-        lambda: tracker.promote(f"{tmp_path}/export", RESULT),
+        lambda: tracker.register_model(f"{tmp_path}/export", RESULT),
         run.finish,
     ):
         with pytest.raises(TrackingError, match=r"tracking.uri=sqlite:///.*start the server"):

@@ -28,7 +28,7 @@ from llavamed.model.export import read_manifest
 from llavamed.model.freeze import part_of
 from llavamed.model.llava import build_model
 from llavamed.processor.encode import get_template, template_hash
-from llavamed.storage.lease import hold
+from llavamed.storage.lease import hold_lease
 from llavamed.storage.location import locate
 from llavamed.train.checkpoint.manifest import complete_checkpoints
 from llavamed.train.context import Record
@@ -225,8 +225,8 @@ def test_a_stage_that_was_taken_over_publishes_nothing(tiny_config: RunConfig) -
     job = make_job(small_config(tiny_config, "name=taken"))
     folder = locate(job.config.directory)
     with (
-        hold(folder, cure="wait") as mine,
-        hold(folder, cure="wait", take_over=True),
+        hold_lease(folder, hint="wait") as mine,
+        hold_lease(folder, hint="wait", take_over=True),
         pytest.raises(TrainingError) as caught,
     ):
         run_stage(replace(job, lease=mine))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llavamed.data.record import check_unicode
 from llavamed.data.sources import Source
-from llavamed.errors import BadSample
+from llavamed.errors import SampleError
 from llavamed.processor.encode import Template, encode
 
 if TYPE_CHECKING:
@@ -49,6 +49,6 @@ def label_rows(
             )
             labelled |= {"input_ids": encoded.input_ids, "labels": encoded.labels}
             encoded.check_supervised()
-        except BadSample as error:
+        except SampleError as error:
             labelled["problem"] = str(error)
         yield labelled

@@ -1,7 +1,7 @@
 """The Ray Data job: sources -> validated Parquet shards, index, content, quarantine, manifest.
 
 One task streams the sources' listings in chunks; actors fetch and decode the images of a chunk,
-make its tokens and labels, and write it as one shard. Only its ledger comes back, a few numbers and
+make its tokens and labels, and write it as one shard. Only its tables come back, a few numbers and
 hashes a sample, so memory does not grow with the data, and the same inputs give the same bytes
 whatever the number of machines. Duplicates are found by content: counted, or quarantined where the
 config says so.
@@ -24,7 +24,7 @@ from transformers import LlavaProcessor
 from llavamed.config.datasets import Dataset
 from llavamed.config.load import fingerprint
 from llavamed.config.schema import RunConfig
-from llavamed.data.prepare.ray_data import rows_of, set_up
+from llavamed.data.prepare.ray_data import configure_ray_data, iter_rows
 from llavamed.data.prepare.shards import Chunk, ShardReport, ShardWriter
 from llavamed.data.prepared.dataset import (
     PROCESSOR,
@@ -36,7 +36,7 @@ from llavamed.data.prepared.dataset import (
 )
 from llavamed.data.prepared.sample_tables import join
 from llavamed.data.sources import open_source
-from llavamed.errors import BadSample, DataError
+from llavamed.errors import DataError, SampleError
 from llavamed.processor.build import (
     build_processor,
     image_settings,
@@ -145,17 +145,17 @@ def _run(
     done: Counter[str] = Counter()
     for name in names:
         (directory / name).remove()  # what a run that was killed may have left
-    for row in rows_of(_pipeline(config, names, processor)):
+    for row in iter_rows(_pipeline(config, names, processor)):
         report: ShardReport = pickle.loads(row["report"])
         reports[report.dataset].append(report)
-        done[report.dataset] += report.ledger.num_rows
+        done[report.dataset] += report.tables.num_rows
         on_progress(report.dataset, done[report.dataset], manifests[report.dataset]["num_rows"])
     for name in names:
         publish(directory / name, manifests[name], reports[name], config.data.datasets[name])
 
 
 def _pipeline(config: RunConfig, names: list[str], processor: Location) -> Any:
-    set_up()
+    configure_ray_data()
     cpus = int(ray.cluster_resources().get("CPU", 1))
     return (
         ray.data.range(1)
@@ -235,25 +235,25 @@ def describe(config: RunConfig, name: str, processor: LlavaProcessor) -> dict[st
 def publish(
     place: Location, manifest: dict[str, Any], reports: list[ShardReport], settings: Dataset
 ) -> None:
-    """Write the ledger and, unless too much is bad, the manifest that makes it a dataset.
+    """Write the sample tables and, unless too much is bad, the manifest that makes it a dataset.
 
     Raises:
         DataError: Too many samples are unusable; duplicates are not.
     """
-    ledger = join([report.ledger for report in reports])
-    bad, bound = ledger.quarantine, settings.max_bad_fraction
+    tables = join([report.tables for report in reports])
+    bad, bound = tables.quarantine, settings.max_bad_fraction
     if settings.drop_duplicates:
-        ledger = ledger.without_duplicates(place.name)
-    ledger.write(place)
-    if bad.num_rows > bound * ledger.num_rows or not ledger.index.num_rows:
+        tables = tables.without_duplicates(place.name)
+    tables.write(place)
+    if bad.num_rows > bound * tables.num_rows or not tables.index.num_rows:
         reasons = Counter(bad.column("reason").to_pylist())
         counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
         raise DataError(
             f"data.datasets.{place.name}.max_bad_fraction={bound}: "
-            f"{bad.num_rows} of {ledger.num_rows} samples are unusable ({counts}); look at "
+            f"{bad.num_rows} of {tables.num_rows} samples are unusable ({counts}); look at "
             f"{place / QUARANTINE}, then mend the source or raise the fraction"
         )
-    (place / MANIFEST).write_json(manifest | ledger.counts())
+    (place / MANIFEST).write_json(manifest | tables.counts())
 
 
 def _check_same(there: dict[str, Any], wanted: dict[str, Any], place: Location) -> None:
@@ -274,5 +274,5 @@ def _texts(config: RunConfig) -> Iterator[str]:
             try:
                 yield from (turn.text for turn in source.parse(row).turns)
                 yield from (template.user_open, template.user_close, template.assistant_open)
-            except BadSample:
+            except SampleError:
                 continue  # counted and quarantined when the dataset is prepared

@@ -9,7 +9,7 @@ from ray.exceptions import RayTaskError
 from llavamed.errors import LlavaMedError
 
 
-def rows_of(pipeline: Any) -> Iterator[dict[str, Any]]:
+def iter_rows(pipeline: Any) -> Iterator[dict[str, Any]]:
     """The rows of a pipeline.
 
     Raises:
@@ -27,7 +27,7 @@ def rows_of(pipeline: Any) -> Iterator[dict[str, Any]]:
         raise
 
 
-def set_up() -> None:
+def configure_ray_data() -> None:
     """Keep inputs in order, so that the same gives the same, and leave progress to ours."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

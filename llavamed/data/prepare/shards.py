@@ -13,7 +13,7 @@ import pyarrow as pa
 from llavamed.config.schema import RunConfig
 from llavamed.data.prepared.content import hash_content, hash_image
 from llavamed.data.prepared.dataset import write_shard
-from llavamed.data.prepared.sample_tables import Ledger
+from llavamed.data.prepared.sample_tables import SampleTables
 from llavamed.data.record import (
     CONTENT_SCHEMA,
     INDEX_SCHEMA,
@@ -23,7 +23,7 @@ from llavamed.data.record import (
     check_record,
 )
 from llavamed.data.sources import Source, open_source
-from llavamed.errors import BadSample
+from llavamed.errors import SampleError
 from llavamed.processor.build import image_settings, load_processor, num_image_tokens
 from llavamed.processor.encode import encode, get_template
 from llavamed.processor.images import to_pixels, to_planes
@@ -46,7 +46,7 @@ class ShardReport:
     """What became of a chunk's samples."""
 
     dataset: str
-    ledger: Ledger
+    tables: SampleTables
 
 
 class ShardWriter:
@@ -75,7 +75,7 @@ class ShardWriter:
                 record = source.parse(row)
                 name = record.id
                 sample, hashes, num_truncated = self._make_sample(source, record)
-            except BadSample as error:
+            except SampleError as error:
                 bad.append(
                     {
                         "source": chunk.dataset,
@@ -106,17 +106,17 @@ class ShardWriter:
             }
             for number, sample in enumerate(good)
         ]
-        ledger = Ledger(
+        tables = SampleTables(
             index=pa.Table.from_pylist(index, INDEX_SCHEMA),
             content=pa.Table.from_pylist(content, CONTENT_SCHEMA),
             quarantine=pa.Table.from_pylist(bad, QUARANTINE_SCHEMA),
         )
-        return ShardReport(chunk.dataset, ledger)
+        return ShardReport(chunk.dataset, tables)
 
     def _make_sample(
         self, source: Source, record: Record
     ) -> tuple[dict[str, Any], dict[str, Any], int]:
-        """One row of a shard, its hashes, and how many tokens were cut. Raises: BadSample."""
+        """One row of a shard, its hashes, and how many tokens were cut. Raises: SampleError."""
         check_record(record)
         encoded = encode(
             record.turns,

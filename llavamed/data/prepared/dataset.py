@@ -17,9 +17,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llavamed.errors import DamagedFile, DataError
+from llavamed.errors import DamagedFileError, DataError
 from llavamed.processor.images import ImageSettings, Pixels, from_planes, to_pixels
-from llavamed.storage.lease import Lease, hold
+from llavamed.storage.lease import Lease, hold_lease
 from llavamed.storage.location import MANIFEST, Location
 
 PROCESSOR = "processor"
@@ -65,7 +65,7 @@ def hold_datasets(
         TrainingError: Another run prepares or changes datasets there now.
         StorageError: The folder cannot be written.
     """
-    return hold(folder, cure="set data.directory to another folder", say=say)
+    return hold_lease(folder, hint="set data.directory to another folder", say=say)
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class PreparedDataset:
 
         try:
             return place.read_parquet(read)
-        except DamagedFile as error:
+        except DamagedFileError as error:
             raise DataError(
                 f"{place}: shard {shard} of dataset {self.name} is damaged ({error.reason}); "
                 "prepare the dataset again"

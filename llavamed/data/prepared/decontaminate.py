@@ -1,6 +1,6 @@
 """Samples of a training set that an evaluation set has too: found, reported and, if asked, removed.
 
-Works on prepared datasets, by the hashes of `content.py`. Removing writes the dataset's ledger anew
+Works on prepared datasets, by the hashes of `content.py`. Removing writes the dataset's tables anew
 and then the manifest that points to it; the shards stay as they are.
 """
 
@@ -16,7 +16,7 @@ from llavamed.config.load import fingerprint
 from llavamed.config.schema import RunConfig
 from llavamed.data.prepared.content import MAX_DISTANCE, NO_TEXT, Words, as_words, near
 from llavamed.data.prepared.dataset import CONTENT, PreparedDataset, open_prepared
-from llavamed.data.prepared.sample_tables import read_ledger
+from llavamed.data.prepared.sample_tables import read_sample_tables
 from llavamed.errors import ConfigError, DataError
 from llavamed.processor.turns import IMAGE_PLACEHOLDER
 from llavamed.storage.location import MANIFEST, Location, locate
@@ -104,20 +104,20 @@ class Contamination:
             details[match["row"]] = "; ".join([*said, self._describe(match)])
         if not details:
             return self.dataset
-        ledger = read_ledger(self.dataset)
-        if len(details) == ledger.index.num_rows:
+        tables = read_sample_tables(self.dataset)
+        if len(details) == tables.index.num_rows:
             raise DataError(
                 f"{self.dataset.location}: all {len(details)} samples match "
                 f"{', '.join(other.name for other in self.against)} by {' or '.join(self.by)}, and "
                 "none would be left; nothing was changed; choose a stricter --by, such as pair, or "
                 "a lower --max-distance"
             )
-        rows = ledger.content.column("row").to_numpy()
+        rows = tables.content.column("row").to_numpy()
         leaving = np.flatnonzero(np.isin(rows, list(details)))
         told = [details[row] for row in rows[leaving].tolist()]
-        ledger = ledger.move_out(self.dataset.name, leaving.tolist(), "contaminated", told)
+        tables = tables.move_out(self.dataset.name, leaving.tolist(), "contaminated", told)
         revision = self.dataset.revision + 1
-        ledger.write(self.dataset.location, revision)
+        tables.write(self.dataset.location, revision)
         manifest = self.dataset.manifest
         entry = {
             "against": {other.name: other.manifest["fingerprint"] for other in self.against},
@@ -125,13 +125,13 @@ class Contamination:
             "max_distance": self.max_distance,
             "num_removed": len(details),
         }
-        remaining = ledger.content.column("row").to_pylist()
+        remaining = tables.content.column("row").to_pylist()
         changed = {
             "revision": revision,
             "fingerprint": fingerprint([manifest["made_from"], remaining]),
             "decontaminated": [*manifest.get("decontaminated", []), entry],
         }
-        (self.dataset.location / MANIFEST).write_json(manifest | ledger.counts() | changed)
+        (self.dataset.location / MANIFEST).write_json(manifest | tables.counts() | changed)
         return open_prepared(self.dataset.location)
 
     def _describe(self, match: dict[str, Any]) -> str:
@@ -181,7 +181,7 @@ def find_contamination(
     others = tuple(open_prepared(directory / other) for other in dict.fromkeys(against))
     held = [_Known.read(other) for other in others]
     matches: list[dict[str, Any]] = []
-    for batch in read_ledger(dataset).content.to_batches(max_chunksize=_BATCH_SAMPLES):
+    for batch in read_sample_tables(dataset).content.to_batches(max_chunksize=_BATCH_SAMPLES):
         for evaluation in held:
             matches += evaluation.match(batch, distance)
     table = pa.Table.from_pylist(matches, CONTAMINATION_SCHEMA).sort_by("row")

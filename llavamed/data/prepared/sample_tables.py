@@ -20,7 +20,7 @@ from llavamed.storage.location import Location
 
 
 @dataclass(frozen=True)
-class Ledger:
+class SampleTables:
     """`INDEX_SCHEMA` and `CONTENT_SCHEMA` in the same order, and `QUARANTINE_SCHEMA`."""
 
     index: pa.Table
@@ -54,7 +54,7 @@ class Ledger:
 
     def move_out(
         self, source: str, leaving: Sequence[int], reason: str, details: Sequence[str]
-    ) -> "Ledger":
+    ) -> "SampleTables":
         """Quarantine the samples at these positions of the index, a detail each."""
         gone = self.content.select(["row", "id"]).take(pa.array(leaving, pa.int64()))
         rows = [
@@ -64,11 +64,11 @@ class Ledger:
         stays = np.ones(self.index.num_rows, dtype=bool)
         stays[np.asarray(leaving, dtype=np.int64)] = False
         quarantine = [self.quarantine, pa.Table.from_pylist(rows, QUARANTINE_SCHEMA)]
-        return Ledger(
+        return SampleTables(
             self.index.filter(stays), self.content.filter(stays), pa.concat_tables(quarantine)
         )
 
-    def without_duplicates(self, source: str) -> "Ledger":
+    def without_duplicates(self, source: str) -> "SampleTables":
         """Quarantine each sample that is the same as an earlier one."""
         first = self.first_alike()
         leaving = np.flatnonzero(first != np.arange(len(first)))
@@ -83,22 +83,22 @@ class Ledger:
             (place / revised(name, revision)).write_table(table)
 
 
-def join(ledgers: Sequence[Ledger]) -> Ledger:
-    """One ledger of many, in their order."""
-    return Ledger(
-        pa.concat_tables([INDEX_SCHEMA.empty_table(), *(part.index for part in ledgers)]),
-        pa.concat_tables([CONTENT_SCHEMA.empty_table(), *(part.content for part in ledgers)]),
-        pa.concat_tables([QUARANTINE_SCHEMA.empty_table(), *(part.quarantine for part in ledgers)]),
+def join(parts: Sequence[SampleTables]) -> SampleTables:
+    """Join tables, in their order."""
+    return SampleTables(
+        pa.concat_tables([INDEX_SCHEMA.empty_table(), *(part.index for part in parts)]),
+        pa.concat_tables([CONTENT_SCHEMA.empty_table(), *(part.content for part in parts)]),
+        pa.concat_tables([QUARANTINE_SCHEMA.empty_table(), *(part.quarantine for part in parts)]),
     )
 
 
-def read_ledger(dataset: PreparedDataset) -> Ledger:
-    """The ledger of a prepared dataset. Raises: DataError, when a table is missing or cut."""
-    ledger = Ledger(dataset.index, dataset.read(CONTENT), dataset.read(QUARANTINE))
-    if not ledger.index.num_rows == ledger.content.num_rows == dataset.num_samples:
+def read_sample_tables(dataset: PreparedDataset) -> SampleTables:
+    """The tables of a prepared dataset. Raises: DataError, when a table is missing or cut."""
+    tables = SampleTables(dataset.index, dataset.read(CONTENT), dataset.read(QUARANTINE))
+    if not tables.index.num_rows == tables.content.num_rows == dataset.num_samples:
         raise DataError(
-            f"{dataset.location}: {ledger.index.num_rows} samples in the index, "
-            f"{ledger.content.num_rows} in the content, {dataset.num_samples} in the manifest; "
+            f"{dataset.location}: {tables.index.num_rows} samples in the index, "
+            f"{tables.content.num_rows} in the content, {dataset.num_samples} in the manifest; "
             "prepare the dataset again"
         )
-    return ledger
+    return tables

@@ -2,7 +2,7 @@
 
 `rows` lists, `parse` understands, `load_image` fetches. The first runs in one process and must be
 cheap and stream, so it names the places of what is large; the other two run in parallel, fetch
-from those places, and may refuse a single sample with `BadSample`.
+from those places, and may refuse a single sample with `SampleError`.
 """
 
 from collections.abc import Iterator
@@ -38,10 +38,10 @@ class Source(Protocol):
         """
 
     def parse(self, row: dict[str, Any]) -> Record:
-        """Understand one raw row. Raises: BadSample."""
+        """Understand one raw row. Raises: SampleError."""
 
     def load_image(self, reference: str) -> bytes:
-        """Fetch the encoded bytes of an image. Raises: BadSample("missing_image", ...)."""
+        """Fetch the encoded bytes of an image. Raises: SampleError("missing_image", ...)."""
 
 
 def open_source(read: Read) -> Source:

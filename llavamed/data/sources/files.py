@@ -11,9 +11,9 @@ from typing import Any
 
 import ijson
 
-from llavamed.errors import BadSample, DataError, StorageError
+from llavamed.errors import DataError, SampleError, StorageError
 from llavamed.storage.location import Location, locate
-from llavamed.storage.retry import patiently
+from llavamed.storage.retry import with_retries
 
 _NO_FILE = {errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
 _WILDCARD = re.compile(r"[*?\[]")
@@ -40,7 +40,7 @@ class FileOfRows:
         return stream_json(self._file)
 
     def load_image(self, reference: str) -> bytes:
-        """An image by its name below the folder. Raises: BadSample."""
+        """An image by its name below the folder. Raises: SampleError."""
         return load_image_file(self._images, reference)
 
 
@@ -103,19 +103,19 @@ def load_image_file(folder: Location, name: str) -> bytes:
     """An image below a folder.
 
     Raises:
-        BadSample: `missing_image`, or `unsafe_path` for a name that leads out of the folder.
+        SampleError: `missing_image`, or `unsafe_path` for a name that leads out of the folder.
     """
     parts = posixpath.normpath(name).split("/")
     if posixpath.isabs(name) or ".." in parts or parts == ["."] or "\0" in name:
-        raise BadSample("unsafe_path", f"image {name!r} is not below the image folder")
+        raise SampleError("unsafe_path", f"image {name!r} is not below the image folder")
     try:
         return (folder / name).read_bytes()
     except FileNotFoundError as error:
-        raise BadSample("missing_image", f"{folder / name}: no such file") from error
+        raise SampleError("missing_image", f"{folder / name}: no such file") from error
     except StorageError as error:
         if getattr(error.__cause__, "errno", None) not in _NO_FILE:
             raise  # the storage fails, not the sample
-        raise BadSample("missing_image", f"{folder / name}: not a file") from error
+        raise SampleError("missing_image", f"{folder / name}: not a file") from error
 
 
 def find_files(uri: str, suffix: str) -> list[Location]:
@@ -136,10 +136,10 @@ def find_files(uri: str, suffix: str) -> list[Location]:
     place = locate(uri)
     is_pattern = _WILDCARD.search(place.path) is not None and not place.exists()
     place.fs.invalidate_cache()  # another process may have written it
-    if patiently(place, "look at", partial(place.fs.isfile, place.path)):
+    if with_retries(place, "look at", partial(place.fs.isfile, place.path)):
         return [place]
     listing = place.fs.glob if is_pattern else place.fs.find
-    found = patiently(place, "list", partial(listing, place.path))
+    found = with_retries(place, "list", partial(listing, place.path))
     names = (path for path in sorted(found) if path.endswith(suffix))
     files = [Location(place.fs, p) for p in names if posixpath.basename(p)[0] not in "._"]
     if not files:

@@ -21,7 +21,7 @@ class LlavaJsonSource(FileOfRows):
         self._licence = read.licence
 
     def parse(self, row: dict[str, Any]) -> Record:
-        """Understand one item. Raises: BadSample, for a missing key or an unknown role."""
+        """Understand one item. Raises: SampleError, for a missing key or an unknown role."""
         image: Any = next((row[key] for key in IMAGE_KEYS if row.get(key)), [])
         names = [str(name) for name in (image if isinstance(image, list) else [image])]
         return dialogue(row, names, id="", licence=self._licence)

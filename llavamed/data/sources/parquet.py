@@ -17,7 +17,7 @@ from llavamed.config.datasets import Parquet
 from llavamed.data.record import Record
 from llavamed.data.sources.files import absent, damaged, find_files, load_image_file
 from llavamed.data.sources.records import DIALOGUE_KEYS, IMAGE_KEYS, NOTES, dialogue
-from llavamed.errors import BadSample, DamagedFile, DataError
+from llavamed.errors import DamagedFileError, DataError, SampleError
 from llavamed.storage.location import Location, locate
 
 _T = TypeVar("_T")
@@ -89,7 +89,7 @@ class ParquetFiles:
         """An image by its place, or by the name that stands there.
 
         Raises:
-            BadSample: `missing_image` or `unsafe_path`.
+            SampleError: `missing_image` or `unsafe_path`.
             DataError: The file is damaged.
         """
         file, _, place = reference.rpartition("#")
@@ -100,9 +100,9 @@ class ParquetFiles:
         if isinstance(image, bytes):
             return image
         if not isinstance(image, str):
-            raise BadSample("missing_image", f"{reference}: neither bytes nor a name")
+            raise SampleError("missing_image", f"{reference}: neither bytes nor a name")
         if self._folder is None:
-            raise BadSample("missing_image", f"{image}: a name, and image_folder is not set")
+            raise SampleError("missing_image", f"{image}: a name, and image_folder is not set")
         return load_image_file(self._folder, image)
 
     def _cell(self, table: pa.Table, row: int) -> list[Any]:
@@ -153,7 +153,7 @@ class ParquetSource(ParquetFiles):
         self._licence = read.licence
 
     def parse(self, row: dict[str, Any]) -> Record:
-        """Understand one row. Raises: BadSample, for unreadable turns."""
+        """Understand one row. Raises: SampleError, for unreadable turns."""
         values, images = self.read(row)
         turns = next(values[name] for name in self._turns if name in values)
         values |= {"id": values.get(self._id), "turns": turns}
@@ -172,7 +172,7 @@ def _read(location: Location, read: Callable[[BinaryIO], _T]) -> _T:
     """What `read` makes of a Parquet file. Raises: DataError, when it is damaged or absent."""
     try:
         return location.read_parquet(read)
-    except DamagedFile as error:
+    except DamagedFileError as error:
         raise damaged(location, "Parquet", error.reason) from error
     except FileNotFoundError as error:
         raise absent(location) from error

@@ -16,7 +16,7 @@ from llavamed.data.record import Record
 from llavamed.data.sources.files import FileOfRows, damaged
 from llavamed.data.sources.parquet import ParquetFiles
 from llavamed.data.sources.records import question, require
-from llavamed.data.sources.safe_pickle import read_plain_pickle
+from llavamed.data.sources.safe_pickle import read_safe_pickle
 from llavamed.storage.location import locate
 
 LICENCE = "MIT"
@@ -58,7 +58,7 @@ class PathVqaSource:
             yield {**row, "id": f"path-vqa-{self._split}-{number}"}
 
     def parse(self, row: dict[str, Any]) -> Record:
-        """Understand one row. Raises: BadSample, for a missing key."""
+        """Understand one row. Raises: SampleError, for a missing key."""
         values, images = self._files.read(row)
         text, answer = require(values, "question", "answer")
         image, *_ = images or require(values, "image")
@@ -72,13 +72,13 @@ class PathVqaSource:
         )
 
     def load_image(self, reference: str) -> bytes:
-        """An image by its name, or from its place. Raises: BadSample."""
+        """An image by its name, or from its place. Raises: SampleError."""
         return self._files.load_image(reference)
 
 
 class _Pickle(FileOfRows):
     def rows(self) -> Iterator[dict[str, Any]]:
-        items = read_plain_pickle(self._file)
+        items = read_safe_pickle(self._file)
         if not isinstance(items, list):
             raise damaged(self._file, "a pickled list", f"it holds a {type(items).__name__}")
         for item in items:

@@ -25,7 +25,7 @@ from llavamed.data.sources.phantom_images import (
     Side,
     draw,
 )
-from llavamed.errors import BadSample
+from llavamed.errors import SampleError
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
 
 PhantomKind = Literal["captions", "dialogues", "questions"]
@@ -119,11 +119,11 @@ class Phantoms:
                 yield {"index": index}
 
     def parse(self, row: dict[str, Any]) -> Record:
-        """Say what the row's image shows. Raises: BadSample."""
+        """Say what the row's image shows. Raises: SampleError."""
         try:
             index, number = int(row["index"]), int(row.get("question", 0))
         except (KeyError, TypeError, ValueError) as error:
-            raise BadSample("malformed_row", f"{row!r} has no number of an image") from error
+            raise SampleError("malformed_row", f"{row!r} has no number of an image") from error
         scene = sample_scene(_random("scene", self.split, self.seed, index))
         random = _random(self.kind, self.split, self.seed, index)
         answer_type: AnswerType = ""
@@ -137,7 +137,7 @@ class Phantoms:
             asked = ask(scene, random)
             if self.kind == "questions":
                 if not 0 <= number < len(asked):
-                    raise BadSample("malformed_row", f"question {number} of {len(asked)}")
+                    raise SampleError("malformed_row", f"question {number} of {len(asked)}")
                 asked = [asked[number]]
                 answer_type, question_type = asked[0].answer_type, asked[0].question_type
                 name = f"{name}-{number}"
@@ -153,14 +153,14 @@ class Phantoms:
         )
 
     def load_image(self, reference: str) -> bytes:
-        """Draw the image as PNG. Raises: BadSample("missing_image", ...)."""
+        """Draw the image as PNG. Raises: SampleError("missing_image", ...)."""
         try:
             scheme, split, seed, index = reference.split(":")
             place = (split, int(seed), int(index))
         except ValueError as error:
-            raise BadSample("missing_image", f"{reference!r} names no phantom") from error
+            raise SampleError("missing_image", f"{reference!r} names no phantom") from error
         if scheme != "phantom" or split not in get_args(Split) or min(place[1:]) < 0:
-            raise BadSample("missing_image", f"{reference!r} names no phantom")
+            raise SampleError("missing_image", f"{reference!r} names no phantom")
         scene = sample_scene(_random("scene", *place))
         return draw(scene, _random("drawing", *place), self.image_size)
 

@@ -19,7 +19,7 @@ from llavamed.config.datasets import PmcVqa
 from llavamed.data.record import Record
 from llavamed.data.sources.files import FileOfRows, damaged, open_file
 from llavamed.data.sources.records import question, require
-from llavamed.errors import BadSample
+from llavamed.errors import SampleError
 from llavamed.storage.location import locate
 
 LICENCE = "CC-BY-SA"
@@ -53,20 +53,20 @@ class PmcVqaSource(FileOfRows):
         """Understand one row.
 
         Raises:
-            BadSample: `missing_key`, `malformed_row` or `unknown_answer`.
+            SampleError: `missing_key`, `malformed_row` or `unknown_answer`.
         """
         image, text, *choices = require(row, *_COLUMNS)
         if "more" in row:
-            raise BadSample("malformed_row", f"{len(row['more'])} fields more than columns")
+            raise SampleError("malformed_row", f"{len(row['more'])} fields more than columns")
         label = row.get("Answer_label", row.get("Answer"))
         letter = str(label).strip(_BLANKS)
         if len(letter) != 1 or letter not in _LETTERS:
-            raise BadSample("unknown_answer", f"the answer's letter is {label!r}, not A to D")
+            raise SampleError("unknown_answer", f"the answer's letter is {label!r}, not A to D")
         lines = [text.strip(_BLANKS)]
         for name, choice in zip(_LETTERS, choices, strict=True):
             words = choice.strip(_BLANKS).removeprefix(f"{name}:").strip(_BLANKS)
             if not words:
-                raise BadSample("missing_key", f"no text of choice {name}")
+                raise SampleError("missing_key", f"no text of choice {name}")
             lines.append(f"{name}: {words}")
         return question(
             row,

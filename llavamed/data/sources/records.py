@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llavamed.data.record import AnswerType, Record
-from llavamed.errors import BadSample
+from llavamed.errors import SampleError
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Role, Turn
 
 DIALOGUE_KEYS = ("conversations", "conversatons", "turns", "messages")
@@ -33,7 +33,7 @@ def dialogue(row: Mapping[str, Any], images: Sequence[str], *, id: str, licence:
     """The record of a row with a dialogue; `id` and `licence` are for a row that names none.
 
     Raises:
-        BadSample: `no_conversations`, `unknown_role` or `no_text`.
+        SampleError: `no_conversations`, `unknown_role` or `no_text`.
     """
     value = next((row[key] for key in DIALOGUE_KEYS if row.get(key) is not None), None)
     return describe(row, images, read_turns(value, row), id=id, licence=licence)
@@ -90,18 +90,18 @@ def question(
 
 
 def require(row: Mapping[str, Any], *keys: str) -> list[str]:
-    """The texts of the keys. Raises: BadSample("missing_key", ...), for one absent or null."""
+    """The texts of the keys. Raises: SampleError("missing_key", ...), for one absent or null."""
     missing = [key for key in keys if row.get(key) is None]
     if missing:
-        raise BadSample("missing_key", f"no {', '.join(missing)}")
+        raise SampleError("missing_key", f"no {', '.join(missing)}")
     return [str(row[key]) for key in keys]
 
 
 def read_answer_type(row: Mapping[str, Any]) -> AnswerType:
-    """`OPEN` or `CLOSED`, spaces around it or not. Raises: BadSample, for anything else."""
+    """`OPEN` or `CLOSED`, spaces around it or not. Raises: SampleError, for anything else."""
     answer_type = str(row.get("answer_type", "")).strip()
     if answer_type not in _ANSWER_TYPES:
-        raise BadSample("unknown_answer_type", f"answer_type is {answer_type!r}")
+        raise SampleError("unknown_answer_type", f"answer_type is {answer_type!r}")
     return _ANSWER_TYPES[answer_type]
 
 
@@ -111,7 +111,7 @@ def read_turns(value: Any, row: Mapping[str, Any]) -> tuple[Turn, ...]:
     Hugging Face's `Sequence` of turns is one turn of lists, as long as each other.
 
     Raises:
-        BadSample: `no_conversations`, `unknown_role` or `no_text`.
+        SampleError: `no_conversations`, `unknown_role` or `no_text`.
     """
     if isinstance(value, str):
         value = read_json(value)
@@ -119,19 +119,19 @@ def read_turns(value: Any, row: Mapping[str, Any]) -> tuple[Turn, ...]:
         lengths = [len(cells) for cells in value.values()]
         if len(set(lengths)) > 1:
             counts = " and ".join(map(str, lengths))
-            raise BadSample("no_conversations", f"lists of {', '.join(value)}, of {counts} turns")
+            raise SampleError("no_conversations", f"lists of {', '.join(value)}, of {counts} turns")
         value = [dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)]
     if not isinstance(value, list):
-        raise BadSample("no_conversations", f"keys: {', '.join(sorted(row))}")
+        raise SampleError("no_conversations", f"keys: {', '.join(sorted(row))}")
     return tuple(_turn(turn) for turn in value)
 
 
 def read_json(text: str | bytes) -> Any:
-    """JSON within a sample. Raises: BadSample("not_json", ...)."""
+    """JSON within a sample. Raises: SampleError("not_json", ...)."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BadSample("not_json", str(error)) from error
+        raise SampleError("not_json", str(error)) from error
 
 
 def _turn(turn: Any) -> Turn:
@@ -139,14 +139,14 @@ def _turn(turn: Any) -> Turn:
     key = "role" if "role" in turn else "from"
     role = turn.get(key)
     if not isinstance(role, str) or role not in _ROLES:
-        raise BadSample("unknown_role", f"{key!r} is {role!r}; known are {', '.join(_ROLES)}")
+        raise SampleError("unknown_role", f"{key!r} is {role!r}; known are {', '.join(_ROLES)}")
     keys = ("content", "text") if key == "role" else ("value",)
     text = next((turn[key] for key in keys if turn.get(key) is not None), None)
     if isinstance(text, list):
         text = "\n".join(_part(part) for part in text)
     if not isinstance(text, str):
         what = " or ".join(repr(key) for key in keys)
-        raise BadSample("no_text", f"{what} of a {role} turn is {json.dumps(text, default=str)}")
+        raise SampleError("no_text", f"{what} of a {role} turn is {json.dumps(text, default=str)}")
     return Turn(_ROLES[role], text)
 
 
@@ -158,7 +158,7 @@ def _part(part: Any) -> str:
         return IMAGE_PLACEHOLDER
     if kind == "text" and isinstance(part.get("text"), str):
         return str(part["text"]).strip("\n")
-    raise BadSample("no_text", f"a part of type {kind!r}; known are text and image")
+    raise SampleError("no_text", f"a part of type {kind!r}; known are text and image")
 
 
 def _text(row: Mapping[str, Any], key: str) -> str:

@@ -43,7 +43,7 @@ class _PlainUnpickler(pickle.Unpickler):
         raise _refused(self._location, "an object outside of it")
 
 
-def read_plain_pickle(location: Location) -> Any:
+def read_safe_pickle(location: Location) -> Any:
     """What a pickle holds. Texts of Python 2 are read as UTF-8 or else as Latin-1.
 
     Raises:

@@ -35,7 +35,7 @@ class SlakeSource(FileOfRows):
                 yield {**row, "id": f"slake-{self._split}-{row.get('qid')}"}
 
     def parse(self, row: dict[str, Any]) -> Record:
-        """Understand one row. Raises: BadSample, for a missing key or an unknown answer type."""
+        """Understand one row. Raises: SampleError, for a missing key or an unknown answer type."""
         keys = ("qid", "q_lang", "img_name", "question", "answer")
         _, _, image, text, answer = require(row, *keys)
         return question(

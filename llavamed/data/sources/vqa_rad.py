@@ -33,7 +33,7 @@ class VqaRadSource(FileOfRows):
                 yield {**row, "id": f"vqa-rad-{self._split}-{row.get('qid')}"}
 
     def parse(self, row: dict[str, Any]) -> Record:
-        """Understand one row. Raises: BadSample, for a missing key or an unknown answer type."""
+        """Understand one row. Raises: SampleError, for a missing key or an unknown answer type."""
         _, image, text, answer = require(row, "qid", "image_name", "question", "answer")
         return question(
             row,

@@ -23,7 +23,7 @@ from llavamed.data.record import Record
 from llavamed.data.sources.captions import caption_turns
 from llavamed.data.sources.files import absent, damaged, find_files, open_file
 from llavamed.data.sources.records import DIALOGUE_KEYS, describe, dialogue, read_json
-from llavamed.errors import BadSample
+from llavamed.errors import SampleError
 from llavamed.storage.location import Location, locate
 
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
@@ -66,18 +66,20 @@ class WebDatasetSource:
         """Understand one sample.
 
         Raises:
-            BadSample: `no_conversations`, `not_json`, `not_unicode`, or for unreadable turns.
+            SampleError: `no_conversations`, `not_json`, `not_unicode`, or for unreadable turns.
         """
         images = [f"{row['file']}#{start}+{size}" for start, size in row["images"]]
         values = read_json(self._fetch(row, "json")) if "json" in row else {}
         if not isinstance(values, dict):
-            raise BadSample("not_json", f"a {type(values).__name__} and no mapping")
+            raise SampleError("not_json", f"a {type(values).__name__} and no mapping")
         if "txt" not in row or set(values) & set(DIALOGUE_KEYS):
             return dialogue(values, images, id=row["id"], licence=self._licence)
         try:
             caption = self._fetch(row, "txt").decode()
         except UnicodeDecodeError as error:
-            raise BadSample("not_unicode", f"{error.object[error.start : error.end]!r}") from error
+            raise SampleError(
+                "not_unicode", f"{error.object[error.start : error.end]!r}"
+            ) from error
         turns = caption_turns(row["id"], caption, len(images))
         return describe(values, images, turns, id=row["id"], licence=self._licence)
 

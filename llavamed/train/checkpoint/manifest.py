@@ -87,7 +87,7 @@ def write_manifest(place: Location, facts: dict[str, Any], files: dict[str, Any]
         "world_size": dist.get_world_size(),
         "files": files,
     }
-    (place / MANIFEST).write_json(manifest | {"seal": fingerprint(manifest)})
+    (place / MANIFEST).write_json(manifest | {"checksum": fingerprint(manifest)})
 
 
 def read_manifest(place: Location) -> Manifest:
@@ -101,7 +101,7 @@ def read_manifest(place: Location) -> Manifest:
     file = place / MANIFEST
     try:
         manifest: Manifest = json.loads(file.read_bytes())
-        version, seal = manifest["schema_version"], manifest.pop("seal", None)
+        version, checksum = manifest["schema_version"], manifest.pop("checksum", None)
     except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
         raise Damaged(f"{file}: is no manifest, it is damaged") from error
     if version != SCHEMA_VERSION:
@@ -109,8 +109,8 @@ def read_manifest(place: Location) -> Manifest:
             f"{place}: schema_version={version}, this program reads {SCHEMA_VERSION}; resume with "
             "the program that saved it, or delete it"
         )
-    if seal != fingerprint(manifest):
-        raise Damaged(f"{file}: differs from its seal, it is damaged")
+    if checksum != fingerprint(manifest):
+        raise Damaged(f"{file}: differs from its checksum, it is damaged")
     return manifest
 
 
