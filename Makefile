@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONFIG ?= ray_jobs/configs/demo.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-kill check benchmark lint types format k8s clean
+.PHONY: help install demo test test-fast test-kill check benchmark lint types format clean
 
 help: ## List the verbs
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -19,11 +19,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install ## The whole curriculum on built-in data: align, instruct, vqa, evaluate; 2 cores, no GPU
 	@RAY_ADDRESS=local $(BIN)/python ray_jobs/train.py --config $(CONFIG)
 
+test-fast: install ## The tests that load nothing heavy; under 90 seconds
+	@$(BIN)/python -m pytest -n 2 tests/fast
+
 test: install ## All tests, two at a time
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-kill: install ## Kill a run 20 times, take a node away, bring one; nothing may be lost
-	@LLAVAMED_KILLS=20 $(BIN)/python -m pytest -s tests/integration/test_kill.py tests/integration/test_job.py
+	@LLAVAMED_KILLS=20 $(BIN)/python -m pytest -s tests/cluster/test_kill.py tests/cluster/test_job.py
 
 check: lint types test ## All that CI runs
 

@@ -1,0 +1,255 @@
+"""The chart's parts find each other: Ray pods, run configs, MLflow, credentials, and the user."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import mlflow.environment_variables
+import pytest
+import yaml
+from mlflow.cli import server as mlflow_server
+from mlflow.server.security_utils import is_allowed_host_header
+
+from llavamed import __version__
+from tests.support.chart_release import (
+    BUCKET,
+    CHART,
+    POSTGRES,
+    ROOT,
+    SCALED,
+    environment,
+    objects,
+    ray_pods,
+    release,
+)
+from tests.support.kubernetes_rules import Object
+
+CONFIGS = {file.name: file.read_bytes() for file in ROOT.glob("ray_jobs/configs/*.yaml")}
+
+
+def mlflow_pod(values: dict[str, Any] | None = None) -> Object:
+    pod: Object = objects(values)["Deployment/llavamed-mlflow"]["spec"]["template"]["spec"]
+    return pod
+
+
+def mlflow_options(values: dict[str, Any] | None = None) -> dict[str, str]:
+    arguments = mlflow_pod(values)["containers"][0]["args"]
+    return dict(argument.split("=", 1) for argument in arguments)
+
+
+def test_the_configs_are_mounted_verbatim() -> None:
+    assert CONFIGS
+    data = objects()["ConfigMap/llavamed-configs"]["data"]
+    assert {name: text.encode() for name, text in data.items()} == CONFIGS
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_ray_pod_sees_the_config_it_is_told_to_run(name: str) -> None:
+    found = objects({"runConfig": name})
+    for pod in ray_pods(found):
+        folder, _, file = environment(pod)["LLAVAMED_CONFIG"].rpartition("/")
+        mounts = {item["mountPath"]: item["name"] for item in pod["containers"][0]["volumeMounts"]}
+        volumes = {item["name"]: item for item in pod["volumes"]}
+        mounted = volumes[mounts[folder]]["configMap"]["name"]
+        assert file == name
+        assert name in found[f"ConfigMap/{mounted}"]["data"]
+
+
+def test_ray_pods_differ_only_where_they_must() -> None:
+    head, cpu, a100 = ray_pods(objects())
+    assert environment(head).items() - environment(cpu).items() == {
+        ("RAY_JOB_STOP_WAIT_TIME_S", "120")
+    }
+    assert environment(cpu) == environment(a100)
+    assert head["volumes"] == cpu["volumes"] == a100["volumes"]
+    assert {"name": "ray-logs", "emptyDir": {}} in head["volumes"]
+    assert {"name": "ray-logs", "mountPath": "/tmp/ray"} in head["containers"][0]["volumeMounts"]
+
+
+def test_a_worker_drains_before_it_is_killed() -> None:
+    for pod in ray_pods(objects({"ray.terminationGracePeriodSeconds": 90})):
+        assert pod["terminationGracePeriodSeconds"] == 90
+        assert environment(pod)["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] == "75"
+
+
+def test_the_token_is_asked_for_everywhere() -> None:
+    found = objects()
+    assert found["RayCluster/llavamed"]["spec"]["authOptions"] == {"mode": "token"}
+    assert [environment(pod)["RAY_AUTH_MODE"] for pod in ray_pods(found)] == ["token"] * 3
+
+
+def test_nothing_phones_home() -> None:
+    found = objects()
+    for pod in ray_pods(found):
+        told = environment(pod)
+        assert told["RAY_USAGE_STATS_ENABLED"] == "0"
+        assert told["HF_HUB_DISABLE_TELEMETRY"] == "1"
+    for pod in [*ray_pods(found), mlflow_pod()]:
+        assert environment(pod)["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+def test_the_head_runs_no_tasks_and_training_runs_on_a100s() -> None:
+    found = objects()
+    head, cpu, a100 = ray_pods(found)
+    spec = found["RayCluster/llavamed"]["spec"]
+    assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    gpus = [pod["containers"][0]["resources"]["limits"].get("nvidia.com/gpu") for pod in
+            (head, cpu, a100)]  # fmt: skip
+    assert gpus == [None, None, "8"]
+    assert a100["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB"}
+    assert a100["tolerations"][0]["key"] == "nvidia.com/gpu"
+    for pod in (head, cpu, a100):
+        resources = pod["containers"][0]["resources"]
+        assert resources["requests"] == resources["limits"]
+
+
+def test_another_node_label_replaces_the_first() -> None:
+    label = {"ray.a100.nodeLabel.key": "accelerator", "ray.a100.nodeLabel.value": "a100"}
+    _, _, a100 = ray_pods(objects(label | {"ray.a100.nodeSelector": {"spot": "true"}}))
+    assert a100["nodeSelector"] == {"accelerator": "a100", "spot": "true"}
+
+
+def test_replicas_are_the_autoscalers_once_it_runs() -> None:
+    fixed = objects()["RayCluster/llavamed"]["spec"]
+    scaled = objects(SCALED)["RayCluster/llavamed"]["spec"]
+    assert [group["replicas"] for group in fixed["workerGroupSpecs"]] == [2, 1]
+    assert "enableInTreeAutoscaling" not in fixed
+    assert not any("replicas" in group for group in scaled["workerGroupSpecs"])
+    assert scaled["autoscalerOptions"]["version"] == "v2"
+    head_container = scaled["headGroupSpec"]["template"]["spec"]["containers"][0]
+    sidecar = scaled["autoscalerOptions"]["securityContext"]
+    assert sidecar == head_container["securityContext"]
+
+
+def test_the_image_is_a_tag_or_a_digest() -> None:
+    digest = "sha256:" + "a" * 64
+    expected: dict[str, dict[str, Any]] = {
+        f"llavamed:{__version__}": {},
+        "registry.example.org/llavamed:2": {
+            "image.repository": "registry.example.org/llavamed",
+            "image.tag": "2",
+        },
+        f"llavamed@{digest}": {"image.digest": digest, "image.tag": "2"},
+    }
+    for image, values in expected.items():
+        pods = [*ray_pods(objects(values)), mlflow_pod(values)]
+        assert {pod["containers"][0]["image"] for pod in pods} == {image}
+
+
+def test_credentials_reach_ray_and_mlflow_by_name_only() -> None:
+    values = {"storage.existingSecret": "keys", "storage.endpointUrl": "http://minio:9000"}
+    for pod in [*ray_pods(objects(values)), mlflow_pod(values)]:
+        assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "keys"}}]
+        assert environment(pod)["AWS_ENDPOINT_URL"] == "http://minio:9000"
+    for pod in [*ray_pods(objects()), mlflow_pod()]:
+        assert "envFrom" not in pod["containers"][0]
+        assert "AWS_ENDPOINT_URL" not in environment(pod)
+
+
+def test_ray_finds_mlflow() -> None:
+    found = objects()
+    service = found["Service/llavamed-mlflow"]
+    labels = found["Deployment/llavamed-mlflow"]["spec"]["template"]["metadata"]["labels"]
+    port = service["spec"]["ports"][0]
+    container = mlflow_pod()["containers"][0]
+    assert {environment(pod)["MLFLOW_TRACKING_URI"] for pod in ray_pods(found)} == {
+        f"http://{service['metadata']['name']}:{port['port']}"
+    }
+    assert service["spec"]["selector"].items() <= labels.items()
+    assert container["ports"] == [{"name": port["targetPort"], "containerPort": 5000}]
+    assert mlflow_options()["--port"] == "5000"
+
+
+def test_mlflow_knows_its_options_and_variables() -> None:
+    known = {option for param in mlflow_server.params for option in param.opts}
+    read = {param.envvar for param in mlflow_server.params}
+    assert mlflow_options().keys() <= known
+    names = {name for name in environment(mlflow_pod()) if name.startswith("MLFLOW_")}
+    assert {name for name in names - read if not hasattr(mlflow.environment_variables, name)} == (
+        set()
+    )
+
+
+def test_mlflow_answers_to_its_own_names_only() -> None:
+    hosts = mlflow_options({"mlflow.extraAllowedHosts": ["mlflow.example.org"]})["--allowed-hosts"]
+    short = "llavamed-mlflow"
+    names = [short, f"{short}.research", f"{short}.research.svc", "mlflow.example.org"]
+    good = [*names, f"{short}.research.svc.cluster.local", "localhost", "127.0.0.1"]
+    bad = ["example.org", f"{short}.example.org", "10.example.org", f"{short}.other"]
+    allowed: Callable[[str], bool] = lambda host: is_allowed_host_header(hosts.split(","), host)  # noqa: E731
+    assert [host for host in good if not (allowed(host) and allowed(f"{host}:5000"))] == []
+    assert [host for host in bad if allowed(host) or allowed(f"{host}:5000")] == []
+
+
+@pytest.mark.parametrize(
+    ("values", "database", "destination", "claimed"),
+    [
+        ({}, "sqlite:////mlflow/mlflow.db", "/mlflow/artifacts", True),
+        (POSTGRES, None, "/mlflow/artifacts", True),
+        (BUCKET, "sqlite:////mlflow/mlflow.db", "s3://bucket/mlflow", True),
+        (POSTGRES | BUCKET, None, "s3://bucket/mlflow", False),
+    ],
+    ids=["neither", "postgres", "bucket", "both"],
+)
+def test_mlflow_has_a_claim_as_long_as_it_keeps_something(
+    values: dict[str, Any], database: str | None, destination: str, claimed: bool
+) -> None:
+    found = objects(values)
+    container = mlflow_pod(values)["containers"][0]
+    backend = next(e for e in container["env"] if e["name"] == "MLFLOW_BACKEND_STORE_URI")
+    assert backend.get("value") == database
+    if database is None:
+        assert backend["valueFrom"] == {"secretKeyRef": {"name": "database", "key": "uri"}}
+    assert mlflow_options(values)["--artifacts-destination"] == destination
+    mounts = {item["mountPath"] for item in container["volumeMounts"]}
+    assert mounts == ({"/tmp", "/mlflow"} if claimed else {"/tmp"})
+    assert ("PersistentVolumeClaim/llavamed-mlflow" in found) == claimed
+    strategy = found["Deployment/llavamed-mlflow"]["spec"].get("strategy")
+    assert strategy == ({"type": "Recreate"} if claimed else None)
+
+
+def test_mlflow_writes_only_where_it_must() -> None:
+    container = mlflow_pod()["containers"][0]
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert environment(mlflow_pod())["HOME"] == "/tmp"
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"] == {"path": "/health", "port": "http"}
+
+
+def test_network_policies_select_the_pods_they_mean() -> None:
+    found = objects()
+    ray = found["NetworkPolicy/llavamed-ray"]["spec"]
+    tracking = found["NetworkPolicy/llavamed-mlflow"]["spec"]
+    labels = found["Deployment/llavamed-mlflow"]["spec"]["template"]["metadata"]["labels"]
+    assert ray["podSelector"]["matchLabels"] == {"ray.io/cluster": "llavamed"}
+    assert ray["ingress"][0] == {"from": [{"podSelector": ray["podSelector"]}]}
+    assert tracking["podSelector"]["matchLabels"].items() <= labels.items()
+    assert not [name for name in objects({"networkPolicy.enabled": False}) if "Policy" in name]
+
+
+def test_notes_tell_the_next_commands() -> None:
+    notes = release()["notes"]
+    assert "get secret llavamed -o jsonpath='{.data.auth_token}'" in notes
+    assert "port-forward service/llavamed-head-svc 8265" in notes
+    assert "ray job submit --working-dir . -- python ray_jobs/train.py" in notes
+    assert "port-forward service/llavamed-mlflow 5000" in notes
+    assert "install the KubeRay operator first" in notes
+
+
+@pytest.mark.parametrize(
+    ("values", "warnings"),
+    [({}, 2), (POSTGRES, 1), (BUCKET, 1), (POSTGRES | BUCKET, 0)],
+    ids=["neither", "postgres", "bucket", "both"],
+)
+def test_notes_warn_of_what_is_only_for_trials(values: dict[str, Any], warnings: int) -> None:
+    notes = release(values)["notes"]
+    assert len(re.findall("^WARNING: MLflow", notes, re.MULTILINE)) == warnings
+    assert ("helm uninstall" in notes) == (warnings > 0)
+
+
+def test_versions_agree() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
+    assert chart["version"] == chart["appVersion"] == __version__
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    ray = objects()["RayCluster/llavamed"]["spec"]["rayVersion"]
+    assert re.search(rf"^ray(\[.*\])?=={re.escape(ray)}$", pins, re.MULTILINE)

@@ -1,0 +1,218 @@
+"""The plain manifests equal the chart, the image fits the pods, and the rules do bite."""
+
+import fnmatch
+import importlib.util
+import re
+import tomllib
+from copy import deepcopy
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+from sqlalchemy import make_url
+
+from tests.support.chart_release import ROOT, objects
+from tests.support.kubernetes_rules import (
+    Object,
+    UniqueKeyLoader,
+    core_violations,
+    custom_violations,
+    load_objects,
+    operator_violations,
+    pod_specs,
+    restriction_violations,
+)
+
+K8S = ROOT / "k8s"
+
+
+def plain(name: str) -> Object:
+    (manifest,) = load_objects((K8S / name).read_text(encoding="utf-8"))
+    return manifest
+
+
+def dockerfile() -> list[list[str]]:
+    """The instructions, comments dropped and continued lines joined, as words."""
+    text = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text("utf-8"), flags=re.MULTILINE)
+    lines = text.replace("\\\n", " ").splitlines()
+    return [line.split() for line in lines if line.strip()]
+
+
+def copied() -> list[str]:
+    return [source for word, *rest in dockerfile() if word == "COPY" for source in rest[:-1]]
+
+
+@pytest.fixture(scope="module")
+def render() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("render", K8S / "render.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob.yaml"])
+def test_manifests_are_up_to_date(name: str, render: ModuleType) -> None:
+    text = (K8S / name).read_text(encoding="utf-8")
+    assert text == render.manifests()[name], "out of date: run `python k8s/render.py`"
+
+
+def test_the_cluster_is_the_charts() -> None:
+    cluster = objects()["RayCluster/llavamed"]
+    assert plain("raycluster.yaml")["spec"] == cluster["spec"]
+    assert plain("rayjob.yaml")["spec"]["rayClusterSpec"] == cluster["spec"]
+
+
+@pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob.yaml"])
+def test_kuberay_accepts_the_manifests(name: str, reference_data: Path) -> None:
+    manifest = plain(name)
+    assert custom_violations(manifest, reference_data / "data" / "kuberay-crds") == []
+    assert operator_violations(manifest) == []
+    assert [restriction_violations(pod) for pod in pod_specs(manifest)] == [[]] * 3
+
+
+def test_the_job_survives_its_log_stream_and_its_head() -> None:
+    spec = plain("rayjob.yaml")["spec"]
+    assert spec["submissionMode"] == "HTTPMode"
+    assert spec["shutdownAfterJobFinishes"] is True
+    assert spec["backoffLimit"] > 0
+
+
+def test_the_job_runs_a_script_of_the_image() -> None:
+    command, script = plain("rayjob.yaml")["spec"]["entrypoint"].split()
+    (workdir,) = [words[1] for words in dockerfile() if words[0] == "WORKDIR"]
+    assert command == "python"
+    assert script.startswith(f"{workdir}/ray_jobs/")
+    assert (ROOT / Path(script).relative_to(workdir)).is_file()
+    assert "ray_jobs" in copied()
+
+
+def test_the_namespace_admits_only_restricted_pods() -> None:
+    namespace = plain("namespace.yaml")
+    assert core_violations(namespace) == []
+    labels = namespace["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def test_the_readme_names_values_that_exist() -> None:
+    text = (K8S / "README.md").read_text(encoding="utf-8")
+    values = yaml.safe_load((ROOT / "helm" / "values.yaml").read_text(encoding="utf-8"))
+    set_ = re.findall(r"--set ([\w.]+)=", text)
+    named = [name for name in re.findall(r"`([\w.]+)`", text) if name.split(".")[0] in values]
+    assert len(set_) >= 4
+    assert len(named) >= 3
+    for name in set_ + named:
+        place: Any = values
+        for key in name.split("."):
+            place = place[key]
+    for file in re.findall(r"-f (k8s/\S+)", text):
+        assert (ROOT / file).is_file()
+
+
+def test_the_image_is_pinned_and_not_root() -> None:
+    instructions = dockerfile()
+    assert [words for words in instructions if words[0] == "FROM"] == [
+        ["FROM", "python:3.11-slim-trixie"]
+    ]
+    assert instructions[-1] == ["USER", "1000:1000"]
+    installs = [" ".join(words) for words in instructions if "pip" in words]
+    assert all("--constraint constraints.txt" in i or "--no-deps" in i for i in installs)
+    assert not re.search(r"https?://", (ROOT / "Dockerfile").read_text(encoding="utf-8"))
+
+
+def test_the_image_is_made_of_files_that_the_build_sees() -> None:
+    ignored, *allowed = [
+        line for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines() if line[0] != "#"
+    ]
+    assert ignored == "*"
+    kept = [line[1:] for line in allowed if line.startswith("!")]
+    assert copied()
+    for source in copied():
+        assert (ROOT / source).exists(), source
+        assert any(fnmatch.fnmatch(source, f"{pattern}*") for pattern in kept), source
+
+
+def test_the_image_can_serve_mlflow_on_postgres_and_s3() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    install = next(" ".join(words) for words in dockerfile() if "--constraint" in words)
+    (extras,) = re.findall(r'"\.\[([\w,]+)\]"', install)
+    optional = project["optional-dependencies"]
+    chosen = [name for extra in extras.split(",") for name in optional[extra]]
+    required = project["dependencies"] + chosen
+    names = {re.split(r"[\[<>=~! ]", requirement)[0] for requirement in required}
+    driver = make_url("postgresql://host/database").get_driver_name()  # what a plain URI asks for
+    assert {"ray", "mlflow", driver, "boto3"} <= names
+
+
+def changed(path: str, value: Any) -> Object:
+    """The plain job with one field set; a number in the path is an index."""
+    manifest = deepcopy(plain("rayjob.yaml"))
+    *parents, leaf = path.split("/")
+    place: Any = manifest["spec"]
+    for parent in parents:
+        place = place[int(parent) if parent.isdigit() else parent]
+    place[leaf] = value
+    return manifest
+
+
+CLUSTER = "rayClusterSpec"
+GROUP = f"{CLUSTER}/workerGroupSpecs/0"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("submissionMod", "HTTPMode", ".spec.submissionMod: unknown field"),
+        (f"{GROUP}/numOfHost", 1, "workerGroupSpecs[0].numOfHost: unknown field"),
+        (f"{GROUP}/template/spec/nodeSelectors", {}, "nodeSelectors: unknown field"),
+        (f"{GROUP}/maxReplicas", "4", "'4' is not of type 'integer'"),
+        (f"{CLUSTER}/authOptions/mode", "tokens", "'tokens' is not one of"),
+    ],
+)
+def test_the_schema_check_bites(path: str, value: Any, message: str, reference_data: Path) -> None:
+    manifest = changed(path, value)
+    found = custom_violations(manifest, reference_data / "data" / "kuberay-crds")
+    assert any(message in violation for violation in found), found
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("shutdownAfterJobFinishes", False, "ttlSecondsAfterFinished needs"),
+        ("submissionMode", "InteractiveMode", "InteractiveMode excludes backoffLimit"),
+        ("clusterSelector", {"ray.io/cluster": "x"}, "clusterSelector excludes backoffLimit"),
+        (f"{CLUSTER}/rayVersion", "2.51.0", "token authentication needs 2.52"),
+        (f"{CLUSTER}/networkPolicy", {}, "networkPolicy needs a feature gate"),
+        (f"{GROUP}/minReplicas", 9, "cpu: minReplicas=9, maxReplicas=8"),
+        (f"{GROUP}/replicas", 9, "cpu: replicas=9 out of bounds"),
+        (f"{GROUP}/rayStartParams/labels", "a=b", "rayStartParams.labels belongs to"),
+        (f"{GROUP}/template/metadata/labels", {"ray.io/group": "x"}, "ray.io/group is KubeRay's"),
+    ],
+)
+def test_the_operators_rules_bite(path: str, value: Any, message: str) -> None:
+    found = operator_violations(changed(path, value))
+    assert any(message in violation for violation in found), found
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "rule"),
+    [
+        ("securityContext/runAsUser", 0, "runAsNonRoot"),
+        ("hostNetwork", True, "host namespaces"),
+        ("volumes", [{"name": "x", "hostPath": {"path": "/"}}], "host paths"),
+        ("containers/0/securityContext/privileged", True, "ray-worker: privileged"),
+        ("containers/0/securityContext/capabilities", {}, "ray-worker: capabilities"),
+    ],
+)
+def test_the_restrictions_bite(path: str, value: Any, rule: str) -> None:
+    manifest = changed(f"{GROUP}/template/spec/{path}", value)
+    _, worker, _ = pod_specs(manifest)
+    assert restriction_violations(worker) == [rule]
+
+
+def test_a_repeated_key_is_refused() -> None:
+    with pytest.raises(ValueError, match="repeated keys \\['a'\\]"):
+        yaml.load("{a: 1, a: 2}", Loader=UniqueKeyLoader)

@@ -1,0 +1,1 @@
+"""Needs a GPU; each test skips with the reason where there is none."""

@@ -1,0 +1,279 @@
+"""DeepSpeed does the arithmetic of AdamW on the mean over the global step, however it shares it."""
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llavamed.config.schema import Engine as EngineConfig
+from llavamed.config.schema import RunConfig
+from llavamed.config.stages import Stage
+from llavamed.data.feed.loader import Batch
+from llavamed.errors import CheckpointError, ConfigError
+from llavamed.model.freeze import freeze
+from llavamed.model.llava import build_model, supervised_loss
+from llavamed.processor.turns import IGNORE_INDEX
+from llavamed.train.context import local_context
+from llavamed.train.engine import Engine, deepspeed_config
+from tests.support.training_setup import (
+    assert_same_weights,
+    joined,
+    processor_of,
+    small_config,
+    step_batches,
+)
+
+SMOOTH = "stages.align.optimizer.eps=1e-4"
+"""AdamW's first step is +-lr for the smallest gradient; this keeps errors of rounding small."""
+LINEAR = "stages.align.optimizer={lr: 1e3, eps: 1e3}"
+"""Makes AdamW's first step the gradient itself, within a thousandth."""
+
+
+@dataclass
+class Trained:
+    """Weights before and after some steps, and the norm of each step's gradient."""
+
+    before: dict[str, torch.Tensor]
+    after: dict[str, torch.Tensor]
+    norms: list[float]
+
+
+def train(
+    config: RunConfig, steps: Iterable[list[Batch]], *overrides: str, loss_factor: float = 1.0
+) -> Trained:
+    config = small_config(config, *overrides)
+    stage = config.stages[0]
+    model = build_model(
+        config.model, processor_of(config), seed=0, precision=config.engine.precision
+    )
+    freeze(model, stage.trainable)
+    norms = []
+    with local_context(lambda _: None):
+        engine = Engine(model.train(), stage=stage, config=config.engine, world_size=1)
+        before = copy_of(engine.weights())
+        for batches in steps:
+            total = sum(int((batch.targets != IGNORE_INDEX).sum()) for batch in batches)
+            for batch in batches[:-1]:
+                engine.backward(supervised_loss(engine.model, batch), total)
+                engine.step()
+            engine.backward(supervised_loss(engine.model, batches[-1]) * loss_factor, total)
+            engine.step(1.0)
+            norms.append(engine.grad_norm())
+        after = copy_of(engine.weights())
+        engine.close()
+    return Trained(before, after, norms)
+
+
+def copy_of(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().clone() for name, weight in weights.items()}
+
+
+@pytest.fixture(scope="module")
+def steps(tiny_config: RunConfig) -> list[list[Batch]]:
+    """Two steps of four packs."""
+    return step_batches(small_config(tiny_config, "stages.align.max_steps=2"))
+
+
+ALL = "stages.align.trainable=[vision_tower, projector, language_model]"
+
+
+@pytest.fixture(scope="module")
+def without_zero(tiny_config: RunConfig, steps: list[list[Batch]]) -> dict[str, Trained]:
+    """What the stages of ZeRO must agree with."""
+    return {
+        precision: train(
+            tiny_config, steps, ALL, SMOOTH, "engine.zero_stage=0", f"engine.precision={precision}"
+        )
+        for precision in ("fp32", "bf16")
+    }
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "precision"), [(1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16")]
+)
+def test_stages_of_zero_give_the_same_weights(
+    tiny_config: RunConfig,
+    steps: list[list[Batch]],
+    without_zero: dict[str, Trained],
+    zero_stage: int,
+    precision: str,
+) -> None:
+    settings = (f"engine.zero_stage={zero_stage}", f"engine.precision={precision}")
+    trained = train(tiny_config, steps, ALL, SMOOTH, *settings)
+    expected = without_zero[precision]
+    # In bf16 a weight near one rounds by 0.004, and gradients are summed in another order.
+    assert_same_weights(trained.after, expected.after, atol=1e-6 if precision == "fp32" else 0.004)
+    assert trained.norms == pytest.approx(expected.norms, rel=1e-5 if precision == "fp32" else 0.01)
+
+
+def test_without_zero_the_first_step_of_bf16_is_the_first(
+    without_zero: dict[str, Trained],
+) -> None:
+    """DeepSpeed's empty step to make AdamW's moments would shorten it by a quarter."""
+    lengths = []
+    for trained in without_zero.values():
+        name = "model.multi_modal_projector.linear_1.bias"  # begins near zero, where bf16 is fine
+        lengths.append((trained.after[name].float() - trained.before[name].float()).norm().item())
+    assert lengths[1] == pytest.approx(lengths[0], rel=0.1)
+
+
+def test_accumulation_is_one_pass_over_the_same_samples(
+    tiny_config: RunConfig, steps: list[list[Batch]]
+) -> None:
+    four = train(tiny_config, steps, ALL, SMOOTH)
+    one = train(
+        tiny_config,
+        [[joined(batches)] for batches in steps],
+        ALL,
+        SMOOTH,
+        "scaling.num_workers=1",
+        "stages.align.global_batch_size=1",
+    )
+    assert_same_weights(one.after, four.after, atol=1e-6)
+    assert one.norms == pytest.approx(four.norms, rel=1e-6)
+
+
+def test_weight_decay_touches_matrices_only(
+    tiny_config: RunConfig, steps: list[list[Batch]]
+) -> None:
+    runs = [
+        train(tiny_config, steps[:1], ALL, f"stages.align.optimizer.weight_decay={decay}")
+        for decay in (0.0, 0.5)
+    ]
+    config = small_config(tiny_config)
+    model = build_model(config.model, processor_of(config), seed=0, precision="fp32")
+    freeze(model, ("vision_tower", "projector", "language_model"))
+    for name, parameter in model.named_parameters():
+        plain, decayed, start = runs[0].after[name], runs[1].after[name], runs[0].before[name]
+        if parameter.requires_grad and parameter.ndim >= 2:
+            torch.testing.assert_close(decayed, plain - 2e-3 * 0.5 * start, rtol=0.0, atol=1e-7)
+        else:
+            assert torch.equal(plain, decayed), name
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2])
+@pytest.mark.parametrize("bound", [0.1, 100.0])
+def test_gradients_are_clipped_to_their_norm(
+    tiny_config: RunConfig, steps: list[list[Batch]], zero_stage: int, bound: float
+) -> None:
+    trained = train(
+        tiny_config,
+        steps[:1],
+        ALL,
+        LINEAR,
+        f"stages.align.max_grad_norm={bound}",
+        f"engine.zero_stage={zero_stage}",
+    )
+    moved = [(trained.after[name] - trained.before[name]).flatten() for name in trained.after]
+    (norm,) = trained.norms
+    assert 0.2 < norm < 2.0
+    assert torch.cat(moved).norm().item() == pytest.approx(min(norm, bound), rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "precision"),
+    [(0, "fp32"), (0, "bf16"), (2, "fp32"), (2, "bf16"), (3, "fp32"), (3, "bf16")],
+)
+def test_a_gradient_that_is_not_finite_shows_in_its_norm(
+    tiny_config: RunConfig, steps: list[list[Batch]], zero_stage: int, precision: str
+) -> None:
+    settings = (f"engine.zero_stage={zero_stage}", f"engine.precision={precision}")
+    trained = train(tiny_config, steps, *settings, loss_factor=math.inf)
+    assert not any(map(math.isfinite, trained.norms))
+    if (zero_stage, precision) != (0, "fp32"):  # there AdamW has no guard
+        assert_same_weights(trained.after, trained.before)
+
+
+def test_a_folder_without_state_is_not_loaded(tiny_config: RunConfig, tmp_path: Path) -> None:
+    config = small_config(tiny_config)
+    model = build_model(config.model, processor_of(config), seed=0, precision="fp32")
+    freeze(model, ["projector"])
+    with local_context(lambda _: None):
+        engine = Engine(model, stage=config.stages[0], config=config.engine, world_size=1)
+        with pytest.raises(CheckpointError, match=r"holds no state of this run; delete"):
+            engine.load(tmp_path)
+        engine.close()
+
+
+def test_a_worker_without_a_share_cannot_resume_from_another_number(
+    tiny_config: RunConfig,
+) -> None:
+    config = small_config(tiny_config, "stages.align.optimizer.weight_decay=0.01")
+    model = build_model(config.model, processor_of(config), seed=0, precision="fp32")
+    freeze(model, ["projector"])
+    with local_context(lambda _: None):
+        engine = Engine(model, stage=config.stages[0], config=config.engine, world_size=1)
+        engine.check_universal()
+        for parameter in engine._engine.optimizer.bit16_groups[1]:
+            parameter._hp_mapping = None  # as on the last of so many workers
+        with pytest.raises(ConfigError, match=r"num_workers=1: leaves a worker none of 32 weights"):
+            engine.check_universal()
+        engine.close()
+
+
+def make_stage(**settings: Any) -> Stage:
+    base = {"name": "align", "data": "captions", "trainable": ["projector"]}
+    return Stage.model_validate(base | {"optimizer": {"lr": 1e-3}} | settings)
+
+
+@pytest.mark.parametrize(
+    ("micro", "total", "workers", "accumulation"),
+    [(1, 8, 1, 8), (1, 8, 2, 4), (4, 32, 8, 1), (4, 32, 1, 8)],
+)
+def test_batch_sizes_are_derived(micro: int, total: int, workers: int, accumulation: int) -> None:
+    stage = make_stage(packing=False, micro_batch_size=micro, global_batch_size=total)
+    settings = deepspeed_config(EngineConfig(), stage, workers)
+    assert settings["train_micro_batch_size_per_gpu"] == micro
+    assert settings["gradient_accumulation_steps"] == accumulation
+    assert settings["train_batch_size"] == total
+    assert settings["gradient_clipping"] == 1.0
+
+
+def test_raw_settings_are_merged_last() -> None:
+    config = EngineConfig.model_validate(
+        {
+            "zero_stage": 3,
+            "offload_optimizer": "cpu",
+            "deepspeed": {
+                "zero_optimization": {"stage3_max_live_parameters": 1},
+                "steps_per_print": 7,
+            },
+        }
+    )
+    settings = deepspeed_config(config, make_stage(global_batch_size=1), 1)
+    assert settings["steps_per_print"] == 7
+    assert settings["zero_optimization"] == {
+        "stage": 3,
+        "offload_optimizer": {"device": "cpu"},
+        "stage3_gather_16bit_weights_on_model_save": True,
+        "stage3_max_live_parameters": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("raw", "key", "owner"),
+    [
+        ({"train_batch_size": 8}, "train_batch_size", "stages.*.global_batch_size"),
+        ({"gradient_clipping": 2}, "gradient_clipping", "stages.*.max_grad_norm"),
+        ({"fp16": {"enabled": True}}, "fp16", "engine.precision"),
+        ({"optimizer": {"type": "Adam"}}, "optimizer", "stages.*.optimizer"),
+        ({"scheduler": {}}, "scheduler", "stages.*.schedule"),
+        ({"zero_optimization": {"stage": 1}}, "zero_optimization.stage", "engine.zero_stage"),
+        (
+            {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
+            "zero_optimization.offload_optimizer",
+            "engine.offload_optimizer",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_derived_settings_are_refused_with_the_name_of_ours(
+    raw: dict[str, Any], key: str, owner: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"{key}: is derived; set {owner} instead")):
+        EngineConfig(deepspeed=raw)

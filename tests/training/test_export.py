@@ -1,0 +1,259 @@
+"""Models made of published parts, and the exports others load: nothing is lost on the way."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoProcessor,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from llavamed.config.schema import RunConfig
+from llavamed.errors import CheckpointError, ConfigError
+from llavamed.model.export import (
+    complete_export,
+    copy_export,
+    fetch_export,
+    read_manifest,
+    write_export,
+)
+from llavamed.model.llava import build_model, load_model
+from llavamed.processor.build import build_processor
+from llavamed.storage.location import MANIFEST, locate
+from tests.support.training_setup import assert_same_weights, processor_of, small_config
+
+TINY = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+VISION = CLIPVisionConfig(**TINY, image_size=16, patch_size=8)
+NUM_WORDS = 90
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tower alone, a tower within a whole CLIP, and language models with a tokenizer."""
+    folder = tmp_path_factory.mktemp("parts")
+    torch.manual_seed(0)
+    text = CLIPTextConfig(**TINY, vocab_size=50, bos_token_id=0, eos_token_id=1)
+    whole = CLIPConfig(text_config=text.to_dict(), vision_config=VISION.to_dict(), projection_dim=8)
+    CLIPVisionModel(VISION).save_pretrained(folder / "tower")
+    CLIPModel(whole).save_pretrained(folder / "clip")
+    for name in ("tower", "clip"):
+        CLIPImageProcessorPil(image_mean=[0.1, 0.2, 0.3]).save_pretrained(folder / name)
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {
+        f"word{number}": number for number in range(3, NUM_WORDS)
+    }
+    model = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+    )
+    model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=model, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    for name, tied in (("untied", False), ("tied", True)):
+        config = LlamaConfig(**TINY, vocab_size=NUM_WORDS, tie_word_embeddings=tied)
+        LlamaForCausalLM(config).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+def composed(
+    config: RunConfig, parts: Path, tower: str, language_model: str, *overrides: str
+) -> tuple[RunConfig, LlavaProcessor]:
+    changed = small_config(
+        config,
+        f"model.vision_tower={{weights: {parts / tower}}}",
+        f"model.language_model={{weights: {parts / language_model}}}",
+        *overrides,
+    )
+    return changed, build_processor(changed.model, iter([]))
+
+
+@pytest.mark.parametrize("language_model", ["untied", "tied"])
+@pytest.mark.parametrize("tower", ["tower", "clip"])
+def test_parts_keep_their_weights_bit_for_bit(
+    tiny_config: RunConfig, parts: Path, tower: str, language_model: str
+) -> None:
+    config, processor = composed(tiny_config, parts, tower, language_model)
+    model = build_model(config.model, processor, seed=0, precision="fp32")
+    published = load_file(parts / tower / "model.safetensors")
+    published = {
+        name.removeprefix("vision_model."): weight
+        for name, weight in published.items()
+        if name.startswith("vision_model.") or tower == "tower"
+    }
+    assert_same_weights(dict(model.model.vision_tower.state_dict()), published)
+    published = load_file(parts / language_model / "model.safetensors")
+    mine = {f"model.{n}": w for n, w in model.model.language_model.state_dict().items()}
+    mine["lm_head.weight"] = model.lm_head.weight.detach()
+    for name, weight in published.items():
+        assert torch.equal(mine[name][: len(weight)], weight), name  # rows may have been added
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) == (
+        language_model == "tied"
+    )
+
+
+def test_the_vocabulary_grows_for_the_image_token(tiny_config: RunConfig, parts: Path) -> None:
+    config, processor = composed(tiny_config, parts, "tower", "untied")
+    model = build_model(config.model, processor, seed=0, precision="fp32")
+    assert processor.tokenizer.tokenize("word3 <image> word4") == ["word3", "<image>", "word4"]
+    assert processor.image_token_id == model.config.image_token_id == NUM_WORDS
+    assert model.lm_head.weight.shape == model.get_input_embeddings().weight.shape == (128, 16)
+    assert model.config.text_config.vocab_size == 128  # 91 entries, in rows a tensor core wants
+    assert processor.image_processor.image_mean == (0.1, 0.2, 0.3)
+    again = build_model(config.model, processor, seed=0, precision="fp32")
+    assert_same_weights(model.state_dict(), again.state_dict())
+
+
+def test_a_declared_shape_that_the_weights_contradict_is_refused(
+    tiny_config: RunConfig, parts: Path
+) -> None:
+    declared = "{model_type: llama, hidden_size: 24}"
+    config, processor = composed(
+        tiny_config, parts, "tower", "untied", f"model.language_model.config={declared}"
+    )
+    with pytest.raises(
+        ConfigError, match=r"language_model.config.hidden_size=24: the weights .*untied have 16"
+    ):
+        build_model(config.model, processor, seed=0, precision="fp32")
+
+
+def test_a_part_without_all_its_weights_is_refused(
+    tiny_config: RunConfig, parts: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(parts, tmp_path, dirs_exist_ok=True)
+    edit(tmp_path / "untied", lambda tensors: tensors.pop("lm_head.weight"))
+    config, processor = composed(tiny_config, tmp_path, "tower", "untied")
+    with pytest.raises(
+        CheckpointError, match=r"model.language_model.weights=.*1 tensors are missing.*lm_head"
+    ):
+        build_model(config.model, processor, seed=0, precision="fp32")
+
+
+def edit(folder: Path, change: Callable[[Tensors], Any]) -> None:
+    """Change the tensors of saved weights."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.fixture(scope="module", params=["random", "untied", "tied"])
+def published(
+    request: pytest.FixtureRequest,
+    tiny_config: RunConfig,
+    parts: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[LlavaForConditionalGeneration, Path]:
+    """A model and where it was exported to."""
+    config = small_config(tiny_config)
+    processor = processor_of(config)
+    if request.param != "random":
+        config, processor = composed(tiny_config, parts, "clip", request.param)
+    model = build_model(config.model, processor, seed=0, precision="fp32").eval()
+    folder = tmp_path_factory.mktemp("export") / "export"
+    write_export(locate(str(folder)), model, model.state_dict(), processor)
+    complete_export(locate(str(folder)), {"stage": "align"})
+    return model, folder
+
+
+@torch.no_grad()
+def test_plain_transformers_loads_an_export(
+    published: tuple[LlavaForConditionalGeneration, Path],
+) -> None:
+    model, folder = published
+    theirs = LlavaForConditionalGeneration.from_pretrained(folder).eval()
+    processor = AutoProcessor.from_pretrained(folder, backend="pil")
+    image = torch.randint(0, 256, (3, 20, 16), dtype=torch.uint8)
+    inputs = processor(text="USER: <image> word5 ASSISTANT:", images=image, return_tensors="pt")
+    assert (inputs["input_ids"] == theirs.config.image_token_id).sum() == 4
+    assert torch.equal(theirs(**inputs).logits, model(**inputs).logits)
+    assert theirs.generation_config.eos_token_id == processor.tokenizer.eos_token_id
+
+
+def test_an_export_holds_what_its_manifest_tells(
+    published: tuple[LlavaForConditionalGeneration, Path],
+) -> None:
+    model, folder = published
+    assert read_manifest(locate(str(folder))) == {"stage": "align"}
+    loaded = load_model(fetch_export(locate(str(folder)), folder), "fp32", "sdpa")
+    assert_same_weights(loaded.state_dict(), model.state_dict())
+
+
+PROJECTION = "multi_modal_projector.linear_1.weight"
+
+
+def shrink(tensors: Tensors) -> None:
+    name = next(name for name in tensors if name.endswith(PROJECTION))
+    tensors[name] = tensors[name][:3].contiguous()
+
+
+def drop(tensors: Tensors) -> None:
+    del tensors[next(name for name in tensors if name.endswith(PROJECTION))]
+
+
+@pytest.mark.parametrize("change", [drop, shrink])
+def test_weights_that_are_not_whole_are_refused(
+    published: tuple[LlavaForConditionalGeneration, Path], tmp_path: Path, change: Any
+) -> None:
+    shutil.copytree(published[1], tmp_path, dirs_exist_ok=True)
+    edit(tmp_path, change)
+    with pytest.raises(
+        CheckpointError, match=rf"1 tensors are missing or of another shape, e.g. .*{PROJECTION}"
+    ):
+        load_model(tmp_path, "fp32", "sdpa")
+
+
+def test_weights_that_are_cut_off_are_refused(
+    published: tuple[LlavaForConditionalGeneration, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(published[1], tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match=r"weights=.*cannot be loaded: .*incomplete"):
+        load_model(tmp_path, "fp32", "sdpa")
+
+
+def test_a_model_of_another_kind_is_refused(parts: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"its model_type is llama, not llava"):
+        load_model(parts / "untied", "fp32", "sdpa")
+
+
+def test_an_export_that_was_never_finished_is_none(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({}))
+    place = locate(str(tmp_path))
+    assert read_manifest(place) is None
+    with pytest.raises(CheckpointError, match=r"no export there \(manifest.json is missing\)"):
+        fetch_export(place, tmp_path)
+
+
+def test_copying_an_export_checks_it_and_spares_what_is_there(
+    published: tuple[LlavaForConditionalGeneration, Path], tmp_path: Path
+) -> None:
+    source, target = locate(str(published[1])), locate(str(tmp_path / "copy"))
+    copy_export(source, target)
+    names = {path.name for path in published[1].iterdir()}
+    assert set(target.children()) == names
+    assert MANIFEST in names
+    with pytest.raises(CheckpointError, match=r"copy: is not empty; name a new folder"):
+        copy_export(source, target)

@@ -1,0 +1,248 @@
+"""Operations against torch's own count of a real step, memory against arithmetic by hand."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from llavamed.config.schema import Engine
+from llavamed.config.stages import ModelPart, Stage
+from llavamed.data.feed.loader import Batch
+from llavamed.model.adapters import add_adapters
+from llavamed.model.cost.flops import NF4_BYTES, Memory, Workload, stage_flops, stage_memory
+from llavamed.model.freeze import freeze
+from llavamed.model.llava import supervised_loss
+from llavamed.processor.turns import IGNORE_INDEX
+from tests.support.small_datasets import IMAGE_TOKEN
+
+LENGTH, NUM_SUPERVISED, IMAGE_TOKENS = 96, 40, 16
+
+
+def shape(hidden_size: int, intermediate_size: int, num_hidden_layers: int) -> dict[str, int]:
+    return locals()
+
+
+@pytest.fixture(scope="module")
+def model() -> LlavaForConditionalGeneration:
+    """A LLaVA whose matrices cost much more than its attention and its edges, as a real one's."""
+    vision = CLIPVisionConfig(
+        **shape(96, 384, 12), num_attention_heads=4, image_size=32, patch_size=8
+    )
+    text = LlamaConfig(
+        **shape(128, 384, 6), num_attention_heads=4, num_key_value_heads=2, vocab_size=512
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=IMAGE_TOKEN,
+        vision_feature_layer=-1,
+    )
+    return LlavaForConditionalGeneration(config)
+
+
+def make_stage(
+    *trainable: ModelPart, gradient_checkpointing: bool = False, **settings: Any
+) -> Stage:
+    return Stage.model_validate(
+        {
+            "name": "align",
+            "data": "captions",
+            "trainable": trainable,
+            "global_batch_size": 1,
+            "optimizer": {"lr": 1e-3},
+            "gradient_checkpointing": gradient_checkpointing,
+        }
+        | settings
+    )
+
+
+def one_sample() -> Batch:
+    input_ids = torch.randint(10, 500, (1, LENGTH))
+    input_ids[0, 1 : 1 + IMAGE_TOKENS] = IMAGE_TOKEN
+    targets = torch.full((1, LENGTH), IGNORE_INDEX)
+    targets[0, -NUM_SUPERVISED:] = 7
+    return Batch(
+        input_ids=input_ids,
+        targets=targets,
+        position_ids=torch.arange(LENGTH)[None],
+        pixel_values=torch.randn(1, 3, 32, 32),
+        sample_ids=("sample",),
+        num_tokens=LENGTH,
+    )
+
+
+@pytest.mark.parametrize(
+    "trainable",
+    [
+        ("projector",),
+        ("language_model",),
+        ("projector", "language_model"),
+        ("vision_tower", "projector", "language_model"),
+    ],
+    ids="+".join,
+)
+def test_operations_of_a_step_are_those_torch_counts(
+    model: LlavaForConditionalGeneration, trainable: tuple[ModelPart, ...]
+) -> None:
+    freeze(model, trainable)
+    model.set_attn_implementation("eager")  # on a CPU torch counts no other kernel's operations
+    with FlopCounterMode(display=False) as counter:
+        supervised_loss(model, one_sample()).backward()
+    text = model.config.text_config
+    # Eager attention computes what the causal mask hides, too; backward costs twice forward.
+    hidden = 3 * 2 * text.num_hidden_layers * text.hidden_size * LENGTH**2
+    work = Workload(1.0, LENGTH, NUM_SUPERVISED, LENGTH**2)
+    counted = stage_flops(model, make_stage(*trainable), work)
+    # Off by the convolution of the patches and by the projector's second matrix, no more.
+    assert counted == pytest.approx(counter.get_total_flops() - hidden, rel=0.003)
+
+
+def test_operations_grow_with_each_part_of_the_work(model: LlavaForConditionalGeneration) -> None:
+    stage = make_stage("projector")
+    once = stage_flops(model, stage, Workload(1.0, 90.0, 40.0, 8100.0))
+    thrice = stage_flops(model, stage, Workload(3.0, 270.0, 120.0, 3 * 8100.0))
+    assert thrice == pytest.approx(3 * once)
+    assert stage_flops(model, stage, Workload(0.0, 0.0, 0.0, 0.0)) == 0.0
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_memory_of_weights_gradients_and_optimizer(
+    model: LlavaForConditionalGeneration, zero_stage: int, precision: str
+) -> None:
+    engine = Engine.model_validate({"zero_stage": zero_stage, "precision": precision})
+    counts = freeze(model, ["projector"])
+    trained = 96 * 128 + 128 + 128 * 128 + 128
+    number = sum(parameter.numel() for parameter in model.parameters())
+    memory = stage_memory(
+        model,
+        counts,
+        stage=make_stage("projector"),
+        engine=engine,
+        num_workers=4,
+        tokens=512,
+        supervised=100,
+    )
+    width = 2 if precision == "bf16" else 4
+    moments, copy = 8 * trained, 4 * trained if precision == "bf16" else 0
+    assert memory.weights == number * width / (4 if zero_stage == 3 else 1)
+    assert memory.gradients == trained * width / (4 if zero_stage >= 2 else 1)
+    assert memory.optimizer == (moments + copy) / (4 if zero_stage >= 1 else 1)
+    assert memory.logits == 100 * 512 * (width + 4 + 4)  # as computed, in fp32, and the gradient
+    parts = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.logits)
+    assert memory.total == sum(parts) + memory.workspace
+
+
+def test_what_saves_memory(model: LlavaForConditionalGeneration) -> None:
+    counts = freeze(model, ["language_model"])
+
+    def measure(stage: Stage, offload: str = "none") -> tuple[float, float]:
+        memory = stage_memory(
+            model,
+            counts,
+            stage=stage,
+            engine=Engine.model_validate({"offload_optimizer": offload}),
+            num_workers=1,
+            tokens=512,
+            supervised=100,
+        )
+        return memory.activations, memory.optimizer
+
+    plain, optimizer = measure(make_stage("language_model"))
+    recomputed, _ = measure(make_stage("language_model", gradient_checkpointing=True))
+    assert recomputed < plain / 3  # of six layers only one, and the input of each
+    assert optimizer > 0.0
+    assert measure(make_stage("language_model"), "cpu") == (plain, 0.0)
+
+
+BOTH: tuple[ModelPart, ModelPart] = ("projector", "language_model")
+LINEARS = 6 * (2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 384)
+ADAPTERS = 6 * 8 * (2 * (128 + 128) + 2 * (128 + 64) + 3 * (128 + 384))
+PROJECTOR = 96 * 128 + 128 + 128 * 128 + 128
+
+
+def with_adapters(model: LlavaForConditionalGeneration, stage: Stage) -> Any:
+    adapted = copy.deepcopy(model)
+    assert stage.lora is not None
+    add_adapters(adapted, stage.lora, seed=0, device=torch.device("cpu"))
+    return adapted
+
+
+def test_operations_of_a_step_with_adapters_are_those_torch_counts(
+    model: LlavaForConditionalGeneration,
+) -> None:
+    """Frozen matrices cost 4 operations a weight and token, and adapters 6."""
+    stage = make_stage(*BOTH, lora={"r": 8})
+    adapted = with_adapters(model, stage)
+    freeze(adapted, stage.trainable)
+    adapted.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        supervised_loss(adapted, one_sample()).backward()
+    text = model.config.text_config
+    hidden = 3 * 2 * text.num_hidden_layers * text.hidden_size * LENGTH**2
+    work = Workload(1.0, LENGTH, NUM_SUPERVISED, LENGTH**2)
+    counted = stage_flops(adapted, stage, work)
+    assert counted == pytest.approx(counter.get_total_flops() - hidden, rel=0.003)
+    whole = stage_flops(model, make_stage(*BOTH), work)
+    head = text.vocab_size * text.hidden_size
+    less = 2 * LINEARS * LENGTH + 2 * head * NUM_SUPERVISED - 6 * ADAPTERS * LENGTH
+    assert whole - counted == pytest.approx(less)
+
+
+def memory_of(model: Any, stage: Stage) -> Memory:
+    return stage_memory(
+        model,
+        freeze(model, stage.trainable),
+        stage=stage,
+        engine=Engine(),
+        num_workers=1,
+        tokens=512,
+        supervised=100,
+    )
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit"])
+@pytest.mark.parametrize("quantize", ["none", "nf4"])
+def test_memory_of_adapters_on_whole_and_on_four_bit_weights(
+    model: LlavaForConditionalGeneration, quantize: str, name: str
+) -> None:
+    lora = {"r": 8, "quantize": quantize}
+    stage = make_stage(*BOTH, lora=lora, optimizer={"lr": 1e-3, "name": name})
+    # A plan counts on a model that is not quantised, as here.
+    adapted = with_adapters(model, make_stage(*BOTH, lora={"r": 8}))
+    number = sum(parameter.numel() for parameter in adapted.parameters())
+    memory = memory_of(adapted, stage)
+    quantized = LINEARS if quantize == "nf4" else 0
+    assert memory.weights == 2 * (number - quantized) + quantized * NF4_BYTES
+    assert memory.gradients == 2 * (ADAPTERS + PROJECTOR)
+    moments = 2 if name == "adamw_8bit" else 8
+    assert memory.optimizer == (moments + 4) * (ADAPTERS + PROJECTOR)
+
+
+def test_four_bits_take_the_bytes_that_are_counted(model: LlavaForConditionalGeneration) -> None:
+    pytest.importorskip("bitsandbytes", reason="four bits are an extra")
+    stage = make_stage(*BOTH, lora={"r": 8, "quantize": "nf4"})
+    bf16 = copy.deepcopy(model).to(torch.bfloat16)
+    adapted = with_adapters(bf16, stage)
+    taken = 0.0
+    for parameter in adapted.parameters():
+        taken += parameter.numel() * parameter.element_size()
+        if hasattr(parameter, "quant_state"):
+            scales = parameter.quant_state
+            taken += scales.absmax.numel() + 4 * scales.state2.absmax.numel()
+    assert memory_of(adapted, stage).weights == pytest.approx(taken, rel=1e-3)
+
+
+def test_dropout_keeps_the_inputs_of_adapters(model: LlavaForConditionalGeneration) -> None:
+    plain = make_stage(*BOTH, lora={"r": 8})
+    dropping = make_stage(*BOTH, lora={"r": 8, "dropout": 0.1})
+    adapted = with_adapters(model, plain)
+    more = memory_of(adapted, dropping).activations - memory_of(adapted, plain).activations
+    inputs = 6 * (6 * 128 + 384)  # a layer's seven matrices, of which one reads the wide vector
+    assert more == 512 * inputs * (2 + 1)
+    between = 6 * 7 * 8 * 2
+    whole = memory_of(model, make_stage(*BOTH))
+    assert memory_of(adapted, plain).activations == whole.activations + 512 * between

@@ -1,0 +1,84 @@
+"""What would stop a run is found before any worker starts."""
+
+from pathlib import Path
+
+import pytest
+
+from llavamed.config.load import fingerprint, override_config
+from llavamed.config.schema import RunConfig
+from llavamed.errors import CheckpointError, ConfigError, DataError
+from llavamed.run.curriculum import find_stage, plan_curriculum
+from llavamed.run.preflight import check_adapters, check_stage, check_weights
+from llavamed.storage.location import MANIFEST, locate
+from llavamed.train.checkpoint.manifest import SCHEMA_VERSION
+from llavamed.train.job import StageJob
+from tests.support.training_setup import make_job, mixture
+
+
+def stored_in(config: RunConfig, folder: Path) -> RunConfig:
+    return config.model_copy(update={"storage": str(folder)})
+
+
+def check(config: RunConfig, job: StageJob) -> None:
+    check_stage(plan_curriculum(config)[0], job, mixture(config))
+
+
+def test_weights_that_cannot_be_had(tiny_config: RunConfig) -> None:
+    check_weights(tiny_config, plan_curriculum(tiny_config))
+    stage = tiny_config.stages[0].model_copy(update={"initial_weights": "/nowhere/llava"})
+    config = tiny_config.model_copy(update={"stages": (stage,)})
+    with pytest.raises(ConfigError, match=r"align.initial_weights=/nowhere/llava: no such folder"):
+        check_weights(config, plan_curriculum(config))
+
+
+def test_a_sample_that_is_longer_than_a_pack(tiny_config: RunConfig, tmp_path: Path) -> None:
+    config = stored_in(tiny_config, tmp_path)
+    stage = config.stages[0].model_copy(update={"max_tokens": 16})
+    config = config.model_copy(update={"stages": (stage,)})
+    with pytest.raises(DataError, match=r"max_tokens=16: \d+ samples are longer.*raise max_tokens"):
+        check(config, make_job(config))
+
+
+def test_a_missing_shard(tiny_config: RunConfig, tmp_path: Path) -> None:
+    config = stored_in(tiny_config, tmp_path)
+    job = make_job(config)
+    check(config, job)
+    (Path(job.datasets[0]) / "shards" / "000000.parquet").unlink()
+    with pytest.raises(DataError, match=r"1 of \d+ shards are missing, the first is shards/000000"):
+        check(config, job)
+
+
+def test_a_checkpoint_of_other_settings(tiny_config: RunConfig, tmp_path: Path) -> None:
+    config = stored_in(tiny_config, tmp_path)
+    job = make_job(config)
+    place = locate(job.checkpoints) / "step-000002"
+    facts = {"schema_version": SCHEMA_VERSION, "fingerprint": "0123"}
+    (place / MANIFEST).write_json(facts | {"checksum": fingerprint(facts)})
+    with pytest.raises(CheckpointError, match=r"step-000002: was saved with other .*0123, now "):
+        check(config, job)
+    (place / MANIFEST).write_bytes(b"{}")  # damaged: found again, and told, when it is loaded
+    check(config, job)
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        ("{target_modules: [q_porj]}", r"target_modules=q_porj: .* no linear layer of this name"),
+        (
+            "{quantize: nf4}",
+            r"quantize=nf4: the layer layers.0.self_attn.q_proj has 16 inputs, not",
+        ),
+    ],
+    ids=["target", "blocks"],
+)
+def test_adapters_that_do_not_fit(tiny_config: RunConfig, lora: str, message: str) -> None:
+    config = override_config(tiny_config, [f"stages.instruct.lora={lora}"])
+    check_adapters(tiny_config, plan_curriculum(tiny_config))
+    with pytest.raises(ConfigError, match=message):
+        check_adapters(config, plan_curriculum(config))
+
+
+def test_a_stage_that_is_not_there(tiny_config: RunConfig) -> None:
+    assert find_stage(tiny_config, None).stage.name == "vqa"
+    with pytest.raises(ConfigError, match=r"stage=alihn: there is none .* align, instruct, vqa"):
+        find_stage(tiny_config, "alihn")
