@@ -36,9 +36,10 @@ benchmark: install ## Measure beside peers, into benchmarks/results; QUICK=1 tak
 	    echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(if $(QUICK),--quick) || status=1; \
 	done; $(BIN)/python benchmarks/report.py; exit $$status
 
-lint: install ## Style
+lint: install ## Style, and which room may import which
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-logo 2>/dev/null
 
 types: install ## Types
 	@$(BIN)/mypy

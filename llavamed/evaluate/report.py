@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from llavamed.errors import DataError
@@ -27,6 +26,7 @@ from llavamed.evaluate.vqa import (
     score_answer,
     score_by,
 )
+from llavamed.pages.environment import page_environment
 
 THUMBNAIL_PIXELS = 384
 """Longest side of an image on the page: sharp on a dense screen, small in the file."""
@@ -119,13 +119,7 @@ def render_page(
         by_control[f'Always "{majority}"'] = majority_control(asked, majority)
     num_cards = min(max_cards, len(questions))
     shown = [questions[number * len(questions) // num_cards] for number in range(num_cards)]
-    environment = Environment(
-        loader=PackageLoader("llavamed.evaluate", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment("llavamed.evaluate")
     environment.filters["percent"] = _percent
     return environment.get_template("report.html.j2").render(
         heading=heading,

@@ -7,11 +7,10 @@ dataset is escaped by the environment, and the page's policy forbids any script 
 import base64
 from collections.abc import Iterable
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from llavamed.data.inspect.samples import LINE_BREAK, InspectedSample, Refusal
 from llavamed.data.inspect.terminal import count_tokens
 from llavamed.data.prepared.dataset import PreparedDataset
+from llavamed.pages.environment import page_environment
 from llavamed.processor.images import Pixels, to_png
 
 
@@ -19,13 +18,7 @@ def render_page(
     dataset: PreparedDataset, samples: Iterable[InspectedSample], refusals: Iterable[Refusal]
 ) -> str:
     """Draw samples, and what was refused, as one HTML page."""
-    environment = Environment(
-        loader=PackageLoader("llavamed.data.inspect", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment("llavamed.data.inspect")
     environment.filters["data_uri"] = _data_uri
     return environment.get_template("page.html.j2").render(
         dataset=dataset,

@@ -1,0 +1,1 @@
+"""The base page that every HTML page of ours is built on."""
