@@ -25,7 +25,7 @@ from dataset import make_dataset
 from report import Spread, bar_plot, finish, gate
 
 from llavamed.config.load import load_config
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 from llavamed.storage.location import locate
 
 SCALES = (1, 10, 100)

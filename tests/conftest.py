@@ -9,7 +9,7 @@ from hypothesis import settings
 from tenacity import wait_none
 
 from llavamed.config.load import load_config
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 
 CONFIGS = Path(__file__).parents[1] / "ray_jobs" / "configs"
 

@@ -12,8 +12,8 @@ import typer
 from rich.console import Console
 
 from llavamed.cli.options import ConfigFile, Overrides, console, load_run
-from llavamed.config.datasets import LlavaJson
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
+from llavamed.config.sources import LlavaJson
 
 if TYPE_CHECKING:
     from llavamed.data.inspect.samples import InspectedSample

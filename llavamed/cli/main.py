@@ -14,7 +14,7 @@ from rich.console import Console
 from llavamed.cli.data import app as data
 from llavamed.cli.options import ConfigFile, Overrides, console, load_run
 from llavamed.config.load import dump_config
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 from llavamed.errors import LlavaMedError
 
 app = typer.Typer(

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from llavamed.config.load import load_config
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError
 
 console = Console()

@@ -16,8 +16,8 @@ import ray
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from llavamed.config.schema import RunConfig
-from llavamed.config.stages import Evaluation
+from llavamed.config.evaluation import Evaluation
+from llavamed.config.run import RunConfig
 from llavamed.data.prepare.ray_data import configure_ray_data, iter_rows
 from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.evaluate.vqa import Answer

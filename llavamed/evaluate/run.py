@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from llavamed.config.schema import RunConfig
-from llavamed.config.stages import Evaluation
+from llavamed.config.evaluation import Evaluation
+from llavamed.config.run import RunConfig
 from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.evaluate.answers import generate
 from llavamed.evaluate.report import Heading, render_page, render_results

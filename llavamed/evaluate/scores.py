@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from llavamed.config.evaluation import Evaluation
 from llavamed.config.load import fingerprint
-from llavamed.config.stages import Evaluation
 from llavamed.evaluate.vqa import SCORER
 from llavamed.storage.location import Location
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llavamed.config.stages import Lora
+from llavamed.config.stage import Lora
 from llavamed.errors import ConfigError
 from llavamed.model.quantize import BLOCK, dequantized, is_quantized, quantize_linears
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from llavamed.config.stages import ModelPart
+from llavamed.config.model import ModelPart
 
 
 @dataclass(frozen=True)

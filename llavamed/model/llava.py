@@ -24,7 +24,7 @@ from transformers import (
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.utils.logging import disable_progress_bar
 
-from llavamed.config.schema import Model, Pretrained
+from llavamed.config.model import Model, Pretrained
 from llavamed.data.feed.loader import Batch
 from llavamed.errors import CheckpointError, ConfigError
 from llavamed.processor.build import declared_config, num_image_tokens, part_config

@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from llavamed.config.schema import Model, Pretrained
+from llavamed.config.model import Model, Pretrained
 from llavamed.errors import ConfigError
 from llavamed.processor.encode import chat_template, get_template
 from llavamed.processor.images import ImageSettings

@@ -4,8 +4,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from llavamed.config.schema import RunConfig
-from llavamed.config.stages import Stage
+from llavamed.config.run import RunConfig
+from llavamed.config.stage import Stage
 from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import ConfigError

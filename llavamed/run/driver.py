@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from llavamed.config.load import dump_config, fingerprint
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 from llavamed.data.prepare.job import ensure_processor, prepare
 from llavamed.data.prepared.dataset import PROCESSOR, PreparedDataset
 from llavamed.errors import (

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from llavamed.config.datasets import Dataset, Declared
+from llavamed.config.data import Dataset, Declared
 from llavamed.config.load import override_config
-from llavamed.config.schema import RunConfig
-from llavamed.config.stages import Stage
+from llavamed.config.run import RunConfig
+from llavamed.config.stage import Stage
 from llavamed.data.prepared.dataset import PreparedDataset, open_prepared
 from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import ConfigError, StorageError

@@ -3,7 +3,7 @@
 import torch
 from transformers import AutoModel
 
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import ConfigError
 from llavamed.model.adapters import check_layers

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 from llavamed.errors import LlavaMedError
 
 

@@ -23,8 +23,8 @@ import deepspeed
 import deepspeed.ops
 from deepspeed.checkpoint import ds_to_universal
 
-from llavamed.config.schema import Engine as EngineConfig
-from llavamed.config.stages import Stage
+from llavamed.config.engine import Engine as EngineConfig
+from llavamed.config.stage import Stage
 from llavamed.errors import CheckpointError, ConfigError
 from llavamed.model.freeze import part_of
 from llavamed.train.optimizer import make_optimizer

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 
 from llavamed.config.load import override_config
-from llavamed.config.schema import RunConfig
-from llavamed.config.stages import Stage
+from llavamed.config.run import RunConfig
+from llavamed.config.stage import Stage
 from llavamed.data.feed.loader import Batch
 from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import ConfigError, TrainingError

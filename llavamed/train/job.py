@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from llavamed.config.load import fingerprint
-from llavamed.config.schema import RunConfig
-from llavamed.config.stages import Stage
+from llavamed.config.run import RunConfig
+from llavamed.config.stage import Stage
 from llavamed.data.feed.order import StageOrder, order_stage
 from llavamed.data.prepared.dataset import open_prepared
 from llavamed.data.prepared.mixture import Mixture

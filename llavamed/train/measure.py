@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from llavamed.config.schema import RunConfig
-from llavamed.config.stages import Stage
+from llavamed.config.run import RunConfig
+from llavamed.config.stage import Stage
 from llavamed.data.feed.order import StageOrder
 from llavamed.data.prepared.mixture import Mixture
 from llavamed.model.cost.flops import Workload, peak_flops, stage_flops

@@ -2,7 +2,7 @@
 
 import torch
 
-from llavamed.config.stages import Optimizer
+from llavamed.config.stage import Optimizer
 from llavamed.model.freeze import part_of
 from llavamed.model.quantize import load_bitsandbytes
 

@@ -2,7 +2,7 @@
 
 import math
 
-from llavamed.config.stages import Optimizer, Schedule
+from llavamed.config.stage import Optimizer, Schedule
 
 
 def warmup_steps(schedule: Schedule, num_steps: int) -> int:

@@ -9,7 +9,7 @@ import pytest
 from tenacity import retry, stop_after_attempt
 
 from llavamed.config.load import load_config
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 
 DEMO = Path(__file__).parents[2] / "ray_jobs" / "configs" / "demo.yaml"
 

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 from llavamed.errors import LlavaMedError
 from llavamed.run.ray_cluster import ray_cluster
 

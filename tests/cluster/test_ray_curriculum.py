@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from rich.console import Console
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError, TrainingError
 from llavamed.run import driver
 from llavamed.run.curriculum import plan_curriculum

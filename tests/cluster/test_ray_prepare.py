@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from llavamed.config.load import load_config
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 from llavamed.data.prepare.job import prepare
 from llavamed.errors import DataError
 from llavamed.storage.lease import LEASE

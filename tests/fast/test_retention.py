@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llavamed.config.schema import Checkpoint
+from llavamed.config.run import Checkpoint
 from llavamed.train.checkpoint.retention import Saved, names_to_keep
 
 HOUR = 3600.0

@@ -3,7 +3,7 @@ import tracemalloc
 
 import pytest
 
-from llavamed.config.datasets import LlavaJson
+from llavamed.config.sources import LlavaJson
 from llavamed.data.record import Record
 from llavamed.data.sources import open_source
 from llavamed.errors import DataError, SampleError, StorageError

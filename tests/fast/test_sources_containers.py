@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llavamed.config.datasets import LlavaJson, Parquet, WebDataset
+from llavamed.config.sources import LlavaJson, Parquet, WebDataset
 from llavamed.data.sources import open_source
 from llavamed.data.sources.records import read_turns
 from llavamed.errors import SampleError

@@ -1,7 +1,7 @@
 import pyarrow as pa
 import pytest
 
-from llavamed.config.datasets import Parquet, PathVqa
+from llavamed.config.sources import Parquet, PathVqa
 from llavamed.data.sources import open_source
 from llavamed.data.sources.files import find_files
 from llavamed.errors import DataError, SampleError

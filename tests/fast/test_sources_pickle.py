@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llavamed.config.datasets import PathVqa
+from llavamed.config.sources import PathVqa
 from llavamed.data.record import check_record
 from llavamed.data.sources import open_source, safe_pickle
 from llavamed.data.sources.safe_pickle import read_safe_pickle

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from llavamed.config.datasets import PmcVqa, Slake, VqaRad
+from llavamed.config.sources import PmcVqa, Slake, VqaRad
 from llavamed.data.record import check_record
 from llavamed.data.sources import open_source
 from llavamed.errors import DataError, SampleError

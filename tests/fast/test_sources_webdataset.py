@@ -4,7 +4,7 @@ import tarfile
 
 import pytest
 
-from llavamed.config.datasets import WebDataset
+from llavamed.config.sources import WebDataset
 from llavamed.data.record import check_record
 from llavamed.data.sources import open_source
 from llavamed.data.sources.captions import DETAILED_WORDS, caption_turns

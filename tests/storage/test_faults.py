@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from llavamed.config.load import parse_config
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 from llavamed.data.feed.loader import Batch
 from llavamed.data.prepare.job import list_chunks, publish
 from llavamed.data.prepare.shards import Chunk, ShardReport, ShardWriter

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 from rich.console import Console
 
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.evaluate import run as evaluation
 from llavamed.evaluate.answers import Answerer, Control

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from llavamed.config.load import parse_config
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 from llavamed.data.sources.phantoms import Phantoms
 from llavamed.processor.images import to_planes
 from tests.support.small_datasets import dialogue, prepare, write

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import LlavaProcessor
 
 from llavamed.config.load import dump_config, load_config
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 from llavamed.data.feed.loader import Batch, StageLoader
 from llavamed.data.prepare.job import describe, ensure_processor, list_chunks, publish
 from llavamed.data.prepare.shards import ShardWriter

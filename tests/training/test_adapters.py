@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError
 from llavamed.model.adapters import adapted_layers, add_adapters, merge_adapters
 from llavamed.model.freeze import freeze, part_of

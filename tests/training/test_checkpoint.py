@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from llavamed.config.load import fingerprint
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 from llavamed.errors import CheckpointError, StorageError
 from llavamed.storage.location import MANIFEST, locate
 from llavamed.train.checkpoint.manifest import HISTORY, complete_checkpoints, hash_files

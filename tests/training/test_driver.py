@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError, TrainingError
 from llavamed.evaluate.scores import SCORES
 from llavamed.model.export import read_manifest

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 from llavamed.storage.location import MANIFEST, locate
 from llavamed.train.job import StageJob
 from tests.support.gloo_workers import gathered_state, run_on_workers, samples_seen, warnings_of

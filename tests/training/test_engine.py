@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from llavamed.config.schema import Engine as EngineConfig
-from llavamed.config.schema import RunConfig
-from llavamed.config.stages import Stage
+from llavamed.config.engine import Engine as EngineConfig
+from llavamed.config.run import RunConfig
+from llavamed.config.stage import Stage
 from llavamed.data.feed.loader import Batch
 from llavamed.errors import CheckpointError, ConfigError
 from llavamed.model.freeze import freeze

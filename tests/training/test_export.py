@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 from llavamed.errors import CheckpointError, ConfigError
 from llavamed.model.export import (
     complete_export,

@@ -8,8 +8,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from llavamed.config.schema import Engine
-from llavamed.config.stages import ModelPart, Stage
+from llavamed.config.engine import Engine
+from llavamed.config.model import ModelPart
+from llavamed.config.stage import Stage
 from llavamed.data.feed.loader import Batch
 from llavamed.model.adapters import add_adapters
 from llavamed.model.cost.flops import NF4_BYTES, Memory, Workload, stage_flops, stage_memory

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from llavamed.config.schema import RunConfig
-from llavamed.config.stages import ModelPart
+from llavamed.config.model import ModelPart
+from llavamed.config.run import RunConfig
 from llavamed.model.freeze import freeze, part_of
 from llavamed.model.llava import build_model, shape_on_meta, supervised_loss
 from tests.support.training_setup import processor_of, small_config, step_batches

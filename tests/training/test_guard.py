@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import llavamed.train.worker
 from llavamed.config.load import override_config
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 from llavamed.errors import TrainingError
 from llavamed.model.cost.flops import stage_memory
 from llavamed.model.freeze import freeze

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 from llavamed.storage.location import Location, locate
 from llavamed.train.checkpoint import save as saver
 from llavamed.train.checkpoint.manifest import complete_checkpoints

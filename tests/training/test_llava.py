@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 from llavamed.data.feed.loader import Batch
 from llavamed.data.feed.order import order_stage
 from llavamed.errors import ConfigError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 from llavamed.model.cost.flops import ACCELERATORS, Workload, peak_flops, stage_flops
 from llavamed.model.llava import build_model
 from llavamed.train.context import Context, Record

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 from llavamed.data.feed.loader import StageLoader
 from llavamed.data.feed.order import WINDOW_ROW_GROUPS, Share, StageOrder, order_stage
 from llavamed.data.prepared.mixture import Mixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError
 from llavamed.model.freeze import freeze, part_of
 from llavamed.model.llava import build_model

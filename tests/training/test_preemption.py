@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 from llavamed.model.export import read_manifest
 from llavamed.storage.location import locate
 from llavamed.train import context

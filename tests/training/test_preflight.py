@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llavamed.config.load import fingerprint, override_config
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 from llavamed.errors import CheckpointError, ConfigError, DataError
 from llavamed.run.curriculum import find_stage, plan_curriculum
 from llavamed.run.preflight import check_adapters, check_stage, check_weights

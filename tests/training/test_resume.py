@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 from llavamed.storage.location import locate
 from llavamed.train.checkpoint.manifest import seed_random_state
 from llavamed.train.context import Record

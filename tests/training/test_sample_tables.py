@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from llavamed.config.datasets import Dataset, Phantoms
+from llavamed.config.data import Dataset
+from llavamed.config.sources import Phantoms
 from llavamed.data.prepare.job import publish
 from llavamed.data.prepare.shards import ShardReport
 from llavamed.data.prepared.dataset import SCHEMA_VERSION, open_prepared

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 from llavamed.errors import CheckpointError, StorageError, TrainingError
 from llavamed.storage.lease import hold_lease
 from llavamed.storage.location import locate

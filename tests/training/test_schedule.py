@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import get_scheduler
 
-from llavamed.config.stages import Optimizer, Schedule
+from llavamed.config.stage import Optimizer, Schedule
 from llavamed.train.schedule import learning_rates, rate_factor
 
 PEAK = 3e-4

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch.multiprocessing as mp
 
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 from llavamed.errors import CheckpointError, StorageError
 from llavamed.storage.location import MANIFEST, locate
 from llavamed.train.checkpoint import save as saver

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 from llavamed.errors import DataError, TrainingError
 from llavamed.model.export import read_manifest
 from llavamed.model.freeze import part_of

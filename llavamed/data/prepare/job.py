@@ -21,9 +21,9 @@ from typing import Any
 import ray
 from transformers import LlavaProcessor
 
-from llavamed.config.datasets import Dataset
+from llavamed.config.data import Dataset
 from llavamed.config.load import fingerprint
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 from llavamed.data.prepare.ray_data import configure_ray_data, iter_rows
 from llavamed.data.prepare.shards import Chunk, ShardReport, ShardWriter
 from llavamed.data.prepared.dataset import (

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 from llavamed.data.prepared.content import hash_content, hash_image
 from llavamed.data.prepared.dataset import write_shard
 from llavamed.data.prepared.sample_tables import SampleTables

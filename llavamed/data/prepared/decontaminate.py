@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llavamed.config.load import fingerprint
-from llavamed.config.schema import RunConfig
+from llavamed.config.run import RunConfig
 from llavamed.data.prepared.content import MAX_DISTANCE, NO_TEXT, Words, as_words, near
 from llavamed.data.prepared.dataset import CONTENT, PreparedDataset, open_prepared
 from llavamed.data.prepared.sample_tables import read_sample_tables

@@ -8,7 +8,7 @@ from those places, and may refuse a single sample with `SampleError`.
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from llavamed.config.datasets import (
+from llavamed.config.sources import (
     LlavaJson,
     Parquet,
     PathVqa,

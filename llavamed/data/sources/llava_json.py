@@ -6,7 +6,7 @@ A list, or JSON lines, of `{"id", "image": name or [names], "conversations": [{"
 
 from typing import Any
 
-from llavamed.config.datasets import LlavaJson
+from llavamed.config.sources import LlavaJson
 from llavamed.data.record import Record
 from llavamed.data.sources.files import FileOfRows
 from llavamed.data.sources.records import IMAGE_KEYS, dialogue

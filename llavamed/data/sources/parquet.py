@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llavamed.config.datasets import Parquet
+from llavamed.config.sources import Parquet
 from llavamed.data.record import Record
 from llavamed.data.sources.files import absent, damaged, find_files, load_image_file
 from llavamed.data.sources.records import DIALOGUE_KEYS, IMAGE_KEYS, NOTES, dialogue

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
-from llavamed.config.datasets import PathVqa
+from llavamed.config.sources import PathVqa
 from llavamed.data.record import Record
 from llavamed.data.sources.files import FileOfRows, damaged
 from llavamed.data.sources.parquet import ParquetFiles

@@ -15,7 +15,7 @@ import string
 from collections.abc import Iterator
 from typing import Any
 
-from llavamed.config.datasets import PmcVqa
+from llavamed.config.sources import PmcVqa
 from llavamed.data.record import Record
 from llavamed.data.sources.files import FileOfRows, damaged, open_file
 from llavamed.data.sources.records import question, require

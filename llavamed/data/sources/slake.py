@@ -8,7 +8,7 @@ A row: `{"qid", "img_name", "question", "answer", "q_lang": "en"|"zh", "answer_t
 from collections.abc import Iterator
 from typing import Any
 
-from llavamed.config.datasets import Slake
+from llavamed.config.sources import Slake
 from llavamed.data.record import Record
 from llavamed.data.sources.files import FileOfRows
 from llavamed.data.sources.records import question, read_answer_type, require

@@ -8,7 +8,7 @@ it, and some answers are numbers.
 from collections.abc import Iterator
 from typing import Any
 
-from llavamed.config.datasets import VqaRad
+from llavamed.config.sources import VqaRad
 from llavamed.data.record import Record
 from llavamed.data.sources.files import FileOfRows
 from llavamed.data.sources.records import question, read_answer_type, require

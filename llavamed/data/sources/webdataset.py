@@ -18,7 +18,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from llavamed.config.datasets import WebDataset
+from llavamed.config.sources import WebDataset
 from llavamed.data.record import Record
 from llavamed.data.sources.captions import caption_turns
 from llavamed.data.sources.files import absent, damaged, find_files, open_file

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llavamed.config.schema import Engine
-from llavamed.config.stages import ModelPart, Stage
+from llavamed.config.engine import Engine
+from llavamed.config.model import ModelPart
+from llavamed.config.stage import Stage
 from llavamed.model.adapters import adapted_layers
 from llavamed.model.freeze import PartCount, is_adapter, part_of, size_of
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llavamed.config.schema import Checkpoint
+from llavamed.config.run import Checkpoint
 
 HOUR_SECONDS = 3600
 

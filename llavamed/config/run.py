@@ -1,78 +1,20 @@
-"""The one typed tree: everything a run may be told, each setting documented once, on its field.
+"""The whole config of a run, and its sections `scaling`, `checkpoint` and `tracking`.
 
 A config file is a `RunConfig` in YAML. Sections that feed one API carry that API's own names:
 Ray's in `scaling`, DeepSpeed's in `engine`, Hugging Face's in `model.*.config`. Runtime facts
 (rank, device, world size) never live here, and neither do secrets.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from llavamed.config.datasets import ONE, SEVERAL, Data, Section, one_or_several
-from llavamed.config.stages import Stage
-
-
-class Pretrained(Section):
-    """A tower or a language model: published weights, or a shape to fill at random."""
-
-    weights: str | None = None
-    """Path or hub name of the weights; none: random weights of the shape in `config`."""
-    config: dict[str, Any] = Field(default_factory=dict)
-    """Hugging Face config fields with `model_type`. With `weights` they only declare the shape, for
-    planning without a network, and are checked against the weights when those load."""
-
-    @model_validator(mode="after")
-    def _has_a_shape(self) -> Self:
-        if self.weights is None and "model_type" not in self.config:
-            raise ValueError(
-                "weights=null needs config.model_type: random weights need a shape; "
-                "name the weights, or give config: {model_type: ...}"
-            )
-        return self
-
-
-class Model(Section):
-    """The network: LLaVA made of a tower, a projector and a language model, or loaded whole."""
-
-    weights: str | None = None
-    """Path or hub name of a whole LLaVA to start from; then the parts below stay empty."""
-    vision_tower: Pretrained | None = None
-    """A CLIP-like image encoder."""
-    language_model: Pretrained | None = None
-    """A causal language model."""
-    tokenizer: str | None = None
-    """Path or hub name; none: the weights' own, or for a random language model one trained on the
-    text of the datasets, with as many entries as its `vocab_size`."""
-    projector: Literal["linear", "mlp2x_gelu"] = "mlp2x_gelu"
-    """From image features to token embeddings: one linear layer, or two with GELU between."""
-    vision_feature_layer: Annotated[int, Field(lt=0)] = -2
-    """Which hidden state of the tower is projected, counted from its end."""
-    template: str = "vicuna_v1"
-    """Chat template: one of ours, or `tokenizer` for the tokenizer's own."""
-    image_aspect_ratio: Literal["square", "pad"] = "square"
-    """`square` resizes the short edge and crops the centre; `pad` pads to a square first."""
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
-    """Attention kernels, by transformers' names."""
-
-    @model_validator(mode="after")
-    def _whole_or_parts(self) -> Self:
-        parts = {"vision_tower": self.vision_tower, "language_model": self.language_model}
-        given = [name for name, part in parts.items() if part is not None]
-        if self.weights is not None and given:
-            raise ValueError(
-                f"weights={self.weights}: a model is loaded whole or made of parts, never both; "
-                f"remove it, or {' and '.join(given)}"
-            )
-        if self.weights is None and len(given) < len(parts):
-            absent = next(name for name in parts if name not in given)
-            raise ValueError(
-                f"{absent}=null: a model is made of both vision_tower and language_model; set it, "
-                "or set weights to load a model whole"
-            )
-        return self
-
+from llavamed.config.data import Data
+from llavamed.config.engine import Engine
+from llavamed.config.model import Model
+from llavamed.config.section import ONE, SEVERAL, Section, one_or_several
+from llavamed.config.stage import Stage
 
 NumWorkers = Annotated[int, Field(ge=1)]
 
@@ -111,42 +53,6 @@ class Scaling(Section):
                 f"num_workers=[{least}, {most}]: the least is more than the most; write "
                 f"[{most}, {least}]"
             )
-        return self
-
-
-_DERIVED = {  # DeepSpeed's settings, and the fields of ours that decide them
-    "train_micro_batch_size_per_gpu": "stages.*.micro_batch_size",
-    "gradient_accumulation_steps": "stages.*.global_batch_size",
-    "train_batch_size": "stages.*.global_batch_size",
-    "gradient_clipping": "stages.*.max_grad_norm",
-    "bf16": "engine.precision",
-    "fp16": "engine.precision",
-    "optimizer": "stages.*.optimizer",
-    "scheduler": "stages.*.schedule",
-    "zero_optimization.stage": "engine.zero_stage",
-    "zero_optimization.offload_optimizer": "engine.offload_optimizer",
-}
-
-
-class Engine(Section):
-    """DeepSpeed."""
-
-    zero_stage: Literal[0, 1, 2, 3] = 2
-    """What the workers share out: nothing, optimizer state, + gradients, + parameters."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Of weights and activations; the optimizer's own copy is fp32 always."""
-    offload_optimizer: Literal["none", "cpu"] = "none"
-    """Where the optimizer state lives."""
-    deepspeed: dict[str, Any] = Field(default_factory=dict)
-    """Raw DeepSpeed settings, merged last; keys that other fields set are refused."""
-
-    @model_validator(mode="after")
-    def _derived_stay_derived(self) -> Self:
-        for key, value in self.deepspeed.items():
-            nested = [f"{key}.{name}" for name in value] if isinstance(value, dict) else []
-            for name in (key, *nested):
-                if name in _DERIVED:
-                    raise ValueError(f"deepspeed.{name}: is derived; set {_DERIVED[name]} instead")
         return self
 
 

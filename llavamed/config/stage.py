@@ -1,13 +1,14 @@
-"""The stages' part of the tree: what trains, on what, for how long, and how it is scored."""
+"""The `stages` section: what each stage trains, on what and for how long."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from llavamed.config.datasets import ONE, SEVERAL, Fraction, Name, Section, one_or_several
+from llavamed.config.evaluation import Evaluation
+from llavamed.config.model import ModelPart
+from llavamed.config.section import ONE, SEVERAL, Fraction, Name, Section, one_or_several
 
 Passes = Annotated[float, Field(gt=0, le=100)]
-ModelPart = Literal["vision_tower", "projector", "language_model"]
 
 
 class PartOptimizer(Section):
@@ -69,31 +70,6 @@ class Schedule(Section):
     """Shape after the warm-up; cosine and linear end at 0."""
     warmup_ratio: Fraction = 0.03
     """Part of the steps in which the rate rises linearly from 0."""
-
-
-class Evaluation(Section):
-    """Answering test questions with the stage's model and by two controls that must do worse."""
-
-    data: str
-    """The dataset of questions."""
-    majority_from: str | None = None
-    """The dataset whose most frequent closed answer is the majority control; none: `data`."""
-    max_new_tokens: Annotated[int, Field(ge=1)] = 64
-    """Tokens an answer, greedily."""
-    batch_size: Annotated[int, Field(ge=1)] = 32
-    """Questions answered at once."""
-    num_cards: Annotated[int, Field(ge=0)] = 60
-    """Samples shown on the HTML page."""
-
-    @property
-    def majority(self) -> str:
-        """The dataset whose most frequent closed answer is the majority control."""
-        return self.majority_from or self.data
-
-    @property
-    def datasets(self) -> tuple[str, str]:
-        """All it reads."""
-        return self.data, self.majority
 
 
 class Stage(Section):
