@@ -69,6 +69,8 @@ def check_unicode(record: Record) -> None:
         raise SampleError("not_unicode", f"{error.object[error.start]!r} in it") from error
 
 
+_TURN = pa.struct([("role", pa.string()), ("text", pa.string()), ("trained", pa.bool_())])
+
 SHARD_SCHEMA = pa.schema(
     [
         pa.field("id", pa.string()),
@@ -77,7 +79,7 @@ SHARD_SCHEMA = pa.schema(
         ),  # uint8 each, 3 x size x size or, where grey, size x size; or the file's bytes
         pa.field("input_ids", pa.list_(pa.int32())),
         pa.field("labels", pa.list_(pa.int32())),
-        pa.field("turns", pa.list_(pa.struct([("role", pa.string()), ("text", pa.string())]))),
+        pa.field("turns", pa.list_(_TURN)),
         pa.field("domain", pa.string()),
         pa.field("answer_type", pa.string()),
         pa.field("question_type", pa.string()),

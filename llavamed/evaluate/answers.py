@@ -100,7 +100,7 @@ class Answerer:
                 yield question.answered(prediction, with_image=control == "trained")
 
     def _question(self, row: dict[str, Any]) -> "_Question":
-        turns = [Turn(turn["role"], turn["text"]) for turn in row["turns"]]
+        turns = [Turn(**turn) for turn in row["turns"]]
         pixels = [self._dataset.pixels(image) for image in row["pixels"]]
         prompt = encode_prompt(
             turns[:-1],

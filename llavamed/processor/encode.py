@@ -14,7 +14,7 @@ Source: LLaVA-Med v1.0.0 and LLaVA v1.5, whose outputs the tests compare with.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 from jinja2.exceptions import TemplateError
@@ -23,7 +23,6 @@ from llavamed.errors import ConfigError, SampleError
 from llavamed.processor.templates import (
     TEMPLATES,
     TOKENIZER,
-    Segment,
     Template,
     bind,
     chat_template,
@@ -34,6 +33,7 @@ from llavamed.processor.templates import (
     template_hash,
 )
 from llavamed.processor.token_labels import (
+    Segment,
     Tokens,
     flatten,
     image_token_id,
@@ -203,13 +203,14 @@ def _label_by_count(
         ids = _label_by_segment(parts, template, tokenizer).ids
         return [_COUNTED_IMAGE_WIDTH if token == image_id else 1 for token in ids]
 
-    header, *turns = segments
-    place = sum(lengths(header))
+    place = sum(lengths(segments[0]))
     masked = [range(place)]
-    for turn in turns:
+    for previous, turn in pairwise(segments):
         after = place + sum(lengths(Segment(template.begin, False), turn))
         if not turn.trained:
-            masked.append(range(place + _COUNTED_LEAD, after))
+            # The lead of a turn ends the answer before it, and is trained if that answer is.
+            is_lead_trained = not (turn.excluded or previous.excluded)
+            masked.append(range(place + _COUNTED_LEAD * is_lead_trained, after))
         place = after
     ids = _label_by_segment(segments, template, tokenizer).ids
     places = accumulate(lengths(*segments), initial=0)
@@ -223,7 +224,7 @@ def _label_own_template(turns: Sequence[Turn], tokenizer: "PreTrainedTokenizerBa
     """Use the tokenizer's own chat template, and the marks in it for what the model generates."""
     messages = _messages(turns)
     if not re.search(r"\{%-?\s*generation\s*-?%\}", own_chat_template(tokenizer)):
-        return tokenize(flatten(_segments_by_prefix(messages, tokenizer)), tokenizer)
+        return tokenize(flatten(_segments_by_prefix(turns, tokenizer)), tokenizer)
     _render_own(messages, tokenizer)  # refuses what the template refuses, in our words
     found = tokenizer.apply_chat_template(
         messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
@@ -237,13 +238,14 @@ def _label_own_template(turns: Sequence[Turn], tokenizer: "PreTrainedTokenizerBa
 
 
 def _segments_by_prefix(
-    messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase"
+    turns: Sequence[Turn], tokenizer: "PreTrainedTokenizerBase"
 ) -> list[Segment]:
     """Find each answer by rendering the dialogue up to it and through it.
 
     Trained: from where a prompt ends through the first special token after the words. What a
     template writes after that, a line break as a rule, belongs to the next turn.
     """
+    messages = _messages(turns)
     special = special_token_pattern(tokenizer)
     whole = _render_own(messages, tokenizer)
     segments, done = [], 0
@@ -264,7 +266,7 @@ def _segments_by_prefix(
         stop = len(before) + (end.end() if end else len(answer))
         segments += [
             Segment(whole[done : len(before)], False),
-            Segment(whole[len(before) : stop], True),
+            Segment(whole[len(before) : stop], turns[number].trained),
         ]
         done = stop
     return [*segments, Segment(whole[done:], False)]

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from llavamed.errors import ConfigError, SampleError
+from llavamed.processor.token_labels import Segment
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
 
 if TYPE_CHECKING:
@@ -58,13 +59,6 @@ class Template:
     """User and assistant must take turns; an assistant turn before the first question is cut."""
     labels_by_count: bool = False
     """Labels are counted as LLaVA-Med v1.0 counted them; see `conversation`."""
-
-
-class Segment(NamedTuple):
-    """A piece of the text, and whether its tokens are trained."""
-
-    text: str
-    trained: bool
 
 
 _SYSTEM = (
@@ -214,13 +208,17 @@ def render(turns: Sequence[Turn], template: Template, *, prompt: bool = False) -
             # So does this within a dialogue. In the last turn the reference then masks the whole
             # sample; here that turn trains its end, and the others train as ever.
             answer = template.answer_close.strip() if number == len(dialogue) - 1 else ""
+        opening = template.assistant_open
         if template.labels_by_count:
-            segments.append(Segment(template.assistant_open + answer, True))
-        else:
-            segments += [Segment(template.assistant_open, False), Segment(answer, True)]
-    segments.append(
-        Segment(template.assistant_open, False) if prompt else Segment(template.end, True)
-    )
+            opening, answer = "", opening + answer
+        segments += [
+            *([Segment(opening, False)] if opening else []),
+            Segment(answer, turn.trained, excluded=not turn.trained),
+        ]
+    if prompt:
+        segments.append(Segment(template.assistant_open, False))
+    else:
+        segments.append(Segment(template.end, not segments[-1].excluded))
     return segments
 
 

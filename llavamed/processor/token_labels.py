@@ -8,13 +8,22 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from llavamed.errors import ConfigError
 from llavamed.processor.turns import IMAGE_PLACEHOLDER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+class Segment(NamedTuple):
+    """A piece of a text, and whether its tokens are trained."""
+
+    text: str
+    trained: bool
+    excluded: bool = False
+    """The piece is an answer that the data excludes from training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +42,12 @@ class Tokens:
     trained: list[bool]
 
 
-def flatten(segments: Iterable[tuple[str, bool]]) -> LabeledText:
+def flatten(segments: Iterable[Segment]) -> LabeledText:
     """Join pieces of text, each trained or not."""
     words, trained = "", []
-    for text, mark in segments:
-        words += text
-        trained += [mark] * len(text)
+    for segment in segments:
+        words += segment.text
+        trained += [segment.trained] * len(segment.text)
     return LabeledText(words, trained)
 
 

@@ -18,3 +18,5 @@ class Turn:
 
     role: Role
     text: str
+    trained: bool = True
+    """Whether the tokens of an answer are trained, its end included; ignored for other roles."""

@@ -38,7 +38,7 @@ def copied(image: Image.Image) -> Image.Image:
     return Image.open(buffer)
 
 
-def sample(name: str, image: Image.Image, turns: list[dict[str, str]]) -> dict[str, Any]:
+def sample(name: str, image: Image.Image, turns: list[dict[str, Any]]) -> dict[str, Any]:
     ids = [1, *range(10, 20)]
     return {
         "id": name,

@@ -1,7 +1,7 @@
 """Small prepared datasets of random samples, written as the preparation writes them."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -71,8 +71,8 @@ def make_row(random: np.random.Generator, number: int, num_images: int) -> dict[
     }
 
 
-def dialogue(question: str, answer: str) -> list[dict[str, str]]:
-    return [{"role": "user", "text": question}, {"role": "assistant", "text": answer}]
+def dialogue(question: str, answer: str) -> list[dict[str, Any]]:
+    return [asdict(Turn("user", question)), asdict(Turn("assistant", answer))]
 
 
 def prepare(

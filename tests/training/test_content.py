@@ -188,6 +188,7 @@ def test_a_sample_is_a_duplicate_only_with_all_images_and_all_words():
         hash_content(other, [one]),
         hash_content(asked + other, [one]),
         hash_content([Turn("user", "What?"), Turn("user", "A lung.")], [one]),
+        hash_content([asked[0], Turn("assistant", "A lung.", trained=False)], [one]),
     ]
-    assert len({sample["sample_hash"] for sample in [found, *different]}) == 7
+    assert len({sample["sample_hash"] for sample in [found, *different]}) == 8
     assert hash_content([Turn("user", "<image>?!")], [one])["question_hashes"] == [NO_TEXT]

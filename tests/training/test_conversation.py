@@ -1,4 +1,5 @@
 import pickle
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,7 +16,7 @@ from llavamed.processor.encode import (
     encode_prompt,
     get_template,
 )
-from llavamed.processor.token_labels import flatten, tokenize, write_out_first_spaces
+from llavamed.processor.token_labels import Segment, flatten, tokenize, write_out_first_spaces
 from llavamed.processor.turns import IGNORE_INDEX, IMAGE_PLACEHOLDER, Turn
 from tests.support.small_tokenizers import llama_like
 
@@ -207,7 +208,7 @@ def test_chat_template_writes_the_same(tokenizer, name, as_parts, turns, greetin
             **kwargs,
         )
         # `encode` doubles a space that this kind of tokenizer loses after a special token.
-        exact = write_out_first_spaces(flatten([(text, False)]), tokenizer)
+        exact = write_out_first_spaces(flatten([Segment(text, False)]), tokenizer)
         assert tokenize(exact, tokenizer).ids == expected
         if exact.words == text:
             assert tokenizer(text, add_special_tokens=False)["input_ids"] == expected
@@ -216,6 +217,39 @@ def test_chat_template_writes_the_same(tokenizer, name, as_parts, turns, greetin
     check(turns, whole.input_ids)
     prompt = encode_prompt(turns[:-1], template=template, tokenizer=tokenizer, num_image_tokens=1)
     check(turns[:-1], prompt, add_generation_prompt=True)
+
+
+@pytest.mark.parametrize("name", list(TEMPLATES))
+@quick
+@given(turns=dialogues(), data=st.data())
+def test_an_excluded_answer_has_no_label_and_changes_nothing_else(
+    tokenizer, name, turns, data
+) -> None:
+    turns = fitted(turns, name)
+    excluded = [
+        replace(turn, trained=turn.role == "assistant" and data.draw(st.booleans()))
+        for turn in turns
+    ]
+    whole = encode_as(name, turns, tokenizer)
+    encoded = encode_as(name, excluded, tokenizer)
+    assert encoded.input_ids == whole.input_ids
+    rest = [
+        replace(turn, trained=answer.role == "assistant" and not answer.trained)
+        for turn, answer in zip(turns, excluded, strict=True)
+    ]
+    both = zip(encoded.labels, encode_as(name, rest, tokenizer).labels, strict=True)
+    lead = name == "llava_med_v0"  # its labels keep the start of the first question
+    for label, (here, there) in zip(whole.labels, both, strict=True):
+        assert {here, there} <= {label, IGNORE_INDEX}
+        assert label in (here, there)
+        assert lead or IGNORE_INDEX in (here, there)
+    if not any(turn.trained for turn in excluded) and not lead:
+        assert set(encoded.labels) == {IGNORE_INDEX}
+
+
+def test_an_excluded_answer_trains_neither_its_words_nor_its_end(tokenizer) -> None:
+    turns = [QUESTION, Turn("assistant", "In the left lobe.", trained=False), *TWO_ROUNDS[2:]]
+    assert trained_text(encode_as("vicuna_v1", turns, tokenizer), tokenizer).strip() == "Yes.</s>"
 
 
 def test_answers_may_hold_separators(tokenizer) -> None:

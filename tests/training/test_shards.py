@@ -121,8 +121,8 @@ def test_the_shard_holds_the_good_samples_with_all_columns(prepared):
     assert set(table["source"].to_pylist()) == {"figures"}
     assert set(table["licence"].to_pylist()) == {"CC-BY-4.0"}
     assert table["turns"][0].as_py() == [
-        {"role": "user", "text": ASK},
-        {"role": "assistant", "text": "A lung."},
+        {"role": "user", "text": ASK, "trained": True},
+        {"role": "assistant", "text": "A lung.", "trained": True},
     ]
 
 

@@ -126,7 +126,7 @@ def _inspect(
     place: tuple[int, int, int],
     tokenizer: "PreTrainedTokenizerBase",
 ) -> InspectedSample:
-    turns = [Turn(turn["role"], turn["text"]) for turn in sample["turns"]]
+    turns = [Turn(**turn) for turn in sample["turns"]]
     whole = encode(
         turns,
         template=get_template(dataset.manifest["template"]),

@@ -4,7 +4,7 @@ This is the work that Ray Data spreads over the cluster; it needs no Ray itself.
 """
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,7 @@ class ShardWriter:
             "pixels": [data for data, _ in images],
             "input_ids": encoded.input_ids,
             "labels": encoded.labels,
-            "turns": [{"role": turn.role, "text": turn.text} for turn in record.turns],
+            "turns": [asdict(turn) for turn in record.turns],
             "domain": record.domain,
             "answer_type": record.answer_type,
             "question_type": record.question_type,

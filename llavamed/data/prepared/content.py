@@ -78,7 +78,10 @@ def hash_content(turns: Sequence[Turn], image_hashes: list[bytes]) -> dict[str, 
     """The hashes of a sample, as `CONTENT_SCHEMA` names them."""
     questions = [hash_text(turn.text) for turn in turns if turn.role == "user"]
     answers = [hash_text(turn.text) for turn in turns if turn.role == "assistant"]
-    lengths = bytes(str([len(image_hashes), len(questions)]), "ascii")
+    counts = [len(image_hashes), len(questions)]
+    answered = [turn for turn in turns if turn.role == "assistant"]
+    counts += [number for number, turn in enumerate(answered) if not turn.trained]
+    lengths = bytes(str(counts), "ascii")
     return {
         "image_hashes": image_hashes,
         "question_hashes": questions,

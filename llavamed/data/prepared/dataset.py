@@ -28,7 +28,7 @@ PROCESSOR = "processor"
 INDEX = "index.parquet"
 CONTENT = "content.parquet"
 QUARANTINE = "quarantine.parquet"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 def shard_name(number: int) -> str:
