@@ -18,7 +18,7 @@ from llavamed.errors import CheckpointError
 from llavamed.model.llava import load_model, sampled_logits
 from llavamed.processor.build import image_settings, load_processor, num_image_tokens
 from llavamed.processor.encode import encode_prompt, get_template, template_hash
-from llavamed.processor.token_labels import flatten, write_out_first_spaces
+from llavamed.processor.token_labels import Segment, flatten, write_out_first_spaces
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
 from llavamed.storage.location import MANIFEST, Location
 
@@ -182,7 +182,7 @@ def _check_processor(place: Location, processor: LlavaProcessor, trained: Traine
     )
     message = {"role": _QUESTION.role, "content": _QUESTION.text}
     text = processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-    text = write_out_first_spaces(flatten([(text, False)]), tokenizer).words
+    text = write_out_first_spaces(flatten([Segment(text, False)]), tokenizer).words
     size = image_settings(processor).size
     image = np.zeros((size, size, 3), dtype=np.uint8)
     ids = processor(text=text, images=image, add_special_tokens=False)["input_ids"][0]
