@@ -15,7 +15,8 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from llavamed.data.feed.loader import Batch
 from llavamed.errors import CheckpointError
-from llavamed.model.llava import load_model, sampled_logits
+from llavamed.model.llava import load_model
+from llavamed.model.loss import sampled_logits
 from llavamed.processor.build import image_settings, load_processor, num_image_tokens
 from llavamed.processor.encode import encode_prompt, get_template, template_hash
 from llavamed.processor.token_labels import Segment, flatten, write_out_first_spaces

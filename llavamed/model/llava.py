@@ -1,8 +1,6 @@
-"""Hugging Face's LLaVA: made of a tower and a language model, loaded whole, and its training loss.
+"""Hugging Face's LLaVA: made of a tower and a language model, or loaded whole.
 
-Nothing of it is our own class, so what is exported loads with plain transformers. A linear
-projector is the two-layer one without activation whose second layer is the identity and never
-trains.
+Nothing of it is our own class, so what is exported loads with plain transformers.
 """
 
 from pathlib import Path
@@ -10,8 +8,6 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
-from torch.nn import functional
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -21,21 +17,16 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaProcessor,
 )
-from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.utils.logging import disable_progress_bar
 
 from llavamed.config.model import Model, Pretrained
-from llavamed.data.feed.loader import Batch
 from llavamed.errors import CheckpointError, ConfigError
+from llavamed.model.projector import ACTIVATIONS, make_projector
 from llavamed.processor.build import declared_config, num_image_tokens, part_config
-from llavamed.processor.turns import IGNORE_INDEX
 
 disable_progress_bar()  # its bars, one a load and a save, say nothing that we do not
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-_PROJECTOR_ACTIVATIONS = {"linear": "linear", "mlp2x_gelu": "gelu"}
-NUM_SAMPLED = 64
-"""Positions whose logits tell whether two models are the same; all of a pack's would fill a GPU."""
 VOCABULARY_MULTIPLE = 64
 """Embedding rows are padded to a multiple of this, which tensor cores want."""
 
@@ -66,7 +57,7 @@ def build_model(
         config = llava_config(model, tower.config, language_model.config)
         config.image_token_index = processor.image_token_id
         config.image_seq_length = num_image_tokens(processor)
-        projector = _make_projector(config).to(DTYPES[precision])
+        projector = make_projector(config).to(DTYPES[precision])
     with torch.device("meta"):
         llava = LlavaForConditionalGeneration(config)
     llava.model.vision_tower = tower
@@ -132,54 +123,10 @@ def llava_config(model: Model, vision: Any, text: Any) -> LlavaConfig:
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
-        projector_hidden_act=_PROJECTOR_ACTIVATIONS[model.projector],
+        projector_hidden_act=ACTIVATIONS[model.projector],
         vision_feature_layer=model.vision_feature_layer,
         vision_feature_select_strategy="default",
     )
-
-
-def supervised_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """The summed cross-entropy of a batch's supervised tokens: a scalar, float32.
-
-    The sum, not the mean: divided by the supervised tokens of the whole global step it weighs every
-    token equally, however the samples were packed and shared out. `use_cache=False` and no
-    attention mask, because only then do `position_ids` keep the samples of a pack apart.
-    """
-    columns = (batch.targets != IGNORE_INDEX).any(dim=0).nonzero().squeeze(1)
-    if not len(columns):  # an empty pack still runs, for the workers must run alike
-        columns = torch.zeros(1, dtype=torch.int64, device=batch.targets.device)
-    logits = model(
-        input_ids=batch.input_ids,
-        pixel_values=batch.pixel_values,
-        position_ids=batch.position_ids,
-        use_cache=False,
-        logits_to_keep=columns,
-    ).logits
-    return functional.cross_entropy(
-        logits.float().flatten(0, 1),
-        batch.targets[:, columns].flatten(),
-        ignore_index=IGNORE_INDEX,
-        reduction="sum",
-    )
-
-
-@torch.no_grad()
-def sampled_logits(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """The logits of a batch at `NUM_SAMPLED` positions from its first to its last.
-
-    Returns:
-        float32 on the CPU, of shape [rows, at most NUM_SAMPLED, vocabulary].
-    """
-    last = batch.input_ids.shape[1] - 1
-    columns = torch.linspace(0, last, NUM_SAMPLED).long().unique()
-    logits = model(
-        input_ids=batch.input_ids,
-        pixel_values=batch.pixel_values,
-        position_ids=batch.position_ids,
-        use_cache=False,
-        logits_to_keep=columns.to(batch.input_ids.device),
-    ).logits
-    return logits.float().cpu()
 
 
 def _make_part(
@@ -225,11 +172,3 @@ def _fit_vocabulary(language_model: Any, processor: LlavaProcessor, part: Pretra
             f"set it to at least {needed}"
         )
     language_model.resize_token_embeddings(needed, pad_to_multiple_of=VOCABULARY_MULTIPLE)
-
-
-def _make_projector(config: LlavaConfig) -> LlavaMultiModalProjector:
-    projector = LlavaMultiModalProjector(config)
-    if config.projector_hidden_act == "linear":
-        nn.init.eye_(projector.linear_2.weight)
-        nn.init.zeros_(projector.linear_2.bias)
-    return projector

@@ -19,14 +19,8 @@ from llavamed.data.prepared.dataset import PreparedDataset, open_prepared
 from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import ConfigError, StorageError
 from llavamed.model.adapters import add_adapters
-from llavamed.model.cost.flops import (
-    ACCELERATORS,
-    Accelerator,
-    Memory,
-    Workload,
-    stage_flops,
-    stage_memory,
-)
+from llavamed.model.cost.flops import ACCELERATORS, Accelerator, Workload, stage_flops
+from llavamed.model.cost.memory import Memory, stage_memory, tokens_per_pass
 from llavamed.model.freeze import PartCount, freeze
 from llavamed.model.llava import shape_on_meta
 from llavamed.storage.location import MANIFEST, Location, locate
@@ -113,13 +107,13 @@ def _plan_stage(
         stage=stage,
         engine=config.engine,
         num_workers=config.scaling.least_workers,  # a part of the state is largest then
-        tokens=load.tokens_per_pass,
-        supervised=load.work.num_supervised / load.work.num_tokens * load.tokens_per_pass,
+        longest=load.longest,
+        supervised=load.work.num_supervised / load.work.num_tokens,
     )
     workers = config.scaling.most_workers
     # Where the passes of a step do not come out even, all wait for those who have one more.
     at_work = stage.num_lanes / (math.ceil(stage.num_lanes / workers) * workers)
-    processed = load.steps * stage.num_lanes * load.tokens_per_pass
+    processed = load.steps * stage.num_lanes * tokens_per_pass(stage, load.longest)
     return StageCost(
         name=stage.name,
         accelerator=accelerator,
@@ -161,8 +155,8 @@ class _Load:
     num_samples: int
     samples_seen: float
     steps: int
-    tokens_per_pass: float
-    """Of the longest forward pass, padding included."""
+    longest: float
+    """Tokens of the longest sample."""
     work: Workload
 
 
@@ -170,12 +164,11 @@ def _measured_load(data: Mixture, stage: Stage, seed: int) -> _Load:
     order = order_of(stage, data, seed)
     tokens = data.column("num_tokens")
     seen = np.concatenate([pack for k in range(order.num_steps) for pack in order.samples(k)])
-    longest = stage.max_tokens if stage.packing else stage.micro_batch_size * int(tokens.max())
     return _Load(
         num_samples=data.num_samples,
         samples_seen=len(seen),
         steps=order.num_steps,
-        tokens_per_pass=longest,
+        longest=int(tokens.max()),
         work=Workload(
             num_images=float(data.column("num_images")[seen].sum()),
             num_tokens=float(tokens[seen].sum()),
@@ -213,7 +206,7 @@ def _declared_load(
         num_samples=sum(declared.num_samples for declared, _ in shares),
         samples_seen=seen,
         steps=steps,
-        tokens_per_pass=stage.max_tokens if stage.packing else stage.micro_batch_size * length,
+        longest=length,
         work=Workload(
             num_images=seen,
             num_tokens=seen * length,

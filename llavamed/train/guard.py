@@ -16,7 +16,7 @@ from llavamed.config.stage import Stage
 from llavamed.data.feed.loader import Batch
 from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import ConfigError, TrainingError
-from llavamed.model.cost.flops import Memory, stage_memory
+from llavamed.model.cost.memory import Memory, stage_memory
 from llavamed.model.freeze import PartCount
 from llavamed.train.context import Context, Record
 from llavamed.train.schedule import warmup_steps
@@ -136,15 +136,14 @@ class _Sizing:
 
     def memory(self, config: RunConfig, name: str) -> Memory:
         stage = next(stage for stage in config.stages if stage.name == name)
-        tokens = stage.max_tokens if stage.packing else stage.micro_batch_size * self.longest
         return stage_memory(
             self.model,
             self.counts,
             stage=stage,
             engine=config.engine,
             num_workers=self.num_workers,
-            tokens=tokens,
-            supervised=tokens * self.supervised,
+            longest=self.longest,
+            supervised=self.supervised,
         )
 
 

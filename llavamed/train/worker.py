@@ -23,7 +23,8 @@ from llavamed.model.export import (
     write_export,
 )
 from llavamed.model.freeze import freeze
-from llavamed.model.llava import build_model, load_model, sampled_logits, supervised_loss
+from llavamed.model.llava import build_model, load_model
+from llavamed.model.loss import sampled_logits, supervised_loss
 from llavamed.processor.build import load_processor
 from llavamed.storage.location import locate
 from llavamed.train.checkpoint.manifest import restore_checkpoint, seed_random_state

@@ -12,7 +12,8 @@ from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError
 from llavamed.model.adapters import adapted_layers, add_adapters, merge_adapters
 from llavamed.model.freeze import freeze, part_of
-from llavamed.model.llava import build_model, supervised_loss
+from llavamed.model.llava import build_model
+from llavamed.model.loss import supervised_loss
 from llavamed.model.quantize import dequantized
 from llavamed.processor.turns import IGNORE_INDEX
 from llavamed.run.plan import plan_run

@@ -16,7 +16,8 @@ from llavamed.config.stage import Stage
 from llavamed.data.feed.loader import Batch
 from llavamed.errors import CheckpointError, ConfigError
 from llavamed.model.freeze import freeze
-from llavamed.model.llava import build_model, supervised_loss
+from llavamed.model.llava import build_model
+from llavamed.model.loss import supervised_loss
 from llavamed.processor.turns import IGNORE_INDEX
 from llavamed.train.context import local_context
 from llavamed.train.engine import Engine, deepspeed_config

@@ -19,7 +19,8 @@ from llavamed.model.export import (
     read_manifest,
     write_export,
 )
-from llavamed.model.llava import build_model, sampled_logits
+from llavamed.model.llava import build_model
+from llavamed.model.loss import sampled_logits
 from llavamed.storage.location import Location, locate
 from llavamed.train import worker
 from tests.support.training_setup import (

@@ -13,9 +13,10 @@ from llavamed.config.model import ModelPart
 from llavamed.config.stage import Stage
 from llavamed.data.feed.loader import Batch
 from llavamed.model.adapters import add_adapters
-from llavamed.model.cost.flops import NF4_BYTES, Memory, Workload, stage_flops, stage_memory
+from llavamed.model.cost.flops import Workload, stage_flops
+from llavamed.model.cost.memory import NF4_BYTES, Memory, stage_memory
 from llavamed.model.freeze import freeze
-from llavamed.model.llava import supervised_loss
+from llavamed.model.loss import supervised_loss
 from llavamed.processor.turns import IGNORE_INDEX
 from tests.support.small_datasets import IMAGE_TOKEN
 
@@ -52,6 +53,7 @@ def make_stage(
             "name": "align",
             "data": "captions",
             "trainable": trainable,
+            "max_tokens": 512,
             "global_batch_size": 1,
             "optimizer": {"lr": 1e-3},
             "gradient_checkpointing": gradient_checkpointing,
@@ -124,8 +126,8 @@ def test_memory_of_weights_gradients_and_optimizer(
         stage=make_stage("projector"),
         engine=engine,
         num_workers=4,
-        tokens=512,
-        supervised=100,
+        longest=512,
+        supervised=100 / 512,
     )
     width = 2 if precision == "bf16" else 4
     moments, copy = 8 * trained, 4 * trained if precision == "bf16" else 0
@@ -147,8 +149,8 @@ def test_what_saves_memory(model: LlavaForConditionalGeneration) -> None:
             stage=stage,
             engine=Engine.model_validate({"offload_optimizer": offload}),
             num_workers=1,
-            tokens=512,
-            supervised=100,
+            longest=512,
+            supervised=100 / 512,
         )
         return memory.activations, memory.optimizer
 
@@ -200,8 +202,8 @@ def memory_of(model: Any, stage: Stage) -> Memory:
         stage=stage,
         engine=Engine(),
         num_workers=1,
-        tokens=512,
-        supervised=100,
+        longest=512,
+        supervised=100 / 512,
     )
 
 

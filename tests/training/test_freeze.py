@@ -9,7 +9,8 @@ import torch
 from llavamed.config.model import ModelPart
 from llavamed.config.run import RunConfig
 from llavamed.model.freeze import freeze, part_of
-from llavamed.model.llava import build_model, shape_on_meta, supervised_loss
+from llavamed.model.llava import build_model, shape_on_meta
+from llavamed.model.loss import supervised_loss
 from tests.support.training_setup import processor_of, small_config, step_batches
 
 PARTS: tuple[ModelPart, ...] = ("vision_tower", "projector", "language_model")

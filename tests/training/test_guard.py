@@ -13,7 +13,7 @@ import llavamed.train.worker
 from llavamed.config.load import override_config
 from llavamed.config.run import RunConfig
 from llavamed.errors import TrainingError
-from llavamed.model.cost.flops import stage_memory
+from llavamed.model.cost.memory import stage_memory
 from llavamed.model.freeze import freeze
 from llavamed.model.llava import shape_on_meta
 from llavamed.storage.location import locate
@@ -146,8 +146,6 @@ def test_the_settings_that_are_named_save_what_is_told(
 
     def planned(changed: RunConfig) -> float:
         stage = changed.stages[0]
-        longest = stage.micro_batch_size * int(data.column("num_tokens").max())
-        tokens = stage.max_tokens if stage.packing else longest
         share = data.column("num_supervised").sum() / data.column("num_tokens").sum()
         return stage_memory(
             model,
@@ -155,8 +153,8 @@ def test_the_settings_that_are_named_save_what_is_told(
             stage=stage,
             engine=changed.engine,
             num_workers=num_workers,
-            tokens=tokens,
-            supervised=tokens * share,
+            longest=int(data.column("num_tokens").max()),
+            supervised=share,
         ).total
 
     with (

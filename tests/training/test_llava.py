@@ -15,7 +15,8 @@ from llavamed.data.feed.loader import Batch
 from llavamed.data.feed.order import order_stage
 from llavamed.errors import ConfigError
 from llavamed.model.freeze import freeze
-from llavamed.model.llava import build_model, shape_on_meta, supervised_loss
+from llavamed.model.llava import build_model, shape_on_meta
+from llavamed.model.loss import supervised_loss
 from llavamed.processor.turns import IGNORE_INDEX
 from tests.support.small_datasets import IMAGE_TOKEN, SIZE, Prepared
 from tests.support.small_datasets import prepare as prepare_random

@@ -1,0 +1,121 @@
+"""Bytes of GPU memory that a stage needs, by arithmetic from the shape of the model alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llavamed.config.engine import Engine
+from llavamed.config.stage import Stage
+from llavamed.model.adapters import adapted_layers
+from llavamed.model.cost.flops import matrix_weights
+from llavamed.model.freeze import PartCount
+
+WORKSPACE_BYTES = 2e9
+"""Kernels, communication buffers and fragmentation, beside what is counted."""
+
+
+NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
+"""A quantised weight: four bits, a scale of eight for 64 of them, and one of 32 for 256 scales."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes a GPU needs, by what for."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+    workspace: float = WORKSPACE_BYTES
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return (
+            self.weights
+            + self.gradients
+            + self.optimizer
+            + self.activations
+            + self.logits
+            + self.workspace
+        )
+
+
+def tokens_per_pass(stage: Stage, longest: float) -> float:
+    """Return the tokens of a stage's largest forward pass, padding included.
+
+    Args:
+        stage: Which stage.
+        longest: Tokens of its longest sample, which the others are padded to without packing.
+    """
+    return stage.max_tokens if stage.packing else stage.micro_batch_size * longest
+
+
+def stage_memory(
+    model: Any,
+    counts: Sequence[PartCount],
+    *,
+    stage: Stage,
+    engine: Engine,
+    num_workers: int,
+    longest: float,
+    supervised: float,
+) -> Memory:
+    """Return the bytes of one GPU at the peak of a step.
+
+    Args:
+        model: Of the run, on any device; with its adapters, when the stage trains some.
+        counts: What `freeze` found.
+        stage: Which stage.
+        engine: ZeRO stage, precision and offload.
+        num_workers: GPUs that share out what the ZeRO stage shares.
+        longest: Tokens of the longest sample.
+        supervised: Part of the tokens that is supervised; their logits are kept.
+    """
+    tokens = tokens_per_pass(stage, longest)
+    number = sum(count.num_trained + count.num_frozen for count in counts)
+    trained = sum(count.num_trained for count in counts)
+    width = 2 if engine.precision == "bf16" else 4
+    # AdamW's two moments, and beside bf16 weights the fp32 copy they are updated from.
+    moments = 2 if stage.optimizer.name == "adamw_8bit" else 8
+    state = trained * (moments + (4 if engine.precision == "bf16" else 0))
+    quantized = 0
+    if stage.lora is not None and stage.lora.quantize == "nf4":
+        quantized = matrix_weights(model)["language_model"]
+    share = [1 / num_workers if engine.zero_stage >= level else 1.0 for level in (1, 2, 3)]
+    return Memory(
+        weights=((number - quantized) * width + quantized * NF4_BYTES) * share[2],
+        gradients=trained * width * share[1],
+        optimizer=0.0 if engine.offload_optimizer == "cpu" else state * share[0],
+        activations=tokens * _activation_bytes_per_token(model, stage, width),
+        logits=supervised * tokens * model.config.text_config.vocab_size * (width + 4 + 4),
+    )
+
+
+def _activation_bytes_per_token(model: Any, stage: Stage, width: int) -> float:
+    """What the language model keeps for the backward pass, counted by hand for a Llama layer.
+
+    Two norms with their fp32 copies, queries, keys and values before and after rotation, attention
+    output, two residuals, and four of the wide vectors between the feed-forward matrices.
+    """
+    text = model.config.text_config
+    keys = text.num_key_value_heads * (text.hidden_size // text.num_attention_heads)
+    layer = width * (11 * text.hidden_size + 4 * keys + 4 * text.intermediate_size)
+    adapters = _adapter_bytes_per_token(model, stage, width)
+    if stage.gradient_checkpointing:
+        own = text.num_hidden_layers * text.hidden_size * width
+        return own + layer + adapters / text.num_hidden_layers
+    return text.num_hidden_layers * layer + adapters
+
+
+def _adapter_bytes_per_token(model: Any, stage: Stage, width: int) -> float:
+    """What adapters keep beside it: the vector between their halves, and with dropout their input.
+
+    Without dropout that is the input of the layer, which is counted there.
+    """
+    if stage.lora is None:
+        return 0.0
+    wide = sum(layer.in_features for layer in adapted_layers(model).values())
+    dropped = wide * (width + 1) if stage.lora.dropout else 0  # the input, and a byte of mask
+    return float(len(adapted_layers(model)) * stage.lora.r * width + dropped)

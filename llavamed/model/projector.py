@@ -1,0 +1,21 @@
+"""The projector from image features to token embeddings, as Hugging Face's LLaVA builds it.
+
+A linear projector is the two-layer one without activation whose second layer is the identity and
+never trains.
+"""
+
+from torch import nn
+from transformers import LlavaConfig
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+ACTIVATIONS = {"linear": "linear", "mlp2x_gelu": "gelu"}
+"""Hugging Face's name of the activation between the layers, by our name of the projector."""
+
+
+def make_projector(config: LlavaConfig) -> LlavaMultiModalProjector:
+    """Return a projector with random weights, drawn from torch's global generator."""
+    projector = LlavaMultiModalProjector(config)
+    if config.projector_hidden_act == "linear":
+        nn.init.eye_(projector.linear_2.weight)
+        nn.init.zeros_(projector.linear_2.bias)
+    return projector
