@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONFIG ?= ray_jobs/configs/demo.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-kill check benchmark lint types format clean
+.PHONY: help install demo test test-fast test-kill check benchmark lint types docs reference format clean
 
 help: ## List the verbs
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -28,7 +28,7 @@ test: install ## All tests, two at a time
 test-kill: install ## Kill a run 20 times, take a node away, bring one; nothing may be lost
 	@LLAVAMED_KILLS=20 $(BIN)/python -m pytest -s tests/cluster/test_kill.py tests/cluster/test_job.py
 
-check: lint types test ## All that CI runs
+check: lint types docs test ## All that CI runs
 
 benchmark: install ## Measure beside peers, into benchmarks/results; QUICK=1 takes minutes
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" EXTRAS=dev,postgres,benchmark sh scripts/install.sh
@@ -43,6 +43,12 @@ lint: install ## Style, and which room may import which
 
 types: install ## Types
 	@$(BIN)/mypy
+
+docs: install ## Build the documentation site into build/site; a broken link fails
+	@$(BIN)/zensical build --strict --clean
+
+reference: install ## Write the generated pages of docs/reference again
+	@$(BIN)/python scripts/make_reference.py
 
 format: install ## Rewrite the code in our style
 	@$(BIN)/ruff check --fix .
