@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= ray_jobs/configs/demo.yaml
+CONTROL_PLANE := tests/cluster/control_plane
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-kill check benchmark lint types docs reference format clean
+.PHONY: help install demo test test-fast test-kill test-cluster check benchmark lint types k8s docs reference format clean
 
 help: ## List the verbs
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -22,8 +23,11 @@ demo: install ## The whole curriculum on built-in data: align, instruct, vqa, ev
 test-fast: install ## The tests that load nothing heavy; under 90 seconds
 	@$(BIN)/python -m pytest -n 2 tests/fast
 
-test: install ## All tests, two at a time
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: install ## All tests but those of test-cluster, two at a time
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore=$(CONTROL_PLANE)
+
+test-cluster: install ## The chart on a real Kubernetes API server; the first time builds one, for ten minutes
+	@LLAVAMED_CONTROL_PLANE="$$(nice scripts/control_plane.sh)" $(BIN)/python -m pytest -n 2 --dist loadfile $(CONTROL_PLANE)
 
 test-kill: install ## Kill a run 20 times, take a node away, bring one; nothing may be lost
 	@LLAVAMED_KILLS=20 $(BIN)/python -m pytest -s tests/cluster/test_kill.py tests/cluster/test_job.py
@@ -43,6 +47,9 @@ lint: install ## Style, and which room may import which
 
 types: install ## Types
 	@$(BIN)/mypy
+
+k8s: install ## Write the plain manifests of k8s/ from the chart
+	@$(BIN)/python k8s/render.py
 
 docs: install ## Build the documentation site into build/site; a broken link fails
 	@$(BIN)/zensical build --strict --clean

@@ -1,7 +1,7 @@
 """Write k8s/raycluster.yaml and k8s/rayjob.yaml: the chart's RayCluster, without Helm.
 
 They are the chart rendered with its default values, so there is one pod specification to keep, and
-a test fails when they are out of date. `python k8s/render.py` (with the `dev` extra) renews them.
+a test fails when they are out of date. `make k8s` (with the `dev` extra) renews them.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ import yaml
 K8S = Path(__file__).resolve().parent
 RELEASE = "llavamed"
 HEADER = """\
-# Made by `python k8s/render.py` from the chart's default values: change those, not this file.
+# Made by `make k8s` from the chart's default values: change those, not this file.
 # Needs the objects that k8s/README.md lists.
 """
 CLUSTER_HEADER = "# A standing Ray cluster: kubectl apply -f k8s/raycluster.yaml\n"

@@ -59,10 +59,15 @@ capabilities:
   drop: [ALL]
 {{- end }}
 
+{{/* A number of CPUs may be an integer or text such as 1500m; a large float64 would print as 1e+06. */}}
+{{- define "llavamed.cpu" -}}
+{{- if kindIs "string" . }}{{ . }}{{ else }}{{ int . }}{{ end -}}
+{{- end }}
+
 {{/* Requests equal limits: Ray plans with the limits, and the pod is never evicted first. */}}
 {{- define "llavamed.resources" -}}
-{{- $amounts := dict "cpu" (toString .cpu) "memory" .memory -}}
-{{- with .gpus }}{{ $_ := set $amounts "nvidia.com/gpu" (toString .) }}{{ end -}}
+{{- $amounts := dict "cpu" (include "llavamed.cpu" .cpu) "memory" .memory -}}
+{{- with .gpus }}{{ $_ := set $amounts "nvidia.com/gpu" (toString (int .)) }}{{ end -}}
 {{- dict "requests" $amounts "limits" $amounts | toYaml -}}
 {{- end }}
 

@@ -21,7 +21,7 @@ spec:
   {{- include "llavamed.podBase" .root | nindent 2 }}
   # Only the autoscaler, in the head's pod, talks to the Kubernetes API.
   automountServiceAccountToken: {{ and .head $ray.autoscaling.enabled }}
-  terminationGracePeriodSeconds: {{ $ray.terminationGracePeriodSeconds }}
+  terminationGracePeriodSeconds: {{ int $ray.terminationGracePeriodSeconds }}
   {{- with .group.tolerations }}
   tolerations:
     {{- toYaml . | nindent 4 }}
@@ -42,12 +42,15 @@ spec:
         {{- include "llavamed.containerSecurity" . | nindent 8 }}
       resources:
         {{- include "llavamed.resources" .group | nindent 8 }}
-      {{- if .head }}
       ports:
+        - {name: metrics, containerPort: 8080}
+        {{- if .head }}
         - {name: gcs, containerPort: 6379}
         - {name: dashboard, containerPort: 8265}
         - {name: client, containerPort: 10001}
-      {{- end }}
+        - {name: as-metrics, containerPort: 44217}
+        - {name: dash-metrics, containerPort: 44227}
+        {{- end }}
       env:
         {{- include "llavamed.rayEnv" . | nindent 8 }}
       {{- with include "llavamed.storageEnvFrom" .root }}
@@ -74,12 +77,12 @@ spec:
 - name: RAY_AUTH_MODE
   value: token
 - name: RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
-  value: {{ sub $values.ray.terminationGracePeriodSeconds 15 | quote }}
+  value: {{ sub (int $values.ray.terminationGracePeriodSeconds) 15 | quote }}
 - name: RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S
-  value: {{ $values.ray.workerStartTimeoutSeconds | quote }}
+  value: {{ int $values.ray.workerStartTimeoutSeconds | quote }}
 {{- if .head }}
 - name: RAY_JOB_STOP_WAIT_TIME_S
-  value: {{ $values.ray.jobStopWaitSeconds | quote }}
+  value: {{ int $values.ray.jobStopWaitSeconds | quote }}
 {{- end }}
 - name: RAY_USAGE_STATS_ENABLED
   value: "0"
@@ -94,24 +97,4 @@ spec:
 {{- with include "llavamed.storageEnv" .root }}
 {{ . }}
 {{- end }}
-{{- end }}
-
-{{/* One worker group. Arguments: root, name, group, nodeLabel (optional). */}}
-{{- define "llavamed.workerGroup" -}}
-{{- $autoscaling := .root.Values.ray.autoscaling.enabled -}}
-{{- with .group -}}
-{{- $replicas := ternary .minReplicas .replicas $autoscaling -}}
-{{- if or (lt $replicas .minReplicas) (gt $replicas .maxReplicas) -}}
-{{- fail (printf "ray.%s: minReplicas=%v <= replicas=%v <= maxReplicas=%v does not hold" $.name .minReplicas $replicas .maxReplicas) -}}
-{{- end -}}
-groupName: {{ $.name }}
-{{- if not $autoscaling }}
-replicas: {{ .replicas }}
-{{- end }}
-minReplicas: {{ .minReplicas }}
-maxReplicas: {{ .maxReplicas }}
-rayStartParams: {}
-template:
-{{- end }}
-  {{- include "llavamed.rayPod" (merge (dict "head" false) .) | nindent 2 }}
 {{- end }}

@@ -10,15 +10,14 @@ import pytest
 import yaml
 
 from tests.support.chart_release import (
-    BUCKET,
     CHART,
-    POSTGRES,
     SCALED,
     nested,
     objects,
     ray_pods,
     release,
 )
+from tests.support.chart_values import BESIDE, OTHER, VALUE_SETS
 from tests.support.kubernetes_rules import (
     core_violations,
     custom_violations,
@@ -26,69 +25,6 @@ from tests.support.kubernetes_rules import (
     pod_specs,
     restriction_violations,
 )
-
-# For every value of the chart another one; the release must then differ.
-OTHER: dict[str, Any] = {
-    "image.repository": "registry.example.org/team/llavamed",
-    "image.tag": "1.2.3",
-    "image.digest": "sha256:" + "0" * 64,
-    "image.pullPolicy": "Always",
-    "image.pullSecrets": ["registry"],
-    "runConfig": "demo.yaml",
-    "serviceAccount.annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/llavamed"},
-    "storage.existingSecret": "object-storage",
-    "storage.endpointUrl": "http://minio.storage:9000",
-    "huggingface.offline": True,
-    "ray.version": "2.60.1",
-    "ray.terminationGracePeriodSeconds": 60,
-    "ray.jobStopWaitSeconds": 30,
-    "ray.workerStartTimeoutSeconds": 600,
-    "ray.autoscaling.enabled": True,
-    "ray.autoscaling.idleTimeoutSeconds": 60,
-    "ray.head.cpu": "1500m",
-    "ray.head.memory": "8Gi",
-    "ray.head.nodeSelector": {"pool": "system"},
-    "ray.head.tolerations": [{"key": "system", "operator": "Equal", "value": "yes"}],
-    "ray.cpu.replicas": 4,
-    "ray.cpu.minReplicas": 1,
-    "ray.cpu.maxReplicas": 4,
-    "ray.cpu.cpu": 2,
-    "ray.cpu.memory": "1.5Gi",
-    "ray.cpu.nodeSelector": {"pool": "cpu"},
-    "ray.cpu.tolerations": [{"operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 9}],
-    "ray.a100.replicas": 2,
-    "ray.a100.minReplicas": 1,
-    "ray.a100.maxReplicas": 1,
-    "ray.a100.gpus": 4,
-    "ray.a100.cpu": 32,
-    "ray.a100.memory": "256Gi",
-    "ray.a100.nodeLabel.key": "cloud.google.com/gke-accelerator",
-    "ray.a100.nodeLabel.value": "NVIDIA-A100-SXM4-40GB",
-    "ray.a100.nodeSelector": {"cloud.google.com/gke-spot": "true"},
-    "ray.a100.tolerations": [],
-    "mlflow.cpu": 2,
-    "mlflow.memory": "4Gi",
-    "mlflow.extraAllowedHosts": ["mlflow.example.org"],
-    "mlflow.database.existingSecret.name": "database",
-    "mlflow.database.existingSecret.key": "url",
-    "mlflow.artifacts.destination": "s3://bucket/mlflow",
-    "mlflow.persistence.size": "100Gi",
-    "mlflow.persistence.storageClass": "fast",
-    "networkPolicy.enabled": False,
-}
-# Values that matter only beside these.
-BESIDE: dict[str, dict[str, Any]] = {
-    "ray.autoscaling.idleTimeoutSeconds": SCALED,
-    "mlflow.database.existingSecret.key": POSTGRES,
-}
-VALUE_SETS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "postgres": POSTGRES,
-    "bucket": BUCKET,
-    "stateless": POSTGRES | BUCKET,
-    "all-other": OTHER,
-    "all-other-fixed-size": OTHER | {"ray.autoscaling.enabled": False, "ray.a100.replicas": 1},
-}
 
 
 def leaves(tree: dict[str, Any], path: str = "") -> set[str]:
@@ -154,8 +90,7 @@ def test_no_secret_is_written(values: dict[str, Any]) -> None:
 
 def test_every_value_has_another_here() -> None:
     defaults = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
-    lists_within = {"ray.a100.tolerations"}
-    assert leaves(defaults) | lists_within == OTHER.keys()
+    assert leaves(defaults) == OTHER.keys()
 
 
 @pytest.mark.parametrize("name", OTHER)
@@ -189,6 +124,14 @@ REFUSED = {
     "pull policy": ({"image.pullPolicy": "always"}, "/image/pullPolicy': value must be one of"),
     "short digest": ({"image.digest": "sha256:12"}, "/image/digest': 'sha256:12' does not match"),
     "other storage": ({"mlflow.artifacts.destination": "gs://b"}, "'gs://b' does not match"),
+    "blank": ({"mlflow.artifacts.destination": "s3://b/a b"}, "/destination': 's3://b/a b' does"),
+    "scheme": ({"image.repository": "https://r.io/llavamed"}, "/image/repository': 'https://r.io"),
+    "tag": ({"image.repository": "r.io/llavamed:1.0"}, "/image/repository': 'r.io/llavamed:1.0'"),
+    "slash": ({"image.repository": "r.io/llavamed/"}, "/image/repository': 'r.io/llavamed/' does"),
+    "no label": ({"ray.cpu.nodeSelector": {"pool": "a b"}}, "/ray/cpu/nodeSelector/pool': 'a b'"),
+    "strategy": ({"ray.upgradeStrategy": "Rolling"}, "/ray/upgradeStrategy': value must be one of"),
+    "peer": ({"networkPolicy.clients": [{"namespace": "x"}]}, "properties 'namespace' not allowed"),
+    "null": ({"ray.a100.nodeSelector": None}, "/ray/a100': missing property 'nodeSelector'"),
     "any host": ({"mlflow.extraAllowedHosts": ["*"]}, "extraAllowedHosts/0': '\\*' does not match"),
     "password in a URL": ({"storage.endpointUrl": "https://me:pw@s3"}, "does not match pattern"),
     "no time to drain": ({"ray.terminationGracePeriodSeconds": 15}, "minimum: got 15, want 30"),
@@ -214,13 +157,15 @@ def test_wrong_values_are_refused(wrong: dict[str, Any], message: str) -> None:
         release(wrong)
 
 
-def test_every_group_of_values_refuses_unknown_keys() -> None:
+def test_every_group_of_values_is_closed_and_complete() -> None:
     schema = helm_python.Chart.load(CHART).schema
     assert schema is not None
     pending = [schema]
     while pending:
         part = pending.pop()
         assert part.get("additionalProperties") is False, part
+        # Helm takes a value away where the user gives null: nothing may be left out.
+        assert set(part["required"]) == part["properties"].keys() - {"global"}
         inner = part["properties"].values()
         pending += [item for item in inner if "properties" in item]
 

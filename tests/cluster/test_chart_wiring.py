@@ -227,6 +227,45 @@ def test_network_policies_select_the_pods_they_mean() -> None:
     assert not [name for name in objects({"networkPolicy.enabled": False}) if "Policy" in name]
 
 
+def allowed_peers(policy: Object) -> dict[Any, list[Object]]:
+    """Who may reach each port; the rule without ports is of all ports."""
+    return {
+        port: rule["from"]
+        for rule in policy["spec"]["ingress"]
+        for port in [item["port"] for item in rule.get("ports", [])] or ["all"]
+    }
+
+
+def test_the_network_lets_prometheus_and_named_clients_in() -> None:
+    client = {"namespaceSelector": {"matchLabels": {"name": "ingress"}}}
+    found = objects({"networkPolicy.clients": [client]})
+    ray = allowed_peers(found["NetworkPolicy/llavamed-ray"])
+    assert ray.keys() == {"all", 8265, "metrics", "as-metrics", "dash-metrics"}
+    assert client in ray[8265]
+    assert client in allowed_peers(found["NetworkPolicy/llavamed-mlflow"])["http"]
+    (prometheus,) = ray["metrics"]
+    assert prometheus["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "prometheus"}
+    assert client not in ray["all"] + ray["metrics"]
+    closed = allowed_peers(objects({"networkPolicy.prometheus": []})["NetworkPolicy/llavamed-ray"])
+    assert closed.keys() == {"all", 8265}
+
+
+def test_every_port_that_a_policy_names_is_a_pods() -> None:
+    found = objects()
+    head, cpu, a100 = ray_pods(found)
+    for pod in (head, cpu, a100, mlflow_pod()):
+        names = [port["name"] for port in pod["containers"][0]["ports"]]
+        assert len(set(names)) == len(names)
+    for pod in (head, cpu, a100):
+        assert {"name": "metrics", "containerPort": 8080} in pod["containers"][0]["ports"]
+    spec = found["RayCluster/llavamed"]["spec"]
+    for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
+        assert group["rayStartParams"]["metrics-export-port"] == "8080"
+    assert {"all", 8265} | {port["name"] for port in head["containers"][0]["ports"]} >= (
+        allowed_peers(found["NetworkPolicy/llavamed-ray"]).keys()
+    )
+
+
 def test_notes_tell_the_next_commands() -> None:
     notes = release()["notes"]
     assert "get secret llavamed -o jsonpath='{.data.auth_token}'" in notes
@@ -234,6 +273,29 @@ def test_notes_tell_the_next_commands() -> None:
     assert "ray job submit --working-dir . -- python ray_jobs/train.py" in notes
     assert "port-forward service/llavamed-mlflow 5000" in notes
     assert "install the KubeRay operator first" in notes
+
+
+def test_notes_tell_what_an_upgrade_changes() -> None:
+    assert "delete pods -l ray.io/cluster=llavamed" in release()["notes"]
+    notes = release({"ray.upgradeStrategy": "Recreate"})["notes"]
+    assert "ends a running job" in notes
+    assert "delete pods" not in notes
+
+
+def test_the_checksum_changes_with_the_pods_only() -> None:
+    def checksum(values: dict[str, Any]) -> str:
+        annotations = objects(values)["RayCluster/llavamed"]["metadata"]["annotations"]
+        found: str = annotations["llavamed/pods"]
+        return found
+
+    same: list[dict[str, Any]] = [
+        {"ray.cpu.replicas": 4, "ray.a100.replicas": 2, "ray.a100.maxReplicas": 9},
+        {"ray.upgradeStrategy": "Recreate"},
+        {"mlflow.memory": "4Gi"},
+    ]
+    assert {checksum(values) for values in same} == {checksum({})}
+    for changed in ({"image.tag": "2"}, {"ray.cpu.cpu": 2}, SCALED, {"huggingface.offline": True}):
+        assert checksum(changed) != checksum({}), changed
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def render() -> ModuleType:
 @pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob.yaml"])
 def test_manifests_are_up_to_date(name: str, render: ModuleType) -> None:
     text = (K8S / name).read_text(encoding="utf-8")
-    assert text == render.manifests()[name], "out of date: run `python k8s/render.py`"
+    assert text == render.manifests()[name], "out of date: run `make k8s`"
 
 
 def test_the_cluster_is_the_charts() -> None:

@@ -1,0 +1,59 @@
+{{/* The specification of the Ray cluster. */}}
+{{- define "llavamed.clusterSpec" -}}
+{{- $ray := .Values.ray -}}
+rayVersion: {{ $ray.version | quote }}
+upgradeStrategy:
+  type: {{ $ray.upgradeStrategy }}
+# KubeRay makes the token: a Secret with the cluster's name, key auth_token.
+authOptions:
+  mode: token
+{{- if $ray.autoscaling.enabled }}
+enableInTreeAutoscaling: true
+autoscalerOptions:
+  version: v2
+  idleTimeoutSeconds: {{ int $ray.autoscaling.idleTimeoutSeconds }}
+  securityContext:
+    {{- include "llavamed.containerSecurity" . | nindent 4 }}
+{{- end }}
+headGroupSpec:
+  rayStartParams:
+    dashboard-host: 0.0.0.0
+    metrics-export-port: "8080"
+    num-cpus: "0"
+  template:
+    {{- include "llavamed.rayPod" (dict "root" $ "group" $ray.head "head" true) | nindent 4 }}
+workerGroupSpecs:
+  - {{ include "llavamed.workerGroup" (dict "root" $ "name" "cpu" "group" $ray.cpu) | nindent 4 | trim }}
+  - {{ include "llavamed.workerGroup" (dict "root" $ "name" "a100" "group" $ray.a100 "nodeLabel" $ray.a100.nodeLabel) | nindent 4 | trim }}
+{{- end }}
+
+{{/* One worker group. Arguments: root, name, group, nodeLabel (optional). */}}
+{{- define "llavamed.workerGroup" -}}
+{{- $autoscaling := .root.Values.ray.autoscaling.enabled -}}
+{{- /* Helm reads a number of --set as int64 and one of a file as float64; templates cannot compare the two. */}}
+{{- $min := int .group.minReplicas -}}
+{{- $max := int .group.maxReplicas -}}
+{{- $replicas := ternary $min (int .group.replicas) $autoscaling -}}
+{{- if or (lt $replicas $min) (gt $replicas $max) -}}
+{{- fail (printf "ray.%s: minReplicas=%d <= replicas=%d <= maxReplicas=%d does not hold" .name $min $replicas $max) -}}
+{{- end -}}
+groupName: {{ .name }}
+{{- if not $autoscaling }}
+replicas: {{ $replicas }}
+{{- end }}
+minReplicas: {{ $min }}
+maxReplicas: {{ $max }}
+rayStartParams: {metrics-export-port: "8080"}
+template:
+  {{- include "llavamed.rayPod" (merge (dict "head" false) .) | nindent 2 }}
+{{- end }}
+
+{{/* What an upgrade can give only to new Ray pods: all of the specification but the numbers of workers. */}}
+{{- define "llavamed.podsChecksum" -}}
+{{- $spec := include "llavamed.clusterSpec" . | fromYaml -}}
+{{- $spec = omit $spec "upgradeStrategy" -}}
+{{- $groups := list -}}
+{{- range $spec.workerGroupSpecs }}{{ $groups = append $groups (omit . "replicas" "minReplicas" "maxReplicas") }}{{ end -}}
+{{- $_ := set $spec "workerGroupSpecs" $groups -}}
+{{- toJson $spec | sha256sum -}}
+{{- end }}
