@@ -7,7 +7,7 @@ the size.
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -19,11 +19,16 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from simplejpeg import decode_jpeg
 
 from llavamed.errors import SampleError
+from llavamed.processor.pixel_range import check_visible, to_8_bits
 
 Pixels = npt.NDArray[np.uint8]
 
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that are decoded; others of Pillow's would call programs, such as Ghostscript for EPS."""
+
+TRANSPARENCY = "a picture's transparency"
+PAGES = "pages of a picture behind its first"
+"""What of a file is not read."""
 
 MAX_IMAGE_PIXELS = 89_478_485
 """Larger images are refused before they are decoded: a few bytes may claim to be gigabytes."""
@@ -43,19 +48,29 @@ class ImageSettings:
     backend: Literal["exact", "fast"] = "exact"
 
 
-def to_pixels(data: bytes, settings: ImageSettings) -> Pixels:
+def to_pixels(
+    data: bytes, settings: ImageSettings, remark: Callable[[str], None] = lambda _: None
+) -> Pixels:
     """Decode, make RGB, and resize to the training resolution.
 
     `square` resizes the short edge and crops the centre; `pad` first pads to a square of the mean
-    colour. Source: CLIPImageProcessor of transformers, and the paddings of LLaVA 1.5.
+    colour. Source: CLIPImageProcessor of transformers, and the paddings of LLaVA 1.5. Transparency
+    is left out, as there; of several pages the first is read. What is black and white is told by
+    `pixel_range`.
+
+    Args:
+        data: The encoded file.
+        settings: How it becomes pixels.
+        remark: Told what of the file is left out, `TRANSPARENCY` or `PAGES`.
 
     Returns:
         Array of shape [size, size, 3], uint8.
 
     Raises:
-        SampleError: `corrupt_image`, `image_too_large` or `unknown_pixel_range`.
+        SampleError: `corrupt_image`, `image_too_large`, `unknown_pixel_range` or
+            `transparent_image`.
     """
-    pixels = _decode(data)
+    pixels = _decode(data, remark)
     if settings.aspect_ratio == "pad":
         pixels = _pad_to_square(pixels, settings.mean)
     height, width, _ = pixels.shape
@@ -116,18 +131,27 @@ def normalize(images: Sequence[Pixels], settings: ImageSettings) -> npt.NDArray[
     return normalized
 
 
-def _decode(data: bytes) -> Pixels:
+def _decode(data: bytes, remark: Callable[[str], None]) -> Pixels:
     """An upright RGB image of any size. Raises: SampleError."""
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         _check_size(*image.size)
         if image.format == "JPEG" and image.mode in {"L", "RGB"} and _is_upright(image):
             with suppress(ValueError):  # of what is not quite in order Pillow judges
-                return decode_jpeg(data, "RGB")  # the same bits in less time
+                pixels = decode_jpeg(data, "RGB")  # the same bits in less time
+                check_visible(pixels)
+                return pixels
         image.load()
         if not _is_upright(image):
             ImageOps.exif_transpose(image, in_place=True)
-        return np.array(_to_8_bits(image).convert("RGB"))
+        pixels = np.array(to_8_bits(image, data).convert("RGB"))
+        if image.mode[0] not in "IF":
+            check_visible(pixels)
+        if _is_transparent(image, pixels):
+            remark(TRANSPARENCY)
+        if _has_pages(data):
+            remark(PAGES)
+        return pixels
     except SampleError:
         raise
     except Image.DecompressionBombError as error:
@@ -136,6 +160,34 @@ def _decode(data: bytes) -> Pixels:
         raise SampleError("corrupt_image", f"{len(data)} bytes of none of the formats") from error
     except Exception as error:  # Pillow's decoders raise whatever their C code meets
         raise SampleError("corrupt_image", f"{type(error).__name__}: {error}") from error
+
+
+def _is_transparent(image: Image.Image, pixels: Pixels) -> bool:
+    """Whether any pixel is transparent.
+
+    Raises:
+        SampleError: `transparent_image`, when the picture lies in its transparency alone.
+    """
+    if not image.has_transparency_data or image.mode[0] in "IF":
+        return False
+    try:
+        alpha = np.asarray(image.convert("RGBA"))[..., 3]
+    except (ValueError, TypeError, OverflowError):  # the transparent colour is none of this mode
+        return False
+    if np.ptp(alpha) and (pixels == pixels[0, 0]).all():
+        raise SampleError(
+            "transparent_image",
+            f"every pixel is of the colour {pixels[0, 0].tolist()} and only their transparency "
+            "differs; lay the picture on a background",
+        )
+    return bool(alpha.min() < 255)
+
+
+def _has_pages(data: bytes) -> bool:
+    """Whether the file holds more pages or frames than one, as far as it can be read."""
+    with suppress(Exception):  # the first one was decoded, which is all that is used
+        return getattr(Image.open(io.BytesIO(data), formats=FORMATS), "n_frames", 1) > 1
+    return False
 
 
 def _is_upright(image: Image.Image) -> bool:
@@ -179,19 +231,6 @@ def _check_size(width: int, height: int) -> None:
             "image_too_large",
             f"{width}x{height} pixels, at most {MAX_IMAGE_PIXELS} are decoded",
         )
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale 16 bits to 8, which Pillow would clip at 255."""
-    if image.mode[0] not in "IF":
-        return image
-    values = np.asarray(image)
-    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-        raise SampleError(
-            "unknown_pixel_range",
-            f"mode {image.mode}, from {values.min()} to {values.max()}; known are 8 and 16 bits",
-        )
-    return Image.fromarray((values >> 8).astype(np.uint8))
 
 
 def _pad_to_square(pixels: Pixels, mean: tuple[float, float, float]) -> Pixels:

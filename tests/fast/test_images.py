@@ -124,8 +124,8 @@ COLOURS = {
     "16-bit PNG": (encoded(grey16(0x8081)), (128, 128, 128)),
     "16-bit TIFF": (encoded(grey16(0xFFFF), "TIFF"), (255, 255, 255)),
     "32-bit TIFF": (
-        encoded(Image.fromarray(np.full((40, 50), 0x1000, np.int32)), "TIFF"),
-        (16, 16, 16),
+        encoded(Image.fromarray(np.full((40, 50), 0x9000, np.int32)), "TIFF"),
+        (144, 144, 144),
     ),
     "palette": (encoded(PALETTE), (10, 20, 30)),
     "transparent palette": (encoded(PALETTE, transparency=3), (10, 20, 30)),
