@@ -4,6 +4,7 @@ A record carries its text in full and its images by reference, so that listing m
 is cheap; the workers that prepare it fetch and decode the images.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -34,14 +35,22 @@ class Record:
     question_type: str = ""
     pmid: str = ""
     licence: str = ""
+    unread_keys: tuple[str, ...] = ()
+    """Keys of the row that said something and that the source does not know."""
+
+
+_FOREIGN_MARK = re.compile(
+    r"<\|?_*/?(?:img|images?|videos?|audios?|media)(?:here)?(?![a-z])[^<>\n]{0,200}>|\[img\]", re.I
+)
+"""Where other trainers' texts have a picture, a film or a sound; ours is the first alone."""
 
 
 def check_record(record: Record) -> None:
     """Refuse a record that no template could render.
 
     Raises:
-        SampleError: `empty_dialogue`, `unknown_role`, `empty_answer`, `not_unicode` or
-            `placeholder_mismatch`.
+        SampleError: `empty_dialogue`, `unknown_role`, `empty_answer`, `not_unicode`,
+            `foreign_mark` or `placeholder_mismatch`.
     """
     if not any(turn.role == "user" for turn in record.turns) or not any(
         turn.role == "assistant" for turn in record.turns
@@ -53,6 +62,14 @@ def check_record(record: Record) -> None:
     if not any(turn.text.strip() for turn in record.turns if turn.role == "assistant"):
         raise SampleError("empty_answer", "no assistant turn has any text")
     check_unicode(record)
+    for turn in record.turns:
+        for mark in _FOREIGN_MARK.findall(turn.text):
+            if mark != IMAGE_PLACEHOLDER:
+                raise SampleError(
+                    "foreign_mark",
+                    f"{mark!r} in a {turn.role} turn would be read as words; the mark of a picture "
+                    f"is {IMAGE_PLACEHOLDER}, and films and sounds are not read",
+                )
     placeholders = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in record.turns)
     if placeholders != len(record.images):
         raise SampleError(

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from llavamed.config.sources import LlavaJson, Parquet, WebDataset
 from llavamed.data.sources import open_source
-from llavamed.data.sources.records import read_turns
+from llavamed.data.sources.fields import Fields
+from llavamed.data.sources.turns import read_turns
 from llavamed.errors import SampleError
 from llavamed.processor.turns import Turn
 from llavamed.storage.location import Location, locate
@@ -236,7 +237,7 @@ def test_turns_as_hugging_face_writes_them(tmp_path, talk):
     ],
 )
 def test_parts_that_are_no_turn_are_refused(talk, reason, detail):
-    found, why = refusal(read_turns, talk, {})
+    found, why = refusal(read_turns, talk, Fields({}))
     assert found == reason
     assert detail in why
 

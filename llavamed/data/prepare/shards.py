@@ -22,7 +22,7 @@ from llavamed.data.record import (
     Record,
     check_record,
 )
-from llavamed.data.sources import Source, open_source
+from llavamed.data.sources import Source, fetch_image, open_source
 from llavamed.errors import SampleError
 from llavamed.processor.build import image_settings, load_processor, num_image_tokens
 from llavamed.processor.encode import encode, get_template
@@ -144,7 +144,7 @@ class ShardWriter:
 
     def _image(self, source: Source, reference: str) -> tuple[bytes, bytes]:
         """What is stored of an image, and its hash."""
-        data = source.load_image(reference)
+        data = fetch_image(source, reference)
         pixels = to_pixels(data, self._images)  # also when the original is kept: it must decode
         stored = data if self._config.data.store_images == "original" else to_planes(pixels)
         return stored, hash_image(pixels)

@@ -20,6 +20,7 @@ from llavamed.config.sources import (
     WebDataset,
 )
 from llavamed.data.record import Record
+from llavamed.data.sources.pictures import embedded_picture
 
 
 class Source(Protocol):
@@ -42,6 +43,16 @@ class Source(Protocol):
 
     def load_image(self, reference: str) -> bytes:
         """Fetch the encoded bytes of an image. Raises: SampleError("missing_image", ...)."""
+
+
+def fetch_image(source: Source, reference: str) -> bytes:
+    """The encoded bytes of an image, which the row may have held itself.
+
+    Raises:
+        SampleError: `missing_image`, `unsafe_path` or `corrupt_image`.
+    """
+    picture = embedded_picture(reference)
+    return source.load_image(reference) if picture is None else picture
 
 
 def open_source(read: Read) -> Source:

@@ -4,12 +4,11 @@ import errno
 import hashlib
 import posixpath
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
-
-import ijson
 
 from llavamed.errors import DataError, SampleError, StorageError
 from llavamed.storage.location import Location, locate
@@ -20,7 +19,7 @@ _WILDCARD = re.compile(r"[*?\[]")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
-class FileOfRows:
+class FileOfRows(ABC):
     """The part of a source that is one file of rows and a folder of images that they name."""
 
     def __init__(self, file: Location, images: Location) -> None:
@@ -35,9 +34,9 @@ class FileOfRows:
         """SHA-256 of the file."""
         return hash_file(self._file)
 
+    @abstractmethod
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Rows of the file, here of JSON. Raises: DataError."""
-        return stream_json(self._file)
+        """Rows of the file, one by one. Raises: DataError."""
 
     def load_image(self, reference: str) -> bytes:
         """An image by its name below the folder. Raises: SampleError."""
@@ -72,31 +71,6 @@ def damaged(location: Location, kind: str, fact: object) -> DataError:
     """The error that says a file is not what it should be."""
     lines = str(fact).splitlines() or [""]
     return DataError(f"path={location}: not {kind}: {lines[0]}; download or export the file again")
-
-
-def stream_json(location: Location) -> Iterator[dict[str, Any]]:
-    """Items of a JSON list or of JSON lines, one by one, so that the file's size does not matter.
-
-    What is no mapping comes as `{"item": ...}`, for the reader of rows to refuse.
-
-    Raises:
-        DataError: The file is absent, or neither a list nor lines.
-    """
-    with open_file(location) as file:
-        start = file.read(4096).lstrip()
-        file.seek(0)
-        if not start.startswith((b"[", b"{")):
-            raise damaged(location, "JSON", "it begins with neither a bracket nor a brace")
-        is_lines = start.startswith(b"{")
-        try:
-            for item in ijson.items(
-                file, "" if is_lines else "item", multiple_values=is_lines, use_float=True
-            ):
-                yield item if isinstance(item, dict) else {"item": item}
-        except ijson.JSONError as error:
-            text = error.args[0]
-            text = text.decode(errors="replace") if isinstance(text, bytes) else text
-            raise damaged(location, "JSON", text) from error
 
 
 def load_image_file(folder: Location, name: str) -> bytes:

@@ -8,12 +8,12 @@ from typing import Any
 
 from llavamed.config.sources import LlavaJson
 from llavamed.data.record import Record
-from llavamed.data.sources.files import FileOfRows
-from llavamed.data.sources.records import IMAGE_KEYS, dialogue
+from llavamed.data.sources.json_rows import JsonFile
+from llavamed.data.sources.records import dialogue
 from llavamed.storage.location import locate
 
 
-class LlavaJsonSource(FileOfRows):
+class LlavaJsonSource(JsonFile):
     """Reads the file item by item, so that its size does not matter."""
 
     def __init__(self, read: LlavaJson) -> None:
@@ -22,6 +22,4 @@ class LlavaJsonSource(FileOfRows):
 
     def parse(self, row: dict[str, Any]) -> Record:
         """Understand one item. Raises: SampleError, for a missing key or an unknown role."""
-        image: Any = next((row[key] for key in IMAGE_KEYS if row.get(key)), [])
-        names = [str(name) for name in (image if isinstance(image, list) else [image])]
-        return dialogue(row, names, id="", licence=self._licence)
+        return dialogue(row, None, id="", licence=self._licence)

@@ -15,7 +15,7 @@ from llavamed.config.sources import PathVqa
 from llavamed.data.record import Record
 from llavamed.data.sources.files import FileOfRows, damaged
 from llavamed.data.sources.parquet import ParquetFiles
-from llavamed.data.sources.records import question, require
+from llavamed.data.sources.records import question, require, yes_or_no
 from llavamed.data.sources.safe_pickle import read_safe_pickle
 from llavamed.storage.location import locate
 
@@ -67,7 +67,7 @@ class PathVqaSource:
             image=image,
             text=text,
             answer=answer,
-            answer_type="CLOSED" if answer.strip().lower() in {"yes", "no"} else "OPEN",
+            answer_type=yes_or_no(answer),
             licence=LICENCE,
         )
 

@@ -10,15 +10,15 @@ score does not hang on how a choice is worded.
 """
 
 import csv
-import io
 import string
 from collections.abc import Iterator
 from typing import Any
 
 from llavamed.config.sources import PmcVqa
 from llavamed.data.record import Record
-from llavamed.data.sources.files import FileOfRows, damaged, open_file
+from llavamed.data.sources.files import FileOfRows, damaged
 from llavamed.data.sources.records import question, require
+from llavamed.data.sources.text_files import open_text
 from llavamed.errors import SampleError
 from llavamed.storage.location import locate
 
@@ -37,16 +37,15 @@ class PmcVqaSource(FileOfRows):
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Rows of the file, from 0. Raises: DataError, when it is absent or not of this form."""
-        with open_file(self._file) as file:
-            text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-            rows = csv.DictReader(text, restkey="more", strict=True)
+        with open_text(self._file) as text:
+            rows = csv.DictReader(text.stream, restkey="more", strict=True)
             try:
                 there = rows.fieldnames or []
                 if missing := [column for column in _COLUMNS if column not in there]:
                     raise damaged(self._file, "PMC-VQA", f"no column {', '.join(missing)}")
                 for number, row in enumerate(rows):
                     yield {**row, "id": f"{self._prefix}-{number}"}
-            except (csv.Error, UnicodeDecodeError) as error:
+            except csv.Error as error:
                 raise damaged(self._file, "CSV", error) from error
 
     def parse(self, row: dict[str, Any]) -> Record:

@@ -1,66 +1,123 @@
 """From what formats write to what a `Record` says: dialogues, questions, answer types.
 
-A dialogue as formats write it: `{"id", "image" or "images", "conversations", "turns" or "messages",
-"domain": name or {name: bool}, ...}`, each turn `{"from", "value"}` or `{"role", "content"}`, where
-content may be a list of `{"type": "image"}` and `{"type": "text", "text"}`. The alignment set that
-LLaVA-Med released spells the key `conversatons`; it is read too.
+A row has a dialogue as a list of turns (`conversations`, `messages`, `turns`), or as a question
+with its answer under one of the usual pairs of keys: `question` and `answer`, `prompt` and
+`completion`, `query` and `response`, `instruction` (with `input`) and `output`. Beside it stand
+`id`, the images, `system`, `domain` and the like. Keys that would make another sample of it, such
+as a video or tools, are refused; what else is not read is named, so that it can be said once.
+
+The alignment set that LLaVA-Med released spells the key `conversatons`; it is read too.
 """
 
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from llavamed.data.record import AnswerType, Record
+from llavamed.data.sources.fields import Fields
+from llavamed.data.sources.json_rows import BROKEN
+from llavamed.data.sources.pictures import IMAGE_KEYS, picture_references
+from llavamed.data.sources.turns import (
+    MEDIA_KEYS,
+    Dialogue,
+    read_json,
+    read_trained,
+    read_turns,
+    speak,
+)
 from llavamed.errors import SampleError
-from llavamed.processor.turns import IMAGE_PLACEHOLDER, Role, Turn
+from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
 
-DIALOGUE_KEYS = ("conversations", "conversatons", "turns", "messages")
-IMAGE_KEYS = ("image", "images")
+__all__ = [
+    "DIALOGUE_KEYS",
+    "IMAGE_KEYS",
+    "NOTES",
+    "PAIRS",
+    "describe",
+    "dialogue",
+    "question",
+    "read_answer_type",
+    "read_json",
+    "require",
+    "yes_or_no",
+]
+
+DIALOGUE_KEYS = ("conversations", "conversatons", "conversation", "turns", "messages")
+PAIRS = {
+    "question": ("answer", "response"),
+    "prompt": ("completion", "response"),
+    "query": ("response",),
+    "instruction": ("output", "response"),
+}
+"""Keys of a question, each with those of its answer."""
+SYSTEM_KEYS = ("system", "system_prompt")
+IDS = ("id", "question_id", "qid")
 NOTES = ("domain", "answer_type", "question_type", "pmid", "licence")
 """What a row may say of itself beside its dialogue."""
+ROW_KEYS = (
+    *IDS,
+    *DIALOGUE_KEYS,
+    *PAIRS,
+    *(key for keys in PAIRS.values() for key in keys),
+    *SYSTEM_KEYS,
+    *NOTES,
+)
+"""All that is read of a row but its images."""
 
-_ROLES: dict[str, Role] = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
+_UNSUPPORTED_KEYS = MEDIA_KEYS | {
+    "tools": "tools are not trained",
+    "functions": "tools are not trained",
+    "objects": "places in a picture are not trained",
 }
+_CHOICES = dict.fromkeys(("choices", "options"), "write the choices into the question")
+UNSUPPORTED_KEYS = tuple(_UNSUPPORTED_KEYS | _CHOICES)
 _ANSWER_TYPES: dict[str, AnswerType] = {"OPEN": "OPEN", "CLOSED": "CLOSED"}
 
 
-def dialogue(row: Mapping[str, Any], images: Sequence[str], *, id: str, licence: str) -> Record:
+def dialogue(
+    row: Mapping[str, Any], images: Sequence[str] | None, *, id: str, licence: str
+) -> Record:
     """The record of a row with a dialogue; `id` and `licence` are for a row that names none.
 
+    Args:
+        row: As the format has it.
+        images: References to the images, where the format keeps them apart from the row.
+        id: The sample's name.
+        licence: Of the data.
+
     Raises:
-        SampleError: `no_conversations`, `unknown_role` or `no_text`.
+        SampleError: `no_conversations`, `missing_key`, `unsupported_key`, `two_systems`, or for
+            turns and pictures that cannot be read.
     """
-    value = next((row[key] for key in DIALOGUE_KEYS if row.get(key) is not None), None)
-    return describe(row, images, read_turns(value, row), id=id, licence=licence)
+    fields = Fields(row)
+    fields.refuse(_UNSUPPORTED_KEYS)
+    listed = _listed_images(fields) if images is None else list(images)
+    fields.skip(*IMAGE_KEYS)
+    key, value = fields.named(*DIALOGUE_KEYS)
+    is_pair = value is None
+    spoken = _read_pair(fields, len(listed)) if is_pair else read_turns(value, fields, key)
+    turns = _with_system(fields, spoken.turns)
+    if not read_trained(fields, "the row"):
+        turns = tuple(replace(turn, trained=False) for turn in turns)
+    record = _record(fields, spoken.images(listed), turns, id=id, licence=licence)
+    if is_pair and not record.answer_type:
+        return replace(record, answer_type=yes_or_no(turns[-1].text))
+    return record
 
 
 def describe(
-    row: Mapping[str, Any],
-    images: Sequence[str],
-    turns: Sequence[Turn],
-    *,
-    id: str,
-    licence: str,
+    row: Mapping[str, Any], images: Sequence[str], turns: Sequence[Turn], *, id: str, licence: str
 ) -> Record:
-    """The record of these images and turns, with what the row notes about itself."""
-    domain = row.get("domain") or ""
-    if isinstance(domain, Mapping):
-        domain = next((name for name, is_so in domain.items() if is_so), "")
-    return Record(
-        id=_text(row, "id") or id,
-        images=tuple(images),
-        turns=tuple(turns),
-        domain=str(domain),
-        answer_type=_ANSWER_TYPES.get(_text(row, "answer_type").strip(), ""),
-        question_type=_text(row, "question_type"),
-        pmid=_text(row, "pmid"),
-        licence=_text(row, "licence") or licence,
-    )
+    """The record of these images and turns, with what the row notes about itself.
+
+    Raises:
+        SampleError: `unsupported_key`, `no_text` or `two_systems`.
+    """
+    fields = Fields(row)
+    fields.refuse(_UNSUPPORTED_KEYS)
+    fields.skip(*IMAGE_KEYS)
+    turns = _with_system(fields, tuple(turns))
+    return _record(fields, images, turns, id=id, licence=licence)
 
 
 def question(
@@ -90,8 +147,14 @@ def question(
 
 
 def require(row: Mapping[str, Any], *keys: str) -> list[str]:
-    """The texts of the keys. Raises: SampleError("missing_key", ...), for one absent or null."""
+    """The texts of the keys.
+
+    Raises:
+        SampleError: `missing_key`, for one absent or null; `not_json`, for a broken row.
+    """
     missing = [key for key in keys if row.get(key) is None]
+    if missing and BROKEN in row:
+        raise SampleError("not_json", str(row[BROKEN]))
     if missing:
         raise SampleError("missing_key", f"no {', '.join(missing)}")
     return [str(row[key]) for key in keys]
@@ -105,62 +168,99 @@ def read_answer_type(row: Mapping[str, Any]) -> AnswerType:
     return _ANSWER_TYPES[answer_type]
 
 
-def read_turns(value: Any, row: Mapping[str, Any]) -> tuple[Turn, ...]:
-    """The turns of a list, or of one as JSON text; `row` is named where there is none.
+def yes_or_no(answer: str) -> AnswerType:
+    """The answer type where nothing says it: a question answered by yes or no is closed."""
+    return "CLOSED" if answer.strip().lower() in {"yes", "no"} else "OPEN"
 
-    Hugging Face's `Sequence` of turns is one turn of lists, as long as each other.
+
+def _listed_images(fields: Fields) -> list[str]:
+    """References to the images that a row names. Raises: SampleError, for two unequal lists."""
+    lists = [picture_references(fields.take(key)) for key in IMAGE_KEYS]
+    listed = [names for names in lists if names]
+    if any(names != listed[0] for names in listed):
+        raise SampleError("missing_image", "two keys of the row name different images")
+    return listed[0] if listed else []
+
+
+def _read_pair(fields: Fields, num_images: int) -> Dialogue:
+    """The dialogue of a question and its answer, each a text or turns.
 
     Raises:
-        SampleError: `no_conversations`, `unknown_role` or `no_text`.
+        SampleError: `no_conversations`, where there is no such pair; `missing_key`, where there is
+            half of one.
     """
-    if isinstance(value, str):
-        value = read_json(value)
-    if isinstance(value, Mapping) and all(isinstance(cells, list) for cells in value.values()):
-        lengths = [len(cells) for cells in value.values()]
-        if len(set(lengths)) > 1:
-            counts = " and ".join(map(str, lengths))
-            raise SampleError("no_conversations", f"lists of {', '.join(value)}, of {counts} turns")
-        value = [dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)]
-    if not isinstance(value, list):
-        raise SampleError("no_conversations", f"keys: {', '.join(sorted(row))}")
-    return tuple(_turn(turn) for turn in value)
+    found = [(key, *fields.named(*answers)) for key, answers in PAIRS.items() if fields.has(key)]
+    if not found:
+        if broken := fields.take(BROKEN):
+            raise SampleError("not_json", str(broken))
+        raise SampleError("no_conversations", f"keys: {fields.keys()}")
+    asked_key, answer_key, answer = next((pair for pair in found if pair[1]), found[0])
+    if not answer_key:
+        raise SampleError(
+            "missing_key", f"{asked_key} and no {' or '.join(PAIRS[asked_key])} to it"
+        )
+    fields.refuse(_CHOICES)
+    asked = fields.take(asked_key)
+    before = Dialogue((), ())
+    for earlier in fields.take("history") or []:
+        if not isinstance(earlier, list) or len(earlier) != 2:
+            raise SampleError("no_text", f"a pair of the history is {earlier!r}")
+        before += speak("user", _plain(earlier[0], "history"))
+        before += speak("assistant", _plain(earlier[1], "history"))
+    if isinstance(asked, list):
+        before += read_turns(asked, fields, asked_key)
+    else:
+        text = _plain(asked, asked_key).strip()
+        if asked_key == "instruction" and (given := fields.take("input")) is not None:
+            text = "\n".join(part for part in (text, _plain(given, "input").strip()) if part)
+        is_unplaced = not before.pictures and IMAGE_PLACEHOLDER not in text
+        before += speak("user", text, [None] * num_images if is_unplaced else ())
+    if isinstance(answer, list):
+        return before + read_turns(answer, fields, answer_key)
+    return before + speak("assistant", _plain(answer, answer_key).strip())
 
 
-def read_json(text: str | bytes) -> Any:
-    """JSON within a sample. Raises: SampleError("not_json", ...)."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise SampleError("not_json", str(error)) from error
+def _plain(value: Any, key: str) -> str:
+    """A text, or a number as one. Raises: SampleError, `no_text`."""
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return str(value)
+    raise SampleError("no_text", f"{key!r} is {value!r}")
 
 
-def _turn(turn: Any) -> Turn:
-    turn = turn if isinstance(turn, Mapping) else {}
-    key = "role" if "role" in turn else "from"
-    role = turn.get(key)
-    if not isinstance(role, str) or role not in _ROLES:
-        raise SampleError("unknown_role", f"{key!r} is {role!r}; known are {', '.join(_ROLES)}")
-    keys = ("content", "text") if key == "role" else ("value",)
-    text = next((turn[key] for key in keys if turn.get(key) is not None), None)
-    if isinstance(text, list):
-        text = "\n".join(_part(part) for part in text)
-    if not isinstance(text, str):
-        what = " or ".join(repr(key) for key in keys)
-        raise SampleError("no_text", f"{what} of a {role} turn is {json.dumps(text, default=str)}")
-    return Turn(_ROLES[role], text)
+def _with_system(fields: Fields, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """The turns behind what the row gives the model to know first.
+
+    Raises:
+        SampleError: `no_text`, where it is no text; `two_systems`, where a turn says another.
+    """
+    value = fields.take(*SYSTEM_KEYS)
+    if value is not None and not isinstance(value, str):
+        raise SampleError("no_text", f"'system' is {value!r}")
+    if value is None or not value.strip():
+        return turns
+    own = [turn.text for turn in turns if turn.role == "system"]
+    if own and own != [value]:
+        raise SampleError("two_systems", f"{own[0]!r} in the turns, {value!r} beside them")
+    return turns if own else (Turn("system", value), *turns)
 
 
-def _part(part: Any) -> str:
-    """The text of a piece of a turn's content, of an image its placeholder."""
-    part = part if isinstance(part, Mapping) else {}
-    kind = part.get("type")
-    if kind == "image":
-        return IMAGE_PLACEHOLDER
-    if kind == "text" and isinstance(part.get("text"), str):
-        return str(part["text"]).strip("\n")
-    raise SampleError("no_text", f"a part of type {kind!r}; known are text and image")
-
-
-def _text(row: Mapping[str, Any], key: str) -> str:
-    value = row.get(key)
-    return "" if value is None else str(value)
+def _record(
+    fields: Fields, images: Sequence[str], turns: Sequence[Turn], *, id: str, licence: str
+) -> Record:
+    domain = fields.take("domain") or ""
+    if isinstance(domain, Mapping):
+        domain = next((name for name, is_so in domain.items() if is_so), "")
+    for key in ("label", "kto_tag"):
+        if fields.is_false(key):
+            raise SampleError("unsupported_key", f"{key} is false: bad answers are not trained")
+    return Record(
+        id=fields.text(*IDS) or id,
+        images=tuple(images),
+        turns=tuple(turns),
+        domain=str(domain),
+        answer_type=_ANSWER_TYPES.get(fields.text("answer_type").strip().upper(), ""),
+        question_type=fields.text("question_type"),
+        pmid=fields.text("pmid"),
+        licence=fields.text("licence") or licence,
+        unread_keys=tuple(fields.unread()),
+    )

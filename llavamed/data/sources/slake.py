@@ -10,7 +10,7 @@ from typing import Any
 
 from llavamed.config.sources import Slake
 from llavamed.data.record import Record
-from llavamed.data.sources.files import FileOfRows
+from llavamed.data.sources.json_rows import JsonFile
 from llavamed.data.sources.records import question, read_answer_type, require
 from llavamed.storage.location import locate
 
@@ -19,7 +19,7 @@ _FILES = {"train": "train.json", "validation": "validate.json", "test": "test.js
 _LANGUAGES = {"en", "zh"}
 
 
-class SlakeSource(FileOfRows):
+class SlakeSource(JsonFile):
     """Questions about radiology images, one a sample."""
 
     def __init__(self, read: Slake) -> None:

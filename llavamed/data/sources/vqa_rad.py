@@ -10,14 +10,14 @@ from typing import Any
 
 from llavamed.config.sources import VqaRad
 from llavamed.data.record import Record
-from llavamed.data.sources.files import FileOfRows
+from llavamed.data.sources.json_rows import JsonFile
 from llavamed.data.sources.records import question, read_answer_type, require
 from llavamed.storage.location import locate
 
 LICENCE = "CC0-1.0"
 
 
-class VqaRadSource(FileOfRows):
+class VqaRadSource(JsonFile):
     """Questions about radiology images, one a sample."""
 
     def __init__(self, read: VqaRad) -> None:

@@ -1,0 +1,102 @@
+"""Text files as people have them: compressed or not, with or without a byte order mark.
+
+What a file is made of is seen in its first bytes and never in its name. Text is read in pieces, so
+that the size of a file does not matter.
+"""
+
+import codecs
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TextIO
+
+from llavamed.data.sources.files import damaged, open_file
+from llavamed.errors import DataError
+from llavamed.storage.location import Location
+
+_GZIP = b"\x1f\x8b"
+_ARCHIVES = {
+    b"PK\x03\x04": "zip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"7z\xbc\xaf": "7z",
+}
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16, whose mark begins it
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+_GUESSES = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
+_HEAD = 64
+
+
+@dataclass(frozen=True)
+class Text:
+    """An open text. What is no text of its encoding comes as half characters (surrogates)."""
+
+    stream: TextIO
+    encoding: str
+    num_mark_bytes: int
+    """Length of the byte order mark, which is not part of the text."""
+
+    def num_bytes(self, text: str) -> int:
+        """How many bytes of the file, decompressed, a piece of its text takes."""
+        return len(text.encode(self.encoding, _on_error(self.encoding)))
+
+
+@contextmanager
+def open_text(location: Location) -> Iterator[Text]:
+    """Open a text of UTF-8, UTF-16 or UTF-32, compressed by gzip or not.
+
+    Raises:
+        DataError: The file is absent, compressed in another way, or its compression is damaged.
+    """
+    with open_file(location) as file:
+        head = file.read(_HEAD)
+        file.seek(0)
+        for start, name in _ARCHIVES.items():
+            if head.startswith(start):
+                raise DataError(
+                    f"path={location}: is compressed by {name}, and only gzip is read; unpack it"
+                )
+        if not head.startswith(_GZIP):
+            yield _decode(file, head)
+            return
+        try:
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                head = unpacked.read(_HEAD)
+                unpacked.seek(0)
+                yield _decode(unpacked, head)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise damaged(location, "whole gzip", error) from error
+
+
+def _decode(file: io.BufferedIOBase, head: bytes) -> Text:
+    mark, encoding = next(
+        ((mark, name) for mark, name in _MARKS.items() if head.startswith(mark)), (b"", "utf-8")
+    )
+    if not mark:
+        # Data begins with an ASCII character, so the zeros around it tell the encoding.
+        encoding = next((name for name in _GUESSES if _is_ascii(head, name)), encoding)
+    file.seek(len(mark))
+    stream = io.TextIOWrapper(file, encoding, errors=_on_error(encoding), newline="")  # type: ignore[type-var]
+    return Text(stream, encoding, len(mark))
+
+
+def _is_ascii(head: bytes, encoding: str) -> bool:
+    """Whether the first bytes are an ASCII character of a wide encoding."""
+    width = 4 if "32" in encoding else 2
+    letter = head[:width]
+    place = 0 if encoding.endswith("le") else width - 1
+    others = letter[:place] + letter[place + 1 :]
+    return len(letter) == width and 0 < letter[place] < 128 and not any(others)
+
+
+def _on_error(encoding: str) -> str:
+    return "surrogateescape" if encoding == "utf-8" else "surrogatepass"
