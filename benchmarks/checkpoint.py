@@ -8,7 +8,6 @@ much longer a step takes while a save is under way.
 """
 
 import argparse
-import logging
 import sys
 import tempfile
 import time
@@ -83,7 +82,7 @@ class Training:
     def saver(self, place: str) -> Saver:
         """What saves it there."""
         job = replace(self.job, checkpoints=place)
-        return Saver(job, self.engine, num_saved_steps=0, warn=logging.warning)
+        return Saver(job, self.engine, num_saved_steps=0)
 
 
 def save_and_wait(training: Training, saver: Saver) -> dict[str, float]:

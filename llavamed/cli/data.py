@@ -160,7 +160,7 @@ def decontaminate(
     from llavamed.data.prepared.decontaminate import find_contamination
     from llavamed.storage.location import locate
 
-    with hold_datasets(locate(run.datasets_directory), console.print) if remove else nullcontext():
+    with hold_datasets(locate(run.datasets_directory)) if remove else nullcontext():
         found = find_contamination(run, dataset, against, by=by, max_distance=max_distance)
         show_contamination(found, console)
         show_removal(found, found.remove() if remove else None, console)

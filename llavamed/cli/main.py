@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from llavamed.cli.data import app as data
+from llavamed.cli.logs import configure_logging, log_console
 from llavamed.cli.options import ConfigFile, Overrides, console, load_run
 from llavamed.config.load import dump_config
 from llavamed.config.run import RunConfig
@@ -24,13 +25,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data, name="data")
+_EVERYWHERE = {"--debug", "--verbose", "--quiet"}
 
 
 @app.callback()
 def common(
+    verbose: Annotated[bool, typer.Option(help="Show what libraries log, too.")] = False,
+    quiet: Annotated[bool, typer.Option(help="Show warnings and results only.")] = False,
     debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Options of every command; `main` reads --debug itself."""
+    """Take options of every command; `main` reads them itself, wherever they stand."""
 
 
 @app.command()
@@ -44,7 +48,9 @@ def prepare(
     from llavamed.run.driver import prepare_datasets
     from llavamed.run.progress import Progress
 
-    for name, prepared in prepare_datasets(run, dataset or [], Progress(console)).items():
+    with Progress(log_console) as progress:
+        found = prepare_datasets(run, dataset or [], progress)
+    for name, prepared in found.items():
         facts = prepared.manifest
         bad = ", ".join(f"{count} {reason}" for reason, count in facts["quarantined"].items())
         console.print(
@@ -87,7 +93,9 @@ def train(
     from llavamed.run.driver import run_curriculum
     from llavamed.run.progress import Progress
 
-    show_summary(run_curriculum(run, Progress(console), take_over=take_over), console)
+    with Progress(log_console) as progress:
+        summary = run_curriculum(run, progress, take_over=take_over)
+    show_summary(summary, console)
 
 
 @app.command()
@@ -102,7 +110,9 @@ def evaluate(
     from llavamed.run.driver import evaluate_stages
     from llavamed.run.progress import Progress
 
-    for found in evaluate_stages(run, stage, Progress(console)):
+    with Progress(log_console) as progress:
+        evaluated = evaluate_stages(run, stage, progress)
+    for found in evaluated:
         show_scores(found, console)
 
 
@@ -141,8 +151,11 @@ def show_config(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a user's error is a sentence and an exit code, not a traceback."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    configure_logging(
+        "verbose" if "--verbose" in words else "quiet" if "--quiet" in words else "normal"
+    )
     try:
-        app([word for word in words if word != "--debug"])
+        app([word for word in words if word not in _EVERYWHERE])
     except LlavaMedError as error:
         if "--debug" in words:
             raise

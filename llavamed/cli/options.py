@@ -1,5 +1,6 @@
 """What the commands of the command line share: which config a run has, and where they print."""
 
+import logging
 import os
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from llavamed.config.load import load_config
 from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError
 
+logger = logging.getLogger(__name__)
 console = Console()
 
 ConfigFile = Annotated[
@@ -27,5 +29,5 @@ def load_run(path: str | None, overrides: list[str] | None, *, quiet: bool = Fal
     if path is None:
         raise ConfigError("config=null: which run? give --config FILE, or set LLAVAMED_CONFIG")
     if not quiet:
-        console.print(f"config: {path}", soft_wrap=True, highlight=False)
+        logger.info("config: %s", path)
     return load_config(path, overrides or [])

@@ -28,8 +28,8 @@ def show_summary(summary: dict[str, Any], console: Console) -> None:
     console.print(stages)
     for found in summary["evaluations"]:
         show_scores(found, console)
-    _say(console, f"Model:   {summary['stages'][-1]['export']}")
-    _say(console, f"MLflow:  {_mlflow_command(summary['tracking_uri'])}")
+    _print_line(console, f"Model:   {summary['stages'][-1]['export']}")
+    _print_line(console, f"MLflow:  {_mlflow_command(summary['tracking_uri'])}")
 
 
 def show_scores(found: dict[str, Any], console: Console) -> None:
@@ -44,7 +44,7 @@ def show_scores(found: dict[str, Any], console: Console) -> None:
     for sample in found["samples"]:
         samples.add_row(*(value.replace("\n", " ")[:40] for value in sample.values()))
     console.print(samples)
-    _say(console, f"Answers: {found['report']}")
+    _print_line(console, f"Answers: {found['report']}")
 
 
 def show_plan(costs: Sequence[StageCost], console: Console) -> None:
@@ -77,12 +77,12 @@ def show_plan(costs: Sequence[StageCost], console: Console) -> None:
     console.print(table)
     for cost in costs:
         if cost.memory.total > cost.gpu_memory:
-            _say(
+            _print_line(
                 console,
                 f"! {cost.name} does not fit: lower micro_batch_size or max_tokens, set "
                 "gradient_checkpointing, or raise engine.zero_stage",
             )
-    _say(console, f"All stages: {sum(cost.hours for cost in costs):.3g} hours")
+    _print_line(console, f"All stages: {sum(cost.hours for cost in costs):.3g} hours")
 
 
 def show_contamination(found: Contamination, console: Console) -> None:
@@ -113,7 +113,7 @@ def show_contamination(found: Contamination, console: Console) -> None:
         examples.add_row(match["id"], match[by[0]], ways_met, match["words"][:40])
     if examples.row_count:
         console.print(examples)
-    _say(console, f"Report: {found.report}")
+    _print_line(console, f"Report: {found.report}")
 
 
 def show_removal(found: Contamination, without: PreparedDataset | None, console: Console) -> None:
@@ -126,7 +126,7 @@ def show_removal(found: Contamination, without: PreparedDataset | None, console:
         text = f"Nothing was changed: none of {total:,} samples match by {' or '.join(found.by)}"
     else:
         text = f"Removed {what}; {without.num_samples:,} are left, the others in the quarantine"
-    _say(console, text)
+    _print_line(console, text)
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -143,7 +143,7 @@ def _short(number: float) -> str:
     return f"{number:.0f}"
 
 
-def _say(console: Console, text: str) -> None:
+def _print_line(console: Console, text: str) -> None:
     console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 

@@ -4,6 +4,7 @@ What is finished is found in storage and not done again, so the same command goe
 one stopped. When nothing is left to do, Ray is not even started.
 """
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -32,6 +33,7 @@ from llavamed.storage.location import check_writable, locate
 from llavamed.train.context import Record
 from llavamed.train.job import StageJob, order_of
 
+logger = logging.getLogger(__name__)
 SUMMARY = "summary.json"
 CONFIG = "config.yaml"
 _HINT = (
@@ -57,10 +59,10 @@ def run_curriculum(
     plans = plan_curriculum(config)
     summary = _finished_summary(config, plans)
     if summary is not None:
-        progress.say(f"everything is finished in {directory}; nothing to do")
+        logger.info("everything is finished in %s; nothing to do", directory)
         return summary
     check_writable(directory)
-    with hold_lease(directory, hint=_HINT, take_over=take_over, say=progress.say) as lease:
+    with hold_lease(directory, hint=_HINT, take_over=take_over) as lease:
         (directory / CONFIG).write_bytes(dump_config(config).encode())
         check_packages(plans)
         check_weights(config, plans)
@@ -83,7 +85,7 @@ def prepare_datasets(
     ensure_processor(config)
     with ray_cluster(config):
         chosen = names or list(config.data.datasets)
-        return prepare(config, chosen, progress.prepared, progress.say)
+        return prepare(config, chosen, progress.prepared)
 
 
 def evaluate_stages(
@@ -104,11 +106,11 @@ def evaluate_stages(
         if plan.result() is None:
             raise ConfigError(f"stage={plan.stage.name}: is not trained yet; train it first")
     with (
-        hold_lease(locate(config.directory), hint=_HINT, say=progress.say) as lease,
+        hold_lease(locate(config.directory), hint=_HINT) as lease,
         _tracked(config, lease) as tracker,
         ray_cluster(config),
     ):
-        datasets = prepare(config, _datasets_of(plans), progress.prepared, progress.say)
+        datasets = prepare(config, _datasets_of(plans), progress.prepared)
         found = [_evaluate(config, plan, datasets, lease, tracker, progress) for plan in plans]
         tracker.finish(_flat(found[-1]["scores"]))
     return found
@@ -130,7 +132,7 @@ def _tracked(config: RunConfig, lease: Lease) -> Iterator[Tracker]:
 def _run(
     config: RunConfig, plans: list[StagePlan], lease: Lease, tracker: Tracker, progress: Progress
 ) -> dict[str, Any]:
-    datasets = prepare(config, _datasets_of(plans), progress.prepared, progress.say)
+    datasets = prepare(config, _datasets_of(plans), progress.prepared)
     jobs = _jobs(config, plans, datasets, lease)
     for plan, job in zip(plans, jobs, strict=True):  # all, before the first starts to train
         check_stage(plan, job, plan.data(datasets))
@@ -143,7 +145,7 @@ def _run(
             found = found or _evaluate(config, plan, datasets, lease, tracker, progress)
             evaluations.append(found)
     lease.check()
-    progress.say(tracker.register_model(jobs[-1].export, result))
+    logger.info(tracker.register_model(jobs[-1].export, result))
     last = evaluations[-1] if evaluations else {"scores": {}}
     tracker.finish(_flat(last["scores"]))
     return {
@@ -206,10 +208,10 @@ def _train(
         try:
             run.log_records(records)
         except TrackingError as error:  # no reason to stop training: all is sent at its end
-            progress.say(f"metrics are held back: {error}")
+            logger.warning("metrics are held back: %s", error)
 
-    while not fit(job, locate(config.directory) / "ray", on_records, progress.say):
-        progress.say(f"train {name}: a machine is taken away; goes on elsewhere")
+    while not fit(job, locate(config.directory) / "ray", on_records):
+        logger.warning("train %s: a machine is taken away; goes on elsewhere", name)
     job.lease.check()
     result = plan.result()
     assert result is not None, "the workers ended without an error and without an export"

@@ -1,74 +1,129 @@
-"""What a person sees while a run goes on: lines, so that a log can hold them."""
+"""How far a run is: a live bar on a terminal, and in a log a line every few seconds."""
 
+import logging
 import time
+from collections import deque
+from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as Bar
 
 from llavamed.train.context import Record
 
 _SECONDS_BETWEEN_LINES = 2.0
+_RATE_SECONDS = 30.0
+"""The rate that is shown is the mean over so many seconds, or over all where there were fewer."""
+
+logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """Prints a line now and then: what, how far, how fast, how long still."""
+    """Shows what a run does, how far it is, how fast, and how long it still takes.
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    Use it as a context manager: leaving it takes the bar away.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        """Show no bar where there is no console, or where the console is no terminal."""
+        self._bar: Bar | None = None
+        self._row: TaskID | None = None
+        if console is not None and console.is_terminal and logger.isEnabledFor(logging.INFO):
+            self._bar = Bar(
+                *(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}")),
+                console=console,
+                transient=True,
+            )
         self._task = ""
-        self._started = 0.0
-        self._first = 0
         self._printed = 0.0
+        self._seen: deque[tuple[float, int]] = deque()
         self._stage = ("", 0)
 
-    def say(self, text: str) -> None:
-        """Print a line."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._hide_bar()
 
     def prepared(self, dataset: str, done: int, total: int) -> None:
-        """Samples of a dataset were prepared."""
-        self._line(f"prepare {dataset}", done, total, "samples", "")
+        """Show how many samples of a dataset are prepared."""
+        self._update(f"prepare {dataset}", done, total, "samples", "")
 
     def answered(self, done: int, total: int) -> None:
-        """Questions were answered."""
-        self._line("evaluate", done, total, "answers", "")
+        """Show how many questions are answered."""
+        self._update("evaluate", done, total, "answers", "")
 
     def stage_started(self, stage: str, num_steps: int) -> None:
-        """A stage is about to train."""
+        """Say that a stage is about to train."""
         self._stage = (stage, num_steps)
-        self.say(f"train {stage}: {num_steps} steps; starting the workers")
+        logger.info("train %s: %d steps; starting the workers", stage, num_steps)
 
     def trained(self, records: list[Record]) -> None:
-        """Steps were trained."""
+        """Show the last of the steps that were trained."""
         name, num_steps = self._stage
         last = records[-1]
         detail = f"  loss {last['loss']:.3f}  {last['tokens_per_second']:,.0f} tokens/s"
         if "mfu" in last:
             detail += f"  {last['mfu']:.1%} MFU"
-        self._line(f"train {name}", int(last["step"]), num_steps, "steps", detail)
+        self._update(f"train {name}", int(last["step"]), num_steps, "steps", detail)
 
     def stage_finished(self, stage: str, result: dict[str, Any]) -> None:
-        """A stage was exported."""
+        """Say what a stage that was exported has come to."""
         counts = ", ".join(
             f"{part} {trained:,} of {trained + frozen:,}"
             for part, (trained, frozen) in result["parts"].items()
         )
-        self.say(
-            f"train {stage}: done, loss {result['loss_first']:.3f} -> {result['loss_last']:.3f} "
-            f"in {result['seconds']:.0f} s; parameters trained: {counts}"
+        logger.info(
+            "train %s: done, loss %.3f -> %.3f in %.0f s; parameters trained: %s",
+            *(stage, result["loss_first"], result["loss_last"], result["seconds"], counts),
         )
 
-    def _line(self, task: str, done: int, total: int, unit: str, detail: str) -> None:
+    def _update(self, task: str, done: int, total: int, unit: str, detail: str) -> None:
         now = time.monotonic()
         if task != self._task:
-            self._task, self._started, self._first = task, now, done
-            self._printed = 0.0
-        if now - self._printed < _SECONDS_BETWEEN_LINES and done < total:
+            self._hide_bar()
+            self._task, self._printed = task, 0.0
+            self._seen.clear()
+        rate = self._rate(now, done)
+        timing = f"{rate:,.1f} {unit}/s  left {_clock((total - done) / rate)}" if rate else ""
+        text = f"{done}/{total}{detail}  {timing}".rstrip()
+        if done >= total:  # the last line of a task stays
+            self._hide_bar()
+        elif self._bar is not None:
+            self._show_bar(done, total, text)
+            return
+        elif now - self._printed < _SECONDS_BETWEEN_LINES:
             return
         self._printed = now
-        rate = (done - self._first) / max(1e-9, now - self._started)
-        timing = f"{rate:,.1f} {unit}/s  left {_clock((total - done) / rate)}" if rate else ""
-        self.say(f"{task}  {done}/{total}{detail}  {timing}".rstrip())
+        logger.info("%s  %s", task, text)
+
+    def _rate(self, now: float, done: int) -> float:
+        """Give the mean rate since some seconds ago; 0 while nothing is known."""
+        seen = self._seen
+        seen.append((now, done))
+        while len(seen) > 2 and now - seen[1][0] >= _RATE_SECONDS:
+            seen.popleft()
+        started, first = seen[0]
+        return (done - first) / max(1e-9, now - started)
+
+    def _show_bar(self, done: int, total: int, text: str) -> None:
+        assert self._bar is not None
+        if self._row is None:
+            self._row = self._bar.add_task(self._task, total=total, text=text)
+            self._bar.start()
+        self._bar.update(self._row, completed=done, text=text)
+
+    def _hide_bar(self) -> None:
+        if self._bar is not None and self._row is not None:
+            self._bar.stop()
+            self._bar.remove_task(self._row)
+            self._row = None
 
 
 def _clock(seconds: float) -> str:

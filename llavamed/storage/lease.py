@@ -6,12 +6,13 @@ is a holder that was killed, and its place is taken. No clock is compared with a
 A holder looks again before it publishes anything, so one that was taken over stops by itself.
 """
 
+import logging
 import os
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -27,6 +28,7 @@ EXPIRY_SECONDS = 30.0
 PATIENCE_SECONDS = 600.0
 """A storage that cannot be read for so long, while a holder is watched, ends the watch."""
 
+logger = logging.getLogger(__name__)
 _held_here: set[str] = set()
 """Tokens of the leases that this process holds."""
 
@@ -70,7 +72,6 @@ def hold_lease(
     *,
     hint: str,
     take_over: bool = False,
-    say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Lease]:
     """Hold the lease of a folder, beating in a thread until the end.
 
@@ -78,13 +79,12 @@ def hold_lease(
         folder: Whose lease.
         hint: What one can do who is refused, beside ending the holder; for the error.
         take_over: Do not ask whether its holder is alive.
-        say: Told why this waits.
 
     Raises:
         TrainingError: Another attempt holds it and is alive.
         StorageError: The folder cannot be written, or not be read for long enough.
     """
-    lease = _acquire(folder, hint, take_over, say)
+    lease = _acquire(folder, hint, take_over)
     ended = threading.Event()
     own = lease.without_retries()  # a beat must not come late, when another may have taken over
     beating = threading.Thread(target=_beat, args=(own, ended), name="lease", daemon=True)
@@ -101,10 +101,12 @@ def hold_lease(
             _write(own, beat=0, released=True)
 
 
-def _acquire(folder: Location, hint: str, take_over: bool, say: Callable[[str], None]) -> Lease:
+def _acquire(folder: Location, hint: str, take_over: bool) -> Lease:
     before = _read(folder)
     if before is not None and not (take_over or before["released"] or _died_here(before)):
-        say(f"{folder}: waiting to see whether {before['holder']}, which held it, still lives")
+        logger.info(
+            "%s: waiting to see whether %s, which held it, still lives", folder, before["holder"]
+        )
         _wait_for_silence(folder, before, hint)
     attempt = before["attempt"] + 1 if before else 1
     now = datetime.now(UTC).isoformat(timespec="seconds")

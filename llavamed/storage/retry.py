@@ -48,7 +48,7 @@ _MAY_PASS_OF_S3 = {
 """botocore's, by name and not by import, for few commands need S3; its other errors are of settings
 and credentials."""
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
@@ -81,7 +81,7 @@ def with_retries(place: Place, verb: str, work: Callable[[], _T]) -> _T:
     def warn(state: RetryCallState) -> None:
         error = _error(state)
         reason = " ".join(str(error).split())
-        _log.warning(
+        logger.warning(
             "%s: cannot %s it: %s: %s; attempt %d of %d failed, the next comes in %.1f s",
             *(place, verb, type(error).__name__, reason),
             *(state.attempt_number, place.attempts, state.upcoming_sleep),

@@ -3,7 +3,6 @@
 import os
 import socket
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,8 +26,6 @@ class Context:
     """Told new records of metrics by rank 0."""
     is_preempted: Callable[[], bool] = lambda: False
     """Whether a machine of the stage is about to be taken away; every rank must ask together."""
-    warn: Callable[[str], None] = warnings.warn
-    """Told by rank 0 what a user should know though training goes on."""
     observe: Callable[[Record], None] = lambda _: None
     """Told the record of a step by every rank, as soon as it is taken."""
 
@@ -54,7 +51,7 @@ class PreemptionWatch:
         return bool(flag.item())
 
 
-def ray_context(report: Callable[[list[Record]], None], warn: Callable[[str], None]) -> Context:
+def ray_context(report: Callable[[list[Record]], None]) -> Context:
     """The context of a Ray Train worker; Ray has made the process group."""
     import ray.train
     import ray.train.torch
@@ -66,7 +63,6 @@ def ray_context(report: Callable[[list[Record]], None], warn: Callable[[str], No
         device=ray.train.torch.get_device(),
         report=report,
         is_preempted=lambda: ray.train.get_preemption_info() is not None,
-        warn=warn,
     )
 
 

@@ -82,7 +82,7 @@ def train_stage(job: StageJob, context: Context) -> bool:
         )
         history, seconds_before = _resume(job, engine, context)
         started -= seconds_before
-        with Saver(job, engine, num_saved_steps=len(history), warn=context.warn) as saver:
+        with Saver(job, engine, num_saved_steps=len(history)) as saver:
             is_whole = _train_steps(job, context, engine, loader, meter, saver, history, started)
     if not is_whole:
         engine.close()
@@ -209,7 +209,7 @@ def _initial_model(job: StageJob, processor: Any, scratch: Path) -> Any:
 def _resume(job: StageJob, engine: Engine, context: Context) -> tuple[list[Record], float]:
     """Load the newest checkpoint, if there is one: the metrics so far and the seconds spent."""
     manifest = restore_checkpoint(
-        locate(job.checkpoints), engine, stage_fingerprint=job.fingerprint, warn=context.warn
+        locate(job.checkpoints), engine, stage_fingerprint=job.fingerprint
     )
     if manifest is None:
         seed_random_state(job.config.seed, step=0, rank=context.rank)

@@ -15,7 +15,6 @@ import psutil
 import pytest
 import torch
 from mlflow import MlflowClient
-from rich.console import Console
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from llavamed.config.run import RunConfig
@@ -26,14 +25,16 @@ from llavamed.run.driver import run_curriculum
 from llavamed.run.progress import Progress
 from llavamed.storage.location import MANIFEST, Location, locate
 from llavamed.train.checkpoint.manifest import complete_checkpoints
+from tests.support.log_messages import on_log
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 
 def run(config: RunConfig) -> tuple[dict, str]:
-    console = Console(record=True, width=200, file=open(os.devnull, "w"))  # noqa: SIM115
-    summary = run_curriculum(config, Progress(console))
-    return summary, console.export_text()
+    said: list[str] = []
+    with on_log(said.append):
+        summary = run_curriculum(config, Progress())
+    return summary, "\n".join(said)
 
 
 def weights(config: RunConfig, stage: str) -> dict[str, torch.Tensor]:

@@ -28,7 +28,7 @@ ONLY_IN = {
     # What hides Ray from the loop and what runs on the cluster; nothing else needs one.
     "ray": {
         *("data/prepare/ray_data.py", "data/prepare/job.py", "evaluate/answers.py"),
-        *("run/ray_cluster.py", "run/fit.py", "train/context.py"),
+        *("run/ray_cluster.py", "run/fit.py", "train/context.py", "train/metrics.py"),
     },
     # The engine is DeepSpeed. The context may reach for the groups that DeepSpeed keeps in module
     # variables (`NOTHING_BUT` below), for it makes the process group and must end it.

@@ -16,6 +16,7 @@ from llavamed.storage import lease
 from llavamed.storage.lease import LEASE, Lease
 from llavamed.storage.location import Location, locate
 from tests.support.faulty_s3 import FOR_EVER, FaultyS3, _proxy, faulty
+from tests.support.log_messages import on_log
 
 __all__ = ["_proxy", "faulty"]
 
@@ -120,7 +121,7 @@ def test_a_silent_holder_elsewhere_is_gone_after_a_while(
         pass
     look_away(folder, host="elsewhere", holder="process 7 on elsewhere", released=False)
     said: list[str] = []
-    with hold_lease(folder, say=said.append) as held:
+    with on_log(said.append), hold_lease(folder) as held:
         assert held.attempt == 2
     assert said == [
         f"{folder}: waiting to see whether process 7 on elsewhere, which held it, still lives"
@@ -144,7 +145,11 @@ def test_a_storage_that_is_away_is_no_silence(
         threading.Thread(target=mend).start()
 
     with hold_lease(in_s3) as first:
-        with pytest.raises(TrainingError, match="which is alive"), hold_lease(in_s3, say=fall):
+        with (
+            on_log(fall, name=lease.__name__),
+            pytest.raises(TrainingError, match="which is alive"),
+            hold_lease(in_s3),
+        ):
             pytest.fail("two hold it")
         first.check()
 
@@ -160,7 +165,8 @@ def test_a_storage_that_stays_away_ends_the_watch(
     with hold_lease(in_s3):
         with (
             pytest.raises(StorageError, match=r"lease.json: cannot read"),
-            hold_lease(in_s3, say=fall),
+            on_log(fall, name=lease.__name__),
+            hold_lease(in_s3),
         ):
             pytest.fail("two hold it")
         assert faulty.num_faults >= 3

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from rich.console import Console
 
 from llavamed.config.run import RunConfig
 from llavamed.data.prepared.dataset import PreparedDataset
@@ -53,7 +52,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> Done:
     def prepare(config: RunConfig, names: list[str], *_: Any) -> dict[str, PreparedDataset]:
         return {name: prepared(config, name) for name in names}
 
-    def fit(job: StageJob, folder: Any, on_records: Any, on_warning: Any) -> bool:
+    def fit(job: StageJob, folder: Any, on_records: Any) -> bool:
         done.note("train")
         run_stage(job, on_records)
         done.note("trained")
@@ -85,4 +84,4 @@ def scored_config(config: RunConfig, folder: Path, *overrides: str) -> RunConfig
 
 
 def quiet() -> Progress:
-    return Progress(Console(quiet=True))
+    return Progress()

@@ -5,6 +5,7 @@ state of the optimizer, gathered from all ranks, whenever it is saved or restore
 """
 
 import json
+import logging
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from llavamed.data.feed.loader import Batch, StageLoader
 from llavamed.train.context import Context, _forget_groups
 from llavamed.train.engine import Engine
 from llavamed.train.worker import train_stage
+from tests.support.log_messages import on_log
 from tests.support.training_setup import StageJob
 
 STATES = ("exp_avg", "exp_avg_sq")
@@ -92,7 +94,8 @@ def _work(
         dist.init_process_group("gloo", rank=rank, world_size=num_workers)
         _take_notes(_notes(job), rank, *plain)
         warn = (_notes(job) / "warnings.txt").write_text
-        train_stage(job, Context(rank, num_workers, torch.device("cpu"), lambda _: None, warn=warn))
+        with on_log(warn, level=logging.WARNING):
+            train_stage(job, Context(rank, num_workers, torch.device("cpu"), lambda _: None))
         dist.destroy_process_group()
         _forget_groups()
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -104,21 +103,3 @@ def test_speed_leaves_out_the_steps_that_warm_up() -> None:
 def test_rounding_keeps_six_digits(number: float) -> None:
     assert rounded(number) == pytest.approx(number, rel=1e-5)
     assert len(repr(rounded(number))) <= 12
-
-
-def test_the_line_of_a_stage(tmp_path: Path) -> None:
-    from rich.console import Console
-
-    from llavamed.run.progress import Progress
-
-    file = tmp_path / "log"
-    with file.open("w") as stream:  # a pipe or a file, not a terminal
-        progress = Progress(Console(file=stream, width=40))
-        progress.stage_started("align", 4)
-        progress.trained([{"step": 1, "loss": 2.0, "tokens_per_second": 1234.0, "mfu": 0.4321}])
-        progress.trained([{"step": 4, "loss": 1.5, "tokens_per_second": 1234.0}])
-    first, start, end = file.read_text().splitlines()
-    assert first == "train align: 4 steps; starting the workers"
-    assert start == "train align  1/4  loss 2.000  1,234 tokens/s  43.2% MFU"
-    assert end.startswith("train align  4/4  loss 1.500  1,234 tokens/s  ")
-    assert end.endswith(" steps/s  left 0:00")

@@ -117,7 +117,7 @@ def test_the_call_that_waits_for_a_save_raises_its_error_and_no_scratch_is_left(
 
 
 def test_a_save_that_fails_too_does_not_hide_what_has_ended_training(
-    tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+    tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     job = make_job(small_config(tiny_config, "name=both-fail"))
     before_upload(monkeypatch, fail)
@@ -126,11 +126,9 @@ def test_a_save_that_fails_too_does_not_hide_what_has_ended_training(
         if records[-1]["step"] == 3:
             raise Interrupted
 
-    with (
-        pytest.warns(UserWarning, match=r"step-000002: cannot be saved: place: is full; "),
-        pytest.raises(Interrupted),
-    ):
+    with pytest.raises(Interrupted):
         run_stage(job, report)
+    assert "step-000002: cannot be saved: place: is full; " in caplog.text
 
 
 def test_a_run_that_is_taken_over_during_an_upload_does_not_complete_it(

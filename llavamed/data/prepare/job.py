@@ -96,7 +96,6 @@ def prepare(
     config: RunConfig,
     names: Sequence[str],
     on_progress: OnProgress = lambda *_: None,
-    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, PreparedDataset]:
     """Prepare the named datasets that are not prepared yet, all in one Ray Data job.
 
@@ -104,7 +103,6 @@ def prepare(
         config: The run's.
         names: Which ones.
         on_progress: Told how far each is.
-        say: Told why this waits.
 
     Raises:
         DataError: A source is unreadable, too many samples are unusable, or a dataset is there
@@ -124,7 +122,7 @@ def prepare(
             there = open_prepared(directory / name)
             _check_same(there.manifest["made_from"], manifests[name]["made_from"], there.location)
     if _pending(directory, names):
-        with hold_datasets(directory, say):
+        with hold_datasets(directory):
             _run(config, _pending(directory, names), manifests, place, on_progress)
     return {name: open_prepared(directory / name) for name in names}
 

@@ -6,7 +6,6 @@ without them have names of their own, to which the manifest's `revision` points:
 the change, and whatever interrupts it leaves the dataset as it was.
 """
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,20 +51,17 @@ def revised(name: str, revision: int) -> str:
     return name if not revision else name.replace(".", f"-{revision}.")
 
 
-def hold_datasets(
-    folder: Location, say: Callable[[str], None] = lambda _: None
-) -> AbstractContextManager[Lease]:
+def hold_datasets(folder: Location) -> AbstractContextManager[Lease]:
     """Be the only one to write into a folder of datasets, which runs share.
 
     Args:
         folder: The folder.
-        say: Told why this waits.
 
     Raises:
         TrainingError: Another run prepares or changes datasets there now.
         StorageError: The folder cannot be written.
     """
-    return hold_lease(folder, hint="set data.directory to another folder", say=say)
+    return hold_lease(folder, hint="set data.directory to another folder")
 
 
 @dataclass(frozen=True)

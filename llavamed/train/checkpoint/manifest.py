@@ -12,10 +12,10 @@ shared out anew, and publishes it in `universal/` below the checkpoint for as lo
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ UNIVERSAL = "universal"
 RANDOM = "random_of_rank_{}_.pt"
 _OF_A_RANK = re.compile(r"(?:pp|of)_rank_(\d+)_")
 
+logger = logging.getLogger(__name__)
 Manifest = dict[str, Any]
 
 
@@ -127,7 +128,7 @@ def check_settings(folder: Location, stage_fingerprint: str) -> None:
 
 
 def restore_checkpoint(
-    folder: Location, engine: Engine, *, stage_fingerprint: str, warn: Callable[[str], None]
+    folder: Location, engine: Engine, *, stage_fingerprint: str
 ) -> Manifest | None:
     """Restore the newest checkpoint that is whole; every rank must call it, and all get the same.
 
@@ -135,7 +136,6 @@ def restore_checkpoint(
         folder: The stage's `checkpoints` folder.
         engine: Whose state it becomes, on any number of workers.
         stage_fingerprint: What the checkpoint must have been saved with.
-        warn: Told by rank 0 which checkpoints are damaged and which one is used instead.
 
     Returns:
         The checkpoint's manifest, or none when the stage has saved none yet.
@@ -155,7 +155,7 @@ def restore_checkpoint(
             damage.append(str(error))
             continue
         if damage and is_first:
-            warn(f"{'; '.join(damage)}; resuming from the checkpoint before, {place}")
+            logger.warning("%s; resuming from the checkpoint before, %s", "; ".join(damage), place)
         return manifest
     if damage:
         raise CheckpointError(

@@ -6,6 +6,7 @@ which makes the checkpoint complete, and deletes those that are not kept. At mos
 way: the next one waits for it, and so does the end, however it comes.
 """
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -41,6 +42,7 @@ UPLOAD_TIMEOUT = timedelta(hours=2)
 """A rank waits for the uploads of the others so long; one that died is noticed at once."""
 
 _TORCH_WRITER = "inline_container.cc"  # where torch.save finds that a disk is full
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -57,7 +59,6 @@ class Saver:
         engine: Engine,
         *,
         num_saved_steps: int,
-        warn: Callable[[str], None],
     ) -> None:
         """Every rank must call it.
 
@@ -65,9 +66,8 @@ class Saver:
             job: The stage.
             engine: Whose state is saved.
             num_saved_steps: Of the checkpoint that the stage was resumed from; 0: there was none.
-            warn: Told by rank 0 what failed when something else has ended training.
         """
-        self._job, self._engine, self._warn = job, engine, warn
+        self._job, self._engine = job, engine
         self._folder = locate(job.checkpoints)
         self._num_saved_steps = num_saved_steps
         # The thread's own: its exchanges must not get between those of training.
@@ -90,7 +90,7 @@ class Saver:
             elif self._saving is not None:
                 failed = self._saving.exception()
                 if failed is not None and dist.get_rank() == 0:
-                    self._warn(str(failed))
+                    logger.warning("%s", failed)
         finally:
             self._thread.shutdown()
 
