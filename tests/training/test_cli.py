@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,14 +21,15 @@ V1, V15 = str(CONFIGS / "llava-med-v1.yaml"), str(CONFIGS / "llava-med-v1.5.yaml
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Run a command line; gives its exit code, output and errors."""
+    """Run a command line; gives its exit code, output and errors, without the config's name."""
     monkeypatch.delenv("LLAVAMED_CONFIG", raising=False)
 
     def call(*words):
         with pytest.raises(SystemExit) as caught:
             cli.main(words)
         printed = capsys.readouterr()
-        return caught.value.code, printed.out, printed.err
+        errors = re.sub(r"^\S+ \S+ INFO config: .*\n", "", printed.err)
+        return caught.value.code, printed.out, errors
 
     return call
 
