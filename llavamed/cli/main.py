@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from llavamed.cli.data import app as data
+from llavamed.cli.evaluate import app as evaluate
 from llavamed.cli.logs import configure_logging, log_console
 from llavamed.cli.options import ConfigFile, Overrides, console, load_run
 from llavamed.config.load import dump_config
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data, name="data")
+app.add_typer(evaluate, name="evaluate")
 _EVERYWHERE = {"--debug", "--verbose", "--quiet"}
 
 
@@ -96,24 +98,6 @@ def train(
     with Progress(log_console) as progress:
         summary = run_curriculum(run, progress, take_over=take_over)
     show_summary(summary, console)
-
-
-@app.command()
-def evaluate(
-    overrides: Overrides = None,
-    config: ConfigFile = None,
-    stage: Annotated[str | None, typer.Option(help="Default: all that have an evaluation.")] = None,
-) -> None:
-    """Score the models of finished stages once more, beside their controls."""
-    run = load_run(config, overrides)
-    from llavamed.cli.tables import show_scores
-    from llavamed.run.driver import evaluate_stages
-    from llavamed.run.progress import Progress
-
-    with Progress(log_console) as progress:
-        evaluated = evaluate_stages(run, stage, progress)
-    for found in evaluated:
-        show_scores(found, console)
 
 
 @app.command()

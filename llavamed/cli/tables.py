@@ -1,9 +1,9 @@
 """The tables a command ends with."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -11,7 +11,9 @@ from rich.table import Table
 from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.data.prepared.decontaminate import Contamination, Criterion
 from llavamed.data.record import IMAGE_HASH_BYTES
-from llavamed.run.plan import StageCost
+
+if TYPE_CHECKING:
+    from llavamed.run.plan import StageCost
 
 
 def show_summary(summary: dict[str, Any], console: Console) -> None:
@@ -47,7 +49,17 @@ def show_scores(found: dict[str, Any], console: Console) -> None:
     _print_line(console, f"Answers: {found['report']}")
 
 
-def show_plan(costs: Sequence[StageCost], console: Console) -> None:
+def show_scorers(found: Mapping[str, Mapping[str, tuple[int, float]]], console: Console) -> None:
+    """Print what each scorer gives: of closed, open and all items the count and the mean score."""
+    first = next(iter(found.values()))
+    heads = [f"{group} ({count:,})" for group, (count, _) in first.items()]
+    table = _table("Scores", "scorer", *heads)
+    for name, groups in found.items():
+        table.add_row(name, *(f"{mean:.4f}" for _, mean in groups.values()))
+    console.print(table)
+
+
+def show_plan(costs: Sequence["StageCost"], console: Console) -> None:
     """Print what a run will do and cost."""
     first = costs[0]
     title = f"{first.num_gpus} x {first.accelerator} at {first.mfu:.0%} model-FLOPs utilisation"

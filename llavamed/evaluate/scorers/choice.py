@@ -1,0 +1,112 @@
+"""Closed questions whose reference is neither yes, no nor a letter: a side, a plane, a modality."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from llavamed.evaluate.scorers.unpack import conclusions
+from llavamed.evaluate.scorers.vocabulary import CLASSES, FUNCTION_WORDS, UNDECIDED, UNITS
+from llavamed.evaluate.scorers.words import CHINESE, Word, canonical, words_of
+
+_AGREEMENT = re.compile(
+    r"\b(?:that|this|you)(?:['’]?(?:s|re)|\s+(?:is|are))\s+right\b", re.IGNORECASE
+)
+_CHINESE_CLASSES = (
+    ("左", "右", "双侧", "两侧"),
+    ("上", "下", "中"),
+    ("横断面", "冠状面", "矢状面"),
+)
+
+
+def is_chosen(answer: str, reference: str, candidates: Iterable[str] = ()) -> bool:
+    """Tell whether an unpacked answer gives the reference and no other answer of its kind.
+
+    Args:
+        answer: The answer's words, from `unpack`.
+        reference: The right answer.
+        candidates: The answers that the question offers, where they are known.
+    """
+    for part, is_final in conclusions(answer):
+        found = _choice(part, reference, tuple(candidates))
+        if found is not None:
+            return found
+        if is_final and UNDECIDED.search(part):
+            return False
+    return False
+
+
+def _choice(text: str, reference: str, candidates: Sequence[str]) -> bool | None:
+    """True or False where the text answers, None where it names no answer of the kind."""
+    if CHINESE.search(reference):
+        return _chinese(text, reference)
+    wanted = content(reference)
+    if not wanted:
+        return text.strip() == reference.strip()
+    words = words_of(_AGREEMENT.sub(" ", text))
+    if wanted == ["0"]:
+        words = [Word("0", False) if word.text == "none" else word for word in words]
+    stated = [word.text for word in words if not word.denied]
+    others = {word for word in _rivals(wanted, candidates) if word not in wanted}
+    named = [word for word in words if word.text in others or word.text in wanted]
+    if not named:
+        return None
+    if UNDECIDED.search(text):
+        return False
+    if any(word in others for word in _without_measures(stated)):
+        return False
+    return contains(stated, wanted) and not _is_denied(words, wanted)
+
+
+def content(text: str) -> list[str]:
+    """The canonical words of a text that carry an answer."""
+    words = canonical(text)
+    return [word for word in words if word not in FUNCTION_WORDS - {"in", "on"}] or words
+
+
+def contains(words: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Tell whether the wanted words stand side by side and in order."""
+    width = len(wanted)
+    return any(list(words[at : at + width]) == list(wanted) for at in range(len(words) - width + 1))
+
+
+def _rivals(wanted: Sequence[str], candidates: Sequence[str]) -> set[str]:
+    """The words that would answer something else than the reference."""
+    rivals: set[str] = set()
+    for kind in CLASSES:
+        if kind & set(wanted):
+            rivals |= kind
+    for candidate in candidates:
+        rivals |= {word for word in content(candidate) if word not in FUNCTION_WORDS}
+    if len(wanted) == 1 and re.fullmatch(r"\d+(\.\d+)?", wanted[0]):
+        rivals |= {str(number) for number in range(1000)}
+    return rivals
+
+
+def _without_measures(words: Sequence[str]) -> list[str]:
+    """Drop numbers that a unit follows: they measure and do not count."""
+    return [
+        word
+        for at, word in enumerate(words)
+        if not (
+            re.fullmatch(r"\d+(\.\d+)?", word) and words[at + 1 : at + 2] and words[at + 1] in UNITS
+        )
+    ]
+
+
+def _is_denied(words: Sequence[Word], wanted: Sequence[str]) -> bool:
+    """Tell whether every mention of the wanted words is denied."""
+    mentions = [word.denied for word in words if word.text == wanted[0]]
+    return bool(mentions) and all(mentions)
+
+
+def _chinese(text: str, reference: str) -> bool | None:
+    wanted = re.sub(r"\W", "", reference)
+    if not CHINESE.search(text):
+        return None
+    for kind in _CHINESE_CLASSES:
+        for rival in kind:
+            if rival in text and rival not in wanted and any(each in wanted for each in kind):
+                return False
+    at = text.find(wanted)
+    if at < 0:
+        return None
+    return not re.search(r"(?:不是|并非|没有|不在|非|不)\s*$", text[:at])

@@ -1,0 +1,24 @@
+"""What a scorer reads, and what a scorer is."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+Options = Mapping[str, str] | tuple[str, ...] | None
+"""Lettered options by their letter, the candidate answers of a closed question, or none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One answered question, as every scorer reads it."""
+
+    id: str
+    question: str
+    prediction: str
+    reference: str
+    answer_type: str
+    """`OPEN` or `CLOSED`."""
+    options: Options = None
+
+
+Rule = Callable[[Item], float]
+"""Score one item between 0 and 1."""

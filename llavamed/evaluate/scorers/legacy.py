@@ -1,0 +1,202 @@
+"""The rules of LLaVA-Med's two scoring scripts, faults included, for comparison with its tables.
+
+Source: LLaVA-Med v1.0.0, `llava/eval/run_eval.py` and `run_eval_batch.py`; rewritten from what they
+compute. Known faults, kept on purpose: a closed answer counts when it occurs as a substring, so
+"no" is right wherever "normal" stands; precision and recall count a word as often as the prediction
+repeats it; "exact match" is a precision; BLEU of short references has no smoothing.
+"""
+
+import math
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from llavamed.evaluate.scorers.item import Item
+
+NAME = "legacy/1"
+
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_DIGIT_COMMA = re.compile(r"\d,\d")
+_PERIOD = re.compile(r"\.(?!\d)")
+_MAX_PERIODS = 32
+"""The scripts pass a flag where the number of replacements belongs; the flag is 32."""
+_NUMBERS = {
+    word: str(number)
+    for number, word in enumerate(
+        str.split("zero one two three four five six seven eight nine ten")
+    )
+} | {"none": "0"}
+_ARTICLES = frozenset({"a", "an", "the"})
+_NEGATED = (
+    "ai are ca could did does do had has have is might must need ought sha should was were wo would"
+)
+_CONTRACTIONS = {
+    form.replace("'", ""): form
+    for form in [
+        *(f"{verb}n't" for verb in _NEGATED.split()),
+        *(
+            f"{word}'ve"
+            for word in str.split("could i might must not should they we what where who would you")
+        ),
+        *(
+            f"{word}'d"
+            for word in str.split(
+                "he how it she somebody someone something that there they where who you"
+            )
+        ),
+        *(
+            f"{word}'ll"
+            for word in str.split("how it somebody someone something they what who why you")
+        ),
+        *(
+            f"{word}'s"
+            for word in str.split(
+                "he how somebody someone something that there what when where who why"
+            )
+        ),
+        *(f"{word}'re" for word in ["there", "they", "what", "why", "you"]),
+        *("i'm", "ma'am", "o'clock", "y'all", "'twas"),
+    ]
+}
+
+
+def normalize(text: str) -> str:
+    """Rewrite a text as the scripts do before they compare words."""
+    text = text.lower()
+    out = text
+    for mark in _PUNCTUATION:
+        beside_space = f"{mark} " in text or f" {mark}" in text
+        out = out.replace(mark, "" if beside_space or _DIGIT_COMMA.search(text) else " ")
+    out = _PERIOD.sub("", out, count=_MAX_PERIODS)
+    words = (_NUMBERS.get(word, word) for word in out.lower().split())
+    kept = (_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+    return " ".join(kept).replace(",", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What the scripts compute of one item. All but the two closed ones are for open questions."""
+
+    exact_match: float
+    f1: float
+    precision: float
+    recall: float
+    bleu: tuple[float, float, float, float]
+    """Of 4-grams without smoothing, then of 1-, 2- and 3-grams alone."""
+    closed_substring: int
+    """Rule of `run_eval_batch.py`, the paper's."""
+    closed_run_eval: int
+    """Rule of `run_eval.py`, which also wants a "yes" or "no" somewhere in the prediction."""
+
+
+def measure(item: Item) -> Scores:
+    """Compute all that the scripts compute of one item."""
+    reference, prediction = normalize(item.reference), normalize(item.prediction)
+    wanted, said = Counter(reference.split()), Counter(prediction.split())
+    found = sum(1 for word in wanted if word in said)
+    hits = sum(count for word, count in said.items() if word in wanted)
+    missed = sum(count for word, count in wanted.items() if word not in said)
+    total = said.total()
+    precision = hits / total if hits else 0.0
+    recall = hits / (hits + missed) if hits else 0.0
+    substring = int(item.reference.lower() in item.prediction.lower())
+    has_yes_or_no = "yes" in item.prediction.lower() or "no" in item.prediction.lower()
+    return Scores(
+        exact_match=found / total if total else 0.0,
+        f1=2 * precision * recall / (precision + recall) if hits else 0.0,
+        precision=precision,
+        recall=recall,
+        bleu=_bleu(reference.split(), prediction.split()),
+        closed_substring=substring,
+        closed_run_eval=int(substring and has_yes_or_no),
+    )
+
+
+def score(item: Item) -> float:
+    """Score one item as the paper's tables do: recall of open, substring of closed questions."""
+    scores = measure(item)
+    return scores.recall if item.answer_type == "OPEN" else float(scores.closed_substring)
+
+
+def nearest_candidate(prediction: str, candidates: Sequence[str]) -> str:
+    """Return the training answer that shares most words with a prediction, the first of equals."""
+    said = Counter(normalize(prediction).split())
+
+    def overlap(candidate: str) -> float:
+        words = Counter(normalize(candidate).split())
+        return sum(1 for word in said if word in words) / max(1, len(said))
+
+    return max(candidates, key=overlap) if candidates else ""
+
+
+def _bleu(reference: Sequence[str], prediction: Sequence[str]) -> tuple[float, float, float, float]:
+    """Sentence BLEU without smoothing: of 4-grams, then of 1-, 2- and 3-grams alone.
+
+    Source: Papineni et al., "BLEU" (2002). An n-gram that does not occur counts as the smallest
+    float, as the library that the scripts call has it.
+    """
+    precisions = [_clipped_precision(reference, prediction, size) for size in (1, 2, 3, 4)]
+    if not precisions[0]:
+        return (0.0, 0.0, 0.0, 0.0)
+    ratio = len(reference) / len(prediction)
+    brevity = 1.0 if ratio < 1 else math.exp(1 - ratio)
+    logs = [math.log(precision or sys.float_info.min) for precision in precisions]
+    single = (brevity * math.exp(each) for each in logs[:3])
+    return (brevity * math.exp(sum(logs) / 4), *single)  # type: ignore[return-value]
+
+
+def _clipped_precision(reference: Sequence[str], prediction: Sequence[str], size: int) -> float:
+    """Share of the prediction's n-grams that the reference has, each as often as it is there."""
+    there, said = (
+        Counter(tuple(words[at : at + size]) for at in range(len(words) - size + 1))
+        for words in (reference, prediction)
+    )
+    return (there & said).total() / max(1, said.total())
+
+
+def aggregate(items: Iterable[Item], candidates: Sequence[str] = ()) -> dict[str, dict[str, float]]:
+    """Average over items as each of the two scripts does, in percent.
+
+    Args:
+        items: The answered questions.
+        candidates: The open answers of the training set; `run_eval.py` takes the one that is most
+            like the prediction for the model's answer.
+    """
+    measured = [(item, measure(item)) for item in items]
+    open_ = [(item, scores) for item, scores in measured if item.answer_type == "OPEN"]
+    closed = [scores for item, scores in measured if item.answer_type == "CLOSED"]
+    shared = {
+        "exact match score": _percent(scores.exact_match for _, scores in open_),
+        "f1 score": _percent(scores.f1 for _, scores in open_),
+        "precision": _percent(scores.precision for _, scores in open_),
+        "recall": _percent(scores.recall for _, scores in open_),
+        "bleu_score": _percent(scores.bleu[0] for _, scores in open_),
+        **{
+            f"bleu_score_{size}": _percent(scores.bleu[size] for _, scores in open_)
+            for size in (1, 2, 3)
+        },
+    }
+    nearest = (
+        normalize(nearest_candidate(item.prediction, candidates)) == normalize(item.reference)
+        for item, _ in open_
+    )
+    return {
+        "run_eval": shared
+        | {
+            "open accuracy": _percent(map(float, nearest)),
+            "yes/no accuracy": _percent(float(scores.closed_run_eval) for scores in closed),
+        },
+        "run_eval_batch": shared
+        | {
+            "open accuracy": _percent(float(scores.closed_substring) for _, scores in open_),
+            "yes/no accuracy": _percent(float(scores.closed_substring) for scores in closed),
+            "recall_closed": _percent(scores.recall for scores in closed),
+        },
+    }
+
+
+def _percent(values: Iterable[float]) -> float:
+    given = list(values)
+    return 100 * sum(given) / len(given) if given else 0.0

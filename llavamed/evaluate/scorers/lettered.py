@@ -1,0 +1,195 @@
+"""Closed questions with lettered options."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from llavamed.evaluate.scorers.unpack import conclusions
+from llavamed.evaluate.scorers.vocabulary import FUNCTION_WORDS, UNDECIDED
+from llavamed.evaluate.scorers.words import CHINESE, canonical
+
+_BARE = re.compile(r"\A[\W_]*(?:option|choice|answer|letter|选项?)?[\W_]*([A-Za-z])[\W_]*\Z", re.I)
+_LEADING = re.compile(
+    r"\A[\s(\[{\"']*(?:(?:option|choice|answer|letter)\s+)?([A-Za-z])\s*[)\]}\"']*\s*(?:[:.,;)\]-]|\s[-–—]\s|\n)\s*(?=\S)"
+)
+_NAMED = re.compile(
+    r"\b(?:option|choice|answer|letter|alternative|select|choose|pick|chose|with|选项|选择|选|答案)\s*(?:is|would\s+be|:|是|为)?\s*"
+    r"[(\[\"']?([A-Z])\b(?!['’]\w)|(?:选项|选择|选|答案是?|答案为)\s*([A-Z])",
+    re.IGNORECASE,
+)
+_BRACKETED = re.compile(r"[(\[]\s*([A-Za-z])\s*[)\]]")
+_STANDALONE = re.compile(r"(?<![\w-])([A-Z])(?![\w'’-])")
+_NOT_A_LETTER = re.compile(
+    r"\b(?:hepatitis|vitamins?|types?|grades?|groups?|stages?|class|influenza|factors?|views?|proteins?|figures?|fig|"
+    r"panels?|segments?|zones?|parts?|images?|levels?|phases?|sections?|categor(?:y|ies)|lines?|waves?|"
+    r"ig|scans?|mode|kerley|child-pugh|stanford|weber|cells?)\.?\s*\Z",
+    re.IGNORECASE,
+)
+_REJECTED_BEFORE = re.compile(
+    r"(?:\bnot|n['’]t|\brather\s+than|\binstead\s+of|\bas\s+opposed\s+to|\bneither|\bnor|\bexcept(?:\s+for)?|\bexclud(?:e|es|ing)|"
+    r"\brul(?:e|es|ed|ing)\s+out|\bunlike|\breject(?:s|ed)?|\beliminat(?:e|es|ed|ing)|\bno|\bwithout|不是|排除|而非)"
+    r"(?:\s+(?:a|an|the|option|choice|answer|be|it|is|either|really|actually|[A-Z]\s+(?:or|and|nor)))*[\s(\"']*\Z",
+    re.IGNORECASE,
+)
+_REJECTED_AFTER = re.compile(
+    r"\A[\s)\"']*(?:(?:is|are|was|seems|appears|would\s+be|can\s+be|looks)\s*)?(?:\w+ly\s+|much\s+|far\s+)?"
+    r"(?:n['’]t\b|not\b|unlikely|less\s+likely|less\s+probable|incorrect|wrong|false|ruled\s+out|excluded|eliminated|rejected|不对|错误)",
+    re.IGNORECASE,
+)
+_SEVERAL = re.compile(
+    r"\b(?:both|all|none|neither|any)\s+of\s+(?:the\s+)?(?:above|these|them|options)\b", re.I
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Mention:
+    letter: str
+    start: int
+    end: int
+    rejected: bool
+
+
+def reference_letter(reference: str, options: Mapping[str, str]) -> str | None:
+    """Return the letter of the option that a reference means, or None where it means none."""
+    text = reference.strip()
+    if found := re.match(r"\A[\W_]*([A-Za-z])(?:[\W_]|\Z)", text):
+        letter = found[1].upper()
+        rest = _words(text[found.end() :])
+        if letter in options and (not rest or rest == _words(options[letter])):
+            return letter
+    alike = [letter for letter, words in options.items() if _words(words) == _words(text)]
+    return alike[0] if len(alike) == 1 else None
+
+
+def chosen_letter(answer: str, options: Mapping[str, str]) -> str | None:
+    """Return the letter of the option that an unpacked answer chooses, or None.
+
+    None stands for no choice: no option, two of them, a letter that contradicts its text, a hedge.
+    """
+    for part, is_final in conclusions(answer):
+        found = _choice(part, options)
+        if found or (found is None and is_final):
+            return found or None
+    return None
+
+
+def _choice(text: str, options: Mapping[str, str]) -> str | None:
+    """A letter, None for an answer that decides nothing, or "" where no option is named."""
+    if bare := _BARE.match(text):
+        letter = bare[1].upper()
+        return letter if letter in options else None
+    texts = _text_mentions(text, options)
+    letters = _letter_mentions(text, options, texts)
+    mentions = [*texts, *letters]
+    chosen = {mention.letter for mention in mentions if not mention.rejected}
+    if lead := _LEADING.match(text):
+        letter = lead[1].upper() if lead[1].isupper() or len(text) < 60 else ""
+        named = {mention.letter for mention in texts if not mention.rejected}
+        if letter in options and not (named and letter not in named):
+            own = {letter}
+            others = {m.letter for m in letters if not m.rejected} - own
+            if not others and named <= own:
+                return letter
+    if len(chosen) > 1 or (_SEVERAL.search(text) and not chosen):
+        return None
+    if UNDECIDED.search(_blank(text, texts)):
+        return None
+    if chosen:
+        return next(iter(chosen))
+    return None if mentions else ""
+
+
+def _blank(text: str, mentions: list[_Mention]) -> str:
+    """Take the texts of options out of an answer: "cannot be determined" may be one."""
+    for mention in mentions:
+        width = mention.end - mention.start
+        text = text[: mention.start] + " " * width + text[mention.end :]
+    return text
+
+
+def _words(text: str) -> list[str]:
+    words = canonical(text)
+    return [word for word in words[:-1] if word not in {"a", "an", "the"}] + words[-1:]
+
+
+def _text_mentions(text: str, options: Mapping[str, str]) -> list[_Mention]:
+    """Find the texts of options in an answer, longest first, so that none counts inside another."""
+    found: list[_Mention] = []
+    taken: list[range] = []
+    plain = text
+    for letter, words in sorted(options.items(), key=lambda option: -len(option[1])):
+        for start, end in _occurrences(plain, words):
+            span = range(start, end)
+            if any(span.start < other.stop and other.start < span.stop for other in taken):
+                continue
+            taken.append(span)
+            found.append(_mention(plain, letter, start, end))
+    return found
+
+
+def _occurrences(text: str, words: str) -> list[tuple[int, int]]:
+    """Places of an option's text in an answer, on word bounds, in any spelling we know."""
+    wanted = _words(words)
+    if not wanted:
+        return []
+    if CHINESE.search(words):
+        return [found.span() for found in re.finditer(re.escape(words.strip()), text)]
+    direct = r"[\s/_,-]+".join(
+        re.escape(each) for each in re.split(r"[\s/_,-]+", words.strip()) if each
+    )
+    places = [
+        m.span() for m in re.finditer(rf"(?<!\w){direct}(?:s|es)?(?!\w)", text, re.IGNORECASE)
+    ]
+    if places:
+        return places
+    bounds = [(m.start(), m.end()) for m in re.finditer(r"\S+", text)]
+    for first in range(len(bounds)):
+        for last in range(first, min(len(bounds), first + len(wanted) + 5)):
+            piece = text[bounds[first][0] : bounds[last][1]]
+            if _words(piece) == wanted and canonical(piece)[0] not in FUNCTION_WORDS:
+                return [(bounds[first][0], bounds[last][1])]
+    return []
+
+
+def _letter_mentions(
+    text: str, options: Mapping[str, str], texts: list[_Mention]
+) -> list[_Mention]:
+    """Find the letters that stand for options, and not for an article, a pronoun or a name."""
+    found: dict[int, _Mention] = {}
+
+    def add(letter: str, start: int, end: int) -> None:
+        inside = any(each.start <= start < each.end for each in texts)
+        if letter in options and not inside:
+            found.setdefault(start, _mention(text, letter, start, end))
+
+    for match in _NAMED.finditer(text):
+        group = 1 if match[1] else 2
+        letter, start = match[group], match.start(group)
+        stands_alone = letter.isupper() or not re.match(r"\s+\w", text[match.end(group) :])
+        if stands_alone and not _is_article(text, letter.upper(), start):
+            add(letter.upper(), start, match.end(group))
+    for match in _BRACKETED.finditer(text):
+        add(match[1].upper(), match.start(1), match.end(1))
+    for match in _STANDALONE.finditer(text):
+        start = match.start()
+        if _NOT_A_LETTER.search(text[:start]) or _is_article(text, match[1], start):
+            continue
+        add(match[1], start, match.end())
+    return list(found.values())
+
+
+def _is_article(text: str, letter: str, start: int) -> bool:
+    """Tell the article "A" and the pronoun "I" from the options of that name."""
+    if letter not in {"A", "I"}:
+        return False
+    after = text[start + 1 :]
+    if re.match(
+        r"\s*(?:$|[.,;:)\]!?/&]|(?:is|and|or|nor|but|because|since|as|was|seems|looks)\b)", after
+    ):
+        return letter == "I" and bool(re.match(r"\s+(?:was|and)\b", after))
+    return True
+
+
+def _mention(text: str, letter: str, start: int, end: int) -> _Mention:
+    rejected = bool(_REJECTED_BEFORE.search(text[:start]) or _REJECTED_AFTER.match(text[end:]))
+    return _Mention(letter, start, end, rejected)

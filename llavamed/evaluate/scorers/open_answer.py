@@ -1,0 +1,142 @@
+"""Open questions: how much of the reference an answer gives; nothing where it contradicts it."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+
+from llavamed.evaluate.scorers.unpack import conclusions
+from llavamed.evaluate.scorers.vocabulary import FUNCTION_WORDS, POSITIONS, UNDECIDED, UNITS
+from llavamed.evaluate.scorers.words import CHINESE, Word, canonical, words_of
+
+_LINKS = frozenset(["with", "without", "left", "right"])
+_STOP = FUNCTION_WORDS - _LINKS
+_PARTS = re.compile(
+    r"\s*(?:,(?!\d)|;|/|\band\b|\bas well as\b|\bplus\b|&|、|和|及)\s*", re.IGNORECASE
+)
+_ALTERNATIVES = re.compile(r",(?!\d)|\bor\b|\band\b|/|;", re.IGNORECASE)
+_PREPOSITION = re.compile(r"\b(?:of|in|on|at|within|along|from|to|near)\b", re.IGNORECASE)
+_TOLERANCE = 0.05
+_MANY = 3
+"""An answer with so many alternatives beyond the reference's own parts is a list."""
+
+
+def open_score(answer: str, reference: str) -> float:
+    """Return how much of a reference an unpacked answer gives, between 0 and 1.
+
+    Each part of the reference ("effusion and atelectasis" has two) counts alike. A part counts by
+    the share of its words that the answer states, and only if its head noun is among them. An
+    answer scores 0 where it names another side or level than the reference, denies what the
+    reference states or states what it denies, gives another measure, lists many alternatives, or
+    leaves the question open.
+    """
+    answer = next((part for part, is_final in conclusions(answer) if is_final), answer)
+    if CHINESE.search(reference):
+        return _chinese(answer, reference)
+    said = words_of(answer)
+    parts = [part for part in _PARTS.split(reference) if canonical(part)]
+    if not parts:
+        return float(not said)
+    wanted = [word for part in parts for word in words_of(part)]
+    if _content(said) == _content(wanted) and _content(wanted):
+        return 1.0
+    if UNDECIDED.search(answer) or _is_list(answer, len(parts)):
+        return 0.0
+    if _positions_differ(said, wanted) or _denials_differ(said, wanted):
+        return 0.0
+    measured = _measures_agree(said, wanted)
+    if measured is not None:
+        return float(measured)
+    return sum(_part_score(said, part) for part in parts) / len(parts)
+
+
+def _content(words: Sequence[Word]) -> list[tuple[str, bool]]:
+    return sorted((word.text, word.denied) for word in words)
+
+
+def _part_score(said: Sequence[Word], part: str) -> float:
+    wanted = [word.text for word in words_of(part) if word.text not in _STOP]
+    if not wanted:
+        wanted = [word.text for word in words_of(part)]
+    stated = Counter(word.text for word in said)
+    found = sum((Counter(wanted) & stated).values())
+    if found == len(wanted):
+        return 1.0
+    return found / len(wanted) if _head(part) in stated else 0.0
+
+
+def _head(part: str) -> str:
+    """Return the head noun: the last word before the first preposition."""
+    phrase = _PREPOSITION.split(part.strip())[0] or part
+    words = [word.text for word in words_of(phrase)] or [word.text for word in words_of(part)]
+    return words[-1] if words else ""
+
+
+def _positions_differ(said: Sequence[Word], wanted: Sequence[Word]) -> bool:
+    """Tell whether the answer names another side or level than the reference does."""
+    stated = {word.text for word in said if not word.denied}
+    for kind in POSITIONS:
+        there = {word.text for word in wanted} & kind
+        if there and (stated & kind) - there:
+            return True
+    return False
+
+
+def _denials_differ(said: Sequence[Word], wanted: Sequence[Word]) -> bool:
+    """Tell whether a word of the reference is denied on one side only."""
+    for word in wanted:
+        mentions = [other.denied for other in said if other.text == word.text]
+        if mentions and word.denied not in mentions:
+            return True
+    return False
+
+
+def _measures(words: Sequence[Word]) -> list[tuple[str, float]]:
+    """Read numbers with units, each in the first unit of its dimension."""
+    found = []
+    for word, unit in pairwise(words):
+        if re.fullmatch(r"\d+(?:\.\d+)?", word.text) and unit.text in UNITS:
+            dimension, factor = UNITS[unit.text]
+            found.append((dimension, float(word.text) * factor))
+    return found
+
+
+def _measures_agree(said: Sequence[Word], wanted: Sequence[Word]) -> bool | None:
+    """Compare the measures of both; None where the reference is no measure alone."""
+    there = _measures(wanted)
+    if not there or 2 * len(there) < len([word for word in wanted if word.text not in _STOP]):
+        return None
+    given = _measures(said)
+    return all(
+        any(
+            dimension == other and abs(value - measured) <= _TOLERANCE * value
+            for other, measured in given
+        )
+        for dimension, value in there
+    )
+
+
+def _is_list(answer: str, num_parts: int) -> bool:
+    """Tell whether an answer offers many alternatives."""
+    pieces = [piece for piece in _ALTERNATIVES.split(answer) if canonical(piece)]
+    offers = bool(re.search(r"\bor\b", answer, re.IGNORECASE))
+    return offers and len(pieces) > num_parts + _MANY - 1
+
+
+def _chinese(answer: str, reference: str) -> float:
+    """Compare characters, which need no words to be told apart."""
+    wanted = re.sub(r"[\W的]", "", reference)
+    said = re.sub(r"[\W的]", "", answer)
+    for kind in ("左右双", "上下中", "前后"):
+        there = set(wanted) & set(kind)
+        if there and (set(said) & set(kind)) - there:
+            return 0.0
+    denies = re.compile(r"不|没|无|未")
+    if bool(denies.search(wanted)) != bool(denies.search(said)):
+        return 0.0
+    if UNDECIDED.search(answer):
+        return 0.0
+    if wanted and (wanted in said or (said and said in wanted and len(said) * 2 > len(wanted))):
+        return 1.0
+    found = sum((Counter(wanted) & Counter(said)).values())
+    return found / max(1, len(wanted))

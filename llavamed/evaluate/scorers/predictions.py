@@ -1,0 +1,117 @@
+"""Score a file of predictions, whoever made it."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from statistics import fmean
+from typing import Any
+
+from llavamed.errors import ConfigError, DataError
+from llavamed.evaluate.scorers import (
+    exact_token,
+    legacy,
+    lmms_eval,
+    medevalkit,
+    strict,
+    vlmevalkit,
+)
+from llavamed.evaluate.scorers.item import Item, Options, Rule
+from llavamed.storage.location import Location
+
+SCORERS: Mapping[str, Rule] = {
+    module.NAME.partition("/")[0]: module.score
+    for module in (strict, legacy, exact_token, vlmevalkit, lmms_eval, medevalkit)
+}
+"""Every scorer by its name."""
+
+_TEXTS = ("question", "prediction", "reference", "answer_type")
+
+
+def find_scorer(name: str) -> Rule:
+    """Look up a scorer. Raises: ConfigError, when there is none of this name."""
+    if name not in SCORERS:
+        raise ConfigError(f"scorer={name}: is not a scorer; use one of {', '.join(SCORERS)}")
+    return SCORERS[name]
+
+
+def read_predictions(place: Location) -> list[Item]:
+    """Read the items of a file of predictions. Raises: DataError, as `read_items` does."""
+    try:
+        with place.open() as lines:
+            return list(read_items(lines, str(place)))
+    except FileNotFoundError as error:
+        raise DataError(f"{place}: no such file; check the path") from error
+
+
+def read_items(lines: Iterable[bytes], name: str) -> Iterator[Item]:
+    """Read items from JSON lines of {id, question, prediction, reference, answer_type, options}.
+
+    Args:
+        lines: The lines of the file; empty ones are passed over.
+        name: The file's name, for errors.
+
+    Raises:
+        DataError: A line is no such object, an id occurs twice, or the file has no item.
+    """
+    seen: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        item = _item(line, f"{name}:{number}")
+        if item.id in seen:
+            raise DataError(
+                f"{name}:{number}: id={item.id!r} is also the id of line {seen[item.id]}; give "
+                "every item an id of its own"
+            )
+        seen[item.id] = number
+        yield item
+    if not seen:
+        raise DataError(f"{name}: holds no item; write one JSON object a line")
+
+
+def _item(line: bytes, place: str) -> Item:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{place}: is not JSON ({error}); write one JSON object a line") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{place}: is a {type(row).__name__}; write one JSON object a line")
+    absent = [key for key in ("id", "prediction", "reference", "answer_type") if key not in row]
+    if absent:
+        raise DataError(f"{place}: lacks {', '.join(absent)}; add it to the object")
+    for key in _TEXTS:
+        if not isinstance(row.get(key, ""), str):
+            raise DataError(f"{place}: {key}={row[key]!r} is no text; write it in quotes")
+    answer_type = row["answer_type"].strip().upper()
+    if answer_type not in {"OPEN", "CLOSED"}:
+        raise DataError(
+            f"{place}: answer_type={row['answer_type']!r} must be OPEN or CLOSED; correct it"
+        )
+    return Item(
+        id=str(row["id"]),
+        question=row.get("question", ""),
+        prediction=row["prediction"],
+        reference=row["reference"],
+        answer_type=answer_type,
+        options=_options(row.get("options"), place),
+    )
+
+
+def _options(given: Any, place: str) -> Options:
+    if given is None or given in ("", [], {}):
+        return None
+    if isinstance(given, dict) and all(isinstance(text, str) for text in given.values()):
+        return {str(letter).strip().upper(): text for letter, text in given.items()}
+    if isinstance(given, list) and all(isinstance(text, str) for text in given):
+        return tuple(given)
+    raise DataError(
+        f"{place}: options={str(given)[:60]} must map letters to texts or list texts; correct it"
+    )
+
+
+def summarize(scored: Iterable[tuple[Item, float]]) -> dict[str, tuple[int, float]]:
+    """Count and average the scores of closed, open and all items."""
+    groups: dict[str, list[float]] = {"closed": [], "open": [], "all": []}
+    for item, value in scored:
+        groups[item.answer_type.lower()].append(value)
+        groups["all"].append(value)
+    return {name: (len(values), fmean(values)) for name, values in groups.items() if values}

@@ -1,0 +1,39 @@
+"""The strict rules: what a careful reader would accept, as far as rules can tell.
+
+An answer is taken out of its packaging, a conclusion beats what stands before it, and words are
+compared as words: "no" is not in "normal". What a rule cannot decide counts as no answer, so the
+score errs towards too low and never follows a guess.
+"""
+
+from collections.abc import Mapping
+
+from llavamed.evaluate.scorers.choice import is_chosen
+from llavamed.evaluate.scorers.item import Item
+from llavamed.evaluate.scorers.lettered import chosen_letter, reference_letter
+from llavamed.evaluate.scorers.open_answer import open_score
+from llavamed.evaluate.scorers.unpack import unpack
+from llavamed.evaluate.scorers.yes_no import polarity, says
+
+NAME = "strict/1"
+"""Name and version; both belong beside every number that these rules give."""
+
+
+def score(item: Item) -> float:
+    """Score one item: 1 or 0 for a closed question, between 0 and 1 for an open one.
+
+    Which rule applies is decided by the options and the reference, not by the answer type: a
+    question with lettered options asks for a letter, and one whose reference is yes or no, as a
+    word, asks for that.
+    """
+    answer = unpack(item.prediction, item.question)
+    if isinstance(item.options, Mapping):
+        letter = reference_letter(item.reference, item.options)
+        if letter is not None:
+            return float(chosen_letter(answer, item.options) == letter)
+    wanted = polarity(item.reference)
+    if wanted is not None:
+        return float(says(answer, item.question, item.reference) is wanted)
+    if item.answer_type == "OPEN":
+        return open_score(answer, item.reference)
+    candidates = item.options if isinstance(item.options, tuple) else ()
+    return float(is_chosen(answer, item.reference, candidates))

@@ -1,0 +1,142 @@
+"""Take an answer out of its packaging: thought, tags, code, JSON, Markdown, a repeated question."""
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterator
+
+_THOUGHT = re.compile(
+    r"<(think|thinking|thought|reasoning|reflection|scratchpad|analysis)\b[^>]*>.*?(</\1\s*>|\Z)",
+    re.DOTALL | re.IGNORECASE,
+)
+_END_OF_THOUGHT = re.compile(
+    r"\A.*</(?:think|thinking|thought|reasoning|reflection|scratchpad|analysis)\s*>",
+    re.DOTALL | re.IGNORECASE,
+)
+_FENCE = re.compile(r"```[a-z]*\s*\n?(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+_ANSWER_TAG = re.compile(
+    r"<(answer|final_answer|response|output|result)>(.*?)(?:</\1>|\Z)", re.DOTALL | re.IGNORECASE
+)
+_TAG = re.compile(r"</?[a-z][^<>]*>", re.IGNORECASE)
+_BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+_LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}")
+_NEXT_TURN = re.compile(
+    r"###|<\|[a-z_]+\|>|</s>|(?:^|\n)\s*(?:human|user|question)\s*:", re.IGNORECASE
+)
+_SPEAKER = re.compile(r"\A\s*(?:assistant|ai|model|gpt|bot|response|output)\s*:\s*", re.IGNORECASE)
+_MARKDOWN = re.compile(r"[*`]+|(?<!\w)_+|_+(?!\w)|(?:^|\n)\s*(?:#+|>|-)\s+")
+_KEYS = ("final_answer", "answer", "prediction", "response", "output", "result", "choice", "label")
+
+_MARKER = re.compile(
+    r"""(?P<strong>
+        \bfinal\s+(?:answer|decision|verdict)\b\s*(?:is|:|-|=)*
+      | \b(?:the|my)\s+(?:\w+\s+)?(?:answer|response|choice)
+        (?:\s+(?:is|would\s+be|should\s+be)\b|\s*[:=])
+      | \bi(?:\s+would|['’]d|\s+will)?\s+(?:choose|pick|select|go\s+with|opt\s+for)\b
+      | \b(?:answer|ans|conclusion|verdict|result|response)\s*[:=]
+      | 最终答案(?:是|为|:)? | 答案(?:是|为|:) | 结论(?:是|为|:)? | 回答:
+      | \bantwort\s*: | \bréponse\s*: | \brespuesta\s*:
+    )
+    | (?P<correction>
+        \bwait\b | \bcorrection\b\s*:?
+      | \bsorry\b(?=\s*,?\s*(?:no|yes|i\s+mean|it|the|that|left|right|\(?[A-Z]\b))
+      | \bon\s+second\s+thoughts?\b | \bon\s+closer\s+(?:look|inspection)\b | \blooking\s+again\b
+      | \blet\s+me\s+(?:correct|rephrase)\b | \bi\s+mean\b | \bscratch\s+that\b | \bi\s+meant\b
+      | (?:^|[.;!?,\n—-]\s*)actually\b | \bno,\s+actually\b | 更正 | 不对, | 应该是
+    )
+    | (?P<weak>
+        (?:^|[.;!?\n]\s*)(?:so|therefore|thus|hence|overall|consequently|ultimately
+        |in\s+(?:conclusion|summary|short)|to\s+(?:conclude|summari[sz]e|sum\s+up))\b
+      | 所以 | 因此 | 综上 | 总之
+    )""",
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+def unpack(prediction: str, question: str = "") -> str:
+    """Return the words of an answer without what surrounds them.
+
+    Removed are thought between tags, all but the last answer tag or box, code fences, JSON around
+    an answer, Markdown, a speaker's name, a repeated question, and whatever a model writes after
+    its answer in the name of the next speaker.
+    """
+    text = unicodedata.normalize("NFKC", prediction)
+    text = _THOUGHT.sub(" ", text)
+    text = _END_OF_THOUGHT.sub("", text).strip()
+    if fence := _FENCE.search(text):
+        text = fence[1].strip() or text.replace("```", " ")
+    text = _from_json(text)
+    if boxed := _BOXED.findall(text):
+        text = boxed[-1]
+    text = _LATEX_TEXT.sub(r"\1", text)
+    if answers := [found[1] for found in _ANSWER_TAG.findall(text) if found[1].strip()]:
+        text = answers[-1]
+    text = _without_question(text, question)
+    text = _first_turn(text)
+    text = _TAG.sub(" ", text)
+    text = _MARKDOWN.sub(" ", text)
+    return _SPEAKER.sub("", text).strip()
+
+
+def conclusions(text: str) -> Iterator[tuple[str, bool]]:
+    """Yield what to read, the most decisive part first: the last conclusion, then what precedes it.
+
+    A marked conclusion ("final answer:") or a correction ("no, wait") beats the words before it.
+
+    Yields:
+        A part of the text, and whether an open verdict there is final: a model that ends with "the
+        answer cannot be determined" has not answered, whatever stands before.
+    """
+    markers = list(_MARKER.finditer(text))
+    for marker in reversed(markers):
+        after = text[marker.end() :].lstrip(" :,.-—=")
+        if after.strip():
+            yield after, marker.lastgroup != "weak"
+    yield text, True
+
+
+def _from_json(text: str) -> str:
+    """Return the answer that a JSON object carries, or the text where there is none."""
+    start, end = text.find("{"), text.rfind("}")
+    if start < 0 or end < start:
+        return text
+    try:
+        found = json.loads(text[start : end + 1])
+    except ValueError:
+        return text
+    if not isinstance(found, dict):
+        return text
+    folded = {str(key).lower().replace(" ", "_"): value for key, value in found.items()}
+    value = next((folded[key] for key in _KEYS if key in folded), None)
+    if value is None and len(folded) == 1:
+        value = next(iter(folded.values()))
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case str() | int() | float():
+            return str(value)
+        case list() if value and all(isinstance(each, str) for each in value):
+            return ", ".join(value)
+        case dict():
+            return _from_json(json.dumps(value))
+    return text
+
+
+def _without_question(text: str, question: str) -> str:
+    """Drop the question where the answer begins by repeating it."""
+    asked = unicodedata.normalize("NFKC", question).strip()
+    if asked:
+        words = r"\s+".join(re.escape(word) for word in asked.split())
+        repeated = re.compile(rf"\A\W*(?:question\s*:)?\s*{words}\s*", re.IGNORECASE)
+        found = repeated.match(text)
+        if found and text[found.end() :].strip():
+            return text[found.end() :]
+    return text
+
+
+def _first_turn(text: str) -> str:
+    """Cut where the next speaker begins, unless nothing stands before."""
+    for found in _NEXT_TURN.finditer(text):
+        if text[: found.start()].strip():
+            return text[: found.start()]
+    return text

@@ -1,0 +1,135 @@
+"""From a text to the words that the strict rules compare, with their denials."""
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from llavamed.evaluate.scorers.vocabulary import (
+    DENIAL_AFTER,
+    DENIAL_BEFORE,
+    FUNCTION_WORDS,
+    NUMBER_WORDS,
+    NUMBERED,
+    PHRASES,
+    ROMAN,
+    ROMAN_AFTER,
+)
+
+_CLAUSE = re.compile(
+    r"[.;!?\n](?!\d)|,(?!\d)|(?<!\w)-(?!\w)|[—–:()]|\b(?:but|however|although|though|while|whereas|"
+    r"yet|except|because|since)\b|。|、",
+    re.IGNORECASE,
+)
+_TOKEN = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+\d*[^\W\d_]*|\d+\w+|%", re.UNICODE)
+_PHRASES = tuple((re.compile(rf"(?<!\w)(?:{pattern})(?!\w)"), word) for pattern, word in PHRASES)
+_INSTEAD = re.compile(
+    r"\b(?:rather\s+than|instead\s+of|as\s+opposed\s+to|unlike|and\s+not|but\s+not|not)\b",
+    re.IGNORECASE,
+)
+_REJECTED_AFTER = re.compile(
+    r"\A\W*(?:is|are|was|seems|appears|would\s+be)?\s*(?:\w+ly\s+)?"
+    r"(?:n['’]t\b|not\b|unlikely|less\s+likely|incorrect|wrong|ruled\s+out|excluded|rejected|absent)",
+    re.IGNORECASE,
+)
+CHINESE = re.compile(r"[\u3400-\u9fff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word in its canonical form, and whether the text denies it."""
+
+    text: str
+    denied: bool
+
+
+def words_of(text: str) -> list[Word]:
+    """Split a text into canonical words, each with whether it is denied where it stands.
+
+    Spelling, plurals, number words, Roman numerals and names of the same thing become one form. A
+    word is denied when the nearest word of its clause before it, function words aside, denies it
+    ("not on the left", "without contrast", "rather than the right"), or when its clause ends in a
+    denial ("a pneumothorax is not seen").
+    """
+    words: list[Word] = []
+    for clause in clauses(text):
+        tokens = canonical(clause)
+        denied_after = _denied_after(clause)
+        open_denial = False
+        for position, token in enumerate(tokens):
+            if token in _DENIERS or (token.endswith("nt") and token in DENIAL_BEFORE):
+                open_denial = True
+                continue
+            if token in FUNCTION_WORDS or token in {"than", "instead", "rather", "opposed"}:
+                continue
+            denied = open_denial or denied_after > position
+            words.append(Word(token, denied))
+            open_denial = open_denial and _continues(tokens, position)
+    return words
+
+
+def clauses(text: str) -> Iterator[str]:
+    """Split a text where a denial ends to reach."""
+    text = _INSTEAD.sub(" not ", text)
+    for part in _CLAUSE.split(text):
+        if part and part.strip():
+            yield part
+
+
+def canonical(text: str) -> list[str]:
+    """Return the canonical words of a text, function words and denials included, in order."""
+    text = re.sub(r"\bUS\b", "ultrasound", unicodedata.normalize("NFKC", text)).lower()
+    text = re.sub(r"['\u2019\u02bc]", "", text)
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
+    text = re.sub(r"(?<=\d),(?=\d)", ".", text)
+    text = re.sub(r"(?<=\d)(?=(?:mm|cm|ml|cc|kg|mg|hu)\b)", " ", text)
+    text = " ".join(re.sub(r"[-/_]", " ", text).split())
+    for pattern, word in _PHRASES:
+        text = pattern.sub(word, text)
+    tokens = _TOKEN.findall(text)
+    return [_form(token, tokens[place - 1] if place else "") for place, token in enumerate(tokens)]
+
+
+def _form(token: str, before: str) -> str:
+    if token in NUMBER_WORDS:
+        return NUMBER_WORDS[token]
+    if token in ROMAN:
+        return ROMAN[token]
+    if token in ROMAN_AFTER and before in NUMBERED:
+        return ROMAN_AFTER[token]
+    if re.fullmatch(r"\d+\.0+", token):
+        return token.split(".")[0]
+    return singular(spelling(token))
+
+
+def spelling(token: str) -> str:
+    """Fold British into American spelling: haemorrhage, oedema, tumour, centre, grey."""
+    if len(token) > 3:
+        token = token.replace("ae", "e").replace("oe", "e")
+        token = re.sub(r"(?<=\w\w)our(?=s?$|ed$|ing$|less$)", "or", token)
+        token = re.sub(r"(?<=\w)is(?=(?:e|ed|ing|ation)s?$)", "iz", token)
+        token = re.sub(r"(?<=(?:nt|ib|it|et))re(?=s?$)", "er", token)
+        token = "gray" if token == "grey" else token
+    return token
+
+
+def singular(token: str) -> str:
+    """Drop a plural's ending."""
+    if len(token) > 3 and token.endswith("s") and not token.endswith(("ss", "us", "is")):
+        return token[:-3] + "y" if token.endswith("ies") and len(token) > 4 else token[:-1]
+    return token
+
+
+_DENIERS = frozenset(DENIAL_BEFORE)
+
+
+def _denied_after(clause: str) -> int:
+    """How many of a clause's words stand before a phrase that denies what precedes it."""
+    found = list(DENIAL_AFTER.finditer(clause))
+    return len(canonical(clause[: found[-1].start()])) if found else 0
+
+
+def _continues(tokens: Sequence[str], position: int) -> bool:
+    """Tell whether a denial goes on behind a word: to the end of a noun phrase or of a list."""
+    after = tokens[position + 1] if position + 1 < len(tokens) else ""
+    return bool(after) and after not in {"is", "are", "was", "were", "than"}

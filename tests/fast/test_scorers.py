@@ -1,0 +1,147 @@
+"""The scorers of other people's tables give those people's numbers; files are read with care."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from llavamed.cli.evaluate import app
+from llavamed.errors import ConfigError, DataError
+from llavamed.evaluate.scorers import legacy
+from llavamed.evaluate.scorers.item import Item
+from llavamed.evaluate.scorers.predictions import (
+    SCORERS,
+    find_scorer,
+    read_items,
+    read_predictions,
+    summarize,
+)
+from llavamed.storage.location import locate
+
+OPTIONS = {"A": "Pneumothorax", "B": "Pleural effusion"}
+
+
+def item(prediction, reference, answer_type="CLOSED", options=None):
+    return Item("1", "?", prediction, reference, answer_type, options)
+
+
+@pytest.fixture(scope="module")
+def golden(reference_data):
+    return json.loads((reference_data / "golden/metrics/vqa_metrics.json").read_text())
+
+
+def test_legacy_gives_the_reference_scripts_numbers_of_each_item(golden):
+    for row in golden["items"]:
+        found = legacy.measure(item(row["prediction"], row["answer"], row["answer_type"]))
+        assert legacy.normalize(row["answer"]) == row["answer_normalized"]
+        assert legacy.normalize(row["prediction"]) == row["prediction_normalized"]
+        assert found.exact_match == pytest.approx(row["exact_match"], abs=1e-12)
+        three = (found.f1, found.precision, found.recall)
+        assert three == pytest.approx(row["f1_precision_recall"], abs=1e-12)
+        assert found.closed_substring == row["closed_substring"]
+        assert found.closed_run_eval == row["closed_run_eval"]
+
+
+def test_legacy_gives_the_reference_scripts_averages(golden):
+    items = [item(row["prediction"], row["answer"], row["answer_type"]) for row in golden["items"]]
+    found = legacy.aggregate(items, golden["candidates"])
+    for script, expected in golden["aggregate"].items():
+        assert found[script] == pytest.approx(expected, abs=1e-12)
+
+
+def test_legacy_keeps_the_known_faults():
+    assert legacy.score(item("normal", "no")) == 1
+    assert legacy.measure(item("lung lung lung", "lung", "OPEN")).precision == 1
+    assert legacy.aggregate([]) == legacy.aggregate([], ["lung"])
+
+
+@pytest.mark.parametrize(
+    ("scorer", "prediction", "reference", "options", "expected"),
+    [
+        ("vlmevalkit", "Yes, there is", "yes", None, 1),
+        ("vlmevalkit", "There is no doubt: yes", "yes", None, 0),
+        ("vlmevalkit", "The aorta looks normal", "no", None, 0),
+        ("vlmevalkit", "The answer is B.", "B", OPTIONS, 1),
+        ("vlmevalkit", "It is a pleural effusion", "B", OPTIONS, 1),
+        ("vlmevalkit", "A or B", "A", OPTIONS, 0),
+        ("vlmevalkit", "left lung", "left", None, 0),
+        ("lmms-eval", "Yes.", "yes", None, 1),
+        ("lmms-eval", "Yes, there is", "yes", None, 0),
+        ("lmms-eval", "正常", "yes", None, 1),
+        ("lmms-eval", "Liver (right lobe)", "liver", None, 1),
+        ("medevalkit", "The diagnosis is an abnormality", "no", None, 1),
+        ("medevalkit", "yes and no", "yes", None, 0),
+        ("medevalkit", "(b)", "B", OPTIONS, 1),
+        ("medevalkit", "pleural fluid", "B", OPTIONS, 1),
+        ("exact-token", "There is no abnormality", "no", None, 1),
+    ],
+)
+def test_the_rules_of_other_kits(scorer, prediction, reference, options, expected):
+    assert find_scorer(scorer)(item(prediction, reference, options=options)) == expected
+
+
+@given(
+    st.sampled_from(sorted(SCORERS)),
+    st.text(max_size=40),
+    st.text(min_size=1, max_size=20),
+    st.sampled_from(["OPEN", "CLOSED"]),
+    st.sampled_from([None, OPTIONS, ("left", "right")]),
+)
+def test_every_scorer_gives_every_text_a_share(scorer, prediction, reference, kind, options):
+    assert 0 <= find_scorer(scorer)(item(prediction, reference, kind, options)) <= 1
+
+
+def test_an_unknown_scorer_is_refused():
+    with pytest.raises(ConfigError, match=r"scorer=stric: is not a scorer; use one of strict, leg"):
+        find_scorer("stric")
+
+
+def row(**changes):
+    there = {"id": "1", "prediction": "yes", "reference": "yes", "answer_type": "CLOSED"} | changes
+    kept = {key: value for key, value in there.items() if value is not None}
+    return json.dumps(kept).encode()
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([b"{"], r"file:1: is not JSON \(.*\); write one JSON object a line"),
+        ([b"[1]"], r"file:1: is a list; write one JSON object a line"),
+        ([row(prediction=None)], r"file:1: lacks prediction; add it"),
+        ([row(prediction=7)], r"file:1: prediction=7 is no text; write it in quotes"),
+        ([row(answer_type="maybe")], r"file:1: answer_type='maybe' must be OPEN or CLOSED"),
+        ([row(options="A")], r"file:1: options=A must map letters to texts or list texts"),
+        ([row(), b"", row()], r"file:3: id='1' is also the id of line 1; give"),
+        ([], r"file: holds no item; write one JSON object a line"),
+    ],
+)
+def test_a_file_that_cannot_be_scored_is_refused(lines, message):
+    with pytest.raises(DataError, match=message):
+        list(read_items(lines, "file"))
+
+
+def test_a_file_that_is_absent_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"absent\.jsonl: no such file; check the path"):
+        read_predictions(locate(str(tmp_path / "absent.jsonl")))
+
+
+def test_averages_are_of_closed_open_and_all_items():
+    scored = [(item("", "", "OPEN"), 0.5), (item("", ""), 1.0), (item("", ""), 0.0)]
+    assert summarize(scored) == {"closed": (2, 0.5), "open": (1, 0.5), "all": (3, 0.5)}
+
+
+def test_the_command_prints_a_line_an_item_or_a_table(tmp_path):
+    file = tmp_path / "predictions.jsonl"
+    file.write_bytes(b"\n".join([row(), row(id="2", prediction="no")]))
+    lines = CliRunner().invoke(app, ["score", str(file), "--scorer", "strict", "--items"])
+    assert [json.loads(line) for line in lines.output.splitlines()] == [
+        {"id": "1", "score": 1.0},
+        {"id": "2", "score": 0.0},
+    ]
+    table = CliRunner().invoke(app, ["score", str(file)])
+    assert "closed (2)" in table.output
+    assert all(name in table.output for name in SCORERS)
+    several = CliRunner().invoke(app, ["score", str(file), "--items"])
+    assert isinstance(several.exception, ConfigError)

@@ -1,0 +1,144 @@
+"""The strict scorer reads which lettered option an answer chooses."""
+
+import pytest
+
+from llavamed.evaluate.scorers.item import Item
+from llavamed.evaluate.scorers.strict import score
+
+DISEASES = {"A": "Pneumothorax", "B": "Pleural effusion", "C": "Pneumonia", "D": "Normal study"}
+MODALITIES = {"A": "CT", "B": "MRI", "C": "Ultrasound", "D": "X-ray"}
+KINDS = {
+    "A": "Type A",
+    "B": "Vitamin D deficiency",
+    "C": "Hepatitis C",
+    "D": "A and B",
+    "I": "None",
+}
+
+
+def said(prediction, reference, *, options):
+    return score(Item("1", "?", prediction, reference, "CLOSED", options))
+
+
+@pytest.mark.parametrize(
+    ("prediction", "letter"),
+    [
+        ("B", "B"),
+        ("b", "B"),
+        ("B.", "B"),
+        ("(B)", "B"),
+        ("[B]", "B"),
+        ("**B**", "B"),
+        ("B) Pleural effusion", "B"),
+        ("B. Pleural effusion", "B"),
+        ("b) pleural effusion", "B"),
+        ("B - Pleural effusion", "B"),
+        ("Option B", "B"),
+        ("option b.", "B"),
+        ("Answer: B", "B"),
+        ("The answer is B.", "B"),
+        ("The correct option is (B).", "B"),
+        ("I choose B", "B"),
+        ("I would go with B", "B"),
+        ("B is correct.", "B"),
+        ("B is the best answer because A is unlikely", "B"),
+        ("It's B", "B"),
+        ("Pleural effusion", "B"),
+        ("pleural effusions", "B"),
+        ("The image shows a pleural effusion.", "B"),
+        ("A pleural effusion", "B"),
+        ("A large pleural effusion", "B"),
+        ("There is a pneumonia", "C"),
+        ("A pneumonia is seen", "C"),
+        ("I think it is a pneumonia", "C"),
+        ("Not A but B", "B"),
+        ("Not pneumonia but pleural effusion", "B"),
+        ("Pleural effusion rather than pneumonia", "B"),
+        ("It isn't C, it's B", "B"),
+        ("A is less likely, so B", "B"),
+        ("A is incorrect. C is incorrect. D is wrong. B", "B"),
+        ("First I thought A. Wait, B.", "B"),
+        ("<think>A or C?</think>B", "B"),
+        ("\\boxed{B}", "B"),
+        ('{"answer": "B"}', "B"),
+        ("Probably B", "B"),
+        ("答案是B", "B"),
+        ("选B", "B"),
+        ("Options are A, B, C and D. The answer is B", "B"),
+        ("A", "A"),
+        ("A.", "A"),
+        ("Answer A", "A"),
+        ("D: Normal study", "D"),
+        ("normal study", "D"),
+    ],
+)
+def test_letters(prediction, letter):
+    for reference in DISEASES:
+        expected = float(reference == letter)
+        assert said(prediction, reference, options=DISEASES) == expected, reference
+        assert said(prediction, DISEASES[reference], options=DISEASES) == expected, reference
+
+
+@pytest.mark.parametrize(
+    "prediction",
+    [
+        "",
+        "A or B",
+        "A, B",
+        "A and B",
+        "Both A and B",
+        "A/B",
+        "Pneumonia or pleural effusion",
+        "B: Pneumonia",
+        "E",
+        "F) Fracture",
+        "I cannot tell",
+        "Not B",
+        "None of the above",
+        "All of the above",
+        "possibly B",
+        "It could be B",
+        "A chest film of an adult",
+        "I see a chest film",
+        "Influenza B",
+    ],
+)
+def test_no_choice_among_letters(prediction):
+    for reference in DISEASES:
+        assert said(prediction, reference, options=DISEASES) == 0, reference
+
+
+@pytest.mark.parametrize(
+    ("prediction", "letter"),
+    [
+        ("A CT scan", "A"),
+        ("This is a CT", "A"),
+        ("computed tomography", "A"),
+        ("This is a magnetic resonance image", "B"),
+        ("MR imaging", "B"),
+        ("Sonography", "C"),
+        ("a radiograph", "D"),
+        ("An x ray", "D"),
+        ("chest radiograph", "D"),
+    ],
+)
+def test_names_of_an_option(prediction, letter):
+    for reference in MODALITIES:
+        assert said(prediction, reference, options=MODALITIES) == float(reference == letter)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "letter"),
+    [
+        ("Type A", "A"),
+        ("vitamin D deficiency", "B"),
+        ("Hepatitis C", "C"),
+        ("A and B", "D"),
+        ("D", "D"),
+        ("I", "I"),
+        ("I think it is hepatitis C", "C"),
+    ],
+)
+def test_letters_inside_options(prediction, letter):
+    for reference in KINDS:
+        assert said(prediction, reference, options=KINDS) == float(reference == letter), reference
