@@ -106,15 +106,17 @@ def inspect(
         read_samples,
     )
     from llavamed.data.inspect.terminal import show_refusals, show_sample
-    from llavamed.data.prepared.dataset import PROCESSOR, open_prepared
+    from llavamed.data.prepared.dataset import PROCESSOR, PreparedDataset, open_prepared
     from llavamed.processor.build import load_processor
-    from llavamed.storage.location import locate
+    from llavamed.storage.location import MANIFEST, locate
 
     directory = locate(run.datasets_directory)
-    prepared = open_prepared(directory / dataset)
+    place = directory / dataset
+    failed = quarantined and not (place / MANIFEST).exists()
+    prepared = place if failed else open_prepared(place)
     samples: Iterable[InspectedSample] = ()
     refusals = read_refusals(prepared) if quarantined else []
-    if not quarantined:
+    if not quarantined and isinstance(prepared, PreparedDataset):
         rows = find_samples(prepared, ids) if ids else pick_samples(prepared, number, seed)
         with tempfile.TemporaryDirectory() as scratch:
             tokenizer = load_processor((directory / PROCESSOR).download(Path(scratch))).tokenizer

@@ -6,7 +6,7 @@ is cheap; the workers that prepare it fetch and decode the images.
 
 import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
@@ -80,8 +80,9 @@ def check_record(record: Record) -> None:
 
 def check_unicode(record: Record) -> None:
     """Refuse half of a character, which JSON can spell. Raises: SampleError, `not_unicode`."""
+    notes = (record.id, record.domain, record.question_type, record.pmid, record.licence)
     try:
-        "".join([record.id, *record.images, *(turn.text for turn in record.turns)]).encode()
+        "".join([*notes, *record.images, *(turn.text for turn in record.turns)]).encode()
     except UnicodeEncodeError as error:
         raise SampleError("not_unicode", f"{error.object[error.start]!r} in it") from error
 
@@ -146,3 +147,30 @@ QUARANTINE_SCHEMA = pa.schema(
     ]
 )
 """One row of `quarantine.parquet` a rejected sample; `row` is its place in the source, from 0."""
+
+MAX_DETAIL = 400
+"""Characters of a quarantined sample's id or detail; a sample may hold a picture as text."""
+
+
+def quarantine_row(source: str, row: int, id: str, error: SampleError) -> dict[str, Any]:
+    """A row of the quarantine, its texts cut and half characters in them written out."""
+    return {
+        "source": source,
+        "row": row,
+        "id": shorten(id),
+        "reason": error.reason,
+        "detail": shorten(error.detail),
+    }
+
+
+def shorten(text: str) -> str:
+    """A text of at most `MAX_DETAIL` characters, which says what it left out of a longer one.
+
+    Half of a character, which no file can hold, becomes its escape.
+    """
+    text = text.encode("utf-8", "backslashreplace").decode()
+    if len(text) <= MAX_DETAIL:
+        return text
+    middle = f" ... ({len(text):,} characters) ... "
+    end = 40
+    return text[: MAX_DETAIL - len(middle) - end] + middle + text[-end:]

@@ -232,3 +232,46 @@ def test_ragged_rows_of_a_csv_are_listed_and_refused(tmp_path):
 def test_a_file_of_another_form_is_named(text, sentence, tmp_path):
     with pytest.raises(DataError, match=rf"path=/.*/train_2\.csv: {sentence}"):
         list(pmc_vqa(tmp_path, text=text).rows())
+
+
+@pytest.mark.parametrize("name", ["VQA_RAD Dataset Public.json", "VQA_RAD_Dataset_Public.json"])
+def test_vqa_rad_is_read_as_its_authors_site_has_it(name, tmp_path):
+    types = ["freeform", "para", "test_freeform", "test_para"]
+    rows = [
+        VQA_ROW | {"qid": str(number), "answer_type": "OPEN", "phrase_type": kind}
+        for number, kind in enumerate(types)
+    ]
+    (tmp_path / name).write_text(json.dumps(rows))
+    images = tmp_path / "VQA_RAD Image Folder"
+    images.mkdir()
+    (images / "a.jpg").write_bytes(b"data")
+
+    def names(**settings):
+        source = vqa_rad(tmp_path, **settings)
+        records = [source.parse(row) for row in source.rows()]
+        assert source.count() == len(records)
+        assert all(source.load_image(record.images[0]) == b"data" for record in records)
+        return [record.id for record in records]
+
+    assert names() == ["vqa-rad-train-0", "vqa-rad-train-1"]
+    assert names(split="test") == ["vqa-rad-test-2", "vqa-rad-test-3"]
+    assert names(split="test", phrase_types=("para",)) == ["vqa-rad-test-3"]
+
+
+def test_the_published_vqa_rad_is_read(reference_data):
+    source = vqa_rad(reference_data / "cases" / "data" / "published" / "rad-osf")
+    (record,) = [source.parse(row) for row in source.rows()]
+    assert record.turns[0].text == "<image>\nAre regions infarcted?"
+    assert (record.answer_type, record.domain) == ("CLOSED", "HEAD")
+    assert source.load_image(record.images[0])
+
+
+def test_slake_is_read_as_the_hub_has_it(tmp_path):
+    row = {"qid": 1, "q_lang": "en", "img_name": "a.jpg", "question": "Where?", "answer": "Here"}
+    (tmp_path / "validation.json").write_text(json.dumps([row | {"answer_type": "OPEN"}]))
+    (tmp_path / "imgs.zip").write_bytes(b"PK")
+    source = slake(tmp_path, split="validation")
+    with pytest.raises(DataError, match=r"path=/.*: its images are packed; unpack imgs.zip there"):
+        list(source.rows())
+    (tmp_path / "imgs").mkdir()
+    assert [row["id"] for row in source.rows()] == ["slake-validation-1"]

@@ -30,8 +30,8 @@ from llavamed.data.inspect.samples import (
 from llavamed.data.inspect.terminal import show_refusals, show_sample
 from llavamed.data.prepared.dataset import QUARANTINE, open_prepared
 from llavamed.data.prepared.sample_tables import read_sample_tables
-from llavamed.data.record import QUARANTINE_SCHEMA
-from llavamed.errors import DataError
+from llavamed.data.record import QUARANTINE_SCHEMA, quarantine_row
+from llavamed.errors import DataError, SampleError
 from llavamed.processor.turns import IGNORE_INDEX, Turn
 from llavamed.storage.location import MANIFEST, locate
 from tests.support.training_setup import prepared, processor_of, small_config
@@ -278,10 +278,25 @@ def test_the_command_shows_the_quarantine(inspect):
     assert re.search(r"common +\W +5 \W +1 \W bad-1", text)
 
 
+def test_after_a_failed_preparation_the_command_shows_why(inspect, dataset, tmp_path):
+    place = locate(f"{tmp_path}/dialogues")
+    rows = [quarantine_row("dialogues", 7, "bad", SampleError("rare", "no lung in it"))]
+    (place / "quarantine.parquet").write_table(pa.Table.from_pylist(rows, QUARANTINE_SCHEMA))
+    code, text = inspect("--quarantined", f"data.directory={tmp_path}")
+    assert (code, "no lung in it" in text) == (0, True)
+    page = tmp_path / "page.html"
+    inspect("--quarantined", "--html", str(page), f"data.directory={tmp_path}")
+    assert "no lung in it" in page.read_text(encoding="utf-8")
+    code, text = inspect(f"data.directory={tmp_path}")
+    assert (code, "no prepared dataset there (manifest.json is missing)" in text) == (1, True)
+    code, text = inspect("--quarantined", f"data.directory={tmp_path}/none")
+    assert (code, "nothing was prepared there; run `llavamed prepare`" in text) == (1, True)
+
+
 def test_the_command_writes_a_page(inspect, tmp_path):
     file = tmp_path / "pages" / "samples.html"
     code, text = inspect("--html", str(file), "#4")
-    assert (code, text.splitlines()[-1]) == (0, f"{file}: the page")
+    assert (code, text.splitlines()[0]) == (0, f"{file}: the page")
     assert file.read_text(encoding="utf-8").count("<article") == 1
 
 

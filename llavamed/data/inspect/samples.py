@@ -18,6 +18,7 @@ from llavamed.errors import DataError
 from llavamed.processor.encode import encode, get_template
 from llavamed.processor.images import Pixels
 from llavamed.processor.turns import IGNORE_INDEX, Turn
+from llavamed.storage.location import Location
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -110,9 +111,25 @@ def read_samples(
             yield _inspect(dataset, sample, (shard, group, row), tokenizer)
 
 
-def read_refusals(dataset: PreparedDataset) -> list[Refusal]:
-    """Sum up the quarantine, the commonest reason first."""
-    rows = dataset.read(QUARANTINE).to_pylist()
+def read_refusals(dataset: PreparedDataset | Location) -> list[Refusal]:
+    """Sum up the quarantine, the commonest reason first.
+
+    Args:
+        dataset: A dataset, or the folder of one whose preparation failed, which is when the
+            reasons are looked for.
+
+    Raises:
+        DataError: Nothing was prepared in the folder.
+    """
+    if isinstance(dataset, Location):
+        try:
+            rows = (dataset / QUARANTINE).read_table().to_pylist()
+        except FileNotFoundError as error:
+            raise DataError(
+                f"{dataset}: nothing was prepared there; run `llavamed prepare`"
+            ) from error
+    else:
+        rows = dataset.read(QUARANTINE).to_pylist()
     counts = Counter(row["reason"] for row in rows)
     return [
         Refusal(reason, count, [row for row in rows if row["reason"] == reason][:FEW])

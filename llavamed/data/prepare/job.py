@@ -8,6 +8,7 @@ config says so.
 """
 
 import json
+import logging
 import pickle
 import tempfile
 from collections import Counter
@@ -25,15 +26,15 @@ from llavamed.config.data import Dataset
 from llavamed.config.load import fingerprint
 from llavamed.config.run import RunConfig
 from llavamed.data.prepare.ray_data import configure_ray_data, iter_rows
-from llavamed.data.prepare.shards import Chunk, ShardReport, ShardWriter
+from llavamed.data.prepare.shards import MAX_UNREAD_KEYS, Chunk, ShardReport, ShardWriter
 from llavamed.data.prepared.dataset import (
     PROCESSOR,
-    QUARANTINE,
     SCHEMA_VERSION,
     PreparedDataset,
     hold_datasets,
     open_prepared,
 )
+from llavamed.data.prepared.questions import check_questions
 from llavamed.data.prepared.sample_tables import join
 from llavamed.data.sources import open_source
 from llavamed.errors import DataError, SampleError
@@ -47,8 +48,12 @@ from llavamed.processor.build import (
 from llavamed.processor.encode import get_template, template_hash
 from llavamed.storage.location import MANIFEST, Location, check_writable, locate
 
+logger = logging.getLogger(__name__)
+
 TOKENIZER_SAMPLES = 20_000
 """Samples a dataset contributes to the text a tokenizer is trained on."""
+
+_SHOWN_KEYS = 12
 
 _PROCESSOR_FIELDS = (
     "weights",
@@ -105,8 +110,9 @@ def prepare(
         on_progress: Told how far each is.
 
     Raises:
-        DataError: A source is unreadable, too many samples are unusable, or a dataset is there
-            already but was prepared with other settings.
+        DataError: A source is unreadable or empty, too many samples are unusable, a dataset is
+            there already but was prepared with other settings, or one that a stage is evaluated
+            on cannot be scored.
         StorageError: The target cannot be written.
         TrainingError: Another run prepares datasets there now.
     """
@@ -124,7 +130,12 @@ def prepare(
     if _pending(directory, names):
         with hold_datasets(directory):
             _run(config, _pending(directory, names), manifests, place, on_progress)
-    return {name: open_prepared(directory / name) for name in names}
+    prepared = {name: open_prepared(directory / name) for name in names}
+    for stage in config.stages:
+        if stage.evaluation is not None and stage.evaluation.data in prepared:
+            key = f"stages.{stage.name}.evaluation.data"
+            check_questions(prepared[stage.evaluation.data], key)
+    return prepared
 
 
 def _pending(directory: Location, names: Sequence[str]) -> list[str]:
@@ -148,8 +159,17 @@ def _run(
         reports[report.dataset].append(report)
         done[report.dataset] += report.tables.num_rows
         on_progress(report.dataset, done[report.dataset], manifests[report.dataset]["num_rows"])
+    refused: list[DataError] = []
     for name in names:
-        publish(directory / name, manifests[name], reports[name], config.data.datasets[name])
+        settings = config.data.datasets[name]
+        try:
+            publish(directory / name, manifests[name], reports[name], settings)
+        except DataError as error:  # the others are finished all the same
+            refused.append(error)
+    for other in refused[1:]:
+        logger.warning("%s", other)
+    if refused:
+        raise refused[0]
 
 
 def _pipeline(config: RunConfig, names: list[str], processor: Location) -> Any:
@@ -202,6 +222,11 @@ def describe(config: RunConfig, name: str, processor: LlavaProcessor) -> dict[st
     tokenizer = processor.tokenizer
     dataset = config.data.datasets[name]
     source = open_source(dataset.read)
+    if not (num_rows := source.count()):
+        raise DataError(
+            f"data.datasets.{name}.read: the source holds no sample; check its path, its split and "
+            "what it leaves out"
+        )
     settings = config.data
     images = asdict(image_settings(processor, settings.image_backend))
     made_from = {
@@ -226,7 +251,7 @@ def describe(config: RunConfig, name: str, processor: LlavaProcessor) -> dict[st
         "num_image_tokens": num_image_tokens(processor),
         "image_token_id": processor.image_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-        "num_rows": source.count(),
+        "num_rows": num_rows,
     }
 
 
@@ -235,23 +260,44 @@ def publish(
 ) -> None:
     """Write the sample tables and, unless too much is bad, the manifest that makes it a dataset.
 
+    It logs which keys of the source nobody reads, and how many samples lack a name of their own.
+
     Raises:
         DataError: Too many samples are unusable; duplicates are not.
     """
     tables = join([report.tables for report in reports])
     bad, bound = tables.quarantine, settings.max_bad_fraction
+    unread = sum((Counter(report.unread_keys) for report in reports), Counter())
+    names = tables.count_names()
+    for line in _remarks(place.name, unread, names):
+        logger.warning("%s", line)
     if settings.drop_duplicates:
         tables = tables.without_duplicates(place.name)
     tables.write(place)
-    if bad.num_rows > bound * tables.num_rows or not tables.index.num_rows:
+    if not tables.index.num_rows or bad.num_rows / tables.num_rows > bound:
         reasons = Counter(bad.column("reason").to_pylist())
         counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        fraction = "" if not tables.index.num_rows else " or raise the fraction"
         raise DataError(
             f"data.datasets.{place.name}.max_bad_fraction={bound}: "
-            f"{bad.num_rows} of {tables.num_rows} samples are unusable ({counts}); look at "
-            f"{place / QUARANTINE}, then mend the source or raise the fraction"
+            f"{bad.num_rows} of {tables.num_rows} samples are unusable ({counts}); see why with "
+            f"`llavamed data inspect {place.name} --quarantined`, then mend the source{fraction}"
         )
-    (place / MANIFEST).write_json(manifest | tables.counts())
+    facts = {"unread_keys": dict(unread.most_common(MAX_UNREAD_KEYS)), **names}
+    (place / MANIFEST).write_json(manifest | tables.counts() | facts)
+
+
+def _remarks(dataset: str, unread: Counter[str], names: dict[str, int]) -> Iterator[str]:
+    """What a person should know of a source, and no sample is refused for."""
+    if unread:
+        keys = ", ".join(f"{key} ({count:,})" for key, count in unread.most_common(_SHOWN_KEYS))
+        more = f" and {len(unread) - _SHOWN_KEYS} more" if len(unread) > _SHOWN_KEYS else ""
+        yield f"prepare {dataset}: keys that are not used, with their samples: {keys}{more}"
+    if names["num_unnamed"] or names["num_repeated_names"]:
+        yield (
+            f"prepare {dataset}: {names['num_unnamed']:,} samples have no id, and "
+            f"{names['num_repeated_names']:,} the id of an earlier one"
+        )
 
 
 def _check_same(there: dict[str, Any], wanted: dict[str, Any], place: Location) -> None:

@@ -4,7 +4,8 @@ This is the work that Ray Data spreads over the cluster; it needs no Ray itself.
 """
 
 import tempfile
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,18 @@ from llavamed.data.record import (
     SHARD_SCHEMA,
     Record,
     check_record,
+    quarantine_row,
 )
 from llavamed.data.sources import Source, fetch_image, open_source
-from llavamed.errors import SampleError
+from llavamed.errors import LlavaMedError, SampleError
 from llavamed.processor.build import image_settings, load_processor, num_image_tokens
 from llavamed.processor.encode import encode, get_template
 from llavamed.processor.images import to_pixels, to_planes
 from llavamed.processor.turns import IGNORE_INDEX
 from llavamed.storage.location import locate
+
+MAX_UNREAD_KEYS = 50
+"""Keys counted in a shard; the commonest, since rows may have any."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class ShardReport:
 
     dataset: str
     tables: SampleTables
+    unread_keys: dict[str, int] = field(default_factory=dict)
+    """Keys that the source does not know, with the number of samples that have each."""
 
 
 class ShardWriter:
@@ -69,6 +76,7 @@ class ShardWriter:
         content: list[dict[str, Any]] = []
         truncated: list[int] = []
         bad: list[dict[str, Any]] = []
+        unread: Counter[str] = Counter()
         for number, row in enumerate(chunk.rows, start=chunk.first_row):
             name = str(row.get("id", ""))
             try:
@@ -76,16 +84,14 @@ class ShardWriter:
                 name = record.id
                 sample, hashes, num_truncated = self._make_sample(source, record)
             except SampleError as error:
-                bad.append(
-                    {
-                        "source": chunk.dataset,
-                        "row": number,
-                        "id": name,
-                        "reason": error.reason,
-                        "detail": error.detail,
-                    }
-                )
+                bad.append(quarantine_row(chunk.dataset, number, name, error))
+            except (LlavaMedError, OSError, MemoryError):
+                raise  # not of this sample
+            except Exception as error:
+                failed = SampleError("failed", f"{type(error).__name__}: {error}")
+                bad.append(quarantine_row(chunk.dataset, number, name, failed))
             else:
+                unread.update(record.unread_keys)
                 good.append({**sample, "source": chunk.dataset})
                 content.append({"row": number, "id": sample["id"], **hashes})
                 truncated.append(num_truncated)
@@ -111,7 +117,7 @@ class ShardWriter:
             content=pa.Table.from_pylist(content, CONTENT_SCHEMA),
             quarantine=pa.Table.from_pylist(bad, QUARANTINE_SCHEMA),
         )
-        return ShardReport(chunk.dataset, tables)
+        return ShardReport(chunk.dataset, tables, dict(unread.most_common(MAX_UNREAD_KEYS)))
 
     def _make_sample(
         self, source: Source, record: Record

@@ -14,8 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llavamed.data.prepared.dataset import CONTENT, INDEX, QUARANTINE, PreparedDataset, revised
-from llavamed.data.record import CONTENT_SCHEMA, INDEX_SCHEMA, QUARANTINE_SCHEMA
-from llavamed.errors import DataError
+from llavamed.data.record import (
+    CONTENT_SCHEMA,
+    INDEX_SCHEMA,
+    QUARANTINE_SCHEMA,
+    quarantine_row,
+)
+from llavamed.errors import DataError, SampleError
 from llavamed.storage.location import Location
 
 
@@ -46,6 +51,14 @@ class SampleTables:
             "quarantined": dict(sorted(reasons.items())),
         }
 
+    def count_names(self) -> dict[str, int]:
+        """How many samples have no id, and how many the id of an earlier one."""
+        counts = pc.value_counts(self.content.column("id").combine_chunks())
+        numbers = {each["values"]: each["counts"] for each in counts.to_pylist()}
+        unnamed = numbers.pop("", 0)
+        repeated = sum(numbers.values()) - len(numbers)
+        return {"num_unnamed": unnamed, "num_repeated_names": repeated}
+
     def first_alike(self) -> npt.NDArray[np.int64]:
         """For each sample the first one with the same images and words, as a rule itself."""
         hashes = self.content.column("sample_hash").combine_chunks().cast(pa.binary())
@@ -58,7 +71,7 @@ class SampleTables:
         """Quarantine the samples at these positions of the index, a detail each."""
         gone = self.content.select(["row", "id"]).take(pa.array(leaving, pa.int64()))
         rows = [
-            {**sample, "source": source, "reason": reason, "detail": detail}
+            quarantine_row(source, sample["row"], sample["id"], SampleError(reason, detail))
             for sample, detail in zip(gone.to_pylist(), details, strict=True)
         ]
         stays = np.ones(self.index.num_rows, dtype=bool)

@@ -8,10 +8,11 @@ the line, the byte and what stands there.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
-from llavamed.data.sources.files import FileOfRows, damaged
+from llavamed.data.sources.files import FileOfRows, damaged, hash_file, load_image_file
 from llavamed.data.sources.text_files import Text, open_text
 from llavamed.errors import DataError
 from llavamed.storage.location import Location
@@ -35,6 +36,55 @@ class JsonFile(FileOfRows):
     def rows(self) -> Iterator[dict[str, Any]]:
         """Rows of the file. Raises: DataError."""
         return stream_json(self._file)
+
+
+class JsonFolder:
+    """A folder with a JSON file of rows and one of images, each of which has one of some names.
+
+    They are looked for at the first read. Signs and case of a name do not count, since downloads
+    change blanks into underscores; where none is there, the first name is the absent one.
+    """
+
+    def __init__(self, folder: Location, files: Sequence[str], images: Sequence[str]) -> None:
+        self._folder = folder
+        self._file_names, self._image_names = files, images
+
+    @cached_property
+    def file(self) -> Location:
+        """The file of rows."""
+        return _find_child(self._folder, self._file_names)
+
+    @cached_property
+    def images(self) -> Location:
+        """The folder of images."""
+        return _find_child(self._folder, self._image_names)
+
+    def count(self) -> int:
+        """Rows that are listed. Raises: DataError."""
+        return sum(1 for _ in self.rows())
+
+    def content_hash(self) -> str:
+        """SHA-256 of the file. Raises: DataError."""
+        return hash_file(self.file)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Rows of the file. Raises: DataError."""
+        return stream_json(self.file)
+
+    def load_image(self, reference: str) -> bytes:
+        """An image by its name below the folder. Raises: SampleError."""
+        return load_image_file(self.images, reference)
+
+
+def _find_child(folder: Location, names: Sequence[str]) -> Location:
+    wanted = [_letters(name) for name in names]
+    there = {_letters(name): name for name in folder.children()}
+    name = next((there[name] for name in wanted if name in there), names[0])
+    return folder / name
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name).casefold()
 
 
 def stream_json(location: Location) -> Iterator[dict[str, Any]]:

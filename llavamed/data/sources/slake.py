@@ -1,5 +1,7 @@
 """SLAKE as its authors publish it: `train.json`, `validate.json`, `test.json`, a folder `imgs`.
 
+On the hub the second file is called `validation.json`, and the images are packed as `imgs.zip`.
+
 A row: `{"qid", "img_name", "question", "answer", "q_lang": "en"|"zh", "answer_type":
 "OPEN"|"CLOSED", "content_type", "modality", "location", ...}`. A record's domain is the modality
 (CT, MRI, X-Ray), which is what LLaVA-Med's sets divide by, and not the part of the body.
@@ -10,26 +12,33 @@ from typing import Any
 
 from llavamed.config.sources import Slake
 from llavamed.data.record import Record
-from llavamed.data.sources.json_rows import JsonFile
+from llavamed.data.sources.json_rows import JsonFolder
 from llavamed.data.sources.records import question, read_answer_type, require
+from llavamed.errors import DataError
 from llavamed.storage.location import locate
 
 LICENCE = "CC-BY-4.0"
-_FILES = {"train": "train.json", "validation": "validate.json", "test": "test.json"}
+_FILES = {
+    "train": ("train.json",),
+    "validation": ("validate.json", "validation.json"),
+    "test": ("test.json",),
+}
+_PACKED = "imgs.zip"
 _LANGUAGES = {"en", "zh"}
 
 
-class SlakeSource(JsonFile):
+class SlakeSource(JsonFolder):
     """Questions about radiology images, one a sample."""
 
     def __init__(self, read: Slake) -> None:
-        folder = locate(read.path)
-        super().__init__(folder / _FILES[read.split], folder / "imgs")
+        super().__init__(locate(read.path), _FILES[read.split], ("imgs",))
         self._left_out = _LANGUAGES - set(read.languages)
         self._split = read.split
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Rows of the split, in the chosen languages. Raises: DataError."""
+        if (self._folder / _PACKED).exists() and not self.images.exists():
+            raise DataError(f"path={self._folder}: its images are packed; unpack {_PACKED} there")
         for row in super().rows():
             if row.get("q_lang") not in self._left_out:
                 yield {**row, "id": f"slake-{self._split}-{row.get('qid')}"}

@@ -1,4 +1,8 @@
-"""VQA-RAD as its authors publish it: `trainset.json`, `testset.json` and a folder `images`.
+"""VQA-RAD as its authors publish it, in either of two forms.
+
+- `trainset.json`, `testset.json` and a folder `images`.
+- On their site: `VQA_RAD Dataset Public.json` and a folder `VQA_RAD Image Folder`, both splits in
+  one file, where the phrase type of a test question begins with `test_`.
 
 A row: `{"qid", "image_name", "question", "answer", "answer_type": "OPEN"|"CLOSED",
 "question_type", "phrase_type", "image_organ"}`. Two rows spell the answer type with a space behind
@@ -10,26 +14,32 @@ from typing import Any
 
 from llavamed.config.sources import VqaRad
 from llavamed.data.record import Record
-from llavamed.data.sources.json_rows import JsonFile
+from llavamed.data.sources.json_rows import JsonFolder
 from llavamed.data.sources.records import question, read_answer_type, require
 from llavamed.storage.location import locate
 
 LICENCE = "CC0-1.0"
+_FILE_OF_BOTH, _IMAGES_OF_BOTH = "VQA_RAD Dataset Public.json", "VQA_RAD Image Folder"
+_TEST = "test_"
 
 
-class VqaRadSource(JsonFile):
+class VqaRadSource(JsonFolder):
     """Questions about radiology images, one a sample."""
 
     def __init__(self, read: VqaRad) -> None:
-        folder = locate(read.path)
-        super().__init__(folder / f"{read.split}set.json", folder / "images")
+        files = (f"{read.split}set.json", _FILE_OF_BOTH)
+        super().__init__(locate(read.path), files, ("images", _IMAGES_OF_BOTH))
         self._left_out = set(VqaRad.model_fields["phrase_types"].default) - set(read.phrase_types)
         self._split = read.split
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Rows of the split, of the chosen phrase types. Raises: DataError."""
+        has_both = self.file.name != f"{self._split}set.json"
         for row in super().rows():
-            if row.get("phrase_type") not in self._left_out:
+            kind = str(row.get("phrase_type", "")).strip()
+            if has_both and kind.startswith(_TEST) != (self._split == "test"):
+                continue
+            if kind.removeprefix(_TEST) not in self._left_out:
                 yield {**row, "id": f"vqa-rad-{self._split}-{row.get('qid')}"}
 
     def parse(self, row: dict[str, Any]) -> Record:

@@ -1,0 +1,61 @@
+"""Whether a prepared dataset can be scored: found before anything is trained."""
+
+from collections import Counter
+
+from llavamed.data.prepared.dataset import PreparedDataset
+from llavamed.errors import DataError
+
+_ADVICE = {
+    "without an id": "give each question an id",
+    "with the id of another": "give each question an id of its own",
+    "not asked by a user at the end": "let the last two turns be a question and its answer",
+    "without a reference answer": "let the last turn be the answer",
+    "without an answer type": "say OPEN or CLOSED in answer_type",
+}
+
+
+def check_questions(dataset: PreparedDataset, key: str) -> None:
+    """Find out whether all questions of a dataset can be told apart, asked and scored.
+
+    It reads the text of all samples and none of their images.
+
+    Args:
+        dataset: Of questions.
+        key: The setting that names it.
+
+    Raises:
+        DataError: A question has no id or that of another, no reference answer or no answer type.
+    """
+    counts: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    seen: set[str] = set()
+    for shard, group in dataset.row_groups():
+        table = dataset.read_samples(shard, group, ["id", "turns", "answer_type"])
+        for sample in table.to_pylist():
+            for problem in _problems(sample["id"], sample["turns"], sample["answer_type"], seen):
+                counts[problem] += 1
+                first.setdefault(problem, sample["id"])
+            seen.add(sample["id"])
+    if counts:
+        number = dataset.num_samples
+        facts = ", ".join(
+            f"{count:,} of {number:,} {problem} (the first is {first[problem]!r})"
+            for problem, count in counts.most_common()
+        )
+        advice = ", ".join(_ADVICE[problem] for problem, _ in counts.most_common())
+        raise DataError(f"{key}={dataset.name}: its questions cannot be scored: {facts}; {advice}")
+
+
+def _problems(
+    name: str, turns: list[dict[str, str]], answer_type: str, seen: set[str]
+) -> list[str]:
+    asked = [turn["role"] for turn in turns[-2:]]
+    answered = asked[-1:] == ["assistant"] and bool(turns[-1]["text"].strip())
+    found = {
+        "without an id": not name,
+        "with the id of another": bool(name) and name in seen,
+        "without a reference answer": not answered,
+        "not asked by a user at the end": answered and asked[0] != "user",
+        "without an answer type": answer_type not in {"OPEN", "CLOSED"},
+    }
+    return [problem for problem, is_so in found.items() if is_so]
