@@ -4,20 +4,24 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from llavamed.config.section import Fraction, Name, Section
+from llavamed.config.section import Count, Fraction, Name, Section
 from llavamed.config.sources import Read
 from llavamed.errors import ConfigError
 
 
 class Declared(Section):
-    """What is known of a dataset that is not prepared yet; only `plan` reads it."""
+    """Facts about a dataset that is not prepared yet, used by `plan` only."""
 
-    num_samples: Annotated[int, Field(ge=1)]
-    """Samples."""
-    mean_text_tokens: Annotated[float, Field(gt=0)]
-    """Tokens a sample beside its images."""
-    mean_supervised_tokens: Annotated[float, Field(gt=0)]
-    """Tokens a sample that are trained."""
+    num_samples: Annotated[int, Field(ge=1, le=10**12)]
+    """Number of samples."""
+    mean_text_tokens: Annotated[float, Field(gt=0, le=1e9)]
+    """Mean number of tokens per sample, without those of its images."""
+    mean_supervised_tokens: Annotated[float, Field(gt=0, le=1e9)]
+    """Mean number of tokens per sample that contribute to the loss."""
+    text_tokens_spread: Annotated[float, Field(ge=0, le=10)] = 0.6
+    """Standard deviation of the text tokens divided by their mean. It decides how much padding
+    costs when `packing` is off. Lengths are assumed to be lognormal; 0.6 is typical of captions and
+    dialogues, and 0 means that all samples are equally long."""
 
 
 class Dataset(Section):
@@ -26,31 +30,35 @@ class Dataset(Section):
     read: Read
     """Where the samples come from."""
     max_bad_fraction: Fraction = 0.01
-    """Preparing fails when a larger part of the samples had to be quarantined."""
+    """Largest fraction of samples that may be quarantined before the preparation fails."""
     drop_duplicates: bool = False
-    """Quarantine samples with the same images and words as an earlier one; else only count them."""
+    """Quarantine samples whose images and words equal those of an earlier sample. By default they
+    are only counted."""
     declared: Declared | None = None
-    """Stands in for the prepared dataset while planning."""
+    """Facts about the dataset that `plan` uses until it is prepared."""
 
 
 class Data(Section):
     """How datasets are prepared."""
 
     directory: str | None = None
-    """URI of the folder with the prepared datasets; none: `datasets` below `storage`."""
-    max_length: Annotated[int, Field(ge=16)] = 2048
-    """Most tokens of a sample, its image tokens included. Longer text is cut, images never."""
+    """URI of the folder for prepared datasets. By default the folder `datasets` in `storage`."""
+    max_length: Annotated[int, Field(ge=16, le=2**20)] = 2048
+    """Largest number of tokens per sample, image tokens included. Longer text is truncated; images
+    never are."""
     store_images: Literal["pixels", "original"] = "pixels"
-    """`pixels` at training resolution, ready to use; `original` keeps the encoded file."""
+    """How images are stored: `pixels` at training resolution, ready to use, or the `original`
+    encoded file."""
     image_backend: Literal["exact", "fast"] = "exact"
-    """`exact` resizes as transformers does, to the bit; `fast` makes two or three times the pixels
-    a second, of which 0.2 % are a grey level off, never more than two (measured on radiology)."""
-    rows_per_shard: Annotated[int, Field(ge=1)] = 1024
-    """Samples a Parquet file."""
-    row_group_size: Annotated[int, Field(ge=1)] = 64
-    """Samples a row group: what is read and shuffled as one."""
+    """How images are resized: `exact` gives the same bits as transformers and prepares 1.7 to 1.9
+    times as many images per CPU-second; `fast` prepares 4.8 to 5.7 times as many, and at most 0.3 %
+    of its values differ by one or two grey levels (benchmarks/results/prepare_images.json)."""
+    rows_per_shard: Count = 1024
+    """Number of samples per Parquet file."""
+    row_group_size: Count = 64
+    """Number of samples per Parquet row group, the unit of reading and shuffling."""
     datasets: dict[Name, Dataset]
-    """By name, which stages and the evaluation refer to."""
+    """Datasets by name. Stages and evaluations refer to these names."""
 
     def check_name(self, name: str, option: str = "dataset") -> None:
         """Raise ConfigError unless there is a dataset of this name."""

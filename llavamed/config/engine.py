@@ -1,42 +1,39 @@
 """The `engine` section: how DeepSpeed spreads and computes a stage."""
 
-from typing import Any, Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
-
+from llavamed.config.deepspeed import DeepSpeed
 from llavamed.config.section import Section
 
-_DERIVED = {  # DeepSpeed's settings, and the fields of ours that decide them
-    "train_micro_batch_size_per_gpu": "stages.*.micro_batch_size",
-    "gradient_accumulation_steps": "stages.*.global_batch_size",
-    "train_batch_size": "stages.*.global_batch_size",
-    "gradient_clipping": "stages.*.max_grad_norm",
-    "bf16": "engine.precision",
-    "fp16": "engine.precision",
-    "optimizer": "stages.*.optimizer",
-    "scheduler": "stages.*.schedule",
-    "zero_optimization.stage": "engine.zero_stage",
-    "zero_optimization.offload_optimizer": "engine.offload_optimizer",
-}
+Precision = Literal["bf16", "fp32"]
+"""Number format of weights and activations."""
+ZeroStage = Literal[0, 1, 2, 3]
+OffloadDevice = Literal["none", "cpu"]
 
 
 class Engine(Section):
-    """DeepSpeed."""
+    """How DeepSpeed spreads and computes every stage, unless the stage has an `engine` itself."""
 
-    zero_stage: Literal[0, 1, 2, 3] = 2
-    """What the workers share out: nothing, optimizer state, + gradients, + parameters."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Of weights and activations; the optimizer's own copy is fp32 always."""
-    offload_optimizer: Literal["none", "cpu"] = "none"
-    """Where the optimizer state lives."""
-    deepspeed: dict[str, Any] = Field(default_factory=dict)
-    """Raw DeepSpeed settings, merged last; keys that other fields set are refused."""
+    zero_stage: ZeroStage = 2
+    """What is partitioned among the workers: nothing (0), the optimizer state (1), the gradients as
+    well (2), or the parameters as well (3). 2 costs no more communication than 0; 3 does."""
+    precision: Precision = "bf16"
+    """Number format of weights and activations. The optimizer always keeps a copy in fp32."""
+    offload_optimizer: OffloadDevice = "none"
+    """Where the optimizer state is kept: on the GPU (`none`) or in host memory (`cpu`)."""
+    deepspeed: DeepSpeed = DeepSpeed()
+    """Further settings of DeepSpeed, by its own names. Settings that other fields decide are
+    refused."""
 
-    @model_validator(mode="after")
-    def _derived_stay_derived(self) -> Self:
-        for key, value in self.deepspeed.items():
-            nested = [f"{key}.{name}" for name in value] if isinstance(value, dict) else []
-            for name in (key, *nested):
-                if name in _DERIVED:
-                    raise ValueError(f"deepspeed.{name}: is derived; set {_DERIVED[name]} instead")
-        return self
+
+class StageEngine(Section):
+    """What one stage sets differently from the run's `engine`, field by field."""
+
+    zero_stage: ZeroStage | None = None
+    """The stage's own `engine.zero_stage`, e.g. 2 for alignment and 3 for instruction tuning."""
+    precision: Precision | None = None
+    """The stage's own `engine.precision`."""
+    offload_optimizer: OffloadDevice | None = None
+    """The stage's own `engine.offload_optimizer`."""
+    deepspeed: DeepSpeed | None = None
+    """The stage's own `engine.deepspeed`, in place of all of the run's."""

@@ -8,18 +8,18 @@ from llavamed.config.section import Section
 
 
 class Evaluation(Section):
-    """Answering test questions with the stage's model and by two controls that must do worse."""
+    """Answers to test questions by the stage's model, and by two controls that should do worse."""
 
     data: str
-    """The dataset of questions."""
+    """Dataset of questions."""
     majority_from: str | None = None
-    """The dataset whose most frequent closed answer is the majority control; none: `data`."""
-    max_new_tokens: Annotated[int, Field(ge=1)] = 64
-    """Tokens an answer, greedily."""
-    batch_size: Annotated[int, Field(ge=1)] = 32
-    """Questions answered at once."""
-    num_cards: Annotated[int, Field(ge=0)] = 60
-    """Samples shown on the HTML page."""
+    """Dataset whose most frequent closed answer is the majority control. By default `data`."""
+    max_new_tokens: Annotated[int, Field(ge=1, le=2**16)] = 64
+    """Largest number of tokens per answer. Decoding is greedy."""
+    batch_size: Annotated[int, Field(ge=1, le=2**16)] = 32
+    """Number of questions answered at once."""
+    num_cards: Annotated[int, Field(ge=0, le=10_000)] = 60
+    """Number of samples shown on the HTML page."""
 
     @property
     def majority(self) -> str:
@@ -28,5 +28,5 @@ class Evaluation(Section):
 
     @property
     def datasets(self) -> tuple[str, str]:
-        """All it reads."""
+        """All datasets that the evaluation reads."""
         return self.data, self.majority

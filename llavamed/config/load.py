@@ -1,11 +1,13 @@
 """From a YAML file and `key=value` overrides to a `RunConfig`, with errors a person can act on.
 
 The file is the only source, the overrides come after it, and nothing else counts: no second file,
-no interpolation, no environment.
+no interpolation, no environment. YAML is read as its version 1.2 has it, and only what builds plain
+values: tags, anchors and aliases are refused, for an override of one place would change the others.
 """
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,34 +16,77 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from llavamed.config.messages import sentences
+from llavamed.config.messages import sentences, shown
 from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError
 
+MAX_DEPTH = 32
+"""Levels of a config; real ones have less than ten."""
+
+_WHOLE_CONFIG = "must be a mapping with name, storage, model ...; correct the file"
+
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which `1e-3` is a number, as in version 1.2, and a key stands only once."""
+    """YAML that builds nothing but plain values, and in which a key stands only once."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
+            raise _problem("anchors and aliases are not read, write the value out", event)
+        if event.tag is not None:
+            raise _problem(f"the tag {event.tag!r} is not read, write a plain value", event)
+        if self.depth > MAX_DEPTH:
+            raise _problem(f"more than {MAX_DEPTH} levels", event)
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
-                problem = f"the key {key.value!r} stands twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
+        mapping = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _problem("a mapping or list cannot be a key, quote braces", key)
+            if key.value in mapping:
+                raise _problem(f"the key {key.value!r} stands twice", key)
+            mapping[key.value] = self.construct_object(value, deep=True)
+        return mapping
+
+    def construct_map(self, node: yaml.MappingNode) -> dict[Any, Any]:
+        return self.construct_mapping(node)
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        text = node.value.lower().replace(".inf", "inf").replace(".nan", "nan")
+        try:
+            return int(text) if node.tag.endswith("int") else float(text)
+        except ValueError as error:  # Python reads no more than 4300 digits
+            raise _problem("a number has too many digits", node) from error
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes a text that `_Loader` would read as a number."""
+    """Quotes a text that `_Loader`, or a reader of YAML 1.1, would take for another value."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
+_FLOAT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+_Loader.yaml_implicit_resolvers = {}
 for _yaml in (_Loader, _Dumper):
-    _yaml.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-        list("-+0123456789"),
-    )
+    for _tag, _pattern, _first in (
+        ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),
+        ("bool", "true|True|TRUE|false|False|FALSE", list("tTfF")),
+        ("int", "[-+]?[0-9]+", list("-+0123456789")),
+        ("float", _FLOAT, list("-+.0123456789")),
+    ):
+        _whole = re.compile(f"^(?:{_pattern})$")
+        _yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _whole, _first)
+for _tag in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _Loader.construct_number)
+_Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_map)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -61,16 +106,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             f"config={path}: not valid YAML: {_yaml_problem(error)}; correct the file"
         ) from error
     if not isinstance(tree, dict):
-        raise ConfigError(
-            f"config={path}: must be a mapping with name, storage, model ...; correct the file"
-        )
+        raise ConfigError(f"config={path}: {_WHOLE_CONFIG}")
     for override in overrides:
         _apply(tree, override)
     return parse_config(tree)
 
 
 def override_config(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """The config with dotted overrides applied. Raises: ConfigError, as `load_config` does."""
+    """Return the config with dotted overrides applied. Raises: ConfigError, as `load_config`."""
     tree = config.model_dump(mode="json")
     for override in overrides:
         _apply(tree, override)
@@ -79,6 +122,9 @@ def override_config(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
 
 def parse_config(tree: dict[str, Any]) -> RunConfig:
     """Check a tree of plain values. Raises: ConfigError, naming every broken rule."""
+    if not isinstance(tree, dict):
+        raise ConfigError(f"config: {_WHOLE_CONFIG}")
+    _check_plain(tree, ())
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
@@ -86,19 +132,61 @@ def parse_config(tree: dict[str, Any]) -> RunConfig:
 
 
 def dump_config(config: RunConfig) -> str:
-    """The config in YAML with every default written out; `load_config` gives it back."""
+    """Return the config in YAML with every default written out; `load_config` gives it back."""
     tree = config.model_dump(mode="json")
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def fingerprint(value: Any) -> str:
-    """A short hash of plain values, equal for equal values."""
+    """Return a short hash of plain values, equal for equal values."""
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _check_plain(value: Any, place: tuple[str, ...]) -> None:
+    """Refuse what is no plain value, or one that no file or library behind us could hold."""
+    key = ".".join(place) or "config"
+    if len(place) > MAX_DEPTH:
+        raise ConfigError(f"{'.'.join(place[:3])}: has more than {MAX_DEPTH} levels; flatten it")
+    if isinstance(value, dict):
+        for name, below in value.items():
+            if not isinstance(name, str):
+                raise ConfigError(f"{key}: a key is a {type(name).__name__}, no text; correct it")
+            if not _is_text(name):
+                raise ConfigError(
+                    f"{key}: the key {shown(name)} has control characters; remove them"
+                )
+            _check_plain(below, (*place, name))
+    elif isinstance(value, list | tuple):
+        for number, below in enumerate(value):
+            name = below.get("name") if isinstance(below, dict) else None
+            is_stage = isinstance(name, str) and _is_text(name)
+            _check_plain(below, (*place, str(name if is_stage else number)))
+    elif isinstance(value, str):
+        if not _is_text(value):
+            raise ConfigError(f"{key}={shown(value)}: has control characters; remove them")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise ConfigError(f"{key}={value}: must be a finite number; correct it")
+    elif isinstance(value, int):
+        if not -(2**63) <= value < 2**63:
+            raise ConfigError(f"{key}: the number does not fit 64 bits; use a smaller one")
+    elif value is not None:
+        kind = type(value).__name__
+        raise ConfigError(f"{key}: a {kind} is no plain value; use text, a number, a list ...")
+
+
+def _is_text(value: str) -> bool:
+    """Whether a text can be written to any file: no control characters or half characters."""
+    return not re.search("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]", value)
+
+
+def _problem(problem: str, at: Any) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, at.start_mark)
+
+
 def _yaml_problem(error: Exception) -> str:
-    """What is wrong where, in one line and without the text around it."""
+    """Return what is wrong where, in one line and without the text around it."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
@@ -110,9 +198,10 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     key = key.strip()
     parts = key.split(".")
-    if not equals or not all(parts):
+    if not equals or not all(parts) or not _is_text(key):
         raise ConfigError(
-            f"{key or override}: an override is key=value; e.g. stages.align.optimizer.lr=1e-3"
+            f"{shown(key or override)[1:-1]}: an override is key=value; "
+            "e.g. stages.align.optimizer.lr=1e-3"
         )
     node: Any = tree
     for depth, part in enumerate(parts[:-1]):
@@ -131,7 +220,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 def _descend(node: Any, part: str, key: str) -> Any:
     if isinstance(node, list):
-        named = {item.get("name"): item for item in node if isinstance(item, dict)}
+        named = {str(item.get("name")): item for item in node if isinstance(item, dict)}
         if part not in named:
             known = ", ".join(str(name) for name in named)
             raise ConfigError(f"{key}: no stage has this name; use one of: {known}")

@@ -6,12 +6,16 @@ A sentence shows single values and never the content of a section, which may hol
 import difflib
 import json
 import re
+from functools import cache
 from typing import Any
 
 from pydantic import ValidationError
 
 from llavamed.config.run import RunConfig
 from llavamed.config.section import ONE, SEVERAL, one_or_several
+
+Location = tuple[int | str, ...]
+"""Where pydantic found a fault."""
 
 _RULES = {
     "dict_type": "must be a mapping",
@@ -29,15 +33,13 @@ def sentences(error: ValidationError, tree: dict[str, Any]) -> list[str]:
     """Return a sentence for every rule that a tree of plain values breaks."""
     found = []
     for fault in error.errors(include_url=False):
-        key, fields = _key_and_siblings(fault["loc"], tree)
+        key = _key(fault["loc"], tree)
         kind, value, facts = fault["type"], fault["input"], fault.get("ctx", {})
         if kind == "extra_forbidden":
-            close = difflib.get_close_matches(key.rpartition(".")[2], fields, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"use one of: {', '.join(fields)}"
-            found.append(f"{key}: unknown key; {hint}")
+            found.append(f"{key}: unknown key; {_suggestion(fault['loc'], tree)}")
         elif kind == "missing" and isinstance(fault["loc"][-1], int):
             key = key.rpartition(".")[0]
-            found.append(f"{key}={_shown(value)}: has too few items; add the others")
+            found.append(f"{key}={shown(value)}: has too few items; add the others")
         elif kind in {"missing", "union_tag_not_found"}:
             key = f"{key}.{facts['discriminator'].strip(chr(39))}" if facts else key
             found.append(f"{key}: must be set; add it to the file or as {key}=VALUE")
@@ -48,17 +50,17 @@ def sentences(error: ValidationError, tree: dict[str, Any]) -> list[str]:
         elif kind == "union_tag_invalid":
             key = f"{key}.{facts['discriminator'].strip(chr(39))}"
             rule = f"must be one of {facts['expected_tags']}"
-            found.append(f"{key}={_shown(facts['tag'])}: {rule}; correct it")
+            found.append(f"{key}={shown(facts['tag'])}: {rule}; correct it")
         else:
             rule = _RULES.get(kind) or fault["msg"][0].lower() + fault["msg"][1:]
             rule = re.sub("^(input|tuple) should", "must", rule.replace(" after validation", ""))
-            place = key if fault["loc"][-1] == "[key]" else f"{key}={_shown(value)}"
+            place = key if fault["loc"][-1] == "[key]" else f"{key}={shown(value)}"
             found.append(f"{place}: {rule}; correct it")
     return found
 
 
-def _shown(value: Any) -> str:
-    """A single value in short; of a mapping or list only that it is one."""
+def shown(value: Any) -> str:
+    """Return a single value in short; of a mapping or list only that it is one."""
     if isinstance(value, dict | list):
         opening, closing = "{}" if isinstance(value, dict) else "[]"
         return f"{opening}{'...' if value else ''}{closing}"
@@ -66,11 +68,8 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _key_and_siblings(location: tuple[int | str, ...], tree: Any) -> tuple[str, list[str]]:
-    """A person's name for a place: stages by name, without the marks pydantic adds.
-
-    Also returns the keys that may stand there, to suggest one.
-    """
+def _key(location: Location, tree: Any) -> str:
+    """Return a person's name for a place: stages by name, without the marks pydantic adds."""
     words: list[str] = []
     node: Any = tree
     for part in location:
@@ -87,29 +86,73 @@ def _key_and_siblings(location: tuple[int | str, ...], tree: Any) -> tuple[str, 
         else:
             node = node.get(part) if isinstance(node, dict) else None
             words.append(str(part))
-    return ".".join(words), _fields_at(location[:-1])
+    return ".".join(words)
 
 
-def _fields_at(location: tuple[int | str, ...]) -> list[str]:
-    """Names of the fields of the section at a place in the schema."""
-    schema = RunConfig.model_json_schema()
-    node: dict[str, Any] = schema
+def _suggestion(location: Location, tree: Any) -> str:
+    """Return what to write in place of an unknown key.
+
+    The same name one level down (`lr` for `optimizer.lr`) or in a section around it is the best
+    guess, then a name like it, and else all names that may stand there.
+    """
+    name, here = str(location[-1]), location[:-1]
+    fields = _fields_at(here)
+    below = [f"{field}.{own}" for field, names in fields.items() for own in names]
+    above: list[str] = []
+    for depth in range(len(here) - 1, -1, -1):
+        around, key = _fields_at(here[:depth]), _key(here[:depth], tree)
+        above += [f"{key}.{field}" if key else field for field in around]
+        if around:
+            break
+    for keys in (below, above):
+        same = [key for key in keys if key.rpartition(".")[2] == name]
+        if same:
+            return f"did you mean {same[0]!r}?"
+    close = difflib.get_close_matches(name, fields, n=1)
+    if not close:
+        last = {key.rpartition(".")[2]: key for key in (*above, *reversed(below))}
+        close = [last[near] for near in difflib.get_close_matches(name, last, n=1, cutoff=0.8)]
+    return f"did you mean {close[0]!r}?" if close else f"use one of: {', '.join(fields)}"
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    return RunConfig.model_json_schema()
+
+
+def _fields_at(location: Location) -> dict[str, list[str]]:
+    """Return the fields of the section at a place, and for each the fields of its own section."""
+    nodes = [_schema()]
     for part in location:
-        options = [_resolve(option, schema) for option in node.get("anyOf", [node])]
-        if "discriminator" in node:
-            node = _resolve({"$ref": node["discriminator"]["mapping"][part]}, schema)
-            continue
-        node = next((option for option in options if option.get("type") in {"object", "array"}), {})
-        if isinstance(part, int):
-            node = node.get("items", {})
-        else:
-            by_name: Any = next(iter(node.get("patternProperties", {}).values()), {})
-            node = node.get("properties", {}).get(part, by_name)
-        node = _resolve(node if isinstance(node, dict) else {}, schema)
-    options = [_resolve(option, schema) for option in node.get("anyOf", [node])]
-    return [name for option in options for name in option.get("properties", {})]
+        nodes = [below for node in nodes for below in _step(node, part)]
+    return {
+        name: [own for each in _options(field) for own in _names(each)]
+        for node in nodes
+        for name, field in node.get("properties", {}).items()
+    }
 
 
-def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    reference = node.get("$ref")
-    return schema["$defs"][reference.rpartition("/")[2]] if reference else node
+def _names(node: dict[str, Any]) -> list[str]:
+    """Return the fields of a section, or of the sections in a list, written `*.field`."""
+    items = [own for each in _options(node.get("items", {})) for own in each.get("properties", {})]
+    return [*node.get("properties", {}), *(f"*.{own}" for own in items)]
+
+
+def _step(node: dict[str, Any], part: int | str) -> list[dict[str, Any]]:
+    """Return what a schema says may stand at an item or key of a node."""
+    if isinstance(part, int):
+        return _options(node.get("items", {}))
+    if part in node.get("properties", {}):
+        return _options(node["properties"][part])
+    by_name = [*node.get("patternProperties", {}).values(), node.get("additionalProperties")]
+    kept = [each for below in by_name if isinstance(below, dict) for each in _options(below)]
+    is_tag = node.get("properties", {}).get("source", {}).get("const") == part
+    return kept or ([node] if is_tag else [])
+
+
+def _options(node: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the schemas that a node offers, with references followed."""
+    if "$ref" in node:
+        return _options(_schema()["$defs"][node["$ref"].rpartition("/")[2]])
+    offered = [*node.get("anyOf", []), *node.get("oneOf", [])]
+    return [each for option in offered for each in _options(option)] or [node]

@@ -7,16 +7,27 @@ from pydantic import Field, model_validator
 from llavamed.config.section import Section
 
 ModelPart = Literal["vision_tower", "projector", "language_model"]
+TemplateName = Literal[
+    "vicuna_v1",
+    "mistral_instruct",
+    "llava_med_v0",
+    "llava_med_vicuna_v1_1",
+    "llama_2",
+    "plain",
+    "tokenizer",
+]
+TOWER_TYPES = ("clip_vision_model", "siglip_vision_model")
+"""Image encoders by transformers' names of them."""
 
 
 class Pretrained(Section):
-    """A tower or a language model: published weights, or a shape to fill at random."""
+    """An image encoder or a language model: published weights, or a shape to fill at random."""
 
     weights: str | None = None
-    """Path or hub name of the weights; none: random weights of the shape in `config`."""
+    """Path or hub name of the weights. By default the shape in `config` gets random weights."""
     config: dict[str, Any] = Field(default_factory=dict)
-    """Hugging Face config fields with `model_type`. With `weights` they only declare the shape, for
-    planning without a network, and are checked against the weights when those load."""
+    """Hugging Face config fields, with `model_type`. Next to `weights` they only declare the shape,
+    so that `plan` needs no network; they are compared with the weights when those are loaded."""
 
     @model_validator(mode="after")
     def _has_a_shape(self) -> Self:
@@ -32,24 +43,36 @@ class Model(Section):
     """The network: LLaVA made of a tower, a projector and a language model, or loaded whole."""
 
     weights: str | None = None
-    """Path or hub name of a whole LLaVA to start from; then the parts below stay empty."""
+    """Path or hub name of a whole LLaVA to start from, in place of the parts below."""
     vision_tower: Pretrained | None = None
-    """A CLIP-like image encoder."""
+    """The image encoder."""
     language_model: Pretrained | None = None
-    """A causal language model."""
+    """The language model, a causal one."""
     tokenizer: str | None = None
-    """Path or hub name; none: the weights' own, or for a random language model one trained on the
-    text of the datasets, with as many entries as its `vocab_size`."""
+    """Path or hub name of the tokenizer. By default that of the weights; for a language model with
+    random weights, one with `vocab_size` entries is trained on the text of the datasets."""
     projector: Literal["linear", "mlp2x_gelu"] = "mlp2x_gelu"
-    """From image features to token embeddings: one linear layer, or two with GELU between."""
-    vision_feature_layer: Annotated[int, Field(lt=0)] = -2
-    """Which hidden state of the tower is projected, counted from its end."""
-    template: str = "vicuna_v1"
-    """Chat template: one of ours, or `tokenizer` for the tokenizer's own."""
+    """Map from image features to token embeddings: one linear layer, or two with GELU between."""
+    vision_feature_layer: Annotated[int, Field(lt=0, ge=-1000)] = -2
+    """Hidden state of the tower to project, counted from the last."""
+    template: TemplateName = "vicuna_v1"
+    """Chat template: one of ours, or `tokenizer` for the one that comes with the tokenizer."""
     image_aspect_ratio: Literal["square", "pad"] = "square"
-    """`square` resizes the short edge and crops the centre; `pad` pads to a square first."""
+    """How an image becomes square: `square` resizes the short edge and crops the centre; `pad` adds
+    borders first, so that nothing is cut off."""
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
-    """Attention kernels, by transformers' names."""
+    """Attention kernels, by transformers' names of them."""
+
+    @model_validator(mode="after")
+    def _tower_is_known(self) -> Self:
+        declared = self.vision_tower.config if self.vision_tower is not None else {}
+        name = declared.get("model_type", TOWER_TYPES[0])
+        if name not in TOWER_TYPES:
+            raise ValueError(
+                f"vision_tower.config.model_type={name}: is not an image encoder we can train; use "
+                f"one of: {', '.join(TOWER_TYPES)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _whole_or_parts(self) -> Self:

@@ -8,15 +8,17 @@ Ray's in `scaling`, DeepSpeed's in `engine`, Hugging Face's in `model.*.config`.
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from llavamed.config.data import Data
-from llavamed.config.engine import Engine
+from llavamed.config.engine import Engine, StageEngine
 from llavamed.config.model import Model
-from llavamed.config.section import ONE, SEVERAL, Section, one_or_several
+from llavamed.config.section import ONE, SEVERAL, Count, Section, Seed, one_or_several
 from llavamed.config.stage import Stage
 
-NumWorkers = Annotated[int, Field(ge=1)]
+NumWorkers = Annotated[int, Field(ge=1, le=2**16)]
+RAY_RESOURCES = ("CPU", "GPU", "memory", "object_store_memory")
+"""Resources that Ray itself counts; any other name is one that the cluster's nodes declare."""
 
 
 class Scaling(Section):
@@ -26,14 +28,18 @@ class Scaling(Section):
         Annotated[NumWorkers, Tag(ONE)] | Annotated[tuple[NumWorkers, NumWorkers], Tag(SEVERAL)],
         Discriminator(one_or_several),
     ] = 1
-    """Training workers; or the least and the most of them, then the cluster's free machines decide,
-    and a stage goes on from its last checkpoint when their number changes."""
+    """Number of training workers; or the least and the most of them. Within a range the free
+    machines of the cluster decide, and a stage goes on from its last checkpoint when the number
+    changes."""
     use_gpu: bool = False
-    """One GPU a worker."""
-    resources_per_worker: dict[str, float] = Field(default_factory=lambda: {"CPU": 1.0})
-    """What else a worker reserves."""
-    accelerator_type: str | None = None
-    """Ray's name of the GPU, e.g. `A100`."""
+    """Reserve one GPU per worker. By default workers run on the CPU."""
+    resources_per_worker: dict[str, Annotated[float, Field(ge=0, le=2**53)]] = Field(
+        default_factory=lambda: {"CPU": 1.0}
+    )
+    """Other resources to reserve per worker, by Ray's names: `CPU` in cores, `memory` in bytes, or
+    a resource that the cluster defines."""
+    accelerator_type: Annotated[str, Field(min_length=1)] | None = None
+    """Ray's name of the GPU model to use, e.g. `A100`. By default any."""
 
     @property
     def least_workers(self) -> int:
@@ -44,6 +50,38 @@ class Scaling(Section):
     def most_workers(self) -> int:
         """The largest number of workers there may be."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+    @field_validator("resources_per_worker")
+    @classmethod
+    def _ray_knows_them(cls, resources: dict[str, float]) -> dict[str, float]:
+        known = {name.lower(): name for name in RAY_RESOURCES}
+        for name, amount in resources.items():
+            proper = known.get(name.lower(), name)
+            if proper == "GPU":
+                raise ValueError(
+                    f"{name}={amount:g}: a worker has one GPU or none; remove it and set "
+                    f"scaling.use_gpu to {'true' if amount else 'false'}"
+                )
+            if name != proper:
+                raise ValueError(
+                    f"{name}={amount:g}: Ray spells this resource {proper!r}; write it that way"
+                )
+            if not name.strip():
+                raise ValueError(f"{name!r}={amount:g}: is no name of a resource; remove it")
+            if round(amount, 4) != amount:
+                raise ValueError(
+                    f"{name}={amount}: Ray counts in steps of 0.0001; use {max(amount, 1e-4):.4f}"
+                )
+        return resources
+
+    @model_validator(mode="after")
+    def _type_needs_gpu(self) -> Self:
+        if self.accelerator_type is not None and not self.use_gpu:
+            raise ValueError(
+                f"accelerator_type={self.accelerator_type}: names a GPU, but use_gpu=false asks "
+                "for none; set use_gpu to true, or remove it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _least_before_most(self) -> Self:
@@ -57,32 +95,39 @@ class Scaling(Section):
 
 
 class Checkpoint(Section):
-    """Saving the state to resume from, while training goes on; each worker needs host memory for a
-    copy of its part of the state."""
+    """Checkpoints of the training state, written while training goes on. Each worker needs host
+    memory for a copy of its part of the state.
+    """
 
-    every_steps: Annotated[int, Field(ge=1)] = 500
-    """Optimizer steps between two checkpoints."""
-    num_to_keep: Annotated[int, Field(ge=1)] = 2
-    """The newest ones stay, so many; others are deleted, unless a field below keeps them."""
+    every_steps: Count = 500
+    """Number of optimizer steps between two checkpoints."""
+    num_to_keep: Annotated[int, Field(ge=1, le=10_000)] = 2
+    """Number of newest checkpoints to keep. Others are deleted, unless a field below keeps them."""
     keep_best: Literal["none", "loss"] = "none"
-    """`loss` keeps also the one with the lowest mean loss over the last `every_steps` steps."""
+    """Keep also the checkpoint with the lowest mean loss over the last `every_steps` steps."""
     keep_every_hours: Annotated[float, Field(gt=0)] | None = None
-    """Keep also the first one after every so many hours of the stage's training; none: none."""
+    """Keep also the first checkpoint after each such number of hours of the stage's training. By
+    default none is kept for its age."""
 
 
 class Tracking(Section):
     """MLflow."""
 
     uri: str | None = None
-    """Tracking server; none: `MLFLOW_TRACKING_URI`, or else SQLite below a local `storage`."""
-    experiment: str = "llavamed"
-    """Experiment that holds the run."""
-    log_every_steps: Annotated[int, Field(ge=1)] = 10
-    """Steps between two reports; each still holds every step's metrics."""
+    """URI of the tracking server. By default `MLFLOW_TRACKING_URI` of the environment, or else
+    SQLite in a local `storage`."""
+    experiment: Annotated[str, Field(min_length=1)] = "llavamed"
+    """Experiment that contains the run."""
+    log_every_steps: Count = 10
+    """Number of steps between two reports. Each report has the metrics of every step."""
 
     @model_validator(mode="after")
     def _holds_no_password(self) -> Self:
-        if urlsplit(self.uri or "").password is not None:
+        try:
+            password = urlsplit(self.uri or "").password
+        except ValueError as error:
+            raise ValueError(f"uri: is no valid URI ({error}); correct it") from error
+        if password is not None:
             raise ValueError(
                 "uri: holds a password, and a config is shown and stored; remove it and set "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
@@ -94,21 +139,36 @@ class RunConfig(Section):
     """A whole run."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$")]
-    """Names the run and its folder below `storage`; the same name resumes the same run."""
+    """Name of the run and of its folder in `storage`. The same name resumes the same run."""
     storage: Annotated[str, Field(min_length=1)]
-    """URI of the folder for runs: a path all workers share, or an object store."""
-    seed: int = 0
-    """Of random weights and of the order of samples."""
-    max_failures: Annotated[int, Field(ge=0)] = 3
-    """Times a stage is started again, from its last checkpoint, after a worker died."""
+    """URI of the folder for runs: a path that all workers share, or an object store."""
+    seed: Seed = 0
+    """Seed for weight initialization and sample order."""
+    max_failures: Annotated[int, Field(ge=0, le=10_000)] = 3
+    """Number of times a stage is restarted from its last checkpoint after a worker died."""
     model: Model
+    """The network."""
     data: Data
+    """Datasets and their preparation."""
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
-    """In order; each starts from the weights the last one exported."""
+    """Stages in order. Each starts from the weights that the previous one exported."""
     scaling: Scaling = Scaling()
+    """Workers and their resources."""
     engine: Engine = Engine()
+    """DeepSpeed's settings, which a stage may override."""
     checkpoint: Checkpoint = Checkpoint()
+    """When checkpoints are written, and which are kept."""
     tracking: Tracking = Tracking()
+    """Where metrics go."""
+
+    def engine_of(self, stage: Stage) -> Engine:
+        """Return the engine of a stage: the run's, with what the stage itself sets."""
+        own = {
+            name: value
+            for name in StageEngine.model_fields
+            if (value := getattr(stage.engine, name)) is not None
+        }
+        return self.engine.model_copy(update=own)
 
     @property
     def directory(self) -> str:
@@ -146,32 +206,41 @@ class RunConfig(Section):
                         f"{known}"
                     )
             self._check_lanes(stage)
-            self._check_bytes(stage)
+            self._check_engine(stage)
         return self
 
-    def _check_bytes(self, stage: Stage) -> None:
-        """What bitsandbytes stores in four or eight bits DeepSpeed cannot cut up or move."""
-        engine, key = self.engine, f"stages.{stage.name}"
+    def _check_engine(self, stage: Stage) -> None:
+        """Refuse what DeepSpeed ignores, or cannot partition or move: bitsandbytes' storage."""
+        engine, key = self.engine_of(stage), f"stages.{stage.name}"
+        zero_stage, offload = (
+            f"{'' if getattr(stage.engine, name) is None else key + '.'}engine.{name}"
+            f"={getattr(engine, name)}"
+            for name in ("zero_stage", "offload_optimizer")
+        )
         if stage.lora is not None and stage.lora.quantize != "none" and engine.zero_stage == 3:
             raise ValueError(
-                f"{key}.lora.quantize={stage.lora.quantize}: engine.zero_stage=3 cannot share out "
+                f"{key}.lora.quantize={stage.lora.quantize}: {zero_stage} cannot share out "
                 "weights of four bits, whose scales it does not know; set zero_stage to 2, or "
                 "quantize to none"
+            )
+        if engine.zero_stage == 0 and engine.offload_optimizer != "none":
+            raise ValueError(
+                f"{offload}: has no effect with {zero_stage}, which partitions nothing; set "
+                "zero_stage to 1, 2 or 3, or offload_optimizer to none"
             )
         if stage.optimizer.name == "adamw_8bit" and (
             engine.zero_stage == 3 or engine.offload_optimizer != "none"
         ):
             raise ValueError(
                 f"{key}.optimizer.name=adamw_8bit: its state stays whole and on the GPU, but "
-                f"engine.zero_stage={engine.zero_stage} and engine.offload_optimizer="
-                f"{engine.offload_optimizer}; set them to 2 or less and none, or use adamw"
+                f"{zero_stage} and {offload}; set them to 2 or less and none, or use adamw"
             )
         is_fixed = isinstance(self.scaling.num_workers, int)
         if stage.optimizer.name == "adamw_8bit" and engine.zero_stage and not is_fixed:
             raise ValueError(
                 f"{key}.optimizer.name=adamw_8bit: its state cannot be shared out anew when "
-                f"scaling.num_workers, which is a range, changes with engine.zero_stage="
-                f"{engine.zero_stage}; set one number of workers, zero_stage to 0, or use adamw"
+                f"scaling.num_workers, which is a range, changes with {zero_stage}; set one number "
+                "of workers, zero_stage to 0, or use adamw"
             )
 
     def _check_lanes(self, stage: Stage) -> None:
@@ -194,9 +263,9 @@ class RunConfig(Section):
                 f"micro_batch_size x scaling.num_workers = {stage.micro_batch_size} x {workers} = "
                 f"{unit}; use {lower or unit} or {lower + unit}, or {numbers} workers"
             )
-        if stage.packing and stage.max_tokens < self.data.max_length:
+        if stage.packing and stage.pack_tokens < self.data.max_length:
             raise ValueError(
-                f"stages.{stage.name}.max_tokens={stage.max_tokens} is less than data.max_length="
+                f"stages.{stage.name}.max_tokens={stage.pack_tokens} is less than data.max_length="
                 f"{self.data.max_length}: the longest sample would fit no pack; raise the first or "
                 "lower the second"
             )

@@ -1,23 +1,28 @@
-"""What every section of the config shares: its strictness, and a few types of fields."""
+"""What every section of the config shares: its strictness, and types that several fields have."""
 
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?$")]
-"""Of a stage or dataset; without dots, which part the keys of overrides."""
+"""Name of a stage or dataset. It has no dots, because dots separate the keys of an override."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
-
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+"""A positive number that fits the 32-bit integers of every library behind us."""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""A seed that numpy, torch and Python all accept."""
 
 ONE, SEVERAL = "one", "several"
 
 
 def one_or_several(value: Any) -> str:
-    """The tag of a field that takes one value, or several as a list or mapping."""
+    """Return the tag of a field that takes one value, or several as a list or mapping."""
     return SEVERAL if isinstance(value, list | tuple | dict) else ONE
 
 
 class Section(BaseModel):
-    """A part of the tree: unknown keys are refused, values never change."""
+    """A part of the tree: unknown keys and infinite numbers are refused, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )

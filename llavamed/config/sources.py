@@ -4,35 +4,36 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from llavamed.config.section import Section
+from llavamed.config.section import Section, Seed
 
 
 class Phantoms(Section):
-    """Built-in procedural images: a dataset out of nothing, for trials and tests."""
+    """Procedural images with questions and answers, for trials and tests without any download."""
 
     source: Literal["phantoms"]
     kind: Literal["captions", "dialogues", "questions"]
-    """What is asked of each image: a caption, all its questions in one dialogue, or one by one."""
+    """What each image comes with: one caption (`captions`), all its questions in one dialogue
+    (`dialogues`), or one sample per question (`questions`)."""
     split: Literal["train", "validation", "test"] = "train"
-    """Splits share no image."""
-    num_images: Annotated[int, Field(ge=1)]
-    """How many images are drawn."""
-    image_size: Annotated[int, Field(ge=32)] = 64
-    """Width and height in pixels."""
-    seed: int = 0
-    """Another seed draws other images."""
+    """Split to draw. No image is in two splits."""
+    num_images: Annotated[int, Field(ge=1, le=100_000_000)]
+    """Number of images to draw."""
+    image_size: Annotated[int, Field(ge=32, le=4096)] = 64
+    """Width and height of each image, in pixels."""
+    seed: Seed = 0
+    """Seed for drawing the images."""
 
 
 class LlavaJson(Section):
-    """LLaVA's JSON and a folder of images, the form LLaVA-Med was released in."""
+    """A JSON file of dialogues and a folder of images, the format LLaVA-Med was released in."""
 
     source: Literal["llava_json"]
     path: str
-    """URI of the file: a JSON list, or JSON lines."""
+    """URI of the file: a JSON list, or one JSON object per line."""
     image_folder: str
-    """URI of the folder that the file's image names are below."""
+    """URI of the folder that contains the images named in the file."""
     licence: str = ""
-    """Licence of the data, kept with every sample."""
+    """Licence of the data, stored with every sample."""
 
 
 class VqaRad(Section):
@@ -42,9 +43,9 @@ class VqaRad(Section):
     path: str
     """URI of the folder."""
     split: Literal["train", "test"] = "train"
-    """Which of its two files."""
+    """Split to read."""
     phrase_types: tuple[Literal["freeform", "para", "frame"], ...] = ("freeform", "para", "frame")
-    """Which questions: all 3,064 of the training file, or its 1,797 without `frame`."""
+    """Kinds of questions to read. Training has 3,064 of them, or 1,797 without `frame`."""
 
 
 class Slake(Section):
@@ -54,9 +55,9 @@ class Slake(Section):
     path: str
     """URI of the folder."""
     split: Literal["train", "validation", "test"] = "train"
-    """Which of its three files."""
+    """Split to read."""
     languages: Annotated[tuple[Literal["en", "zh"], ...], Field(min_length=1)] = ("en",)
-    """Which questions: each image has English and Chinese ones."""
+    """Languages of the questions to read. Each image has questions in both."""
 
 
 class PathVqa(Section):
@@ -64,50 +65,53 @@ class PathVqa(Section):
 
     source: Literal["path_vqa"]
     path: str
-    """URI of the folder; which of the two forms lies there is seen."""
+    """URI of the folder. Its content tells which of the two formats it is."""
     split: Literal["train", "validation", "test"] = "train"
-    """Which questions."""
+    """Split to read."""
 
 
 class PmcVqa(Section):
-    """PMC-VQA's multiple-choice questions, either version: a CSV file and a folder of images."""
+    """Multiple-choice questions of PMC-VQA, either version: a CSV file and a folder of images."""
 
     source: Literal["pmc_vqa"]
     path: str
     """URI of the CSV file."""
     image_folder: str
-    """URI of the folder that the file's figure names are below."""
+    """URI of the folder that contains the figures named in the file."""
 
 
 class Parquet(Section):
-    """Parquet files of images and turns; `domain`, `answer_type` and the like are read if there."""
+    """Parquet files of images and dialogues. Columns such as `domain` and `answer_type` are used
+    where they exist.
+    """
 
     source: Literal["parquet"]
     path: str
-    """URI of a file, a folder, or several files: `*` is any text, `{000..031}` a range."""
+    """URI of a file, a folder, or several files: `*` matches any text, `{000..031}` a range."""
     image_folder: str | None = None
-    """URI of the folder that image names are below; none: the images lie in the files."""
+    """URI of the folder that contains the named images. By default the images are in the files."""
     id_column: str | None = None
-    """Column of the sample's name; none: `id`, or if that is absent the sample's place."""
+    """Column with the sample's identifier. By default `id`, or the sample's position without it."""
     images_column: str | None = None
-    """Column of the images: bytes, `{bytes, path}`, names, or lists; none: `image` or `images`."""
+    """Column with the images: bytes, `{bytes, path}`, names, or lists of these. By default `image`
+    or `images`."""
     turns_column: str | None = None
-    """Column of the turns, `[{role, content}]` or `[{from, value}]`, or the same as JSON text;
-    none: `conversations`, `turns` or `messages`."""
+    """Column with the dialogue: `[{role, content}]`, `[{from, value}]`, or either as JSON text. By
+    default `conversations`, `turns` or `messages`."""
     licence: str = ""
-    """Licence of the data, kept with every sample that names none itself."""
+    """Licence of the data, stored with every sample that does not name its own."""
 
 
 class WebDataset(Section):
-    """Tar shards: what shares a name is a sample, images with dialogues (`.json`) or captions
-    (`.txt`).
+    """Tar shards: members that share a name form a sample of images with dialogues (`.json`) or
+    captions (`.txt`).
     """
 
     source: Literal["webdataset"]
     path: str
-    """URI of a file, a folder, or several files: `*` is any text, `{000..031}` a range."""
+    """URI of a file, a folder, or several files: `*` matches any text, `{000..031}` a range."""
     licence: str = ""
-    """Licence of the data, kept with every sample that names none itself."""
+    """Licence of the data, stored with every sample that does not name its own."""
 
 
 Read = Annotated[

@@ -4,128 +4,149 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from llavamed.config.engine import StageEngine
 from llavamed.config.evaluation import Evaluation
 from llavamed.config.model import ModelPart
 from llavamed.config.section import ONE, SEVERAL, Fraction, Name, Section, one_or_several
 
 Passes = Annotated[float, Field(gt=0, le=100)]
+LearningRate = Annotated[float, Field(gt=0)]
+WeightDecay = Annotated[float, Field(ge=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+BatchSize = Annotated[int, Field(ge=1, le=2**20)]
+
+DEFAULT_MAX_TOKENS = 2048
 
 
 class PartOptimizer(Section):
-    """What the optimizer does otherwise for one part of the model."""
+    """Optimizer settings of one part of the model, where they differ from the stage's."""
 
-    lr: Annotated[float, Field(gt=0)] | None = None
-    """Peak learning rate; none: the stage's."""
-    weight_decay: Annotated[float, Field(ge=0)] | None = None
-    """Decoupled weight decay; none: the stage's."""
+    lr: LearningRate | None = None
+    """Peak learning rate. By default the stage's."""
+    weight_decay: WeightDecay | None = None
+    """Decoupled weight decay. By default the stage's."""
 
 
 class Optimizer(Section):
     """AdamW."""
 
     name: Literal["adamw", "adamw_8bit"] = "adamw"
-    """`adamw_8bit` is bitsandbytes': each moment in one byte a parameter instead of four."""
-    lr: Annotated[float, Field(gt=0)]
+    """Implementation: `adamw` is PyTorch's; `adamw_8bit` is that of bitsandbytes, which keeps each
+    moment in one byte per parameter in place of four."""
+    lr: LearningRate
     """Peak learning rate."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Decoupled weight decay of matrices; never of biases and norms."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """Decay of the first and second moment."""
+    weight_decay: WeightDecay = 0.0
+    """Decoupled weight decay of matrices. Biases and norms never decay."""
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """Decay rates of the first and second moment, both less than 1."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
-    """Added to the denominator."""
+    """Term added to the denominator for numerical stability."""
     parts: dict[ModelPart, PartOptimizer] = Field(default_factory=dict)
-    """Other settings for some parts: `{projector: {lr: 2e-3}}`; the schedule scales each alike."""
+    """Settings for single parts of the model, e.g. `{projector: {lr: 2e-3}}`. The schedule scales
+    all learning rates alike."""
 
     def peak_lr(self, part: ModelPart) -> float:
-        """The peak learning rate of a part."""
+        """Return the peak learning rate of a part."""
         own = self.parts.get(part, PartOptimizer()).lr
         return self.lr if own is None else own
 
     def decay(self, part: ModelPart) -> float:
-        """The weight decay of a part's matrices."""
+        """Return the weight decay of a part's matrices."""
         own = self.parts.get(part, PartOptimizer()).weight_decay
         return self.weight_decay if own is None else own
 
 
 class Lora(Section):
-    """Low-rank adapters: two thin matrices beside each frozen one of the language model."""
+    """Low-rank adapters: two thin matrices next to each frozen one of the language model."""
 
-    r: Annotated[int, Field(ge=1)] = 16
+    r: Annotated[int, Field(ge=1, le=65536)] = 16
     """Rank of the adapters."""
     alpha: Annotated[float, Field(gt=0)] = 32.0
-    """What they add is scaled by alpha / r."""
+    """Scale of the adapters: their output is multiplied by alpha / r."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Of the adapters' input. Above 0 a result depends on how samples are packed and shared out."""
+    """Dropout probability of the adapters' input. Above 0, results depend on how samples are packed
+    and spread over workers."""
     target_modules: tuple[str, ...] = ()
-    """Names of the linear layers that get adapters, such as `q_proj`; empty: all but the output."""
+    """Names of the linear layers that get adapters, such as `q_proj`. By default all but the output
+    layer."""
     quantize: Literal["none", "nf4"] = "none"
-    """`nf4` keeps the frozen linear layers in four bits (QLoRA); what is exported has them as they
-    were trained with, not as they were before."""
+    """Storage of the frozen linear layers: as they are, or in four bits (`nf4`, QLoRA). An export
+    contains the weights that were trained with, i.e. after rounding to four bits."""
 
 
 class Schedule(Section):
     """The learning rate over a stage."""
 
     name: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape after the warm-up; cosine and linear end at 0."""
+    """Shape after the warm-up. Cosine and linear end at 0."""
     warmup_ratio: Fraction = 0.03
-    """Part of the steps in which the rate rises linearly from 0."""
+    """Fraction of the steps during which the learning rate rises linearly from 0."""
 
 
 class Stage(Section):
     """One stage of the curriculum: what trains, on what, for how long."""
 
     name: Name
-    """Overrides refer to it: `stages.align.optimizer.lr=1e-3`."""
+    """Name of the stage, used in overrides such as `stages.align.optimizer.lr=1e-3`."""
     data: Annotated[
         Annotated[Name, Tag(ONE)]
         | Annotated[dict[Name, Passes], Tag(SEVERAL), Field(min_length=1)],
         Discriminator(one_or_several),
     ]
-    """The dataset it trains on; or several, each with how often an epoch passes over it: with
-    `{dialogues: 1, captions: 0.5}` an epoch takes half of the captions, the next one the rest."""
+    """Dataset to train on; or several, each with its number of passes per epoch. With
+    `{dialogues: 1, captions: 0.5}` an epoch takes half of the captions and the next the rest."""
     trainable: Annotated[tuple[ModelPart, ...], Field(min_length=1)]
-    """Parts of the model that learn; the others stay as they are, bit for bit."""
+    """Parts of the model that learn. The others do not change by a single bit."""
     lora: Lora | None = None
-    """Train adapters in place of the language model's own weights. `trainable` then names
-    `language_model`, for its adapters, and `projector`; an export has them merged."""
-    num_train_epochs: Annotated[int, Field(ge=1)] = 1
-    """Passes over the data."""
-    max_steps: Annotated[int, Field(ge=1)] | None = None
-    """Stop after so many optimizer steps, within the epochs or repeating them."""
+    """Adapters to train in place of the language model's own weights. `trainable` then names
+    `language_model`, for its adapters, and `projector`. An export has the adapters merged."""
+    num_train_epochs: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """Number of passes over the data."""
+    max_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Exact number of optimizer steps. Epochs are cut short or repeated to reach it."""
     packing: bool = True
-    """Join samples to packs of `max_tokens`, each attending only to itself; else pad samples."""
-    max_tokens: Annotated[int, Field(ge=16)] = 2048
-    """Tokens a pack."""
-    micro_batch_size: Annotated[int, Field(ge=1)] = 1
-    """Rows a worker sends through the model at once: samples, or with packing one pack."""
-    global_batch_size: Annotated[int, Field(ge=1)]
-    """Rows an optimizer step, over all workers: samples, or with packing packs."""
+    """Join samples into packs, in which each sample attends only to itself. Without packing, the
+    samples of a forward pass are padded to the longest of them."""
+    max_tokens: Annotated[int, Field(ge=16, le=2**24)] | None = None
+    """Number of tokens per pack. By default 2048, as `data.max_length`. Refused without `packing`,
+    because it then has no effect."""
+    micro_batch_size: BatchSize = 1
+    """Number of samples per worker and forward pass. With packing it is 1 pack."""
+    global_batch_size: BatchSize
+    """Number of samples per optimizer step over all workers; with packing, number of packs."""
     optimizer: Optimizer
-    """AdamW's settings."""
+    """Settings of AdamW."""
     schedule: Schedule = Schedule()
     """Learning-rate schedule."""
+    engine: StageEngine = StageEngine()
+    """Settings of the run's `engine` that differ in this stage."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Gradients are clipped to this norm."""
+    """Norm to which gradients are clipped."""
     max_loss_ratio: Annotated[float, Field(gt=1)] | None = None
-    """Stop before a step whose loss exceeds so many times the median of the 50 steps before it;
-    warm-up steps are let pass. None: never."""
+    """Stop before a step whose loss exceeds this multiple of the median of the 50 steps before it,
+    warm-up excepted. By default training never stops for that."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """Recompute activations in the backward pass: less memory for about a third more time."""
     initial_weights: str | None = None
-    """An earlier stage, or path or hub name of a whole LLaVA; none: the stage before."""
+    """Weights to start from: an earlier stage, or the path or hub name of a whole LLaVA. By default
+    those of the previous stage."""
     evaluation: Evaluation | None = None
-    """How the stage's model is scored once it is trained."""
+    """How the trained model is scored. By default it is not."""
 
     @property
     def mixture(self) -> dict[str, float]:
-        """The passes of an epoch over each dataset."""
+        """The number of passes per epoch over each dataset."""
         return {self.data: 1.0} if isinstance(self.data, str) else self.data
 
     @property
     def num_lanes(self) -> int:
-        """Forward passes an optimizer step, over all workers."""
+        """Forward passes per optimizer step, over all workers."""
         return self.global_batch_size // self.micro_batch_size
+
+    @property
+    def pack_tokens(self) -> int:
+        """Tokens that a pack holds; of no meaning without packing."""
+        return self.max_tokens or DEFAULT_MAX_TOKENS
 
     @model_validator(mode="after")
     def _parts_train(self) -> Self:
@@ -149,6 +170,12 @@ class Stage(Section):
             raise ValueError(
                 f"micro_batch_size={self.micro_batch_size}: with packing a forward pass takes one "
                 "pack; set it to 1 and raise max_tokens instead"
+            )
+        if not self.packing and self.max_tokens is not None:
+            raise ValueError(
+                f"max_tokens={self.max_tokens}: has no effect with packing=false, where a forward "
+                f"pass holds micro_batch_size={self.micro_batch_size} samples; remove it or set it "
+                "to null, or set packing to true"
             )
         if self.global_batch_size % self.micro_batch_size:
             lower = self.global_batch_size // self.micro_batch_size * self.micro_batch_size

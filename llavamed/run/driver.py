@@ -237,7 +237,7 @@ def _evaluate(
     run.log_dataset(datasets[settings.data], "evaluation")
     started = time.monotonic()
     found = evaluate(
-        config,
+        config.model_copy(update={"engine": config.engine_of(plan.stage)}),
         settings,
         datasets,
         export=str(plan.export),
@@ -255,9 +255,9 @@ def _evaluate(
 
 def _stage_settings(config: RunConfig, plan: StagePlan) -> dict[str, Any]:
     """What a stage's run shows as its parameters."""
-    settings = plan.stage.model_dump(mode="json", exclude={"evaluation"})
+    settings = plan.stage.model_dump(mode="json", exclude={"evaluation", "engine"})
     scaling = config.scaling.model_dump(mode="json")
-    engine = config.engine.model_dump(mode="json")
+    engine = config.engine_of(plan.stage).model_dump(mode="json")
     return (
         settings
         | {f"scaling.{key}": value for key, value in scaling.items()}

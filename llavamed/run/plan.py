@@ -105,7 +105,7 @@ def _plan_stage(
         model,
         parts,
         stage=stage,
-        engine=config.engine,
+        engine=config.engine_of(stage),
         num_workers=config.scaling.least_workers,  # a part of the state is largest then
         longest=load.longest,
         supervised=load.work.num_supervised / load.work.num_tokens,
@@ -196,7 +196,7 @@ def _declared_load(
 
     length = image_tokens + mean("mean_text_tokens")
     rows = (
-        stage.max_tokens / length if stage.packing else stage.micro_batch_size
+        stage.pack_tokens / length if stage.packing else stage.micro_batch_size
     ) * stage.num_lanes
     steps = stage.max_steps or stage.num_train_epochs * math.ceil(epoch / rows)
     seen = min(steps * rows, epoch * stage.num_train_epochs)

@@ -270,6 +270,6 @@ def deepspeed_config(config: EngineConfig, stage: Stage, world_size: int) -> dic
         "zero_force_ds_cpu_optimizer": False,  # its own would be compiled at run time
         "steps_per_print": 10**9,
     }
-    extra = dict(config.deepspeed)
+    extra = config.deepspeed.model_dump(mode="json")
     zero |= extra.pop("zero_optimization", {})
     return derived | extra

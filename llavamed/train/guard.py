@@ -140,7 +140,7 @@ class _Sizing:
             self.model,
             self.counts,
             stage=stage,
-            engine=config.engine,
+            engine=config.engine_of(stage),
             num_workers=self.num_workers,
             longest=self.longest,
             supervised=self.supervised,
@@ -171,14 +171,21 @@ def _explain(config: RunConfig, stage: Stage, sizing: _Sizing, reason: str) -> s
 def _cures(config: RunConfig, stage: Stage) -> list[str]:
     """Overrides that may save memory and leave alone which weights learn."""
     key = f"stages.{stage.name}"
-    fewer = max(stage.max_tokens // 2, config.data.max_length)
+    fewer = max(stage.pack_tokens // 2, config.data.max_length)
+
+    def engine(field: str) -> str:
+        """The key that decides a field of the stage's engine."""
+        return (
+            f"engine.{field}" if getattr(stage.engine, field) is None else f"{key}.engine.{field}"
+        )
+
     return [
         f"{key}.max_tokens={fewer}",
         f"{key}.micro_batch_size={stage.micro_batch_size // 2}",
         f"{key}.gradient_checkpointing=true",
-        *(f"engine.zero_stage={number}" for number in (1, 2, 3)),
-        "engine.offload_optimizer=cpu",
-        "engine.precision=bf16",
+        *(f"{engine('zero_stage')}={number}" for number in (1, 2, 3)),
+        f"{engine('offload_optimizer')}=cpu",
+        f"{engine('precision')}=bf16",
         f"{key}.optimizer.name=adamw_8bit",
     ]
 

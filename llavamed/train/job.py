@@ -59,7 +59,7 @@ def order_of(stage: Stage, data: Mixture, seed: int) -> StageOrder:
         tokens if stage.packing else np.ones_like(tokens),
         seed=seed,
         num_lanes=stage.num_lanes,
-        capacity=stage.max_tokens if stage.packing else stage.micro_batch_size,
+        capacity=stage.pack_tokens if stage.packing else stage.micro_batch_size,
         num_epochs=stage.num_train_epochs,
         max_steps=stage.max_steps,
         shares=data.shares,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from llavamed.config.run import RunConfig
+from llavamed.config.engine import Engine
 from llavamed.config.stage import Stage
 from llavamed.data.feed.order import StageOrder
 from llavamed.data.prepared.mixture import Mixture
@@ -75,9 +75,9 @@ class Meter:
         }
 
 
-def cluster_peak_flops(config: RunConfig, context: Context) -> float | None:
+def cluster_peak_flops(engine: Engine, context: Context) -> float | None:
     """Operations a second of all workers' GPUs together, where it is known."""
-    if context.device.type != "cuda" or config.engine.precision != "bf16":
+    if context.device.type != "cuda" or engine.precision != "bf16":
         return None
     peak = peak_flops(torch.cuda.get_device_name(context.device))
     return None if peak is None else peak * context.world_size

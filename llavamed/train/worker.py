@@ -60,7 +60,7 @@ def train_stage(job: StageJob, context: Context) -> bool:
         add_adapters(model, job.stage.lora, seed=job.config.seed, device=context.device)
     counts = freeze(model, job.stage.trainable)
     order = order_of(job.stage, data, job.config.seed)
-    peak = cluster_peak_flops(job.config, context)
+    peak = cluster_peak_flops(job.config.engine_of(job.stage), context)
     meter = Meter(
         model, stage=job.stage, data=data, order=order, device=context.device, peak_flops=peak
     )
@@ -77,7 +77,7 @@ def train_stage(job: StageJob, context: Context) -> bool:
         engine = Engine(
             model.train().to(context.device),
             stage=job.stage,
-            config=job.config.engine,
+            config=job.config.engine_of(job.stage),
             world_size=context.world_size,
         )
         history, seconds_before = _resume(job, engine, context)
@@ -122,7 +122,7 @@ def _trained(
         batch=batch,
         logits=logits,
         is_merged=job.stage.lora is not None,
-        precision=job.config.engine.precision,
+        precision=job.config.engine_of(job.stage).precision,
         attn_implementation=job.config.model.attn_implementation,
         template=job.config.model.template,
         template_hash=loader.data.template_hash,
@@ -195,7 +195,7 @@ def _train_steps(
 
 
 def _initial_model(job: StageJob, processor: Any, scratch: Path) -> Any:
-    precision = job.config.engine.precision
+    precision = job.config.engine_of(job.stage).precision
     if job.initial_weights is None:
         return build_model(job.config.model, processor, seed=job.config.seed, precision=precision)
     place = locate(job.initial_weights)

@@ -117,6 +117,7 @@ def test_memory_that_runs_out_in_the_loop_is_explained(
             (
                 "engine.precision=bf16",
                 "stages.align.packing=false",
+                "stages.align.max_tokens=null",
                 "stages.align.micro_batch_size=4",
                 "stages.align.global_batch_size=8",
                 "engine.offload_optimizer=cpu",

@@ -46,7 +46,7 @@ def test_the_steps_of_a_stage_cost_what_the_stage_costs(tiny_config: RunConfig) 
 
 def test_there_is_no_utilisation_without_a_peak(tiny_config: RunConfig) -> None:
     config = small_config(tiny_config, "engine.precision=bf16")
-    assert cluster_peak_flops(config, Context(0, 1, CPU, lambda _: None)) is None
+    assert cluster_peak_flops(config.engine, Context(0, 1, CPU, lambda _: None)) is None
     assert peak_flops("NVIDIA H100 80GB HBM3") == ACCELERATORS["H100"].flops_per_second
     for other in ("NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA GeForce RTX 4090", "cpu", ""):
         assert peak_flops(other) is None, other

@@ -160,6 +160,7 @@ def test_without_packing_a_step_has_exactly_the_global_batch(tiny_config: RunCon
         *LEARNING,
         "name=padded",
         "stages.align.packing=false",
+        "stages.align.max_tokens=null",
         "stages.align.micro_batch_size=2",
         "stages.align.global_batch_size=8",
         "stages.align.max_steps=null",

@@ -49,7 +49,7 @@ def tokens_per_pass(stage: Stage, longest: float) -> float:
         stage: Which stage.
         longest: Tokens of its longest sample, which the others are padded to without packing.
     """
-    return stage.max_tokens if stage.packing else stage.micro_batch_size * longest
+    return stage.pack_tokens if stage.packing else stage.micro_batch_size * longest
 
 
 def stage_memory(
