@@ -36,7 +36,7 @@ class Record:
     pmid: str = ""
     licence: str = ""
     unread_keys: tuple[str, ...] = ()
-    """Keys of the row that said something and that the source does not know."""
+    """Keys of the row, or members of an archive, that say something which nobody reads."""
 
 
 _FOREIGN_MARK = re.compile(

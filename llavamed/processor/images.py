@@ -49,7 +49,7 @@ class ImageSettings:
 
 
 def to_pixels(
-    data: bytes, settings: ImageSettings, remark: Callable[[str], None] = lambda _: None
+    data: bytes, settings: ImageSettings, leave: Callable[[str], None] = lambda _: None
 ) -> Pixels:
     """Decode, make RGB, and resize to the training resolution.
 
@@ -61,7 +61,7 @@ def to_pixels(
     Args:
         data: The encoded file.
         settings: How it becomes pixels.
-        remark: Told what of the file is left out, `TRANSPARENCY` or `PAGES`.
+        leave: Told what of the file is not read, `TRANSPARENCY` or `PAGES`.
 
     Returns:
         Array of shape [size, size, 3], uint8.
@@ -70,7 +70,7 @@ def to_pixels(
         SampleError: `corrupt_image`, `image_too_large`, `unknown_pixel_range` or
             `transparent_image`.
     """
-    pixels = _decode(data, remark)
+    pixels = _decode(data, leave)
     if settings.aspect_ratio == "pad":
         pixels = _pad_to_square(pixels, settings.mean)
     height, width, _ = pixels.shape
@@ -131,7 +131,7 @@ def normalize(images: Sequence[Pixels], settings: ImageSettings) -> npt.NDArray[
     return normalized
 
 
-def _decode(data: bytes, remark: Callable[[str], None]) -> Pixels:
+def _decode(data: bytes, leave: Callable[[str], None]) -> Pixels:
     """An upright RGB image of any size. Raises: SampleError."""
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -148,9 +148,9 @@ def _decode(data: bytes, remark: Callable[[str], None]) -> Pixels:
         if image.mode[0] not in "IF":
             check_visible(pixels)
         if _is_transparent(image, pixels):
-            remark(TRANSPARENCY)
+            leave(TRANSPARENCY)
         if _has_pages(data):
-            remark(PAGES)
+            leave(PAGES)
         return pixels
     except SampleError:
         raise

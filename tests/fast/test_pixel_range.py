@@ -201,7 +201,7 @@ def test_jpeg_2000_states_its_precision():
     assert refusal(bytes(data))[1].startswith("mode I;16, from 0 to 4095; known are")
 
 
-def remarks(data):
+def unread(data):
     found = []
     to_pixels(data, settings_of(SIZE), found.append)
     return found
@@ -228,8 +228,8 @@ FADING = Image.fromarray((LEVELS * 255).astype(np.uint8))
         (encoded(PHOTO, "MPO", **PAGED), [PAGES]),
     ],
 )
-def test_what_is_left_out_of_a_file_is_told(data, expected):
-    assert remarks(data) == expected
+def test_what_is_not_used_of_a_file_is_told(data, expected):
+    assert unread(data) == expected
 
 
 def test_a_picture_of_nothing_but_transparency_is_refused():

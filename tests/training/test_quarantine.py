@@ -144,7 +144,7 @@ def test_unread_keys_and_missing_names_are_said_once(write, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         publish(place, {"schema_version": SCHEMA_VERSION}, [report, report], settings)
     assert caplog.messages == [
-        "prepare mine: keys that are not used, with their samples: note (8), more (2)",
+        "prepare mine: not used, with the number of samples: note (8), more (2)",
         "prepare mine: 2 samples have no id, and 4 the id of an earlier one",
     ]
     facts = open_prepared(place).manifest

@@ -260,7 +260,7 @@ def publish(
 ) -> None:
     """Write the sample tables and, unless too much is bad, the manifest that makes it a dataset.
 
-    It logs which keys of the source nobody reads, and how many samples lack a name of their own.
+    It logs what of the source nobody reads, and how many samples lack a name of their own.
 
     Raises:
         DataError: Too many samples are unusable; duplicates are not.
@@ -292,7 +292,7 @@ def _remarks(dataset: str, unread: Counter[str], names: dict[str, int]) -> Itera
     if unread:
         keys = ", ".join(f"{key} ({count:,})" for key, count in unread.most_common(_SHOWN_KEYS))
         more = f" and {len(unread) - _SHOWN_KEYS} more" if len(unread) > _SHOWN_KEYS else ""
-        yield f"prepare {dataset}: keys that are not used, with their samples: {keys}{more}"
+        yield f"prepare {dataset}: not used, with the number of samples: {keys}{more}"
     if names["num_unnamed"] or names["num_repeated_names"]:
         yield (
             f"prepare {dataset}: {names['num_unnamed']:,} samples have no id, and "

@@ -5,6 +5,7 @@ This is the work that Ray Data spreads over the cluster; it needs no Ray itself.
 
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ class ShardReport:
     dataset: str
     tables: SampleTables
     unread_keys: dict[str, int] = field(default_factory=dict)
-    """Keys that the source does not know, with the number of samples that have each."""
+    """What of the samples nobody reads, keys or parts of pictures, by the number of samples."""
 
 
 class ShardWriter:
@@ -79,10 +80,11 @@ class ShardWriter:
         unread: Counter[str] = Counter()
         for number, row in enumerate(chunk.rows, start=chunk.first_row):
             name = str(row.get("id", ""))
+            left: set[str] = set()
             try:
                 record = source.parse(row)
                 name = record.id
-                sample, hashes, num_truncated = self._make_sample(source, record)
+                sample, hashes, num_truncated = self._make_sample(source, record, left.add)
             except SampleError as error:
                 bad.append(quarantine_row(chunk.dataset, number, name, error))
             except (LlavaMedError, OSError, MemoryError):
@@ -91,7 +93,7 @@ class ShardWriter:
                 failed = SampleError("failed", f"{type(error).__name__}: {error}")
                 bad.append(quarantine_row(chunk.dataset, number, name, failed))
             else:
-                unread.update(record.unread_keys)
+                unread.update(left.union(record.unread_keys))
                 good.append({**sample, "source": chunk.dataset})
                 content.append({"row": number, "id": sample["id"], **hashes})
                 truncated.append(num_truncated)
@@ -120,9 +122,18 @@ class ShardWriter:
         return ShardReport(chunk.dataset, tables, dict(unread.most_common(MAX_UNREAD_KEYS)))
 
     def _make_sample(
-        self, source: Source, record: Record
+        self, source: Source, record: Record, leave: Callable[[str], None]
     ) -> tuple[dict[str, Any], dict[str, Any], int]:
-        """One row of a shard, its hashes, and how many tokens were cut. Raises: SampleError."""
+        """One row of a shard, its hashes, and how many tokens were cut.
+
+        Args:
+            source: Where the images are fetched from.
+            record: The sample.
+            leave: Told what of its images is not read.
+
+        Raises:
+            SampleError: The sample is unusable.
+        """
         check_record(record)
         encoded = encode(
             record.turns,
@@ -132,7 +143,7 @@ class ShardWriter:
             max_length=self._config.data.max_length,
         )
         encoded.check_supervised()
-        images = [self._image(source, reference) for reference in record.images]
+        images = [self._image(source, reference, leave) for reference in record.images]
         sample = {
             "id": record.id,
             "pixels": [data for data, _ in images],
@@ -148,9 +159,12 @@ class ShardWriter:
         hashes = hash_content(record.turns, [image_hash for _, image_hash in images])
         return sample, hashes, encoded.num_truncated
 
-    def _image(self, source: Source, reference: str) -> tuple[bytes, bytes]:
+    def _image(
+        self, source: Source, reference: str, leave: Callable[[str], None]
+    ) -> tuple[bytes, bytes]:
         """What is stored of an image, and its hash."""
         data = fetch_image(source, reference)
-        pixels = to_pixels(data, self._images)  # also when the original is kept: it must decode
+        # Also when the original is kept: it must decode.
+        pixels = to_pixels(data, self._images, leave)
         stored = data if self._config.data.store_images == "original" else to_planes(pixels)
         return stored, hash_image(pixels)
