@@ -83,6 +83,45 @@ def test_a_caption_is_asked_for_and_its_sample_described_beside_it(tmp_path):
     assert (record.domain, record.licence, record.pmid) == ("mri", "CC0-1.0", "12")
 
 
+def test_a_caption_without_its_picture_is_refused(tmp_path):
+    write(tmp_path, member("1.dcm"), member("1.txt", b"A knee."))
+    found = source(tmp_path)
+    record = found.parse(next(found.rows()))
+    assert record.unused == ("dcm members",)
+    assert refusal(check_record, record) == (
+        "placeholder_mismatch",
+        "1 <image> in the text, 0 images",
+    )
+
+
+def test_members_that_are_not_read_are_told_once_a_sample(tmp_path):
+    members = [
+        "1.jpg",
+        "1.txt",
+        "1.cls",
+        "1.nii.gz",
+        "notes.md",
+        "README",
+        "2.JFIF",
+        "2.txt",
+        "x.dcm",
+    ]
+    write(tmp_path, *map(member, members))
+    found = source(tmp_path)
+    assert {row["id"]: found.parse(row).unused for row in found.rows()} == {
+        "1": ("cls members", "endingless members", "gz members", "md members"),
+        "2": ("dcm members",),
+    }
+
+
+def test_a_shard_of_which_nothing_is_read_is_named(tmp_path):
+    write(tmp_path, member("1.dcm"), member("1.xml"))
+    with pytest.raises(
+        DataError, match=r"a\.tar: no member of it is read, there are only dcm, xml; "
+    ):
+        source(tmp_path).count()
+
+
 def test_the_question_follows_from_the_id_and_the_length_of_the_caption():
     brief, long = ("word " * (DETAILED_WORDS - 1), "word " * DETAILED_WORDS)
     ids = [f"PMC{number}_F1" for number in range(500)]
@@ -108,6 +147,12 @@ BAD = {
     "bytes": ([("json", b"\xff")], "not_json", "can't decode"),
     "deep": ([("json", b"[" * 100_000)], "not_json", "recursion"),
     "caption's bytes": ([("txt", b"a \xff")], "not_unicode", "b'\\xff'"),
+    "two captions": (
+        [("a.txt", b"A."), ("b.txt", b"B.")],
+        "several_texts",
+        "two members ending in .txt",
+    ),
+    "two dialogues": ([("json", b"{}"), ("more.json", b"{}")], "several_texts", "ending in .json"),
     "role": ([("json", dumped({"turns": [{"role": "x"}]}))], "unknown_role", "'role' is 'x'"),
 }
 
@@ -184,6 +229,27 @@ def test_a_damaged_shard_is_named_and_never_ends_early(damage, tmp_path):
     for call in (found.count, found.content_hash, lambda: list(found.rows())):
         with pytest.raises(DataError, match=r"path=/.*/a\.tar: not a tar archive: .*; download"):
             call()
+
+
+def test_names_with_half_a_character_are_listed(tmp_path):
+    write(tmp_path, member("\udce9.jpg"), member("\udce9.txt"), format=tarfile.GNU_FORMAT)
+    found = source(tmp_path)
+    (row,) = found.rows()
+    assert json.loads(json.dumps(row))["id"] == "\udce9"
+    assert refusal(check_record, found.parse(row))[0] == "not_unicode"
+    found.content_hash()
+
+
+def test_dicom_uids_are_samples(reference_data):
+    file = reference_data / "cases/data/webdataset/dicom-uids-captions.tar"
+    if not file.exists():
+        pytest.skip("the cases are not here")
+    found = source(file.parent, file.name)
+    records = [found.parse(row) for row in found.rows()]
+    assert [record.id for record in records] == [f"1.2.840.113619.2.55.{n}" for n in range(3)]
+    for record in records:
+        assert len(record.images) == 1
+        check_record(record)
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

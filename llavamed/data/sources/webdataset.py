@@ -1,21 +1,18 @@
 """WebDataset: tar shards in which the members of a sample follow each other and share a name.
 
-A member's name is split at the first dot behind its folder: `a/7.jpg` and `a/7.json` are the image
-and the text of sample `a/7`. Images are told by their ending and keep the archive's order. The text
-is a dialogue in `.json`, or a caption in `.txt`, about which a question is asked; a `.json` without
-a dialogue may still say what the sample is. Members of another form are of no sample.
+`tar_samples` says which members make a sample. Its images keep the archive's order. The text is a
+dialogue in `.json`, or a caption in `.txt`, about which a question is asked; a `.json` without a
+dialogue may still say what the sample is. Members of other endings are not read, which is told.
 
 Nothing is extracted and no name is used as a path: rows hold offsets, and workers read those bytes.
 """
 
 import hashlib
 import json
-import re
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
-from itertools import groupby
-from operator import itemgetter
 from typing import Any
 
 from llavamed.config.sources import WebDataset
@@ -23,12 +20,17 @@ from llavamed.data.record import Record
 from llavamed.data.sources.captions import caption_turns
 from llavamed.data.sources.files import absent, damaged, find_files, open_file
 from llavamed.data.sources.records import DIALOGUE_KEYS, describe, dialogue, read_json
-from llavamed.errors import SampleError
+from llavamed.data.sources.tar_samples import (
+    IMAGES,
+    LINK,
+    TEXTS,
+    Member,
+    group_samples,
+    read_name,
+)
+from llavamed.errors import DataError, SampleError
 from llavamed.storage.location import Location, locate
 
-_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
-_IMAGES = {"jpg", "jpeg", "png", "gif", "bmp", "tif", "tiff", "webp"}
-_TEXTS = {"json", "txt"}
 _DAMAGE = (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError)
 
 
@@ -66,28 +68,37 @@ class WebDatasetSource:
         """Understand one sample.
 
         Raises:
-            SampleError: `no_conversations`, `not_json`, `not_unicode`, or for unreadable turns.
+            SampleError: `several_texts`, `no_conversations`, `not_json`, `not_unicode`, or for
+                unreadable turns.
         """
+        if "second" in row:
+            raise SampleError("several_texts", f"two members ending in .{row['second']}, not one")
         images = [f"{row['file']}#{start}+{size}" for start, size in row["images"]]
         values = read_json(self._fetch(row, "json")) if "json" in row else {}
         if not isinstance(values, dict):
             raise SampleError("not_json", f"a {type(values).__name__} and no mapping")
         if "txt" not in row or set(values) & set(DIALOGUE_KEYS):
-            return dialogue(values, images, id=row["id"], licence=self._licence)
-        try:
-            caption = self._fetch(row, "txt").decode()
-        except UnicodeDecodeError as error:
-            raise SampleError(
-                "not_unicode", f"{error.object[error.start : error.end]!r}"
-            ) from error
-        turns = caption_turns(row["id"], caption, len(images))
-        return describe(values, images, turns, id=row["id"], licence=self._licence)
+            record = dialogue(values, images, id=row["id"], licence=self._licence)
+        else:
+            # A caption is of a picture: without one it is refused for its placeholder.
+            turns = caption_turns(row["id"], self._caption(row), max(1, len(images)))
+            record = describe(values, images, turns, id=row["id"], licence=self._licence)
+        unread = (f"{kind} members" for kind in row.get("unread", ()))
+        return replace(record, unused=(*record.unused, *unread))
 
     def load_image(self, reference: str) -> bytes:
         """An image by its place. Raises: DataError, when the shard is no longer that long."""
         path, _, place = reference.rpartition("#")
         start, size = map(int, place.split("+"))
         return self._read(path, start, size)
+
+    def _caption(self, row: dict[str, Any]) -> str:
+        try:
+            return self._fetch(row, "txt").decode()
+        except UnicodeDecodeError as error:
+            raise SampleError(
+                "not_unicode", f"{error.object[error.start : error.end]!r}"
+            ) from error
 
     def _fetch(self, row: dict[str, Any], kind: str) -> bytes:
         return self._read(row["file"], *row[kind])
@@ -106,20 +117,43 @@ class WebDatasetSource:
 
 
 def _samples(location: Location, digest: Any = None) -> Iterator[dict[str, Any]]:
-    """The samples of a shard by their places."""
-    members = _members(location, digest)
-    for key, group in groupby(members, key=itemgetter(0)):
-        row: dict[str, Any] = {"id": key, "file": location.path, "images": []}
-        for _, kind, start, size in group:
-            if kind in _IMAGES:
-                row["images"].append([start, size])
-            else:
-                row[kind] = [start, size]
-        yield row
+    """The samples of a shard by their places; `unread` are endings of members that are not read.
+
+    Members of no sample are told with the sample before them.
+
+    Raises:
+        DataError: The archive is damaged, compressed or cut off, or no member is read.
+    """
+    row: dict[str, Any] | None = None
+    stray: set[str] = set()
+    for key, members in group_samples(_members(location, digest)):
+        unread = {member.kind for member in members if not member.is_read}
+        if not any(member.is_read for member in members):
+            stray |= unread
+            continue
+        if row is not None:
+            yield row | {"unread": sorted(stray.union(row["unread"]))}
+            stray = set()
+        row = {"id": key, "file": location.path, "images": [], "unread": unread}
+        for member in members:
+            place = [member.start, member.size]
+            if member.kind in IMAGES:
+                row["images"].append(place)
+            elif member.kind in row:
+                row["second"] = member.kind
+            elif member.is_read:
+                row[member.kind] = place
+    if row is not None:
+        yield row | {"unread": sorted(stray.union(row["unread"]))}
+    elif stray:
+        raise DataError(
+            f"path={location}: no member of it is read, there are only {', '.join(sorted(stray))}; "
+            "pictures and texts are told by their endings, such as .jpg and .json"
+        )
 
 
-def _members(location: Location, digest: Any) -> Iterator[tuple[str, str, int, int]]:
-    """Key, kind, offset and size of the members that belong to samples.
+def _members(location: Location, digest: Any) -> Iterator[Member]:
+    """The members by their names and places.
 
     Raises:
         DataError: The archive is damaged, compressed or cut off.
@@ -127,26 +161,26 @@ def _members(location: Location, digest: Any) -> Iterator[tuple[str, str, int, i
     with open_file(location) as file:
         try:
             with tarfile.open(fileobj=file, mode="r:") as archive:
-                while (member := archive.next()) is not None:
+                while (info := archive.next()) is not None:
                     archive.members = []  # type: ignore[attr-defined]  # it would keep all
-                    if member.size < 0:
-                        raise tarfile.ReadError(f"a member of {member.size} bytes")
-                    parts = _NAME.fullmatch(member.name)
-                    kind = parts[2].rpartition(".")[2].lower() if parts else ""
-                    if parts and _is_file(member) and kind in _IMAGES | _TEXTS:
-                        if digest is not None:
-                            _update(digest, member, file if kind in _TEXTS else None)
-                        yield parts[1], kind, member.offset_data, member.size
+                    if info.size < 0:
+                        raise tarfile.ReadError(f"a member of {info.size} bytes")
+                    name = read_name(info.name)
+                    if name is None or info.isdir():
+                        continue
+                    stem, kind = name
+                    if not info.isreg() or info.issparse():
+                        kind = LINK
+                    member = Member(stem, kind, info.offset_data, info.size)
+                    if digest is not None and member.is_read:
+                        _update(digest, info, file if kind in TEXTS else None)
+                    yield member
                 file.seek(archive.offset)
                 if not (end := file.read(tarfile.BLOCKSIZE)) or end.strip(b"\0"):
                     # tarfile takes a header it cannot read for the end of the archive
                     raise tarfile.ReadError(f"no member and no end at byte {archive.offset:,}")
         except _DAMAGE as error:
             raise damaged(location, "a tar archive", error) from error
-
-
-def _is_file(member: tarfile.TarInfo) -> bool:
-    return member.isreg() and not member.issparse()
 
 
 def _update(digest: Any, member: tarfile.TarInfo, file: Any) -> None:

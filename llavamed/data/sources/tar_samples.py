@@ -1,0 +1,104 @@
+"""Which members of a tar shard make a sample: from their names alone, in the archive's order.
+
+A member's ending is what follows the last dot of its name, if it begins with a letter: `7.jpg` and
+`a/2.5mm.png` have one, a DICOM file `1.2.840.113` has none. The rest is the member's stem.
+WebDataset's own rule, to cut at the first dot, would make one sample of all DICOM UIDs, so the key
+of a sample is found among the pictures and texts that follow each other:
+
+1. A stem that two of them share is a key: `1.2.840.7.jpg`, `1.2.840.7.txt`.
+2. Else a member belongs to the longest stem beside it that its own continues by a dot:
+   `7.left.jpg`, `7.right.jpg`, `7.json`.
+3. Else words behind a dot are no part of the key: `7.image.jpg`, `7.caption.txt`. Numbers are:
+   a picture `1.2.840.7.jpg` without its text is a sample of its own.
+
+Members of other endings follow the same rules, and decide nothing.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+
+# fmt: off
+IMAGES = frozenset({
+    "apng", "bmp", "gif", "j2c", "j2k", "jfif", "jp2", "jpc", "jpe", "jpeg", "jpf", "jpg", "jpx",
+    "mpo", "pbm", "pfm", "pgm", "png", "pnm", "ppm", "tif", "tiff", "webp",
+})
+# fmt: on
+"""Endings of the formats that are decoded."""
+TEXTS = frozenset({"json", "txt"})
+NO_ENDING = "endingless"
+LINK = "link"
+"""Stand for the ending of what has none, and of what is no file."""
+
+_NAME = re.compile(r"(?P<stem>(?:.*/)?[^./][^/]*?)(?:\.(?P<kind>[^\W\d_][^./]*))?", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file of an archive by its place; `kind` is its ending in lower case."""
+
+    stem: str
+    kind: str
+    start: int
+    size: int
+
+    @property
+    def is_read(self) -> bool:
+        """Whether it is a picture or a text."""
+        return self.kind in IMAGES | TEXTS
+
+
+def read_name(name: str) -> tuple[str, str] | None:
+    """Stem and ending of a member's name; None for what is hidden, as macOS's `._7.jpg`."""
+    parts = _NAME.fullmatch(name)
+    return (parts["stem"], (parts["kind"] or NO_ENDING).lower()) if parts else None
+
+
+def group_samples(members: Iterable[Member]) -> Iterator[tuple[str, list[Member]]]:
+    """Key and members of each sample, in the order of their first members.
+
+    Held at a time are the members of a sample, or of those that lack their other half.
+    """
+    held: list[Member] = []
+    stems: Counter[str] = Counter()
+    for member in members:
+        if held and _is_of_another(member.stem, held[-1].stem, stems):
+            yield from _resolve(held, stems)
+            held, stems = [], Counter()
+        held.append(member)
+        stems[member.stem] += member.is_read
+    yield from _resolve(held, stems)
+
+
+def _is_of_another(stem: str, last: str, stems: Counter[str]) -> bool:
+    """Whether what follows can be of no sample that is held."""
+    if _cut(stem)[0] != _cut(last)[0]:
+        return True
+    return stems[last] > 1 and last not in _cut(stem)
+
+
+def _resolve(held: list[Member], stems: Counter[str]) -> Iterator[tuple[str, list[Member]]]:
+    samples: dict[str, list[Member]] = {}
+    for member in held:
+        samples.setdefault(_key(member.stem, stems), []).append(member)
+    yield from samples.items()
+
+
+def _key(stem: str, stems: Counter[str]) -> str:
+    if stems[stem] > 1:
+        return stem
+    *above, _ = cuts = _cut(stem)
+    for shorter in reversed(above):
+        if stems[shorter]:
+            return _key(shorter, stems)
+    while len(cuts) > 1 and not cuts[-1].rpartition(".")[2][:1].isdigit():
+        cuts.pop()
+    return cuts[-1]
+
+
+def _cut(stem: str) -> list[str]:
+    """The stem up to each of the dots of its name, and whole: `a/1.2` -> `a/1`, `a/1.2`."""
+    folder, slash, name = stem.rpartition("/")
+    return [folder + slash + part for part in accumulate(name.split("."), "{}.{}".format)]
