@@ -87,7 +87,7 @@ def test_a_caption_without_its_picture_is_refused(tmp_path):
     write(tmp_path, member("1.dcm"), member("1.txt", b"A knee."))
     found = source(tmp_path)
     record = found.parse(next(found.rows()))
-    assert record.unused == ("dcm members",)
+    assert record.unread_keys == ("dcm members",)
     assert refusal(check_record, record) == (
         "placeholder_mismatch",
         "1 <image> in the text, 0 images",
@@ -108,7 +108,7 @@ def test_members_that_are_not_read_are_told_once_a_sample(tmp_path):
     ]
     write(tmp_path, *map(member, members))
     found = source(tmp_path)
-    assert {row["id"]: found.parse(row).unused for row in found.rows()} == {
+    assert {row["id"]: found.parse(row).unread_keys for row in found.rows()} == {
         "1": ("cls members", "endingless members", "gz members", "md members"),
         "2": ("dcm members",),
     }

@@ -55,9 +55,7 @@ def test_what_is_not_read_of_pictures_is_counted_by_samples(prepare, tmp_path):
     named = [["plain.png"], ["alpha.png", "alpha.png"], ["alpha.png", "pages.tif"]]
     rows = [dialogue(number, names) for number, names in enumerate(named)]
     (tmp_path / "x.json").write_text(json.dumps(rows))
-    report = prepare(
-        source="llava_json", path=f"{tmp_path}/x.json", image_folder=str(tmp_path)
-    )
+    report = prepare(source="llava_json", path=f"{tmp_path}/x.json", image_folder=str(tmp_path))
     assert report.tables.index.num_rows == 3
     assert report.unread_keys == {TRANSPARENCY: 2, PAGES: 1}
 

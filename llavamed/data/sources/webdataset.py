@@ -84,7 +84,7 @@ class WebDatasetSource:
             turns = caption_turns(row["id"], self._caption(row), max(1, len(images)))
             record = describe(values, images, turns, id=row["id"], licence=self._licence)
         unread = (f"{kind} members" for kind in row.get("unread", ()))
-        return replace(record, unused=(*record.unused, *unread))
+        return replace(record, unread_keys=(*record.unread_keys, *unread))
 
     def load_image(self, reference: str) -> bytes:
         """An image by its place. Raises: DataError, when the shard is no longer that long."""
