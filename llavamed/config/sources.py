@@ -97,7 +97,7 @@ class Parquet(Section):
     or `images`."""
     turns_column: str | None = None
     """Column with the dialogue: `[{role, content}]`, `[{from, value}]`, or either as JSON text. By
-    default `conversations`, `turns` or `messages`."""
+    default `conversations`, `turns` or `messages`, or columns of a question and its answer."""
     licence: str = ""
     """Licence of the data, stored with every sample that does not name its own."""
 

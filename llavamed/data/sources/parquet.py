@@ -1,4 +1,5 @@
-"""Parquet files of images and turns, as Hugging Face and data lakes hold them.
+"""Parquet files of images with turns, or with questions and answers, as the hub and data lakes hold
+them.
 
 Only places are listed, `{"file", "group", "row"}`; workers read a whole row group at a time and
 keep the last one, since a shard's rows follow each other. So a worker's memory is that of one row
@@ -6,7 +7,9 @@ group.
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, BinaryIO, TypeVar
 
@@ -16,11 +19,13 @@ import pyarrow.parquet as pq
 from llavamed.config.sources import Parquet
 from llavamed.data.record import Record
 from llavamed.data.sources.files import absent, damaged, find_files, load_image_file
-from llavamed.data.sources.records import DIALOGUE_KEYS, IMAGE_KEYS, NOTES, dialogue
+from llavamed.data.sources.records import DIALOGUE_KEYS, IMAGE_KEYS, PAIRS, ROW_KEYS, dialogue
 from llavamed.errors import DamagedFileError, DataError, SampleError
 from llavamed.storage.location import Location, locate
 
 _T = TypeVar("_T")
+_PLACE = re.compile(r"(.*)#(\d+)/(\d+)/(\d+)", re.DOTALL)
+"""A reference to an image that lies in a file; any other is a name."""
 
 
 class ParquetFiles:
@@ -50,6 +55,7 @@ class ParquetFiles:
         self._columns = {*images, *optional, *(name for names in required for name in names)}
         self._folder = locate(image_folder) if image_folder else None
         self._group: tuple[tuple[str, int], pa.Table] | None = None
+        self._unread: tuple[str, ...] = ()
 
     def count(self) -> int:
         """Rows of all files, by their footers. Raises: DataError."""
@@ -92,9 +98,10 @@ class ParquetFiles:
             SampleError: `missing_image` or `unsafe_path`.
             DataError: The file is damaged.
         """
-        file, _, place = reference.rpartition("#")
-        group, row, position = map(int, place.split("/"))
-        image = self._cell(self._read_group(file, group), row)[position]
+        image: Any = reference
+        if place := _PLACE.fullmatch(reference):
+            file, group, row, position = place.groups()
+            image = self._cell(self._read_group(file, int(group)), int(row))[int(position)]
         if isinstance(image, dict):
             image = image.get("path") if image.get("bytes") is None else image["bytes"]
         if isinstance(image, bytes):
@@ -106,9 +113,11 @@ class ParquetFiles:
         return load_image_file(self._folder, image)
 
     def _cell(self, table: pa.Table, row: int) -> list[Any]:
-        column = next((name for name in self._images if name in table.column_names), None)
-        cell = None if column is None else table[column][row].as_py()
-        return cell if isinstance(cell, list) else [] if cell is None else [cell]
+        """The images of a row, of the first column that holds any."""
+        for name in self._images:
+            if name in table.column_names and (cell := table[name][row].as_py()):
+                return cell if isinstance(cell, list) else [cell]
+        return []
 
     def _footers(self) -> Iterator[tuple[Location, Any, bytes]]:
         """Each file with its footer, understood and as bytes behind the file's size."""
@@ -132,7 +141,9 @@ class ParquetFiles:
 
     def _columns_of(self, group: int, file: BinaryIO) -> pa.Table:
         parquet = pq.ParquetFile(file, page_checksum_verification=True)
-        columns = [name for name in parquet.schema_arrow.names if name in self._columns]
+        there = parquet.schema_arrow.names
+        columns = [name for name in there if name in self._columns]
+        self._unread = tuple(name for name in there if name not in self._columns)
         return parquet.read_row_group(group, columns=columns)
 
 
@@ -140,14 +151,15 @@ class ParquetSource(ParquetFiles):
     """Samples of Parquet files of any origin."""
 
     def __init__(self, read: Parquet) -> None:
-        self._id = read.id_column or "id"
-        self._turns = (read.turns_column,) if read.turns_column else DIALOGUE_KEYS
+        self._id = read.id_column
+        self._turns = read.turns_column
         chosen = (read.id_column, read.images_column)
+        dialogues = (read.turns_column,) if read.turns_column else (*DIALOGUE_KEYS, *PAIRS)
         super().__init__(
             read.path,
             images=(read.images_column,) if read.images_column else IMAGE_KEYS,
-            required=(self._turns, *((name,) for name in chosen if name)),
-            optional=(self._id, *NOTES),
+            required=(dialogues, *((name,) for name in chosen if name)),
+            optional=ROW_KEYS,
             image_folder=read.image_folder,
         )
         self._licence = read.licence
@@ -155,9 +167,14 @@ class ParquetSource(ParquetFiles):
     def parse(self, row: dict[str, Any]) -> Record:
         """Understand one row. Raises: SampleError, for unreadable turns."""
         values, images = self.read(row)
-        turns = next(values[name] for name in self._turns if name in values)
-        values |= {"id": values.get(self._id), "turns": turns}
-        return dialogue(values, images, id=row["id"], licence=self._licence)
+        if self._turns:
+            others = {*DIALOGUE_KEYS, *PAIRS} - {self._turns}
+            values = {name: value for name, value in values.items() if name not in others}
+            values["turns"] = values.pop(self._turns)
+        if self._id:
+            values["id"] = values.pop(self._id)
+        record = dialogue(values, images, id=row["id"], licence=self._licence)
+        return replace(record, unread_keys=(*record.unread_keys, *self._unread))
 
 
 def _footer(file: BinaryIO) -> tuple[Any, bytes]:

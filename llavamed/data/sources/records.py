@@ -19,6 +19,7 @@ from llavamed.data.sources.json_rows import BROKEN
 from llavamed.data.sources.pictures import IMAGE_KEYS, picture_references
 from llavamed.data.sources.turns import (
     MEDIA_KEYS,
+    TRAINED_KEYS,
     Dialogue,
     read_json,
     read_trained,
@@ -31,8 +32,8 @@ from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
 __all__ = [
     "DIALOGUE_KEYS",
     "IMAGE_KEYS",
-    "NOTES",
     "PAIRS",
+    "ROW_KEYS",
     "describe",
     "dialogue",
     "question",
@@ -54,23 +55,27 @@ SYSTEM_KEYS = ("system", "system_prompt")
 IDS = ("id", "question_id", "qid")
 NOTES = ("domain", "answer_type", "question_type", "pmid", "licence")
 """What a row may say of itself beside its dialogue."""
-ROW_KEYS = (
-    *IDS,
-    *DIALOGUE_KEYS,
-    *PAIRS,
-    *(key for keys in PAIRS.values() for key in keys),
-    *SYSTEM_KEYS,
-    *NOTES,
-)
-"""All that is read of a row but its images."""
-
 _UNSUPPORTED_KEYS = MEDIA_KEYS | {
     "tools": "tools are not trained",
     "functions": "tools are not trained",
     "objects": "places in a picture are not trained",
 }
 _CHOICES = dict.fromkeys(("choices", "options"), "write the choices into the question")
-UNSUPPORTED_KEYS = tuple(_UNSUPPORTED_KEYS | _CHOICES)
+_REFUSED_WHERE_FALSE = ("label", "kto_tag")
+ROW_KEYS = (
+    *IDS,
+    *DIALOGUE_KEYS,
+    *PAIRS,
+    *(key for keys in PAIRS.values() for key in keys),
+    *("input", "history"),
+    *SYSTEM_KEYS,
+    *TRAINED_KEYS,
+    *NOTES,
+    *_UNSUPPORTED_KEYS,
+    *_CHOICES,
+    *_REFUSED_WHERE_FALSE,
+)
+"""All keys of a row that are read or refused, but those of its images."""
 _ANSWER_TYPES: dict[str, AnswerType] = {"OPEN": "OPEN", "CLOSED": "CLOSED"}
 
 
@@ -250,7 +255,7 @@ def _record(
     domain = fields.take("domain") or ""
     if isinstance(domain, Mapping):
         domain = next((name for name, is_so in domain.items() if is_so), "")
-    for key in ("label", "kto_tag"):
+    for key in _REFUSED_WHERE_FALSE:
         if fields.is_false(key):
             raise SampleError("unsupported_key", f"{key} is false: bad answers are not trained")
     return Record(

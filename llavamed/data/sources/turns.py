@@ -17,6 +17,7 @@ from llavamed.processor.turns import IMAGE_PLACEHOLDER, Role, Turn
 
 MEDIA_KEYS = dict.fromkeys(("video", "videos", "audio", "audios"), "only pictures are read")
 """Keys of what no model here sees or hears, with what a refusal says."""
+TRAINED_KEYS = ("weight", "loss", "train", "training")
 
 _ROLES: dict[str, Role] = {
     "human": "user",
@@ -131,7 +132,7 @@ def speak(role: Role, text: str, pictures: Sequence[str | int | None] = ()) -> D
 def read_trained(fields: Fields, what: str) -> bool:
     """Whether `weight` and the like let it be trained. Raises: SampleError, `unknown_weight`."""
     found = set()
-    for key in ("weight", "loss", "train", "training"):
+    for key in TRAINED_KEYS:
         value = fields.take(key)
         if value is None:
             continue
