@@ -75,6 +75,11 @@ class Location:
         """Whether this is a path of this machine."""
         return "file" in _protocols(self.fs)
 
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """The schemes of URIs of its filesystem, such as `s3` and `s3a`."""
+        return _protocols(self.fs)
+
     def _make_parent(self, path: str) -> None:
         """Make the folder of a file, but never a bucket: its name may be misspelt."""
         if not _BUCKETS.intersection(_protocols(self.fs)):

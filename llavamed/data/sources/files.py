@@ -6,10 +6,11 @@ import posixpath
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
+from llavamed.data.sources.image_names import names_below
 from llavamed.errors import DataError, SampleError, StorageError
 from llavamed.storage.location import Location, locate
 from llavamed.storage.retry import with_retries
@@ -74,22 +75,30 @@ def damaged(location: Location, kind: str, fact: object) -> DataError:
 
 
 def load_image_file(folder: Location, name: str) -> bytes:
-    """An image below a folder.
+    """An image below a folder, by any name that `names_below` understands.
 
     Raises:
         SampleError: `missing_image`, or `unsafe_path` for a name that leads out of the folder.
     """
-    parts = posixpath.normpath(name).split("/")
-    if posixpath.isabs(name) or ".." in parts or parts == ["."] or "\0" in name:
+    names = names_below(folder, name)
+    if not names:
         raise SampleError("unsafe_path", f"image {name!r} is not below the image folder")
+    for inner in names:
+        if inner.endswith("/"):
+            break
+        with suppress(FileNotFoundError):
+            return _read_image(folder / inner)
+    fact = "not a file" if name.endswith("/") else "no such file"
+    raise SampleError("missing_image", f"{folder / names[0]}: {fact}")
+
+
+def _read_image(file: Location) -> bytes:
     try:
-        return (folder / name).read_bytes()
-    except FileNotFoundError as error:
-        raise SampleError("missing_image", f"{folder / name}: no such file") from error
+        return file.read_bytes()
     except StorageError as error:
         if getattr(error.__cause__, "errno", None) not in _NO_FILE:
             raise  # the storage fails, not the sample
-        raise SampleError("missing_image", f"{folder / name}: not a file") from error
+        raise SampleError("missing_image", f"{file}: not a file") from error
 
 
 def find_files(uri: str, suffix: str) -> list[Location]:
