@@ -1,7 +1,8 @@
 """Write k8s/raycluster.yaml and k8s/rayjob.yaml: the chart's RayCluster, without Helm.
 
-They are the chart rendered with its default values, so there is one pod specification to keep, and
-a test fails when they are out of date. `make k8s` (with the `dev` extra) renews them.
+They are the chart rendered with its default values and, for the job, with job.enabled, so there
+is one pod specification to keep, and a test fails when they are out of date. `make k8s` (with the
+`dev` extra) renews them.
 """
 
 from pathlib import Path
@@ -24,53 +25,37 @@ JOB_HEADER = """\
 # - backoffLimit: a lost head ends the attempt; the next one resumes from the last checkpoint, on a
 #   new cluster.
 # - preRunningDeadlineSeconds: an attempt whose nodes or image do not come in time has failed.
-# - ttlSecondsAfterFinished: time to read the dashboard before the cluster is taken down.
+# - deletionStrategy: the cluster goes soon after success; after a failure only the workers do, and
+#   the head stays for a day, for its logs.
 """
 
 
-def rendered_cluster() -> dict[str, Any]:
-    """The RayCluster of the chart with default values."""
+def rendered(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the RayCluster of the chart, or with `job.enabled` its RayJob."""
     with helm_python.Chart.load(K8S.parent / "helm") as chart:
-        documents = chart.render(name=RELEASE, namespace=RELEASE)
-    cluster: dict[str, Any] = yaml.safe_load(documents["llavamed/templates/raycluster.yaml"])
-    return cluster
-
-
-def rayjob(cluster_spec: dict[str, Any]) -> dict[str, Any]:
-    """A job that brings its own cluster, trains, and takes it down again."""
-    return {
-        "apiVersion": "ray.io/v1",
-        "kind": "RayJob",
-        "metadata": {"name": f"{RELEASE}-train", "labels": labels()},
-        "spec": {
-            "entrypoint": "python /app/ray_jobs/train.py",
-            "submissionMode": "HTTPMode",
-            "shutdownAfterJobFinishes": True,
-            "ttlSecondsAfterFinished": 600,
-            "backoffLimit": 3,
-            "preRunningDeadlineSeconds": 3600,
-            "rayClusterSpec": cluster_spec,
-        },
-    }
+        documents = chart.render(values, name=RELEASE, namespace=RELEASE)
+    manifest: dict[str, Any] = yaml.safe_load(documents["llavamed/templates/raycluster.yaml"])
+    return manifest
 
 
 def labels() -> dict[str, str]:
-    """What marks the objects that Helm did not make."""
+    """Return what marks the objects that Helm did not make."""
     return {"app.kubernetes.io/name": "llavamed", "app.kubernetes.io/instance": RELEASE}
 
 
 def manifests() -> dict[str, str]:
-    """The text of each file, by its name."""
-    cluster = rendered_cluster()
+    """Return the text of each file, by its name."""
+    cluster, job = rendered({}), rendered({"job": {"enabled": True}})
     cluster["metadata"] = {"name": RELEASE, "labels": labels()}
+    job["metadata"] = {"name": f"{RELEASE}-train", "labels": labels()}
     return {
         "raycluster.yaml": CLUSTER_HEADER + HEADER + as_yaml(cluster),
-        "rayjob.yaml": JOB_HEADER + HEADER + as_yaml(rayjob(cluster["spec"])),
+        "rayjob.yaml": JOB_HEADER + HEADER + as_yaml(job),
     }
 
 
 def as_yaml(manifest: dict[str, Any]) -> str:
-    """YAML with the keys in their order and every repeated part written out."""
+    """Write YAML with the keys in their order and every repeated part written out."""
     dumper = type("Plain", (yaml.SafeDumper,), {"ignore_aliases": lambda *_: True})
     text: str = yaml.dump(manifest, Dumper=dumper, sort_keys=False, width=100)
     return text

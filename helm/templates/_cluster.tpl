@@ -13,7 +13,7 @@ autoscalerOptions:
   version: v2
   idleTimeoutSeconds: {{ int $ray.autoscaling.idleTimeoutSeconds }}
   securityContext:
-    {{- include "llavamed.containerSecurity" . | nindent 4 }}
+    {{- include "llavamed.containerSecurity" "" | nindent 4 }}
 {{- end }}
 headGroupSpec:
   rayStartParams:
@@ -23,11 +23,27 @@ headGroupSpec:
   template:
     {{- include "llavamed.rayPod" (dict "root" $ "group" $ray.head "head" true) | nindent 4 }}
 workerGroupSpecs:
-  - {{ include "llavamed.workerGroup" (dict "root" $ "name" "cpu" "group" $ray.cpu) | nindent 4 | trim }}
-  - {{ include "llavamed.workerGroup" (dict "root" $ "name" "a100" "group" $ray.a100 "nodeLabel" $ray.a100.nodeLabel) | nindent 4 | trim }}
+  {{- range include "llavamed.groups" . | fromYamlArray }}
+  - {{ include "llavamed.workerGroup" (dict "root" $ "group" .) | nindent 4 | trim }}
+  {{- end }}
 {{- end }}
 
-{{/* One worker group. Arguments: root, name, group, nodeLabel (optional). */}}
+{{/* The values of each worker group, with its name: cpu, a100, and what ray.gpuGroups changes of a100. */}}
+{{- define "llavamed.groups" -}}
+{{- $ray := .Values.ray -}}
+{{- $groups := list (set (deepCopy $ray.cpu) "name" "cpu") (set (deepCopy $ray.a100) "name" "a100") -}}
+{{- range $given := $ray.gpuGroups -}}
+{{- $group := deepCopy $ray.a100 -}}
+{{- range $key, $value := $given }}{{ $_ := set $group $key $value }}{{ end -}}
+{{- range $groups -}}
+{{- if eq .name $group.name }}{{ fail (printf "ray.gpuGroups: the name %s is taken; each group needs its own" .name) }}{{ end -}}
+{{- end -}}
+{{- $groups = append $groups $group -}}
+{{- end -}}
+{{- toYaml $groups -}}
+{{- end }}
+
+{{/* One worker group. Arguments: root, group. */}}
 {{- define "llavamed.workerGroup" -}}
 {{- $autoscaling := .root.Values.ray.autoscaling.enabled -}}
 {{- /* Helm reads a number of --set as int64 and one of a file as float64; templates cannot compare the two. */}}
@@ -35,9 +51,9 @@ workerGroupSpecs:
 {{- $max := int .group.maxReplicas -}}
 {{- $replicas := ternary $min (int .group.replicas) $autoscaling -}}
 {{- if or (lt $replicas $min) (gt $replicas $max) -}}
-{{- fail (printf "ray.%s: minReplicas=%d <= replicas=%d <= maxReplicas=%d does not hold" .name $min $replicas $max) -}}
+{{- fail (printf "ray.%s: minReplicas=%d <= replicas=%d <= maxReplicas=%d does not hold" .group.name $min $replicas $max) -}}
 {{- end -}}
-groupName: {{ .name }}
+groupName: {{ .group.name }}
 {{- if not $autoscaling }}
 replicas: {{ $replicas }}
 {{- end }}

@@ -16,6 +16,12 @@ app.kubernetes.io/name: llavamed
 app.kubernetes.io/instance: {{ include "llavamed.name" . }}
 {{- end }}
 
+{{/* What all Ray pods of the release have, whether KubeRay made them for a cluster or a job. */}}
+{{- define "llavamed.raySelector" -}}
+app.kubernetes.io/part-of: llavamed
+app.kubernetes.io/instance: {{ include "llavamed.name" . }}
+{{- end }}
+
 {{- define "llavamed.labels" -}}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
@@ -33,7 +39,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end }}
 
-{{/* What every pod of the chart has: the restricted Pod Security Standard, as uid 1000. */}}
+{{/* What every pod of the chart has: the restricted Pod Security Standard. */}}
 {{- define "llavamed.podBase" -}}
 serviceAccountName: {{ include "llavamed.name" . }}
 {{- with .Values.image.pullSecrets }}
@@ -46,28 +52,38 @@ imagePullSecrets:
 enableServiceLinks: false
 securityContext:
   runAsNonRoot: true
-  runAsUser: 1000
-  runAsGroup: 1000
-  fsGroup: 1000
+  {{- with int .Values.runAsUser }}
+  runAsUser: {{ . }}
+  runAsGroup: {{ . }}
+  fsGroup: {{ . }}
+  {{- end }}
   seccompProfile:
     type: RuntimeDefault
 {{- end }}
 
+{{/* A container of the restricted standard. Argument: the capabilities to add, if any. */}}
 {{- define "llavamed.containerSecurity" -}}
 allowPrivilegeEscalation: false
 capabilities:
   drop: [ALL]
+  {{- with . }}
+  add:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
 {{- end }}
 
-{{/* A number of CPUs may be an integer or text such as 1500m; a large float64 would print as 1e+06. */}}
-{{- define "llavamed.cpu" -}}
-{{- if kindIs "string" . }}{{ . }}{{ else }}{{ int . }}{{ end -}}
-{{- end }}
-
-{{/* Requests equal limits: Ray plans with the limits, and the pod is never evicted first. */}}
+{{/*
+Requests equal limits: Ray plans with the limits, and the pod is never evicted first. A number of CPUs is an
+integer or text such as 1500m.
+*/}}
 {{- define "llavamed.resources" -}}
-{{- $amounts := dict "cpu" (include "llavamed.cpu" .cpu) "memory" .memory -}}
+{{- $cpu := ternary .cpu (toString (int .cpu)) (kindIs "string" .cpu) -}}
+{{- $amounts := dict "cpu" $cpu "memory" .memory -}}
+{{- with .disk }}{{ $_ := set $amounts "ephemeral-storage" . }}{{ end -}}
 {{- with .gpus }}{{ $_ := set $amounts "nvidia.com/gpu" (toString (int .)) }}{{ end -}}
+{{- range $name, $amount := .extraResources -}}
+{{- $_ := set $amounts $name (ternary $amount (toString (int $amount)) (kindIs "string" $amount)) -}}
+{{- end -}}
 {{- dict "requests" $amounts "limits" $amounts | toYaml -}}
 {{- end }}
 
@@ -85,4 +101,9 @@ envFrom:
   - secretRef:
       name: {{ . }}
 {{- end -}}
+{{- end }}
+
+{{/* The labels by which Prometheus and Grafana find an object, beside those of the chart. */}}
+{{- define "llavamed.monitoringLabels" -}}
+{{- merge (include "llavamed.labels" . | fromYaml) .Values.monitoring.labels | toYaml -}}
 {{- end }}

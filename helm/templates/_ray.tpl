@@ -2,17 +2,18 @@
 {{- define "llavamed.configDir" -}}/etc/llavamed/configs{{- end }}
 
 {{/*
-The pod of the head and of both worker groups.
-Arguments: root (the chart's top scope), group (its values: cpu, memory, gpus, nodeSelector, tolerations),
-head (bool), nodeLabel (key and value, optional).
+The pod of the head and of the worker groups.
+Arguments: root (the chart's top scope), group (its values: those of ray.head, ray.cpu or ray.a100), head (bool).
 */}}
 {{- define "llavamed.rayPod" -}}
 {{- $ray := .root.Values.ray -}}
+{{- $image := include "llavamed.image" .root -}}
 metadata:
   labels:
     # Not app.kubernetes.io/name: KubeRay's services select by its own value of it.
     app.kubernetes.io/part-of: llavamed
     app.kubernetes.io/instance: {{ include "llavamed.name" .root }}
+    app.kubernetes.io/component: {{ ternary "ray-head" "ray-worker" .head }}
   annotations:
     # Losing the head ends the job, losing a worker restarts it: no node is removed under them by choice.
     cluster-autoscaler.kubernetes.io/safe-to-evict: "false"
@@ -22,24 +23,40 @@ spec:
   # Only the autoscaler, in the head's pod, talks to the Kubernetes API.
   automountServiceAccountToken: {{ and .head $ray.autoscaling.enabled }}
   terminationGracePeriodSeconds: {{ int $ray.terminationGracePeriodSeconds }}
-  {{- with .group.tolerations }}
-  tolerations:
-    {{- toYaml . | nindent 4 }}
+  {{- with $ray.priorityClass }}
+  priorityClassName: {{ . }}
   {{- end }}
-  {{- $selector := dict }}
-  {{- with .nodeLabel }}
-  {{- $selector = dict .key .value }}
-  {{- end }}
-  {{- with merge $selector .group.nodeSelector }}
-  nodeSelector:
-    {{- toYaml . | nindent 4 }}
+  {{- include "llavamed.placement" .group | nindent 2 }}
+  {{- if and .group.gpus $ray.weights.uri }}
+  initContainers:
+    - name: fetch-weights
+      image: {{ $image }}
+      imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+      securityContext:
+        {{- include "llavamed.containerSecurity" "" | nindent 8 }}
+      command: [python, -c]
+      args:
+        - {{ .root.Files.Get "scripts/fetch_weights.py" | quote }}
+        - {{ $ray.weights.uri | quote }}
+        - {{ $ray.weights.mountPath | quote }}
+      resources:
+        {{- include "llavamed.resources" (dict "cpu" 1 "memory" "2Gi") | nindent 8 }}
+      {{- with include "llavamed.storageEnv" .root }}
+      env:
+        {{- . | nindent 8 }}
+      {{- end }}
+      {{- with include "llavamed.storageEnvFrom" .root }}
+      {{- . | nindent 6 }}
+      {{- end }}
+      volumeMounts:
+        - {name: weights, mountPath: {{ $ray.weights.mountPath }}}
   {{- end }}
   containers:
     - name: {{ ternary "ray-head" "ray-worker" .head }}
-      image: {{ include "llavamed.image" .root }}
+      image: {{ $image }}
       imagePullPolicy: {{ .root.Values.image.pullPolicy }}
       securityContext:
-        {{- include "llavamed.containerSecurity" . | nindent 8 }}
+        {{- include "llavamed.containerSecurity" .group.capabilities | nindent 8 }}
       resources:
         {{- include "llavamed.resources" .group | nindent 8 }}
       ports:
@@ -58,43 +75,20 @@ spec:
       {{- end }}
       volumeMounts:
         - {name: ray-logs, mountPath: /tmp/ray}
+        - {name: shared-memory, mountPath: /dev/shm}
         - {name: configs, mountPath: {{ include "llavamed.configDir" . }}, readOnly: true}
+        {{- include "llavamed.rayMounts" . | nindent 8 }}
   volumes:
-    # KubeRay's own name for it, so that its autoscaler container shares it.
+    # KubeRay's own name for it, so that its autoscaler container shares it. Ray spills objects there, too.
     - name: ray-logs
-      emptyDir: {}
+      emptyDir:
+        sizeLimit: {{ .group.disk }}
+    - name: shared-memory
+      emptyDir:
+        medium: Memory
+        sizeLimit: {{ .group.sharedMemory }}
     - name: configs
       configMap:
         name: {{ include "llavamed.name" .root }}-configs
-{{- end }}
-
-{{- define "llavamed.rayEnv" -}}
-{{- $values := .root.Values -}}
-- name: LLAVAMED_CONFIG
-  value: {{ include "llavamed.configDir" . }}/{{ $values.runConfig }}
-- name: MLFLOW_TRACKING_URI
-  value: http://{{ include "llavamed.mlflowName" .root }}:5000
-- name: RAY_AUTH_MODE
-  value: token
-- name: RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
-  value: {{ sub (int $values.ray.terminationGracePeriodSeconds) 15 | quote }}
-- name: RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S
-  value: {{ int $values.ray.workerStartTimeoutSeconds | quote }}
-{{- if .head }}
-- name: RAY_JOB_STOP_WAIT_TIME_S
-  value: {{ int $values.ray.jobStopWaitSeconds | quote }}
-{{- end }}
-- name: RAY_USAGE_STATS_ENABLED
-  value: "0"
-- name: MLFLOW_DISABLE_TELEMETRY
-  value: "true"
-- name: HF_HUB_DISABLE_TELEMETRY
-  value: "1"
-{{- if $values.huggingface.offline }}
-- name: HF_HUB_OFFLINE
-  value: "1"
-{{- end }}
-{{- with include "llavamed.storageEnv" .root }}
-{{ . }}
-{{- end }}
+    {{- include "llavamed.rayVolumes" . | nindent 4 }}
 {{- end }}

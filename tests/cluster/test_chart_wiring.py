@@ -61,9 +61,19 @@ def test_ray_pods_differ_only_where_they_must() -> None:
         ("RAY_JOB_STOP_WAIT_TIME_S", "120")
     }
     assert environment(cpu) == environment(a100)
-    assert head["volumes"] == cpu["volumes"] == a100["volumes"]
-    assert {"name": "ray-logs", "emptyDir": {}} in head["volumes"]
+    assert head["containers"][0]["volumeMounts"] == a100["containers"][0]["volumeMounts"]
     assert {"name": "ray-logs", "mountPath": "/tmp/ray"} in head["containers"][0]["volumeMounts"]
+
+
+def test_memory_and_disk_of_a_ray_pod_are_bounded() -> None:
+    values = {"ray.cpu.sharedMemory": "3Gi", "ray.cpu.disk": "70Gi"}
+    _, cpu, _ = ray_pods(objects(values))
+    volumes = {item["name"]: item for item in cpu["volumes"]}
+    mounts = {item["mountPath"]: item["name"] for item in cpu["containers"][0]["volumeMounts"]}
+    assert volumes[mounts["/dev/shm"]]["emptyDir"] == {"medium": "Memory", "sizeLimit": "3Gi"}
+    # Where Ray logs and spills objects; kubelet evicts what takes more than it asked for.
+    assert volumes[mounts["/tmp/ray"]]["emptyDir"] == {"sizeLimit": "70Gi"}
+    assert cpu["containers"][0]["resources"]["limits"]["ephemeral-storage"] == "70Gi"
 
 
 def test_a_worker_drains_before_it_is_killed() -> None:
@@ -204,8 +214,8 @@ def test_mlflow_has_a_claim_as_long_as_it_keeps_something(
     mounts = {item["mountPath"] for item in container["volumeMounts"]}
     assert mounts == ({"/tmp", "/mlflow"} if claimed else {"/tmp"})
     assert ("PersistentVolumeClaim/llavamed-mlflow" in found) == claimed
-    strategy = found["Deployment/llavamed-mlflow"]["spec"].get("strategy")
-    assert strategy == ({"type": "Recreate"} if claimed else None)
+    # The old server must be gone before the new one migrates the database.
+    assert found["Deployment/llavamed-mlflow"]["spec"]["strategy"] == {"type": "Recreate"}
 
 
 def test_mlflow_writes_only_where_it_must() -> None:
@@ -221,7 +231,13 @@ def test_network_policies_select_the_pods_they_mean() -> None:
     ray = found["NetworkPolicy/llavamed-ray"]["spec"]
     tracking = found["NetworkPolicy/llavamed-mlflow"]["spec"]
     labels = found["Deployment/llavamed-mlflow"]["spec"]["template"]["metadata"]["labels"]
-    assert ray["podSelector"]["matchLabels"] == {"ray.io/cluster": "llavamed"}
+    for group in [
+        found["RayCluster/llavamed"]["spec"]["headGroupSpec"],
+        *found["RayCluster/llavamed"]["spec"]["workerGroupSpecs"],
+    ]:
+        ours = group["template"]["metadata"]["labels"]
+        assert ray["podSelector"]["matchLabels"].items() <= ours.items()
+    assert not ray["podSelector"]["matchLabels"].items() <= labels.items()
     assert ray["ingress"][0] == {"from": [{"podSelector": ray["podSelector"]}]}
     assert tracking["podSelector"]["matchLabels"].items() <= labels.items()
     assert not [name for name in objects({"networkPolicy.enabled": False}) if "Policy" in name]

@@ -63,6 +63,7 @@ def test_manifests_are_up_to_date(name: str, render: ModuleType) -> None:
 def test_the_cluster_is_the_charts() -> None:
     cluster = objects()["RayCluster/llavamed"]
     assert plain("raycluster.yaml")["spec"] == cluster["spec"]
+    del cluster["spec"]["upgradeStrategy"]  # a job's cluster is never upgraded
     assert plain("rayjob.yaml")["spec"]["rayClusterSpec"] == cluster["spec"]
 
 
@@ -77,8 +78,16 @@ def test_kuberay_accepts_the_manifests(name: str, reference_data: Path) -> None:
 def test_the_job_survives_its_log_stream_and_its_head() -> None:
     spec = plain("rayjob.yaml")["spec"]
     assert spec["submissionMode"] == "HTTPMode"
-    assert spec["shutdownAfterJobFinishes"] is True
     assert spec["backoffLimit"] > 0
+
+
+def test_the_jobs_head_stays_after_a_failure() -> None:
+    rules = plain("rayjob.yaml")["spec"]["deletionStrategy"]["deletionRules"]
+    seconds = {
+        (r["policy"], r["condition"]["jobStatus"]): r["condition"]["ttlSeconds"] for r in rules
+    }
+    assert seconds["DeleteWorkers", "FAILED"] == 0
+    assert seconds["DeleteCluster", "FAILED"] > seconds["DeleteCluster", "SUCCEEDED"] > 0
 
 
 def test_the_job_runs_a_script_of_the_image() -> None:
@@ -181,7 +190,10 @@ def test_the_schema_check_bites(path: str, value: Any, message: str, reference_d
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("shutdownAfterJobFinishes", False, "ttlSecondsAfterFinished needs"),
+        ("ttlSecondsAfterFinished", 60, "ttlSecondsAfterFinished needs"),
+        ("suspend", True, "suspend needs shutdownAfterJobFinishes"),
+        ("shutdownAfterJobFinishes", True, "deletionStrategy excludes shutdownAfterJobFinishes"),
+        (f"{CLUSTER}/enableInTreeAutoscaling", True, "DeleteWorkers excludes autoscaling"),
         ("submissionMode", "InteractiveMode", "InteractiveMode excludes backoffLimit"),
         ("clusterSelector", {"ray.io/cluster": "x"}, "clusterSelector excludes backoffLimit"),
         (f"{CLUSTER}/rayVersion", "2.51.0", "token authentication needs 2.52"),

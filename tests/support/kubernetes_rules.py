@@ -46,6 +46,12 @@ def load_objects(text: str) -> list[Object]:
     return [document for document in documents if document is not None]
 
 
+def is_core(manifest: Object) -> bool:
+    """Whether it is of a kind that Kubernetes itself has, not of a custom resource."""
+    group = manifest["apiVersion"].rpartition("/")[0]
+    return "." not in group or group.endswith(".k8s.io")
+
+
 def core_violations(manifest: Object) -> list[str]:
     """Against Kubernetes' own schemas, where an unknown field is an error."""
     return list(_core_violations(json.dumps(manifest)))
@@ -115,6 +121,13 @@ def _job_violations(spec: Object) -> list[str]:
         "ttlSecondsAfterFinished needs shutdownAfterJobFinishes": (
             spec.get("ttlSecondsAfterFinished") and not spec.get("shutdownAfterJobFinishes")
         ),
+        "deletionStrategy excludes shutdownAfterJobFinishes": (
+            "deletionStrategy" in spec and spec.get("shutdownAfterJobFinishes")
+        ),
+        "DeleteWorkers excludes autoscaling": (
+            spec["rayClusterSpec"].get("enableInTreeAutoscaling")
+            and "DeleteWorkers" in str(spec.get("deletionStrategy"))
+        ),
         "InteractiveMode excludes backoffLimit": (
             spec.get("submissionMode") == "InteractiveMode" and spec.get("backoffLimit")
         ),
@@ -159,8 +172,12 @@ def pod_specs(manifest: Object) -> list[Object]:
     """The pod specifications of an object, by their place."""
     spec = manifest.get("spec", {})
     match manifest["kind"]:
-        case "Deployment":
+        case "Pod":
+            return [spec]
+        case "Deployment" | "DaemonSet" | "Job":
             return [spec["template"]["spec"]]
+        case "CronJob":
+            return pod_specs({"kind": "Job", "spec": spec["jobTemplate"]["spec"]})
         case "RayJob":
             return pod_specs({"kind": "RayCluster", "spec": spec["rayClusterSpec"]})
         case "RayCluster":

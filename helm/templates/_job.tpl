@@ -1,0 +1,39 @@
+{{/* The specification of a job with a cluster of its own. */}}
+{{- define "llavamed.jobSpec" -}}
+{{- with .Values.job -}}
+{{- if gt (len (include "llavamed.name" $)) 47 -}}
+{{- fail (printf "release name %q has %d characters: KubeRay takes 47 of a job's name" $.Release.Name (len $.Release.Name)) -}}
+{{- end -}}
+{{- if and .queue $.Values.ray.autoscaling.enabled -}}
+{{- fail (printf "job.queue=%s: Kueue admits a job of a fixed size; set ray.autoscaling.enabled=false" .queue) -}}
+{{- end -}}
+entrypoint: {{ .entrypoint | quote }}
+# The operator itself submits and watches the job, so a lost log stream ends nothing, and no submitter pod is made,
+# which a restricted namespace would refuse and Kueue would count.
+submissionMode: HTTPMode
+backoffLimit: {{ int .backoffLimit }}
+preRunningDeadlineSeconds: {{ int .preRunningDeadlineSeconds }}
+{{- with int .activeDeadlineSeconds }}
+activeDeadlineSeconds: {{ . }}
+{{- end }}
+{{- if .queue }}
+# Kueue takes no job with deletion rules: the cluster goes, whatever became of the job.
+shutdownAfterJobFinishes: true
+ttlSecondsAfterFinished: {{ int .keepSeconds }}
+{{- else }}
+deletionStrategy:
+  deletionRules:
+    - policy: DeleteCluster
+      condition: {jobStatus: SUCCEEDED, ttlSeconds: {{ int .keepSeconds }}}
+    {{- if not $.Values.ray.autoscaling.enabled }}
+    - policy: DeleteWorkers
+      condition: {jobStatus: FAILED, ttlSeconds: 0}
+    {{- end }}
+    - policy: DeleteCluster
+      condition: {jobStatus: FAILED, ttlSeconds: {{ int .keepFailedSeconds }}}
+{{- end }}
+rayClusterSpec:
+  {{- /* A job's cluster is made once: there is nothing to upgrade. */}}
+  {{- omit (include "llavamed.clusterSpec" $ | fromYaml) "upgradeStrategy" | toYaml | nindent 2 }}
+{{- end }}
+{{- end }}

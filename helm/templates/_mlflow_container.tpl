@@ -1,0 +1,99 @@
+{{/* Where the records are: what the server, its migration and its garbage collection have in common. */}}
+{{- define "llavamed.mlflowStore" -}}
+- name: MLFLOW_BACKEND_STORE_URI
+  {{- with .Values.mlflow.database.existingSecret }}
+  {{- if .name }}
+  valueFrom:
+    secretKeyRef:
+      {{- toYaml . | nindent 6 }}
+  {{- else }}
+  value: sqlite:////mlflow/mlflow.db
+  {{- end }}
+  {{- end }}
+- name: MLFLOW_DISABLE_TELEMETRY
+  value: "true"
+- name: HOME
+  value: /tmp
+{{- with include "llavamed.storageEnv" . }}
+{{ . }}
+{{- end }}
+{{- end }}
+
+{{/* The server's own environment. */}}
+{{- define "llavamed.mlflowEnv" -}}
+{{ include "llavamed.mlflowStore" . }}
+# Background jobs serve features that training does not use.
+- name: MLFLOW_SERVER_ENABLE_JOB_EXECUTION
+  value: "false"
+{{- with .Values.mlflow }}
+{{- if .artifacts.destination }}
+# Large files go in parts, from the client straight to the bucket and back.
+- name: MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD
+  value: "true"
+- name: MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD
+  value: "true"
+{{- end }}
+{{- if .metrics }}
+- name: POD_IP
+  valueFrom:
+    fieldRef: {fieldPath: status.podIP}
+{{- end }}
+{{- if .auth.existingSecret }}
+- name: MLFLOW_AUTH_CONFIG_PATH
+  value: /tmp/auth.ini
+{{- range $variable, $key := dict "MLFLOW_AUTH_ADMIN_USERNAME" "username" "MLFLOW_AUTH_ADMIN_PASSWORD" "password" "MLFLOW_FLASK_SERVER_SECRET_KEY" "flask-secret-key" }}
+- name: {{ $variable }}
+  valueFrom:
+    secretKeyRef: {name: {{ $.Values.mlflow.auth.existingSecret }}, key: {{ $key }}}
+{{- end }}
+{{- end }}
+{{- with .extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/*
+How a container of MLflow's image starts. Users and their rights are kept in the database of the runs; its URI, which
+may hold a password, reaches MLflow's file of settings only inside the container.
+*/}}
+{{- define "llavamed.mlflowCommand" -}}
+{{- if .Values.mlflow.auth.existingSecret -}}
+command: [python, -c]
+args:
+  - {{ .Files.Get "scripts/serve_mlflow.py" | quote }}
+{{- else -}}
+command: [mlflow, server]
+args:
+{{- end }}
+{{- end }}
+
+{{/* What every container of MLflow's has. */}}
+{{- define "llavamed.mlflowContainer" -}}
+image: {{ include "llavamed.mlflowImage" . }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+securityContext:
+  {{- include "llavamed.containerSecurity" "" | nindent 2 }}
+  readOnlyRootFilesystem: true
+resources:
+  {{- include "llavamed.resources" (pick .Values.mlflow "cpu" "memory") | nindent 2 }}
+volumeMounts:
+  - {name: tmp, mountPath: /tmp}
+  {{- if include "llavamed.mlflowClaim" . }}
+  - {name: data, mountPath: /mlflow}
+  {{- end }}
+{{- end }}
+
+{{/* How a client finds the server and signs in. */}}
+{{- define "llavamed.trackingEnv" -}}
+- name: MLFLOW_TRACKING_URI
+  value: http://{{ include "llavamed.mlflowName" . }}:5000
+{{- with .Values.mlflow.auth.existingSecret }}
+- name: MLFLOW_TRACKING_USERNAME
+  valueFrom:
+    secretKeyRef: {name: {{ . }}, key: username}
+- name: MLFLOW_TRACKING_PASSWORD
+  valueFrom:
+    secretKeyRef: {name: {{ . }}, key: password}
+{{- end }}
+{{- end }}

@@ -1,0 +1,82 @@
+{{/* The nodes of a pod. Argument: a group's values. */}}
+{{- define "llavamed.placement" -}}
+{{- with .tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- $selector := dict }}
+{{- with .nodeLabel }}{{ $selector = dict .key .value }}{{ end }}
+{{- with merge $selector .nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* What the settings add to the mounts of a Ray container, and to the volumes of its pod. */}}
+{{- define "llavamed.rayMounts" -}}
+{{- $ray := .root.Values.ray -}}
+{{- if and .group.gpus $ray.weights.uri }}
+- {name: weights, mountPath: {{ $ray.weights.mountPath }}, readOnly: true}
+{{- end }}
+{{- range $ray.claims }}
+- {name: {{ .claim }}, mountPath: {{ .mountPath }}, readOnly: {{ .readOnly | default false }}}
+{{- end }}
+{{- with $ray.extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "llavamed.rayVolumes" -}}
+{{- $ray := .root.Values.ray -}}
+{{- if and .group.gpus $ray.weights.uri }}
+- name: weights
+  emptyDir:
+    sizeLimit: {{ $ray.weights.size }}
+{{- end }}
+{{- range $ray.claims }}
+- name: {{ .claim }}
+  persistentVolumeClaim:
+    claimName: {{ .claim }}
+    readOnly: {{ .readOnly | default false }}
+{{- end }}
+{{- with $ray.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* The environment of a Ray container. Arguments: those of its pod. */}}
+{{- define "llavamed.rayEnv" -}}
+{{- $values := .root.Values -}}
+- name: LLAVAMED_CONFIG
+  value: {{ include "llavamed.configDir" . }}/{{ $values.runConfig }}
+{{ include "llavamed.trackingEnv" .root }}
+- name: RAY_AUTH_MODE
+  value: token
+- name: RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
+  value: {{ sub (int $values.ray.terminationGracePeriodSeconds) 15 | quote }}
+- name: RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S
+  value: {{ int $values.ray.workerStartTimeoutSeconds | quote }}
+{{- if .head }}
+- name: RAY_JOB_STOP_WAIT_TIME_S
+  value: {{ int $values.ray.jobStopWaitSeconds | quote }}
+{{- end }}
+- name: RAY_USAGE_STATS_ENABLED
+  value: "0"
+- name: MLFLOW_DISABLE_TELEMETRY
+  value: "true"
+- name: HF_HUB_DISABLE_TELEMETRY
+  value: "1"
+{{- if $values.huggingface.offline }}
+- name: HF_HUB_OFFLINE
+  value: "1"
+{{- end }}
+{{- with include "llavamed.storageEnv" .root }}
+{{ . }}
+{{- end }}
+{{- with $values.ray.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- with .group.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}

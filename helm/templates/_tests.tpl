@@ -1,0 +1,45 @@
+{{/* What the pods of `helm test` have; the last test's stay, for their logs. */}}
+{{- define "llavamed.testMetadata" -}}
+labels:
+  {{- include "llavamed.labels" . | nindent 2 }}
+  app.kubernetes.io/component: test
+annotations:
+  helm.sh/hook: test
+  helm.sh/hook-delete-policy: before-hook-creation
+{{- end }}
+
+{{- define "llavamed.testPod" -}}
+{{- include "llavamed.podBase" . }}
+automountServiceAccountToken: false
+restartPolicy: Never
+volumes:
+  - name: ray
+    emptyDir: {}
+  - name: shared-memory
+    emptyDir: {medium: Memory}
+  - name: configs
+    configMap:
+      name: {{ include "llavamed.name" . }}-configs
+{{- end }}
+
+{{/* Arguments: root, cpu, memory. */}}
+{{- define "llavamed.testContainer" -}}
+image: {{ include "llavamed.image" .root }}
+imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+securityContext:
+  {{- include "llavamed.containerSecurity" "" | nindent 2 }}
+resources:
+  {{- include "llavamed.resources" . | nindent 2 }}
+env:
+  {{- include "llavamed.trackingEnv" .root | nindent 2 }}
+  - name: RAY_ADDRESS
+    value: local
+  - name: RAY_USAGE_STATS_ENABLED
+    value: "0"
+  - name: MLFLOW_DISABLE_TELEMETRY
+    value: "true"
+volumeMounts:
+  - {name: ray, mountPath: /tmp/ray}
+  - {name: shared-memory, mountPath: /dev/shm}
+  - {name: configs, mountPath: {{ include "llavamed.configDir" .root }}, readOnly: true}
+{{- end }}
