@@ -11,15 +11,13 @@ whether to take such text. `<image>` is the same case; `check_record` has counte
 Source: LLaVA-Med v1.0.0 and LLaVA v1.5, whose outputs the tests compare with.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
-from jinja2.exceptions import TemplateError
-
-from llavamed.errors import ConfigError, SampleError
+from llavamed.errors import SampleError
+from llavamed.processor.own_template import OwnTemplate
 from llavamed.processor.templates import (
     TEMPLATES,
     TOKENIZER,
@@ -27,18 +25,17 @@ from llavamed.processor.templates import (
     bind,
     chat_template,
     get_template,
-    own_chat_template,
     render,
     stop_strings,
     template_hash,
 )
 from llavamed.processor.token_labels import (
+    LabeledText,
     Segment,
     Tokens,
     flatten,
     image_token_id,
     rewrite,
-    special_token_pattern,
     tokenize,
     write_out_first_spaces,
 )
@@ -108,7 +105,7 @@ def encode(
         ConfigError: The tokenizer does not fit the template.
     """
     if template.name == TOKENIZER:
-        tokens = _label_own_template(turns, tokenizer)
+        tokens = tokenize(OwnTemplate(tokenizer).label(turns), tokenizer)
     else:
         bound = bind(template, tokenizer)
         segments = render(turns, bound)
@@ -128,8 +125,7 @@ def encode_prompt(
 
     They begin the ids that `encode` gives for the same turns and any answer. The space before an
     answer is therefore the answer's, not the prompt's: a sentencepiece vocabulary makes one token
-    of the space and the word. One exception is beyond our reach: where a tokenizer's own template
-    ends the prompt in a line break, an answer that begins with another may share a token with it.
+    of the space and the word.
 
     Raises:
         SampleError: The last turn is not a question, or the template cannot hold these turns.
@@ -140,9 +136,7 @@ def encode_prompt(
             "no_question", "the last turn must be the user's for a model to answer it"
         )
     if template.name == TOKENIZER:
-        own_chat_template(tokenizer)  # raises where there is none
-        text = _render_own(_messages(turns), tokenizer, prompt=True)
-        tokens = tokenize(flatten([Segment(text, False)]), tokenizer)
+        tokens = tokenize(OwnTemplate(tokenizer).label(turns, prompt=True), tokenizer)
     else:
         bound = bind(template, tokenizer)
         tokens = _label_by_segment(render(turns, bound, prompt=True), bound, tokenizer)
@@ -184,6 +178,8 @@ def _label_by_segment(
         # The slow tokenizer of LLaVA-Med v1.0 dropped the white space on both sides of the tokens
         # that were added for images. It did so for no other special token.
         text = rewrite(text, rf"\s*{IMAGE_PLACEHOLDER}\s*", IMAGE_PLACEHOLDER)
+    if template.labels_by_count:  # its trained segments do not begin where prompts end
+        text = LabeledText(text.words, [False] * len(text.words))
     return tokenize(write_out_first_spaces(text, tokenizer), tokenizer)
 
 
@@ -218,72 +214,3 @@ def _label_by_count(
         not any(place in span for span in masked) for _, place in zip(ids, places, strict=False)
     ]
     return Tokens(ids, trained)
-
-
-def _label_own_template(turns: Sequence[Turn], tokenizer: "PreTrainedTokenizerBase") -> Tokens:
-    """Use the tokenizer's own chat template, and the marks in it for what the model generates."""
-    messages = _messages(turns)
-    if not re.search(r"\{%-?\s*generation\s*-?%\}", own_chat_template(tokenizer)):
-        return tokenize(flatten(_segments_by_prefix(turns, tokenizer)), tokenizer)
-    _render_own(messages, tokenizer)  # refuses what the template refuses, in our words
-    found = tokenizer.apply_chat_template(
-        messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-    )
-    ids, trained = found["input_ids"], [bool(mark) for mark in found["assistant_masks"]]
-    for place in range(1, len(ids)):
-        # A template may mark the words only; without its end token no model learns to stop.
-        if ids[place] == tokenizer.eos_token_id and trained[place - 1]:
-            trained[place] = True
-    return Tokens(ids, trained)
-
-
-def _segments_by_prefix(
-    turns: Sequence[Turn], tokenizer: "PreTrainedTokenizerBase"
-) -> list[Segment]:
-    """Find each answer by rendering the dialogue up to it and through it.
-
-    Trained: from where a prompt ends through the first special token after the words. What a
-    template writes after that, a line break as a rule, belongs to the next turn.
-    """
-    messages = _messages(turns)
-    special = special_token_pattern(tokenizer)
-    whole = _render_own(messages, tokenizer)
-    segments, done = [], 0
-    for number, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = _render_own(messages[:number], tokenizer, prompt=True)
-        through = _render_own(messages[: number + 1], tokenizer)
-        if not (through.startswith(before) and whole.startswith(through)):
-            raise ConfigError(
-                f"template={TOKENIZER}: the chat template of {tokenizer.name_or_path} writes "
-                "a turn in another way when more turns follow, so its answers cannot be told from "
-                "the rest; mark them in it with {% generation %}, or use one of our templates"
-            )
-        words = message["content"].strip()
-        answer = through[len(before) :]
-        end = re.compile(special).search(answer, max(0, answer.find(words)) + len(words))
-        stop = len(before) + (end.end() if end else len(answer))
-        segments += [
-            Segment(whole[done : len(before)], False),
-            Segment(whole[len(before) : stop], turns[number].trained),
-        ]
-        done = stop
-    return [*segments, Segment(whole[done:], False)]
-
-
-def _messages(turns: Sequence[Turn]) -> list[dict[str, str]]:
-    spoken = [turn.role for turn in turns if turn.role != "system"]
-    if spoken[:1] != ["user"]:
-        raise SampleError("template_refuses", "a dialogue must begin with a question")
-    return [{"role": turn.role, "content": turn.text} for turn in turns]
-
-
-def _render_own(
-    messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase", *, prompt: bool = False
-) -> str:
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-    except TemplateError as err:
-        raise SampleError("template_refuses", str(err)) from err
-    return str(text)

@@ -150,12 +150,18 @@ def own_chat_template(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Read the Jinja text that a tokenizer brings along.
 
     Raises:
-        ConfigError: It brings none.
+        ConfigError: It brings none, or several without a default.
     """
     if not tokenizer.chat_template:
         raise ConfigError(
             f"template={TOKENIZER}: the tokenizer {tokenizer.name_or_path} has no chat template; "
             f"use one of {', '.join(TEMPLATES)}"
+        )
+    if isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
+        raise ConfigError(
+            f"template={TOKENIZER}: the tokenizer {tokenizer.name_or_path} has the chat templates "
+            f"{', '.join(sorted(tokenizer.chat_template))}, none of which is named default; name "
+            f"one so, or use one of {', '.join(TEMPLATES)}"
         )
     return str(tokenizer.get_chat_template())
 

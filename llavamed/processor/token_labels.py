@@ -6,11 +6,13 @@ do with spaces there, and which token stands for an image.
 
 import json
 import re
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llavamed.errors import ConfigError
+from llavamed.errors import ConfigError, SampleError
 from llavamed.processor.turns import IMAGE_PLACEHOLDER
 
 if TYPE_CHECKING:
@@ -80,18 +82,72 @@ def write_out_first_spaces(text: LabeledText, tokenizer: "PreTrainedTokenizerBas
 
 
 def tokenize(text: LabeledText, tokenizer: "PreTrainedTokenizerBase") -> Tokens:
-    """Tokenise once; a token is trained if its first character is.
+    """Tokenise a text so that what precedes each answer has the tokens that it has by itself.
 
-    The text spells its own first token, as a chat template does, so nothing is added to it.
+    A model gets those tokens as its prompt and continues them, whatever the answer is. A token is
+    trained if its first character is that is not white space, since a space at the end of one turn
+    is often part of the first token of the next. The text spells its own first token, as a chat
+    template does, so nothing is added to it.
 
     Raises:
         ConfigError: The tokenizer cannot tell where in the text a token lies.
+        SampleError: `prompt_tokens`, if an answer changes the tokens of the prompt before it.
     """
     check_fast(tokenizer)
+    tokens = Tokens([], [])
+    edges = pairwise([True, *text.trained])
+    starts = [place for place, (before, here) in enumerate(edges) if here and not before]
+    for stop in [*starts, len(text.words)]:
+        part = LabeledText(text.words[:stop], text.trained[:stop])
+        tokens = _continue(tokens, _tokenize_once(part, tokenizer), tokenizer)
+    return tokens
+
+
+def _tokenize_once(text: LabeledText, tokenizer: "PreTrainedTokenizerBase") -> Tokens:
     found = tokenizer(text.words, add_special_tokens=False, return_offsets_mapping=True)
-    last = len(text.words) - 1  # some tokenizers leave white space out of a token's extent
-    trained = [text.trained[min(start, last)] for start, _ in found["offset_mapping"]]
+    trained, done = [], 0
+    for start, stop in found["offset_mapping"]:
+        # Some tokenizers leave the white space out of a token's extent: it is what lies between.
+        place = min(start, done, len(text.words) - 1)
+        space = text.words[place:stop]
+        place += len(space) - len(space.lstrip()) if space.strip() else 0
+        trained.append(text.trained[place])
+        done = max(done, stop)
     return Tokens(found["input_ids"], trained)
+
+
+def _continue(prompt: Tokens, whole: Tokens, tokenizer: "PreTrainedTokenizerBase") -> Tokens:
+    """Keep the tokens of a prompt where those of the whole text begin with others.
+
+    A token of the whole that reaches over the end of the prompt is cut there, and the vocabulary
+    spells what is left of it.
+    """
+    same = count_shared(prompt.ids, whole.ids)
+    if same == len(prompt.ids):
+        return whole
+    kept = "".join(tokenizer.convert_ids_to_tokens(prompt.ids[same:]))
+    pieces = tokenizer.convert_ids_to_tokens(whole.ids[same:])
+    lengths = list(accumulate(map(len, pieces)))
+    number = bisect_left(lengths, len(kept)) + 1  # pieces that hold the end of the prompt
+    spelled = "".join(pieces[:number])
+    if not spelled.startswith(kept):
+        raise SampleError(
+            "prompt_tokens",
+            f"the tokenizer spells {kept!r} at the end of a prompt as {spelled!r} when the answer "
+            "follows",
+        )
+    rest = [token.id for token in tokenizer.backend_tokenizer.model.tokenize(spelled[len(kept) :])]
+    after = same + number
+    return Tokens(
+        [*prompt.ids, *rest, *whole.ids[after:]],
+        [*prompt.trained, *[True] * len(rest), *whole.trained[after:]],
+    )
+
+
+def count_shared(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """Count the items with which both sequences begin."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def check_fast(tokenizer: "PreTrainedTokenizerBase") -> None:

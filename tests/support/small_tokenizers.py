@@ -1,8 +1,8 @@
-"""Two tokenizers that are trained in a moment, of the two kinds that matter."""
+"""Tokenizers that are trained in a moment, of the kinds that matter."""
 
 import json
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from llavamed.processor.encode import TEMPLATES
@@ -52,14 +52,27 @@ def llama_like() -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def chatml() -> PreTrainedTokenizerBase:
-    """Byte-level, without a first token, and with a chat template of its own."""
+def chatml(*, joins_lines: bool = False) -> PreTrainedTokenizerBase:
+    """Byte-level, without a first token, and with a chat template of its own.
+
+    One that joins lines has tokens of several line breaks, as those of Qwen and LLaMA 3 have.
+    """
     model = Tokenizer(models.BPE())
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    corpus = CORPUS
+    if joins_lines:
+        words = Regex(r" ?\p{L}+|\s*[\r\n]+|\s+(?!\S)|\s+| ?[^\s\p{L}]+")
+        model.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(words, "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        corpus = [*CORPUS, *["a\n\nb \n\n\nc"] * 20]
     model.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     model.train_from_iterator(
-        CORPUS,
+        corpus,
         trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False),
     )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, eos_token="<|im_end|>")

@@ -65,7 +65,7 @@ def test_own_template_prompt_begins_the_sample(tokenizer, text) -> None:
 
 def test_own_template_that_rewrites_earlier_turns_is_refused(tokenizer) -> None:
     tokenizer.chat_template = CHATML.replace("{{ message.content }}", "{{ loop.revindex }}")
-    with pytest.raises(ConfigError, match=r"template=tokenizer: .* mark them in it with"):
+    with pytest.raises(SampleError, match=r"template_rewrites: .* leaves out the words of turn 0"):
         encode_own(TURNS, tokenizer)
 
 

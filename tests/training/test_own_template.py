@@ -1,0 +1,259 @@
+"""A tokenizer's own chat template trains the answers as they are and their ends, or refuses."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerBase
+
+from llavamed.errors import ConfigError, SampleError
+from llavamed.processor.encode import Encoded, encode, encode_prompt, get_template
+from llavamed.processor.turns import IGNORE_INDEX, Turn
+from tests.support.small_tokenizers import CHATML, CHATML_MARKED, chatml, llama_like
+
+OWN = get_template("tokenizer")
+HEAD = "{{ bos_token or '' }}{% for message in messages %}"
+PARTS = (
+    "{% for part in message.content %}"
+    "{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}{% endfor %}"
+)
+ROLES = HEAD + (
+    "{% if message.role == 'assistant' %}ASSISTANT: ANSWER"
+    "{% else %}{{ message.role | upper }}: {{ message.content }} {% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:PROMPT_END{% endif %}"
+)
+TEMPLATES = {
+    "chatml": CHATML,
+    "chatml, words marked": CHATML_MARKED,
+    "chatml, end marked": CHATML.replace(
+        "{{ message.content }}{{ '<|im_end|>\n' }}",
+        "{% if message.role == 'assistant' %}{% generation %}{{ message.content }}<|im_end|>\n"
+        "{% endgeneration %}{% else %}{{ message.content }}<|im_end|>\n{% endif %}",
+    ),
+    "parts": CHATML.replace("{{ message.content }}", PARTS),
+    "parts or a string for answers": CHATML.replace(
+        "{{ message.content }}",
+        f"{{% if message.role == 'user' %}}{PARTS}{{% else %}}{{{{ '' + message.content }}}}"
+        "{% endif %}",
+    ),
+    "a space at the prompt's end": ROLES.replace(
+        "ANSWER", "{{ message.content }}{{ eos_token }}"
+    ).replace("PROMPT_END", " "),
+    "two lines at the prompt's end": ROLES.replace(": ANSWER", ":\n\nANSWER")
+    .replace("ANSWER", "{{ message.content }}{{ eos_token }}")
+    .replace("PROMPT_END", "\n\n"),
+    "marked, ends in a space": ROLES.replace(
+        "ANSWER", "{% generation %}{{ message.content }} {% endgeneration %}{{ eos_token }}"
+    ).replace("PROMPT_END", ""),
+    "marked in a macro": "{% macro say(text) %}{% generation %}{{ text }}{% endgeneration %}"
+    "{% endmacro %}"
+    + ROLES.replace("ANSWER", "{{ say(message.content) }}{{ eos_token }}").replace(
+        "PROMPT_END", ""
+    ),
+    "trimmed": CHATML.replace("message.content", "message.content | trim"),
+    "dated": "{{ strftime_now('%d %b %Y %H:%M') }}" + CHATML,
+}
+TOKENIZERS = {
+    "byte-level": chatml(),
+    "byte-level, joins lines": chatml(joins_lines=True),
+    "sentencepiece": llama_like(),
+}
+several = pytest.mark.parametrize("name", list(TEMPLATES))
+on_each = pytest.mark.parametrize("kind", list(TOKENIZERS))
+quick = settings(max_examples=20, derandomize=True, deadline=None)
+words = st.text(alphabet="ab é病\n1:.'?", max_size=10)
+said = st.one_of(
+    st.sampled_from(["yes", "A", "7", " yes", "\n\nyes", ":)", "yes \n", "The left lung."]), words
+)
+
+
+@st.composite
+def dialogues(draw: st.DrawFn) -> list[Turn]:
+    """Questions with images here and there, and answers with a word at least."""
+    turns = [Turn("system", "Be brief.")] * draw(st.booleans())
+    for number in range(draw(st.integers(1, 3))):
+        image = "<image>\n" * (number == 0 or draw(st.booleans()))
+        turns.append(Turn("user", f"{image}{draw(words)} why?"))
+        turns.append(Turn("assistant", draw(said.filter(str.strip))))
+    return turns
+
+
+def tokenizer_with(kind: str, template: str) -> PreTrainedTokenizerBase:
+    tokenizer = TOKENIZERS[kind]
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def encoded(turns: list[Turn], tokenizer: PreTrainedTokenizerBase) -> Encoded:
+    return encode(turns, template=OWN, tokenizer=tokenizer, num_image_tokens=2, max_length=None)
+
+
+def prompt_ids(turns: list[Turn], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return encode_prompt(turns, template=OWN, tokenizer=tokenizer, num_image_tokens=2)
+
+
+def stretches(sample: Encoded, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The texts of neighbouring trained tokens."""
+    found: list[list[int]] = [[]]
+    for label in sample.labels:
+        if label != IGNORE_INDEX:
+            found[-1].append(label)
+        elif found[-1]:
+            found.append([])
+    return [tokenizer.decode(ids) for ids in found if ids]
+
+
+@several
+@on_each
+@quick
+@given(turns=dialogues())
+def test_each_prompt_begins_the_sample_and_its_answer_is_trained_to_the_end(
+    kind: str, name: str, turns: list[Turn]
+) -> None:
+    tokenizer = tokenizer_with(kind, TEMPLATES[name])
+    end = "<|im_end|>" if "im_end" in TEMPLATES[name] else tokenizer.eos_token
+    sample = encoded(turns, tokenizer)
+    answers = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
+    after = [len(prompt_ids(turns[:number], tokenizer)) for number in answers]
+    for number, start in zip(answers, after, strict=True):
+        assert sample.input_ids[:start] == prompt_ids(turns[:number], tokenizer)
+        assert sample.labels[start] != IGNORE_INDEX
+        assert sample.labels[start - 1] == IGNORE_INDEX
+    trained = stretches(sample, tokenizer)
+    assert len(trained) == len(answers)
+    for number, text in zip(answers, trained, strict=True):
+        assert text.split() == f"{turns[number].text.strip()}{end}".split() or (
+            text.replace(" ", "").strip() == f"{turns[number].text}{end}".replace(" ", "").strip()
+        )
+
+
+@several
+@quick
+@given(turns=dialogues(), data=st.data())
+def test_an_excluded_answer_has_no_label_and_changes_nothing_else(
+    name: str, turns: list[Turn], data: st.DataObject
+) -> None:
+    tokenizer = tokenizer_with("byte-level", TEMPLATES[name])
+    flags = [data.draw(st.booleans()) for _ in turns]
+    some = [replace(turn, trained=flag) for turn, flag in zip(turns, flags, strict=True)]
+    rest = [replace(turn, trained=not flag) for turn, flag in zip(turns, flags, strict=True)]
+    whole, here, there = (encoded(each, tokenizer).labels for each in (turns, some, rest))
+    for label, one, other in zip(whole, here, there, strict=True):
+        assert sorted([one, other]) == sorted([label, IGNORE_INDEX])
+
+
+SPOKEN = [
+    Turn("user", "<image>\nWhat is shown?"),
+    Turn("assistant", "A clear lung."),
+    Turn("user", "Sure?"),
+    Turn("assistant", "Yes, it is."),
+]
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (CHATML.replace("message.content", "message.content | upper"), "writes 'WHAT IS"),
+        (
+            CHATML.replace("message.content", "message.content[:9]"),
+            "leaves out the words of turn 0",
+        ),
+        (
+            CHATML.replace("message.content", "message.content | replace('<image>', '')"),
+            "writes 0 <image> for 1 images",
+        ),
+        (
+            CHATML.replace("message.content", "message.content | replace('clear', 'dull')"),
+            r"writes '.*A dull lung\.' for 'A clear lung\.' in turn 1 \(assistant\)",
+        ),
+        (
+            CHATML.replace("message.content", "message.content ~ message.content"),
+            "writes 2 times the words of turn 0",
+        ),
+        (
+            CHATML.replace("messages -", "messages[-2:] -"),
+            r"leaves out the words of turn 0 \(user\): 'What is shown\?'",
+        ),
+        (
+            CHATML.replace("message.content", "message.content ~ loop.revindex"),
+            r"writes something else before turn 1 \(assistant\) than the prompt",
+        ),
+        (CHATML.replace("message.content", "message.content | length"), "leaves out the words"),
+    ],
+)
+def test_a_template_that_changes_a_dialogue_is_refused(template: str, message: str) -> None:
+    with pytest.raises(SampleError, match=f"template_rewrites: the chat template {message}"):
+        encoded(SPOKEN, tokenizer_with("byte-level", template))
+
+
+def test_a_system_turn_that_the_template_drops_is_refused() -> None:
+    template = CHATML.replace(
+        "{{ '<|im_start|>'",
+        "{%- if message.role == 'system' %}{% continue %}{% endif %}{{ '<|im_start|>'",
+    )
+    tokenizer = tokenizer_with("byte-level", template)
+    assert encoded(SPOKEN, tokenizer)
+    with pytest.raises(SampleError, match=r"leaves out the words of turn 0 \(system\): 'Be brief"):
+        encoded([Turn("system", "Be brief."), *SPOKEN], tokenizer)
+
+
+@pytest.mark.parametrize(
+    "program",
+    ["1 / 0", "[].x.y", "messages[0].content + 1", "range(10 ** 9)", "raise_exception('no')"],
+)
+def test_whatever_a_template_raises_refuses_the_sample(program: str) -> None:
+    tokenizer = tokenizer_with("byte-level", f"{{{{ {program} }}}}")
+    with pytest.raises(SampleError, match="template_refuses: "):
+        encoded(SPOKEN, tokenizer)
+
+
+def test_a_template_that_is_not_jinja_is_no_fault_of_a_sample() -> None:
+    tokenizer = tokenizer_with("byte-level", "{% for message in %}")
+    with pytest.raises(ConfigError, match=r"template=tokenizer: the chat template of .* line 1: "):
+        encoded(SPOKEN, tokenizer)
+
+
+def test_marks_on_a_turn_that_is_no_answer_are_refused() -> None:
+    template = HEAD + "{% generation %}{{ message.content }}{% endgeneration %}{% endfor %}"
+    message = r"template_marks: the chat template marks turn 0 \(user\) as answer"
+    with pytest.raises(SampleError, match=message):
+        encoded(SPOKEN, tokenizer_with("byte-level", template))
+
+
+def test_an_answer_that_is_asked_in_other_words_is_refused() -> None:
+    for template in (CHATML, CHATML_MARKED):
+        thinking = template.replace("|im_start|>assistant\n'", "|im_start|>assistant\n<think>'")
+        with pytest.raises(SampleError, match=r"writes something else before turn \d \(assistant"):
+            encoded(SPOKEN, tokenizer_with("byte-level", thinking))
+
+
+def test_an_answer_may_be_written_shorter_once_more_turns_follow() -> None:
+    template = CHATML.replace(
+        "{{ message.content }}",
+        "{% if loop.last and message.role == 'assistant' %}(none)\n{% endif %}"
+        "{{ message.content }}",
+    )
+    tokenizer = tokenizer_with("byte-level", template)
+    assert stretches(encoded(SPOKEN, tokenizer), tokenizer) == [
+        "A clear lung.<|im_end|>",
+        "(none)\nYes, it is.<|im_end|>",
+    ]
+
+
+def test_eos_token_behind_another_end_is_trained_with_it() -> None:
+    template = CHATML.replace("<|im_end|>\n", "<|im_start|>' ~ eos_token ~ '\n")
+    tokenizer = tokenizer_with("byte-level", template)
+    assert stretches(encoded(SPOKEN[:2], tokenizer), tokenizer) == [
+        "A clear lung.<|im_start|><|im_end|>"
+    ]
+
+
+def test_one_of_several_named_templates_is_the_default() -> None:
+    tokenizer = tokenizer_with("byte-level", CHATML)
+    expected = encoded(SPOKEN, tokenizer)
+    tokenizer.chat_template = {"default": CHATML, "tool_use": "{{ tools }}"}
+    assert encoded(SPOKEN, tokenizer) == expected
+    tokenizer.chat_template = {"tool_use": CHATML}
+    with pytest.raises(ConfigError, match=r"template=tokenizer: .* templates tool_use, none of "):
+        encoded(SPOKEN, tokenizer)
