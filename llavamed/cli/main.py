@@ -109,12 +109,14 @@ def export(
 ) -> None:
     """Copy a finished stage's model to a folder, after loading it with plain transformers."""
     run = load_run(config, overrides)
-    from llavamed.model.export import copy_export
+    from llavamed.model.export import copy_export, serving_note
     from llavamed.run.curriculum import find_stage
     from llavamed.storage.location import locate
 
     copy_export(find_stage(run, stage).export, locate(target))
     console.print(f"{target}: holds the model", soft_wrap=True, highlight=False)
+    if note := serving_note(locate(target)):
+        console.print(note, soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command("config")

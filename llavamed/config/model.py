@@ -16,8 +16,15 @@ TemplateName = Literal[
     "plain",
     "tokenizer",
 ]
-TOWER_TYPES = ("clip_vision_model", "siglip_vision_model")
-"""Image encoders by transformers' names of them."""
+TOWER_TYPES = (
+    "clip_vision_model",
+    "siglip_vision_model",
+    "vit",
+    "dinov2",
+    "dinov2_with_registers",
+    "dinov3_vit",
+)
+"""Image encoders by transformers' names of them; `processor.tower` knows each one's tokens."""
 
 
 class Pretrained(Section):
@@ -45,7 +52,7 @@ class Model(Section):
     weights: str | None = None
     """Path or hub name of a whole LLaVA to start from, in place of the parts below."""
     vision_tower: Pretrained | None = None
-    """The image encoder."""
+    """The image encoder: CLIP, SigLIP, DINOv2, DINOv3 or ViT."""
     language_model: Pretrained | None = None
     """The language model, a causal one."""
     tokenizer: str | None = None
@@ -58,8 +65,9 @@ class Model(Section):
     template: TemplateName = "vicuna_v1"
     """Chat template: one of ours, or `tokenizer` for the one that comes with the tokenizer."""
     image_aspect_ratio: Literal["square", "pad"] = "square"
-    """How an image becomes square: `square` resizes the short edge and crops the centre; `pad` adds
-    borders first, so that nothing is cut off."""
+    """How an image becomes square: `square` does as the tower's own processor, which for CLIP crops
+    the centre and for SigLIP stretches the image; `pad` adds borders first, so that nothing is cut
+    off or stretched."""
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
     """Attention kernels, by transformers' names of them."""
 

@@ -7,14 +7,12 @@ model that has learned to look beats both.
 
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import pyarrow as pa
 import ray
 import torch
-from transformers import LlavaForConditionalGeneration
 
 from llavamed.config.evaluation import Evaluation
 from llavamed.config.run import RunConfig
@@ -22,10 +20,11 @@ from llavamed.data.prepare.ray_data import configure_ray_data, iter_rows
 from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.evaluate.vqa import Answer
 from llavamed.model.export import fetch_export
+from llavamed.model.generation import Generator, Prompt
 from llavamed.model.llava import build_model, load_model
 from llavamed.processor.build import load_processor
-from llavamed.processor.encode import encode_prompt, get_template, stop_strings
-from llavamed.processor.images import Pixels, normalize, to_png
+from llavamed.processor.encode import get_template
+from llavamed.processor.images import to_png
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
 from llavamed.storage.location import locate
 
@@ -74,7 +73,7 @@ def generate(
 
 
 class Answerer:
-    """Answers questions with one model at a time."""
+    """Answers the questions of a dataset with one model at a time."""
 
     def __init__(
         self, config: RunConfig, settings: Evaluation, dataset: PreparedDataset, export: str
@@ -84,95 +83,54 @@ class Answerer:
         self._scratch = tempfile.TemporaryDirectory()
         self._folder = fetch_export(locate(export), Path(self._scratch.name))
         self._processor = load_processor(self._folder)
-        self._template = get_template(config.model.template)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._loaded: tuple[bool, LlavaForConditionalGeneration] | None = None
+        self._loaded: tuple[bool, Generator] | None = None
 
     def answer(self, control: Control, shard: int, row_group: int) -> Iterator[Answer]:
         """Answer the questions of one row group."""
-        questions = self._dataset.read_samples(shard, row_group, _COLUMNS).to_pylist()
-        for start in range(0, len(questions), self._settings.batch_size):
-            batch = [
-                self._question(row) for row in questions[start : start + self._settings.batch_size]
-            ]
-            predictions = self._predict(control, batch)
-            for question, prediction in zip(batch, predictions, strict=True):
-                yield question.answered(prediction, with_image=control == "trained")
-
-    def _question(self, row: dict[str, Any]) -> "_Question":
-        turns = [Turn(**turn) for turn in row["turns"]]
-        pixels = [self._dataset.pixels(image) for image in row["pixels"]]
-        prompt = encode_prompt(
-            turns[:-1],
-            template=self._template,
-            tokenizer=self._processor.tokenizer,
-            num_image_tokens=self._dataset.num_image_tokens,
-        )
-        return _Question(row, turns, pixels, prompt)
-
-    def _predict(self, control: Control, batch: list["_Question"]) -> list[str]:
-        model = self._model(trained=control != "untrained")
-        tokenizer = self._processor.tokenizer
-        length = max(len(question.prompt) for question in batch)
-        padding = [length - len(question.prompt) for question in batch]
-        ids = [[tokenizer.pad_token_id] * n + q.prompt for n, q in zip(padding, batch, strict=True)]
-        mask = [[0] * n + [1] * (length - n) for n in padding]
-        images = [image for question in batch for image in question.pixels]
-        pixel_values = None  # no question of the batch has an image
-        if images:
-            normalized = torch.from_numpy(normalize(images, self._dataset.images))
-            pixel_values = normalized.to(self._device, model.dtype)
-            if control == "blank_image":
-                pixel_values.zero_()
-        stops = stop_strings(self._template)
-        with torch.inference_mode():
-            generated = model.generate(
-                input_ids=torch.tensor(ids, device=self._device),
-                attention_mask=torch.tensor(mask, device=self._device),
-                pixel_values=pixel_values,
+        rows = self._dataset.read_samples(shard, row_group, _COLUMNS).to_pylist()
+        for start in range(0, len(rows), self._settings.batch_size):
+            batch = rows[start : start + self._settings.batch_size]
+            prompts = [self._prompt(row) for row in batch]
+            predictions = self._generator(trained=control != "untrained").answer(
+                prompts,
                 max_new_tokens=self._settings.max_new_tokens,
-                do_sample=False,
-                stop_strings=list(stops) or None,
-                tokenizer=tokenizer,
+                blank_images=control == "blank_image",
             )
-        texts = tokenizer.batch_decode(generated[:, length:], skip_special_tokens=True)
-        return [_cut(text, stops) for text in texts]
+            for row, prompt, prediction in zip(batch, prompts, predictions, strict=True):
+                yield _answer(row, prompt, prediction, with_image=control == "trained")
 
-    def _model(self, *, trained: bool) -> LlavaForConditionalGeneration:
+    def _prompt(self, row: dict[str, Any]) -> Prompt:
+        turns = [Turn(turn["role"], turn["text"]) for turn in row["turns"]]
+        return Prompt(turns[:-1], [self._dataset.pixels(image) for image in row["pixels"]])
+
+    def _generator(self, *, trained: bool) -> Generator:
         if self._loaded is None or self._loaded[0] != trained:
             self._loaded = None  # drop the other one first: both may not fit
-            precision = self._config.engine.precision
-            if trained:
-                model = load_model(self._folder, precision, self._config.model.attn_implementation)
-            else:
-                model = build_model(
-                    self._config.model,
-                    self._processor,
-                    seed=self._config.seed,
-                    precision=precision,
+            model, precision = self._config.model, self._config.engine.precision
+            made = (
+                load_model(self._folder, precision, model.attn_implementation)
+                if trained
+                else build_model(
+                    model, self._processor, seed=self._config.seed, precision=precision
                 )
-            self._loaded = (trained, model.to(self._device).eval())
+            )
+            template = get_template(model.template)
+            self._loaded = (trained, Generator(made.to(self._device), self._processor, template))
         return self._loaded[1]
 
 
-@dataclass(frozen=True)
-class _Question:
-    row: dict[str, Any]
-    turns: list[Turn]
-    pixels: list[Pixels]
-    prompt: list[int]
-
-    def answered(self, prediction: str, *, with_image: bool) -> Answer:
-        return Answer(
-            id=self.row["id"],
-            image=to_png(self.pixels[0]) if with_image and self.pixels else b"",
-            question=self.turns[-2].text.replace(IMAGE_PLACEHOLDER, "").strip(),
-            reference=self.turns[-1].text,
-            prediction=prediction,
-            answer_type=self.row["answer_type"],
-            question_type=self.row["question_type"],
-            domain=self.row["domain"],
-        )
+def _answer(row: dict[str, Any], prompt: Prompt, prediction: str, *, with_image: bool) -> Answer:
+    return Answer(
+        id=row["id"],
+        image=to_png(prompt.images[0]) if with_image and prompt.images else b"",
+        question=prompt.turns[-1].text.replace(IMAGE_PLACEHOLDER, "").strip(),
+        reference=row["turns"][-1]["text"],
+        prediction=prediction,
+        answer_type=row["answer_type"],
+        question_type=row["question_type"],
+        domain=row["domain"],
+    )
 
 
 class _AnswererActor:
@@ -187,9 +145,3 @@ class _AnswererActor:
         return pa.Table.from_pylist(
             [{"control": control} | {n: getattr(a, n) for n in a.__slots__} for a in answers]
         )
-
-
-def _cut(text: str, stops: tuple[str, ...]) -> str:
-    for stop in stops:
-        text = text.split(stop, 1)[0]
-    return text.strip()

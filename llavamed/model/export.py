@@ -15,6 +15,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from llavamed.data.feed.loader import Batch
 from llavamed.errors import CheckpointError
+from llavamed.model.generation import set_generation_tokens
 from llavamed.model.llava import load_model
 from llavamed.model.loss import sampled_logits
 from llavamed.processor.build import image_settings, load_processor, num_image_tokens
@@ -30,6 +31,11 @@ another order of summation: of fp32's 24 bits, and of bf16's 8 (one of its steps
 MERGED_TOLERANCE = 0.05
 """The same where adapters were merged: what they add is then rounded with the weight it is added
 to, and kernels for four bits compute in fewer than 24 whatever the precision."""
+
+SERVED_TOWERS = ("clip_vision_model", "siglip_vision_model")
+"""Kinds of tower that LLaVA has in vLLM."""
+IDENTITY_ARGUMENT = """--hf-overrides '{"projector_hidden_act": "torch.nn.modules.Identity"}'"""
+"""What vLLM must be started with: it has no activation of the name `linear`."""
 
 _QUESTION = Turn("user", f"{IMAGE_PLACEHOLDER}\nWhat does the image show?")
 _RETRY = (
@@ -65,6 +71,8 @@ def write_export(
 ) -> None:
     """Put a model's files into storage; `complete_export` makes an export of them.
 
+    Names and fields are those of the published LLaVA-1.5 checkpoints, which other engines read.
+
     Args:
         place: Folder to write; what lies there is deleted first.
         model: Whose config and class are saved.
@@ -73,9 +81,38 @@ def write_export(
     """
     place.remove()
     with tempfile.TemporaryDirectory() as scratch:
-        model.save_pretrained(scratch, state_dict=weights)
+        set_generation_tokens(model, processor)
+        model._weight_conversions = None  # or names would depend on what the model was loaded from
+        model.save_pretrained(scratch, state_dict=_published_names(model, weights))
         processor.save_pretrained(scratch)
+        # Inside processor_config.json it is read by transformers 5 only.
+        processor.image_processor.save_pretrained(scratch)
         place.upload(Path(scratch))
+
+
+def _published_names(
+    model: LlavaForConditionalGeneration, weights: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return weights under the names that transformers turns into the published ones.
+
+    Published towers of CLIP and SigLIP have the prefix `vision_model`, which transformers adds on
+    saving only to what was loaded with it.
+    """
+    tower = "model.vision_tower."
+    if model.config.vision_config.model_type not in SERVED_TOWERS:
+        return weights
+    return {name.replace(tower, f"{tower}vision_model.", 1): w for name, w in weights.items()}
+
+
+def serving_note(place: Location) -> str | None:
+    """Return what vLLM needs to serve an export, or why it cannot; none where it just can."""
+    config = (place / "config.json").read_json()
+    tower = config["vision_config"]["model_type"]
+    if tower not in SERVED_TOWERS:
+        return f"vLLM cannot serve it: it knows no tower of the kind {tower} in a LLaVA"
+    if config["projector_hidden_act"] == "linear":
+        return f"vLLM serves its linear projector with: {IDENTITY_ARGUMENT}"
+    return None
 
 
 def check_export(place: Location, trained: Trained, device: torch.device) -> float:

@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
+from transformers import AutoModel
 
 from llavamed.config.model import ModelPart
+from llavamed.processor.tower import tower_of
 
 
 @dataclass(frozen=True)
@@ -46,19 +49,32 @@ def freeze(model: Any, trainable: Sequence[ModelPart]) -> list[PartCount]:
 
 
 def _unreached(model: Any) -> set[str]:
-    tower, config = model.model.vision_tower, model.config
-    num_layers = config.vision_config.num_hidden_layers
-    behind: list[nn.Module] = []
-    for name, module in tower.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == num_layers:
-            # hidden_states[-1] is the last layer's output, so -2 leaves one layer behind it.
-            behind.extend(module[num_layers + 1 + config.vision_feature_layer :])
-        elif name.rpartition(".")[2] == "post_layernorm":
-            behind.append(module)
-    if config.projector_hidden_act == "linear":
-        behind.append(model.model.multi_modal_projector.linear_2)
-    hidden = {id(parameter) for module in behind for parameter in module.parameters()}
+    """Return the parameters of tower and projector that the loss does not depend on."""
+    hidden = {id(parameter) for parameter in _behind_features(model)}
+    if model.config.projector_hidden_act == "linear":
+        hidden |= {id(each) for each in model.model.multi_modal_projector.linear_2.parameters()}
     return {name for name, parameter in model.named_parameters() if id(parameter) in hidden}
+
+
+def _behind_features(model: Any) -> list[nn.Parameter]:
+    """Return the tower's parameters that its projected hidden state does not depend on.
+
+    They are found by a backward pass without memory: layers behind that state, the last norm, a
+    pooling head, a mask token, whatever the kind of tower.
+    """
+    config = model.config
+    with torch.device("meta"), torch.enable_grad():
+        tower = AutoModel.from_config(config.vision_config)
+        states = tower(
+            torch.empty(1, 3, *[tower_of(config.vision_config, "vision_config").image_size] * 2),
+            output_hidden_states=True,
+        ).hidden_states
+        layers = config.vision_feature_layer
+        for layer in [layers] if isinstance(layers, int) else layers:
+            states[layer].sum().backward(retain_graph=True)
+    behind = {name for name, parameter in tower.named_parameters() if parameter.grad is None}
+    parameters = model.model.vision_tower.named_parameters()
+    return [parameter for name, parameter in parameters if name in behind]
 
 
 def is_adapter(parameter: str) -> bool:

@@ -9,10 +9,9 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    MODEL_MAPPING,
     AutoConfig,
-    AutoModel,
     AutoModelForCausalLM,
-    CLIPVisionModel,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
@@ -22,7 +21,10 @@ from transformers.utils.logging import disable_progress_bar
 from llavamed.config.model import Model, Pretrained
 from llavamed.errors import CheckpointError, ConfigError
 from llavamed.model.projector import ACTIVATIONS, make_projector
-from llavamed.processor.build import declared_config, num_image_tokens, part_config
+from llavamed.processor.build import num_image_tokens
+from llavamed.processor.pretrained import declared_config, loading_problem, part_config
+from llavamed.processor.tower import check_feature_layer, tower_of
+from llavamed.storage.fetch import fetch_once
 
 disable_progress_bar()  # its bars, one a load and a save, say nothing that we do not
 
@@ -34,14 +36,14 @@ VOCABULARY_MULTIPLE = 64
 def build_model(
     model: Model, processor: LlavaProcessor, *, seed: int, precision: Literal["bf16", "fp32"]
 ) -> LlavaForConditionalGeneration:
-    """The model a run begins with, the same for the same seed.
+    """Return the model a run begins with, the same for the same seed.
 
     Raises:
         ConfigError: Weights cannot be found or do not fit together.
         CheckpointError: Weights are damaged or not whole.
     """
     if model.weights is not None:
-        return load_model(Path(model.weights), precision, model.attn_implementation)
+        return load_model(model.weights, precision, model.attn_implementation)
     assert model.vision_tower is not None
     assert model.language_model is not None
     vision = part_config(model.vision_tower, "model.vision_tower")
@@ -51,12 +53,14 @@ def build_model(
         language_model = _make_part(
             AutoModelForCausalLM, model.language_model, "model.language_model", text, precision
         )
-        tower_class = CLIPVisionModel if vision.model_type == "clip_vision_model" else AutoModel
+        # By its own config: the folder may hold a whole CLIP or SigLIP, with a text encoder.
+        tower_class = MODEL_MAPPING[type(vision)]
         tower = _make_part(tower_class, model.vision_tower, "model.vision_tower", vision, precision)
         _fit_vocabulary(language_model, processor, model.language_model)
         config = llava_config(model, tower.config, language_model.config)
         config.image_token_index = processor.image_token_id
         config.image_seq_length = num_image_tokens(processor)
+        config.text_config.architectures = [type(language_model).__name__]  # other engines ask
         projector = make_projector(config).to(DTYPES[precision])
     with torch.device("meta"):
         llava = LlavaForConditionalGeneration(config)
@@ -65,17 +69,14 @@ def build_model(
     llava.model.language_model = language_model.get_decoder()
     llava.lm_head = language_model.get_output_embeddings()
     llava.generation_config = language_model.generation_config
-    llava.generation_config.pad_token_id = processor.tokenizer.pad_token_id
-    llava.generation_config.eos_token_id = processor.tokenizer.eos_token_id
-    llava.generation_config.bos_token_id = processor.tokenizer.bos_token_id
     llava.set_attn_implementation(model.attn_implementation)
     return llava
 
 
 def load_model(
-    source: Path, precision: Literal["bf16", "fp32"], attn_implementation: str
+    source: str | Path, precision: Literal["bf16", "fp32"], attn_implementation: str
 ) -> LlavaForConditionalGeneration:
-    """A whole LLaVA from a folder or hub name.
+    """Return a whole LLaVA from a folder, the URI of one, or a hub name.
 
     Raises:
         CheckpointError: It cannot be found, or is not a whole LLaVA.
@@ -90,7 +91,7 @@ def load_model(
 
 
 def shape_on_meta(model: Model) -> LlavaForConditionalGeneration:
-    """The model without memory, for counting, from what the file declares; reads no weights.
+    """Return the model without memory, for counting, from what the file declares.
 
     Raises:
         ConfigError: The file names weights without declaring their shape.
@@ -118,14 +119,55 @@ def shape_on_meta(model: Model) -> LlavaForConditionalGeneration:
         return LlavaForConditionalGeneration(config)
 
 
+def check_forward(config: LlavaConfig, key: str) -> None:
+    """Pass an image and a few tokens through a LLaVA without memory, before anything is started.
+
+    Args:
+        config: Of the LLaVA.
+        key: What names it in the run's config, for the error.
+
+    Raises:
+        ConfigError: The tower is of no known kind, has no such hidden state or makes another
+            number of tokens than the text gets; or the language model takes no embeddings.
+    """
+    tower = tower_of(config.vision_config, f"{key}: vision_config")
+    check_feature_layer(config.vision_feature_layer, tower, f"{key}: vision_feature_layer")
+    number = tower.num_image_tokens(config.vision_feature_select_strategy)
+    try:
+        with torch.device("meta"):
+            model = LlavaForConditionalGeneration(config)
+            pixels = torch.empty(1, 3, tower.image_size, tower.image_size)
+            features = torch.stack(model.get_image_features(pixels).pooler_output)
+            # A mask of four dimensions: any other is looked into, which `meta` has no values for.
+            mask = torch.zeros(1, 1, number, number)
+            model.model.language_model(inputs_embeds=features, attention_mask=mask, use_cache=False)
+    except Exception as error:  # a tower raises whatever its code meets
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"{key}: an image cannot pass through the model: {type(error).__name__}: {reason}; "
+            "correct its config, or use another tower or language model"
+        ) from error
+    if features.shape[1] != number:
+        raise ConfigError(
+            f"{key}: its tower makes {features.shape[1]} tokens of an image, not the {number} of "
+            f"image_size={tower.image_size} and patch_size={tower.patch_size}; correct its config"
+        )
+
+
 def llava_config(model: Model, vision: Any, text: Any) -> LlavaConfig:
-    """The config of a LLaVA of these two parts."""
+    """Return the config of a LLaVA of these two parts.
+
+    Raises:
+        ConfigError: The tower is of no known kind, or has no such hidden state.
+    """
+    tower = tower_of(vision, "model.vision_tower.config")
+    check_feature_layer(model.vision_feature_layer, tower, "model.vision_feature_layer")
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
         projector_hidden_act=ACTIVATIONS[model.projector],
         vision_feature_layer=model.vision_feature_layer,
-        vision_feature_select_strategy="default",
+        vision_feature_select_strategy=tower.strategy,
     )
 
 
@@ -140,19 +182,25 @@ def _make_part(
 
 
 def _read_weights(auto_class: Any, source: str, key: str, **settings: Any) -> Any:
-    """A model with all its weights from a folder or hub name. Raises: CheckpointError."""
+    """Return a model with all its weights, and never run code that lies beside them.
+
+    Raises:
+        CheckpointError: They cannot be found or loaded, or are not whole.
+    """
     try:
-        model_type = AutoConfig.from_pretrained(source).model_type
+        folder = fetch_once(source)
+        model_type = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
         if auto_class is LlavaForConditionalGeneration and model_type != "llava":
             raise ValueError(f"its model_type is {model_type}, not llava")
         model, report = auto_class.from_pretrained(
-            source, output_loading_info=True, ignore_mismatched_sizes=True, **settings
+            folder,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **settings,
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{key}={source}: cannot be loaded: {str(error).strip().splitlines()[0]}; give a "
-            "folder with config.json and safetensors, or a hub name this machine can reach"
-        ) from error
+        raise CheckpointError(f"{key}={source}: {loading_problem(error)}") from error
     misshapen = {name for name, *_ in report["mismatched_keys"]}
     if wrong := sorted(report["missing_keys"] | misshapen):
         raise CheckpointError(

@@ -11,51 +11,59 @@ from typing import Any, Literal
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    CONFIG_MAPPING,
-    AutoConfig,
     AutoImageProcessor,
     AutoProcessor,
     AutoTokenizer,
+    CLIPImageProcessorPil,
     LlavaImageProcessorPil,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+    SiglipImageProcessorPil,
 )
 
-from llavamed.config.model import Model, Pretrained
+from llavamed.config.model import Model
 from llavamed.errors import ConfigError
 from llavamed.processor.encode import chat_template, get_template
 from llavamed.processor.images import ImageSettings
+from llavamed.processor.pretrained import load_pretrained, part_config, whole_config
 from llavamed.processor.token_labels import check_fast, repair_merges
+from llavamed.processor.tower import Tower, tower_of
 from llavamed.processor.turns import IMAGE_PLACEHOLDER
 
-# Mean and deviation of the images CLIP was trained on, which towers of its kind expect.
+# Mean and deviation of the images that towers of CLIP's kind were trained on.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_SIGLIP_STATISTICS = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+_RESAMPLING: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
+"""The filters our image code has, by Pillow's numbers, which image processors hold."""
 
 
 def build_processor(model: Model, texts: Iterator[str]) -> LlavaProcessor:
-    """The processor of a model.
+    """Return the processor of a model.
 
     Args:
         model: What the config says of the model.
         texts: Text to train a tokenizer on; read only for a random language model without one.
 
     Raises:
-        ConfigError: The tokenizer or the tower cannot be found, or the template is unknown.
+        ConfigError: The tokenizer or the tower cannot be found, the template is unknown, or the
+            parts do not fit together.
     """
     if model.weights is not None:
-        processor = _load(AutoProcessor, model.weights, "model.weights", backend="pil")
-        repair_merges(processor.tokenizer)
+        processor = _whole_processor(model.weights)
     else:
         assert model.vision_tower is not None
         vision = part_config(model.vision_tower, "model.vision_tower")
+        tower = tower_of(vision, "model.vision_tower.config")
         processor = LlavaProcessor(
-            image_processor=_image_processor(model, vision),
+            image_processor=_image_processor(model, tower),
             tokenizer=_tokenizer(model, texts),
-            patch_size=vision.patch_size,
-            vision_feature_select_strategy="default",
-            num_additional_image_tokens=1,  # CLIP's class token, which `default` then leaves out
+            patch_size=tower.patch_size,
+            vision_feature_select_strategy=tower.strategy,
+            num_additional_image_tokens=tower.num_prefix_tokens,
         )
+        _check_vocabulary(model, processor)
+    _set_pad_token(processor.tokenizer)
     if model.template != "tokenizer":
         processor.chat_template = chat_template(get_template(model.template))
         processor.tokenizer.chat_template = processor.chat_template
@@ -63,18 +71,18 @@ def build_processor(model: Model, texts: Iterator[str]) -> LlavaProcessor:
 
 
 def load_processor(folder: Path) -> LlavaProcessor:
-    """A processor saved by `save_pretrained`."""
-    return AutoProcessor.from_pretrained(str(folder), backend="pil")
+    """Return a processor saved by `save_pretrained`."""
+    return AutoProcessor.from_pretrained(str(folder), backend="pil", trust_remote_code=False)
 
 
 def load_tokenizer(source: str, key: str) -> Any:
-    """A published tokenizer, with the image token added.
+    """Return a published tokenizer, with the image token added.
 
     Raises:
         ConfigError: It cannot be found, or cannot tell where in a text a token lies.
     """
     image_token = {"image_token": IMAGE_PLACEHOLDER}
-    tokenizer = _load(AutoTokenizer, source, key, extra_special_tokens=image_token)
+    tokenizer = load_pretrained(AutoTokenizer, source, key, extra_special_tokens=image_token)
     check_fast(tokenizer)
     repair_merges(tokenizer)
     return tokenizer
@@ -83,21 +91,56 @@ def load_tokenizer(source: str, key: str) -> Any:
 def image_settings(
     processor: LlavaProcessor, backend: Literal["exact", "fast"] = "exact"
 ) -> ImageSettings:
-    """What the processor does to an image, for `llavamed.data.images`."""
-    images = processor.image_processor
+    """Return what the processor does to an image, for `llavamed.processor.images`.
+
+    Raises:
+        ConfigError: It does something that our image code does not.
+    """
+    facts = processor.image_processor.to_dict()
+    size = dict(facts.get("size") or {})
+    crop = dict(facts.get("crop_size") or {}) if facts.get("do_center_crop") else {}
+    edges = {*size.values(), *crop.values()}
+    stretches = size.keys() == {"height", "width"}
+    if len(edges) != 1 or not (stretches or (size.keys() == {"shortest_edge"} and crop)):
+        raise ConfigError(
+            f"image_processor.size={size}, crop_size={crop or None}: must make a square of one "
+            "size, by stretching (height, width) or by cropping the centre (shortest_edge and "
+            "crop_size); correct preprocessor_config.json, or use another model"
+        )
+    expected = {"do_resize": True, "do_rescale": True, "do_normalize": True}
+    for name, value in expected.items():
+        if facts.get(name) is not value:
+            raise ConfigError(
+                f"image_processor.{name}={facts.get(name)}: images are always resized, scaled to "
+                "0 .. 1 and normalized; set it to true in preprocessor_config.json"
+            )
+    if abs(facts["rescale_factor"] * 255 - 1) > 1e-6:
+        raise ConfigError(
+            f"image_processor.rescale_factor={facts['rescale_factor']}: must be 1/255; correct it "
+            "in preprocessor_config.json"
+        )
+    if facts["resample"] not in _RESAMPLING:
+        raise ConfigError(
+            f"image_processor.resample={facts['resample']}: must be 2 (bilinear) or 3 (bicubic); "
+            "correct it in preprocessor_config.json"
+        )
+    square: Literal["square", "stretch"] = "stretch" if stretches else "square"
     return ImageSettings(
-        size=int(images.crop_size["height"]),
-        aspect_ratio="pad" if getattr(images, "do_pad", False) else "square",
-        mean=tuple(images.image_mean),
-        std=tuple(images.image_std),
+        size=int(edges.pop()),
+        aspect_ratio="pad" if facts.get("do_pad") else square,
+        mean=tuple(facts["image_mean"]),
+        std=tuple(facts["image_std"]),
         backend=backend,
+        resample=_RESAMPLING[facts["resample"]],
     )
 
 
 def num_image_tokens(processor: LlavaProcessor) -> int:
-    """Tokens an image takes in the text."""
+    """Return the tokens an image takes in the text."""
     size = image_settings(processor).size
-    return (size // int(processor.patch_size)) ** 2
+    patches = (size // int(processor.patch_size)) ** 2
+    is_cut = processor.vision_feature_select_strategy == "default"
+    return patches + int(processor.num_additional_image_tokens) - is_cut
 
 
 def tokenizer_hash(processor: LlavaProcessor) -> str:
@@ -105,88 +148,84 @@ def tokenizer_hash(processor: LlavaProcessor) -> str:
     return hashlib.sha256(processor.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
-def part_config(part: Pretrained, key: str) -> Any:
-    """The Hugging Face config of a tower or language model: the weights' own, or the declared one.
-
-    Raises:
-        ConfigError: The weights cannot be found, or differ from what `config` declares of them.
-    """
-    if part.weights is None:
-        return declared_config(part, key)
-    config = _load(AutoConfig, part.weights, f"{key}.weights")
-    config = getattr(config, "vision_config", config) if key.endswith("tower") else config
-    for name, declared in part.config.items():
-        found = getattr(config, name, None)
-        if name != "model_type" and found != declared:
-            raise ConfigError(
-                f"{key}.config.{name}={declared}: the weights {part.weights} have {found}; "
-                "correct the declared value or remove it"
-            )
-    return config
-
-
-def text_config(model: Model) -> Any:
-    """The Hugging Face config of the language model. Raises: ConfigError, as `part_config`."""
-    if model.language_model is not None:
-        return part_config(model.language_model, "model.language_model")
-    assert model.weights is not None
-    return _load(AutoConfig, model.weights, "model.weights").get_text_config()
-
-
-def declared_config(part: Pretrained, key: str) -> Any:
-    """The Hugging Face config that the file declares, without looking at any weights.
-
-    Raises:
-        ConfigError: `config` is empty or transformers refuses it.
-    """
-    name = part.config.get("model_type")
-    if name not in CONFIG_MAPPING:
+def _whole_processor(source: str) -> LlavaProcessor:
+    """Return the processor of a whole LLaVA, whose config says how many tokens an image takes."""
+    key = "model.weights"
+    processor = load_pretrained(AutoProcessor, source, key, backend="pil")
+    if not isinstance(processor, LlavaProcessor):
         raise ConfigError(
-            f"{key}.config.model_type={name}: transformers knows no such model; give the name of "
-            "one, such as clip_vision_model or llama"
+            f"{key}={source}: holds a {type(processor).__name__}, and no processor of a LLaVA; add "
+            "its processor_config.json and preprocessor_config.json"
         )
-    try:
-        return AutoConfig.for_model(**part.config)
-    except Exception as error:  # ValueError, TypeError and transformers' own strict errors
-        reason = str(error).strip().splitlines()[-1].strip()
+    config = whole_config(source, key)
+    tower = tower_of(config.vision_config, f"{key}={source}: vision_config")
+    size = image_settings(processor).size
+    if size != tower.image_size:
         raise ConfigError(
-            f"{key}.config: transformers refuses it: {reason}; correct the field"
-        ) from error
-
-
-def check_source(source: str, key: str) -> None:
-    """Find out whether a model can be had from a path or the hub. Raises: ConfigError."""
-    _load(AutoConfig, source, key)
-
-
-def _load(auto_class: Any, source: str, key: str, **kwargs: Any) -> Any:
-    is_path = source.startswith(("/", ".", "~")) or source.count("/") > 1  # no name on the hub
-    if is_path and not Path(source).is_dir():
-        raise ConfigError(f"{key}={source}: no such folder; give one, or a name on the hub")
-    try:
-        return auto_class.from_pretrained(source, **kwargs)
-    except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
+            f"{key}={source}: its processor makes images of {size} pixels, and its tower takes "
+            f"{tower.image_size}; correct size in its preprocessor_config.json"
+        )
+    check_fast(processor.tokenizer)
+    repair_merges(processor.tokenizer)
+    found = processor.tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER)
+    if found != config.image_token_id:
         raise ConfigError(
-            f"{key}={source}: cannot be loaded: {first_line}; give a folder that holds it, or a "
-            "hub name this machine can reach"
-        ) from error
+            f"{key}={source}: image_token_index={config.image_token_id} in its config, but its "
+            f"tokenizer has {IMAGE_PLACEHOLDER} at {found}; correct the one or the other"
+        )
+    # Older processors leave out what newer ones need; the model's own config has it all.
+    processor.patch_size = tower.patch_size
+    processor.vision_feature_select_strategy = config.vision_feature_select_strategy
+    processor.num_additional_image_tokens = tower.num_prefix_tokens
+    return processor
 
 
-def _image_processor(model: Model, vision: Any) -> LlavaImageProcessorPil:
+def _image_processor(model: Model, tower: Tower) -> Any:
+    """Return the image processor of a tower; its weights' own says how pixels are normalized."""
     assert model.vision_tower is not None
-    mean, std = CLIP_MEAN, CLIP_STD
+    size = tower.image_size
+    edges, square = {"shortest_edge": size}, {"height": size, "width": size}
+    theirs: dict[str, Any] = {}
     if model.vision_tower.weights is not None:
         source = model.vision_tower.weights
-        theirs = _load(AutoImageProcessor, source, "model.vision_tower.weights", backend="pil")
-        mean, std = tuple(theirs.image_mean), tuple(theirs.image_std)
-    return LlavaImageProcessorPil(
-        size={"shortest_edge": vision.image_size},
-        crop_size={"height": vision.image_size, "width": vision.image_size},
-        do_pad=model.image_aspect_ratio == "pad",
-        image_mean=list(mean),
-        image_std=list(std),
-    )
+        found = load_pretrained(
+            AutoImageProcessor, source, "model.vision_tower.weights", backend="pil"
+        )
+        theirs = {
+            "image_mean": list(found.image_mean),
+            "image_std": list(found.image_std),
+            "resample": found.resample,
+        }
+    if model.image_aspect_ratio == "pad":
+        settings = theirs if theirs or tower.resizing == "square" else _SIGLIP_STATISTICS
+        return LlavaImageProcessorPil(size=edges, crop_size=square, do_pad=True, **settings)
+    if tower.resizing == "stretch":
+        return SiglipImageProcessorPil(size=square, **theirs)
+    return CLIPImageProcessorPil(size=edges, crop_size=square, **theirs)
+
+
+def _check_vocabulary(model: Model, processor: LlavaProcessor) -> None:
+    """Refuse random weights with fewer embeddings than tokens; published ones get rows added."""
+    assert model.language_model is not None
+    if model.language_model.weights is not None:
+        return
+    rows = int(part_config(model.language_model, "model.language_model").vocab_size)
+    if len(processor.tokenizer) > rows:
+        raise ConfigError(
+            f"model.language_model.config.vocab_size={rows}: the tokenizer has "
+            f"{len(processor.tokenizer)} entries; set it to at least {len(processor.tokenizer)}"
+        )
+
+
+def _set_pad_token(tokenizer: Any) -> None:
+    """Give a tokenizer a token to pad with: it is never trained nor attended to, so any will do."""
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ConfigError(
+            f"tokenizer={tokenizer.name_or_path}: has no pad_token, unk_token or eos_token to pad "
+            "with; name one in its tokenizer_config.json"
+        )
 
 
 def _tokenizer(model: Model, texts: Iterator[str]) -> Any:
@@ -196,10 +235,7 @@ def _tokenizer(model: Model, texts: Iterator[str]) -> Any:
         vocabulary = int(part_config(model.language_model, "model.language_model").vocab_size)
         return _train_tokenizer(texts, vocabulary)
     key = "model.tokenizer" if model.tokenizer else "model.language_model.weights"
-    tokenizer = load_tokenizer(source, key)
-    if tokenizer.pad_token is None:  # padding is never trained nor attended to: any token will do
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    return tokenizer
+    return load_tokenizer(source, key)
 
 
 def _train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:

@@ -42,10 +42,11 @@ class ImageSettings:
     """
 
     size: int
-    aspect_ratio: Literal["square", "pad"]
+    aspect_ratio: Literal["square", "pad", "stretch"]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     backend: Literal["exact", "fast"] = "exact"
+    resample: Literal["bicubic", "bilinear"] = "bicubic"
 
 
 def to_pixels(
@@ -54,9 +55,9 @@ def to_pixels(
     """Decode, make RGB, and resize to the training resolution.
 
     `square` resizes the short edge and crops the centre; `pad` first pads to a square of the mean
-    colour. Source: CLIPImageProcessor of transformers, and the paddings of LLaVA 1.5. Transparency
-    is left out, as there; of several pages the first is read. What is black and white is told by
-    `pixel_range`.
+    colour; `stretch` resizes both edges. Source: CLIPImageProcessor and SiglipImageProcessor of
+    transformers, and the paddings of LLaVA 1.5. Transparency is left out, as there; of several
+    pages the first is read. What is black and white is told by `pixel_range`.
 
     Args:
         data: The encoded file.
@@ -79,7 +80,10 @@ def to_pixels(
     resized = (settings.size, resized_long) if width <= height else (resized_long, settings.size)
     if max(resized) > 100 * settings.size:
         raise SampleError("corrupt_image", f"{width}x{height} pixels is a line, not a picture")
-    pixels = (_resize_fast if settings.backend == "fast" else _resize)(pixels, *resized)
+    if settings.aspect_ratio == "stretch":
+        resized = (settings.size, settings.size)
+    resize = _resize_fast if settings.backend == "fast" else _resize
+    pixels = resize(pixels, *resized, settings.resample)
     left, top = (resized[0] - settings.size) // 2, (resized[1] - settings.size) // 2
     return np.ascontiguousarray(pixels[top : top + settings.size, left : left + settings.size])
 
@@ -198,10 +202,10 @@ def _is_upright(image: Image.Image) -> bool:
         return True
 
 
-def _resize(pixels: Pixels, width: int, height: int) -> Pixels:
-    """As CLIPImageProcessor does; what is grey as one channel, in a third of the time."""
+def _resize(pixels: Pixels, width: int, height: int, resample: str) -> Pixels:
+    """Resize as transformers does; what is grey as one channel, in a third of the time."""
     image = Image.fromarray(np.ascontiguousarray(pixels[..., 0]) if _is_grey(pixels) else pixels)
-    resized = image.resize((width, height), resample=Image.Resampling.BICUBIC)
+    resized = image.resize((width, height), resample=Image.Resampling[resample.upper()])
     return np.asarray(resized.convert("RGB"))
 
 
@@ -213,14 +217,14 @@ def _is_grey(pixels: Pixels) -> bool:
     )
 
 
-def _resize_fast(pixels: Pixels, width: int, height: int) -> Pixels:
+def _resize_fast(pixels: Pixels, width: int, height: int, resample: str) -> Pixels:
     """The same filter with weights of 16 bits instead of 22, by vector instructions."""
     import torch
 
     # Strides that say channels come last, which is what the fast kernel is for.
     image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
     resized = torch.nn.functional.interpolate(
-        image, size=(height, width), mode="bicubic", antialias=True
+        image, size=(height, width), mode=resample, antialias=True
     )
     return resized[0].permute(1, 2, 0).numpy()
 

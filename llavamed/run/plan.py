@@ -23,6 +23,7 @@ from llavamed.model.cost.flops import ACCELERATORS, Accelerator, Workload, stage
 from llavamed.model.cost.memory import Memory, stage_memory, tokens_per_pass
 from llavamed.model.freeze import PartCount, freeze
 from llavamed.model.llava import shape_on_meta
+from llavamed.processor.tower import tower_of
 from llavamed.storage.location import MANIFEST, Location, locate
 from llavamed.train.job import order_of
 
@@ -181,8 +182,8 @@ def _measured_load(data: Mixture, stage: Stage, seed: int) -> _Load:
 def _declared_load(
     config: RunConfig, stage: Stage, model: Any, prepared: dict[str, PreparedDataset]
 ) -> _Load:
-    vision = model.config.vision_config
-    image_tokens = (vision.image_size // vision.patch_size) ** 2
+    tower = tower_of(model.config.vision_config, "model.vision_tower.config")
+    image_tokens = tower.num_image_tokens(model.config.vision_feature_select_strategy)
     shares = [
         (_declared(config, name, prepared, image_tokens), passes)
         for name, passes in stage.mixture.items()

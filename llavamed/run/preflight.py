@@ -8,8 +8,9 @@ from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import ConfigError
 from llavamed.model.adapters import check_layers
 from llavamed.model.export import read_manifest
+from llavamed.model.llava import check_forward, llava_config
 from llavamed.model.quantize import load_bitsandbytes
-from llavamed.processor.build import check_source, part_config, text_config
+from llavamed.processor.pretrained import part_config, text_config, whole_config
 from llavamed.run.curriculum import StagePlan
 from llavamed.storage.location import locate
 from llavamed.train.checkpoint.manifest import check_settings
@@ -17,16 +18,26 @@ from llavamed.train.job import StageJob, order_of
 
 
 def check_weights(config: RunConfig, plans: list[StagePlan]) -> None:
-    """Find out whether all weights a run starts from can be had. Raises: ConfigError."""
+    """Find out whether all weights a run starts from can be had, and whether images fit them.
+
+    Raises:
+        ConfigError: They cannot be found, or an image cannot pass through one of the models.
+    """
     model = config.model
     if model.vision_tower is not None and model.language_model is not None:
-        part_config(model.vision_tower, "model.vision_tower")
-        part_config(model.language_model, "model.language_model")
+        vision = part_config(model.vision_tower, "model.vision_tower")
+        text = part_config(model.language_model, "model.language_model")
+        check_forward(llava_config(model, vision, text), "model")
+    if model.weights is not None:
+        check_forward(
+            whole_config(model.weights, "model.weights"), f"model.weights={model.weights}"
+        )
     own = {str(plan.export) for plan in plans}
     for plan in plans:
         start = plan.initial_weights
         if start is not None and start not in own and read_manifest(locate(start)) is None:
-            check_source(start, f"stages.{plan.stage.name}.initial_weights")
+            key = f"stages.{plan.stage.name}.initial_weights"
+            check_forward(whole_config(start, key), f"{key}={start}")
 
 
 def check_adapters(config: RunConfig, plans: list[StagePlan]) -> None:

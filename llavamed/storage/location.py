@@ -233,12 +233,22 @@ class Location:
             raise StorageError(f"{self}: no such folder; check the path")
         if self.is_local:
             return Path(self.path)
-        for path in with_retries(self, "list", lambda: self.fs.find(self.path)):
+        self.download_files(list(self.list_files()), folder)
+        return folder
+
+    def list_files(self) -> dict[str, dict[str, Any]]:
+        """Return the path of every file below this folder with what the filesystem tells of it."""
+        self.fs.invalidate_cache()
+        found = with_retries(self, "list", lambda: self.fs.find(self.path, detail=True))
+        return cast("dict[str, dict[str, Any]]", found)
+
+    def download_files(self, paths: list[str], folder: Path) -> None:
+        """Copy files below this folder, by the paths of `list_files`, into a local one."""
+        for path in paths:
             target = folder / posixpath.relpath(path, self.path)
             target.parent.mkdir(parents=True, exist_ok=True)
             place = Location(self.fs, path, self.attempts)
             with_retries(place, "read", partial(self.fs.get_file, path, str(target)))
-        return folder
 
 
 def _protocols(fs: fsspec.AbstractFileSystem) -> tuple[str, ...]:

@@ -94,7 +94,8 @@ MISTAKES = {
     "unknown tower": (
         "model.vision_tower.config.model_type=clap_vision",
         "model.vision_tower.config.model_type=clap_vision: is not an image encoder we can train; "
-        "use one of: clip_vision_model, siglip_vision_model",
+        "use one of: clip_vision_model, siglip_vision_model, vit, dinov2, dinov2_with_registers, "
+        "dinov3_vit",
     ),
     "key that lies one level down": (
         "stages.align.lr=1e-3",

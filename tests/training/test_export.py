@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    AutoImageProcessor,
     AutoProcessor,
     CLIPConfig,
     CLIPImageProcessorPil,
@@ -32,6 +33,7 @@ from llavamed.model.export import (
     copy_export,
     fetch_export,
     read_manifest,
+    serving_note,
     write_export,
 )
 from llavamed.model.llava import build_model, load_model
@@ -175,6 +177,104 @@ def published(
     write_export(locate(str(folder)), model, model.state_dict(), processor)
     complete_export(locate(str(folder)), {"stage": "align"})
     return model, folder
+
+
+PUBLISHED_PREFIXES = (
+    "vision_tower.vision_model.",
+    "multi_modal_projector.linear_",
+    "language_model.model.",
+    "language_model.lm_head.",
+)
+"""Of the tensors of the published LLaVA-1.5 checkpoints, which vLLM's loader is written for."""
+VLLM_ACTIVATIONS = {
+    *("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu"),
+    *("relu", "silu", "tanh", "sigmoid"),
+}
+
+
+def test_an_export_has_the_names_and_fields_of_published_checkpoints(
+    published: tuple[LlavaForConditionalGeneration, Path],
+) -> None:
+    folder = published[1]
+    tensors = load_file(folder / "model.safetensors")
+    assert [name for name in tensors if not name.startswith(PUBLISHED_PREFIXES)] == []
+    assert any(name.startswith("vision_tower.vision_model.encoder.layers.0.") for name in tensors)
+    config, processor, images, generation = (
+        json.loads((folder / name).read_text())
+        for name in (
+            "config.json",
+            "processor_config.json",
+            "preprocessor_config.json",
+            "generation_config.json",
+        )
+    )
+    vision, text = config["vision_config"], config["text_config"]
+    assert config["architectures"] == ["LlavaForConditionalGeneration"]
+    assert text["architectures"] == ["LlamaForCausalLM"]
+    assert config["image_token_index"] < text["vocab_size"]
+    assert config["projector_hidden_act"] in VLLM_ACTIVATIONS
+    assert config["image_seq_length"] == (vision["image_size"] // vision["patch_size"]) ** 2
+    assert processor["patch_size"] == vision["patch_size"]
+    assert processor["vision_feature_select_strategy"] == config["vision_feature_select_strategy"]
+    assert images["image_processor_type"] == "CLIPImageProcessor"
+    assert images["size"] == {"shortest_edge": vision["image_size"]}
+    assert set(images["crop_size"].values()) == {vision["image_size"]}
+    loaded = AutoProcessor.from_pretrained(folder, backend="pil")
+    assert loaded.tokenizer.convert_tokens_to_ids("<image>") == config["image_token_index"]
+    assert generation["eos_token_id"] == loaded.tokenizer.eos_token_id
+    assert generation["pad_token_id"] == loaded.tokenizer.pad_token_id
+    assert (folder / "chat_template.jinja").exists()
+    assert serving_note(locate(str(folder))) is None
+    image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    assert image_processor.to_dict() == loaded.image_processor.to_dict()
+
+
+def test_an_export_has_the_same_names_whatever_its_weights_were_loaded_from(
+    published: tuple[LlavaForConditionalGeneration, Path], tmp_path: Path
+) -> None:
+    """Without the prefix, as transformers writes a tower that was not loaded within a LLaVA."""
+    model, folder = published
+    tensors = load_file(folder / "model.safetensors")
+    shutil.copytree(folder, tmp_path / "bare")
+    bare = {
+        name.replace("vision_tower.vision_model.", "vision_tower."): w
+        for name, w in tensors.items()
+    }
+    save_file(bare, tmp_path / "bare" / "model.safetensors", metadata={"format": "pt"})
+    processor = AutoProcessor.from_pretrained(folder, backend="pil")
+    for source in (folder, tmp_path / "bare"):
+        again = load_model(source, "fp32", "sdpa")
+        assert_same_weights(again.state_dict(), model.state_dict())
+        place = locate(str(tmp_path / f"again-{source.name}"))
+        write_export(place, again, again.state_dict(), processor)
+        assert_same_weights(load_file(Path(place.path) / "model.safetensors"), tensors)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "note"),
+    [
+        (
+            ["model.projector=linear"],
+            "vLLM serves its linear projector with: --hf-overrides "
+            """'{"projector_hidden_act": "torch.nn.modules.Identity"}'""",
+        ),
+        (
+            ["model.vision_tower.config.model_type=vit"],
+            "vLLM cannot serve it: it knows no tower of the kind vit in a LLaVA",
+        ),
+    ],
+    ids=["projector", "tower"],
+)
+def test_what_vllm_must_be_told_is_said(
+    tiny_config: RunConfig, tmp_path: Path, overrides: list[str], note: str
+) -> None:
+    config = small_config(tiny_config, *overrides)
+    processor = build_processor(config.model, iter(["words"]))
+    model = build_model(config.model, processor, seed=0, precision="fp32")
+    write_export(locate(str(tmp_path)), model, model.state_dict(), processor)
+    assert serving_note(locate(str(tmp_path))) == note
+    again = load_model(tmp_path, "fp32", "sdpa")
+    assert_same_weights(again.state_dict(), model.state_dict())
 
 
 @torch.no_grad()

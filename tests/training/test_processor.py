@@ -11,10 +11,10 @@ from llavamed.processor.build import (
     image_settings,
     load_processor,
     num_image_tokens,
-    part_config,
     tokenizer_hash,
 )
 from llavamed.processor.images import ImageSettings
+from llavamed.processor.pretrained import part_config
 
 TEXTS = ["Where is the lesion? In the left lower lobe.", "Ä 漢 <image>"]
 

@@ -6,6 +6,7 @@ from typing import Any
 from llavamed.config.model import ModelPart
 from llavamed.config.stage import Stage
 from llavamed.model.freeze import is_adapter, part_of, size_of
+from llavamed.processor.tower import tower_of
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def stage_flops(model: Any, stage: Stage, work: Workload) -> Any:
     config = model.config
     text, vision = config.text_config, config.vision_config
     weights = matrix_weights(model)
-    image_tokens = (vision.image_size // vision.patch_size) ** 2
+    shape = tower_of(vision, "vision_config")
+    image_tokens = shape.num_image_tokens(config.vision_feature_select_strategy)
     trained = stage.trainable
     tower = 3 if "vision_tower" in trained else 1
     projector = 1 + ("projector" in trained) + ("vision_tower" in trained)
@@ -79,11 +81,9 @@ def stage_flops(model: Any, stage: Stage, work: Workload) -> Any:
     language = 3 if "language_model" in trained and stage.lora is None else 2
     adapters = sum(size_of(weight) for name, weight in model.named_parameters() if is_adapter(name))
     attention = 2 * text.num_hidden_layers * text.hidden_size * work.sum_squared_tokens
-    tower_attention = 4 * vision.num_hidden_layers * vision.hidden_size * (image_tokens + 1) ** 2
+    tower_attention = 4 * vision.num_hidden_layers * vision.hidden_size * shape.num_tokens**2
     return (
-        tower
-        * work.num_images
-        * (2 * weights["vision_tower"] * (image_tokens + 1) + tower_attention)
+        tower * work.num_images * (2 * weights["vision_tower"] * shape.num_tokens + tower_attention)
         + projector * work.num_images * 2 * weights["projector"] * image_tokens
         + language * 2 * weights["language_model"] * work.num_tokens
         + 3 * 2 * adapters * work.num_tokens

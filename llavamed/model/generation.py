@@ -1,0 +1,128 @@
+"""From turns and images to the text of an answer, with the template and pixels of training.
+
+Evaluation and whoever else asks a model call this one class, so the same question gets the same
+answer everywhere.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jinja2 import TemplateError
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from llavamed.processor.build import image_settings, num_image_tokens
+from llavamed.processor.encode import Template, encode_prompt, stop_strings
+from llavamed.processor.images import Pixels, normalize
+from llavamed.processor.token_labels import special_token_pattern
+from llavamed.processor.turns import Turn
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A dialogue that waits for an answer."""
+
+    turns: Sequence[Turn]
+    """The last one is the user's."""
+    images: Sequence[Pixels]
+    """In the order of their placeholders, each of shape [size, size, 3], uint8."""
+
+
+class Generator:
+    """Answers prompts with one model, greedily."""
+
+    def __init__(
+        self, model: LlavaForConditionalGeneration, processor: LlavaProcessor, template: Template
+    ) -> None:
+        self._model, self._processor, self._template = model.eval(), processor, template
+        self._images = image_settings(processor)
+        self._num_image_tokens = num_image_tokens(processor)
+        set_generation_tokens(model, processor)
+
+    @torch.inference_mode()
+    def answer(
+        self, prompts: Sequence[Prompt], *, max_new_tokens: int, blank_images: bool = False
+    ) -> list[str]:
+        """Answer prompts in one batch.
+
+        Args:
+            prompts: What to answer.
+            max_new_tokens: The most tokens of an answer.
+            blank_images: Show images of the mean colour in place of the prompts' own.
+
+        Returns:
+            The answers without white space around them, and without what ends them.
+        """
+        tokenizer, device = self._processor.tokenizer, self._model.device
+        encoded = [self._encode(prompt) for prompt in prompts]
+        length = max(map(len, encoded))
+        padding = [length - len(ids) for ids in encoded]
+        ids = [[tokenizer.pad_token_id] * n + own for n, own in zip(padding, encoded, strict=True)]
+        mask = [[0] * n + [1] * (length - n) for n in padding]
+        images = [image for prompt in prompts for image in prompt.images]
+        inputs = {
+            "input_ids": torch.tensor(ids, device=device),
+            "attention_mask": torch.tensor(mask, device=device),
+        }
+        if images:  # `generate` fails on pixel_values=None
+            pixels = torch.from_numpy(normalize(images, self._images))
+            pixels = pixels.to(device, self._model.dtype)
+            inputs["pixel_values"] = pixels.zero_() if blank_images else pixels
+        stops = stop_strings(self._template)
+        generated = self._model.generate(
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            stop_strings=list(stops) or None,
+            tokenizer=tokenizer,
+        )
+        texts = tokenizer.batch_decode(generated[:, length:], skip_special_tokens=True)
+        return [_cut(text, stops) for text in texts]
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        return encode_prompt(
+            prompt.turns,
+            template=self._template,
+            tokenizer=self._processor.tokenizer,
+            num_image_tokens=self._num_image_tokens,
+        )
+
+
+def set_generation_tokens(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
+    """Tell a model, and every engine that reads its generation config, where answers end."""
+    tokenizer, config = processor.tokenizer, model.generation_config
+    ends = end_token_ids(processor)
+    config.eos_token_id = ends if len(ends) > 1 else next(iter(ends), None)
+    config.pad_token_id = tokenizer.pad_token_id
+    config.bos_token_id = tokenizer.bos_token_id
+
+
+def end_token_ids(processor: LlavaProcessor) -> list[int]:
+    """Return the tokens that end an answer: the tokenizer's end token, and the template's own.
+
+    A chat template may end a turn with a special token that is not the tokenizer's end token; it is
+    what a model that was trained with the template stops with.
+    """
+    tokenizer = processor.tokenizer
+    ends = [tokenizer.eos_token_id]
+    words = "answer"
+    for content in (words, [{"type": "text", "text": words}]):  # a template takes one or the other
+        message = {"role": "assistant", "content": content}
+        question = {"role": "user", "content": content}
+        try:
+            text = tokenizer.apply_chat_template([question, message], tokenize=False)
+        except (TemplateError, TypeError):  # the template's own refusal, or it wants the other form
+            continue
+        _, found, rest = text.rpartition(words)
+        if found:
+            end = re.search(special_token_pattern(tokenizer), rest)
+            ends += [tokenizer.convert_tokens_to_ids(end[0])] if end else []
+            break
+    return [number for number in dict.fromkeys(ends) if number is not None]
+
+
+def _cut(text: str, stops: tuple[str, ...]) -> str:
+    for stop in stops:
+        text = text.split(stop, 1)[0]
+    return text.strip()

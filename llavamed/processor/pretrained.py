@@ -1,0 +1,115 @@
+"""Load published configs and processors from a folder, object storage or the hub."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import CONFIG_MAPPING, AutoConfig, LlavaConfig
+
+from llavamed.config.model import Model, Pretrained
+from llavamed.errors import ConfigError
+from llavamed.storage.fetch import fetch_once
+
+
+def part_config(part: Pretrained, key: str) -> Any:
+    """Return the Hugging Face config of a tower or language model: its weights' or the declared.
+
+    Raises:
+        ConfigError: The weights cannot be found, or differ from what `config` declares of them.
+    """
+    if part.weights is None:
+        return declared_config(part, key)
+    config = load_pretrained(AutoConfig, part.weights, f"{key}.weights")
+    config = getattr(config, "vision_config", config) if key.endswith("tower") else config
+    for name, declared in part.config.items():
+        found = getattr(config, name, None)
+        if name != "model_type" and found != declared:
+            raise ConfigError(
+                f"{key}.config.{name}={declared}: the weights {part.weights} have {found}; "
+                "correct the declared value or remove it"
+            )
+    return config
+
+
+def text_config(model: Model) -> Any:
+    """Return the Hugging Face config of the language model. Raises: ConfigError."""
+    if model.language_model is not None:
+        return part_config(model.language_model, "model.language_model")
+    assert model.weights is not None
+    return whole_config(model.weights, "model.weights").get_text_config()
+
+
+def declared_config(part: Pretrained, key: str) -> Any:
+    """Return the Hugging Face config that the file declares, without looking at any weights.
+
+    Raises:
+        ConfigError: `config` is empty or transformers refuses it.
+    """
+    name = part.config.get("model_type")
+    if name not in CONFIG_MAPPING:
+        raise ConfigError(
+            f"{key}.config.model_type={name}: transformers knows no such model; give the name of "
+            "one, such as clip_vision_model or llama"
+        )
+    try:
+        return AutoConfig.for_model(**part.config)
+    except Exception as error:  # ValueError, TypeError and transformers' own strict errors
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ConfigError(
+            f"{key}.config: transformers refuses it: {reason}; correct the field"
+        ) from error
+
+
+def whole_config(source: str, key: str) -> LlavaConfig:
+    """Return the config of a whole LLaVA. Raises: ConfigError, also when it is none."""
+    config = load_pretrained(AutoConfig, source, key)
+    if config.model_type != "llava":
+        raise ConfigError(
+            f"{key}={source}: its model_type is {config.model_type}, not llava; name a whole "
+            "LLaVA, or make one of vision_tower and language_model"
+        )
+    return config
+
+
+def load_pretrained(auto_class: Any, source: str, key: str, **kwargs: Any) -> Any:
+    """Load a config, tokenizer or processor, and never run code that lies beside it.
+
+    Args:
+        auto_class: The class of transformers that loads it.
+        source: A folder, a URI of one, or a name on the hub.
+        key: What names it in the run's config, for the error.
+        **kwargs: Passed on to `from_pretrained`.
+
+    Raises:
+        ConfigError: It cannot be found or loaded, or needs code of its own.
+        StorageError: The URI cannot be read.
+    """
+    check_folder(source, key)
+    try:
+        return auto_class.from_pretrained(
+            fetch_once(source, weights=False), trust_remote_code=False, **kwargs
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{key}={source}: {loading_problem(error)}") from error
+
+
+def check_folder(source: str, key: str) -> None:
+    """Refuse a path, which no name on the hub can be, where no folder is. Raises: ConfigError."""
+    if "://" in source:
+        return
+    is_path = source.startswith(("/", ".", "~")) or source.count("/") > 1
+    if is_path and not Path(source).is_dir():
+        raise ConfigError(f"{key}={source}: no such folder; give one, or a name on the hub")
+
+
+def loading_problem(error: Exception) -> str:
+    """Return what transformers could not load and what to do, without its own advice."""
+    first_line = str(error).strip().splitlines()[0]
+    if "custom code" in first_line:
+        return (
+            "needs code that lies beside it (auto_map in its config), and such code is never run; "
+            "name a model whose kind transformers itself knows"
+        )
+    return (
+        f"cannot be loaded: {first_line}; give a folder that holds it, or a hub name this machine "
+        "can reach"
+    )

@@ -1,0 +1,94 @@
+"""What the rest must know of an image encoder; the facts of each kind stand here and nowhere else.
+
+To add a kind, add a case to `tower_of`. `llavamed.model.llava.check_forward` passes an image
+through every tower before a run starts, so a fact that is wrong is found there.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from llavamed.config.model import TOWER_TYPES
+from llavamed.errors import ConfigError
+
+Strategy = Literal["default", "full"]
+"""Hugging Face's words: `default` leaves out the first token, `full` keeps all."""
+
+
+@dataclass(frozen=True)
+class Tower:
+    """The shape of an image encoder, from its Hugging Face config."""
+
+    image_size: int
+    """Width and height of its images in pixels."""
+    patch_size: int
+    """Width and height of what becomes one token, in pixels."""
+    num_layers: int
+    """Transformer layers; there is one hidden state more."""
+    num_prefix_tokens: int
+    """Class token and registers, which come before the tokens of the patches."""
+    resizing: Literal["square", "stretch"]
+    """How its own image processor makes a square: by cropping the centre, or by stretching."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of one image in a hidden state."""
+        return (self.image_size // self.patch_size) ** 2 + self.num_prefix_tokens
+
+    @property
+    def strategy(self) -> Strategy:
+        """Which tokens LLaVA projects: all but the class token, where there is one."""
+        return "default" if self.num_prefix_tokens else "full"
+
+    def num_image_tokens(self, strategy: Strategy) -> int:
+        """Return the tokens an image takes in the text."""
+        return self.num_tokens - (strategy == "default")
+
+
+def tower_of(vision: Any, key: str) -> Tower:
+    """Read the facts of a tower from its Hugging Face config.
+
+    Args:
+        vision: The config.
+        key: What names it in the run's config, for the error.
+
+    Raises:
+        ConfigError: It is of a kind that LLaVA cannot use, or its images are not square.
+    """
+    resizing: Literal["square", "stretch"] = "square"
+    match vision.model_type:
+        case "clip_vision_model" | "vit" | "dinov2":
+            num_prefix_tokens = 1
+        case "dinov2_with_registers" | "dinov3_vit":
+            num_prefix_tokens = 1 + vision.num_register_tokens
+        case "siglip_vision_model":
+            num_prefix_tokens, resizing = 0, "stretch"
+        case other:
+            raise ConfigError(
+                f"{key}.model_type={other}: is no image encoder whose tokens are known; use one "
+                f"of: {', '.join(TOWER_TYPES)}"
+            )
+    return Tower(
+        image_size=_edge(vision.image_size, f"{key}.image_size"),
+        patch_size=_edge(vision.patch_size, f"{key}.patch_size"),
+        num_layers=int(vision.num_hidden_layers),
+        num_prefix_tokens=num_prefix_tokens,
+        resizing=resizing,
+    )
+
+
+def check_feature_layer(layer: int | list[int], tower: Tower, key: str) -> None:
+    """Refuse hidden states that a tower does not have. Raises: ConfigError."""
+    for number in [layer] if isinstance(layer, int) else layer:
+        if not -tower.num_layers - 1 <= number <= tower.num_layers:
+            raise ConfigError(
+                f"{key}={number}: the tower has {tower.num_layers} layers, whose hidden states are "
+                f"{-tower.num_layers - 1} to -1; choose one of these"
+            )
+
+
+def _edge(value: Any, key: str) -> int:
+    """Return the one edge of a square, which a config gives as a number or as a pair."""
+    edges = {value} if isinstance(value, int) else set(value or ())
+    if len(edges) != 1 or not all(isinstance(edge, int) and edge > 0 for edge in edges):
+        raise ConfigError(f"{key}={value}: must be one length in pixels; only squares are used")
+    return int(edges.pop())

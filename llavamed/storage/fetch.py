@@ -1,0 +1,79 @@
+"""Fetch a folder from object storage to this machine, once for all its processes.
+
+The copy lies below the machine's folder for temporary files (`TMPDIR`) and is named after what the
+source holds, so a source that changes is fetched anew and a copy that is complete is used as it is.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llavamed.errors import StorageError
+from llavamed.storage.location import locate
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
+_IDENTITY = ("size", "ETag", "etag", "md5Hash", "LastModified", "mtime", "updated")
+"""What filesystems tell of a file that changes with its content."""
+
+
+def fetch_once(source: str, *, weights: bool = True) -> str:
+    """Return a local folder with what `source` names.
+
+    Args:
+        source: A URI, which is fetched; anything else is returned as it is.
+        weights: Fetch the weights too; configs and tokenizers are small without them.
+
+    Raises:
+        StorageError: There is no such folder, or it cannot be read.
+    """
+    if "://" not in source:
+        return source
+    place = locate(source)
+    if place.is_local:
+        return place.path
+    files = {
+        path: facts
+        for path, facts in place.list_files().items()
+        if weights or not path.endswith(_WEIGHTS)
+    }
+    if not files:
+        raise StorageError(f"{source}: no such folder; check the path")
+    identity = {
+        path: {key: str(facts[key]) for key in _IDENTITY if key in facts}
+        for path, facts in files.items()
+    }
+    text = json.dumps([source, identity], sort_keys=True)
+    cache = _own_folder()
+    folder = cache / hashlib.sha256(text.encode()).hexdigest()[:16]
+    with _locked(folder.with_suffix(".lock")):
+        if not folder.is_dir():
+            with tempfile.TemporaryDirectory(dir=cache) as scratch:
+                partial = Path(scratch) / "files"
+                place.download_files(list(files), partial)
+                partial.rename(folder)
+    return str(folder)
+
+
+def _own_folder() -> Path:
+    """Return the folder of the copies, which no other user of the machine can write."""
+    folder = Path(tempfile.gettempdir()) / f"llavamed-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise StorageError(
+            f"TMPDIR={folder.parent}: {folder.name} in it belongs to another user; set TMPDIR to a "
+            "folder of your own"
+        )
+    return folder
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Let one process of this machine in at a time; the system unlocks for one that is killed."""
+    with file.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
