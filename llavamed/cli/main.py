@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from llavamed.cli.corpus import app as corpus
 from llavamed.cli.data import app as data
 from llavamed.cli.evaluate import app as evaluate
 from llavamed.cli.logs import configure_logging, log_console
@@ -25,6 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(corpus, name="corpus")
 app.add_typer(data, name="data")
 app.add_typer(evaluate, name="evaluate")
 _EVERYWHERE = {"--debug", "--verbose", "--quiet"}

@@ -36,6 +36,7 @@ ONLY_IN = {
     "mlflow": {"run/tracking.py"},
     "peft": {"model/adapters.py"},
     "bitsandbytes": {"model/quantize.py"},
+    "lxml": {"corpus/pmc/jats.py"},
     "kubernetes": set(),
     "moto": set(),
     "pytest": set(),

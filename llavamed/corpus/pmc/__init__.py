@@ -1,0 +1,1 @@
+"""PubMed Central: read its articles."""

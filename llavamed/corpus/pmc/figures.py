@@ -1,0 +1,267 @@
+"""The figures of an article: label, caption, pictures, and the paragraphs that mention them."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from llavamed.corpus.pmc.jats import (
+    Element,
+    ancestors,
+    attribute,
+    children,
+    descendants,
+    local,
+    text_of,
+)
+from llavamed.corpus.pmc.licence import ThirdParty, article_licence, author_names, third_party
+
+_NOT_OURS = frozenset({"sub-article", "response"})
+"""Reviews and translations; their figures are not the article's."""
+_NOT_CAPTION = frozenset(
+    {"label", "fig", "fig-group", "supplementary-material", "media", "permissions", "attrib"}
+    | {"object-id"}
+)
+_NOT_MENTION = frozenset(
+    {"fig", "fig-group", "table-wrap", "table-wrap-group", "boxed-text", "supplementary-material"}
+    | {"media"}
+)
+_NO_PARAGRAPH = frozenset(
+    {"fig", "fig-group", "table-wrap", "supplementary-material", "media", "fn", "ref"} | _NOT_OURS
+)
+_NO_PICTURE = frozenset(
+    {"fig", "caption", "disp-formula", "inline-formula", "supplementary-material", "permissions"}
+    | {"media"}
+)
+_RANGE = re.compile(r"\s*(?:[-\u2010-\u2015\u2212~]|to|through)\s*")
+_LABEL = re.compile(r"^(?P<series>.*?)(?P<number>\d+)\W*$", re.DOTALL)
+_CITED = re.compile(r"(?P<series>[A-Za-z]*)\s*(?P<number>\d+)(?P<panel>[A-Za-z]?)\W*$")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The group that a figure belongs to; its caption may be the only one."""
+
+    id: str | None
+    label: str | None
+    caption: str | None
+
+
+@dataclass(frozen=True)
+class Permissions:
+    """Rights that a figure states of its own."""
+
+    copyright: str | None
+    holder: str | None
+    licence_url: str | None
+    licence_text: str | None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of an article, as its XML has it."""
+
+    id: str | None
+    label: str | None
+    caption: str | None
+    graphics: list[list[str]]
+    """A list a picture, in order: its address as written, or those of its alternatives."""
+    group: Group | None
+    parent: str | None
+    """Id of the figure that this one stands in."""
+    permissions: list[Permissions]
+    third_party: ThirdParty
+    third_party_quote: str | None
+    mentions: list[str] = field(default_factory=list)
+    """The paragraphs that cite the figure or its group, in order, each once."""
+    mentions_by_range: list[str] = field(default_factory=list)
+    """Paragraphs that name it only by a range: "Figures 4-6" for figure 5."""
+
+
+@dataclass(frozen=True)
+class Article:
+    """What is known of an article from its XML."""
+
+    pmcid: str | None
+    licence: str | None
+    licence_url: str | None
+    figures: list[Figure]
+
+
+def read_article(article: Element) -> Article:
+    """Read the figures of an article, in document order, with their mentions.
+
+    Figures of sub-articles and responses are left out.
+    """
+    nodes = list(descendants(article, "fig", outside=_NOT_OURS))
+    authors = author_names(article)
+    figures = [_figure(node, authors) for node in nodes]
+    _add_mentions(article, figures)
+    code, address = article_licence(article)
+    return Article(_pmcid(article), code, address, figures)
+
+
+def _pmcid(article: Element) -> str | None:
+    for front in children(article, "front"):
+        for each in descendants(front, "article-id"):
+            if attribute(each, "pub-id-type") in {"pmc", "pmcid"}:
+                digits = re.sub(r"\D", "", text_of(each).partition(".")[0])
+                return f"PMC{digits}" if digits else None
+    return None
+
+
+def _figure(node: Element, authors: frozenset[str]) -> Figure:
+    caption = caption_of(node)
+    group = _around(node, "fig-group")
+    parent = _around(node, "fig")
+    notes = " ".join(filter(None, [caption, None if group is None else caption_of(group)]))
+    verdict, quote = third_party(node, notes, authors)
+    return Figure(
+        id=attribute(node, "id"),
+        label=_label(node),
+        caption=caption,
+        graphics=_graphics(node),
+        group=None if group is None else _group(group),
+        parent=None if parent is None else attribute(parent, "id"),
+        permissions=[_permissions(each) for each in children(node, "permissions")],
+        third_party=verdict,
+        third_party_quote=quote,
+    )
+
+
+def _around(node: Element, name: str) -> Element | None:
+    return next((above for above in node.iterancestors() if local(above) == name), None)
+
+
+def _group(node: Element) -> Group:
+    return Group(attribute(node, "id"), _label(node), caption_of(node))
+
+
+def _label(node: Element) -> str | None:
+    labels = children(node, "label")
+    return text_of(labels[0]) or None if labels else None
+
+
+def caption_of(node: Element) -> str | None:
+    """Return the title and paragraphs of an element's caption as one text, or None."""
+    pieces = [
+        text_of(piece, _NOT_CAPTION)
+        for caption in children(node, "caption")
+        for piece in caption
+        if local(piece) and local(piece) not in _NOT_CAPTION
+    ]
+    loose = [
+        text for caption in children(node, "caption") if (text := (caption.text or "").strip())
+    ]
+    return " ".join(filter(None, [*loose, *pieces])) or None
+
+
+def _graphics(node: Element) -> list[list[str]]:
+    pictures: list[list[str]] = []
+    seen: dict[Element, list[str]] = {}
+    for graphic in descendants(node, "graphic", outside=_NO_PICTURE):
+        address = attribute(graphic, "href")
+        if not address:
+            continue
+        above = graphic.getparent()
+        if above is not None and local(above) == "alternatives":
+            if above in seen:
+                seen[above].append(address)
+                continue
+            seen[above] = [address]
+            pictures.append(seen[above])
+        else:
+            pictures.append([address])
+    return pictures
+
+
+def _permissions(node: Element) -> Permissions:
+    def first(name: str) -> str | None:
+        found = children(node, name)
+        return text_of(found[0]) or None if found else None
+
+    licences = children(node, "license")
+    return Permissions(
+        copyright=first("copyright-statement"),
+        holder=first("copyright-holder"),
+        licence_url=attribute(licences[0], "href") if licences else None,
+        licence_text=text_of(licences[0]) or None if licences else None,
+    )
+
+
+def _add_mentions(article: Element, figures: list[Figure]) -> None:
+    """Give every figure the paragraphs that cite it."""
+    by_id: dict[str, list[Figure]] = {}
+    for figure in figures:
+        for name in {figure.id, figure.group.id if figure.group else None} - {None}:
+            by_id.setdefault(str(name), []).append(figure)
+    by_label = _by_label(figures)
+    for reference in descendants(article, "xref", outside=_NOT_OURS):
+        if attribute(reference, "ref-type") != "fig":
+            continue
+        paragraph = _paragraph(reference)
+        if paragraph is None:
+            continue
+        text = ""
+        for token in (attribute(reference, "rid") or "").split():
+            for figure in by_id.get(token, ()):
+                text = text or text_of(paragraph, _NOT_MENTION)
+                _append(figure.mentions, text)
+        for figure in _between(reference, by_label):
+            _append(figure.mentions_by_range, text_of(paragraph, _NOT_MENTION))
+    for figure in figures:
+        figure.mentions_by_range[:] = [
+            text for text in figure.mentions_by_range if text not in figure.mentions
+        ]
+
+
+def _append(texts: list[str], text: str) -> None:
+    if text and text not in texts:
+        texts.append(text)
+
+
+def _paragraph(reference: Element) -> Element | None:
+    """Return the nearest paragraph around a reference, if it is one of the article's own text."""
+    paragraph = _around(reference, "p")
+    if paragraph is None or _NO_PARAGRAPH.intersection(ancestors(paragraph)):
+        return None
+    inner = reference.iterancestors()
+    for above in inner:
+        if above is paragraph:
+            return paragraph
+        if local(above) in _NO_PARAGRAPH:
+            return None
+    return None
+
+
+def _by_label(figures: list[Figure]) -> dict[tuple[str, int], Figure]:
+    """Index the figures by series and number of their label: ("figure", 4), ("figure s", 1)."""
+    found: dict[tuple[str, int], Figure] = {}
+    for figure in figures:
+        match = _LABEL.match(figure.label or "")
+        if match:
+            found.setdefault((_series(match["series"]), int(match["number"])), figure)
+    return found
+
+
+def _series(words: str) -> str:
+    return re.sub(r"^(?:figures?|figs?|abb(?:ildung)?|figura)\b", "", words.strip().lower()).strip(
+        " ."
+    )
+
+
+def _between(reference: Element, by_label: dict[tuple[str, int], Figure]) -> Iterator[Figure]:
+    """Yield the figures that stand between a reference and the next, where both make a range."""
+    following = reference.getnext()
+    if following is None or local(following) != "xref" or attribute(following, "ref-type") != "fig":
+        return
+    if not _RANGE.fullmatch(reference.tail or ""):
+        return
+    first, last = (_CITED.search(text_of(each)) for each in (reference, following))
+    if first is None or last is None:
+        return
+    series = _series(first["series"])
+    if last["series"] and _series(last["series"]) != series:
+        return
+    for number in range(int(first["number"]) + 1, int(last["number"])):
+        if (series, number) in by_label:
+            yield by_label[series, number]

@@ -1,0 +1,116 @@
+"""Read JATS, the XML of journal articles: elements by local name, and their text.
+
+The files of PubMed Central, Europe PMC and publishers differ in version, namespace and wrapping, so
+that elements are told by their local names alone.
+"""
+
+import html
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
+
+from lxml import etree
+
+from llavamed.errors import DataError
+
+Element: TypeAlias = etree._Element
+
+MAX_BYTES = 50 << 20
+"""Articles above this size are refused; real ones rarely reach a tenth of it."""
+
+_ASIDE = frozenset({"tex-math", "annotation", "annotation-xml"})
+"""Second spellings of a formula, which are not its text."""
+
+
+def parse_articles(data: bytes, name: str) -> list[Element]:
+    """Parse a file and return its articles: one, or those of a `pmc-articleset`.
+
+    Nothing outside the file is read: no document type, no entity and no network.
+
+    Args:
+        data: The file's bytes.
+        name: Its name, for errors.
+
+    Raises:
+        DataError: The file is too large, is no XML, or holds no article.
+    """
+    if len(data) > MAX_BYTES:
+        raise DataError(f"{name}: has {len(data):,} bytes, at most {MAX_BYTES:,} are read; skip it")
+    parser = etree.XMLParser(
+        resolve_entities=False, load_dtd=False, no_network=True, huge_tree=True
+    )
+    try:
+        root = etree.fromstring(data.lstrip(), parser)
+    except etree.XMLSyntaxError as error:
+        raise DataError(f"{name}: is no XML: {error.msg}; fetch the file again") from error
+    found = [root] if local(root) == "article" else list(descendants(root, "article"))
+    if not found:
+        raise DataError(f"{name}: holds no article; give a JATS file")
+    return found
+
+
+def local(node: Element) -> str:
+    """Return an element's name without its namespace; empty for comments and the like."""
+    return etree.QName(node).localname if isinstance(node.tag, str) else ""
+
+
+def attribute(node: Element, name: str) -> str | None:
+    """Return an attribute by its local name."""
+    for key, value in node.attrib.items():
+        if etree.QName(key).localname == name:
+            return str(value)
+    return None
+
+
+def children(node: Element, *names: str) -> list[Element]:
+    """List the child elements of some names, in order."""
+    return [child for child in node if local(child) in names]
+
+
+def descendants(
+    node: Element, name: str, *, outside: frozenset[str] = frozenset()
+) -> Iterator[Element]:
+    """Yield the elements of a name below a node, in document order.
+
+    Args:
+        node: Where to begin.
+        name: Local name of the elements.
+        outside: Elements that are not entered, one of the name itself included.
+    """
+    for child in node:
+        if local(child) == name:
+            yield child
+        if local(child) not in outside:
+            yield from descendants(child, name, outside=outside)
+
+
+def ancestors(node: Element) -> Iterator[str]:
+    """Yield the local names of all elements around a node, the nearest first."""
+    for above in node.iterancestors():
+        yield local(above)
+
+
+def text_of(node: Element, without: frozenset[str] = frozenset()) -> str:
+    """Return the text of an element, with single spaces.
+
+    Subscripts and superscripts stay in line. A formula counts by its MathML, without spaces of its
+    own; its TeX is left out. `without` names elements that are left out with all they hold.
+    """
+    pieces: list[str] = []
+    _collect(node, without, pieces.append)
+    return " ".join("".join(pieces).split())
+
+
+def _collect(node: Element, without: frozenset[str], add: Callable[[str], None]) -> None:
+    if node.text:
+        add(node.text)
+    for child in node:
+        if child.tag is etree.Entity:
+            add(html.unescape(child.text or ""))
+        elif local(child) == "math":
+            formula: list[str] = []
+            _collect(child, _ASIDE, formula.append)
+            add("".join("".join(formula).split()))
+        elif local(child) and local(child) not in without and local(child) not in _ASIDE:
+            _collect(child, without, add)
+        if child.tail:
+            add(child.tail)

@@ -1,0 +1,238 @@
+"""The reader of articles finds what a person finds in them, however they are wrapped."""
+
+import json
+import re
+from dataclasses import asdict
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from llavamed.cli.corpus import app
+from llavamed.corpus.pmc.figures import read_article
+from llavamed.corpus.pmc.jats import parse_articles
+from llavamed.corpus.pmc.licence import code_of_url
+from llavamed.errors import DataError
+
+EQUAL = ["id", "label", "graphics", "group", "parent", "permissions", "third_party"]
+SPACED = ["mentions_by_range"]
+
+
+def without_spaces(text):
+    return None if text is None else re.sub(r"\s+", "", text)
+
+
+@pytest.fixture(scope="module")
+def golden(reference_data):
+    files = json.loads((reference_data / "golden/pmc_figures.json").read_text())["files"]
+    return {
+        name: ((reference_data / "data/pmc" / name).read_bytes(), expected)
+        for name, expected in files.items()
+    }
+
+
+def read(data, name="article.xml"):
+    [article] = parse_articles(data, name)
+    return read_article(article)
+
+
+def test_every_figure_of_the_golden_articles_is_read_as_a_person_reads_it(golden):
+    number = 0
+    for name, (data, expected) in golden.items():
+        found = read(data, name)
+        assert (found.licence, found.licence_url) == (expected["licence"], expected["licence_url"])
+        assert found.pmcid == expected["pmcid"]
+        assert len(found.figures) == len(expected["figures"]), name
+        for figure, there in zip(found.figures, expected["figures"], strict=True):
+            number += 1
+            got = asdict(figure)
+            for key in [*EQUAL, *SPACED]:
+                assert got[key] == there[key], (name, figure.id, key)
+            assert without_spaces(figure.caption) == without_spaces(there["caption"])
+            mentions = [without_spaces(text) for text in there["mentions"]]
+            assert [without_spaces(text) for text in figure.mentions] == mentions
+    assert number == 103
+
+
+def in_a_set(text):
+    if "<pmc-articleset" in text:
+        return text
+    body = re.sub(r"\A.*?(?=<article[ >])", "", text, flags=re.DOTALL)
+    return f"<pmc-articleset>{body}</pmc-articleset>"
+
+
+def in_a_namespace(text):
+    return re.sub("<article ", '<article xmlns="http://jats.nlm.nih.gov" ', text, count=1)
+
+
+def with_instructions(text):
+    return re.sub(r"(<p[ >])", r"<?page-break 7?>\1", text)
+
+
+def with_new_ids(text):
+    return re.sub(r'pub-id-type="pmc(?:id)?">(?:PMC)?(\d+)', r'pub-id-type="pmcid">PMC\1', text)
+
+
+@pytest.mark.parametrize("change", [in_a_set, in_a_namespace, with_instructions, with_new_ids])
+def test_the_wrapping_of_an_article_changes_nothing(golden, change):
+    for name, (data, _) in golden.items():
+        encoding = "utf-8"
+        text = re.sub(r"\A\s*<\?xml[^>]*>", "", data.decode(encoding))
+        assert read(change(text).encode(encoding), name) == read(data, name), name
+
+
+def article(body="", front="", floats=""):
+    return (
+        '<article xmlns:xlink="http://www.w3.org/1999/xlink"><front><article-meta>'
+        f"{front}</article-meta></front><body>{body}</body>{floats}</article>"
+    ).encode()
+
+
+FIG = (
+    '<fig id="f{0}"><label>Figure {0}</label><caption><p>{1}</p></caption>'
+    '<graphic xlink:href="g{0}"/></fig>'
+)
+
+
+def test_a_figure_of_the_floats_group_is_mentioned_from_the_body():
+    body = '<p>See <xref ref-type="fig" rid="f1">Figure 1</xref>.</p>'
+    floats = f"<floats-group>{FIG.format(1, 'A lung.')}</floats-group>"
+    [figure] = read(article(body, floats=floats)).figures
+    assert (figure.caption, figure.graphics) == ("A lung.", [["g1"]])
+    assert figure.mentions == ["See Figure 1."]
+
+
+def test_a_paragraph_around_a_figure_does_not_swallow_its_caption():
+    inside = FIG.format(1, "Inside.")
+    body = f'<p>Before. <xref ref-type="fig" rid="f1">Fig. 1</xref> {inside} After.</p>'
+    [figure] = read(article(body)).figures
+    assert figure.mentions == ["Before. Fig. 1 After."]
+
+
+@pytest.mark.parametrize("dash", ["-", "\u2013", " \u2014 ", " to "])
+def test_a_range_names_the_figures_between(dash):
+    one, three = (f'<xref ref-type="fig" rid="f{n}">{n}</xref>' for n in (1, 3))
+    body = "".join(FIG.format(n, "x") for n in (1, 2, 3)) + f"<p>Figures {one}{dash}{three}.</p>"
+    figures = read(article(body)).figures
+    assert [len(figure.mentions) for figure in figures] == [1, 0, 1]
+    assert [len(figure.mentions_by_range) for figure in figures] == [0, 1, 0]
+
+
+def test_a_list_of_two_figures_is_no_range():
+    one, three = (f'<xref ref-type="fig" rid="f{n}">{n}</xref>' for n in (1, 3))
+    body = "".join(FIG.format(n, "x") for n in (1, 2, 3)) + f"<p>Figures {one}, {three}.</p>"
+    assert [figure.mentions_by_range for figure in read(article(body)).figures] == [[], [], []]
+
+
+@pytest.mark.parametrize(
+    ("caption", "verdict"),
+    [
+        ("Chest radiograph of the patient.", "no"),
+        ("Images were obtained from the patient at admission.", "no"),
+        ("Reproduced with permission from Elsevier.", "yes"),
+        ("Copyright 2017 Nature Publishing Group.", "yes"),
+        ("\u00a9 2016 The Society.", "yes"),
+        ("Used by permission of the museum.", "yes"),
+        ("Adapted from Miller et al. [3].", "unclear"),
+        ("Redrawn after reference 5.", "unclear"),
+        ("Image courtesy of the hospital.", "unclear"),
+        ("Photo: A. Stranger.", "unclear"),
+        ("Photo: B. Writer.", "no"),
+    ],
+)
+def test_a_caption_tells_whose_the_figure_is(caption, verdict):
+    front = (
+        "<contrib-group><contrib><name><surname>Writer</surname></name></contrib></contrib-group>"
+    )
+    [figure] = read(article(FIG.format(1, caption), front)).figures
+    assert figure.third_party == verdict
+    assert (figure.third_party_quote is None) == (verdict == "no")
+
+
+@pytest.mark.parametrize(
+    ("permissions", "licence"),
+    [
+        ('<license xlink:href="https://creativecommons.org/licenses/by/4.0/"/>', "CC BY"),
+        ('<license xlink:href="http://creativecommons.org/licenses/by-nc-nd/4.0"/>', "CC BY-NC-ND"),
+        ("<license><license-p>Creative Commons Attribution License</license-p></license>", "CC BY"),
+        (
+            "<license><license-p>the Creative Commons Attribution-NonCommercial-NoDerivs "
+            "License</license-p></license>",
+            "CC BY-NC-ND",
+        ),
+        (
+            "<license><license-p>Creative Commons Attribution Non-Commercial License "
+            "</license-p></license>",
+            "CC BY-NC",
+        ),
+        ('<license license-type="CC BY-SA"/>', "CC BY-SA"),
+        (
+            '<license xlink:href="http://creativecommons.org/publicdomain/zero/1.0/"/>',
+            "CC0",
+        ),
+        (
+            "<license><license-p>All rights reserved. The Creative Commons Public Domain "
+            "Dedication waiver (http://creativecommons.org/publicdomain/zero/1.0/) applies to the "
+            "data made available in this article.</license-p></license>",
+            None,
+        ),
+        ("<license><license-p>All rights reserved.</license-p></license>", None),
+        ("", None),
+    ],
+)
+def test_an_article_states_its_licence(permissions, licence):
+    front = f"<permissions>{permissions}</permissions>"
+    assert read(article(front=front)).licence == licence
+
+
+def test_non_commercial_and_no_derivatives_are_different_words():
+    found = {
+        terms: code_of_url(f"https://creativecommons.org/licenses/{terms}/4.0/")
+        for terms in ("by", "by-sa", "by-nc", "by-nd", "by-nc-sa", "by-nc-nd")
+    }
+    assert len(set(found.values())) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", r"a\.xml: is no XML: .*; fetch the file again"),
+        (b"<article><body>", r"a\.xml: is no XML: .*; fetch the file again"),
+        (b"<html/>", r"a\.xml: holds no article; give a JATS file"),
+        (b" " * ((50 << 20) + 1), r"a\.xml: has 52,428,801 bytes, at most 52,428,800 are read"),
+    ],
+)
+def test_a_file_that_is_no_article_is_refused(data, message):
+    with pytest.raises(DataError, match=message):
+        parse_articles(data, "a.xml")
+
+
+def test_nothing_outside_the_file_is_read(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("SECRET")
+    data = article(FIG.format(1, "Before &x; after &alpha;."))
+    head = f'<!DOCTYPE article SYSTEM "a.dtd" [<!ENTITY x SYSTEM "file://{secret}">]>'.encode()
+    [figure] = read(head + data).figures
+    assert "SECRET" not in figure.caption
+    assert "\u03b1" in figure.caption
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+@given(st.text("ab <>&x", max_size=40))
+def test_any_caption_comes_back_with_single_spaces(text):
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    [figure] = read(article(FIG.format(1, escaped))).figures
+    assert figure.caption == (" ".join(text.split()) or None)
+
+
+def test_the_command_prints_a_line_a_figure(tmp_path):
+    file = tmp_path / "PMC1.xml"
+    file.write_bytes(article(FIG.format(1, "A lung.")))
+    lines = CliRunner().invoke(app, ["figures", str(file), str(file)]).output.splitlines()
+    assert len(lines) == 2
+    row = json.loads(lines[0])
+    assert (row["file"], row["id"], row["caption"]) == ("PMC1.xml", "f1", "A lung.")
+    assert {"graphics", "mentions", "group", "parent", "permissions", "licence"} <= set(row)
+    absent = CliRunner().invoke(app, ["figures", str(tmp_path / "absent.xml")])
+    assert "no such file; check the path" in str(absent.exception)
