@@ -87,6 +87,8 @@ def show_plan(costs: Sequence["StageCost"], console: Console) -> None:
     for name, cells in rows.items():
         table.add_row(name, *cells)
     console.print(table)
+    for sentence in dict.fromkeys(each for cost in costs for each in cost.assumed):
+        _print_line(console, sentence)
     for cost in costs:
         if cost.memory.total > cost.gpu_memory:
             _print_line(

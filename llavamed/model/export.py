@@ -7,12 +7,13 @@ them with what was trained, `complete_export` writes the manifest, without which
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from llavamed.config.engine import Precision
 from llavamed.data.feed.loader import Batch
 from llavamed.errors import CheckpointError
 from llavamed.model.generation import set_generation_tokens
@@ -55,7 +56,7 @@ class Trained:
     """What `sampled_logits` gave for the batch."""
     is_merged: bool
     """Whether adapters, apart from the weights, had a part in the logits."""
-    precision: Literal["bf16", "fp32"]
+    precision: Precision
     attn_implementation: str
     template: str
     """Its name in the config."""
@@ -191,7 +192,7 @@ def fetch_export(place: Location, scratch: Path) -> Path:
 
 
 def _load(
-    folder: Path, precision: Literal["bf16", "fp32"], attn_implementation: str
+    folder: Path, precision: Precision, attn_implementation: str
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Model and processor, by nothing but their `from_pretrained`. Raises: CheckpointError."""
     model = load_model(folder, precision, attn_implementation)

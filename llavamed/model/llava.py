@@ -4,7 +4,7 @@ Nothing of it is our own class, so what is exported loads with plain transformer
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,6 +18,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+from llavamed.config.engine import Precision
 from llavamed.config.model import Model, Pretrained
 from llavamed.errors import CheckpointError, ConfigError
 from llavamed.model.projector import ACTIVATIONS, make_projector
@@ -34,7 +35,7 @@ VOCABULARY_MULTIPLE = 64
 
 
 def build_model(
-    model: Model, processor: LlavaProcessor, *, seed: int, precision: Literal["bf16", "fp32"]
+    model: Model, processor: LlavaProcessor, *, seed: int, precision: Precision
 ) -> LlavaForConditionalGeneration:
     """Return the model a run begins with, the same for the same seed.
 
@@ -74,7 +75,7 @@ def build_model(
 
 
 def load_model(
-    source: str | Path, precision: Literal["bf16", "fp32"], attn_implementation: str
+    source: str | Path, precision: Precision, attn_implementation: str
 ) -> LlavaForConditionalGeneration:
     """Return a whole LLaVA from a folder, the URI of one, or a hub name.
 
@@ -172,7 +173,7 @@ def llava_config(model: Model, vision: Any, text: Any) -> LlavaConfig:
 
 
 def _make_part(
-    auto_class: Any, part: Pretrained, key: str, config: Any, precision: Literal["bf16", "fp32"]
+    auto_class: Any, part: Pretrained, key: str, config: Any, precision: Precision
 ) -> Any:
     dtype = DTYPES[precision]
     if part.weights is not None:

@@ -38,7 +38,8 @@ MAX_IMAGE_PIXELS = 89_478_485
 class ImageSettings:
     """How an image becomes pixels; `mean` and `std` are of values between 0 and 1.
 
-    `backend` resizes: `exact` by Pillow, `fast` by torch, 7 times as fast and almost the same.
+    `backend` resizes: `exact` by Pillow, `fast` by torch, with 4.8 to 5.7 times
+    the images per CPU-second of transformers.
     """
 
     size: int

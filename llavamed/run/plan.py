@@ -5,7 +5,7 @@ weights. Hours assume the model-FLOPs utilisation they are asked for.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,8 @@ from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import ConfigError, StorageError
 from llavamed.model.adapters import add_adapters
 from llavamed.model.cost.flops import ACCELERATORS, Accelerator, Workload, stage_flops
-from llavamed.model.cost.memory import Memory, stage_memory, tokens_per_pass
+from llavamed.model.cost.memory import Memory, stage_memory
+from llavamed.model.cost.padding import Floats, lognormal_lengths, longest_moment
 from llavamed.model.freeze import PartCount, freeze
 from llavamed.model.llava import shape_on_meta
 from llavamed.processor.tower import tower_of
@@ -44,11 +45,14 @@ class StageCost:
     num_tokens: float
     samples_per_step: float
     useful_tokens: float
-    """Part of the processed tokens that belongs to samples; the rest is padding."""
+    """Fraction of the processed tokens that belongs to samples. The rest is padding, or with
+    packing the part of `max_tokens` that stays empty."""
     parts: list[PartCount]
     memory: Memory
     flops: float
     hours: float
+    assumed: tuple[str, ...]
+    """What is assumed of datasets that are not prepared, in sentences."""
 
 
 def plan_run(
@@ -102,6 +106,7 @@ def _plan_stage(
         add_adapters(model, stage.lora, seed=config.seed, device=torch.device("meta"))
     parts = freeze(model, stage.trainable)
     flops = stage_flops(model, stage, load.work)
+    computed = stage_flops(model, stage, load.padded)
     memory = stage_memory(
         model,
         parts,
@@ -114,7 +119,6 @@ def _plan_stage(
     workers = config.scaling.most_workers
     # Where the passes of a step do not come out even, all wait for those who have one more.
     at_work = stage.num_lanes / (math.ceil(stage.num_lanes / workers) * workers)
-    processed = load.steps * stage.num_lanes * tokens_per_pass(stage, load.longest)
     return StageCost(
         name=stage.name,
         accelerator=accelerator,
@@ -127,11 +131,12 @@ def _plan_stage(
         steps=load.steps,
         num_tokens=load.work.num_tokens,
         samples_per_step=load.samples_seen / load.steps,
-        useful_tokens=min(1.0, load.work.num_tokens / processed),
+        useful_tokens=min(1.0, load.work.num_tokens / load.processed),
         parts=parts,
         memory=memory,
         flops=flops,
-        hours=flops / (workers * at_work * gpu.flops_per_second * mfu) / 3600,
+        hours=computed / (workers * at_work * gpu.flops_per_second * mfu) / 3600,
+        assumed=_assumed(config, stage, prepared),
     )
 
 
@@ -159,23 +164,58 @@ class _Load:
     longest: float
     """Tokens of the longest sample."""
     work: Workload
+    padded: Workload
+    """The same, with padding counted as tokens; a pack has none."""
+    processed: float
+    """Tokens for which the forward passes have room."""
+
+
+def _assumed(
+    config: RunConfig, stage: Stage, prepared: dict[str, PreparedDataset]
+) -> tuple[str, ...]:
+    """Say what is assumed of the lengths of datasets that are only declared."""
+    sentences = []
+    for name in stage.mixture:
+        declared = config.data.datasets[name].declared
+        if name not in prepared and declared is not None:
+            sentences.append(
+                f"{name}: lengths are assumed to be lognormal, {declared.mean_text_tokens:g} text "
+                f"tokens in the mean with a spread of {declared.text_tokens_spread:g} times that "
+                f"(data.datasets.{name}.declared.text_tokens_spread), one image each, and at most "
+                f"data.max_length={config.data.max_length}"
+            )
+    return tuple(sentences)
 
 
 def _measured_load(data: Mixture, stage: Stage, seed: int) -> _Load:
     order = order_of(stage, data, seed)
     tokens = data.column("num_tokens")
-    seen = np.concatenate([pack for k in range(order.num_steps) for pack in order.samples(k)])
+    packs = [pack for k in range(order.num_steps) for pack in order.samples(k) if len(pack)]
+    seen = np.concatenate(packs)
+    work = Workload(
+        num_images=float(data.column("num_images")[seen].sum()),
+        num_tokens=float(tokens[seen].sum()),
+        num_supervised=float(data.column("num_supervised")[seen].sum()),
+        sum_squared_tokens=float((tokens[seen] ** 2).sum()),
+    )
+    padded = work
+    if not stage.packing:
+        rows = np.array([len(pack) for pack in packs])
+        longest = np.array([tokens[pack].max() for pack in packs])
+        padded = replace(
+            work,
+            num_tokens=float((rows * longest).sum()),
+            sum_squared_tokens=float((rows * longest**2).sum()),
+        )
+    room = order.num_steps * stage.num_lanes * stage.pack_tokens
     return _Load(
         num_samples=data.num_samples,
         samples_seen=len(seen),
         steps=order.num_steps,
         longest=int(tokens.max()),
-        work=Workload(
-            num_images=float(data.column("num_images")[seen].sum()),
-            num_tokens=float(tokens[seen].sum()),
-            num_supervised=float(data.column("num_supervised")[seen].sum()),
-            sum_squared_tokens=float((tokens[seen] ** 2).sum()),
-        ),
+        work=work,
+        padded=padded,
+        processed=room if stage.packing else padded.num_tokens,
     )
 
 
@@ -203,18 +243,44 @@ def _declared_load(
     seen = min(steps * rows, epoch * stage.num_train_epochs)
     if stage.max_steps is not None:
         seen = steps * rows
+    lengths, weights = _declared_lengths(config, shares, image_tokens)
+    work = Workload(
+        num_images=seen,
+        num_tokens=seen * length,
+        num_supervised=seen * mean("mean_supervised_tokens"),
+        sum_squared_tokens=seen * longest_moment(lengths, weights, 1, power=2),
+    )
+    padded = work
+    if not stage.packing:
+        rows = stage.micro_batch_size
+        padded = replace(
+            work,
+            num_tokens=seen * max(length, longest_moment(lengths, weights, rows)),
+            sum_squared_tokens=seen * longest_moment(lengths, weights, rows, power=2),
+        )
     return _Load(
         num_samples=sum(declared.num_samples for declared, _ in shares),
         samples_seen=seen,
         steps=steps,
-        longest=length,
-        work=Workload(
-            num_images=seen,
-            num_tokens=seen * length,
-            num_supervised=seen * mean("mean_supervised_tokens"),
-            sum_squared_tokens=seen * length**2,
+        longest=float(lengths.max()),
+        work=work,
+        padded=padded,
+        processed=(
+            steps * stage.num_lanes * stage.pack_tokens if stage.packing else padded.num_tokens
         ),
     )
+
+
+def _declared_lengths(
+    config: RunConfig, shares: list[tuple[Declared, float]], image_tokens: int
+) -> tuple[Floats, Floats]:
+    """Return lengths that samples of an epoch have, in tokens, and how often each occurs."""
+    lengths, weights = [], []
+    for declared, passes in shares:
+        text = lognormal_lengths(declared.mean_text_tokens, declared.text_tokens_spread)
+        lengths.append(np.minimum(image_tokens + text, config.data.max_length))
+        weights.append(np.full(len(text), declared.num_samples * passes))
+    return np.concatenate(lengths), np.concatenate(weights)
 
 
 def _declared(
@@ -223,9 +289,12 @@ def _declared(
     """What is known of a dataset: counted when it is prepared, else declared."""
     if name in prepared:
         facts, num_samples = prepared[name].manifest, prepared[name].num_samples
+        lengths = Mixture((prepared[name],)).column("num_tokens")
+        text_tokens = max(1.0, facts["num_tokens"] / num_samples - image_tokens)
         return Declared(
             num_samples=num_samples,
-            mean_text_tokens=max(1.0, facts["num_tokens"] / num_samples - image_tokens),
+            mean_text_tokens=text_tokens,
+            text_tokens_spread=min(10.0, float(lengths.std()) / text_tokens),
             mean_supervised_tokens=facts["num_supervised"] / num_samples,
         )
     declared = config.data.datasets[name].declared

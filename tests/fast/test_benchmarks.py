@@ -78,3 +78,20 @@ def test_a_missed_gate_is_the_exit_status(
     assert readme.endswith("|\n<!-- end of table -->\nafter\n")
     assert ("missed" in readme) is not passed
     assert readme.count("apples") == 1
+
+
+def test_the_speed_of_the_fast_images_is_one_number_everywhere() -> None:
+    results = json.loads(
+        (BENCHMARKS / "results" / "prepare_images.json").read_text(encoding="utf-8")
+    )
+    speeds = {
+        backend: [gate["value"] for gate in results["gates"] if backend in gate["measure"]]
+        for backend in ("exact", "fast")
+    }
+    told = {name: f"{min(both):.1f} to {max(both):.1f} times" for name, both in speeds.items()}
+    texts = {
+        path: " ".join((BENCHMARKS.parent / path).read_text(encoding="utf-8").split())
+        for path in ("llavamed/config/data.py", "llavamed/processor/images.py", "CHANGELOG.md")
+    }
+    assert all(told["fast"] in text for text in texts.values())
+    assert told["exact"] in texts["llavamed/config/data.py"]

@@ -227,3 +227,20 @@ def test_help_and_mistakes_import_nothing_heavy(words):
         check=False,
     )
     assert found.returncode == 0, found.stderr
+
+
+def test_a_declared_spread_costs_padding_and_is_said(run):
+    def plan(*overrides):
+        return plan_run(load_config(V1, overrides), accelerator="A100")[0]
+
+    key = "data.datasets.alignment.declared.text_tokens_spread"
+    level, spread = plan(f"{key}=0"), plan(f"{key}=1")
+    assert level.useful_tokens == pytest.approx(1.0)
+    assert spread.useful_tokens < 0.7
+    assert spread.num_tokens == level.num_tokens
+    assert spread.flops > level.flops  # attention grows with the square of the lengths
+    assert spread.hours / level.hours > 1.2
+    code, out, _ = run("plan", "--config", V1, "--gpu", "A100")
+    assert code == 0
+    assert f"({key})" in "".join(out.split("\n"))
+    assert "150 text tokens in the mean with a spread of 0.6" in " ".join(out.split())

@@ -1,0 +1,40 @@
+"""What padding costs: the longest of a few samples, expected from how lengths are distributed."""
+
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
+
+NUM_QUANTILES = 2000
+
+
+def lognormal_lengths(mean: float, spread: float) -> Floats:
+    """Return equally likely lengths of a lognormal distribution, in ascending order.
+
+    Args:
+        mean: Mean length, in tokens.
+        spread: Standard deviation divided by the mean.
+    """
+    sigma = np.sqrt(np.log1p(spread**2))
+    levels = (np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES
+    normal = np.array([NormalDist().inv_cdf(level) for level in levels.tolist()])
+    lengths = np.exp(sigma * normal)
+    return mean * lengths / lengths.mean()
+
+
+def longest_moment(lengths: Floats, weights: Floats, number: int, power: int = 1) -> float:
+    """Return the expected power of the longest of some samples drawn at random.
+
+    Args:
+        lengths: Lengths that occur, in tokens.
+        weights: How often each occurs, in any unit.
+        number: Samples drawn.
+        power: 1 for the expected length, 2 for that of its square.
+    """
+    ascending = np.argsort(lengths)
+    shares = np.cumsum(weights[ascending]) / weights.sum()
+    chances = np.diff(shares**number, prepend=0.0)
+    return float((lengths[ascending] ** power * chances).sum())
