@@ -21,6 +21,8 @@ from llavamed.model.llava import load_model
 from llavamed.model.loss import sampled_logits
 from llavamed.processor.build import image_settings, load_processor, num_image_tokens
 from llavamed.processor.encode import encode_prompt, get_template, template_hash
+from llavamed.processor.own_template import OwnTemplate
+from llavamed.processor.templates import TOKENIZER
 from llavamed.processor.token_labels import Segment, flatten, write_out_first_spaces
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
 from llavamed.storage.location import MANIFEST, Location
@@ -219,13 +221,19 @@ def _check_processor(place: Location, processor: LlavaProcessor, trained: Traine
     expected = encode_prompt(
         [_QUESTION], template=template, tokenizer=tokenizer, num_image_tokens=number
     )
-    message = {"role": _QUESTION.role, "content": _QUESTION.text}
-    text = processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-    text = write_out_first_spaces(flatten([Segment(text, False)]), tokenizer).words
+    if template.name == TOKENIZER:
+        # The processor may write another date, and spaces at the end, which belong to the answer.
+        is_same_template = processor.chat_template == tokenizer.chat_template
+        text = OwnTemplate(tokenizer).label([_QUESTION], prompt=True).words
+    else:
+        is_same_template = True
+        message = {"role": _QUESTION.role, "content": _QUESTION.text}
+        text = processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+        text = write_out_first_spaces(flatten([Segment(text, False)]), tokenizer).words
     size = image_settings(processor).size
     image = np.zeros((size, size, 3), dtype=np.uint8)
     ids = processor(text=text, images=image, add_special_tokens=False)["input_ids"][0]
-    if list(ids) != expected:
+    if list(ids) != expected or not is_same_template:
         raise CheckpointError(
             f"{place}: its processor makes {len(ids)} tokens of {_QUESTION.text!r}, not the "
             f"{len(expected)} that training made, or others; {_RETRY}"

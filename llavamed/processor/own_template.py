@@ -86,15 +86,6 @@ class OwnTemplate:
         length = len(written.text.rstrip(" ")) if prompt else len(written.text)
         return LabeledText(written.text[:length], trained[:length])
 
-    def turn_end(self) -> str:
-        """Find the special tokens that end an answer; empty where the template writes none."""
-        try:
-            written = self._write_marked(_PROBE, prompt=False)
-        except SampleError:
-            return ""
-        end = self._ends.search(written.text, written.words[1][1])
-        return end[0] if end else ""
-
     def _prompted_answers(
         self, turns: Sequence[Turn], written: _Written
     ) -> Iterator[tuple[int, int]]:

@@ -27,6 +27,50 @@ CHATML_MARKED = CHATML.replace(
 )
 
 
+HEAD = "{{ bos_token or '' }}{% for message in messages %}"
+PARTS = (
+    "{% for part in message.content %}"
+    "{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}{% endfor %}"
+)
+ROLES = HEAD + (
+    "{% if message.role == 'assistant' %}ASSISTANT: ANSWER"
+    "{% else %}{{ message.role | upper }}: {{ message.content }} {% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:PROMPT_END{% endif %}"
+)
+OWN_TEMPLATES = {
+    "chatml": CHATML,
+    "chatml, words marked": CHATML_MARKED,
+    "chatml, end marked": CHATML.replace(
+        "{{ message.content }}{{ '<|im_end|>\n' }}",
+        "{% if message.role == 'assistant' %}{% generation %}{{ message.content }}<|im_end|>\n"
+        "{% endgeneration %}{% else %}{{ message.content }}<|im_end|>\n{% endif %}",
+    ),
+    "parts": CHATML.replace("{{ message.content }}", PARTS),
+    "parts or a string for answers": CHATML.replace(
+        "{{ message.content }}",
+        f"{{% if message.role == 'user' %}}{PARTS}{{% else %}}{{{{ '' + message.content }}}}"
+        "{% endif %}",
+    ),
+    "a space at the prompt's end": ROLES.replace(
+        "ANSWER", "{{ message.content }}{{ eos_token }}"
+    ).replace("PROMPT_END", " "),
+    "two lines at the prompt's end": ROLES.replace(": ANSWER", ":\n\nANSWER")
+    .replace("ANSWER", "{{ message.content }}{{ eos_token }}")
+    .replace("PROMPT_END", "\n\n"),
+    "marked, ends in a space": ROLES.replace(
+        "ANSWER", "{% generation %}{{ message.content }} {% endgeneration %}{{ eos_token }}"
+    ).replace("PROMPT_END", ""),
+    "marked in a macro": "{% macro say(text) %}{% generation %}{{ text }}{% endgeneration %}"
+    "{% endmacro %}"
+    + ROLES.replace("ANSWER", "{{ say(message.content) }}{{ eos_token }}").replace(
+        "PROMPT_END", ""
+    ),
+    "trimmed": CHATML.replace("message.content", "message.content | trim"),
+    "dated": "{{ strftime_now('%d %b %Y %H:%M') }}" + CHATML,
+}
+"""Chat templates of all kinds, that end answers with <|im_end|> or with eos_token."""
+
+
 def llama_like() -> PreTrainedTokenizerBase:
     """A space is part of the word after it, and unknown characters are bytes."""
     model = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))

@@ -1,7 +1,9 @@
 """What was written is loaded back before it counts: no damage on the way to storage gets by."""
 
+import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,10 @@ from llavamed.model.export import (
 )
 from llavamed.model.llava import build_model
 from llavamed.model.loss import sampled_logits
+from llavamed.processor.encode import get_template, template_hash
 from llavamed.storage.location import Location, locate
 from llavamed.train import worker
+from tests.support.small_tokenizers import OWN_TEMPLATES
 from tests.support.training_setup import (
     make_job,
     processor_of,
@@ -72,6 +76,18 @@ def test_what_was_trained_passes_from_any_storage(
     write_export(place, trained[0], trained[2].weights, trained[1])
     assert check_export(place, trained[2], CPU) == 0.0
     assert read_manifest(place) is None, "to check is not yet to publish"
+
+
+@pytest.mark.parametrize("name", ["parts", "a space at the prompt's end", "dated"])
+def test_a_tokenizers_own_template_passes(
+    trained: tuple[Any, Any, Trained], tmp_path: Path, name: str
+) -> None:
+    model, processor, expected = trained
+    processor = copy.deepcopy(processor)
+    processor.chat_template = processor.tokenizer.chat_template = OWN_TEMPLATES[name]
+    found = template_hash(get_template("tokenizer"), processor.tokenizer)
+    expected = replace(expected, template="tokenizer", template_hash=found)
+    assert check_export(written((model, processor, expected), tmp_path), expected, CPU) == 0.0
 
 
 def test_logits_are_sampled_from_the_first_position_to_the_last(

@@ -10,56 +10,22 @@ from transformers import PreTrainedTokenizerBase
 from llavamed.errors import ConfigError, SampleError
 from llavamed.processor.encode import Encoded, encode, encode_prompt, get_template
 from llavamed.processor.turns import IGNORE_INDEX, Turn
-from tests.support.small_tokenizers import CHATML, CHATML_MARKED, chatml, llama_like
+from tests.support.small_tokenizers import (
+    CHATML,
+    CHATML_MARKED,
+    HEAD,
+    OWN_TEMPLATES,
+    chatml,
+    llama_like,
+)
 
 OWN = get_template("tokenizer")
-HEAD = "{{ bos_token or '' }}{% for message in messages %}"
-PARTS = (
-    "{% for part in message.content %}"
-    "{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}{% endfor %}"
-)
-ROLES = HEAD + (
-    "{% if message.role == 'assistant' %}ASSISTANT: ANSWER"
-    "{% else %}{{ message.role | upper }}: {{ message.content }} {% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}ASSISTANT:PROMPT_END{% endif %}"
-)
-TEMPLATES = {
-    "chatml": CHATML,
-    "chatml, words marked": CHATML_MARKED,
-    "chatml, end marked": CHATML.replace(
-        "{{ message.content }}{{ '<|im_end|>\n' }}",
-        "{% if message.role == 'assistant' %}{% generation %}{{ message.content }}<|im_end|>\n"
-        "{% endgeneration %}{% else %}{{ message.content }}<|im_end|>\n{% endif %}",
-    ),
-    "parts": CHATML.replace("{{ message.content }}", PARTS),
-    "parts or a string for answers": CHATML.replace(
-        "{{ message.content }}",
-        f"{{% if message.role == 'user' %}}{PARTS}{{% else %}}{{{{ '' + message.content }}}}"
-        "{% endif %}",
-    ),
-    "a space at the prompt's end": ROLES.replace(
-        "ANSWER", "{{ message.content }}{{ eos_token }}"
-    ).replace("PROMPT_END", " "),
-    "two lines at the prompt's end": ROLES.replace(": ANSWER", ":\n\nANSWER")
-    .replace("ANSWER", "{{ message.content }}{{ eos_token }}")
-    .replace("PROMPT_END", "\n\n"),
-    "marked, ends in a space": ROLES.replace(
-        "ANSWER", "{% generation %}{{ message.content }} {% endgeneration %}{{ eos_token }}"
-    ).replace("PROMPT_END", ""),
-    "marked in a macro": "{% macro say(text) %}{% generation %}{{ text }}{% endgeneration %}"
-    "{% endmacro %}"
-    + ROLES.replace("ANSWER", "{{ say(message.content) }}{{ eos_token }}").replace(
-        "PROMPT_END", ""
-    ),
-    "trimmed": CHATML.replace("message.content", "message.content | trim"),
-    "dated": "{{ strftime_now('%d %b %Y %H:%M') }}" + CHATML,
-}
 TOKENIZERS = {
     "byte-level": chatml(),
     "byte-level, joins lines": chatml(joins_lines=True),
     "sentencepiece": llama_like(),
 }
-several = pytest.mark.parametrize("name", list(TEMPLATES))
+several = pytest.mark.parametrize("name", list(OWN_TEMPLATES))
 on_each = pytest.mark.parametrize("kind", list(TOKENIZERS))
 quick = settings(max_examples=20, derandomize=True, deadline=None)
 words = st.text(alphabet="ab é病\n1:.'?", max_size=10)
@@ -111,8 +77,8 @@ def stretches(sample: Encoded, tokenizer: PreTrainedTokenizerBase) -> list[str]:
 def test_each_prompt_begins_the_sample_and_its_answer_is_trained_to_the_end(
     kind: str, name: str, turns: list[Turn]
 ) -> None:
-    tokenizer = tokenizer_with(kind, TEMPLATES[name])
-    end = "<|im_end|>" if "im_end" in TEMPLATES[name] else tokenizer.eos_token
+    tokenizer = tokenizer_with(kind, OWN_TEMPLATES[name])
+    end = "<|im_end|>" if "im_end" in OWN_TEMPLATES[name] else tokenizer.eos_token
     sample = encoded(turns, tokenizer)
     answers = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
     after = [len(prompt_ids(turns[:number], tokenizer)) for number in answers]
@@ -134,7 +100,7 @@ def test_each_prompt_begins_the_sample_and_its_answer_is_trained_to_the_end(
 def test_an_excluded_answer_has_no_label_and_changes_nothing_else(
     name: str, turns: list[Turn], data: st.DataObject
 ) -> None:
-    tokenizer = tokenizer_with("byte-level", TEMPLATES[name])
+    tokenizer = tokenizer_with("byte-level", OWN_TEMPLATES[name])
     flags = [data.draw(st.booleans()) for _ in turns]
     some = [replace(turn, trained=flag) for turn, flag in zip(turns, flags, strict=True)]
     rest = [replace(turn, trained=not flag) for turn, flag in zip(turns, flags, strict=True)]
