@@ -1,5 +1,6 @@
 import copy
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -7,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llavamed.config.load import dump_config, fingerprint, load_config, parse_config
+from llavamed.config.model import TemplateName
+from llavamed.processor.templates import TEMPLATES, TOKENIZER
 
 CONFIGS = Path(__file__).parents[2] / "ray_jobs" / "configs"
 FILES = sorted(CONFIGS.glob("*.yaml"))
@@ -162,3 +165,17 @@ def test_folders_come_from_the_storage():
 def test_fingerprints_differ_where_values_do():
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
     assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+
+
+def test_the_templates_of_the_config_are_those_there_are():
+    assert set(get_args(TemplateName)) == {*TEMPLATES, TOKENIZER}
+
+
+def test_a_stage_overrides_single_fields_of_the_engine():
+    config = load_config(
+        DEMO, ["stages.instruct.engine.zero_stage=3", "engine.offload_optimizer=cpu"]
+    )
+    align, instruct, _ = (config.engine_of(stage) for stage in config.stages)
+    assert align == config.engine
+    assert instruct == config.engine.model_copy(update={"zero_stage": 3})
+    assert parse_config(yaml.safe_load(dump_config(config))) == config
