@@ -49,6 +49,7 @@ __all__ = [
     "Encoded",
     "Template",
     "chat_template",
+    "check_template",
     "encode",
     "encode_prompt",
     "get_template",
@@ -80,6 +81,19 @@ class Encoded:
                 f"no token of an answer among {len(self.input_ids)}, and {self.num_truncated} more "
                 "were cut off",
             )
+
+
+def check_template(template: Template, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Check, before there is any dialogue, that a tokenizer can write a template.
+
+    Raises:
+        ConfigError: The tokenizer lacks a token or the chat template, or that is not valid Jinja.
+    """
+    image_token_id(tokenizer)
+    if template.name == TOKENIZER:
+        OwnTemplate(tokenizer)
+    else:
+        bind(template, tokenizer)
 
 
 def encode(

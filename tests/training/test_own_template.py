@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from llavamed.errors import ConfigError, SampleError
-from llavamed.processor.encode import Encoded, encode, encode_prompt, get_template
+from llavamed.processor.encode import Encoded, check_template, encode, encode_prompt, get_template
 from llavamed.processor.turns import IGNORE_INDEX, Turn
 from tests.support.small_tokenizers import (
     CHATML,
@@ -177,7 +177,7 @@ def test_whatever_a_template_raises_refuses_the_sample(program: str) -> None:
 def test_a_template_that_is_not_jinja_is_no_fault_of_a_sample() -> None:
     tokenizer = tokenizer_with("byte-level", "{% for message in %}")
     with pytest.raises(ConfigError, match=r"template=tokenizer: the chat template of .* line 1: "):
-        encoded(SPOKEN, tokenizer)
+        check_template(OWN, tokenizer)
 
 
 def test_marks_on_a_turn_that_is_no_answer_are_refused() -> None:

@@ -45,7 +45,7 @@ from llavamed.processor.build import (
     num_image_tokens,
     tokenizer_hash,
 )
-from llavamed.processor.encode import get_template, template_hash
+from llavamed.processor.encode import check_template, get_template, template_hash
 from llavamed.storage.location import MANIFEST, Location, check_writable, locate
 
 logger = logging.getLogger(__name__)
@@ -229,11 +229,13 @@ def describe(config: RunConfig, name: str, processor: LlavaProcessor) -> dict[st
         )
     settings = config.data
     images = asdict(image_settings(processor, settings.image_backend))
+    template = get_template(config.model.template)
+    check_template(template, tokenizer)
     made_from = {
         "read": dataset.read.model_dump(mode="json"),
         "content": source.content_hash(),
         "tokenizer": tokenizer_hash(processor),
-        "template": template_hash(get_template(config.model.template), tokenizer),
+        "template": template_hash(template, tokenizer),
         "images": images,
         "max_length": settings.max_length,
         "store_images": settings.store_images,
