@@ -1,13 +1,18 @@
 """A tokenizer's own chat template trains the answers as they are and their ends, or refuses."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
+from llavamed.config.sources import LlavaJson
+from llavamed.data.inspect.labels import label_rows
+from llavamed.data.sources import open_source
 from llavamed.errors import ConfigError, SampleError
+from llavamed.processor.build import load_tokenizer
 from llavamed.processor.encode import Encoded, check_template, encode, encode_prompt, get_template
 from llavamed.processor.turns import IGNORE_INDEX, Turn
 from tests.support.small_tokenizers import (
@@ -223,3 +228,51 @@ def test_one_of_several_named_templates_is_the_default() -> None:
     tokenizer.chat_template = {"tool_use": CHATML}
     with pytest.raises(ConfigError, match=r"template=tokenizer: .* templates tool_use, none of "):
         encoded(SPOKEN, tokenizer)
+
+
+LUNG = ["The lung is clear.", "It is."]
+CASES = [
+    ("vlm", "byte-level", "vlm.jsonl", {"a": LUNG[:1]}),
+    ("chatml-eot--chatml-gen-words", "byte-level", "dialogues.jsonl", {"two": LUNG}),
+    ("mistral-tokenizer--gen-trailing-space", "mistral", "dialogues.jsonl", {"spaceend": LUNG}),
+    ("prompt-ends-in-space", "llama", "vqa.jsonl", {"yes": ["yes"], "A": ["A"]}),
+    (
+        None,
+        "byte-level",
+        "generation.jsonl",
+        {"a": ["Answer one.", "Answer two.", "Answer three."]},
+    ),
+    ("history", "llama", "history.jsonl", {"ok0": ["A lung."], "sys": []}),
+]
+
+
+@pytest.mark.parametrize(("template", "kind", "file", "answers"), CASES)
+def test_reported_cases(
+    reference_data: Path,
+    template: str | None,
+    kind: str,
+    file: str,
+    answers: dict[str, list[str]],
+) -> None:
+    cases, golden = reference_data / "cases/data/templates", reference_data / "golden/labels"
+    folders = {
+        "byte-level": cases / "tok-byte-level",
+        "mistral": golden / "mistral-tokenizer",
+        "llama": golden / "tokenizer",
+    }
+    tokenizer = load_tokenizer(str(folders[kind]), "tokenizer")
+    if template:
+        tokenizer.chat_template = (cases / f"{template}.jinja").read_text()
+    if "eot" in (template or ""):
+        tokenizer.eos_token = "<|endoftext|>"
+    source = open_source(LlavaJson(source="llava_json", path=str(cases / file), image_folder="."))
+    rows = label_rows(
+        source, template=OWN, tokenizer=tokenizer, num_image_tokens=1, max_length=None
+    )
+    labelled = {row["id"]: row for row in rows}
+    for name, wanted in answers.items():
+        sample = Encoded(labelled[name]["input_ids"], labelled[name]["labels"], 0)
+        trained = [text.strip() for text in stretches(sample, tokenizer)]
+        ends = "<|im_end|>" if kind == "byte-level" else "</s>" * (kind == "llama")
+        assert trained == [answer + ends for answer in wanted]
+        assert bool(labelled[name]["problem"]) == (not wanted)
