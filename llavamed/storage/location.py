@@ -153,7 +153,7 @@ class Location:
         Raises:
             FileNotFoundError: There is no such file.
             DamagedFileError: Arrow, with `page_checksum_verification`, finds it damaged.
-            StorageError: It cannot be read.
+            StorageError: It cannot be read, or is beyond what Arrow can.
         """
 
         def work() -> _T:
@@ -163,6 +163,12 @@ class Location:
                     return read(file)
                 except (MemoryError, FileNotFoundError):
                     raise
+                except (pa.ArrowNotImplementedError, pa.ArrowCapacityError) as error:
+                    reason = " ".join(str(error).split())
+                    raise StorageError(
+                        f"{self}: Arrow cannot read it ({reason}); write it again with smaller row "
+                        "groups, or with another compression or type"
+                    ) from error
                 except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
                     # Arrow's: an error of the filesystem is a StorageError by now.
                     raise self._damage("Parquet", error) from error

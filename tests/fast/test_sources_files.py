@@ -1,10 +1,12 @@
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llavamed.config.sources import Parquet, PathVqa
 from llavamed.data.sources import open_source
 from llavamed.data.sources.files import find_files
-from llavamed.errors import DataError, SampleError
+from llavamed.errors import DamagedFileError, DataError, SampleError, StorageError
 from llavamed.storage.location import locate
 
 NAMES = ["a/7.tar", "a/8.tar", "a/9.tar", "a/10.tar", "b[1].tar", "c.tar.part", "_d.tar", ".e.tar"]
@@ -123,3 +125,43 @@ def test_parquet_without_any_turns_is_no_dataset(tmp_path):
         parquet(tmp_path).count()
     with pytest.raises(DataError, match="no column question; its columns are image"):
         open_source(PathVqa(source="path_vqa", path=str(tmp_path))).count()
+
+
+@given(
+    sizes=st.lists(st.integers(0, 300), min_size=1, max_size=20),
+    piece=st.integers(1, 5000),
+)
+def test_a_large_row_group_is_read_in_pieces(sizes, piece, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pieces")
+    rows = [
+        {
+            "id": str(number),
+            "image": [{"bytes": b"%d" % number * size, "path": None}],
+            "turns": "[]",
+        }
+        for number, size in enumerate(sizes)
+    ]
+    locate(f"{folder}/x.parquet").write_table(pa.Table.from_pylist(rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llavamed.data.sources.parquet.PIECE_BYTES", piece)
+        source = parquet(folder)
+        found = [source.parse(row) for row in source.rows()]
+        images = [source.load_image(record.images[0]) for record in found]
+    assert [record.id for record in found] == [row["id"] for row in rows]
+    assert images == [row["image"][0]["bytes"] for row in rows]
+
+
+@pytest.mark.parametrize("error", [pa.ArrowNotImplementedError, pa.ArrowCapacityError])
+def test_a_limit_of_arrow_is_no_damage_and_not_tried_again(error, file):
+    reads = []
+
+    def read(_):
+        reads.append(1)
+        raise error("Nested data conversions not implemented")
+
+    with pytest.raises(
+        StorageError, match=r"Arrow cannot read it \(Nested .*; write it again"
+    ) as e:
+        locate(str(file)).read_parquet(read)
+    assert not isinstance(e.value, DamagedFileError)
+    assert len(reads) == 1

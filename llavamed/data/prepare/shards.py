@@ -26,7 +26,7 @@ from llavamed.data.record import (
     quarantine_row,
 )
 from llavamed.data.sources import Source, fetch_image, open_source
-from llavamed.errors import LlavaMedError, SampleError
+from llavamed.errors import DataError, LlavaMedError, SampleError
 from llavamed.processor.build import image_settings, load_processor, num_image_tokens
 from llavamed.processor.encode import encode, get_template
 from llavamed.processor.images import to_pixels, to_planes
@@ -35,6 +35,10 @@ from llavamed.storage.location import locate
 
 MAX_UNREAD_KEYS = 50
 """Keys counted in a shard; the commonest, since rows may have any."""
+
+
+MAX_GROUP_BYTES = (1 << 31) - (1 << 20)
+"""Images of a row group; Arrow writes larger ones and cannot read them."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,7 @@ class ShardWriter:
         size = self._config.data.row_group_size
         if good:
             folder = locate(self._config.datasets_directory) / chunk.dataset
-            table = pa.Table.from_pylist(good, SHARD_SCHEMA)
-            write_shard(folder, chunk.shard, table, size)
+            write_shard(folder, chunk.shard, _shard_table(good, size), size)
         index = [
             {
                 "shard": chunk.shard,
@@ -168,3 +171,24 @@ class ShardWriter:
         pixels = to_pixels(data, self._images, leave)
         stored = data if self._config.data.store_images == "original" else to_planes(pixels)
         return stored, hash_image(pixels)
+
+
+def _shard_table(samples: list[dict[str, Any]], row_group_size: int) -> pa.Table:
+    """`SHARD_SCHEMA`, built a row group at a time, for an Arrow array holds no more than 2 GiB.
+
+    Raises:
+        DataError: A row group would be too large to be read again.
+    """
+    parts = []
+    for start in range(0, len(samples), row_group_size):
+        part = samples[start : start + row_group_size]
+        size = sum(len(image) for sample in part for image in sample["pixels"])
+        if size > MAX_GROUP_BYTES:
+            fitting = max(1, len(part) * MAX_GROUP_BYTES // size // 2)
+            raise DataError(
+                f"data.row_group_size={row_group_size}: {len(part)} samples hold {size:,} bytes of "
+                f"images, and Arrow reads {MAX_GROUP_BYTES:,} at once; set it to {fitting}, or "
+                "data.store_images to pixels"
+            )
+        parts.append(pa.Table.from_pylist(part, SHARD_SCHEMA))
+    return pa.concat_tables(parts)

@@ -24,6 +24,10 @@ from llavamed.errors import DamagedFileError, DataError, SampleError
 from llavamed.storage.location import Location, locate
 
 _T = TypeVar("_T")
+
+_LARGEST_FOOTER = 2**31 - 1
+PIECE_BYTES = 1 << 30
+"""Read at once; of nested columns Arrow reads no more than 2 GiB at once."""
 _PLACE = re.compile(r"(.*)#(\d+)/(\d+)/(\d+)", re.DOTALL)
 """A reference to an image that lies in a file; any other is a name."""
 
@@ -140,11 +144,11 @@ class ParquetFiles:
         return self._group[1]
 
     def _columns_of(self, group: int, file: BinaryIO) -> pa.Table:
-        parquet = pq.ParquetFile(file, page_checksum_verification=True)
+        parquet = _open(file)
         there = parquet.schema_arrow.names
         columns = [name for name in there if name in self._columns]
         self._unread = tuple(name for name in there if name not in self._columns)
-        return parquet.read_row_group(group, columns=columns)
+        return _read_pieces(parquet, group, columns)
 
 
 class ParquetSource(ParquetFiles):
@@ -177,9 +181,41 @@ class ParquetSource(ParquetFiles):
         return replace(record, unread_keys=(*record.unread_keys, *self._unread))
 
 
+def _read_pieces(parquet: pq.ParquetFile, group: int, columns: list[str]) -> pa.Table:
+    """Columns of a row group, in pieces of as many rows as Arrow can read at once.
+
+    Raises:
+        ArrowNotImplementedError: A single row holds more nested bytes than that.
+    """
+    metadata = parquet.metadata.row_group(group)
+    size = metadata.num_rows
+    if metadata.total_byte_size > PIECE_BYTES:
+        size = max(1, size * PIECE_BYTES // metadata.total_byte_size)
+    while True:
+        try:
+            if size >= metadata.num_rows:
+                return parquet.read_row_group(group, columns=columns)
+            pieces = parquet.iter_batches(size, row_groups=[group], columns=columns)
+            return pa.Table.from_batches(pieces)
+        except pa.ArrowNotImplementedError:  # rows of unequal size, or compressed a lot
+            if size == 1:
+                raise
+            size //= 2
+
+
+def _open(file: BinaryIO) -> pq.ParquetFile:
+    """The file for Arrow, whatever the size of its footer, which is 100 MB by default."""
+    return pq.ParquetFile(
+        file,
+        page_checksum_verification=True,
+        thrift_string_size_limit=_LARGEST_FOOTER,
+        thrift_container_size_limit=_LARGEST_FOOTER,
+    )
+
+
 def _footer(file: BinaryIO) -> tuple[Any, bytes]:
     """The footer, understood and as bytes behind the file's size."""
-    metadata = pq.ParquetFile(file).metadata
+    metadata = _open(file).metadata
     size = file.seek(0, 2)
     file.seek(size - 8 - metadata.serialized_size)
     return metadata, size.to_bytes(8) + file.read(metadata.serialized_size)
