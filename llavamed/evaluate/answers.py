@@ -7,6 +7,7 @@ model that has learned to look beats both.
 
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,7 +17,7 @@ import torch
 
 from llavamed.config.evaluation import Evaluation
 from llavamed.config.run import RunConfig
-from llavamed.data.prepare.ray_data import configure_ray_data, iter_rows
+from llavamed.data.prepare.ray_data import carry_errors, configure_ray_data, iter_rows
 from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.evaluate.vqa import Answer
 from llavamed.model.export import fetch_export
@@ -137,11 +138,17 @@ class _AnswererActor:
     """`Answerer` as Ray Data calls it: one row group in, its answers out."""
 
     def __init__(self, *args: Any) -> None:
-        self._answerer = Answerer(*args)
+        self._args = args
+
+    @cached_property
+    def _answerer(self) -> Answerer:
+        """Made at the first row group: Ray tries forever to make an actor that fails at once."""
+        return Answerer(*self._args)
 
     def __call__(self, batch: dict[str, Any]) -> pa.Table:
         control, shard, row_group = (batch[k][0] for k in ("control", "shard", "row_group"))
-        answers = self._answerer.answer(control, int(shard), int(row_group))
-        return pa.Table.from_pylist(
-            [{"control": control} | {n: getattr(a, n) for n in a.__slots__} for a in answers]
-        )
+        with carry_errors():
+            answers = self._answerer.answer(control, int(shard), int(row_group))
+            return pa.Table.from_pylist(
+                [{"control": control} | {n: getattr(a, n) for n in a.__slots__} for a in answers]
+            )

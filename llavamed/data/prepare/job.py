@@ -14,7 +14,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from transformers import LlavaProcessor
 from llavamed.config.data import Dataset
 from llavamed.config.load import fingerprint
 from llavamed.config.run import RunConfig
-from llavamed.data.prepare.ray_data import configure_ray_data, iter_rows
+from llavamed.data.prepare.ray_data import carry_errors, configure_ray_data, iter_rows
 from llavamed.data.prepare.shards import MAX_UNREAD_KEYS, Chunk, ShardReport, ShardWriter
 from llavamed.data.prepared.dataset import (
     PROCESSOR,
@@ -202,19 +202,26 @@ def list_chunks(config: RunConfig, names: Sequence[str]) -> Iterator[Chunk]:
 def _chunk_rows(
     _: dict[str, Any], config: RunConfig, names: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    for chunk in list_chunks(config, names):
-        yield {"chunk": json.dumps(asdict(chunk))}
+    with carry_errors():
+        for chunk in list_chunks(config, names):
+            yield {"chunk": json.dumps(asdict(chunk))}
 
 
 class _ShardActor:
     """`ShardWriter` as Ray Data calls it: one chunk in, one pickled report out."""
 
     def __init__(self, config: RunConfig, processor: str) -> None:
-        self._writer = ShardWriter(config, processor)
+        self._settings = config, processor
+
+    @cached_property
+    def _writer(self) -> ShardWriter:
+        """Made at the first chunk: Ray tries again forever to make an actor that fails at once."""
+        return ShardWriter(*self._settings)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        chunks = [Chunk(**json.loads(chunk)) for chunk in batch["chunk"]]
-        return {"report": [pickle.dumps(self._writer.write(chunk)) for chunk in chunks]}
+        with carry_errors():
+            chunks = [Chunk(**json.loads(chunk)) for chunk in batch["chunk"]]
+            return {"report": [pickle.dumps(self._writer.write(chunk)) for chunk in chunks]}
 
 
 def describe(config: RunConfig, name: str, processor: LlavaProcessor) -> dict[str, Any]:

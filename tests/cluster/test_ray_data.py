@@ -1,0 +1,60 @@
+"""What goes wrong in Ray Data's workers reaches the driver as an error of ours, word for word."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import ray.data
+
+from llavamed.data.prepare.ray_data import CarriedError, carry_errors, configure_ray_data, iter_rows
+from llavamed.errors import ConfigError, DataError, LlavaMedError, SampleError, StorageError
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+
+ERRORS: dict[str, tuple[Exception, type[LlavaMedError], str]] = {
+    "data": (
+        DataError("path=x: cut off; get it again"),
+        DataError,
+        "path=x: cut off; get it again",
+    ),
+    "config": (ConfigError("template=x: bad; use y"), ConfigError, "template=x: bad; use y"),
+    "storage": (StorageError("s3: away; wait"), StorageError, "s3: away; wait"),
+    "sample": (SampleError("why", "what"), SampleError, "why: what"),
+    "mistake": (
+        TypeError("no number\nand more lines"),
+        LlavaMedError,
+        "TypeError: no number: the program failed while it worked on data, and no sample is to "
+        "blame; see where with --debug, and report it",
+    ),
+}
+
+
+def failing(error: Exception) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    class Fail:
+        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+            with carry_errors():
+                raise error
+
+    return Fail  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_an_error_in_a_worker_is_the_error_of_the_command(name: str) -> None:
+    error, kind, message = ERRORS[name]
+    configure_ray_data()
+    pipeline = ray.data.range(1).map_batches(
+        failing(error), compute=ray.data.ActorPoolStrategy(size=1), num_cpus=0.5
+    )
+    with pytest.raises(kind) as caught:
+        list(iter_rows(pipeline))
+    assert type(caught.value) is kind
+    assert str(caught.value) == message
+
+
+def test_an_error_that_cannot_be_pickled_is_named_all_the_same() -> None:
+    class Local(Exception):
+        pass
+
+    with pytest.raises(CarriedError) as caught, carry_errors():
+        raise Local("hm")
+    assert repr(caught.value.unpack()) == "RuntimeError('Local: hm')"
