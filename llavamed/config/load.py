@@ -17,6 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from llavamed.config.messages import sentences, shown
+from llavamed.config.paths import resolve_paths
 from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError
 
@@ -92,6 +93,8 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_map)
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a config file and apply dotted overrides such as `stages.align.optimizer.lr=1e-3`.
 
+    Local paths of weights and tokenizers are made absolute.
+
     Raises:
         ConfigError: The file, an override or a value breaks a rule.
     """
@@ -109,7 +112,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"config={path}: {_WHOLE_CONFIG}")
     for override in overrides:
         _apply(tree, override)
-    return parse_config(tree)
+    return resolve_paths(parse_config(tree))
 
 
 def override_config(config: RunConfig, overrides: Sequence[str]) -> RunConfig:

@@ -1,6 +1,6 @@
 """Load published configs and processors from a folder, object storage or the hub."""
 
-from pathlib import Path
+import os
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, LlavaConfig
@@ -97,7 +97,7 @@ def check_folder(source: str, key: str) -> None:
     if "://" in source:
         return
     is_path = source.startswith(("/", ".", "~")) or source.count("/") > 1
-    if is_path and not Path(source).is_dir():
+    if is_path and not os.path.isdir(source):  # false for a name too long to be one
         raise ConfigError(f"{key}={source}: no such folder; give one, or a name on the hub")
 
 

@@ -202,7 +202,7 @@ def _initial_model(job: StageJob, processor: Any, scratch: Path) -> Any:
     # What this run or another has exported must be complete; others' folders have no manifest.
     is_of_this_run = str(place).startswith(f"{locate(job.config.directory)}/")
     is_ours = is_of_this_run or read_manifest(place) is not None
-    folder = fetch_export(place, scratch / "weights") if is_ours else Path(job.initial_weights)
+    folder = fetch_export(place, scratch / "weights") if is_ours else job.initial_weights
     return load_model(folder, precision, job.config.model.attn_implementation)
 
 

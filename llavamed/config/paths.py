@@ -1,0 +1,52 @@
+"""Make local paths of weights and tokenizers absolute, for they travel to workers as text.
+
+A worker has another current folder than the driver, and a relative path that does not exist looks
+like a name on the hub.
+"""
+
+import os
+from pathlib import Path
+
+from llavamed.config.model import Pretrained
+from llavamed.config.run import RunConfig
+
+
+def resolve_paths(config: RunConfig) -> RunConfig:
+    """Return the config with every local source of weights or a tokenizer as an absolute path.
+
+    `~` is expanded. URIs, names on the hub and names of stages stay as they are.
+    """
+    model = config.model
+    names = {stage.name for stage in config.stages}
+    stages = tuple(
+        stage
+        if stage.initial_weights in names
+        else stage.model_copy(update={"initial_weights": resolve(stage.initial_weights)})
+        for stage in config.stages
+    )
+    sources = {
+        "weights": resolve(model.weights),
+        "tokenizer": resolve(model.tokenizer),
+        "vision_tower": _resolve_part(model.vision_tower),
+        "language_model": _resolve_part(model.language_model),
+    }
+    return config.model_copy(update={"model": model.model_copy(update=sources), "stages": stages})
+
+
+def resolve(source: str | None) -> str | None:
+    """Return one source, absolute where it is a local path.
+
+    A path is what no name on the hub can be, or what is a folder here: transformers looks for a
+    folder first, too.
+    """
+    if source is None or "://" in source.removeprefix("file://"):
+        return source
+    path = os.path.expanduser(source.removeprefix("file://"))
+    is_path = source.startswith(("/", ".", "~", "file://")) or source.count("/") > 1
+    if is_path or os.path.isdir(path):  # which is false for a name too long to be one
+        return str(Path(path).absolute())
+    return source
+
+
+def _resolve_part(part: Pretrained | None) -> Pretrained | None:
+    return part and part.model_copy(update={"weights": resolve(part.weights)})

@@ -1,0 +1,98 @@
+"""Weights are taken from where they lie, and code that lies beside them is never run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
+
+from llavamed.config.load import override_config
+from llavamed.config.run import RunConfig
+from llavamed.errors import CheckpointError, ConfigError
+from llavamed.model.export import write_export
+from llavamed.model.llava import build_model, load_model
+from llavamed.processor.build import build_processor, load_tokenizer, tokenizer_hash
+from llavamed.processor.pretrained import load_pretrained
+from llavamed.run.curriculum import plan_curriculum
+from llavamed.run.preflight import check_weights
+from llavamed.storage.location import locate
+from tests.support.training_setup import (
+    assert_same_weights,
+    make_job,
+    processor_of,
+    run_stage,
+    small_config,
+)
+
+CODE = "raise SystemExit('code of a model was run')"
+
+
+def published(config: RunConfig, uri: str) -> LlavaForConditionalGeneration:
+    """Write a whole LLaVA, as another project would publish it: without our manifest."""
+    processor = processor_of(config)
+    model = build_model(config.model, processor, seed=3, precision="fp32")
+    write_export(locate(uri), model, model.state_dict(), processor)
+    return model
+
+
+def test_a_whole_model_in_object_storage_is_built_and_trained(
+    tiny_config: RunConfig, s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    small = small_config(tiny_config)
+    model = published(small, f"{s3_uri}/llava")
+    whole = override_config(small, [f"model={{weights: {s3_uri}/llava}}"])
+    processor = build_processor(whole.model, iter([]))
+    assert tokenizer_hash(processor) == tokenizer_hash(processor_of(small))
+    built = build_model(whole.model, processor, seed=0, precision="fp32")
+    assert_same_weights(built.state_dict(), model.state_dict())
+    start = f"stages.align.initial_weights={s3_uri}/llava"
+    config = override_config(small, ["name=from-s3", "stages.align.max_steps=1", start])
+    check_weights(config, plan_curriculum(config))
+    assert run_stage(make_job(config))["checked"] == {"logits_difference": 0.0}
+
+
+def needs_code(folder: Path, name: str, classes: dict[str, str]) -> None:
+    """Make a folder of a kind that transformers does not know, with code that defines it."""
+    content = json.loads((folder / name).read_text())
+    for key in ("model_type", "tokenizer_class", "processor_class", "image_processor_type"):
+        content.pop(key, None)
+    content |= {"model_type": "our-own", "auto_map": classes}
+    (folder / name).write_text(json.dumps(content))
+    (folder / "own.py").write_text(CODE)
+
+
+@pytest.fixture
+def folder(tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    def refuse(*_: Any) -> str:
+        raise AssertionError("somebody was asked")
+
+    monkeypatch.setattr("builtins.input", refuse)
+    published(small_config(tiny_config), str(tmp_path))
+    needs_code(tmp_path, "config.json", {"AutoConfig": "own.Config", "AutoModel": "own.Model"})
+    return tmp_path
+
+
+MESSAGE = r"needs code that lies beside it \(auto_map in its config\), and such code is never run"
+
+
+def test_code_of_a_config_is_never_run_and_nobody_is_asked(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"model.weights=/.*: {MESSAGE}; name a model whose"):
+        load_pretrained(AutoConfig, str(folder), "model.weights")
+    with pytest.raises(CheckpointError, match=rf"weights=/.*: {MESSAGE}"):
+        load_model(folder, "fp32", "sdpa")
+
+
+def test_code_of_a_tokenizer_or_processor_is_never_run(folder: Path) -> None:
+    settings = folder / "tokenizer_config.json"
+    content = json.loads(settings.read_text()) | {
+        "tokenizer_class": "OurOwn",
+        "auto_map": {"AutoTokenizer": ["own.Tokenizer", None]},
+    }
+    settings.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=rf"model.tokenizer=/.*: {MESSAGE}"):
+        load_tokenizer(str(folder), "model.tokenizer")
+    needs_code(folder, "processor_config.json", {"AutoProcessor": "own.Processor"})
+    with pytest.raises(ConfigError, match=rf"model.weights=/.*: {MESSAGE}"):
+        load_pretrained(AutoProcessor, str(folder), "model.weights")
