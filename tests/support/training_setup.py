@@ -17,6 +17,7 @@ from llavamed.data.prepare.job import describe, ensure_processor, list_chunks, p
 from llavamed.data.prepare.shards import ShardWriter
 from llavamed.data.prepared.dataset import PROCESSOR, PreparedDataset, open_prepared
 from llavamed.data.prepared.mixture import Mixture
+from llavamed.model.export import write_export
 from llavamed.processor.build import load_processor
 from llavamed.run.curriculum import plan_curriculum
 from llavamed.storage.location import MANIFEST, locate
@@ -113,6 +114,13 @@ def interrupted_job(config: RunConfig, *, at_step: int) -> StageJob:
 
 def exported_weights(job: StageJob) -> dict[str, torch.Tensor]:
     return load_file(Path(job.export) / "model.safetensors")
+
+
+def weights_as_exported(model: Any, config: RunConfig) -> dict[str, torch.Tensor]:
+    """A model's weights by the names they have in an export."""
+    folder = Path(config.storage) / "as-exported"
+    write_export(locate(str(folder)), model, model.state_dict(), processor_of(config))
+    return load_file(folder / "model.safetensors")
 
 
 def assert_same_weights(

@@ -26,6 +26,7 @@ from tests.support.training_setup import (
     run_stage,
     small_config,
     step_batches,
+    weights_as_exported,
 )
 
 R = 4
@@ -262,9 +263,7 @@ def test_a_stage_learns_resumes_bit_for_bit_and_exports_plain_weights(
     )
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
-    start = fresh(job.config, precision)
-    start.save_pretrained(Path(job.export).parent / "start")
-    before = exported_weights(replace(job, export=str(Path(job.export).parent / "start")))
+    before = weights_as_exported(fresh(job.config, precision), job.config)
     changed = {key for key, weight in weights.items() if not torch.equal(weight, before[key])}
     linear = {key for key in weights if "language_model" in key and "_proj." in key}
     assert changed == linear | {key for key in weights if part_of(key) == "projector"}

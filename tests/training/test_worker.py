@@ -3,12 +3,10 @@
 import math
 import re
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from llavamed.config.run import RunConfig
 from llavamed.errors import DataError, TrainingError
@@ -32,6 +30,7 @@ from tests.support.training_setup import (
     run_stage,
     small_config,
     step_batches,
+    weights_as_exported,
 )
 
 LAST_STEP = 6
@@ -93,18 +92,11 @@ def test_frozen_weights_stay_bit_for_bit_and_trained_ones_move(
 ) -> None:
     job = trained[0]
     model = build_model(job.config.model, processor_of(job.config), seed=0, precision="fp32")
-    before, after = exported_form(model, job), exported_weights(job)
+    before, after = weights_as_exported(model, job.config), exported_weights(job)
     assert before.keys() == after.keys()
     for name, weight in after.items():
         is_same = torch.equal(weight, before[name])
         assert is_same == (part_of(name) == "vision_tower"), name
-
-
-def exported_form(model: torch.nn.Module, job: StageJob) -> dict[str, torch.Tensor]:
-    """A model's weights by the names transformers gives them in a file."""
-    folder = Path(job.config.storage) / "initial"
-    model.save_pretrained(folder)
-    return load_file(folder / "model.safetensors")
 
 
 def test_the_next_stage_starts_from_the_export(
