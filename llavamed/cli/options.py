@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from typing import Annotated
 
 import typer
@@ -10,6 +11,7 @@ from rich.console import Console
 from llavamed.config.load import load_config
 from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError
+from llavamed.run.job_storage import settle_storage
 
 logger = logging.getLogger(__name__)
 console = Console()
@@ -30,4 +32,8 @@ def load_run(path: str | None, overrides: list[str] | None, *, quiet: bool = Fal
         raise ConfigError("config=null: which run? give --config FILE, or set LLAVAMED_CONFIG")
     if not quiet:
         logger.info("config: %s", path)
-    return load_config(path, overrides or [])
+    given = load_config(path, overrides or [])
+    config = settle_storage(given)
+    if config.storage != given.storage and not quiet:
+        logger.info("storage: %s on %s", config.storage, socket.gethostname())
+    return config
