@@ -6,6 +6,7 @@ model that has learned to look beats both.
 """
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,12 @@ import torch
 
 from llavamed.config.evaluation import Evaluation
 from llavamed.config.run import RunConfig
-from llavamed.data.prepare.ray_data import carry_errors, configure_ray_data, iter_rows
+from llavamed.data.prepare.ray_data import (
+    actor_restarts,
+    carry_errors,
+    configure_ray_data,
+    iter_rows,
+)
 from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.evaluate.vqa import Answer
 from llavamed.model.export import fetch_export
@@ -30,6 +36,7 @@ from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
 from llavamed.storage.location import locate
 
 Control = Literal["trained", "blank_image", "untrained"]
+_MEMORY_HINT = "set scaling.num_workers or the evaluation's batch_size lower"
 _COLUMNS = ["id", "pixels", "turns", "domain", "answer_type", "question_type"]
 
 
@@ -52,9 +59,9 @@ def generate(
     """
     controls = get_args(Control)
     items = [
-        {"control": control, "shard": shard, "row_group": row_group}
+        {"control": control, "shard": shard, "row_group": row_group, "start": start}
         for control in controls
-        for shard, row_group in dataset.row_groups()
+        for shard, row_group, start in batches_of(dataset, settings.batch_size)
     ]
     configure_ray_data()
     scaling = config.scaling
@@ -65,12 +72,25 @@ def generate(
         compute=ray.data.ActorPoolStrategy(size=min(scaling.most_workers, len(items))),
         num_cpus=1,
         num_gpus=1 if scaling.use_gpu else 0,
+        **actor_restarts(config.max_failures),
     )
     answers: dict[str, list[Answer]] = {control: [] for control in controls}
-    for row in iter_rows(pipeline):
+    for row in iter_rows(pipeline, memory_hint=_MEMORY_HINT):
         answers[row.pop("control")].append(Answer(**row))
         on_progress(sum(map(len, answers.values())), len(controls) * dataset.num_samples)
     return answers
+
+
+def batches_of(dataset: PreparedDataset, batch_size: int) -> Iterator[tuple[int, int, int]]:
+    """Yield shard, row group and first row of each batch of questions.
+
+    A batch is what is reported as progress, and it never spans two row groups.
+    """
+    shards, row_groups = (dataset.column(name).tolist() for name in ("shard", "row_group"))
+    sizes = Counter(zip(shards, row_groups, strict=True))
+    for (shard, row_group), num_rows in sizes.items():
+        for start in range(0, num_rows, batch_size):
+            yield shard, row_group, start
 
 
 class Answerer:
@@ -87,19 +107,20 @@ class Answerer:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._loaded: tuple[bool, Generator] | None = None
 
-    def answer(self, control: Control, shard: int, row_group: int) -> Iterator[Answer]:
-        """Answer the questions of one row group."""
-        rows = self._dataset.read_samples(shard, row_group, _COLUMNS).to_pylist()
-        for start in range(0, len(rows), self._settings.batch_size):
-            batch = rows[start : start + self._settings.batch_size]
-            prompts = [self._prompt(row) for row in batch]
-            predictions = self._generator(trained=control != "untrained").answer(
-                prompts,
-                max_new_tokens=self._settings.max_new_tokens,
-                blank_images=control == "blank_image",
-            )
-            for row, prompt, prediction in zip(batch, prompts, predictions, strict=True):
-                yield _answer(row, prompt, prediction, with_image=control == "trained")
+    def answer(self, control: Control, shard: int, row_group: int, start: int) -> list[Answer]:
+        """Answer the batch of questions of a row group that begins at a row."""
+        rows = self._dataset.read_samples(shard, row_group, _COLUMNS)
+        batch = rows.slice(start, self._settings.batch_size).to_pylist()
+        prompts = [self._prompt(row) for row in batch]
+        predictions = self._generator(trained=control != "untrained").answer(
+            prompts,
+            max_new_tokens=self._settings.max_new_tokens,
+            blank_images=control == "blank_image",
+        )
+        return [
+            _answer(row, prompt, prediction, with_image=control == "trained")
+            for row, prompt, prediction in zip(batch, prompts, predictions, strict=True)
+        ]
 
     def _prompt(self, row: dict[str, Any]) -> Prompt:
         turns = [Turn(turn["role"], turn["text"]) for turn in row["turns"]]
@@ -135,20 +156,21 @@ def _answer(row: dict[str, Any], prompt: Prompt, prediction: str, *, with_image:
 
 
 class _AnswererActor:
-    """`Answerer` as Ray Data calls it: one row group in, its answers out."""
+    """`Answerer` as Ray Data calls it: one batch of questions in, its answers out."""
 
     def __init__(self, *args: Any) -> None:
         self._args = args
 
     @cached_property
     def _answerer(self) -> Answerer:
-        """Made at the first row group: Ray tries forever to make an actor that fails at once."""
+        """Made at the first batch: Ray tries forever to make an actor that fails at once."""
         return Answerer(*self._args)
 
     def __call__(self, batch: dict[str, Any]) -> pa.Table:
-        control, shard, row_group = (batch[k][0] for k in ("control", "shard", "row_group"))
+        shard, row_group, start = (int(batch[key][0]) for key in ("shard", "row_group", "start"))
+        control = batch["control"][0]
         with carry_errors():
-            answers = self._answerer.answer(control, int(shard), int(row_group))
+            answers = self._answerer.answer(control, shard, row_group, start)
             return pa.Table.from_pylist(
                 [{"control": control} | {n: getattr(a, n) for n in a.__slots__} for a in answers]
             )

@@ -10,7 +10,7 @@ import pytest
 from llavamed.config.run import RunConfig
 from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.evaluate import run as evaluation
-from llavamed.evaluate.answers import Answerer, Control
+from llavamed.evaluate.answers import Answerer, Control, batches_of
 from llavamed.evaluate.vqa import Answer
 from llavamed.run import driver
 from llavamed.run.progress import Progress
@@ -62,7 +62,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> Done:
         config: RunConfig, settings: Any, dataset: PreparedDataset, *, export: str, on_progress: Any
     ) -> dict[str, list[Answer]]:
         answerer = Answerer(config, settings, dataset, export)
-        places = dataset.row_groups()
+        places = list(batches_of(dataset, settings.batch_size))
         answers = {
             control: [answer for place in places for answer in answerer.answer(control, *place)]
             for control in get_args(Control)
