@@ -8,7 +8,8 @@
     │   └── DamagedFileError   what lies there is not what was written
     ├── CheckpointError   a checkpoint or export is missing, partial or of another run
     ├── TrainingError     training cannot go on (a loss that is not finite, a dead worker)
-    └── TrackingError     the MLflow server refuses us
+    ├── TrackingError     the MLflow server refuses us
+    └── InterruptError    a signal ended the command            exit code 128 + signal
 
 Every message has one grammar: ``key=value: the rule it breaks, with the numbers; what to do``.
 Mistakes of the programmer stay built-in exceptions.
@@ -69,3 +70,18 @@ class TrainingError(LlavaMedError):
 
 class TrackingError(LlavaMedError):
     """MLflow cannot be reached or refuses the request."""
+
+
+class InterruptError(LlavaMedError):
+    """Ctrl-C or SIGTERM ended the command; what was finished stays finished."""
+
+    def __init__(self, signal_number: int, signal_name: str) -> None:
+        super().__init__(signal_number, signal_name)
+        self.exit_code = 128 + signal_number
+        self._name = signal_name
+
+    def __str__(self) -> str:
+        return (
+            f"signal={self._name}: the command was interrupted; start the same command again to "
+            "go on from what is finished"
+        )

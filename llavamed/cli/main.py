@@ -4,12 +4,16 @@ Heavy imports stay inside the commands, after the config is read, so that help a
 errors come at once.
 """
 
+import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from llavamed.cli.corpus import app as corpus
 from llavamed.cli.data import app as data
@@ -18,9 +22,32 @@ from llavamed.cli.logs import configure_logging, log_console
 from llavamed.cli.options import ConfigFile, Overrides, console, load_run
 from llavamed.config.load import dump_config
 from llavamed.config.run import RunConfig
-from llavamed.errors import LlavaMedError
+from llavamed.errors import InterruptError, LlavaMedError
+
+
+class _Commands(TyperGroup):
+    """The commands, which Ctrl-C or SIGTERM end by a sentence; click would say "Aborted!"."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command, and turn an interrupt into an error of ours."""
+        received = [signal.SIGINT]
+
+        def interrupt(number: int, _: object) -> None:
+            received.append(signal.Signals(number))
+            raise KeyboardInterrupt  # Ray, too, passes this on from wherever it waits
+
+        before = {each: signal.signal(each, interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise InterruptError(received[-1], received[-1].name) from error
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
 
 app = typer.Typer(
+    cls=_Commands,
     help="Train biomedical vision-language models by a curriculum.",
     no_args_is_help=True,
     add_completion=False,
@@ -144,10 +171,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     try:
         app([word for word in words if word not in _EVERYWHERE])
-    except LlavaMedError as error:
+    except Exception as error:
         if "--debug" in words:
             raise
+        is_ours = isinstance(error, LlavaMedError)
+        text = str(error) if is_ours else _explain_unexpected(error)
         Console(stderr=True).print(
-            f"error: {error}", style="bold red", markup=False, soft_wrap=True
+            f"error: {text}", style="bold red", markup=False, highlight=False, soft_wrap=True
         )
-        sys.exit(error.exit_code)
+        sys.exit(error.exit_code if isinstance(error, LlavaMedError) else 1)
+
+
+def _explain_unexpected(error: Exception) -> str:
+    """Say that the program is wrong, and keep the traceback in a file: it may not come again."""
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="llavamed-", suffix=".txt", delete=False, encoding="utf-8"
+    ) as file:
+        traceback.print_exception(error, file=file)
+    return (
+        f"unexpected {type(error).__name__}: the program or a library has a mistake; report it "
+        f"with the traceback in {file.name}"
+    )

@@ -22,7 +22,7 @@ RAY_RESOURCES = ("CPU", "GPU", "memory", "object_store_memory")
 
 
 class Scaling(Section):
-    """Ray Train's ScalingConfig, field for field."""
+    """Ray Train's ScalingConfig, field for field, and where the workers run."""
 
     num_workers: Annotated[
         Annotated[NumWorkers, Tag(ONE)] | Annotated[tuple[NumWorkers, NumWorkers], Tag(SEVERAL)],
@@ -40,6 +40,9 @@ class Scaling(Section):
     a resource that the cluster defines."""
     accelerator_type: Annotated[str, Field(min_length=1)] | None = None
     """Ray's name of the GPU model to use, e.g. `A100`. By default any."""
+    launcher: Literal["ray", "local"] = "ray"
+    """Where training runs: on workers that Ray starts, or (`local`) in the process of the command
+    itself, so that a breakpoint works. `local` takes one worker, and uses a GPU if there is one."""
 
     @property
     def least_workers(self) -> int:
@@ -84,7 +87,12 @@ class Scaling(Section):
         return self
 
     @model_validator(mode="after")
-    def _least_before_most(self) -> Self:
+    def _number_is_possible(self) -> Self:
+        if self.launcher == "local" and self.most_workers > 1:
+            raise ValueError(
+                f"launcher=local: trains in one process, and num_workers={self.most_workers}; set "
+                "num_workers to 1, or launcher to ray"
+            )
         if not isinstance(self.num_workers, int) and self.num_workers[0] > self.num_workers[1]:
             least, most = self.num_workers
             raise ValueError(

@@ -5,6 +5,7 @@ one stopped. When nothing is left to do, Ray is not even started.
 """
 
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,7 @@ from llavamed.run.fit import fit
 from llavamed.run.preflight import check_adapters, check_packages, check_stage, check_weights
 from llavamed.run.progress import Progress
 from llavamed.run.ray_cluster import ray_cluster
+from llavamed.run.resources import told_what_is_missing
 from llavamed.run.tracking import Tracker
 from llavamed.storage.lease import Lease, hold_lease
 from llavamed.storage.location import check_writable, locate
@@ -122,10 +124,10 @@ def _tracked(config: RunConfig, lease: Lease) -> Iterator[Tracker]:
     tracker = Tracker(config)
     try:
         yield tracker
-    except LlavaMedError as error:
+    except (LlavaMedError, KeyboardInterrupt) as error:
         with suppress(TrainingError, StorageError):
             lease.without_retries().check()
-            tracker.fail(str(error))
+            tracker.fail(str(error) or "interrupted")
         raise
 
 
@@ -236,16 +238,23 @@ def _evaluate(
     run = tracker.start(f"{plan.stage.name}-evaluation", settings.model_dump(mode="json"))
     run.log_dataset(datasets[settings.data], "evaluation")
     started = time.monotonic()
-    found = evaluate(
-        config.model_copy(update={"engine": config.engine_of(plan.stage)}),
-        settings,
-        datasets,
-        export=str(plan.export),
-        export_fingerprint=result["fingerprint"],
-        folder=plan.evaluation,
-        lease=lease,
-        on_progress=progress.answered,
-    )
+    has_answered = threading.Event()
+
+    def on_progress(done: int, total: int) -> None:
+        has_answered.set()
+        progress.answered(done, total)
+
+    with told_what_is_missing(config.scaling, has_answered):
+        found = evaluate(
+            config.model_copy(update={"engine": config.engine_of(plan.stage)}),
+            settings,
+            datasets,
+            export=str(plan.export),
+            export_fingerprint=result["fingerprint"],
+            folder=plan.evaluation,
+            lease=lease,
+            on_progress=on_progress,
+        )
     run.log_scores(_flat(found["scores"]) | {"seconds": time.monotonic() - started})
     for name in (REPORT, RESULTS):
         run.log_text((plan.evaluation / name).read_bytes().decode(), name)

@@ -2,7 +2,6 @@
 
 import logging
 import logging.handlers
-import signal
 import threading
 import uuid
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 from ray.train import FailureConfig, ScalingConfig, UserCallback
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -19,12 +18,19 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from llavamed.data.prepare.ray_failures import explain_failure, find_our_error
 from llavamed.errors import LlavaMedError, TrainingError
+from llavamed.run.resources import told_what_is_missing
 from llavamed.storage.location import Location
-from llavamed.train.context import Record, ray_context
+from llavamed.train.context import Record, local_context, ray_context
 from llavamed.train.job import StageJob
 from llavamed.train.metrics import WorkerMetrics
 from llavamed.train.worker import train_stage
+
+
+@dataclass(frozen=True)
+class Started:
+    """A worker runs; no more waiting for resources."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Failed:
     error: LlavaMedError
 
 
-Message = Steps | Failed | logging.LogRecord
+Message = Started | Steps | Failed | logging.LogRecord
 """What reaches the driver while a stage is trained; a log record comes from any worker."""
 
 
@@ -61,41 +67,57 @@ def fit(
         Whether the export is there; if not, all steps lie in a checkpoint.
 
     Raises:
-        TrainingError: Workers died more often than `max_failures`, or the user pressed Ctrl-C.
+        TrainingError: Workers died more often than `max_failures`.
         LlavaMedError: What one of ours raised in a worker.
     """
-    before = signal.getsignal(signal.SIGINT)
+    if job.config.scaling.launcher == "local":
+        with local_context(on_records) as context:
+            return train_stage(job, context)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     # Beside the driver: with any other machine it could be lost, and every retry would miss it.
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     listener = _Listener(queue, on_records)
+    trainer = _trainer(job, folder, queue)
     try:
-        with listener:
-            return bool(_trainer(job, folder, queue).fit().return_value)
-    except SystemExit as stop:  # how Ray Train answers Ctrl-C
-        raise TrainingError(
-            f"stage={job.stage.name}: interrupted; start the same command again to go on from the "
-            "last checkpoint"
-        ) from stop
-    except TrainingFailedError as error:
-        failures = job.config.max_failures
-        if listener.fatal is not None:
-            raise listener.fatal from error
-        last = str(error).strip().splitlines()[-1]
-        raise TrainingError(
-            f"max_failures={failures}: workers of stage {job.stage.name} failed {failures + 1} "
-            f"times, the last time with {last!r}; start the same command again to go on from the "
-            "last checkpoint"
-        ) from error
+        with listener, told_what_is_missing(job.config.scaling, listener.has_heard):
+            return bool(trainer.fit().return_value)
+    except (TrainingFailedError, RayError) as error:
+        raise listener.fatal or _explain(job, error) from error
+    except KeyboardInterrupt:
+        if trainer.controller is not None:
+            ray.kill(trainer.controller)  # and with it, its workers
+        raise
     finally:
-        signal.signal(signal.SIGINT, before)  # Ray Train leaves its own behind
         queue.shutdown(force=True)
 
 
-def _trainer(job: StageJob, folder: Location, queue: Queue) -> TorchTrainer:
+def _explain(job: StageJob, error: Exception) -> LlavaMedError:
+    ours = find_our_error(error)
+    if ours is not None:
+        return ours
+    failures, key = job.config.max_failures, f"stages.{job.stage.name}"
+    sizes = "max_tokens" if job.stage.packing else "micro_batch_size"
+    hint = f"set {key}.{sizes} lower, or place fewer of scaling.num_workers on a machine"
+    return TrainingError(
+        f"max_failures={failures}: workers of stage {job.stage.name} failed {failures + 1} times, "
+        f"the last time because {explain_failure(error, hint)}; start the same command again to "
+        "go on from the last checkpoint"
+    )
+
+
+class _Trainer(TorchTrainer):
+    """Ray Train's trainer, which leaves Ctrl-C to this process and tells who its controller is."""
+
+    controller: Any = None
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        self.controller = controller
+
+
+def _trainer(job: StageJob, folder: Location, queue: Queue) -> _Trainer:
     scaling = job.config.scaling
     filesystem = None if folder.is_local else pafs.PyFileSystem(pafs.FSSpecHandler(folder.fs))
-    return TorchTrainer(
+    return _Trainer(
         _train_worker,
         train_loop_config={"job": job, "queue": queue},
         torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
@@ -121,6 +143,7 @@ def _train_worker(settings: dict[str, Any]) -> bool:
     queue: Queue = settings["queue"]
     job: StageJob = settings["job"]
     _send_logs(queue)
+    queue.put(Started())
     context = ray_context(lambda records: queue.put(Steps(records)))
     metrics = WorkerMetrics(job.config.name, job.stage.name, context.rank)
     return train_stage(job, replace(context, observe=metrics.observe))
@@ -143,10 +166,10 @@ class _StopOnOurErrors(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called by Ray's controller, by keyword, when workers failed."""
         for error in worker_exceptions.values():
-            cause = getattr(error, "_base_exc", error)
-            if isinstance(cause, LlavaMedError):
-                self._queue.put(Failed(cause))
-                raise cause
+            ours = find_our_error(error)
+            if ours is not None:
+                self._queue.put(Failed(ours))
+                raise ours
 
 
 class _Listener:
@@ -157,6 +180,7 @@ class _Listener:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="listener", daemon=True)
         self.fatal: LlavaMedError | None = None
+        self.has_heard = threading.Event()
 
     def __enter__(self) -> "_Listener":
         self._thread.start()
@@ -180,6 +204,7 @@ class _Listener:
                 self._take(message)
 
     def _take(self, message: Message) -> None:
+        self.has_heard.set()
         match message:
             case Steps(records):
                 self._on_records(records)

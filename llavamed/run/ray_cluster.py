@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,10 @@ import ray
 
 from llavamed.config.run import RunConfig
 from llavamed.errors import LlavaMedError
+from llavamed.run.job_storage import check_storage
+from llavamed.run.resources import check_local_resources
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -22,6 +27,8 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
 
     Raises:
         LlavaMedError: Ray does not answer or does not start.
+        ConfigError: This machine lacks what the workers reserve, or the storage is a folder of one
+            machine and the cluster has several.
     """
     if ray.is_initialized():
         yield
@@ -29,7 +36,7 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1800")
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
     address = os.environ.get("RAY_ADDRESS", "local")
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": _quiet_ray()}
     if address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Ray's own 30 s are too few where the disk is cold and the cores are busy.
@@ -37,6 +44,7 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
         wanted = config.scaling.most_workers * config.scaling.resources_per_worker.get("CPU", 1)
         settings["num_cpus"] = max(os.cpu_count() or 1, int(wanted))
         settings["include_dashboard"] = False
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         check_port(address)
         ray.init(address=address, **settings)
@@ -46,11 +54,25 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
             f"RAY_ADDRESS={address}: Ray does not answer: {reason}; start the cluster, or unset "
             "RAY_ADDRESS to run on this machine alone"
         ) from error
-    logging.getLogger("ray.data").setLevel(logging.WARNING)  # its plans and paths are for debugging
+    if callable(on_sigterm):
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own prints a C++ stack
     try:
+        if address == "local":
+            check_local_resources(config.scaling)
+        check_storage(config, sum(node["Alive"] for node in ray.nodes()))
         yield
     finally:
         ray.shutdown()
+
+
+def _quiet_ray() -> int:
+    """Keep what Ray logs from users, unless they asked for it; gives the level for its loggers."""
+    if logger.isEnabledFor(logging.DEBUG):
+        return logging.INFO
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # or else C++ writes to stderr
+    for name in ("ray", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return logging.CRITICAL
 
 
 def check_port(address: str) -> None:

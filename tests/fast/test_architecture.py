@@ -27,7 +27,8 @@ LONGER_FUNCTIONS = {("train/worker.py", "train_stage"): 100}
 ONLY_IN = {
     # What hides Ray from the loop and what runs on the cluster; nothing else needs one.
     "ray": {
-        *("data/prepare/ray_data.py", "data/prepare/job.py", "evaluate/answers.py"),
+        *("data/prepare/ray_data.py", "data/prepare/ray_failures.py", "data/prepare/job.py"),
+        *("evaluate/answers.py", "run/resources.py"),
         *("run/ray_cluster.py", "run/fit.py", "train/context.py", "train/metrics.py"),
     },
     # The engine is DeepSpeed. The context may reach for the groups that DeepSpeed keeps in module

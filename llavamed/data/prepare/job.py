@@ -25,7 +25,12 @@ from transformers import LlavaProcessor
 from llavamed.config.data import Dataset
 from llavamed.config.load import fingerprint
 from llavamed.config.run import RunConfig
-from llavamed.data.prepare.ray_data import carry_errors, configure_ray_data, iter_rows
+from llavamed.data.prepare.ray_data import (
+    actor_restarts,
+    carry_errors,
+    configure_ray_data,
+    iter_rows,
+)
 from llavamed.data.prepare.shards import MAX_UNREAD_KEYS, Chunk, ShardReport, ShardWriter
 from llavamed.data.prepared.dataset import (
     PROCESSOR,
@@ -67,6 +72,8 @@ _PROCESSOR_FIELDS = (
 
 OnProgress = Callable[[str, int, int], None]
 """Told the dataset's name, its samples done and its samples in all."""
+
+_MEMORY_HINT = "set data.rows_per_shard lower, or use a machine with more memory for each CPU"
 
 
 def ensure_processor(config: RunConfig) -> Location:
@@ -154,7 +161,7 @@ def _run(
     done: Counter[str] = Counter()
     for name in names:
         (directory / name).remove()  # what a run that was killed may have left
-    for row in iter_rows(_pipeline(config, names, processor)):
+    for row in iter_rows(_pipeline(config, names, processor), memory_hint=_MEMORY_HINT):
         report: ShardReport = pickle.loads(row["report"])
         reports[report.dataset].append(report)
         done[report.dataset] += report.tables.num_rows
@@ -185,6 +192,7 @@ def _pipeline(config: RunConfig, names: list[str], processor: Location) -> Any:
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, cpus - 1)),
             num_cpus=1,
+            **actor_restarts(config.max_failures),
         )
     )
 

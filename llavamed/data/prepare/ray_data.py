@@ -8,8 +8,9 @@ from typing import Any
 
 import ray.data
 from ray.data.exceptions import SystemException
-from ray.exceptions import OutOfMemoryError, RayError
+from ray.exceptions import RayError
 
+from llavamed.data.prepare.ray_failures import explain_failure, iter_causes
 from llavamed.errors import LlavaMedError
 
 
@@ -40,8 +41,14 @@ def carry_errors() -> Iterator[None]:
         raise CarriedError(packed) from error
 
 
-def iter_rows(pipeline: Any) -> Iterator[dict[str, Any]]:
-    """The rows of a pipeline.
+def iter_rows(
+    pipeline: Any, *, memory_hint: str = "give the machines more memory"
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a pipeline.
+
+    Args:
+        pipeline: A dataset of Ray Data.
+        memory_hint: Which settings need less memory, for the error of a worker that was killed.
 
     Raises:
         LlavaMedError: What one of ours raised in a worker, as itself; or a sentence of ours about
@@ -50,17 +57,12 @@ def iter_rows(pipeline: Any) -> Iterator[dict[str, Any]]:
     try:
         yield from pipeline.iter_rows()
     except (RayError, SystemException) as error:
-        raise _of_ours(error) from error
+        raise _of_ours(error, memory_hint) from error
 
 
-def _of_ours(error: BaseException) -> LlavaMedError:
-    """The error of ours that one of Ray's stands for."""
-    for each in _chain(error):
-        if isinstance(each, OutOfMemoryError):
-            return LlavaMedError(
-                "data.rows_per_shard: a process that works on data was ended because its machine "
-                "had no memory left; lower it, or give the machine more memory"
-            )
+def _of_ours(error: BaseException, memory_hint: str) -> LlavaMedError:
+    """Return the error of ours that one of Ray's stands for."""
+    for each in iter_causes(error):
         if isinstance(each, CarriedError) and not isinstance(each, RayError):
             carried = each.unpack()
             if isinstance(carried, LlavaMedError):
@@ -71,18 +73,9 @@ def _of_ours(error: BaseException) -> LlavaMedError:
                 "and no sample is to blame; see where with --debug, and report it"
             )
     return LlavaMedError(
-        f"{type(error).__name__}: processes that work on data were lost again and again; give the "
-        "machines more memory, and see more with --debug"
+        f"ray: {explain_failure(error, memory_hint)}; start the same command again to go on from "
+        "what is finished"
     )
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what caused it, the cause last."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = getattr(error, "cause", None) or error.__cause__
 
 
 def configure_ray_data() -> None:
@@ -93,3 +86,8 @@ def configure_ray_data() -> None:
     context.raise_original_map_exception = True
     if not logging.getLogger("llavamed").isEnabledFor(logging.DEBUG):
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors reach the user as ours
+
+
+def actor_restarts(max_failures: int) -> dict[str, int]:
+    """Return Ray's settings for a pool of actors; its own default restarts them for ever."""
+    return {"max_restarts": max_failures, "max_task_retries": max_failures}
