@@ -31,7 +31,7 @@ class Pretrained(Section):
     """An image encoder or a language model: published weights, or a shape to fill at random."""
 
     weights: str | None = None
-    """Path or hub name of the weights. By default the shape in `config` gets random weights."""
+    """Path, URI or hub name of the weights. By default the shape in `config` gets random ones."""
     config: dict[str, Any] = Field(default_factory=dict)
     """Hugging Face config fields, with `model_type`. Next to `weights` they only declare the shape,
     so that `plan` needs no network; they are compared with the weights when those are loaded."""
@@ -50,14 +50,14 @@ class Model(Section):
     """The network: LLaVA made of a tower, a projector and a language model, or loaded whole."""
 
     weights: str | None = None
-    """Path or hub name of a whole LLaVA to start from, in place of the parts below."""
+    """Path, URI or hub name of a whole LLaVA to start from, in place of the parts below."""
     vision_tower: Pretrained | None = None
     """The image encoder: CLIP, SigLIP, DINOv2, DINOv3 or ViT."""
     language_model: Pretrained | None = None
     """The language model, a causal one."""
     tokenizer: str | None = None
-    """Path or hub name of the tokenizer. By default that of the weights; for a language model with
-    random weights, one with `vocab_size` entries is trained on the text of the datasets."""
+    """Path, URI or hub name of the tokenizer. By default that of the weights; for a language model
+    with random weights, one with `vocab_size` entries is trained on the text of the datasets."""
     projector: Literal["linear", "mlp2x_gelu"] = "mlp2x_gelu"
     """Map from image features to token embeddings: one linear layer, or two with GELU between."""
     vision_feature_layer: Annotated[int, Field(lt=0, ge=-1000)] = -2

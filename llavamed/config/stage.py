@@ -128,8 +128,8 @@ class Stage(Section):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory for about a third more time."""
     initial_weights: str | None = None
-    """Weights to start from: an earlier stage, or the path or hub name of a whole LLaVA. By default
-    those of the previous stage."""
+    """Weights to start from: an earlier stage, or the path, URI or hub name of a whole LLaVA. By
+    default those of the previous stage."""
     evaluation: Evaluation | None = None
     """How the trained model is scored. By default it is not."""
 

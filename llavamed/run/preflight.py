@@ -1,7 +1,7 @@
 """What would stop a run, found before any GPU waits for it."""
 
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, LlavaConfig
 
 from llavamed.config.run import RunConfig
 from llavamed.data.prepared.mixture import Mixture
@@ -11,6 +11,7 @@ from llavamed.model.export import read_manifest
 from llavamed.model.llava import check_forward, llava_config
 from llavamed.model.quantize import load_bitsandbytes
 from llavamed.processor.pretrained import part_config, text_config, whole_config
+from llavamed.processor.tower import tower_of
 from llavamed.run.curriculum import StagePlan
 from llavamed.storage.location import locate
 from llavamed.train.checkpoint.manifest import check_settings
@@ -24,20 +25,38 @@ def check_weights(config: RunConfig, plans: list[StagePlan]) -> None:
         ConfigError: They cannot be found, or an image cannot pass through one of the models.
     """
     model = config.model
-    if model.vision_tower is not None and model.language_model is not None:
+    if model.weights is not None:
+        shape, key = whole_config(model.weights, "model.weights"), f"model.weights={model.weights}"
+    else:
+        assert model.vision_tower is not None
+        assert model.language_model is not None
         vision = part_config(model.vision_tower, "model.vision_tower")
         text = part_config(model.language_model, "model.language_model")
-        check_forward(llava_config(model, vision, text), "model")
-    if model.weights is not None:
-        check_forward(
-            whole_config(model.weights, "model.weights"), f"model.weights={model.weights}"
-        )
+        shape, key = llava_config(model, vision, text), "model"
+    check_forward(shape, key)
     own = {str(plan.export) for plan in plans}
     for plan in plans:
         start = plan.initial_weights
         if start is not None and start not in own and read_manifest(locate(start)) is None:
             key = f"stages.{plan.stage.name}.initial_weights"
-            check_forward(whole_config(start, key), f"{key}={start}")
+            first = whole_config(start, key)
+            check_forward(first, f"{key}={start}")
+            _check_same_images(first, shape, f"{key}={start}")
+
+
+def _check_same_images(first: LlavaConfig, shape: LlavaConfig, key: str) -> None:
+    """Refuse initial weights whose images are not those the run's datasets are prepared for."""
+    facts = []
+    for config in (first, shape):
+        tower = tower_of(config.vision_config, f"{key}: vision_config")
+        number = tower.num_image_tokens(config.vision_feature_select_strategy)
+        facts.append((tower.image_size, number))
+    if facts[0] != facts[1]:
+        raise ConfigError(
+            f"{key}: takes images of {facts[0][0]} pixels as {facts[0][1]} tokens, but the model "
+            f"section, which datasets are prepared by, {facts[1][0]} as {facts[1][1]}; name these "
+            "weights in model.weights too"
+        )
 
 
 def check_adapters(config: RunConfig, plans: list[StagePlan]) -> None:

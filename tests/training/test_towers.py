@@ -304,3 +304,13 @@ def test_a_whole_model_with_a_layer_it_does_not_have_is_refused(
     first = override_config(tiny_config, [f"stages.align.initial_weights={tmp_path}"])
     with pytest.raises(ConfigError, match=r"align.initial_weights=.*vision_feature_layer=5"):
         check_weights(first, plan_curriculum(first))
+
+
+def test_initial_weights_that_take_other_images_than_the_datasets_have_are_refused(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    whole(tmp_path, tiny_config, vision_feature_select_strategy="full")
+    config = override_config(tiny_config, [f"stages.align.initial_weights={tmp_path}"])
+    message = r"align.initial_weights=.*: takes images of 16 pixels as 5 tokens, but .* 16 as 4; na"
+    with pytest.raises(ConfigError, match=message):
+        check_weights(config, plan_curriculum(config))
