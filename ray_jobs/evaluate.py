@@ -3,14 +3,7 @@
 Without `--config` it takes the file that LLAVAMED_CONFIG names, else the demo.
 """
 
-import os
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a job's working directory
-
-from llavamed.cli.main import main
+from job import run_command
 
 if __name__ == "__main__":
-    os.environ.setdefault("LLAVAMED_CONFIG", str(Path(__file__).parent / "configs" / "demo.yaml"))
-    main(["evaluate", *sys.argv[1:]])
+    run_command("evaluate")
