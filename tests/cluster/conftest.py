@@ -82,10 +82,11 @@ def small(tmp_path: Path) -> RunConfig:
 
 
 @pytest.fixture(scope="session")
-def job_environment() -> dict[str, str]:
-    """The environment of a cluster started by command: token authentication, no telemetry."""
+def job_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a cluster started by command: a home, token authentication."""
     return {
         **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
+        "HOME": str(tmp_path_factory.mktemp("home")),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": "0" * 32,
         "RAY_USAGE_STATS_ENABLED": "0",

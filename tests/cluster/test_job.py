@@ -163,6 +163,32 @@ def test_a_job_is_stopped(cluster: dict[str, str], tmp_path: Path) -> None:
     assert "Job 'to-stop' was stopped" in status.stdout + status.stderr
 
 
+def test_jobs_go_on_from_one_another_wherever_they_were_submitted(
+    cluster: dict[str, str], tmp_path: Path
+) -> None:
+    """The package changes by a byte, then comes from another folder: the datasets stay prepared."""
+    text = (ROOT / "ray_jobs" / "configs" / "demo.yaml").read_text()
+    overrides = (*SMALL, "storage=of-jobs")
+    folders = [tmp_path / "one", tmp_path / "one", tmp_path / "other"]
+    logs = []
+    for number, folder in enumerate(folders):
+        folder.mkdir(exist_ok=True)
+        (folder / "run.yaml").write_text(f"{text}# submitted {number} times before\n")
+        entrypoint = [sys.executable, "-m", "llavamed", "prepare", "--config", "run.yaml"]
+        command = [RAY, "job", "submit", "--working-dir", ".", "--", *entrypoint, *overrides]
+        environment = cluster | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        logs.append(done.stdout)
+    home = Path(cluster["HOME"]) / "llavamed" / "of-jobs"
+    for log in logs:
+        assert f"storage: {home} on {socket.gethostname()}" in log
+    assert ["prepare captions" in log for log in logs] == [True, False, False]
+    assert (home / "datasets" / "captions" / "manifest.json").exists()
+
+
 def has_worker(node: subprocess.Popen[str]) -> bool:
     below = psutil.Process(node.pid).children(recursive=True)
     return any("RayTrainWorker" in "".join(process.cmdline()) for process in below)
