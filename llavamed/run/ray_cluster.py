@@ -47,7 +47,8 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         check_port(address)
-        ray.init(address=address, **settings)
+        with _silent_stderr():
+            ray.init(address=address, **settings)
     except Exception as error:  # Ray raises a bare Exception for a node that does not come up
         reason = str(error).strip().partition("\n")[0] or repr(error)
         raise LlavaMedError(
@@ -63,6 +64,22 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Keep what C++ writes to stderr while Ray starts from users, unless they asked for it."""
+    if logger.isEnabledFor(logging.DEBUG):
+        yield
+        return
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
 
 
 def _quiet_ray() -> int:

@@ -231,7 +231,7 @@ def test_an_error_of_ours_ends_the_stage_at_once(small: RunConfig) -> None:
     assert time.monotonic() - started < 120  # a retry would take as long again, three times
 
 
-def test_ctrl_c_ends_a_stage_with_a_sentence(small: RunConfig) -> None:
+def test_ctrl_c_ends_a_stage_at_once(small: RunConfig) -> None:
     stage = small.stages[0].model_copy(update={"max_steps": 5000})
     config = small.model_copy(update={"stages": (stage,)})
     checkpoints = plan_curriculum(config)[0].checkpoints
@@ -243,7 +243,7 @@ def test_ctrl_c_ends_a_stage_with_a_sentence(small: RunConfig) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=wait_and_press, daemon=True).start()
-    with pytest.raises(TrainingError, match=r"^stage=align: interrupted; start the same command"):
+    with pytest.raises(KeyboardInterrupt):
         run(config)
     assert signal.getsignal(signal.SIGINT) is before
     assert complete_checkpoints(checkpoints)
