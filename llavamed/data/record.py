@@ -1,7 +1,7 @@
-"""What a sample is: as a source lists it (`Record`) and as it lies prepared (`SHARD_SCHEMA`).
+"""Define a sample as a source lists it (`Record`) and as a dataset stores it (`SHARD_SCHEMA`).
 
-A record carries its text in full and its images by reference, so that listing millions of them
-is cheap; the workers that prepare it fetch and decode the images.
+A record holds its full text and refers to its images, so that listing millions of records is
+cheap. The workers that prepare a dataset fetch and decode the images.
 """
 
 import re
@@ -23,7 +23,7 @@ AnswerType = Literal["", "OPEN", "CLOSED"]
 class Record:
     """One sample as a source lists it.
 
-    `images` are references that the same source's `load_image` understands. `answer_type` and
+    `images` are references that `load_image` of the same source resolves. `answer_type` and
     `question_type` are set for visual question answering and empty elsewhere.
     """
 
@@ -36,21 +36,21 @@ class Record:
     pmid: str = ""
     licence: str = ""
     unread_keys: tuple[str, ...] = ()
-    """Keys of the row, or members of an archive, that say something which nobody reads."""
+    """Keys of the row, or members of the archive, that hold a value but are not read."""
 
 
 _FOREIGN_MARK = re.compile(
     r"<\|?_*/?(?:img|images?|videos?|audios?|media)(?:here)?(?![a-z])[^<>\n]{0,200}>|\[img\]", re.I
 )
-"""Where other trainers' texts have a picture, a film or a sound; ours is the first alone."""
+"""Marks of images, videos and sounds in other trainers' texts; only `IMAGE_PLACEHOLDER` is ours."""
 
 
 def check_record(record: Record) -> None:
-    """Refuse a record that no template could render.
+    """Raise SampleError if no template can render the record.
 
     Raises:
-        SampleError: `empty_dialogue`, `unknown_role`, `empty_answer`, `not_unicode`,
-            `foreign_mark` or `placeholder_mismatch`.
+        SampleError: `empty_dialogue`, `unknown_role`, `empty_answer`, `not_unicode`, `foreign_mark`
+            or `placeholder_mismatch`.
     """
     if not any(turn.role == "user" for turn in record.turns) or not any(
         turn.role == "assistant" for turn in record.turns
@@ -79,7 +79,7 @@ def check_record(record: Record) -> None:
 
 
 def check_unicode(record: Record) -> None:
-    """Refuse half of a character, which JSON can spell. Raises: SampleError, `not_unicode`."""
+    """Raise SampleError (`not_unicode`) if a text holds a lone surrogate, which JSON can spell."""
     notes = (record.id, record.domain, record.question_type, record.pmid, record.licence)
     try:
         "".join([*notes, *record.images, *(turn.text for turn in record.turns)]).encode()
@@ -94,7 +94,7 @@ SHARD_SCHEMA = pa.schema(
         pa.field("id", pa.string()),
         pa.field(
             "pixels", pa.list_(pa.binary())
-        ),  # uint8 each, 3 x size x size or, where grey, size x size; or the file's bytes
+        ),  # uint8, [3, size, size], or [size, size] if grey; or the bytes of the original file
         pa.field("input_ids", pa.list_(pa.int32())),
         pa.field("labels", pa.list_(pa.int32())),
         pa.field("turns", pa.list_(_TURN)),
@@ -106,7 +106,7 @@ SHARD_SCHEMA = pa.schema(
         pa.field("licence", pa.string()),
     ]
 )
-"""One row of `shards/*.parquet`."""
+"""Schema of `shards/*.parquet`, one row a sample; `labels` are not shifted."""
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -119,8 +119,8 @@ INDEX_SCHEMA = pa.schema(
         pa.field("num_truncated", pa.int32()),
     ]
 )
-"""One row of `index.parquet` a sample, in shard order; `row` counts within the row group, and
-`num_truncated` the text tokens that were cut off."""
+"""Schema of `index.parquet`, one row a sample in shard order. `row` counts within the row group,
+and `num_truncated` is the number of text tokens that were cut off."""
 
 _TEXT_HASH = pa.binary(TEXT_HASH_BYTES)
 
@@ -134,8 +134,8 @@ CONTENT_SCHEMA = pa.schema(
         pa.field("sample_hash", _TEXT_HASH),
     ]
 )
-"""One row of `content.parquet` a sample, in index order; `row` is its place in the source, from 0,
-and `sample_hash` is of all the others, so that duplicates have the same."""
+"""Schema of `content.parquet`, one row a sample in index order. `row` is the position in the
+source, from 0. `sample_hash` combines the other hashes, so duplicates have equal ones."""
 
 QUARANTINE_SCHEMA = pa.schema(
     [
@@ -146,14 +146,15 @@ QUARANTINE_SCHEMA = pa.schema(
         pa.field("detail", pa.string()),
     ]
 )
-"""One row of `quarantine.parquet` a rejected sample; `row` is its place in the source, from 0."""
+"""Schema of `quarantine.parquet`, one row a rejected sample. `row` is the position in the source,
+from 0."""
 
 MAX_DETAIL = 400
-"""Characters of a quarantined sample's id or detail; a sample may hold a picture as text."""
+"""The most characters of a quarantined sample's id or detail, which may hold an image as text."""
 
 
 def quarantine_row(source: str, row: int, id: str, error: SampleError) -> dict[str, Any]:
-    """A row of the quarantine, its texts cut and half characters in them written out."""
+    """Return a row of `QUARANTINE_SCHEMA` with its texts shortened and lone surrogates escaped."""
     return {
         "source": source,
         "row": row,
@@ -164,9 +165,9 @@ def quarantine_row(source: str, row: int, id: str, error: SampleError) -> dict[s
 
 
 def shorten(text: str) -> str:
-    """A text of at most `MAX_DETAIL` characters, which says what it left out of a longer one.
+    """Return a text of at most `MAX_DETAIL` characters; a longer one says how long it was.
 
-    Half of a character, which no file can hold, becomes its escape.
+    Lone surrogates, which no file can hold, become escapes.
     """
     text = text.encode("utf-8", "backslashreplace").decode()
     if len(text) <= MAX_DETAIL:

@@ -1,9 +1,9 @@
-"""While training: a rank's steps -> batches, by Arrow reads ahead of use. Needs no Ray.
+"""Load the batches of one rank during training. This needs no Ray.
 
-The order says which samples a rank needs and when; their row groups are read a few steps ahead by
-threads, and each sample is kept until its step. On average that is half a shuffle window a lane:
-memory is bounded by the lanes, not by the data. Shapes: R rows (samples, or one pack), T tokens, I
-images of S x S pixels.
+The order says which samples a rank needs at which step. Threads read their row groups a few steps
+ahead, and each sample stays in memory until its step, on average for half a shuffle window a lane.
+So memory grows with the number of lanes and not with the data. Shapes: R rows (samples, or one
+pack), T tokens, I images of S x S pixels.
 """
 
 import queue
@@ -32,10 +32,11 @@ _COLUMNS = ["id", "pixels", "input_ids", "labels"]
 
 @dataclass(frozen=True)
 class Batch:
-    """One forward pass.
+    """The inputs of one forward pass.
 
-    `targets[t]` is the token that position t must predict, `IGNORE_INDEX` where none is trained;
-    `position_ids` restart at each sample of a pack, which is what keeps samples apart.
+    `targets[r, t]` is the token that position t of row r must predict, or `IGNORE_INDEX` where
+    nothing is trained. `position_ids` restart at 0 with each sample of a pack, which is how
+    attention keeps the samples apart.
     """
 
     input_ids: torch.Tensor  # [R, T] int64
@@ -43,10 +44,10 @@ class Batch:
     position_ids: torch.Tensor  # [R, T] int64
     pixel_values: torch.Tensor  # [I, 3, S, S] float32
     sample_ids: tuple[str, ...]
-    num_tokens: int  # of samples: neither padding nor a blank image
+    num_tokens: int  # without padding and blank images
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on a device."""
+        """Return the same batch on a device."""
         names = ("input_ids", "targets", "position_ids", "pixel_values")
         return replace(
             self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names}
@@ -58,11 +59,11 @@ class _Sample:
     id: str
     input_ids: Integers
     targets: Integers
-    images: list[bytes]  # as stored; its own copy, which does not keep its row group in memory
+    images: list[bytes]  # as stored; a copy, so that the row group can be freed
 
 
 _Reads = dict[int, Future[dict[int, _Sample]]]
-"""By visit, the samples of a row group that are still to come, by their position in the index."""
+"""By visit, the samples of a row group that are still needed, by their position in the index."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,11 @@ class _Pack:
 @dataclass(frozen=True)
 class _Step:
     packs: list[_Pack]  # one for each of the rank's lanes
-    reads: _Reads  # being read or held, of the whole epoch
+    reads: _Reads  # all reads of the epoch that are running or not used up
 
 
 class StageLoader:
-    """Batches of one rank, from any step on."""
+    """Yields the batches of one rank, starting at any step."""
 
     def __init__(
         self,
@@ -93,12 +94,12 @@ class StageLoader:
         self.order = order
         self.packing = packing
         num_lanes = len(order.epochs[0].lanes)
-        # Where the lanes do not come out even, some ranks have one more, which is always empty.
+        # If the lanes are no multiple of the ranks, some ranks get one more that is always empty.
         self.lanes = range(rank, num_lanes + -num_lanes % world_size, world_size)
         self._rows = data.column("row")
 
     def steps(self, start: int = 0) -> Iterator[list[Batch]]:
-        """The batches of each step from `start` to the end, made ahead in a thread."""
+        """Yield the batches of each step from `start` to the last; a thread prepares them ahead."""
         return _ahead(self._steps(start), depth=2)
 
     def _steps(self, start: int) -> Generator[list[Batch], None, None]:
@@ -114,7 +115,7 @@ class StageLoader:
             readers.shutdown(cancel_futures=True)
 
     def _start_reads(self, start: int, readers: ThreadPoolExecutor) -> Iterator[_Step]:
-        """The steps from `start`; a step's row groups are being read once it is taken."""
+        """Yield the steps from `start` on, after starting to read the row groups of each."""
         while start < self.order.num_steps:
             place = self.order.position(start)
             epoch = self.order.epochs[place.epoch]
@@ -135,7 +136,7 @@ class StageLoader:
         return _Pack(epoch.samples[places], epoch.visits[places])
 
     def _read(self, samples: Integers) -> dict[int, _Sample]:
-        """Read a row group and keep these of its samples."""
+        """Read one row group and return the wanted samples of it."""
         table = self.data.read_group(int(self.data.groups[samples[0]]), _COLUMNS)
         ids, images = table.column("id"), table.column("pixels")
         input_ids, lengths = _flat(table.column("input_ids"))
@@ -165,7 +166,7 @@ class StageLoader:
         ids = tuple(sample.id for sample in samples)
         images = [self.data.pixels(image) for sample in samples for image in sample.images]
         if not images:
-            # Every rank must run the tower in every forward pass, or ZeRO-3 waits for ever.
+            # Every rank must run the tower in every forward pass, or ZeRO-3 waits forever.
             size = self.data.images.size
             images = [np.zeros((size, size, 3), dtype=np.uint8)]
             samples.append(self._blank())
@@ -173,7 +174,7 @@ class StageLoader:
         return collate(rows, images, self.data, sample_ids=ids, num_tokens=num_tokens)
 
     def _blank(self) -> _Sample:
-        """The tokens of an image, which train nothing."""
+        """Return the tokens of one blank image, none of which is trained."""
         count = self.data.num_image_tokens
         return _Sample(
             id="",
@@ -184,7 +185,7 @@ class StageLoader:
 
 
 def _by_visit(epoch: EpochOrder, packs: list[Integers]) -> dict[int, Integers]:
-    """The samples of these packs, each an array of places, by the visit that reads them."""
+    """Return the samples of these packs (arrays of places) by the visit that reads them."""
     places = np.concatenate(packs)
     in_order = places[np.argsort(epoch.visits[places], kind="stable")]
     numbers, first = np.unique(epoch.visits[in_order], return_index=True)
@@ -193,7 +194,7 @@ def _by_visit(epoch: EpochOrder, packs: list[Integers]) -> dict[int, Integers]:
 
 
 def _flat(column: pa.ChunkedArray) -> tuple[Integers, Integers]:
-    """The values of a column's lists, one after another, and the lists' lengths."""
+    """Return the concatenated values of a list column, and the length of each list, both int64."""
     lists = column.combine_chunks()
     lengths = lists.value_lengths().to_numpy()
     return lists.flatten().to_numpy().astype(np.int64), lengths.astype(np.int64)
@@ -207,9 +208,16 @@ def collate(
     sample_ids: tuple[str, ...],
     num_tokens: int,
 ) -> Batch:
-    """Join samples to rows, padded on the right to the longest, where no token attends to it.
+    """Collate samples into a batch whose rows are padded on the right to the longest row.
 
-    `images` are those of all samples, in their order.
+    Attention is causal, so no token sees the padding behind it.
+
+    Args:
+        rows: The samples of each row: several in a pack, else one.
+        images: uint8 arrays of shape [S, S, 3] of all samples, in their order.
+        data: The datasets, for the padding token and the image settings.
+        sample_ids: Ids of the samples, for error messages.
+        num_tokens: Tokens of the samples, without padding and blank images.
     """
     length = max(sum(len(sample.input_ids) for sample in row) for row in rows)
     input_ids = np.full((len(rows), length), data.pad_token_id, dtype=np.int64)
@@ -235,7 +243,7 @@ def collate(
 
 
 def _ahead(items: Generator[list[Batch], None, None], depth: int) -> Iterator[list[Batch]]:
-    """The same items, made up to `depth` ahead by a thread, which ends when the consumer does."""
+    """Yield the same items, made up to `depth` ahead by a thread that ends with its consumer."""
     made: queue.Queue[list[Batch] | BaseException | None] = queue.Queue(depth)
     gone = threading.Event()
 

@@ -1,14 +1,14 @@
-"""Which samples make which step: pure integers, known before training starts.
+"""Decide which samples make up which step, in pure integers, before training starts.
 
-An epoch reads row groups in a seeded order, the visits of several datasets spread evenly among each
-other. Their samples are cut into as many runs of equal weight as a step has packs, one a lane: the
-lanes end level, and only a row group on a cut is read twice. A lane shuffles within a window of its
-row groups and packs what it finds there. Step k takes the k-th pack of every lane, and a lane that
-ran out gives an empty one, so each sample is seen exactly as often as it should be, the tail
+An epoch reads row groups in a seeded order, with the visits of several datasets spread evenly. The
+samples are cut into runs of equal weight, one run a lane, so that all lanes end at about the same
+step and only row groups on a cut are read twice. Each lane shuffles within a window of its row
+groups and packs the samples of the window. Step k takes the k-th pack of every lane, and an empty
+pack from a lane that has run out, so each sample is seen exactly as often as it should be, the tail
 included. Rank r of R reads lanes r, r + R, ...: the samples of a step do not depend on the number
 of workers, and (epoch, step) is the whole position.
 
-A sample weighs its tokens, or 1 when packing is off; a pack holds up to `capacity` of that.
+The weight of a sample is its number of tokens, or 1 without packing; a pack holds up to `capacity`.
 """
 
 import bisect
@@ -24,48 +24,48 @@ from llavamed.data.feed.packing import Integers, fill_packs
 from llavamed.errors import DataError
 
 WINDOW_ROW_GROUPS = 8
-"""Row groups a lane shuffles and packs together: more mix better and hold more in memory."""
+"""Row groups a lane shuffles and packs together; more of them mix better and take more memory."""
 
 _EMPTY: Integers = np.empty(0, dtype=np.int64)
 
 
 class Share(NamedTuple):
-    """One dataset's part of the index."""
+    """One dataset's share of the index."""
 
     num_samples: int
     passes: float = 1.0
-    """How often an epoch passes over it. Half a pass takes one half now and the other next time."""
+    """How often an epoch passes over it. At 0.5, an epoch takes one half and the next the other."""
 
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """One epoch, as a list of samples and the places in it that make each pack."""
+    """The order of one epoch: a list of samples, and the places in it that form each pack."""
 
     samples: Integers
-    """Positions in the index, in the order their row groups are read."""
+    """int64 positions in the index, in the order their row groups are read."""
     visits: Integers
-    """For each of them the number of the visit to a row group that reads it."""
+    """For each of them, the number of the visit to a row group that reads it: int64."""
     lanes: tuple[tuple[Integers, ...], ...]
-    """For each lane its packs, each an array of places in `samples`."""
+    """The packs of each lane, each an int64 array of places in `samples`."""
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps in the epoch."""
+        """The number of optimizer steps in the epoch."""
         return max(len(packs) for packs in self.lanes)
 
     def places(self, lane: int, step: int) -> Integers:
-        """Places in `samples` of a lane at a step; none when the lane ran out."""
+        """Return the places in `samples` of a lane's pack at a step; none after its last pack."""
         packs = self.lanes[lane] if lane < len(self.lanes) else ()
         return packs[step] if step < len(packs) else _EMPTY
 
     def pack(self, lane: int, step: int) -> Integers:
-        """Samples of a lane at a step; none when the lane ran out."""
+        """Return the samples of a lane's pack at a step; none after its last pack."""
         return self.samples[self.places(lane, step)]
 
 
 @dataclass(frozen=True)
 class StepPosition:
-    """Where a global step lies: `epoch` and the `step` within it, both from 0."""
+    """The position of a global step: its `epoch`, and its `step` within the epoch, both from 0."""
 
     epoch: int
     step: int
@@ -73,13 +73,13 @@ class StepPosition:
 
 @dataclass(frozen=True)
 class StageOrder:
-    """Every step of a stage."""
+    """The order of all steps of a stage."""
 
     epochs: tuple[EpochOrder, ...]
     num_steps: int
 
     def position(self, global_step: int) -> StepPosition:
-        """The place of an optimizer step, counted from 0."""
+        """Return the position of an optimizer step, counted from 0."""
         if not 0 <= global_step < self.num_steps:
             raise IndexError(f"global_step={global_step}: the stage has {self.num_steps} steps")
         epoch = bisect.bisect_right(self._starts, global_step) - 1
@@ -91,13 +91,20 @@ class StageOrder:
         return [0, *accumulate(order.num_steps for order in self.epochs[:-1])]
 
     def samples(self, global_step: int) -> tuple[Integers, ...]:
-        """The packs of a step, one a lane."""
+        """Return the packs of a step, one for each lane, as positions in the index."""
         place = self.position(global_step)
         order = self.epochs[place.epoch]
         return tuple(order.pack(lane, place.step) for lane in range(len(order.lanes)))
 
     def sums(self, values: Integers) -> Integers:
-        """For each step the sum of a per-sample value, e.g. its supervised tokens."""
+        """Sum a value of each sample, such as its supervised tokens, over each step.
+
+        Args:
+            values: int64 array of shape [samples].
+
+        Returns:
+            int64 array of shape [steps].
+        """
         return np.array(
             [
                 sum(int(values[pack].sum()) for pack in self.samples(k))
@@ -118,20 +125,21 @@ def order_stage(
     max_steps: int | None = None,
     shares: Sequence[Share] | None = None,
 ) -> StageOrder:
-    """Order all epochs of a stage; with `max_steps` epochs are cut, or repeated, to that number.
+    """Order all epochs of a stage.
 
     Args:
-        groups: The row group of each sample, in index order.
-        weights: What each sample weighs.
-        seed: Another seed gives another order of the same samples.
-        num_lanes: Packs a step.
-        capacity: Weight a pack holds.
+        groups: int64 array of shape [samples], the row group of each sample, in index order.
+        weights: int64 array of shape [samples], the weight of each sample.
+        seed: Seed for the order of samples.
+        num_lanes: Packs in a step.
+        capacity: The weight a pack holds.
         num_epochs: Passes over the samples.
-        max_steps: Exact number of optimizer steps, or none for whole epochs.
-        shares: The datasets that the index joins, in its order; by default one, passed over once.
+        max_steps: The exact number of optimizer steps, for which epochs are cut or repeated, or
+            None for `num_epochs` whole epochs.
+        shares: The datasets that the index joins, in index order. By default one, passed over once.
 
     Raises:
-        DataError: There are no samples, or one weighs more than a pack holds.
+        DataError: There are no samples, or a sample weighs more than a pack holds.
     """
     if not len(weights):
         raise DataError("samples=0: a stage needs at least one; look at quarantine.parquet")
@@ -167,10 +175,10 @@ def _generator(seed: int, *key: int) -> np.random.Generator:
 def _mix(
     groups: Integers, shares: Sequence[Share], *, seed: int, epoch: int
 ) -> tuple[Integers, Integers]:
-    """An epoch's samples in reading order, and for each the number of its visit.
+    """Return an epoch's samples in reading order, and the number of each sample's visit.
 
     The visits of every dataset are spaced evenly over the epoch, so that each stretch of it holds
-    the datasets in their proportion.
+    the datasets in proportion.
     """
     samples, labels, times = [], [], []
     first, num_visits = 0, 0
@@ -191,10 +199,10 @@ def _mix(
 def _stretch(
     groups: Integers, passes: float, *, seed: int, dataset: int, epoch: int
 ) -> tuple[Integers, Integers]:
-    """What an epoch takes of a dataset: samples, and the visit to a row group that reads each.
+    """Return an epoch's samples of a dataset, and the visit to a row group that reads each one.
 
-    Passes follow each other without end, each in an order of its own, and epoch after epoch takes
-    the next stretch of them: so over epochs no sample is ahead of another by more than one pass.
+    The dataset is passed over again and again, each time in another order, and every epoch takes
+    the next stretch of this sequence. So no sample is ever more than one pass ahead of another.
     """
     size = len(groups)
     start, stop = (round(number * passes * size) for number in (epoch, epoch + 1))
@@ -218,7 +226,11 @@ def _pack_lanes(
     capacity: int,
     random: np.random.Generator,
 ) -> tuple[tuple[Integers, ...], ...]:
-    """Cut an epoch's samples into lanes of equal weight, and pack each; gives places."""
+    """Cut an epoch into lanes of equal weight and pack each lane.
+
+    Returns:
+        The packs of each lane, as arrays of places in the epoch.
+    """
     run = (np.cumsum(weights) - weights) * num_lanes // max(1, int(weights.sum()))
     runs = np.split(np.arange(len(weights)), np.searchsorted(run, np.arange(1, num_lanes)))
     lanes: list[tuple[Integers, ...]] = [()] * num_lanes
@@ -229,11 +241,11 @@ def _pack_lanes(
 
 
 def _lanes_side_by_side(num_lanes: int) -> list[int]:
-    """The lanes so that those one worker reads follow each other, whatever the number of workers.
+    """Return the lanes in an order that keeps the lanes of one worker together.
 
-    Runs that follow each other share a row group at the cut; when one worker reads both, it is read
-    once. Splitting by the prime factors of the number of lanes, one after another, keeps the lanes
-    r, r + R, ... together for each R that is a product of the first factors.
+    Consecutive runs share a row group at their cut, which is read once if one worker reads both
+    runs. Splitting by the prime factors of the number of lanes, one after another, keeps the lanes
+    r, r + R, ... together for each number of workers R that is a product of the first factors.
     """
     parts = [list(range(num_lanes))]
     factor = 2
@@ -246,9 +258,9 @@ def _lanes_side_by_side(num_lanes: int) -> list[int]:
 
 
 def _windows(places: Integers, visits: Integers, *, first: int) -> list[Integers]:
-    """A lane's places, `WINDOW_ROW_GROUPS` visits at a time, after `first` of them.
+    """Split a lane's places into `first` visits and then `WINDOW_ROW_GROUPS` visits at a time.
 
-    Lanes whose first windows differ do not all ask for their next window at the same step.
+    Lanes with first windows of different size do not all read their next window at the same step.
     """
     starts = np.flatnonzero(np.diff(visits[places], prepend=-1))
     return np.split(places, starts[first::WINDOW_ROW_GROUPS])
@@ -257,7 +269,7 @@ def _windows(places: Integers, visits: Integers, *, first: int) -> list[Integers
 def _pack_lane(
     windows: Sequence[Integers], weights: Integers, capacity: int, random: np.random.Generator
 ) -> list[Integers]:
-    """Pack window after window; a window's emptiest pack goes back into the next one."""
+    """Pack window after window, and put the emptiest pack of each window back into the next one."""
     packs: list[Integers] = []
     left_over = _EMPTY
     for window in windows:

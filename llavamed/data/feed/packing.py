@@ -1,9 +1,10 @@
-"""Samples -> packs as full as they can be.
+"""Pack samples into bins of fixed capacity that are as full as possible.
 
-Which weights the waiting samples can make together is one integer with a bit for each sum, and a
-dozen of lengths mostly make the very room that is left. Best fit, the heaviest first, would leave
-the lightest to the end: where an image is most of a sample they are alike, and fill nothing. On
-drawn lengths it filled 0.94 of 4096 tokens at 576 tokens an image, this fills 0.998.
+The set of weights that the waiting samples can add up to is one integer with a bit for each sum,
+and a dozen different lengths can nearly always fill the remaining room exactly. Best fit
+decreasing leaves the lightest samples to the end, and where an image is most of a sample these
+are all alike and fill nothing: on drawn lengths with 576 tokens an image it fills 0.94 of 4096
+tokens, while this fills 0.998.
 """
 
 import numpy as np
@@ -12,21 +13,23 @@ import numpy.typing as npt
 Integers = npt.NDArray[np.int64]
 
 _PATIENCE = 64
-"""Samples that may be tried in a row for a pack without bringing it nearer to full."""
+"""Consecutive samples to try for a pack without filling it further before it is closed."""
 
 
 def fill_packs(places: Integers, weights: Integers, capacity: int) -> list[Integers]:
-    """Fill pack after pack: a sample, and of those that follow the ones that fill it best.
+    """Fill one pack after another with a first sample and the later ones that fill it best.
 
     Args:
-        places: The samples, by their place in `weights`; their order is the only randomness.
-        weights: What samples weigh, each at most `capacity`.
-        capacity: Weight a pack holds.
+        places: int64 array of shape [samples], positions in `weights`. Their order is the only
+            source of randomness.
+        weights: int64 array, the weight of each sample, at most `capacity`.
+        capacity: The weight a pack holds.
 
     Returns:
-        Packs that together hold each sample once.
+        The packs, each an int64 array of places. Together they hold every place once.
     """
-    # Samples over half a pack go first, while there is most to fill up the pack that each needs.
+    # Each sample over half a pack needs a pack of its own. These go first, while most of the
+    # samples that can fill the rest are still waiting.
     heavy_first = places[np.argsort(2 * weights[places] <= capacity, kind="stable")]
     waiting = dict(zip(heavy_first.tolist(), weights[heavy_first].tolist(), strict=True))
     packs: list[Integers] = []

@@ -1,8 +1,8 @@
-"""Dialogues of a file -> what a trainer would be given: the way to compare masks with another.
+"""Show the token labels of the dialogues in a file, to compare the masks with another trainer's.
 
 Nothing is prepared and no image is read: each placeholder in the text counts as an image, so the
-file needs to name none. Only what no mask can be made for is refused; what `prepare` refuses
-besides, such as an empty answer, has labels here.
+file need not name any. A row is refused only if no mask can be computed for it; rows that `prepare`
+refuses for other reasons, such as an empty answer, have labels here.
 """
 
 from collections.abc import Iterator
@@ -27,9 +27,18 @@ def label_rows(
 ) -> Iterator[dict[str, Any]]:
     """Encode the rows of a source one by one.
 
+    Args:
+        source: The source of the rows.
+        template: The chat template.
+        tokenizer: The tokenizer of the template.
+        num_image_tokens: Tokens an image takes.
+        max_length: The longest sample in tokens, or None.
+
     Yields:
-        `id` as the file has it, or the row's number from 0; `input_ids`; `labels`, not shifted;
-        `problem`, None or "reason: detail"; the lists are empty where there is nothing to show.
+        A mapping with `id`, as in the file or else the number of the row from 0; `input_ids`;
+        `labels`, not shifted; and `problem`, None or "reason: detail". The lists are empty if the
+            row
+        is unreadable.
 
     Raises:
         ConfigError: The tokenizer does not fit the template.

@@ -1,7 +1,7 @@
-"""Samples of a prepared dataset as one HTML page that needs no network.
+"""Render samples of a prepared dataset as one HTML page that needs no network.
 
-Images are embedded at training resolution, without loss, as the model gets them. Text of the
-dataset is escaped by the environment, and the page's policy forbids any script and any request.
+Images are embedded losslessly at training resolution, as the model sees them. The environment
+escapes the dataset's text, and the page's policy forbids every script and request.
 """
 
 import base64
@@ -20,12 +20,12 @@ def render_page(
     samples: Iterable[InspectedSample],
     refusals: Iterable[Refusal],
 ) -> str:
-    """Draw samples, and what was refused, as one HTML page.
+    """Render samples and quarantined samples as one HTML page.
 
     Args:
         dataset: A dataset, or the folder of one whose preparation failed, which has no samples.
-        samples: Of the dataset.
-        refusals: Of the dataset.
+        samples: Samples of the dataset.
+        refusals: Reasons of its quarantine.
     """
     environment = page_environment("llavamed.data.inspect")
     environment.filters["data_uri"] = _data_uri

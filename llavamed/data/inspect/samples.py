@@ -1,7 +1,7 @@
-"""What there is to see of a prepared dataset: samples as the model gets them, and what was refused.
+"""Read what a prepared dataset shows: samples as the model sees them, and the quarantined ones.
 
-Facts only; `inspect_terminal` and `inspect_page` draw them. A sample is found by reading no more
-than the ids of the shards, and then only its own row group.
+This module collects facts; `terminal` and `page` display them. Finding a sample reads only the ids
+in the shards, and then the one row group that holds the sample.
 """
 
 from collections import Counter
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SPACE, LINE_BREAK = "\u00b7", "\u23ce"
-"""Stand in a token's text for a space at its start and for a line break."""
+"""Characters that show a space or a line break in a token's text."""
 
 Kind = Literal["trained", "masked", "image"]
 
 FEW = 3
-"""Refused samples shown of each reason."""
+"""Quarantined samples shown for each reason."""
 
 _PLACE = ("shard", "row_group", "row")
 _FACTS = ("source", "licence", "pmid", "domain", "answer_type", "question_type")
@@ -37,7 +37,7 @@ _FACTS = ("source", "licence", "pmid", "domain", "answer_type", "question_type")
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Neighbouring tokens of one kind, each as readable text; an image is a span of its own."""
+    """Neighbouring tokens of one kind, each as readable text; each image is a span of its own."""
 
     kind: Kind
     tokens: list[str]
@@ -45,43 +45,45 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class InspectedSample:
-    """One sample: `pixels` at training resolution; `place` is shard, row group and row there."""
+    """One sample of a prepared dataset."""
 
     id: str
     place: tuple[int, int, int]
+    """Numbers of its shard, its row group in the shard, and its row in the row group."""
     pixels: list[Pixels]
+    """uint8 arrays of shape [size, size, 3], at training resolution."""
     turns: list[Turn]
     spans: list[Span]
     num_tokens: int
     num_trained: int
     num_cut: int
-    """Text tokens that did not fit the longest sample."""
+    """Text tokens that were cut off to fit `data.max_length`."""
     facts: dict[str, str]
-    """Where it is from and what is asked; what is not known is left out."""
+    """Its source and the kind of its question; unknown facts are left out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A reason of the quarantine, how many samples it has, and the first of them."""
+    """A reason of the quarantine, the number of its samples, and the first few of them."""
 
     reason: str
     count: int
     first: list[dict[str, Any]]
-    """`QUARANTINE_SCHEMA`."""
+    """Rows of `QUARANTINE_SCHEMA`."""
 
 
 def pick_samples(dataset: PreparedDataset, number: int, seed: int) -> list[int]:
-    """Draw places in the index, at most as many as there are, in the dataset's order."""
+    """Draw up to `number` distinct positions in the index, and return them in ascending order."""
     random = np.random.default_rng(seed)
     number = min(number, dataset.index.num_rows)
     return sorted(random.choice(dataset.index.num_rows, number, replace=False).tolist())
 
 
 def find_samples(dataset: PreparedDataset, ids: Sequence[str]) -> list[int]:
-    """Find the place in the index of the first sample of each id, in the order asked for.
+    """Return the position in the index of the first sample with each id, in the order of `ids`.
 
     Raises:
-        DataError: No sample has one of the ids; says so where it was quarantined.
+        DataError: No sample has one of the ids; the message says if it was quarantined.
     """
     found: dict[str, int] = {}
     starts = np.unique(dataset.groups, return_index=True)[1]
@@ -102,7 +104,7 @@ def find_samples(dataset: PreparedDataset, ids: Sequence[str]) -> list[int]:
 def read_samples(
     dataset: PreparedDataset, rows: Sequence[int], tokenizer: "PreTrainedTokenizerBase"
 ) -> Iterator[InspectedSample]:
-    """Read samples by their places in the index; neighbours of one row group are read at once."""
+    """Yield samples by their positions in the index; those of one row group are read at once."""
     places = [tuple(int(dataset.column(name)[row]) for name in _PLACE) for row in rows]
     for (shard, group), members in groupby(places, key=lambda place: place[:2]):
         table = dataset.read_row_group(shard, group, SHARD_SCHEMA.names)
@@ -112,11 +114,10 @@ def read_samples(
 
 
 def read_refusals(dataset: PreparedDataset | Location) -> list[Refusal]:
-    """Sum up the quarantine, the commonest reason first.
+    """Return the reasons of the quarantine, the most frequent first.
 
     Args:
-        dataset: A dataset, or the folder of one whose preparation failed, which is when the
-            reasons are looked for.
+        dataset: A dataset, or the folder of one whose preparation failed.
 
     Raises:
         DataError: Nothing was prepared in the folder.
@@ -188,7 +189,7 @@ def _spans(
 
 
 def _spell(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """Write each token readably, its spaces and line breaks visible, whatever the vocabulary."""
+    """Return each token as text with visible spaces and line breaks, for any vocabulary."""
     from tokenizers.decoders import ByteLevel
 
     decoder = tokenizer.backend_tokenizer.decoder

@@ -1,8 +1,8 @@
-"""Samples of a prepared dataset on a terminal: the image in coloured half-blocks, then the tokens.
+"""Print samples of a prepared dataset: the images in coloured half-blocks, then the tokens.
 
-Colour never says a thing alone: trained tokens also stand in brackets. Where there is no colour, as
-in a pipe, shades of block characters draw the image. Text of the dataset cannot steer the terminal:
-what is not printable is shown as its escape.
+Nothing is shown by colour alone: trained tokens also stand in brackets, and without colour, as in a
+pipe, shades of block characters draw the image. The dataset's text cannot control the terminal:
+unprintable characters are shown as escapes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -28,7 +28,7 @@ _STYLES = {"trained": "bold green", "masked": "dim", "image": "cyan"}
 
 
 def show_sample(sample: InspectedSample, console: Console) -> None:
-    """Print one sample: images, turns, tokens, counts and where it is from."""
+    """Print one sample: its images, turns, tokens, counts and origin."""
     console.rule(Text(f"sample {printable(sample.id)}", style="bold"), align="left")
     if sample.pixels:
         console.print(_images(sample.pixels, console))
@@ -49,7 +49,7 @@ def show_sample(sample: InspectedSample, console: Console) -> None:
 
 
 def show_refusals(refusals: Sequence[Refusal], console: Console) -> None:
-    """Print the quarantine: each reason with its count and the first samples it has."""
+    """Print the quarantine: each reason with its count and its first samples."""
     if not refusals:
         console.print("nothing was quarantined", highlight=False)
         return
@@ -69,7 +69,7 @@ def show_refusals(refusals: Sequence[Refusal], console: Console) -> None:
 
 
 def count_tokens(sample: InspectedSample) -> str:
-    """Say how many tokens there are, of which kind, and how many were cut."""
+    """Describe how many tokens a sample has, how many are trained, of images, and cut."""
     num_image = sum(len(span.tokens) for span in sample.spans if span.kind == "image")
     return (
         f"{sample.num_tokens:,}, of these {sample.num_trained:,} trained and {num_image:,} of "
@@ -79,7 +79,7 @@ def count_tokens(sample: InspectedSample) -> str:
 
 
 def printable(text: str) -> str:
-    """Write what is neither printable nor a line break as its escape."""
+    """Replace unprintable characters, except line breaks, by escapes."""
     return "".join(
         each if each.isprintable() or each == "\n" else each.encode("unicode_escape").decode()
         for each in text
@@ -114,7 +114,7 @@ def _images(images: Sequence[Pixels], console: Console) -> Columns:
 
 
 def _draw_in_colour(pixels: Pixels, width: int) -> Text:
-    """Two pixels a character: the upper half in the text's colour, the lower in its ground's."""
+    """Draw two pixels a character: the upper one in the foreground, the lower in the background."""
     rows = np.asarray(Image.fromarray(pixels).resize((width, width // 2 * 2)))
     text = Text(no_wrap=True)
     for upper, lower in zip(rows[::2], rows[1::2], strict=True):

@@ -1,10 +1,10 @@
-"""The Ray Data job: sources -> validated Parquet shards, index, content, quarantine, manifest.
+"""Prepare datasets in a Ray Data job: shards, index, content hashes, quarantine and manifest.
 
-One task streams the sources' listings in chunks; actors fetch and decode the images of a chunk,
-make its tokens and labels, and write it as one shard. Only its tables come back, a few numbers and
-hashes a sample, so memory does not grow with the data, and the same inputs give the same bytes
-whatever the number of machines. Duplicates are found by content: counted, or quarantined where the
-config says so.
+One task streams the listings of the sources in chunks. Actors fetch and decode the images of a
+chunk, make its tokens and labels, and write it as one shard. Only tables with a few numbers and
+hashes a sample come back, so memory does not grow with the data, and the same inputs give the same
+bytes on any number of machines. Duplicates are found by content; they are counted, or quarantined
+with `drop_duplicates`.
 """
 
 import json
@@ -56,7 +56,7 @@ from llavamed.storage.location import MANIFEST, Location, check_writable, locate
 logger = logging.getLogger(__name__)
 
 TOKENIZER_SAMPLES = 20_000
-"""Samples a dataset contributes to the text a tokenizer is trained on."""
+"""Samples of each dataset whose text trains a new tokenizer."""
 
 _SHOWN_KEYS = 12
 
@@ -68,19 +68,19 @@ _PROCESSOR_FIELDS = (
     "template",
     "image_aspect_ratio",
 )
-"""What of the model decides its tokens and pixels."""
+"""Fields of the model section that determine tokens and pixels."""
 
 OnProgress = Callable[[str, int, int], None]
-"""Told the dataset's name, its samples done and its samples in all."""
+"""Called with a dataset's name, its finished samples and all its samples."""
 
 _MEMORY_HINT = "set data.rows_per_shard lower, or use a machine with more memory for each CPU"
 
 
 def ensure_processor(config: RunConfig) -> Location:
-    """The processor that all datasets of a folder share; made and saved when it is not there yet.
+    """Return the place of the processor that all datasets of a folder share; create it if absent.
 
     Raises:
-        DataError: The folder's processor was made with other settings.
+        DataError: The processor in the folder was made with other settings.
     """
     place = locate(config.datasets_directory) / PROCESSOR
     fields = set(_PROCESSOR_FIELDS)
@@ -109,19 +109,22 @@ def prepare(
     names: Sequence[str],
     on_progress: OnProgress = lambda *_: None,
 ) -> dict[str, PreparedDataset]:
-    """Prepare the named datasets that are not prepared yet, all in one Ray Data job.
+    """Prepare those of the named datasets that are not prepared yet, all in one Ray Data job.
 
     Args:
-        config: The run's.
-        names: Which ones.
-        on_progress: Told how far each is.
+        config: The config of the run.
+        names: Names of the datasets.
+        on_progress: Called after each shard.
+
+    Returns:
+        The datasets by name.
 
     Raises:
-        DataError: A source is unreadable or empty, too many samples are unusable, a dataset is
-            there already but was prepared with other settings, or one that a stage is evaluated
-            on cannot be scored.
+        DataError: A source is unreadable or empty; too many samples are unusable; a dataset was
+            prepared with other settings; or a dataset that a stage is evaluated on cannot be
+            scored.
         StorageError: The target cannot be written.
-        TrainingError: Another run prepares datasets there now.
+        TrainingError: Another run is preparing datasets there.
     """
     directory = locate(config.datasets_directory)
     check_writable(directory)
@@ -160,7 +163,7 @@ def _run(
     reports: dict[str, list[ShardReport]] = {name: [] for name in names}
     done: Counter[str] = Counter()
     for name in names:
-        (directory / name).remove()  # what a run that was killed may have left
+        (directory / name).remove()  # left behind by a run that was killed
     for row in iter_rows(_pipeline(config, names, processor), memory_hint=_MEMORY_HINT):
         report: ShardReport = pickle.loads(row["report"])
         reports[report.dataset].append(report)
@@ -171,7 +174,7 @@ def _run(
         settings = config.data.datasets[name]
         try:
             publish(directory / name, manifests[name], reports[name], settings)
-        except DataError as error:  # the others are finished all the same
+        except DataError as error:  # finish the other datasets first
             refused.append(error)
     for other in refused[1:]:
         logger.warning("%s", other)
@@ -198,7 +201,7 @@ def _pipeline(config: RunConfig, names: list[str], processor: Location) -> Any:
 
 
 def list_chunks(config: RunConfig, names: Sequence[str]) -> Iterator[Chunk]:
-    """Stream the listings of datasets, a shard's worth at a time."""
+    """Yield the rows of the named datasets in chunks of one shard each."""
     for name in names:
         rows = open_source(config.data.datasets[name].read).rows()
         shard = 0
@@ -216,14 +219,14 @@ def _chunk_rows(
 
 
 class _ShardActor:
-    """`ShardWriter` as Ray Data calls it: one chunk in, one pickled report out."""
+    """Adapts `ShardWriter` to Ray Data: one chunk in, one pickled report out."""
 
     def __init__(self, config: RunConfig, processor: str) -> None:
         self._settings = config, processor
 
     @cached_property
     def _writer(self) -> ShardWriter:
-        """Made at the first chunk: Ray tries again forever to make an actor that fails at once."""
+        """Created with the first chunk: Ray retries a failing constructor forever."""
         return ShardWriter(*self._settings)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -233,7 +236,12 @@ class _ShardActor:
 
 
 def describe(config: RunConfig, name: str, processor: LlavaProcessor) -> dict[str, Any]:
-    """All that is known before the work: what the dataset is made from, and how."""
+    """Return the manifest of a dataset before it is prepared: its sources and settings, no counts.
+
+    Raises:
+        DataError: The source is unreadable or empty.
+        ConfigError: The tokenizer does not fit the template.
+    """
     tokenizer = processor.tokenizer
     dataset = config.data.datasets[name]
     source = open_source(dataset.read)
@@ -275,12 +283,12 @@ def describe(config: RunConfig, name: str, processor: LlavaProcessor) -> dict[st
 def publish(
     place: Location, manifest: dict[str, Any], reports: list[ShardReport], settings: Dataset
 ) -> None:
-    """Write the sample tables and, unless too much is bad, the manifest that makes it a dataset.
+    """Write the sample tables and then the manifest, which completes the dataset.
 
-    It logs what of the source nobody reads, and how many samples lack a name of their own.
+    Also log the keys of the source that are not read, and how many samples lack a unique id.
 
     Raises:
-        DataError: Too many samples are unusable; duplicates are not.
+        DataError: Too many samples are unusable. Duplicates do not count as unusable.
     """
     tables = join([report.tables for report in reports])
     bad, bound = tables.quarantine, settings.max_bad_fraction
@@ -305,7 +313,7 @@ def publish(
 
 
 def _remarks(dataset: str, unread: Counter[str], names: dict[str, int]) -> Iterator[str]:
-    """What a person should know of a source, and no sample is refused for."""
+    """Yield what a user should know about a source although no sample is refused for it."""
     if unread:
         keys = ", ".join(f"{key} ({count:,})" for key, count in unread.most_common(_SHOWN_KEYS))
         more = f" and {len(unread) - _SHOWN_KEYS} more" if len(unread) > _SHOWN_KEYS else ""

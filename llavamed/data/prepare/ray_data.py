@@ -1,4 +1,4 @@
-"""Ray Data's pipelines, run as the driver wants them: in order, quiet, with errors of ours."""
+"""Run Ray Data pipelines in order, quietly, and with errors of ours."""
 
 import logging
 import pickle
@@ -15,17 +15,17 @@ from llavamed.errors import LlavaMedError
 
 
 class CarriedError(Exception):
-    """An error of a worker, pickled: Ray writes advice of its own into the text of any other."""
+    """A pickled error of a worker. Ray adds advice of its own to the text of any other error."""
 
     def unpack(self) -> Exception:
-        """The error as it was raised."""
+        """Return the error as the worker raised it."""
         error: Exception = pickle.loads(self.args[0])
         return error
 
 
 @contextmanager
 def carry_errors() -> Iterator[None]:
-    """Let errors of a worker's code reach the driver as they are.
+    """Carry errors of a worker's code to the driver unchanged.
 
     Raises:
         CarriedError: For any error.
@@ -47,12 +47,12 @@ def iter_rows(
     """Yield the rows of a pipeline.
 
     Args:
-        pipeline: A dataset of Ray Data.
+        pipeline: A Ray Data dataset.
         memory_hint: Which settings need less memory, for the error of a worker that was killed.
 
     Raises:
-        LlavaMedError: What one of ours raised in a worker, as itself; or a sentence of ours about
-            what went wrong there. None holds words of Ray's.
+        LlavaMedError: A worker failed. An error of ours is raised unchanged; any other becomes a
+            sentence of ours without Ray's text.
     """
     try:
         yield from pipeline.iter_rows()
@@ -61,7 +61,7 @@ def iter_rows(
 
 
 def _of_ours(error: BaseException, memory_hint: str) -> LlavaMedError:
-    """Return the error of ours that one of Ray's stands for."""
+    """Return the error of ours that explains an error of Ray's."""
     for each in iter_causes(error):
         if isinstance(each, CarriedError) and not isinstance(each, RayError):
             carried = each.unpack()
@@ -79,7 +79,7 @@ def _of_ours(error: BaseException, memory_hint: str) -> LlavaMedError:
 
 
 def configure_ray_data() -> None:
-    """Keep inputs in order, so that the same gives the same, and leave progress to ours."""
+    """Preserve the order of rows, so that runs can be repeated, and hide Ray's progress bars."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
@@ -89,5 +89,5 @@ def configure_ray_data() -> None:
 
 
 def actor_restarts(max_failures: int) -> dict[str, int]:
-    """Return Ray's settings for a pool of actors; its own default restarts them for ever."""
+    """Return the settings of an actor pool that bound restarts, which are endless by default."""
     return {"max_restarts": max_failures, "max_task_retries": max_failures}

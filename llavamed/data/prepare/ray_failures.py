@@ -1,4 +1,4 @@
-"""Why Ray ended a piece of work, in a sentence of ours: Ray's own advice is for its developers."""
+"""Explain in a sentence of ours why Ray ended a task; Ray's own advice is for its developers."""
 
 import re
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ _SILENT_DEATH = "Worker unexpectedly exits"
 
 
 def find_our_error(error: BaseException) -> LlavaMedError | None:
-    """Return the error of ours that a worker raised, as itself and not as Ray wraps it."""
+    """Return the error of ours that a worker raised, unwrapped, or None."""
     for cause in iter_causes(error):
         if isinstance(cause, LlavaMedError) and not isinstance(cause, RayTaskError):
             return cause
@@ -25,11 +25,11 @@ def find_our_error(error: BaseException) -> LlavaMedError | None:
 
 
 def explain_failure(error: BaseException, memory_hint: str) -> str:
-    """Say in one sentence why a worker ended.
+    """Explain in one sentence why a worker ended.
 
     Args:
-        error: What Ray raised.
-        memory_hint: Which settings need less memory, for a worker that was killed for its memory.
+        error: The error Ray raised.
+        memory_hint: Which settings need less memory, for a worker that ran out of it.
     """
     causes = list(iter_causes(error))
     for cause in causes:
@@ -52,7 +52,7 @@ def explain_failure(error: BaseException, memory_hint: str) -> str:
 
 
 def _memory_kill(text: str) -> str:
-    """Say which process Ray's memory monitor killed, and how full the machine was."""
+    """Describe which process Ray's memory monitor killed, and how full the machine was."""
     node, bound = _NODE.search(text), _BOUND.search(text)
     killed = [(float(gb), name, pid) for name, pid, gb in _KILLED.findall(text)]
     where = f"{node[1]}, where {node[2]} of {node[3]} GB were in use" if node else "its machine"
@@ -64,7 +64,7 @@ def _memory_kill(text: str) -> str:
 
 
 def iter_causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and all that it wraps, in Ray's several ways, from the outside in."""
+    """Yield an error and all errors that it wraps in any of Ray's ways, from the outside in."""
     queue, seen = [error], set()
     while queue:
         each = queue.pop(0)

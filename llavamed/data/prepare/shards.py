@@ -1,6 +1,6 @@
-"""One chunk of a source's listing -> one shard: fetch, decode, validate, tokenise, write.
+"""Turn one chunk of a source's listing into one shard: fetch, decode, validate, tokenize, write.
 
-This is the work that Ray Data spreads over the cluster; it needs no Ray itself.
+Ray Data distributes this work over the cluster; the module itself needs no Ray.
 """
 
 import tempfile
@@ -34,16 +34,16 @@ from llavamed.processor.turns import IGNORE_INDEX
 from llavamed.storage.location import locate
 
 MAX_UNREAD_KEYS = 50
-"""Keys counted in a shard; the commonest, since rows may have any."""
+"""The most unread keys reported for a shard, the commonest first; rows may have any number."""
 
 
 MAX_GROUP_BYTES = (1 << 31) - (1 << 20)
-"""Images of a row group; Arrow writes larger ones and cannot read them."""
+"""The most bytes of images in a row group; Arrow writes larger groups but cannot read them."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of a source's listing, which becomes one shard."""
+    """A piece of a source's listing that becomes one shard."""
 
     dataset: str
     shard: int
@@ -53,16 +53,16 @@ class Chunk:
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What became of a chunk's samples."""
+    """The outcome of each sample of a chunk."""
 
     dataset: str
     tables: SampleTables
     unread_keys: dict[str, int] = field(default_factory=dict)
-    """What of the samples nobody reads, keys or parts of pictures, by the number of samples."""
+    """Keys and parts of images that are not read, with the number of samples that have them."""
 
 
 class ShardWriter:
-    """Writes shards; made once a worker, so that the tokenizer is loaded once."""
+    """Writes shards. Each worker creates one, so that the tokenizer is loaded once."""
 
     def __init__(self, config: RunConfig, processor: str) -> None:
         self._scratch = tempfile.TemporaryDirectory()
@@ -75,7 +75,7 @@ class ShardWriter:
         }
 
     def write(self, chunk: Chunk) -> ShardReport:
-        """Write the shard of a chunk, unless all its samples are bad."""
+        """Write the shard of a chunk, unless no sample is usable, and report on each sample."""
         source = self._sources[chunk.dataset]
         good: list[dict[str, Any]] = []
         content: list[dict[str, Any]] = []
@@ -92,7 +92,7 @@ class ShardWriter:
             except SampleError as error:
                 bad.append(quarantine_row(chunk.dataset, number, name, error))
             except (LlavaMedError, OSError, MemoryError):
-                raise  # not of this sample
+                raise  # not the fault of this sample
             except Exception as error:
                 failed = SampleError("failed", f"{type(error).__name__}: {error}")
                 bad.append(quarantine_row(chunk.dataset, number, name, failed))
@@ -127,12 +127,12 @@ class ShardWriter:
     def _make_sample(
         self, source: Source, record: Record, leave: Callable[[str], None]
     ) -> tuple[dict[str, Any], dict[str, Any], int]:
-        """One row of a shard, its hashes, and how many tokens were cut.
+        """Return one row of a shard, its content hashes, and the number of tokens cut off.
 
         Args:
-            source: Where the images are fetched from.
+            source: Where images are fetched from.
             record: The sample.
-            leave: Told what of its images is not read.
+            leave: Called with each part of an image that is not read.
 
         Raises:
             SampleError: The sample is unusable.
@@ -165,16 +165,16 @@ class ShardWriter:
     def _image(
         self, source: Source, reference: str, leave: Callable[[str], None]
     ) -> tuple[bytes, bytes]:
-        """What is stored of an image, and its hash."""
+        """Return the stored bytes of an image and its hash."""
         data = fetch_image(source, reference)
-        # Also when the original is kept: it must decode.
+        # Decode the image even if its file is stored as it is, to find unreadable ones now.
         pixels = to_pixels(data, self._images, leave)
         stored = data if self._config.data.store_images == "original" else to_planes(pixels)
         return stored, hash_image(pixels)
 
 
 def _shard_table(samples: list[dict[str, Any]], row_group_size: int) -> pa.Table:
-    """`SHARD_SCHEMA`, built a row group at a time, for an Arrow array holds no more than 2 GiB.
+    """Build a table of `SHARD_SCHEMA` one row group at a time: an Arrow array holds at most 2 GiB.
 
     Raises:
         DataError: A row group would be too large to be read again.

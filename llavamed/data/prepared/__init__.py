@@ -1,1 +1,1 @@
-"""A complete dataset and what can be done with it without its source."""
+"""Complete datasets, and all that can be done with them without their sources."""

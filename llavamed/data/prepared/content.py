@@ -1,9 +1,9 @@
-"""What a sample shows and says, as short hashes that survive what copying does to it.
+"""Hash the images and texts of a sample so that modified copies can be found.
 
-Images are hashed by what they look like: re-encoded, resized or slightly cropped copies differ in a
-few bits of 256, different images in about half of them. Flipped or turned copies are not found.
-Texts are hashed without what typing them again changes: case, punctuation, spaces, Unicode forms.
-Everything is computed in integers, so that every machine finds the same bits.
+Images are hashed by appearance: re-encoded, resized or slightly cropped copies differ in a few of
+256 bits, different images in about half of them. Flipped or rotated copies are not found. Texts are
+hashed without case, punctuation, spacing and variants of Unicode. All arithmetic is exact, so every
+machine computes the same bits.
 """
 
 import hashlib
@@ -21,31 +21,31 @@ from llavamed.processor.images import Pixels
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
 
 Words = npt.NDArray[np.uint64]
-"""Image hashes, four words each: [images, 4]."""
+"""uint64 array of shape [images, 4]: the 256 bits of each image hash."""
 
 Integers = npt.NDArray[np.int64]
 
 MAX_DISTANCE = 40
-"""Bits in which a copy of an image may differ. Between 60 real radiology images no two differ in
-fewer than 75; a copy differs in up to 9 by JPEG at quality 50, half the size or 10 % of brightness,
-and in up to 35 by a crop of 2 %."""
+"""The most bits in which two copies of an image differ, by default. No two of 60 real radiology
+images differ in fewer than 75 bits. A copy differs in up to 9 bits after JPEG at quality 50, at
+half the size or with 10 % more brightness, and in up to 35 bits after a crop of 2 %."""
 
 _SIDE, _FREQUENCIES = 64, 16
 _ANGLES = np.pi / _SIDE * np.outer(np.arange(_FREQUENCIES), np.arange(_SIDE) + 0.5)
-# In float64 whole numbers up to 2^53 are exact, in whatever order they are summed; the largest sum
-# here is below 2^44.
+# Sums of whole numbers in float64 are exact up to 2^53 in any order; the largest here is below
+# 2^44.
 _COSINES = np.rint(4096 * np.cos(_ANGLES))
 _BLOCK_DISTANCES = 1 << 20
 
 
 def hash_image(pixels: Pixels) -> bytes:
-    """The signs of the 16 x 16 lowest frequencies of the grey image: 256 bits.
+    """Return the signs of the 16 x 16 lowest DCT frequencies of the grey image: 256 bits.
 
     Source: the DCT hash of Zauner, "Implementation and Benchmarking of Perceptual Image Hash
-    Functions" (2010), with signs in place of its median, which needs no order of all values.
+    Functions" (2010), with the sign in place of the comparison with the median.
 
     Args:
-        pixels: Array of shape [height, width, 3], uint8.
+        pixels: uint8 array of shape [height, width, 3].
     """
     grey = Image.fromarray(pixels).convert("L")
     small = np.asarray(grey.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR), dtype=np.float64)
@@ -53,9 +53,9 @@ def hash_image(pixels: Pixels) -> bytes:
 
 
 def fold(text: str) -> str:
-    """The words of a text, without case, punctuation, image placeholders and ways to write them.
+    """Return a text without case, punctuation, image placeholders and variants of Unicode.
 
-    Folding twice is folding once. Source: Unicode's NFKC_Casefold (UAX 31 and chapter 3.13).
+    Folding is idempotent. Source: Unicode's NFKC_Casefold (UAX 31 and chapter 3.13).
     """
     text = text.replace(IMAGE_PLACEHOLDER, " ")
     text = "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
@@ -66,16 +66,16 @@ def fold(text: str) -> str:
 
 
 def hash_text(text: str) -> bytes:
-    """Of the folded text; equal for texts that fold to the same."""
+    """Return the hash of a text after `fold`."""
     return _digest(fold(text).encode(errors="surrogatepass"))
 
 
 NO_TEXT = hashlib.blake2b(digest_size=TEXT_HASH_BYTES).digest()
-"""The hash of a text without a word, which says nothing of what it is equal to."""
+"""The hash of a text without any word; two such texts are not a match."""
 
 
 def hash_content(turns: Sequence[Turn], image_hashes: list[bytes]) -> dict[str, Any]:
-    """The hashes of a sample, as `CONTENT_SCHEMA` names them."""
+    """Return the hashes of a sample under the names of `CONTENT_SCHEMA`."""
     questions = [hash_text(turn.text) for turn in turns if turn.role == "user"]
     answers = [hash_text(turn.text) for turn in turns if turn.role == "assistant"]
     counts = [len(image_hashes), len(questions)]
@@ -91,16 +91,24 @@ def hash_content(turns: Sequence[Turn], image_hashes: list[bytes]) -> dict[str, 
 
 
 def as_words(hashes: pa.FixedSizeBinaryArray) -> Words:
-    """Image hashes as words to count bits in. Returns: [images, 4], uint64."""
+    """Convert image hashes to a uint64 array of shape [images, 4]."""
     width = IMAGE_HASH_BYTES // 8
     return np.frombuffer(b"".join(hashes.to_pylist()), dtype=np.uint64).reshape(-1, width)
 
 
 def near(these: Words, those: Words, max_distance: int) -> tuple[Integers, Integers, Integers]:
-    """All pairs of hashes that differ in few bits, compared in blocks of bounded memory.
+    """Find all pairs of hashes that differ in at most `max_distance` bits.
+
+    Blocks bound the memory of the comparison.
+
+    Args:
+        these: uint64 array of shape [n, 4].
+        those: uint64 array of shape [m, 4].
+        max_distance: In bits.
 
     Returns:
-        Of each pair its place in `these`, its place in `those` and its distance in bits, in order.
+        For each pair, its position in `these`, its position in `those` and its distance in bits, as
+        three int64 arrays sorted by position.
     """
     found = [np.empty((3, 0), dtype=np.int64)]
     block = max(1, _BLOCK_DISTANCES // max(1, len(those)))

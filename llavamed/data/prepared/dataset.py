@@ -1,9 +1,9 @@
-"""A prepared dataset as it lies in storage: shards, index, content, quarantine, manifest.
+"""Read and write a prepared dataset: shards, index, content hashes, quarantine and manifest.
 
-`manifest.json` is written last: a folder without it is not a dataset, whatever else lies there.
-Samples that were removed later stay in the shards and are never read. Index, content and quarantine
-without them have names of their own, to which the manifest's `revision` points: so one write makes
-the change, and whatever interrupts it leaves the dataset as it was.
+`manifest.json` is written last, and a folder without it is not a dataset. Samples that are removed
+later stay in the shards and are never read. Removing them writes a new index, content and
+quarantine under new names, to which the manifest's `revision` points. So a single write makes the
+change, and an interruption leaves the dataset as it was.
 """
 
 from contextlib import AbstractContextManager
@@ -22,7 +22,7 @@ from llavamed.storage.lease import Lease, hold_lease
 from llavamed.storage.location import MANIFEST, Location
 
 PROCESSOR = "processor"
-"""Lies beside the datasets: the processor they share."""
+"""Name of the folder beside the datasets that holds their shared processor."""
 
 INDEX = "index.parquet"
 CONTENT = "content.parquet"
@@ -31,34 +31,31 @@ SCHEMA_VERSION = 4
 
 
 def shard_name(number: int) -> str:
-    """Path of a shard within the dataset."""
+    """Return the path of a shard within the dataset."""
     return f"shards/{number:06d}.parquet"
 
 
 def write_shard(place: Location, number: int, table: pa.Table, row_group_size: int) -> None:
-    """Write a shard into a dataset's folder.
+    """Write a shard, uncompressed, into a dataset's folder.
 
-    It is not compressed: it is written once and read every epoch, and decoding would be a quarter
-    of that. Grey images, one channel of them, are smaller so than all three were by zstd (60 images
-    of VQA-RAD at 224 pixels: 50 kB each, not 73); of coloured ones zstd would save 15 %.
+    A shard is written once and read every epoch, and decompression would take a quarter of the
+    reading time. Storing one channel of grey images saves more than zstd on three (60 images of
+    VQA-RAD at 224 pixels: 50 kB each, not 73). On colour images zstd would save 15 %.
     """
     shard = place / shard_name(number)
     shard.write_table(table, row_group_size=row_group_size, compression="none")
 
 
 def revised(name: str, revision: int) -> str:
-    """Name of the index, content or quarantine after so many removals."""
+    """Return the name of the index, content or quarantine table after `revision` removals."""
     return name if not revision else name.replace(".", f"-{revision}.")
 
 
 def hold_datasets(folder: Location) -> AbstractContextManager[Lease]:
-    """Be the only one to write into a folder of datasets, which runs share.
-
-    Args:
-        folder: The folder.
+    """Hold the lease on a folder of datasets, so that no other run writes there.
 
     Raises:
-        TrainingError: Another run prepares or changes datasets there now.
+        TrainingError: Another run is preparing or changing datasets there.
         StorageError: The folder cannot be written.
     """
     return hold_lease(folder, hint="set data.directory to another folder")
@@ -66,38 +63,42 @@ def hold_datasets(folder: Location) -> AbstractContextManager[Lease]:
 
 @dataclass(frozen=True)
 class PreparedDataset:
-    """A complete dataset; the index is read on first use."""
+    """A complete dataset. The index is read on first use."""
 
     location: Location
     manifest: dict[str, Any]
 
     @property
     def name(self) -> str:
-        """The dataset's name, as the config calls it."""
+        """The dataset's name in the config."""
         return self.location.name
 
     @property
     def num_samples(self) -> int:
-        """Samples that may be trained on."""
+        """The number of samples, without quarantined and removed ones."""
         return int(self.manifest["num_samples"])
 
     @property
     def num_image_tokens(self) -> int:
-        """Tokens an image takes."""
+        """The number of tokens an image takes."""
         return int(self.manifest["num_image_tokens"])
 
     @property
     def images(self) -> ImageSettings:
-        """How its images were made."""
+        """The settings its images were made with."""
         return ImageSettings(**{**self.manifest["images"]})
 
     @property
     def revision(self) -> int:
-        """How many times samples were removed from it."""
+        """The number of times samples were removed."""
         return int(self.manifest.get("revision", 0))
 
     def read(self, name: str) -> pa.Table:
-        """`INDEX`, `CONTENT` or `QUARANTINE` as they are now. Raises: DataError."""
+        """Read the current `INDEX`, `CONTENT` or `QUARANTINE` table.
+
+        Raises:
+            DataError: The table is missing.
+        """
         place = self.location / revised(name, self.revision)
         try:
             return place.read_table()
@@ -106,31 +107,35 @@ class PreparedDataset:
 
     @cached_property
     def index(self) -> pa.Table:
-        """`INDEX_SCHEMA`, in shard order."""
+        """The table of `INDEX_SCHEMA`, in shard order."""
         return self.read(INDEX)
 
     def column(self, name: str) -> npt.NDArray[np.int64]:
-        """A column of the index as integers."""
+        """Return a column of the index as an int64 array of shape [samples]."""
         return self.index.column(name).to_numpy().astype(np.int64)
 
     @cached_property
     def groups(self) -> npt.NDArray[np.int64]:
-        """For each sample the number of its row group, counted over all shards."""
+        """The row group of each sample, numbered over all shards: int64, [samples]."""
         both = self.column("shard") * (int(self.column("row_group").max(initial=0)) + 1)
         return np.unique(both + self.column("row_group"), return_inverse=True)[1].astype(np.int64)
 
     def row_groups(self) -> list[tuple[int, int]]:
-        """Shard and row group of all samples, in order, each once."""
+        """Return the distinct pairs of shard and row group, in index order."""
         places = zip(self.column("shard").tolist(), self.column("row_group").tolist(), strict=True)
         return list(dict.fromkeys(places))
 
     def read_samples(self, shard: int, row_group: int, columns: list[str]) -> pa.Table:
-        """The samples of one row group, without the removed ones. Raises: DataError."""
+        """Read one row group without its removed samples.
+
+        Raises:
+            DataError: The shard is missing or damaged.
+        """
         here = (self.column("shard") == shard) & (self.column("row_group") == row_group)
         return self.read_row_group(shard, row_group, columns).take(self.column("row")[here])
 
     def read_row_group(self, shard: int, row_group: int, columns: list[str]) -> pa.Table:
-        """Read one row group as it lies there, removed samples included.
+        """Read one row group as it is stored, with removed samples.
 
         Raises:
             DataError: The shard is missing or damaged.
@@ -155,13 +160,13 @@ class PreparedDataset:
             ) from error
 
     def pixels(self, stored: pa.Buffer | bytes) -> Pixels:
-        """An image as its shard holds it -> uint8 array of shape [size, size, 3]."""
+        """Convert a stored image to a uint8 array of shape [size, size, 3]."""
         if self.manifest["store_images"] == "original":
             return to_pixels(bytes(stored), self.images)
         return from_planes(stored, self.images.size)
 
     def check_shards(self) -> None:
-        """Raise DataError unless every shard the index names is there."""
+        """Raise DataError unless every shard of the index exists."""
         there = set((self.location / "shards").children())
         wanted = [shard_name(int(number)) for number in np.unique(self.column("shard"))]
         missing = [name for name in wanted if name.rpartition("/")[2] not in there]
@@ -173,7 +178,11 @@ class PreparedDataset:
 
 
 def open_prepared(location: Location) -> PreparedDataset:
-    """Open a dataset. Raises: DataError, when it is not there or was never finished."""
+    """Open a dataset.
+
+    Raises:
+        DataError: The dataset is absent, was never finished or has another schema version.
+    """
     try:
         manifest = (location / MANIFEST).read_json()
     except FileNotFoundError as error:

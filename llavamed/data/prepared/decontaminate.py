@@ -1,7 +1,7 @@
-"""Samples of a training set that an evaluation set has too: found, reported and, if asked, removed.
+"""Find, report and optionally remove training samples that an evaluation set also contains.
 
-Works on prepared datasets, by the hashes of `content.py`. Removing writes the dataset's tables anew
-and then the manifest that points to it; the shards stay as they are.
+This compares the content hashes of prepared datasets. Removing writes new tables and then a
+manifest that points to them; the shards do not change.
 """
 
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ from llavamed.processor.turns import IMAGE_PLACEHOLDER
 from llavamed.storage.location import MANIFEST, Location, locate
 
 Criterion = Literal["image", "question", "pair", "text"]
-"""An image; a question; an image and a question of one evaluation sample; a question and its
-answer."""
+"""What a training sample must share with one evaluation sample: an image; a question; an image and
+a question (`pair`); or a question and its answer (`text`)."""
 
 CONTAMINATION = "contamination.parquet"
 CONTAMINATION_SCHEMA = pa.schema(
@@ -35,9 +35,9 @@ CONTAMINATION_SCHEMA = pa.schema(
         pa.field("distance", pa.int32()),
     ]
 )
-"""One row of `contamination.parquet` a matching sample and evaluation set: the sample's place in
-its source, and for each criterion the id of an evaluation sample that matches by it, or null. Of
-images it is the nearest, `distance` bits away."""
+"""Schema of `contamination.parquet`, one row for each matching sample and evaluation set. `row` is
+the sample's position in its source. Each criterion holds the id of an evaluation sample that
+matches by it, or null. `distance` is that of the nearest image, in bits."""
 
 _BATCH_SAMPLES = 4096
 _NUM_EXAMPLES = 5
@@ -45,34 +45,39 @@ _NUM_EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Contamination:
-    """What a training set has in common with evaluation sets."""
+    """The samples of a training set that match samples of evaluation sets."""
 
     dataset: PreparedDataset
     against: tuple[PreparedDataset, ...]
     by: tuple[Criterion, ...]
     max_distance: int
     matches: pa.Table
-    """`CONTAMINATION_SCHEMA`, in the training set's order."""
+    """Table of `CONTAMINATION_SCHEMA`, in the order of the training set."""
 
     @property
     def report(self) -> Location:
-        """Where the matches are written."""
+        """The file with the matches."""
         return self.dataset.location / CONTAMINATION
 
     def count(self, criteria: Sequence[Criterion], against: str | None = None) -> int:
-        """Training samples that match by any of the criteria, in one evaluation set or in any."""
+        """Count the training samples that match any of the criteria.
+
+        Args:
+            criteria: Criteria to count.
+            against: Name of one evaluation set, or None for all of them.
+        """
         matches = self.chosen(criteria)
         if against is not None:
             matches = matches.filter(pc.equal(matches.column("against"), against))
         return int(pc.count_distinct(matches.column("row")).as_py())
 
     def chosen(self, criteria: Sequence[Criterion]) -> pa.Table:
-        """The matches by any of the criteria."""
+        """Return the matches by any of the criteria."""
         found = [self.matches.column(name).is_valid().to_numpy() for name in criteria]
         return self.matches.filter(np.logical_or.reduce(found))
 
     def examples(self) -> list[dict[str, Any]]:
-        """A few of the chosen matches, spread over the set, with the `words` of the question."""
+        """Return a few matches spread over the set, each with the `words` of its question."""
         matches = self.chosen(self.by)
         step = max(1, matches.num_rows // _NUM_EXAMPLES)
         places = np.arange(0, matches.num_rows, step)[:_NUM_EXAMPLES]
@@ -90,10 +95,10 @@ class Contamination:
         return " ".join(asked.replace(IMAGE_PLACEHOLDER, " ").split())
 
     def remove(self) -> PreparedDataset:
-        """Move the matching samples to the quarantine; gives the dataset without them.
+        """Move the matching samples to the quarantine and return the dataset without them.
 
-        Nothing is written when there are none. The manifest is written last, and until then the
-        dataset is what it was.
+        Nothing is written if there are no matches. The manifest is written last; until then the
+        dataset is unchanged.
 
         Raises:
             DataError: No sample would be left.
@@ -135,7 +140,7 @@ class Contamination:
         return open_prepared(self.dataset.location)
 
     def _describe(self, match: dict[str, Any]) -> str:
-        """Why a sample matches, by the chosen criteria."""
+        """Describe by which of the criteria a sample matches."""
         facts = []
         for criterion in self.by:
             if match[criterion] is not None:
@@ -155,14 +160,14 @@ def find_contamination(
     """Compare a prepared training set with prepared evaluation sets, and write the report.
 
     Args:
-        config: The run's, which knows where the datasets lie.
+        config: The config of the run that prepared the datasets.
         name: The training set.
         against: The evaluation sets.
-        by: What makes a match; by default an image or a question.
-        max_distance: Bits in which equal images may differ; by default `MAX_DISTANCE`.
+        by: Criteria of a match; by default image and question.
+        max_distance: The most bits in which equal images differ; by default `MAX_DISTANCE`.
 
     Raises:
-        ConfigError: A dataset or a criterion is not known.
+        ConfigError: A dataset or criterion is unknown.
         DataError: A dataset is not prepared.
     """
     criteria = tuple(dict.fromkeys(by or ("image", "question")))
@@ -192,7 +197,7 @@ def find_contamination(
 
 @dataclass(frozen=True)
 class _Known:
-    """What an evaluation set holds, each with the id of the first sample that holds it."""
+    """The content of an evaluation set, each part with the id of the first sample that has it."""
 
     name: str
     words: Words  # the different images, [images, 4]
@@ -222,7 +227,7 @@ class _Known:
         return cls(known.name, words, known.images, known.questions, known.pairs, known.texts)
 
     def match(self, batch: pa.RecordBatch, max_distance: int) -> list[dict[str, Any]]:
-        """Rows of `CONTAMINATION_SCHEMA` for the samples of a batch of `CONTENT_SCHEMA`."""
+        """Return the rows of `CONTAMINATION_SCHEMA` for a batch of `CONTENT_SCHEMA`."""
         images = batch.column("image_hashes")
         owners = pc.list_parent_indices(images).to_numpy()
         close: dict[int, list[tuple[int, int]]] = {}

@@ -1,4 +1,4 @@
-"""The prepared datasets that a stage trains on, read as one."""
+"""Read the prepared datasets of a stage as one."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,66 +14,70 @@ from llavamed.processor.images import ImageSettings, Pixels
 
 @dataclass(frozen=True)
 class Mixture:
-    """Datasets of one folder, so of one tokenizer and one image size, with one index over all."""
+    """Datasets of one folder, and so of one tokenizer and image size, under one joint index."""
 
     datasets: tuple[PreparedDataset, ...]
     passes: tuple[float, ...] = (1.0,)
-    """How often an epoch passes over each."""
+    """How often an epoch passes over each dataset."""
 
     @property
     def num_samples(self) -> int:
-        """Samples of all datasets."""
+        """The number of samples of all datasets."""
         return sum(dataset.num_samples for dataset in self.datasets)
 
     @property
     def shares(self) -> list[Share]:
-        """What `order_stage` must know of the datasets."""
+        """The share of each dataset in the index, for `order_stage`."""
         sizes = (dataset.index.num_rows for dataset in self.datasets)
         return [Share(size, passes) for size, passes in zip(sizes, self.passes, strict=True)]
 
     @property
     def images(self) -> ImageSettings:
-        """How the images were made."""
+        """The settings the images were made with."""
         return self.datasets[0].images
 
     @property
     def template_hash(self) -> str:
-        """Of the chat template that made the tokens."""
+        """The hash of the chat template that made the tokens."""
         return str(self.datasets[0].manifest["made_from"]["template"])
 
     @property
     def num_image_tokens(self) -> int:
-        """Tokens an image takes."""
+        """The number of tokens an image takes."""
         return self.datasets[0].num_image_tokens
 
     @property
     def image_token_id(self) -> int:
-        """The token an image is a run of."""
+        """The token that is repeated for an image."""
         return int(self.datasets[0].manifest["image_token_id"])
 
     @property
     def pad_token_id(self) -> int:
-        """The token that fills a row."""
+        """The token that pads a row."""
         return int(self.datasets[0].manifest["pad_token_id"])
 
     def pixels(self, stored: bytes) -> Pixels:
-        """An image as a shard holds it -> uint8 array of shape [size, size, 3]."""
+        """Convert a stored image to a uint8 array of shape [size, size, 3]."""
         return self.datasets[0].pixels(stored)
 
     def column(self, name: str) -> npt.NDArray[np.int64]:
-        """A column of the joined index as integers."""
+        """Return a column of the joint index as an int64 array of shape [samples]."""
         return np.concatenate([dataset.column(name) for dataset in self.datasets])
 
     @cached_property
     def groups(self) -> npt.NDArray[np.int64]:
-        """For each sample the number of its row group, counted over all datasets."""
+        """The row group of each sample, numbered over all datasets: int64, [samples]."""
         numbers = [dataset.groups for dataset in self.datasets]
         return np.concatenate(
             [own + first for own, first in zip(numbers, self._first_groups, strict=True)]
         )
 
     def read_group(self, group: int, columns: list[str]) -> pa.Table:
-        """Read a row group by its number. Raises: DataError, when its shard is damaged."""
+        """Read a row group by its number in `groups`.
+
+        Raises:
+            DataError: Its shard is missing or damaged.
+        """
         number = int(np.searchsorted(self._first_groups, group, side="right")) - 1
         dataset, sample = self.datasets[number], int(self._first_samples[group])
         return dataset.read_row_group(
@@ -81,7 +85,7 @@ class Mixture:
         )
 
     def check_shards(self) -> None:
-        """Raise DataError unless every shard is there."""
+        """Raise DataError unless every shard exists."""
         for dataset in self.datasets:
             dataset.check_shards()
 

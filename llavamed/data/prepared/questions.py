@@ -1,4 +1,4 @@
-"""Whether a prepared dataset can be scored: found before anything is trained."""
+"""Check that a prepared dataset can be scored, before anything is trained."""
 
 from collections import Counter
 
@@ -15,16 +15,17 @@ _ADVICE = {
 
 
 def check_questions(dataset: PreparedDataset, key: str) -> None:
-    """Find out whether all questions of a dataset can be told apart, asked and scored.
+    """Raise DataError unless all questions of a dataset can be told apart, asked and scored.
 
-    It reads the text of all samples and none of their images.
+    This reads the text of all samples but none of their images.
 
     Args:
-        dataset: Of questions.
-        key: The setting that names it.
+        dataset: A dataset of questions.
+        key: The setting that names the dataset.
 
     Raises:
-        DataError: A question has no id or that of another, no reference answer or no answer type.
+        DataError: A question has no id or another's id, no user turn, no reference answer or no
+            answer type.
     """
     counts: Counter[str] = Counter()
     first: dict[str, str] = {}

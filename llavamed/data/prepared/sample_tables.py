@@ -1,6 +1,6 @@
-"""What became of every sample: the index and content of the good, the quarantine of the rest.
+"""Hold the outcome of every sample: index and content of the good ones, quarantine of the others.
 
-Pure tables in memory. Samples only ever move one way, out of the first two and into the third.
+The tables lie in memory. Samples only ever move from the first two to the quarantine.
 """
 
 from collections import Counter
@@ -26,7 +26,7 @@ from llavamed.storage.location import Location
 
 @dataclass(frozen=True)
 class SampleTables:
-    """`INDEX_SCHEMA` and `CONTENT_SCHEMA` in the same order, and `QUARANTINE_SCHEMA`."""
+    """`INDEX_SCHEMA` and `CONTENT_SCHEMA` tables in the same order, and `QUARANTINE_SCHEMA`."""
 
     index: pa.Table
     content: pa.Table
@@ -34,11 +34,11 @@ class SampleTables:
 
     @property
     def num_rows(self) -> int:
-        """Samples, good and bad."""
+        """The number of samples, quarantined ones included."""
         return int(self.index.num_rows + self.quarantine.num_rows)
 
     def counts(self) -> dict[str, Any]:
-        """What a manifest tells of the samples."""
+        """Return the counts of samples that a manifest holds."""
         summed = ("num_tokens", "num_supervised", "num_images")
         reasons = Counter(self.quarantine.column("reason").to_pylist())
         duplicates = self.first_alike() != np.arange(self.content.num_rows)
@@ -52,7 +52,7 @@ class SampleTables:
         }
 
     def count_names(self) -> dict[str, int]:
-        """How many samples have no id, and how many the id of an earlier one."""
+        """Count the samples without an id, and those with the id of an earlier sample."""
         counts = pc.value_counts(self.content.column("id").combine_chunks())
         numbers = {each["values"]: each["counts"] for each in counts.to_pylist()}
         unnamed = numbers.pop("", 0)
@@ -60,7 +60,12 @@ class SampleTables:
         return {"num_unnamed": unnamed, "num_repeated_names": repeated}
 
     def first_alike(self) -> npt.NDArray[np.int64]:
-        """For each sample the first one with the same images and words, as a rule itself."""
+        """Return the position of the first sample with the same content as each sample.
+
+        Returns:
+            int64 array of shape [samples]. A sample without an earlier duplicate has its own
+                position.
+        """
         hashes = self.content.column("sample_hash").combine_chunks().cast(pa.binary())
         codes = hashes.dictionary_encode().indices.to_numpy()
         return np.unique(codes, return_index=True)[1][codes].astype(np.int64)
@@ -68,7 +73,14 @@ class SampleTables:
     def move_out(
         self, source: str, leaving: Sequence[int], reason: str, details: Sequence[str]
     ) -> "SampleTables":
-        """Quarantine the samples at these positions of the index, a detail each."""
+        """Quarantine samples.
+
+        Args:
+            source: Name of the dataset.
+            leaving: Positions of the samples in the index.
+            reason: The reason for all of them.
+            details: A detail for each.
+        """
         gone = self.content.select(["row", "id"]).take(pa.array(leaving, pa.int64()))
         rows = [
             quarantine_row(source, sample["row"], sample["id"], SampleError(reason, detail))
@@ -82,7 +94,7 @@ class SampleTables:
         )
 
     def without_duplicates(self, source: str) -> "SampleTables":
-        """Quarantine each sample that is the same as an earlier one."""
+        """Quarantine each sample with the same content as an earlier one."""
         first = self.first_alike()
         leaving = np.flatnonzero(first != np.arange(len(first)))
         originals = self.content.column("id").take(pa.array(first[leaving])).to_pylist()
@@ -90,14 +102,14 @@ class SampleTables:
         return self.move_out(source, leaving.tolist(), "duplicate", details)
 
     def write(self, place: Location, revision: int = 0) -> None:
-        """Write the three tables; it is the manifest that makes them count."""
+        """Write the three tables. They take effect once a manifest of this revision is written."""
         tables = {INDEX: self.index, CONTENT: self.content, QUARANTINE: self.quarantine}
         for name, table in tables.items():
             (place / revised(name, revision)).write_table(table)
 
 
 def join(parts: Sequence[SampleTables]) -> SampleTables:
-    """Join tables, in their order."""
+    """Concatenate tables in the given order."""
     return SampleTables(
         pa.concat_tables([INDEX_SCHEMA.empty_table(), *(part.index for part in parts)]),
         pa.concat_tables([CONTENT_SCHEMA.empty_table(), *(part.content for part in parts)]),
@@ -106,7 +118,11 @@ def join(parts: Sequence[SampleTables]) -> SampleTables:
 
 
 def read_sample_tables(dataset: PreparedDataset) -> SampleTables:
-    """The tables of a prepared dataset. Raises: DataError, when a table is missing or cut."""
+    """Read the tables of a prepared dataset.
+
+    Raises:
+        DataError: A table is missing or has another number of samples than the manifest.
+    """
     tables = SampleTables(dataset.index, dataset.read(CONTENT), dataset.read(QUARANTINE))
     if not tables.index.num_rows == tables.content.num_rows == dataset.num_samples:
         raise DataError(

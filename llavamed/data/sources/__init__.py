@@ -1,8 +1,9 @@
-"""Where samples come from: one file a format, all behind `Source`.
+"""Read samples from datasets in the formats they are published in, one module for each format.
 
-`rows` lists, `parse` understands, `load_image` fetches. The first runs in one process and must be
-cheap and stream, so it names the places of what is large; the other two run in parallel, fetch
-from those places, and may refuse a single sample with `SampleError`.
+Every format implements `Source`: `rows` lists, `parse` interprets, `load_image` fetches. `rows`
+runs in one process, so it streams, costs little, and only gives the places of large values. The
+other two run in parallel, fetch from these places, and may reject a single sample with
+`SampleError`.
 """
 
 from collections.abc import Iterator
@@ -24,29 +25,37 @@ from llavamed.data.sources.pictures import embedded_picture
 
 
 class Source(Protocol):
-    """A dataset in the format it was published in. To open one reads nothing."""
+    """A dataset in the format it was published in. Opening one reads nothing."""
 
     def count(self) -> int:
-        """How many rows there are, the unusable ones included."""
+        """Return the number of rows, unusable ones included."""
 
     def content_hash(self) -> str:
-        """A hash of what is listed, equal for equal content; of the listing, not of the images."""
+        """Return a hash of the listing, without the images, that is equal for equal content."""
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Stream the raw rows, JSON-serialisable, in the source's own order.
+        """Yield the raw rows, JSON-serialisable, in the order of the source.
 
-        The `id` of a row is what the quarantine calls it when `parse` refuses it.
+        The quarantine names a row by its `id` if `parse` rejects it.
         """
 
     def parse(self, row: dict[str, Any]) -> Record:
-        """Understand one raw row. Raises: SampleError."""
+        """Interpret one raw row.
+
+        Raises:
+            SampleError: The row is unusable.
+        """
 
     def load_image(self, reference: str) -> bytes:
-        """Fetch the encoded bytes of an image. Raises: SampleError("missing_image", ...)."""
+        """Fetch the encoded bytes of an image.
+
+        Raises:
+            SampleError: `missing_image`, and other reasons of the format.
+        """
 
 
 def fetch_image(source: Source, reference: str) -> bytes:
-    """The encoded bytes of an image, which the row may have held itself.
+    """Return the encoded bytes of an image, from its row if that holds them, else from the source.
 
     Raises:
         SampleError: `missing_image`, `unsafe_path` or `corrupt_image`.
@@ -56,7 +65,7 @@ def fetch_image(source: Source, reference: str) -> bytes:
 
 
 def open_source(read: Read) -> Source:
-    """The source that a dataset's `read` section describes."""
+    """Open the source that a dataset's `read` section describes."""
     from llavamed.data.sources import phantoms
     from llavamed.data.sources.llava_json import LlavaJsonSource
     from llavamed.data.sources.parquet import ParquetSource

@@ -1,4 +1,4 @@
-"""The keys of a row, read by their values, with a record of what nobody read."""
+"""Read the keys of a row by their values, and keep track of the keys that are not read."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,10 +7,10 @@ from llavamed.errors import SampleError
 
 
 class Fields:
-    """A mapping as formats write it, where a key may be there and say nothing.
+    """A mapping from a published format, where a key may be present without a value.
 
-    Arrow gives every row of a column the keys of all of them, null where a row has none, so a key
-    counts by its value and not by being there.
+    Arrow gives each row the keys of all rows, with null where a row has none, so a key only counts
+    if it has a value.
     """
 
     def __init__(self, values: Any) -> None:
@@ -19,9 +19,9 @@ class Fields:
         self._unread_within: list[str] = []
 
     def named(self, *names: str) -> tuple[str, Any]:
-        """The first of these keys that says something, and its value; else of no key, None.
+        """Return the first of these keys with a value, and the value; ("", None) if there is none.
 
-        An empty value says less than any other and more than null.
+        An empty value counts only if no other key has a non-empty one; null never counts.
         """
         there = [name for name in names if self._values.get(name) is not None]
         name = next((name for name in there if not _is_empty(self._values[name])), "")
@@ -30,29 +30,29 @@ class Fields:
         return name, self._values.get(name)
 
     def take(self, *names: str) -> Any:
-        """The value of the first of these keys that says something, or None."""
+        """Return the value of the first of these keys that has one, or None."""
         return self.named(*names)[1]
 
     def has(self, name: str) -> bool:
-        """Whether the key is there and not null."""
+        """Return whether the key is present and not null."""
         return self._values.get(name) is not None
 
     def is_false(self, name: str) -> bool:
-        """Whether the key says no."""
+        """Return whether the value of the key is false."""
         return self._values.get(name) is False
 
     def text(self, *names: str) -> str:
-        """The value as text, numbers and truths as JSON writes them; empty where there is none."""
+        """Return the value as text, numbers and booleans as in JSON; empty if there is none."""
         value = self.take(*names)
         if isinstance(value, bool):
             return str(value).lower()
         return "" if value is None else str(value)
 
     def refuse(self, names: Mapping[str, str]) -> None:
-        """Raise SampleError, `unsupported_key`, where one of these keys says something.
+        """Raise SampleError (`unsupported_key`) if one of these keys has a value.
 
         Args:
-            names: Keys, each with what to do about it.
+            names: The keys, each with advice for the message.
         """
         for name, advice in names.items():
             value = self._values.get(name)
@@ -60,15 +60,15 @@ class Fields:
                 raise SampleError("unsupported_key", f"{name} is {value!r}: {advice}")
 
     def skip(self, *names: str) -> None:
-        """Count these keys as read: they are understood and change nothing."""
+        """Mark keys as read that are known and change nothing."""
         self._read.update(names)
 
     def note_unread(self, prefix: str, inner: "Fields") -> None:
-        """Count what was not read of a mapping within this one as not read of this one."""
+        """Add the unread keys of a mapping within this one to the unread keys of this one."""
         self._unread_within += [f"{prefix}.{name}" for name in inner.unread()]
 
     def unread(self) -> list[str]:
-        """Keys that say something and that nobody read, each once, in order."""
+        """Return the distinct keys that have a value and were not read, in order."""
         own = [
             str(name)
             for name, value in self._values.items()
@@ -77,7 +77,7 @@ class Fields:
         return list(dict.fromkeys(own + self._unread_within))
 
     def keys(self) -> str:
-        """All keys, to be shown."""
+        """Return all keys, for a message."""
         return ", ".join(sorted(map(str, self._values)))
 
 

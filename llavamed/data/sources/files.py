@@ -1,4 +1,4 @@
-"""The files that sources lie in: found, hashed, read in pieces, with damage named."""
+"""Find, hash and read the files of sources, and name the damage if there is some."""
 
 import errno
 import hashlib
@@ -21,32 +21,49 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 class FileOfRows(ABC):
-    """The part of a source that is one file of rows and a folder of images that they name."""
+    """Base of sources that consist of one file of rows and a folder of images."""
 
     def __init__(self, file: Location, images: Location) -> None:
         self._file = file
         self._images = images
 
     def count(self) -> int:
-        """Rows of the file."""
+        """Return the number of rows of the file."""
         return sum(1 for _ in self.rows())
 
     def content_hash(self) -> str:
-        """SHA-256 of the file."""
+        """Return the SHA-256 of the file."""
         return hash_file(self._file)
 
     @abstractmethod
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Rows of the file, one by one. Raises: DataError."""
+        """Yield the rows of the file.
+
+        Raises:
+            DataError: The file is absent or damaged.
+        """
 
     def load_image(self, reference: str) -> bytes:
-        """An image by its name below the folder. Raises: SampleError."""
+        """Read an image by its name below the folder.
+
+        Raises:
+            SampleError: `missing_image` or `unsafe_path`.
+        """
         return load_image_file(self._images, reference)
 
 
 @contextmanager
 def open_file(location: Location, **options: Any) -> Iterator[Any]:
-    """A file to read, with options for fsspec. Raises: DataError, if it is absent; StorageError."""
+    """Open a file for reading.
+
+    Args:
+        location: The file.
+        options: Options of fsspec.
+
+    Raises:
+        DataError: The file is absent.
+        StorageError: The file cannot be read.
+    """
     try:
         with location.open(**options) as file:
             yield file
@@ -55,12 +72,16 @@ def open_file(location: Location, **options: Any) -> Iterator[Any]:
 
 
 def absent(location: Location) -> DataError:
-    """The error that says a file is not there."""
+    """Return the error for a file that does not exist."""
     return DataError(f"path={location}: no such file; check the dataset's path")
 
 
 def hash_file(location: Location) -> str:
-    """SHA-256 of a file, read in pieces. Raises: DataError, when it is not there."""
+    """Return the SHA-256 of a file, read in pieces.
+
+    Raises:
+        DataError: The file is absent.
+    """
     digest = hashlib.sha256()
     with open_file(location) as file:
         while piece := file.read(1 << 22):
@@ -69,13 +90,19 @@ def hash_file(location: Location) -> str:
 
 
 def damaged(location: Location, kind: str, fact: object) -> DataError:
-    """The error that says a file is not what it should be."""
+    """Return the error for a file that is not of its kind.
+
+    Args:
+        location: The file.
+        kind: What the file should be.
+        fact: What is wrong with it; only the first line is shown.
+    """
     lines = str(fact).splitlines() or [""]
     return DataError(f"path={location}: not {kind}: {lines[0]}; download or export the file again")
 
 
 def load_image_file(folder: Location, name: str) -> bytes:
-    """An image below a folder, by any name that `names_below` understands.
+    """Read an image below a folder by any name that `names_below` understands.
 
     Raises:
         SampleError: `missing_image`, or `unsafe_path` for a name that leads out of the folder.
@@ -102,13 +129,13 @@ def _read_image(file: Location) -> bytes:
 
 
 def find_files(uri: str, suffix: str) -> list[Location]:
-    """The files a dataset's path stands for, sorted: a file, all in a folder, or by a pattern.
+    """Return the files that a dataset's path names, sorted: one file, a folder's, or a pattern's.
 
-    In a pattern `*` is any text without a slash and `{000..031}` a range of numbers. A name that
-    begins with a dot or an underscore is not data.
+    In a pattern, `*` matches any text without a slash, and `{000..031}` expands to a range of
+    numbers. Files whose name begins with a dot or an underscore are skipped.
 
     Raises:
-        DataError: There is none, or one of a range is missing.
+        DataError: There is no file, or one of a range is missing.
     """
     if numbers := _RANGE.search(uri):
         first, last = numbers.groups()

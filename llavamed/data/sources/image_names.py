@@ -1,9 +1,9 @@
-"""Where the picture that a row names lies below its image folder, on a disk or in a bucket.
+"""Resolve the image names of rows below the image folder, on a disk or in a bucket.
 
-Rows name pictures as those who wrote them did: below the folder, by an absolute path or a full URI,
-with `./` and `..`, with backslashes, with accents composed or not (NFC, NFD). All of these are read
-alike wherever the folder lies, and none leads out of it. Percent signs stand for bytes in a URI
-alone, and there only when no file has the name as it is.
+Rows name images relative to the folder, by an absolute path or a full URI, with `./` and `..`, with
+backslashes, and with composed or decomposed accents (NFC, NFD). All of these resolve alike wherever
+the folder lies, and none leads out of it. Percent signs are escapes only in a URI, and there only
+if no file has the literal name.
 """
 
 import os.path
@@ -21,9 +21,9 @@ _DRIVE = re.compile(r"/?[a-z]:[\\/]", re.IGNORECASE)
 
 
 def names_below(folder: Location, name: str) -> list[str]:
-    """The normal names below a folder that a row's name may stand for, the likeliest first.
+    """Return the paths below a folder that a row's name may stand for, the likeliest first.
 
-    There is none when it leads out of the folder in any spelling, or holds a null byte.
+    The list is empty if any spelling of the name leads out of the folder or holds a null byte.
     """
     paths = [_inside(folder, spelling) for spelling in _spellings(folder, name)]
     if None in paths:
@@ -33,7 +33,7 @@ def names_below(folder: Location, name: str) -> list[str]:
 
 
 def _spellings(folder: Location, name: str) -> list[str]:
-    """The name as paths, absolute where it is a URI; none for a URI of another filesystem."""
+    """Return the name as paths, absolute for a URI; none for a URI of another filesystem."""
     if "\0" in name or _DRIVE.match(name):
         return []
     if file := _FILE.fullmatch(name):
@@ -47,11 +47,11 @@ def _spellings(folder: Location, name: str) -> list[str]:
 
 
 def _inside(folder: Location, path: str) -> str | None:
-    """The path relative to the folder, normal; None when it leads out of it."""
+    """Return the normalized path relative to the folder, or None if it leads out of it."""
     roots = [""]
     if path.startswith("/"):
         roots = ["/" + folder.path.rpartition("://")[2].strip("/")]
-        if folder.is_local:  # rows may name what the folder is a link to
+        if folder.is_local:  # rows may name the target of a symbolic link
             roots.append(os.path.realpath(folder.path))
     parts = posixpath.normpath(path.lstrip("/")).split("/")
     for root in roots:
@@ -60,11 +60,11 @@ def _inside(folder: Location, path: str) -> str | None:
         if _same(parts[: len(steps)], steps):
             inner = parts[len(steps) :]
             if inner and inner != ["."] and inner[0] != "..":
-                # A name that ends in a slash is that of a folder, also where folders are no files.
+                # A trailing slash names a folder, even in object storage without folders.
                 return "/".join(inner) + "/" * path.endswith("/")
     return None
 
 
 def _same(some: list[str], others: list[str]) -> bool:
-    """Whether both are the same path, however its accents are written."""
+    """Return whether two paths are equal apart from the composition of their accents."""
     return [normalize("NFC", part) for part in some] == [normalize("NFC", part) for part in others]

@@ -1,9 +1,9 @@
-"""Rows of JSON files: of a list, of lines, or of objects that follow each other.
+"""Stream the rows of JSON files: a list, JSON lines, or concatenated objects.
 
-A file is read in pieces and holds no more than one row and a piece in memory. A broken row of lines
-is a row like any other, which its reader refuses, since the next line tells where to go on. In a
-list nothing does, and a file that ends within a row was cut off: both are refused as a whole, with
-the line, the byte and what stands there.
+A file is read in pieces; only one row and one piece are in memory. A broken line becomes a row that
+`parse` rejects, because the next line shows where to continue. Nothing shows this in a list or in
+a file that ends within a row, so these are refused as a whole. Errors name the line, the byte and
+the text there.
 """
 
 import json
@@ -18,31 +18,36 @@ from llavamed.errors import DataError
 from llavamed.storage.location import Location
 
 BROKEN = "broken"
-"""Key of a row that could not be read; its value says why, and where."""
+"""Key of a row that could not be read; its value says why and where."""
 
 _PIECE = 1 << 16
 _BLANKS = re.compile(r"[ \t\n\r]*")
 _HALVES = re.compile("[\ud800-\udfff]")
 _NEXT_ROW = re.compile(r"\n[ \t]*(?=\{)")
 _LONGEST_WORD = 64
-"""Characters before the end of a piece in which an error may only mean that more is to come."""
+"""An error within this many characters of the end of a piece may only mean that more must be read.
+"""
 _CUT_OFF = "the file ends in the middle of it"
 _EXCERPT = 40
 
 
 class JsonFile(FileOfRows):
-    """A JSON file of rows and a folder of images that they name."""
+    """A JSON file of rows and a folder of images."""
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Rows of the file. Raises: DataError."""
+        """Yield the rows of the file.
+
+        Raises:
+            DataError: The file is absent or damaged.
+        """
         return stream_json(self._file)
 
 
 class JsonFolder:
-    """A folder with a JSON file of rows and one of images, each of which has one of some names.
+    """A folder with a JSON file of rows and a folder of images, each under one of several names.
 
-    They are looked for at the first read. Signs and case of a name do not count, since downloads
-    change blanks into underscores; where none is there, the first name is the absent one.
+    Both are looked up at the first read. The lookup ignores case and punctuation, since downloads
+    turn spaces into underscores. If no name matches, errors show the first one.
     """
 
     def __init__(self, folder: Location, files: Sequence[str], images: Sequence[str]) -> None:
@@ -60,19 +65,35 @@ class JsonFolder:
         return _find_child(self._folder, self._image_names)
 
     def count(self) -> int:
-        """Rows that are listed. Raises: DataError."""
+        """Return the number of rows that are listed.
+
+        Raises:
+            DataError: The file is absent or damaged.
+        """
         return sum(1 for _ in self.rows())
 
     def content_hash(self) -> str:
-        """SHA-256 of the file. Raises: DataError."""
+        """Return the SHA-256 of the file.
+
+        Raises:
+            DataError: The file is absent.
+        """
         return hash_file(self.file)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Rows of the file. Raises: DataError."""
+        """Yield the rows of the file.
+
+        Raises:
+            DataError: The file is absent or damaged.
+        """
         return stream_json(self.file)
 
     def load_image(self, reference: str) -> bytes:
-        """An image by its name below the folder. Raises: SampleError."""
+        """Read an image by its name below the folder.
+
+        Raises:
+            SampleError: `missing_image` or `unsafe_path`.
+        """
         return load_image_file(self.images, reference)
 
 
@@ -88,10 +109,10 @@ def _letters(name: str) -> str:
 
 
 def stream_json(location: Location) -> Iterator[dict[str, Any]]:
-    """Items of a JSON list, of JSON lines, or of objects one behind the other, one by one.
+    """Yield the items of a JSON list, of JSON lines or of concatenated objects, one by one.
 
-    What is no mapping comes as `{"item": ...}`, and a broken line as `{BROKEN: reason}`, for the
-    reader of rows to refuse. NaN and the infinities, which JSON does not have, are read as null.
+    An item that is not a mapping becomes `{"item": ...}` and a broken line `{BROKEN: reason}`,
+    which `parse` rejects. NaN and infinities, which JSON does not have, are read as null.
 
     Raises:
         DataError: The file is absent, empty, cut off, or neither a list nor lines.
@@ -149,7 +170,7 @@ def _items_of_lines(window: "_Window") -> Iterator[Any]:
 
 
 class _BrokenError(Exception):
-    """A value at this place of the window is no JSON."""
+    """The value at a position of the window is not JSON."""
 
     def __init__(self, at: int, fact: str) -> None:
         super().__init__(fact)
@@ -158,7 +179,7 @@ class _BrokenError(Exception):
 
 
 class _Window:
-    """A piece of a text, and the place in it up to which it is read."""
+    """A piece of a text, and the position up to which it has been read."""
 
     def __init__(self, location: Location, text: Text) -> None:
         self.at = 0
@@ -171,27 +192,31 @@ class _Window:
         self._decoder = json.JSONDecoder(parse_constant=lambda _: None)
 
     def peek(self) -> str:
-        """The next character, or none at the end of the text."""
+        """Return the next character, or "" at the end of the text."""
         while self.at == len(self._piece) and not self._is_last:
             self._read_on()
         return self._piece[self.at : self.at + 1]
 
     def skip_blanks(self) -> None:
-        """Go to the next character that is not blank."""
+        """Skip to the next character that is not whitespace."""
         while self.peek():
             self.at = _BLANKS.match(self._piece, self.at).end()  # type: ignore[union-attr]
             if self.at < len(self._piece):
                 return
 
     def skip_to_next_row(self) -> None:
-        """Go to the next line that begins with a brace, or to the end."""
+        """Skip to the next line that begins with a brace, or to the end."""
         while (found := _NEXT_ROW.search(self._piece, self.at)) is None and not self._is_last:
             self.at = max(self.at, len(self._piece) - _LONGEST_WORD)
             self._read_on()
         self.at = len(self._piece) if found is None else found.end()
 
     def read_value(self) -> Any:
-        """Read the value that begins here, and go behind it. Raises: _BrokenError."""
+        """Read the value at the current position and move behind it.
+
+        Raises:
+            _BrokenError: There is no valid value.
+        """
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._piece, self.at)
@@ -203,7 +228,7 @@ class _Window:
             except (RecursionError, ValueError) as error:  # nested too deeply; a number too long
                 raise _BrokenError(self.at, str(error)) from error
             else:
-                # A number may go on, or have an exponent, behind the end of the piece.
+                # A number may continue, or have an exponent, in the next piece.
                 is_whole = self._piece[end - 1] == "}" or end < len(self._piece) - _LONGEST_WORD
                 if is_whole or self._is_last:
                     self._check_text(end)
@@ -221,7 +246,7 @@ class _Window:
         return _BrokenError(error.pos, error.msg)
 
     def _check_text(self, end: int) -> None:
-        """Refuse what was no text of the encoding and stands in a value that is JSON."""
+        """Raise _BrokenError if the value holds bytes that are invalid in the file's encoding."""
         value = self._piece[self.at : end]
         if not value.isascii() and (half := _HALVES.search(value)):
             found = half[0].encode("utf-8", "surrogatepass")
@@ -231,7 +256,7 @@ class _Window:
             raise _BrokenError(self.at + half.start(), fact)
 
     def _read_on(self) -> None:
-        """Take in more text, as much as there is already, and let go of what was read."""
+        """Read more text, at least as much as is kept, and drop what has been read."""
         done, kept = self._piece[: self.at], self._piece[self.at :]
         self._bytes += self._text.num_bytes(done)
         self._lines += done.count("\n")
@@ -239,7 +264,7 @@ class _Window:
         self._piece, self.at, self._is_last = kept + more, 0, not more
 
     def describe(self, at: int, fact: str) -> str:
-        """Say what is wrong at a place of the window, with its line, byte and surroundings."""
+        """Describe what is wrong at a position of the window, with line, byte and context."""
         before = self._piece[:at]
         line = self._lines + before.count("\n") + 1
         byte = self._bytes + self._text.num_bytes(before)
@@ -248,5 +273,5 @@ class _Window:
         return f"{fact} at line {line:,}, byte {byte:,}, near {near!r}"
 
     def damage(self, at: int, fact: str) -> DataError:
-        """The error that says the whole file cannot be read."""
+        """Return the error for a file that cannot be read as a whole."""
         return damaged(self._location, "JSON", self.describe(at, fact or _CUT_OFF))

@@ -1,7 +1,7 @@
-"""LLaVA's JSON and image folder, the form in which LLaVA-Med's sets were released.
+"""Read LLaVA's JSON file and image folder, the format of LLaVA-Med's released datasets.
 
 A list, or JSON lines, of `{"id", "image": name or [names], "conversations": [{"from", "value"}],
-"domain": {name: bool}}`; what else is understood says `records`.
+"domain": {name: bool}}`. `records` documents the other keys that are understood.
 """
 
 from typing import Any
@@ -14,12 +14,16 @@ from llavamed.storage.location import locate
 
 
 class LlavaJsonSource(JsonFile):
-    """Reads the file item by item, so that its size does not matter."""
+    """Samples of a JSON file, streamed so that its size does not matter."""
 
     def __init__(self, read: LlavaJson) -> None:
         super().__init__(locate(read.path), locate(read.image_folder))
         self._licence = read.licence
 
     def parse(self, row: dict[str, Any]) -> Record:
-        """Understand one item. Raises: SampleError, for a missing key or an unknown role."""
+        """Interpret one item.
+
+        Raises:
+            SampleError: A key is missing or a role is unknown.
+        """
         return dialogue(row, None, id="", licence=self._licence)

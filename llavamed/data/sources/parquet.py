@@ -1,9 +1,8 @@
-"""Parquet files of images with turns, or with questions and answers, as the hub and data lakes hold
-them.
+"""Read Parquet files of images with dialogues or questions, as hubs and data lakes store them.
 
-Only places are listed, `{"file", "group", "row"}`; workers read a whole row group at a time and
-keep the last one, since a shard's rows follow each other. So a worker's memory is that of one row
-group.
+The listing only holds places, `{"file", "group", "row"}`. Workers read a whole row group at a time
+and keep the last one, since the rows of a shard are consecutive. So a worker holds one row group in
+memory.
 """
 
 import hashlib
@@ -27,20 +26,21 @@ _T = TypeVar("_T")
 
 _LARGEST_FOOTER = 2**31 - 1
 PIECE_BYTES = 1 << 30
-"""Read at once; of nested columns Arrow reads no more than 2 GiB at once."""
+"""Uncompressed bytes to read at once; Arrow reads at most 2 GiB of nested columns at once."""
 _PLACE = re.compile(r"(.*)#(\d+)/(\d+)/(\d+)", re.DOTALL)
-"""A reference to an image that lies in a file; any other is a name."""
+"""Reference to an image inside a file, as file#group/row/position; any other reference is a name.
+"""
 
 
 class ParquetFiles:
-    """Rows of Parquet files by their places, and the images within.
+    """Rows of Parquet files by their places, and the images in them.
 
     Args:
-        path: URI of a file, a folder or several files.
-        images: Names that the images' column may have, the first that is there counts.
-        required: Columns to read; of each group of names at least one must be there.
-        optional: Columns to read if they are there.
-        image_folder: URI of the folder that image names are below.
+        path: URI of a file, a folder or a pattern.
+        images: Names that the column of images may have; the first that has any is used.
+        required: Groups of column names to read; at least one of each group must be present.
+        optional: Columns to read if present.
+        image_folder: URI of the folder that image names refer to.
     """
 
     def __init__(
@@ -62,14 +62,18 @@ class ParquetFiles:
         self._unread: tuple[str, ...] = ()
 
     def count(self) -> int:
-        """Rows of all files, by their footers. Raises: DataError."""
+        """Return the number of rows of all files, from their footers.
+
+        Raises:
+            DataError: A file is damaged or there is none.
+        """
         return sum(metadata.num_rows for _, metadata, _ in self._footers())
 
     def content_hash(self) -> str:
-        """SHA-256 of the files' sizes and footers, which know the size and bounds of each column.
+        """Return the SHA-256 of the files' sizes and footers, which hold the bounds of each column.
 
-        Equal files have equal hashes wherever they lie. The same rows written by another writer
-        have another hash, and a change that alters no size and no bound keeps it.
+        Equal files hash equally wherever they lie. The same rows from another writer hash
+        differently, and a change that alters no size and no bound is not noticed.
         """
         digest = hashlib.sha256()
         for _, _, footer in self._footers():
@@ -77,7 +81,11 @@ class ParquetFiles:
         return digest.hexdigest()
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The places of all rows. Raises: DataError, when a file is damaged or there is none."""
+        """Yield the places of all rows.
+
+        Raises:
+            DataError: A file is damaged or there is none.
+        """
         for location, metadata, _ in self._footers():
             for group in range(metadata.num_row_groups):
                 for row in range(metadata.row_group(group).num_rows):
@@ -85,7 +93,11 @@ class ParquetFiles:
                     yield {"id": f"{location.name}#{group}/{row}", **place}
 
     def read(self, row: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """The columns of a row but its images, and references to those. Raises: DataError."""
+        """Read a row: its columns except images, and references to its images.
+
+        Raises:
+            DataError: The file is damaged.
+        """
         table, number = self._read_group(row["file"], row["group"]), row["row"]
         values = {
             name: table[name][number].as_py()
@@ -96,7 +108,7 @@ class ParquetFiles:
         return values, [f"{place}/{position}" for position in range(len(self._cell(table, number)))]
 
     def load_image(self, reference: str) -> bytes:
-        """An image by its place, or by the name that stands there.
+        """Read an image by its place, or by the name stored there.
 
         Raises:
             SampleError: `missing_image` or `unsafe_path`.
@@ -117,14 +129,14 @@ class ParquetFiles:
         return load_image_file(self._folder, image)
 
     def _cell(self, table: pa.Table, row: int) -> list[Any]:
-        """The images of a row, of the first column that holds any."""
+        """Return the images of a row, from the first column that holds any."""
         for name in self._images:
             if name in table.column_names and (cell := table[name][row].as_py()):
                 return cell if isinstance(cell, list) else [cell]
         return []
 
     def _footers(self) -> Iterator[tuple[Location, Any, bytes]]:
-        """Each file with its footer, understood and as bytes behind the file's size."""
+        """Yield each file with its parsed footer, and with its size and footer as bytes."""
         for location in find_files(self._path, ".parquet"):
             metadata, footer = _read(location, _footer)
             columns = metadata.schema.to_arrow_schema().names
@@ -138,7 +150,7 @@ class ParquetFiles:
 
     def _read_group(self, path: str, group: int) -> pa.Table:
         if self._group is None or self._group[0] != (path, group):
-            self._group = None  # two at once would be twice the memory
+            self._group = None  # free the last one before the next is read
             table = _read(Location(self._fs, path), partial(self._columns_of, group))
             self._group = (path, group), table
         return self._group[1]
@@ -169,7 +181,11 @@ class ParquetSource(ParquetFiles):
         self._licence = read.licence
 
     def parse(self, row: dict[str, Any]) -> Record:
-        """Understand one row. Raises: SampleError, for unreadable turns."""
+        """Interpret one row.
+
+        Raises:
+            SampleError: The turns are unreadable.
+        """
         values, images = self.read(row)
         if self._turns:
             others = {*DIALOGUE_KEYS, *PAIRS} - {self._turns}
@@ -182,7 +198,7 @@ class ParquetSource(ParquetFiles):
 
 
 def _read_pieces(parquet: pq.ParquetFile, group: int, columns: list[str]) -> pa.Table:
-    """Columns of a row group, in pieces of as many rows as Arrow can read at once.
+    """Read columns of a row group in pieces of as many rows as Arrow can read at once.
 
     Raises:
         ArrowNotImplementedError: A single row holds more nested bytes than that.
@@ -197,14 +213,14 @@ def _read_pieces(parquet: pq.ParquetFile, group: int, columns: list[str]) -> pa.
                 return parquet.read_row_group(group, columns=columns)
             pieces = parquet.iter_batches(size, row_groups=[group], columns=columns)
             return pa.Table.from_batches(pieces)
-        except pa.ArrowNotImplementedError:  # rows of unequal size, or compressed a lot
+        except pa.ArrowNotImplementedError:  # rows differ in size, or decode to far more bytes
             if size == 1:
                 raise
             size //= 2
 
 
 def _open(file: BinaryIO) -> pq.ParquetFile:
-    """The file for Arrow, whatever the size of its footer, which is 100 MB by default."""
+    """Open a file in Arrow without the default limit of 100 MB on the size of its footer."""
     return pq.ParquetFile(
         file,
         page_checksum_verification=True,
@@ -214,7 +230,7 @@ def _open(file: BinaryIO) -> pq.ParquetFile:
 
 
 def _footer(file: BinaryIO) -> tuple[Any, bytes]:
-    """The footer, understood and as bytes behind the file's size."""
+    """Return the parsed footer, and the file's size and footer as bytes."""
     metadata = _open(file).metadata
     size = file.seek(0, 2)
     file.seek(size - 8 - metadata.serialized_size)
@@ -222,7 +238,11 @@ def _footer(file: BinaryIO) -> tuple[Any, bytes]:
 
 
 def _read(location: Location, read: Callable[[BinaryIO], _T]) -> _T:
-    """What `read` makes of a Parquet file. Raises: DataError, when it is damaged or absent."""
+    """Read a Parquet file.
+
+    Raises:
+        DataError: The file is damaged or absent.
+    """
     try:
         return location.read_parquet(read)
     except DamagedFileError as error:

@@ -1,10 +1,10 @@
-"""PathVQA, as its authors publish it or as Hugging Face has it.
+"""Read PathVQA as its authors or Hugging Face publish it.
 
 - The authors' folder: `qas/{split}/{split}_qa.pkl`, each a pickled list of `{"image", "question",
-  "answer"}`, with the image at `images/{split}/{image}.jpg`. The middle split is called `val`.
+  "answer"}`, with the image at `images/{split}/{image}.jpg`. The validation split is called `val`.
 - Hugging Face's: `data/{split}-*.parquet` with the columns `image`, `question`, `answer`.
 
-Nothing says which questions are closed: those answered by yes or no are.
+There is no answer type, so questions answered by yes or no count as closed.
 """
 
 from collections.abc import Iterator
@@ -45,20 +45,28 @@ class PathVqaSource:
         )
 
     def count(self) -> int:
-        """Questions of the split."""
+        """Return the number of questions of the split."""
         return self._files.count()
 
     def content_hash(self) -> str:
-        """SHA-256 of the pickle, or of the Parquet files' footers."""
+        """Return the SHA-256 of the pickle, or of the Parquet files' footers."""
         return self._files.content_hash()
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Questions of the split, or their places. Raises: DataError."""
+        """Yield the questions of the split, or their places.
+
+        Raises:
+            DataError: A file is damaged or absent.
+        """
         for number, row in enumerate(self._files.rows()):
             yield {**row, "id": f"path-vqa-{self._split}-{number}"}
 
     def parse(self, row: dict[str, Any]) -> Record:
-        """Understand one row. Raises: SampleError, for a missing key."""
+        """Interpret one row.
+
+        Raises:
+            SampleError: A key is missing.
+        """
         values, images = self._files.read(row)
         text, answer = require(values, "question", "answer")
         image, *_ = images or require(values, "image")
@@ -72,7 +80,11 @@ class PathVqaSource:
         )
 
     def load_image(self, reference: str) -> bytes:
-        """An image by its name, or from its place. Raises: SampleError."""
+        """Read an image by its name or its place.
+
+        Raises:
+            SampleError: `missing_image` or `unsafe_path`.
+        """
         return self._files.load_image(reference)
 
 
@@ -90,5 +102,5 @@ class _Pickle(FileOfRows):
 
 
 def _is_plain(value: Any) -> bool:
-    """A text or a number that can be written down; a hostile pickle may hold worse."""
+    """Return whether it is text or a number small enough to be written to JSON."""
     return isinstance(value, str) or (isinstance(value, int | float) and abs(value) < _LARGEST)

@@ -1,10 +1,9 @@
-"""Drawing of the built-in phantoms: a `Scene` says what is to be seen, `draw` paints it.
+"""Draw the built-in phantoms: a `Scene` says what is shown, and `draw` paints it.
 
-Everything that a scene does not name (outline, position, contrast, noise, shading) varies with the
-random generator, so that two pictures of one scene differ as two patients do. The pictures are
-phantoms: their look only hints at the modality, and nothing in them is anatomy to learn from.
-Findings are painted about as large as a patch of a small vision tower, one on a side at most;
-smaller ones need far more training than a demonstration on a laptop can pay for.
+Everything that a scene does not name (outline, position, contrast, noise, shading) is random, so
+two images of one scene differ as two patients do. The images only hint at the look of a modality;
+they teach no anatomy. A finding is about as large as a patch of a small vision tower, at most one
+on a side; smaller ones need far more training than a demonstration on a laptop can afford.
 """
 
 import io
@@ -27,20 +26,20 @@ SIDES: tuple[Side, ...] = get_args(Side)
 KINDS: tuple[Kind, ...] = get_args(Kind)
 SIZES: tuple[Size, ...] = get_args(Size)
 
-# Lengths are fractions of half the picture's width; brightness runs from 0 (black) to 1 (white).
+# Lengths are fractions of half the image's width; brightness runs from 0 (black) to 1 (white).
 _RADIUS: dict[Size, tuple[float, float]] = {"small": (0.14, 0.17), "large": (0.30, 0.36)}
 _BRIGHTNESS: dict[Kind, tuple[float, float]] = {"mass": (0.92, 1.0), "cyst": (0.0, 0.08)}
 
 Plane = NDArray[np.float32]
-"""Array of shape [height, width]."""
+"""float32 array of shape [height, width]."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What a phantom shows.
+    """The content of a phantom.
 
-    `sides` are the halves of the picture that hold a finding, as the viewer sees them; the
-    findings of one picture share their kind and size, which mean nothing where there is none.
+    `sides` are the halves of the image that hold a finding, as the viewer sees them. All findings
+    of an image share their kind and size, which have no meaning without a finding.
     """
 
     modality: Modality
@@ -52,7 +51,7 @@ class Scene:
 def draw(scene: Scene, random: np.random.Generator, image_size: int) -> bytes:
     """Paint a scene as a square RGB image of `image_size` pixels, encoded as PNG."""
     x, y = _grid(image_size)
-    # One body for all layers: every position below is relative to it.
+    # Shift and scale the body once: every position below is relative to it.
     x = (x - np.float32(random.uniform(-0.05, 0.05))) / np.float32(random.uniform(0.86, 0.98))
     y = (y - np.float32(random.uniform(-0.05, 0.05))) / np.float32(random.uniform(0.86, 0.98))
     tissue = np.float32(random.uniform(0.42, 0.52))
@@ -70,25 +69,25 @@ def draw(scene: Scene, random: np.random.Generator, image_size: int) -> bytes:
 
 @lru_cache(maxsize=8)
 def _grid(image_size: int) -> tuple[Plane, Plane]:
-    """Coordinates of the pixels' centres: x to the right and y downwards, from -1 to 1."""
+    """Return the coordinates of pixel centres, x to the right and y downwards, from -1 to 1."""
     axis = (np.arange(image_size, dtype=np.float32) + 0.5) * (2 / image_size) - 1
     x, y = np.meshgrid(axis, axis)
     return x, y
 
 
 def _inside(distance: Plane, softness: float) -> Plane:
-    """1 where a distance to an outline is negative, 0 where positive, a ramp in between."""
+    """Return 1 where the distance to an outline is negative, 0 where positive, with a soft edge."""
     return np.clip(0.5 - distance / np.float32(softness), 0, 1)
 
 
 def _ellipse(x: Plane, y: Plane, centre: tuple[float, float], axes: tuple[float, float]) -> Plane:
-    """About the distance to the outline of an ellipse, negative inside."""
+    """Return the approximate distance to the outline of an ellipse, negative inside."""
     radius = np.sqrt(((x - centre[0]) / axes[0]) ** 2 + ((y - centre[1]) / axes[1]) ** 2)
     return (radius - 1) * np.float32(min(axes))
 
 
 def _organs(x: Plane, y: Plane, random: np.random.Generator) -> Plane:
-    """A pair of organs, one on a side, as a mask."""
+    """Return the mask of a pair of organs, one on each side."""
     mask = np.zeros_like(x)
     for sign in (-1, 1):
         centre = (sign * random.uniform(0.42, 0.48), random.uniform(-0.06, 0.06))
@@ -100,7 +99,7 @@ def _organs(x: Plane, y: Plane, random: np.random.Generator) -> Plane:
 def _paint_ct(
     x: Plane, y: Plane, organs: Plane, tissue: np.float32, random: np.random.Generator
 ) -> Plane:
-    """Even tissue within a bright shell of bone, a bright spine, air around."""
+    """Paint even tissue within a bright shell of bone, a bright spine, and air around it."""
     outline = _ellipse(x, y, (0, 0), (0.92, 0.86))
     shell = _inside(np.abs(outline + 0.06) - 0.05, 0.05)
     spine = _inside(_ellipse(x, y, (0, random.uniform(0.5, 0.6)), (0.13, 0.13)), 0.05)
@@ -111,7 +110,7 @@ def _paint_ct(
 def _paint_mri(
     x: Plane, y: Plane, organs: Plane, tissue: np.float32, random: np.random.Generator
 ) -> Plane:
-    """Bright organs in darker tissue, no bone, a shading across the picture from the coil."""
+    """Paint bright organs in darker tissue, without bone, shaded across the image by the coil."""
     outline = _ellipse(x, y, (0, 0), (0.88, 0.96))
     angle = random.uniform(0, 2 * np.pi)
     shading = 1 + np.float32(0.2) * (x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle)))
@@ -122,7 +121,7 @@ def _paint_mri(
 def _paint_xray(
     x: Plane, y: Plane, organs: Plane, tissue: np.float32, random: np.random.Generator
 ) -> Plane:
-    """A bright projection that fills the film, crossed by ribs, darker where there is air."""
+    """Paint a bright projection that fills the film, with ribs, and darker where there is air."""
     ribs = np.sin((y + np.float32(0.25) * x * x) * np.float32(random.uniform(17, 20)))
     body = tissue + np.float32(0.3) - np.float32(random.uniform(0.3, 0.36)) * organs
     heart = _inside(_ellipse(x, y, (0, 0.4), (0.16, 0.5)), 0.2)
@@ -132,7 +131,7 @@ def _paint_xray(
 def _paint_ultrasound(
     x: Plane, y: Plane, organs: Plane, tissue: np.float32, random: np.random.Generator
 ) -> Plane:
-    """Speckle inside a sector that opens downwards from a probe above the picture."""
+    """Paint speckle inside a sector that opens downwards from a probe above the image."""
     depth = np.hypot(x, y + 1.6)
     sector = _inside(np.abs(x) - np.float32(0.62) * (y + np.float32(1.75)), 0.06)
     sector = sector * _inside(np.abs(depth - 1.66) - np.float32(0.96), 0.06)
@@ -154,7 +153,7 @@ _PAINTERS: dict[
 def _add_finding(
     plane: Plane, x: Plane, y: Plane, scene: Scene, side: Side, random: np.random.Generator
 ) -> Plane:
-    """Lay a finding over one side, slightly oval, at any height of its organ."""
+    """Paint a slightly oval finding over one side, at a random height of its organ."""
     radius = random.uniform(*_RADIUS[scene.size])
     stretch = random.uniform(0.9, 1.1)
     sign = -1 if side == "left" else 1

@@ -1,12 +1,12 @@
-"""The built-in data: pictures of phantoms with captions, dialogues and questions about them.
+"""Generate the built-in data: images of phantoms with captions, dialogues and questions.
 
-Nothing is stored: an image and all that is said about it follow from the split, the seed and the
-image's number, each by a random stream of its own. So the three kinds speak of the same pictures,
-the splits share none, and any number of images costs no memory.
+Nothing is stored. An image and its texts follow from the split, the seed and the number of the
+image, each through its own random stream. So the three kinds of text describe the same images, the
+splits share no image, and any number of images takes no memory.
 
-What is asked can only be seen. A yes-or-no question is drawn so that "yes" and "no" are equally
-frequent whatever its words, and no answer to an open question is right in more than half of the
-images. A model that ignores the image gains little.
+Answers depend on the image. A yes-or-no question is drawn so that "yes" and "no" are equally
+frequent for each wording, and no answer to an open question is right for more than half of the
+images. So a model that ignores the image gains little.
 """
 
 from collections.abc import Iterator
@@ -34,16 +34,17 @@ Split = Literal["train", "validation", "test"]
 LICENCE = "Apache-2.0"
 
 PHANTOMS_VERSION = 1
-"""Raise it with every change of what is drawn or said, so that datasets are prepared again."""
+"""Increase it with every change of images or texts, so that datasets are prepared again."""
 
 _Choice = TypeVar("_Choice")
 
 _SIDES: tuple[tuple[Side, ...], ...] = ((), ("left",), ("right",), ("left", "right"))
 _SIDES_CHANCE = (0.2, 0.25, 0.25, 0.3)
-# How often a yes-or-no question asks after what is there, in images with a finding: "yes" is then
-# right in half of all images, since those without a finding answer "no" to everything.
+# How often a yes-or-no question about an image with a finding has the answer "yes". Images without
+# a finding always have the answer "no", so "yes" is right for half of all images.
 _TRUE_CHANCE = 0.5 / 0.8
-# The same for the side where one side has a finding; both sides answer "yes", none "no".
+# The same for questions about a side, if one side has a finding. With findings on both sides the
+# answer is always "yes", without a finding "no".
 _TRUE_SIDE_CHANCE = (0.5 - 0.3) / 0.5
 
 _COUNTS = ("none", "one", "two")
@@ -65,12 +66,12 @@ _CAPTION_REQUESTS = ("Describe the image.", "What is in this image?", "Write a c
 _PLACE_TYPES = ("side", "count", "presence")
 
 NUM_QUESTIONS = 4
-"""Questions asked about each image."""
+"""Questions about each image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question about one image with its answer."""
+    """A question about one image, and its answer."""
 
     text: str
     answer: str
@@ -79,9 +80,9 @@ class Question:
 
 
 class Phantoms:
-    """A `Source` of procedural phantoms, deterministic by `seed`.
+    """A `Source` of procedural phantoms that is deterministic by `seed`.
 
-    `captions` and `dialogues` give one sample an image, `questions` gives `NUM_QUESTIONS`.
+    `captions` and `dialogues` have one sample for each image, `questions` has `NUM_QUESTIONS`.
     """
 
     def __init__(
@@ -102,15 +103,15 @@ class Phantoms:
         self.image_size = image_size
 
     def count(self) -> int:
-        """Samples: one an image, or one a question."""
+        """Return the number of samples."""
         return self.num_images * (NUM_QUESTIONS if self.kind == "questions" else 1)
 
     def content_hash(self) -> str:
-        """Of the code that draws and speaks, for the settings are known: `PHANTOMS_VERSION`."""
+        """Return the version of the code that draws and describes, since the settings are known."""
         return f"phantoms/{PHANTOMS_VERSION}"
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Stream the numbers of the images and, for questions, of the question."""
+        """Yield the number of each image and, for questions, of the question."""
         for index in range(self.num_images):
             if self.kind == "questions":
                 for number in range(NUM_QUESTIONS):
@@ -119,7 +120,11 @@ class Phantoms:
                 yield {"index": index}
 
     def parse(self, row: dict[str, Any]) -> Record:
-        """Say what the row's image shows. Raises: SampleError."""
+        """Describe the image of a row.
+
+        Raises:
+            SampleError: `malformed_row`.
+        """
         try:
             index, number = int(row["index"]), int(row.get("question", 0))
         except (KeyError, TypeError, ValueError) as error:
@@ -132,8 +137,8 @@ class Phantoms:
         if self.kind == "captions":
             turns = [(_pick(random, _CAPTION_REQUESTS), caption(scene, random))]
         else:
-            # Dialogues and questions draw from one stream each, so that the single questions are
-            # phrased anew and not repeated from the dialogue about the same image.
+            # Dialogues and questions use different streams, so that the questions about an image
+            # do not repeat the wording of its dialogue.
             asked = ask(scene, random)
             if self.kind == "questions":
                 if not 0 <= number < len(asked):
@@ -153,7 +158,11 @@ class Phantoms:
         )
 
     def load_image(self, reference: str) -> bytes:
-        """Draw the image as PNG. Raises: SampleError("missing_image", ...)."""
+        """Draw an image, encoded as PNG.
+
+        Raises:
+            SampleError: `missing_image`.
+        """
         try:
             scheme, split, seed, index = reference.split(":")
             place = (split, int(seed), int(index))
@@ -166,7 +175,7 @@ class Phantoms:
 
 
 def sample_scene(random: np.random.Generator) -> Scene:
-    """Draw what an image shows."""
+    """Draw a random scene."""
     return Scene(
         modality=_pick(random, MODALITIES),
         sides=_SIDES[random.choice(len(_SIDES), p=_SIDES_CHANCE)],
@@ -176,7 +185,7 @@ def sample_scene(random: np.random.Generator) -> Scene:
 
 
 def caption(scene: Scene, random: np.random.Generator) -> str:
-    """Describe a scene in one sentence that names all of it."""
+    """Describe all of a scene in one sentence."""
     if not scene.sides:
         return _pick(
             random,
@@ -198,17 +207,17 @@ def caption(scene: Scene, random: np.random.Generator) -> str:
 
 
 def ask(scene: Scene, random: np.random.Generator) -> list[Question]:
-    """One question about each property of a scene, in random order and words.
+    """Return one question about each property of a scene, in random order and wording.
 
-    No two ask about the same property: in a dialogue the earlier answer would give the later one
-    away, and a model learns to copy long before it learns to see.
+    No two questions are about the same property: in a dialogue the earlier answer would give the
+    later one away, and a model learns to copy long before it learns to see.
     """
     types = ("modality", _pick(random, _PLACE_TYPES), "kind", "size")
     return [_question(scene, types[number], random) for number in random.permutation(len(types))]
 
 
 def _question(scene: Scene, question_type: str, random: np.random.Generator) -> Question:
-    """An open or a closed question, equally likely where there are both."""
+    """Return an open or a closed question, with equal chances if the type has both."""
     is_open = question_type in _OPEN_PHRASES
     if is_open and question_type in _CLOSED_PHRASES:
         is_open = bool(random.random() < 0.5)
@@ -221,7 +230,7 @@ def _question(scene: Scene, question_type: str, random: np.random.Generator) -> 
 
 
 def open_answer(scene: Scene, question_type: str) -> str:
-    """The answer to an open question; "none" where nothing is there to be described."""
+    """Return the answer to an open question; "none" if there is no finding to describe."""
     if question_type == "modality":
         return scene.modality
     if question_type == "count":
@@ -236,7 +245,7 @@ def open_answer(scene: Scene, question_type: str) -> str:
 def _closed_subject(
     scene: Scene, question_type: str, random: np.random.Generator
 ) -> tuple[str, bool]:
-    """What a yes-or-no question asks after, and whether it is there."""
+    """Return the subject of a yes-or-no question, and whether the image shows it."""
     if question_type == "presence":
         side = _pick(random, SIDES)
         if len(scene.sides) == 1:
@@ -258,7 +267,7 @@ def _closed_subject(
 
 
 def _as_turns(exchanges: list[tuple[str, str]], *, image_first: bool) -> tuple[Turn, ...]:
-    """Questions and answers as turns, with the image in the first."""
+    """Return questions and answers as turns, with the image in the first."""
     turns: list[Turn] = []
     for number, (question, answer) in enumerate(exchanges):
         if number == 0:
@@ -272,11 +281,11 @@ _PURPOSES = ("scene", "drawing", *get_args(PhantomKind))
 
 
 def _random(purpose: str, split: str, seed: int, index: int) -> np.random.Generator:
-    """The random stream of one purpose for one image."""
+    """Return the random generator of one purpose for one image."""
     key = (seed, get_args(Split).index(split), index, _PURPOSES.index(purpose))
     return np.random.default_rng(key)
 
 
 def _pick(random: np.random.Generator, choices: tuple[_Choice, ...]) -> _Choice:
-    """One of the choices, all equally likely."""
+    """Return one of the choices with equal chances."""
     return choices[int(random.integers(len(choices)))]

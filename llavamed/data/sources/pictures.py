@@ -1,7 +1,7 @@
-"""Pictures as rows give them: a name or URI, or the picture itself in the row.
+"""Refer to the images of rows, which are names, URIs or the image itself.
 
-A picture that lies in its row is referred to by a `data:` URI (RFC 2397), which holds it. So all
-references are texts, and who fetches a picture needs nothing of the row.
+An image inside its row becomes a `data:` URI (RFC 2397) that holds it. So every reference is text,
+and fetching an image does not need its row.
 """
 
 import base64
@@ -19,10 +19,10 @@ _SCHEME = "data:"
 
 
 def picture_references(value: Any) -> list[str]:
-    """References to the pictures of a value: one or a list of them, each in any form.
+    """Return references to the images of a value: one or a list of them, in any form.
 
     Raises:
-        SampleError: `missing_image`, for what is no picture.
+        SampleError: `missing_image`, if a value is not an image.
     """
     if value is None or value == "":
         return []
@@ -30,7 +30,7 @@ def picture_references(value: Any) -> list[str]:
 
 
 def reference_of(value: Any) -> str:
-    """A picture's name, URI or bytes, or a mapping that holds one of them, as a reference.
+    """Return the reference to an image given as name, URI, bytes, or a mapping with one of these.
 
     Raises:
         SampleError: `missing_image`.
@@ -54,10 +54,10 @@ def reference_of(value: Any) -> str:
 
 
 def embedded_picture(reference: str) -> bytes | None:
-    """The picture that a reference holds; None where it only names one.
+    """Return the image that a reference holds, or None if it is a name.
 
     Raises:
-        SampleError: `corrupt_image`, for what cannot be decoded.
+        SampleError: `corrupt_image`, if the image cannot be decoded.
     """
     if reference[: len(_SCHEME)].lower() != _SCHEME:
         return None

@@ -1,12 +1,12 @@
-"""PMC-VQA as its authors publish it: a CSV file of multiple-choice questions, and the figures.
+"""Read PMC-VQA as its authors publish it: a CSV file of multiple-choice questions, and figures.
 
 The columns of the first version are `Figure_path, Question, Answer, Choice A` to `Choice D,
-Answer_label`, with the letter in the last. The second has `index, Figure_path, Caption, Question,
-Choice A` to `Choice D, Answer, split`, with the letter in `Answer`. Choices begin with their
-letter or do not.
+Answer_label`, with the letter in the last. The second version has `index, Figure_path, Caption,
+Question, Choice A` to `Choice D, Answer, split`, with the letter in `Answer`. Choices may begin
+with their letter.
 
-The question lists the choices, and the answer is the letter alone: a single token, so that its
-score does not hang on how a choice is worded.
+The question lists the choices and the answer is only the letter: a single token, so that its score
+does not depend on the wording of a choice.
 """
 
 import csv
@@ -36,7 +36,11 @@ class PmcVqaSource(FileOfRows):
         self._prefix = f"pmc-vqa-{self._file.name.removesuffix('.csv')}"
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Rows of the file, from 0. Raises: DataError, when it is absent or not of this form."""
+        """Yield the rows of the file, numbered from 0.
+
+        Raises:
+            DataError: The file is absent or has another format.
+        """
         with open_text(self._file) as text:
             rows = csv.DictReader(text.stream, restkey="more", strict=True)
             try:
@@ -49,7 +53,7 @@ class PmcVqaSource(FileOfRows):
                 raise damaged(self._file, "CSV", error) from error
 
     def parse(self, row: dict[str, Any]) -> Record:
-        """Understand one row.
+        """Interpret one row.
 
         Raises:
             SampleError: `missing_key`, `malformed_row` or `unknown_answer`.

@@ -1,12 +1,12 @@
-"""From what formats write to what a `Record` says: dialogues, questions, answer types.
+"""Convert rows of any format to a `Record`: dialogues, questions, answer types.
 
-A row has a dialogue as a list of turns (`conversations`, `messages`, `turns`), or as a question
-with its answer under one of the usual pairs of keys: `question` and `answer`, `prompt` and
-`completion`, `query` and `response`, `instruction` (with `input`) and `output`. Beside it stand
-`id`, the images, `system`, `domain` and the like. Keys that would make another sample of it, such
-as a video or tools, are refused; what else is not read is named, so that it can be said once.
+A row holds a dialogue as a list of turns (`conversations`, `messages`, `turns`), or a question and
+its answer under one of the usual pairs of keys: `question` and `answer`, `prompt` and
+`completion`, `query` and `response`, `instruction` (with `input`) and `output`. Other keys are
+`id`, images, `system`, `domain` and the like. Keys that would change the meaning of the sample,
+such as a video or tools, are refused. Other keys that are not read are collected for a warning.
 
-The alignment set that LLaVA-Med released spells the key `conversatons`; it is read too.
+The alignment set that LLaVA-Med released spells a key `conversatons`, which is read too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,11 +50,11 @@ PAIRS = {
     "query": ("response",),
     "instruction": ("output", "response"),
 }
-"""Keys of a question, each with those of its answer."""
+"""Keys of a question, each with the keys of its answer."""
 SYSTEM_KEYS = ("system", "system_prompt")
 IDS = ("id", "question_id", "qid")
 NOTES = ("domain", "answer_type", "question_type", "pmid", "licence")
-"""What a row may say of itself beside its dialogue."""
+"""Keys that describe a sample beside its dialogue."""
 _UNSUPPORTED_KEYS = MEDIA_KEYS | {
     "tools": "tools are not trained",
     "functions": "tools are not trained",
@@ -75,24 +75,24 @@ ROW_KEYS = (
     *_CHOICES,
     *_REFUSED_WHERE_FALSE,
 )
-"""All keys of a row that are read or refused, but those of its images."""
+"""All keys of a row that are read or refused, except those of images."""
 _ANSWER_TYPES: dict[str, AnswerType] = {"OPEN": "OPEN", "CLOSED": "CLOSED"}
 
 
 def dialogue(
     row: Mapping[str, Any], images: Sequence[str] | None, *, id: str, licence: str
 ) -> Record:
-    """The record of a row with a dialogue; `id` and `licence` are for a row that names none.
+    """Return the record of a row with a dialogue.
 
     Args:
-        row: As the format has it.
-        images: References to the images, where the format keeps them apart from the row.
-        id: The sample's name.
-        licence: Of the data.
+        row: The row in the format of its source.
+        images: References to the images if the format keeps them apart from the row, else None.
+        id: The id of a row that has none.
+        licence: The licence of a row that has none.
 
     Raises:
-        SampleError: `no_conversations`, `missing_key`, `unsupported_key`, `two_systems`, or for
-            turns and pictures that cannot be read.
+        SampleError: `no_conversations`, `missing_key`, `unsupported_key`, `two_systems`, or any
+            reason of unreadable turns and images.
     """
     fields = Fields(row)
     fields.refuse(_UNSUPPORTED_KEYS)
@@ -113,7 +113,14 @@ def dialogue(
 def describe(
     row: Mapping[str, Any], images: Sequence[str], turns: Sequence[Turn], *, id: str, licence: str
 ) -> Record:
-    """The record of these images and turns, with what the row notes about itself.
+    """Return the record of these images and turns, with the notes of the row.
+
+    Args:
+        row: A row that holds no dialogue.
+        images: References to the images.
+        turns: The dialogue.
+        id: The id of a row that has none.
+        licence: The licence of a row that has none.
 
     Raises:
         SampleError: `unsupported_key`, `no_text` or `two_systems`.
@@ -136,7 +143,7 @@ def question(
     domain: str = "",
     licence: str,
 ) -> Record:
-    """The record of one question about one image."""
+    """Return the record of one question about one image."""
     return Record(
         id=str(row["id"]),
         images=(image,),
@@ -152,10 +159,10 @@ def question(
 
 
 def require(row: Mapping[str, Any], *keys: str) -> list[str]:
-    """The texts of the keys.
+    """Return the values of keys as texts.
 
     Raises:
-        SampleError: `missing_key`, for one absent or null; `not_json`, for a broken row.
+        SampleError: `missing_key`, if one is absent or null; `not_json`, if the row is broken.
     """
     missing = [key for key in keys if row.get(key) is None]
     if missing and BROKEN in row:
@@ -166,7 +173,11 @@ def require(row: Mapping[str, Any], *keys: str) -> list[str]:
 
 
 def read_answer_type(row: Mapping[str, Any]) -> AnswerType:
-    """`OPEN` or `CLOSED`, spaces around it or not. Raises: SampleError, for anything else."""
+    """Return `OPEN` or `CLOSED`, without the spaces around it.
+
+    Raises:
+        SampleError: `unknown_answer_type`.
+    """
     answer_type = str(row.get("answer_type", "")).strip()
     if answer_type not in _ANSWER_TYPES:
         raise SampleError("unknown_answer_type", f"answer_type is {answer_type!r}")
@@ -174,12 +185,16 @@ def read_answer_type(row: Mapping[str, Any]) -> AnswerType:
 
 
 def yes_or_no(answer: str) -> AnswerType:
-    """The answer type where nothing says it: a question answered by yes or no is closed."""
+    """Return the answer type of a question that has none: closed if answered by yes or no."""
     return "CLOSED" if answer.strip().lower() in {"yes", "no"} else "OPEN"
 
 
 def _listed_images(fields: Fields) -> list[str]:
-    """References to the images that a row names. Raises: SampleError, for two unequal lists."""
+    """Return references to the images that a row names.
+
+    Raises:
+        SampleError: `missing_image`, if two keys name different images.
+    """
     lists = [picture_references(fields.take(key)) for key in IMAGE_KEYS]
     listed = [names for names in lists if names]
     if any(names != listed[0] for names in listed):
@@ -188,11 +203,11 @@ def _listed_images(fields: Fields) -> list[str]:
 
 
 def _read_pair(fields: Fields, num_images: int) -> Dialogue:
-    """The dialogue of a question and its answer, each a text or turns.
+    """Return the dialogue of a question and its answer, each given as text or turns.
 
     Raises:
-        SampleError: `no_conversations`, where there is no such pair; `missing_key`, where there is
-            half of one.
+        SampleError: `no_conversations`, if the row has no pair; `missing_key`, if it has no answer;
+            `not_json`, if it is broken.
     """
     found = [(key, *fields.named(*answers)) for key, answers in PAIRS.items() if fields.has(key)]
     if not found:
@@ -226,17 +241,21 @@ def _read_pair(fields: Fields, num_images: int) -> Dialogue:
 
 
 def _plain(value: Any, key: str) -> str:
-    """A text, or a number as one. Raises: SampleError, `no_text`."""
+    """Return a text or number as text.
+
+    Raises:
+        SampleError: `no_text`.
+    """
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         return str(value)
     raise SampleError("no_text", f"{key!r} is {value!r}")
 
 
 def _with_system(fields: Fields, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
-    """The turns behind what the row gives the model to know first.
+    """Return the turns, preceded by the system prompt of the row if there is one.
 
     Raises:
-        SampleError: `no_text`, where it is no text; `two_systems`, where a turn says another.
+        SampleError: `no_text`, if it is not text; `two_systems`, if the turns have another one.
     """
     value = fields.take(*SYSTEM_KEYS)
     if value is not None and not isinstance(value, str):

@@ -1,7 +1,7 @@
-"""Pickles of plain data: lists, mappings, texts and numbers, and never any code.
+"""Read pickles of plain data (lists, mappings, texts, numbers) without running any code.
 
-A pickle is a program that may call whatever it can name. Here it can name nothing, and its sizes
-are checked before it runs: each number that says how much memory to take comes from the file.
+A pickle is a program that may call anything it can name. Here it can name nothing. Its sizes are
+checked before it runs, since the file itself says how much memory to allocate.
 """
 
 import io
@@ -15,7 +15,7 @@ from llavamed.errors import DataError
 from llavamed.storage.location import Location
 
 MAX_BYTES = 64 << 20
-"""The largest pickle that is read; the published ones have a few million bytes."""
+"""The largest pickle to read, in bytes; the published ones have a few million."""
 
 _OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 _DAMAGE = (
@@ -44,7 +44,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def read_safe_pickle(location: Location) -> Any:
-    """What a pickle holds. Texts of Python 2 are read as UTF-8 or else as Latin-1.
+    """Return the content of a pickle. Texts of Python 2 are read as UTF-8, or else as Latin-1.
 
     Raises:
         DataError: The file is absent, damaged or too large, or asks for anything but plain data.
@@ -67,9 +67,13 @@ def read_safe_pickle(location: Location) -> Any:
 
 
 def _check_sizes(data: bytes, location: Location) -> None:
-    """Refuse a pickle whose memo has gaps, which C fills, or that counts on a table of classes.
+    """Raise an error if the memo has gaps, which would be allocated, or an extension code is used.
 
-    Walking through it also finds every text that claims to be longer than the file.
+    Walking through the operations also finds every text that claims to be longer than the file.
+
+    Raises:
+        ValueError: The pickle is damaged.
+        DataError: It asks for a class by its extension code.
     """
     for number, (name, argument) in enumerate(_operations(io.BytesIO(data))):
         if name in {"PUT", "BINPUT", "LONG_BINPUT"} and argument > number:
@@ -79,9 +83,9 @@ def _check_sizes(data: bytes, location: Location) -> None:
 
 
 def _operations(file: io.BytesIO) -> Iterator[tuple[str, Any]]:
-    """Each operation with its argument, as `pickletools.genops` but for texts of Python 2.
+    """Yield each operation with its argument, as `pickletools.genops`, for texts of Python 2 too.
 
-    Those need not be ASCII, and are no longer than their line.
+    These texts need not be ASCII and end with their line.
     """
     while code := file.read(1):
         opcode = _OPCODES.get(code.decode("latin-1"))

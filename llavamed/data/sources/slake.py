@@ -1,10 +1,10 @@
-"""SLAKE as its authors publish it: `train.json`, `validate.json`, `test.json`, a folder `imgs`.
+"""Read SLAKE as its authors publish it: `train.json`, `validate.json`, `test.json`, folder `imgs`.
 
-On the hub the second file is called `validation.json`, and the images are packed as `imgs.zip`.
+Hugging Face calls the second file `validation.json` and packs the images as `imgs.zip`.
 
 A row: `{"qid", "img_name", "question", "answer", "q_lang": "en"|"zh", "answer_type":
 "OPEN"|"CLOSED", "content_type", "modality", "location", ...}`. A record's domain is the modality
-(CT, MRI, X-Ray), which is what LLaVA-Med's sets divide by, and not the part of the body.
+(CT, MRI, X-Ray), by which LLaVA-Med's datasets are divided, and not the part of the body.
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,11 @@ class SlakeSource(JsonFolder):
         self._split = read.split
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Rows of the split, in the chosen languages. Raises: DataError."""
+        """Yield the rows of the split in the chosen languages.
+
+        Raises:
+            DataError: The file is absent or damaged, or the images are still packed.
+        """
         if (self._folder / _PACKED).exists() and not self.images.exists():
             raise DataError(f"path={self._folder}: its images are packed; unpack {_PACKED} there")
         for row in super().rows():
@@ -44,7 +48,11 @@ class SlakeSource(JsonFolder):
                 yield {**row, "id": f"slake-{self._split}-{row.get('qid')}"}
 
     def parse(self, row: dict[str, Any]) -> Record:
-        """Understand one row. Raises: SampleError, for a missing key or an unknown answer type."""
+        """Interpret one row.
+
+        Raises:
+            SampleError: A key is missing or the answer type is unknown.
+        """
         keys = ("qid", "q_lang", "img_name", "question", "answer")
         _, _, image, text, answer = require(row, *keys)
         return question(

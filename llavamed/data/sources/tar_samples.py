@@ -1,17 +1,17 @@
-"""Which members of a tar shard make a sample: from their names alone, in the archive's order.
+"""Group the members of a tar shard into samples, by their names and order alone.
 
-A member's ending is what follows the last dot of its name, if it begins with a letter: `7.jpg` and
-`a/2.5mm.png` have one, a DICOM file `1.2.840.113` has none. The rest is the member's stem.
-WebDataset's own rule, to cut at the first dot, would make one sample of all DICOM UIDs, so the key
-of a sample is found among the pictures and texts that follow each other:
+The ending of a member is the part behind the last dot of its name if it begins with a letter:
+`7.jpg` and `a/2.5mm.png` have one, a DICOM file `1.2.840.113` has none. The rest is its stem.
+WebDataset's own rule, to cut at the first dot, would merge all DICOM UIDs into one sample. So the
+key of a sample is found among consecutive images and texts:
 
 1. A stem that two of them share is a key: `1.2.840.7.jpg`, `1.2.840.7.txt`.
-2. Else a member belongs to the longest stem beside it that its own continues by a dot:
+2. Otherwise a member belongs to the longest neighbouring stem that its own extends by a dot:
    `7.left.jpg`, `7.right.jpg`, `7.json`.
-3. Else words behind a dot are no part of the key: `7.image.jpg`, `7.caption.txt`. Numbers are:
-   a picture `1.2.840.7.jpg` without its text is a sample of its own.
+3. Otherwise words behind a dot are not part of the key: `7.image.jpg`, `7.caption.txt`. Numbers
+   are: an image `1.2.840.7.jpg` without its text is a sample of its own.
 
-Members of other endings follow the same rules, and decide nothing.
+Members with other endings follow the same rules but do not affect them.
 """
 
 import re
@@ -26,9 +26,10 @@ IMAGES = frozenset({
     "mpo", "pbm", "pfm", "pgm", "png", "pnm", "ppm", "tif", "tiff", "webp",
 })
 # fmt: on
-"""Endings of the formats that are decoded."""
+"""Endings of the image formats that can be decoded."""
 TEXTS = frozenset({"json", "txt"})
 NO_ENDING = "endingless"
+"""Kinds of members without an ending, and of members that are not files."""
 LINK = "link"
 """Stand for the ending of what has none, and of what is no file."""
 
@@ -37,7 +38,7 @@ _NAME = re.compile(r"(?P<stem>(?:.*/)?[^./][^/]*?)(?:\.(?P<kind>[^\W\d_][^./]*))
 
 @dataclass(frozen=True)
 class Member:
-    """A file of an archive by its place; `kind` is its ending in lower case."""
+    """A file in an archive: `start` and `size` in bytes, `kind` its ending in lower case."""
 
     stem: str
     kind: str
@@ -46,20 +47,20 @@ class Member:
 
     @property
     def is_read(self) -> bool:
-        """Whether it is a picture or a text."""
+        """Whether it is an image or a text."""
         return self.kind in IMAGES | TEXTS
 
 
 def read_name(name: str) -> tuple[str, str] | None:
-    """Stem and ending of a member's name; None for what is hidden, as macOS's `._7.jpg`."""
+    """Return stem and ending of a member's name, or None if it is hidden, as macOS's `._7.jpg`."""
     parts = _NAME.fullmatch(name)
     return (parts["stem"], (parts["kind"] or NO_ENDING).lower()) if parts else None
 
 
 def group_samples(members: Iterable[Member]) -> Iterator[tuple[str, list[Member]]]:
-    """Key and members of each sample, in the order of their first members.
+    """Yield the key and members of each sample, in the order of their first members.
 
-    Held at a time are the members of a sample, or of those that lack their other half.
+    Only the members of one sample, or of samples that are not complete yet, are held in memory.
     """
     held: list[Member] = []
     stems: Counter[str] = Counter()
@@ -73,7 +74,7 @@ def group_samples(members: Iterable[Member]) -> Iterator[tuple[str, list[Member]
 
 
 def _is_of_another(stem: str, last: str, stems: Counter[str]) -> bool:
-    """Whether what follows can be of no sample that is held."""
+    """Return whether a following stem cannot belong to any sample that is held."""
     if _cut(stem)[0] != _cut(last)[0]:
         return True
     return stems[last] > 1 and last not in _cut(stem)
@@ -99,6 +100,6 @@ def _key(stem: str, stems: Counter[str]) -> str:
 
 
 def _cut(stem: str) -> list[str]:
-    """The stem up to each of the dots of its name, and whole: `a/1.2` -> `a/1`, `a/1.2`."""
+    """Return the stem up to each dot of its name, and whole: `a/1.2` -> `a/1`, `a/1.2`."""
     folder, slash, name = stem.rpartition("/")
     return [folder + slash + part for part in accumulate(name.split("."), "{}.{}".format)]

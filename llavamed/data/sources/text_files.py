@@ -1,7 +1,7 @@
-"""Text files as people have them: compressed or not, with or without a byte order mark.
+"""Open text files that may be compressed and may have a byte order mark.
 
-What a file is made of is seen in its first bytes and never in its name. Text is read in pieces, so
-that the size of a file does not matter.
+Compression and encoding are detected from the first bytes and never from the name. Text is read in
+pieces, so the size of a file does not matter.
 """
 
 import codecs
@@ -38,21 +38,21 @@ _HEAD = 64
 
 @dataclass(frozen=True)
 class Text:
-    """An open text. What is no text of its encoding comes as half characters (surrogates)."""
+    """An open text file. Bytes that are invalid in its encoding are read as lone surrogates."""
 
     stream: TextIO
     encoding: str
     num_mark_bytes: int
-    """Length of the byte order mark, which is not part of the text."""
+    """The length of the byte order mark, which is not part of the text."""
 
     def num_bytes(self, text: str) -> int:
-        """How many bytes of the file, decompressed, a piece of its text takes."""
+        """Return how many bytes a piece of text takes in the decompressed file."""
         return len(text.encode(self.encoding, _on_error(self.encoding)))
 
 
 @contextmanager
 def open_text(location: Location) -> Iterator[Text]:
-    """Open a text of UTF-8, UTF-16 or UTF-32, compressed by gzip or not.
+    """Open a text file in UTF-8, UTF-16 or UTF-32, optionally compressed by gzip.
 
     Raises:
         DataError: The file is absent, compressed in another way, or its compression is damaged.
@@ -82,7 +82,7 @@ def _decode(file: io.BufferedIOBase, head: bytes) -> Text:
         ((mark, name) for mark, name in _MARKS.items() if head.startswith(mark)), (b"", "utf-8")
     )
     if not mark:
-        # Data begins with an ASCII character, so the zeros around it tell the encoding.
+        # JSON and CSV begin with an ASCII character, so the zeros around it show the encoding.
         encoding = next((name for name in _GUESSES if _is_ascii(head, name)), encoding)
     file.seek(len(mark))
     stream = io.TextIOWrapper(file, encoding, errors=_on_error(encoding), newline="")  # type: ignore[type-var]
@@ -90,7 +90,7 @@ def _decode(file: io.BufferedIOBase, head: bytes) -> Text:
 
 
 def _is_ascii(head: bytes, encoding: str) -> bool:
-    """Whether the first bytes are an ASCII character of a wide encoding."""
+    """Return whether the first bytes are an ASCII character in a wide encoding."""
     width = 4 if "32" in encoding else 2
     letter = head[:width]
     place = 0 if encoding.endswith("le") else width - 1

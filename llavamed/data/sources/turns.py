@@ -1,8 +1,8 @@
-"""Turns and content parts, as LLaVA, ShareGPT, OpenAI, Hugging Face and others write them.
+"""Read turns and content parts as LLaVA, ShareGPT, OpenAI, Hugging Face and others write them.
 
 A turn is `{"from", "value"}` or `{"role", "content"}`, where content is text or a list of parts:
-`{"type": "text", "text"}`, and `{"type": "image"}` with or without the picture, or the number of
-one that the row lists. `weight`, `loss`, `train` and `training` say whether an answer is trained.
+`{"type": "text", "text"}`, and `{"type": "image"}` alone, with the image, or with the number of an
+image that the row lists. `weight`, `loss`, `train` and `training` say whether an answer is trained.
 """
 
 import json
@@ -16,7 +16,7 @@ from llavamed.errors import SampleError
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Role, Turn
 
 MEDIA_KEYS = dict.fromkeys(("video", "videos", "audio", "audios"), "only pictures are read")
-"""Keys of what no model here sees or hears, with what a refusal says."""
+"""Keys of media that no model here reads, each with the message of a refusal."""
 TRAINED_KEYS = ("weight", "loss", "train", "training")
 
 _ROLES: dict[str, Role] = {
@@ -41,9 +41,10 @@ _PICTURE_KEYS = ("image", "image_url", "path", "url", "source", "base64", "bytes
 
 @dataclass(frozen=True)
 class Dialogue:
-    """Turns, and for each placeholder in them its picture.
+    """Turns, and the image of each placeholder in them.
 
-    A picture is a reference, or the number of one that the row lists, or None: the next of those.
+    An image is a reference, the number of an image that the row lists, or None for the next of
+    these.
     """
 
     turns: tuple[Turn, ...]
@@ -53,13 +54,16 @@ class Dialogue:
         return Dialogue(self.turns + other.turns, self.pictures + other.pictures)
 
     def images(self, listed: Sequence[str]) -> tuple[str, ...]:
-        """References to the images of the dialogue, of which the row lists these.
+        """Return references to the images of the dialogue, in the order of the placeholders.
 
-        A row may name a picture twice, in its list and where it goes. Without any picture in the
-        turns the list is taken as it is, for `check_record` to count.
+        A row may name an image both in its list and in a turn. If no turn names an image, the list
+        is returned as it is, and `check_record` compares its length with the placeholders.
+
+        Args:
+            listed: References to the images that the row lists.
 
         Raises:
-            SampleError: `placeholder_mismatch`, where turns and list do not fit each other.
+            SampleError: `placeholder_mismatch`, if turns and list do not fit each other.
         """
         if all(picture is None for picture in self.pictures):
             return tuple(listed)
@@ -81,14 +85,14 @@ class Dialogue:
 
 
 def read_turns(value: Any, row: Fields, key: str = "turns") -> Dialogue:
-    """The turns of a list, or of one as JSON text, with the pictures in them.
+    """Read a list of turns, or its JSON text, with the images in them.
 
-    Hugging Face's `Sequence` of turns is one turn of lists, as long as each other.
+    Hugging Face's `Sequence` of turns is one mapping of lists of equal length.
 
     Args:
-        value: What the row holds.
-        row: Named where there are no turns, and told which keys of turns were not read.
-        key: Where the row holds it.
+        value: The value of the row's key.
+        row: The row, which collects the unread keys of its turns.
+        key: The key of the turns.
 
     Raises:
         SampleError: `no_conversations`, `unknown_role`, `no_text`, `unknown_weight`,
@@ -113,10 +117,10 @@ def read_turns(value: Any, row: Fields, key: str = "turns") -> Dialogue:
 
 
 def speak(role: Role, text: str, pictures: Sequence[str | int | None] = ()) -> Dialogue:
-    """A turn with pictures: in the place of its placeholders, or before it where it has none.
+    """Return one turn with images at its placeholders, or before the text if it has none.
 
     Raises:
-        SampleError: `placeholder_mismatch`, for another number of placeholders.
+        SampleError: `placeholder_mismatch`, if the numbers of placeholders and images differ.
     """
     count = text.count(IMAGE_PLACEHOLDER)
     if pictures and not count:
@@ -130,7 +134,11 @@ def speak(role: Role, text: str, pictures: Sequence[str | int | None] = ()) -> D
 
 
 def read_trained(fields: Fields, what: str) -> bool:
-    """Whether `weight` and the like let it be trained. Raises: SampleError, `unknown_weight`."""
+    """Return whether `weight` and similar keys let an answer be trained.
+
+    Raises:
+        SampleError: `unknown_weight`.
+    """
     found = set()
     for key in TRAINED_KEYS:
         value = fields.take(key)
@@ -147,7 +155,11 @@ def read_trained(fields: Fields, what: str) -> bool:
 
 
 def read_json(text: str | bytes) -> Any:
-    """JSON within a sample. Raises: SampleError("not_json", ...)."""
+    """Parse JSON within a sample.
+
+    Raises:
+        SampleError: `not_json`.
+    """
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -178,7 +190,7 @@ def _read_turn(fields: Fields) -> Dialogue:
 
 
 def _read_parts(parts: list[Any], turn: Fields) -> tuple[str, list[str | int | None]]:
-    """The text of a content of parts, and the picture of each placeholder in it."""
+    """Return the text of a list of content parts, and the image of each placeholder in it."""
     texts: list[str] = []
     pictures: list[str | int | None] = []
     for each in parts:

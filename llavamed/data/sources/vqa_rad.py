@@ -1,12 +1,12 @@
-"""VQA-RAD as its authors publish it, in either of two forms.
+"""Read VQA-RAD in either of the two forms in which its authors publish it.
 
 - `trainset.json`, `testset.json` and a folder `images`.
-- On their site: `VQA_RAD Dataset Public.json` and a folder `VQA_RAD Image Folder`, both splits in
-  one file, where the phrase type of a test question begins with `test_`.
+- `VQA_RAD Dataset Public.json`, with both splits, and a folder `VQA_RAD Image Folder`. The phrase
+  type of a test question begins with `test_`.
 
 A row: `{"qid", "image_name", "question", "answer", "answer_type": "OPEN"|"CLOSED",
-"question_type", "phrase_type", "image_organ"}`. Two rows spell the answer type with a space behind
-it, and some answers are numbers.
+"question_type", "phrase_type", "image_organ"}`. Two rows have a space behind the answer type, and
+some answers are numbers.
 """
 
 from collections.abc import Iterator
@@ -33,7 +33,11 @@ class VqaRadSource(JsonFolder):
         self._split = read.split
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Rows of the split, of the chosen phrase types. Raises: DataError."""
+        """Yield the rows of the split with the chosen phrase types.
+
+        Raises:
+            DataError: The file is absent or damaged.
+        """
         has_both = self.file.name != f"{self._split}set.json"
         for row in super().rows():
             kind = str(row.get("phrase_type", "")).strip()
@@ -43,7 +47,11 @@ class VqaRadSource(JsonFolder):
                 yield {**row, "id": f"vqa-rad-{self._split}-{row.get('qid')}"}
 
     def parse(self, row: dict[str, Any]) -> Record:
-        """Understand one row. Raises: SampleError, for a missing key or an unknown answer type."""
+        """Interpret one row.
+
+        Raises:
+            SampleError: A key is missing or the answer type is unknown.
+        """
         _, image, text, answer = require(row, "qid", "image_name", "question", "answer")
         return question(
             row,

@@ -1,8 +1,9 @@
-"""WebDataset: tar shards in which the members of a sample follow each other and share a name.
+"""Read WebDataset: tar shards in which the members of a sample are consecutive and share a name.
 
-`tar_samples` says which members make a sample. Its images keep the archive's order. The text is a
-dialogue in `.json`, or a caption in `.txt`, about which a question is asked; a `.json` without a
-dialogue may still say what the sample is. Members of other endings are not read, which is told.
+`tar_samples` decides which members form a sample. Images keep the order of the archive. The text is
+a dialogue in `.json` or a caption in `.txt`, which becomes the answer to a question. A `.json`
+without a dialogue may still hold notes about the sample. Members with other endings are reported as
+not read.
 
 Nothing is extracted and no name is used as a path: rows hold offsets, and workers read those bytes.
 """
@@ -35,7 +36,7 @@ _DAMAGE = (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError
 
 
 class WebDatasetSource:
-    """Samples of tar shards, read by ranges."""
+    """Samples of tar shards, read by byte ranges."""
 
     def __init__(self, read: WebDataset) -> None:
         self._path = read.path
@@ -43,16 +44,24 @@ class WebDatasetSource:
         self._licence = read.licence
 
     def count(self) -> int:
-        """Samples of all shards. Raises: DataError."""
+        """Return the number of samples of all shards.
+
+        Raises:
+            DataError: A shard is damaged or there is none.
+        """
         return self._survey[0]
 
     def content_hash(self) -> str:
-        """SHA-256 of the names and sizes of all members and of the texts. Raises: DataError."""
+        """Return the SHA-256 of the names and sizes of all members and of the texts.
+
+        Raises:
+            DataError: A shard is damaged or there is none.
+        """
         return self._survey[1]
 
     @cached_property
     def _survey(self) -> tuple[int, str]:
-        """Number of samples and hash, in one walk."""
+        """The number of samples and the hash, from one pass over the shards."""
         digest, number = hashlib.sha256(), 0
         for location in find_files(self._path, ".tar"):
             for _ in _samples(location, digest):
@@ -60,16 +69,20 @@ class WebDatasetSource:
         return number, digest.hexdigest()
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The places of all samples. Raises: DataError, when a shard is damaged or none there."""
+        """Yield the places of all samples.
+
+        Raises:
+            DataError: A shard is damaged or there is none.
+        """
         for location in find_files(self._path, ".tar"):
             yield from _samples(location)
 
     def parse(self, row: dict[str, Any]) -> Record:
-        """Understand one sample.
+        """Interpret one sample.
 
         Raises:
-            SampleError: `several_texts`, `no_conversations`, `not_json`, `not_unicode`, or for
-                unreadable turns.
+            SampleError: `several_texts`, `no_conversations`, `not_json`, `not_unicode`, or any
+                reason of unreadable turns.
         """
         if "second" in row:
             raise SampleError("several_texts", f"two members ending in .{row['second']}, not one")
@@ -80,14 +93,18 @@ class WebDatasetSource:
         if "txt" not in row or set(values) & set(DIALOGUE_KEYS):
             record = dialogue(values, images, id=row["id"], licence=self._licence)
         else:
-            # A caption is of a picture: without one it is refused for its placeholder.
+            # A caption without an image gets a placeholder, so that `check_record` refuses it.
             turns = caption_turns(row["id"], self._caption(row), max(1, len(images)))
             record = describe(values, images, turns, id=row["id"], licence=self._licence)
         unread = (f"{kind} members" for kind in row.get("unread", ()))
         return replace(record, unread_keys=(*record.unread_keys, *unread))
 
     def load_image(self, reference: str) -> bytes:
-        """An image by its place. Raises: DataError, when the shard is no longer that long."""
+        """Read an image by its place.
+
+        Raises:
+            DataError: The shard is absent or shorter than listed.
+        """
         path, _, place = reference.rpartition("#")
         start, size = map(int, place.split("+"))
         return self._read(path, start, size)
@@ -106,7 +123,7 @@ class WebDatasetSource:
     def _read(self, path: str, start: int, size: int) -> bytes:
         location = Location(self._fs, path)
         if size == 0:
-            return b""  # no server knows a range of nothing
+            return b""  # servers reject an empty range
         try:
             data = location.read_bytes(start, start + size)
         except FileNotFoundError as error:
@@ -117,12 +134,12 @@ class WebDatasetSource:
 
 
 def _samples(location: Location, digest: Any = None) -> Iterator[dict[str, Any]]:
-    """The samples of a shard by their places; `unread` are endings of members that are not read.
+    """Yield the samples of a shard by their places; `unread` are endings that are not read.
 
-    Members of no sample are told with the sample before them.
+    Members that belong to no sample are reported with the sample before them.
 
     Raises:
-        DataError: The archive is damaged, compressed or cut off, or no member is read.
+        DataError: The archive is damaged, compressed or cut off, or no member can be read.
     """
     row: dict[str, Any] | None = None
     stray: set[str] = set()
@@ -153,7 +170,7 @@ def _samples(location: Location, digest: Any = None) -> Iterator[dict[str, Any]]
 
 
 def _members(location: Location, digest: Any) -> Iterator[Member]:
-    """The members by their names and places.
+    """Yield the members of a shard by their names and places.
 
     Raises:
         DataError: The archive is damaged, compressed or cut off.
@@ -177,7 +194,7 @@ def _members(location: Location, digest: Any) -> Iterator[Member]:
                     yield member
                 file.seek(archive.offset)
                 if not (end := file.read(tarfile.BLOCKSIZE)) or end.strip(b"\0"):
-                    # tarfile takes a header it cannot read for the end of the archive
+                    # tarfile treats an unreadable header as the end of the archive
                     raise tarfile.ReadError(f"no member and no end at byte {archive.offset:,}")
         except _DAMAGE as error:
             raise damaged(location, "a tar archive", error) from error
