@@ -10,6 +10,7 @@ much longer a step takes while a save is under way.
 import argparse
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from resume import s3_server
 
 from llavamed.config.load import load_config
 from llavamed.storage.location import locate
-from llavamed.train.checkpoint.manifest import complete_checkpoints
+from llavamed.train.checkpoint.restore import complete_checkpoints
 from llavamed.train.checkpoint.save import Saver
 from llavamed.train.context import Record, local_context
 from llavamed.train.engine import Engine
@@ -100,9 +101,11 @@ def save_and_train(training: Training, saver: Saver) -> dict[str, float]:
     begin = time.monotonic()
     saver.save(training.history, seconds=0.0)
     stall, steps = time.monotonic() - begin, []
-    while saver.is_saving:
+    waiting = threading.Thread(target=saver.wait)
+    waiting.start()
+    while waiting.is_alive():
         steps.append(training.step())
-    saver.wait()
+    waiting.join()
     lag = time.monotonic() - begin
     return {"asynchronous": stall, "lag": lag, "slower": median(steps) / quiet}
 

@@ -19,7 +19,6 @@ from PIL import Image
 
 from llavamed.data.prepared.dataset import (
     INDEX,
-    SCHEMA_VERSION,
     PreparedDataset,
     open_prepared,
     write_shard,
@@ -27,7 +26,8 @@ from llavamed.data.prepared.dataset import (
 from llavamed.data.record import INDEX_SCHEMA, SHARD_SCHEMA
 from llavamed.processor.images import ImageSettings, Pixels, to_planes
 from llavamed.processor.turns import IGNORE_INDEX
-from llavamed.storage.location import MANIFEST, Location
+from llavamed.storage.location import Location
+from llavamed.storage.manifest import DatasetManifest, ImageFacts, MadeFrom, write
 
 ROWS_PER_SHARD = 1024
 ROW_GROUP = 64
@@ -63,16 +63,27 @@ def make_dataset(
             for number, row in enumerate(rows)
         ]
     (place / INDEX).write_table(pa.Table.from_pylist(index, INDEX_SCHEMA))
-    manifest = {
-        "schema_version": SCHEMA_VERSION,
-        "num_samples": num_samples,
-        "num_image_tokens": _num_image_tokens(size),
-        "image_token_id": _IMAGE_TOKEN,
-        "pad_token_id": _PAD_TOKEN,
-        "store_images": "pixels",
-        "images": vars(ImageSettings(size, "square", *_MEAN_STD)),
-    }
-    (place / MANIFEST).write_json(manifest)
+    manifest = DatasetManifest(
+        made_from=MadeFrom(
+            read={"source": "benchmark"},
+            tokenizer="",
+            template="",
+            images=ImageFacts(**vars(ImageSettings(size, "square", *_MEAN_STD))),
+            max_length=2048,
+            store_images="pixels",
+            rows_per_shard=rows_per_shard,
+            row_group_size=row_group,
+            drop_duplicates=False,
+        ),
+        source_hash="",
+        num_rows=num_samples,
+        template="",
+        num_samples=num_samples,
+        num_image_tokens=_num_image_tokens(size),
+        image_token_id=_IMAGE_TOKEN,
+        pad_token_id=_PAD_TOKEN,
+    )
+    write(place, manifest)
     return open_prepared(place)
 
 

@@ -44,7 +44,7 @@ class Collate:
 
     def __init__(self, dataset: PreparedDataset) -> None:
         self.images = dataset.images
-        self.pad_token = int(dataset.manifest["pad_token_id"])
+        self.pad_token = dataset.manifest.pad_token_id
 
     def __call__(self, samples: Sequence[Sample]) -> Tensors:
         """Pad on the right and normalise."""

@@ -7,6 +7,7 @@
     ├── StorageError      a place cannot be read or written
     │   └── DamagedFileError   what lies there is not what was written
     ├── CheckpointError   a checkpoint or export is missing, partial or of another run
+    ├── LeaseError        another attempt holds the folder or has taken it over
     ├── TrainingError     training cannot go on (a loss that is not finite, a dead worker)
     ├── TrackingError     the MLflow server refuses us
     └── InterruptError    a signal ended the command            exit code 128 + signal
@@ -62,6 +63,10 @@ class DamagedFileError(StorageError):
 
 class CheckpointError(LlavaMedError):
     """A checkpoint or an export is missing, partial, or does not fit this run."""
+
+
+class LeaseError(LlavaMedError):
+    """Another attempt holds a folder, or has taken it over."""
 
 
 class TrainingError(LlavaMedError):

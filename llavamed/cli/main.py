@@ -73,21 +73,27 @@ def prepare(
     overrides: Overrides = None,
     config: ConfigFile = None,
     dataset: Annotated[list[str] | None, typer.Option(help="Only this one; repeatable.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare with the sources as they are now instead.")
+    ] = False,
 ) -> None:
     """Prepare datasets: validate, tokenise and shard them, with Ray Data."""
     run = load_run(config, overrides)
-    from llavamed.run.driver import prepare_datasets
+    from llavamed.run.driver import check_datasets, prepare_datasets
     from llavamed.run.progress import Progress
 
     with Progress(log_console) as progress:
+        if check:
+            check_datasets(run, dataset or [])
+            return
         found = prepare_datasets(run, dataset or [], progress)
     for name, prepared in found.items():
         facts = prepared.manifest
-        bad = ", ".join(f"{count} {reason}" for reason, count in facts["quarantined"].items())
+        bad = ", ".join(f"{count} {reason}" for reason, count in facts.quarantined.items())
         console.print(
-            f"{name}: {facts['num_samples']} samples, {facts['num_tokens']:,} tokens, "
-            f"{facts['num_truncated']} truncated, {facts['num_duplicates']} duplicates, "
-            f"{facts['num_quarantined']} quarantined"
+            f"{name}: {facts.num_samples} samples, {facts.num_tokens:,} tokens, "
+            f"{facts.num_truncated} truncated, {facts.num_duplicates} duplicates, "
+            f"{facts.num_quarantined} quarantined"
             f"{f' ({bad})' if bad else ''} in {prepared.location}",
             soft_wrap=True,
             highlight=False,

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -11,42 +11,43 @@ from rich.table import Table
 from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.data.prepared.decontaminate import Contamination, Criterion
 from llavamed.data.record import IMAGE_HASH_BYTES
+from llavamed.storage.manifest import RunSummary, ScoresManifest
 
 if TYPE_CHECKING:
     from llavamed.run.plan import StageCost
 
 
-def show_summary(summary: dict[str, Any], console: Console) -> None:
+def show_summary(summary: RunSummary, console: Console) -> None:
     """Print what a run has come to."""
     stages = _table("Stages", "stage", "steps", "loss first -> last", "tokens/s", "seconds")
-    for stage in summary["stages"]:
+    for stage in summary.stages:
         stages.add_row(
-            stage["name"],
-            f"{stage['steps']:,}",
-            f"{stage['loss_first']:.3f} -> {stage['loss_last']:.3f}",
-            f"{stage['tokens_per_second']:,.0f}",
-            f"{stage['seconds']:.0f}",
+            stage.name,
+            f"{stage.steps:,}",
+            f"{stage.loss_first:.3f} -> {stage.loss_last:.3f}",
+            f"{stage.tokens_per_second:,.0f}",
+            f"{stage.seconds:.0f}",
         )
     console.print(stages)
-    for found in summary["evaluations"]:
+    for found in summary.evaluations:
         show_scores(found, console)
-    _print_line(console, f"Model:   {summary['stages'][-1]['export']}")
-    _print_line(console, f"MLflow:  {_mlflow_command(summary['tracking_uri'])}")
+    _print_line(console, f"Model:   {summary.stages[-1].export}")
+    _print_line(console, f"MLflow:  {_mlflow_command(summary.tracking_uri)}")
 
 
-def show_scores(found: dict[str, Any], console: Console) -> None:
+def show_scores(found: ScoresManifest, console: Console) -> None:
     """Print the scores of an evaluation with its controls, and a few of the answers."""
-    title = f"Scores on {found['num_questions']} questions of {found['dataset']}"
+    title = f"Scores on {found.num_questions} questions of {found.dataset}"
     scores = _table(title, "", "closed accuracy", "open recall")
-    for control, values in found["scores"].items():
+    for control, values in found.scores.items():
         cells = [values.get(key) for key in ("closed_accuracy", "open_recall")]
         scores.add_row(control, *("-" if cell is None else f"{cell:.3f}" for cell in cells))
     console.print(scores)
-    samples = _table("Sample predictions", *found["samples"][0])
-    for sample in found["samples"]:
+    samples = _table("Sample predictions", *found.samples[0])
+    for sample in found.samples:
         samples.add_row(*(value.replace("\n", " ")[:40] for value in sample.values()))
     console.print(samples)
-    _print_line(console, f"Answers: {found['report']}")
+    _print_line(console, f"Answers: {found.report}")
 
 
 def show_scorers(found: Mapping[str, Mapping[str, tuple[int, float]]], console: Console) -> None:

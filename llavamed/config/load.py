@@ -5,8 +5,6 @@ no interpolation, no environment. YAML is read as its version 1.2 has it, and on
 values: tags, anchors and aliases are refused, for an override of one place would change the others.
 """
 
-import hashlib
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -138,12 +136,6 @@ def dump_config(config: RunConfig) -> str:
     """Return the config in YAML with every default written out; `load_config` gives it back."""
     tree = config.model_dump(mode="json")
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-
-
-def fingerprint(value: Any) -> str:
-    """Return a short hash of plain values, equal for equal values."""
-    text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _check_plain(value: Any, place: tuple[str, ...]) -> None:

@@ -1,17 +1,17 @@
 """The evaluation of a run: answer, score, report. Its scores, written last, make it complete."""
 
 from collections.abc import Callable
-from typing import Any
 
 from llavamed.config.evaluation import Evaluation
 from llavamed.config.run import RunConfig
 from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.evaluate.answers import generate
 from llavamed.evaluate.report import Heading, render_page, render_results
-from llavamed.evaluate.scores import SCORES, scores_fingerprint
+from llavamed.evaluate.scores import scores_fingerprint
 from llavamed.evaluate.vqa import SCORER, Answer, majority_answer, majority_control, score
 from llavamed.storage.lease import Lease
 from llavamed.storage.location import Location
+from llavamed.storage.manifest import ScoresManifest, write
 
 REPORT = "report.html"
 RESULTS = "results.jsonl"
@@ -28,7 +28,7 @@ def evaluate(
     folder: Location,
     lease: Lease,
     on_progress: Callable[[int, int], None] = lambda *_: None,
-) -> dict[str, Any]:
+) -> ScoresManifest:
     """Answer the test questions, score them, and write results, page and scores.
 
     Args:
@@ -42,13 +42,13 @@ def evaluate(
         on_progress: Told the answers given and the answers in all.
 
     Returns:
-        `scores` by control, `samples` of predictions, and where the page lies.
+        What is written beside the page: scores by control and a few predictions.
 
     Raises:
-        TrainingError: Another attempt has taken the run over; then nothing is written.
+        LeaseError: Another attempt has taken the run over; then nothing is written.
     """
     dataset = datasets[settings.data]
-    used = {name: datasets[name].manifest["fingerprint"] for name in settings.datasets}
+    used = {name: datasets[name].manifest.fingerprint for name in settings.datasets}
     answers = generate(config, settings, dataset, export=export, on_progress=on_progress)
     majority = majority_answer(closed_references(datasets[settings.majority]))
     scores: dict[str, dict[str, float | None]] = {}
@@ -68,18 +68,18 @@ def evaluate(
     lease.check()
     (folder / RESULTS).write_bytes(render_results(answers))
     (folder / REPORT).write_bytes(page.encode())
-    found = {
-        "dataset": dataset.name,
-        "scores": scores,
-        "samples": _samples(answers),
-        "num_questions": len(answers["trained"]),
-        "scorer": SCORER,
-        "export": export,
-        "datasets": used,
-        "fingerprint": scores_fingerprint(settings, export_fingerprint, used),
-        "report": str(folder / REPORT),
-    }
-    (folder / SCORES).write_json(found)
+    found = ScoresManifest(
+        dataset=dataset.name,
+        scores=scores,
+        samples=tuple(_samples(answers)),
+        num_questions=len(answers["trained"]),
+        scorer=SCORER,
+        export=export,
+        datasets=used,
+        fingerprint=scores_fingerprint(settings, export_fingerprint, used),
+        report=str(folder / REPORT),
+    )
+    write(folder, found)
     return found
 
 

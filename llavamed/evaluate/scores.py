@@ -1,20 +1,16 @@
-"""An evaluation's scores as they lie in storage, and all that they depend on."""
+"""What an evaluation's scores depend on."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from llavamed.config.evaluation import Evaluation
-from llavamed.config.load import fingerprint
 from llavamed.evaluate.vqa import SCORER
-from llavamed.storage.location import Location
-
-SCORES = "scores.json"
+from llavamed.storage.fingerprint import fingerprint
 
 
 def scores_fingerprint(
     settings: Evaluation, export_fingerprint: str, datasets: Mapping[str, str]
 ) -> str:
-    """Of everything that decides the scores; other scores are not those of this evaluation.
+    """Return the fingerprint of everything that decides the scores.
 
     Args:
         settings: What is answered and how.
@@ -29,12 +25,3 @@ def scores_fingerprint(
             "scorer": SCORER,
         }
     )
-
-
-def read_scores(folder: Location) -> dict[str, Any] | None:
-    """What an evaluation that has come to its end found, or none."""
-    try:
-        found: dict[str, Any] = (folder / SCORES).read_json()
-    except FileNotFoundError:
-        return None
-    return found

@@ -1,13 +1,12 @@
 """Exports: Hugging Face weights and processor in one folder, loadable with plain transformers.
 
 `write_export` puts the files into storage, `check_export` loads them back from there and compares
-them with what was trained, `complete_export` writes the manifest, without which there is no export.
+them with what was trained. The manifest, written last, makes them an export.
 """
 
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from llavamed.processor.templates import TOKENIZER
 from llavamed.processor.token_labels import Segment, flatten, write_out_first_spaces
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
 from llavamed.storage.location import MANIFEST, Location
+from llavamed.storage.manifest import ExportManifest, find
 
 TOLERANCES = {"fp32": 1e-5, "bf16": 1e-2}
 """How far logits may lie apart, as a part of the largest. The same weights on the same device and
@@ -72,7 +72,7 @@ def write_export(
     weights: dict[str, torch.Tensor],
     processor: LlavaProcessor,
 ) -> None:
-    """Put a model's files into storage; `complete_export` makes an export of them.
+    """Put a model's files into storage; the manifest, written later, makes an export of them.
 
     Names and fields are those of the published LLaVA-1.5 checkpoints, which other engines read.
 
@@ -156,20 +156,6 @@ def check_export(place: Location, trained: Trained, device: torch.device) -> flo
     return difference
 
 
-def complete_export(place: Location, facts: dict[str, Any]) -> None:
-    """Write the manifest, which tells `facts` of how the model came about."""
-    (place / MANIFEST).write_json(facts)
-
-
-def read_manifest(place: Location) -> dict[str, Any] | None:
-    """The manifest of a complete export, or none."""
-    try:
-        manifest: dict[str, Any] = (place / MANIFEST).read_json()
-    except FileNotFoundError:
-        return None
-    return manifest
-
-
 def copy_export(source: Location, target: Location) -> None:
     """Copy a complete export, once plain transformers has loaded model and processor from it.
 
@@ -186,7 +172,7 @@ def copy_export(source: Location, target: Location) -> None:
 
 def fetch_export(place: Location, scratch: Path) -> Path:
     """A local folder with a complete export. Raises: CheckpointError, when there is none."""
-    if read_manifest(place) is None:
+    if find(ExportManifest, place) is None:
         raise CheckpointError(
             f"{place}: no export there ({MANIFEST} is missing); train the stage that makes it first"
         )

@@ -1,17 +1,27 @@
 """What runs, from which weights, and what is finished. Pure but for looking into storage."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 from llavamed.config.run import RunConfig
 from llavamed.config.stage import Stage
-from llavamed.data.prepared.dataset import PreparedDataset
+from llavamed.data.prepared.dataset import PROCESSOR, PreparedDataset
 from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import ConfigError
-from llavamed.evaluate.scores import read_scores, scores_fingerprint
-from llavamed.model.export import read_manifest
-from llavamed.storage.location import MANIFEST, Location, locate
+from llavamed.evaluate.scores import scores_fingerprint
+from llavamed.storage.lease import Lease
+from llavamed.storage.location import Location, locate
+from llavamed.storage.manifest import (
+    CheckpointManifest,
+    DatasetManifest,
+    ExportManifest,
+    ScoresManifest,
+    find,
+    read,
+)
+from llavamed.train.checkpoint.restore import newest_checkpoint
+from llavamed.train.job import StageJob
 
 
 @dataclass(frozen=True)
@@ -49,41 +59,46 @@ class StagePlan:
         """Where the state to resume from is saved."""
         return self.folder / "checkpoints"
 
-    def result(self) -> dict[str, Any] | None:
-        """The export's manifest when the stage is finished, else none."""
-        return read_manifest(self.export)
+    def result(self) -> ExportManifest | None:
+        """Return the export's manifest when the stage is finished, else None."""
+        return find(ExportManifest, self.export)
 
-    def scores(self, datasets: str) -> dict[str, Any] | None:
-        """What its evaluation found, if of its model, data, settings and scorer as they are now.
+    def begun(self) -> ExportManifest | CheckpointManifest | None:
+        """Return what says how the stage was trained so far, or None when nothing is saved."""
+        return self.result() or newest_checkpoint(self.checkpoints)
+
+    def scores(self, datasets: str) -> ScoresManifest | None:
+        """Return what its evaluation found, if its model, data, settings and scorer are the same.
 
         Args:
             datasets: URI of the folder with the prepared datasets.
         """
-        settings, result, found = self.stage.evaluation, self.result(), read_scores(self.evaluation)
-        if settings is None or result is None or found is None or "fingerprint" not in found:
+        settings, result = self.stage.evaluation, self.result()
+        found = find(ScoresManifest, self.evaluation)
+        if settings is None or result is None or found is None:
             return None
-        now = _fingerprints(datasets, found["datasets"])
-        wanted = scores_fingerprint(settings, result["fingerprint"], now)
-        return found if found["fingerprint"] == wanted else None
+        now = fingerprints_now(datasets, found.datasets)
+        wanted = scores_fingerprint(settings, result.fingerprint, now)
+        return found if found.fingerprint == wanted else None
 
     def is_current(self, datasets: str) -> bool:
-        """Whether all of it is finished and its datasets, if still there, unchanged since.
+        """Return whether all of it is finished and its datasets, if still there, are unchanged.
 
         Args:
             datasets: URI of the folder with the prepared datasets.
         """
         result = self.result()
-        if result is None or _fingerprints(datasets, result["datasets"]) != result["datasets"]:
+        if result is None or fingerprints_now(datasets, result.datasets) != result.datasets:
             return False
         return self.stage.evaluation is None or self.scores(datasets) is not None
 
 
-def _fingerprints(folder: str, before: dict[str, str]) -> dict[str, str]:
-    """Fingerprints of datasets as they are now; of those that are gone, as they were before."""
+def fingerprints_now(folder: str, before: dict[str, str]) -> dict[str, str]:
+    """Return fingerprints of datasets as they are; of those that are gone, as they were before."""
     found = dict(before)
     for name in before:
         with suppress(FileNotFoundError):
-            found[name] = (locate(folder) / name / MANIFEST).read_json()["fingerprint"]
+            found[name] = read(DatasetManifest, locate(folder) / name).fingerprint
     return found
 
 
@@ -98,6 +113,49 @@ def plan_curriculum(config: RunConfig) -> list[StagePlan]:
         plans[stage.name] = StagePlan(stage, str(earlier.export) if earlier else start, folder)
         before = stage.name
     return list(plans.values())
+
+
+def make_jobs(
+    config: RunConfig,
+    plans: list[StagePlan],
+    fingerprints: Mapping[str, str] | None = None,
+    lease: Lease | None = None,
+) -> list[StageJob]:
+    """Return what the workers of each stage are told.
+
+    Args:
+        config: The run.
+        plans: All stages.
+        fingerprints: Those of the prepared datasets by name. By default as they lie in storage now;
+            a dataset that is gone, or was never prepared, is taken for the one its stage has begun
+            with.
+        lease: The right to write into the run's folder.
+    """
+    jobs: dict[str, StageJob] = {}
+    folder = locate(config.datasets_directory)
+    for plan in plans:
+        names, start = list(plan.stage.mixture), plan.initial_weights
+        known = fingerprints
+        if known is None:
+            begun = plan.begun()
+            before = dict.fromkeys(names, "")
+            if begun is not None:
+                trained_on = begun.settings["data"]["datasets"]
+                before |= {name: facts["fingerprint"] for name, facts in trained_on.items()}
+            known = fingerprints_now(config.datasets_directory, before)
+        jobs[str(plan.export)] = StageJob(
+            config=config,
+            stage=plan.stage,
+            datasets=tuple(str(folder / name) for name in names),
+            dataset_fingerprints=tuple(known[name] for name in names),
+            processor=str(folder / PROCESSOR),
+            initial_weights=start,
+            initial_fingerprint=jobs[start].fingerprint if start in jobs else start,
+            checkpoints=str(plan.checkpoints),
+            export=str(plan.export),
+            lease=lease,
+        )
+    return list(jobs.values())
 
 
 def find_stage(config: RunConfig, name: str | None) -> StagePlan:

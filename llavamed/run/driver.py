@@ -1,42 +1,52 @@
 """The whole run, stage after stage: prepare, train, evaluate, sum up.
 
 What is finished is found in storage and not done again, so the same command goes on where the last
-one stopped. When nothing is left to do, Ray is not even started.
+one stopped. When nothing is left to do, Ray is not even started. The record of a run, in its folder
+and in MLflow, is written only after all checks have passed.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from llavamed.config.load import dump_config, fingerprint
+from llavamed.config.load import dump_config
 from llavamed.config.run import RunConfig
-from llavamed.data.prepare.job import ensure_processor, prepare
-from llavamed.data.prepared.dataset import PROCESSOR, PreparedDataset
-from llavamed.errors import (
-    ConfigError,
-    LlavaMedError,
-    StorageError,
-    TrackingError,
-    TrainingError,
-)
+from llavamed.data.prepare.job import check_sources, ensure_processor, prepare
+from llavamed.data.prepared.dataset import PreparedDataset
+from llavamed.errors import ConfigError, LeaseError, LlavaMedError, StorageError, TrackingError
 from llavamed.evaluate.run import REPORT, RESULTS, evaluate
-from llavamed.run.curriculum import StagePlan, find_stage, plan_curriculum
+from llavamed.run.curriculum import StagePlan, find_stage, make_jobs, plan_curriculum
 from llavamed.run.fit import fit
-from llavamed.run.preflight import check_adapters, check_packages, check_stage, check_weights
+from llavamed.run.preflight import (
+    check_adapters,
+    check_packages,
+    check_settings,
+    check_stage,
+    check_weights,
+)
 from llavamed.run.progress import Progress
 from llavamed.run.ray_cluster import ray_cluster
 from llavamed.run.resources import told_what_is_missing
-from llavamed.run.tracking import Tracker
+from llavamed.run.tracking import Tracker, check_tracking
+from llavamed.storage.fingerprint import fingerprint
 from llavamed.storage.lease import Lease, hold_lease
 from llavamed.storage.location import check_writable, locate
+from llavamed.storage.manifest import (
+    ExportManifest,
+    RunSummary,
+    ScoresManifest,
+    StageSummary,
+    find,
+    write,
+)
 from llavamed.train.context import Record
+from llavamed.train.history import read_history
 from llavamed.train.job import StageJob, order_of
 
 logger = logging.getLogger(__name__)
-SUMMARY = "summary.json"
 CONFIG = "config.yaml"
 _HINT = (
     "use another name; `llavamed train --take-over` takes a run over, and ends the other at its "
@@ -44,10 +54,8 @@ _HINT = (
 )
 
 
-def run_curriculum(
-    config: RunConfig, progress: Progress, *, take_over: bool = False
-) -> dict[str, Any]:
-    """Do what is left of a run and give its summary, which also lies in `summary.json`.
+def run_curriculum(config: RunConfig, progress: Progress, *, take_over: bool = False) -> RunSummary:
+    """Do what is left of a run and return its summary, which also lies in its folder.
 
     Args:
         config: The run.
@@ -55,7 +63,7 @@ def run_curriculum(
         take_over: Go on although another attempt holds the run's folder, and end that one.
 
     Raises:
-        LlavaMedError: Something a user can cure is wrong; what was finished stays finished.
+        LlavaMedError: Something that a user can mend is wrong; what was finished stays finished.
     """
     directory = locate(config.directory)
     plans = plan_curriculum(config)
@@ -64,16 +72,25 @@ def run_curriculum(
         logger.info("everything is finished in %s; nothing to do", directory)
         return summary
     check_writable(directory)
+    check_packages(plans)
+    check_weights(config, plans)
+    check_adapters(config, plans)
+    check_tracking(config)
     with hold_lease(directory, hint=_HINT, take_over=take_over) as lease:
-        (directory / CONFIG).write_bytes(dump_config(config).encode())
-        check_packages(plans)
-        check_weights(config, plans)
-        check_adapters(config, plans)
+        check_settings(plans, make_jobs(config, plans))
         ensure_processor(config)
-        with _tracked(config, lease) as tracker, ray_cluster(config):
-            summary = _run(config, plans, lease, tracker, progress)
+        with ray_cluster(config):
+            datasets = prepare(config, _datasets_of(plans), progress.prepared)
+            jobs = make_jobs(config, plans, _fingerprints(datasets), lease)
+            check_settings(plans, jobs)
+            for plan, job in zip(plans, jobs, strict=True):  # all, before the first one trains
+                check_stage(plan, job, plan.data(datasets))
+            lease.check()
+            (directory / CONFIG).write_bytes(dump_config(config).encode())
+            with _tracked(config, lease) as tracker:
+                summary = _run(config, plans, jobs, datasets, tracker, progress)
         lease.check()
-        (directory / SUMMARY).write_json(summary)
+        write(directory, summary)
     return summary
 
 
@@ -90,14 +107,25 @@ def prepare_datasets(
         return prepare(config, chosen, progress.prepared)
 
 
+def check_datasets(config: RunConfig, names: list[str]) -> None:
+    """Compare prepared datasets, all of the config by default, with their sources. Starts no Ray.
+
+    Raises:
+        LlavaMedError: A source has changed since, or a dataset is not prepared.
+    """
+    for name in names:
+        config.data.check_name(name)
+    check_sources(config, names or list(config.data.datasets))
+
+
 def evaluate_stages(
     config: RunConfig, stage: str | None, progress: Progress
-) -> list[dict[str, Any]]:
+) -> list[ScoresManifest]:
     """Score finished stages, also when they were scored before.
 
     Raises:
-        LlavaMedError: There is no such stage, it is not trained yet, or another attempt holds the
-            run's folder.
+        LlavaMedError: There is no such stage, it is not trained yet or was trained with other
+            settings, or another attempt holds the run's folder.
     """
     chosen = plan_curriculum(config) if stage is None else [find_stage(config, stage)]
     plans = [plan for plan in chosen if plan.stage.evaluation is not None]
@@ -107,14 +135,17 @@ def evaluate_stages(
     for plan in plans:
         if plan.result() is None:
             raise ConfigError(f"stage={plan.stage.name}: is not trained yet; train it first")
-    with (
-        hold_lease(locate(config.directory), hint=_HINT) as lease,
-        _tracked(config, lease) as tracker,
-        ray_cluster(config),
-    ):
-        datasets = prepare(config, _datasets_of(plans), progress.prepared)
-        found = [_evaluate(config, plan, datasets, lease, tracker, progress) for plan in plans]
-        tracker.finish(_flat(found[-1]["scores"]))
+    check_tracking(config)
+    with hold_lease(locate(config.directory), hint=_HINT) as lease:
+        everything = plan_curriculum(config)
+        check_settings(everything, make_jobs(config, everything))
+        with ray_cluster(config):
+            datasets = prepare(config, _datasets_of(plans), progress.prepared)
+            with _tracked(config, lease) as tracker:
+                found = [
+                    _evaluate(config, plan, datasets, lease, tracker, progress) for plan in plans
+                ]
+                tracker.finish(_flat(found[-1].scores))
     return found
 
 
@@ -125,19 +156,22 @@ def _tracked(config: RunConfig, lease: Lease) -> Iterator[Tracker]:
     try:
         yield tracker
     except (LlavaMedError, KeyboardInterrupt) as error:
-        with suppress(TrainingError, StorageError):
+        with suppress(LeaseError, StorageError):
             lease.without_retries().check()
             tracker.fail(str(error) or "interrupted")
         raise
 
 
 def _run(
-    config: RunConfig, plans: list[StagePlan], lease: Lease, tracker: Tracker, progress: Progress
-) -> dict[str, Any]:
-    datasets = prepare(config, _datasets_of(plans), progress.prepared)
-    jobs = _jobs(config, plans, datasets, lease)
-    for plan, job in zip(plans, jobs, strict=True):  # all, before the first starts to train
-        check_stage(plan, job, plan.data(datasets))
+    config: RunConfig,
+    plans: list[StagePlan],
+    jobs: list[StageJob],
+    datasets: dict[str, PreparedDataset],
+    tracker: Tracker,
+    progress: Progress,
+) -> RunSummary:
+    lease = jobs[-1].lease
+    assert lease is not None
     stages, evaluations = [], []
     for plan, job in zip(plans, jobs, strict=True):
         result = plan.result() or _train(config, plan, job, datasets, tracker, progress)
@@ -148,44 +182,24 @@ def _run(
             evaluations.append(found)
     lease.check()
     logger.info(tracker.register_model(jobs[-1].export, result))
-    last = evaluations[-1] if evaluations else {"scores": {}}
-    tracker.finish(_flat(last["scores"]))
-    return {
-        "name": config.name,
-        "fingerprint": fingerprint(config.model_dump(mode="json")),
-        "tracking_uri": tracker.uri,
-        "stages": stages,
-        "scores": last["scores"],
-        "evaluations": evaluations,
-    }
+    scores = evaluations[-1].scores if evaluations else {}
+    tracker.finish(_flat(scores))
+    return RunSummary(
+        name=config.name,
+        fingerprint=fingerprint(config.model_dump(mode="json")),
+        tracking_uri=tracker.uri,
+        stages=tuple(stages),
+        scores=scores,
+        evaluations=tuple(evaluations),
+    )
 
 
 def _datasets_of(plans: list[StagePlan]) -> list[str]:
     return list(dict.fromkeys(name for plan in plans for name in plan.datasets))
 
 
-def _jobs(
-    config: RunConfig,
-    plans: list[StagePlan],
-    datasets: dict[str, PreparedDataset],
-    lease: Lease,
-) -> list[StageJob]:
-    jobs: dict[str, StageJob] = {}
-    for plan in plans:
-        start, trained_on = plan.initial_weights, plan.data(datasets).datasets
-        jobs[str(plan.export)] = StageJob(
-            config=config,
-            stage=plan.stage,
-            datasets=tuple(str(dataset.location) for dataset in trained_on),
-            dataset_fingerprints=tuple(dataset.manifest["fingerprint"] for dataset in trained_on),
-            processor=str(locate(config.datasets_directory) / PROCESSOR),
-            initial_weights=start,
-            initial_fingerprint=jobs[start].fingerprint if start in jobs else start,
-            checkpoints=str(plan.checkpoints),
-            export=str(plan.export),
-            lease=lease,
-        )
-    return list(jobs.values())
+def _fingerprints(datasets: Mapping[str, PreparedDataset]) -> dict[str, str]:
+    return {name: dataset.manifest.fingerprint for name, dataset in datasets.items()}
 
 
 def _train(
@@ -195,8 +209,8 @@ def _train(
     datasets: dict[str, PreparedDataset],
     tracker: Tracker,
     progress: Progress,
-) -> dict[str, Any]:
-    """Train one stage and track it; gives the export's manifest."""
+) -> ExportManifest:
+    """Train one stage and track it; returns the export's manifest."""
     data, name = plan.data(datasets), plan.stage.name
     assert job.lease is not None
     job.lease.check()
@@ -217,7 +231,8 @@ def _train(
     job.lease.check()
     result = plan.result()
     assert result is not None, "the workers ended without an error and without an export"
-    run.log_result(f"{config.name}-{name}", job.export, result)
+    history = read_history(locate(job.export))
+    run.log_result(f"{config.name}-{name}", job.export, result, history)
     run.finish()
     progress.stage_finished(name, result)
     return result
@@ -230,7 +245,7 @@ def _evaluate(
     lease: Lease,
     tracker: Tracker,
     progress: Progress,
-) -> dict[str, Any]:
+) -> ScoresManifest:
     lease.check()
     settings, result = plan.stage.evaluation, plan.result()
     assert settings is not None
@@ -250,12 +265,12 @@ def _evaluate(
             settings,
             datasets,
             export=str(plan.export),
-            export_fingerprint=result["fingerprint"],
+            export_fingerprint=result.fingerprint,
             folder=plan.evaluation,
             lease=lease,
             on_progress=on_progress,
         )
-    run.log_scores(_flat(found["scores"]) | {"seconds": time.monotonic() - started})
+    run.log_scores(_flat(found.scores) | {"seconds": time.monotonic() - started})
     for name in (REPORT, RESULTS):
         run.log_text((plan.evaluation / name).read_bytes().decode(), name)
     run.finish()
@@ -275,7 +290,7 @@ def _stage_settings(config: RunConfig, plan: StagePlan) -> dict[str, Any]:
     )
 
 
-def _flat(scores: dict[str, dict[str, float | None]]) -> dict[str, float]:
+def _flat(scores: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
     return {
         f"{control}.{key}": value
         for control, values in scores.items()
@@ -284,22 +299,24 @@ def _flat(scores: dict[str, dict[str, float | None]]) -> dict[str, float]:
     }
 
 
-def _stage_summary(plan: StagePlan, result: dict[str, Any]) -> dict[str, Any]:
-    keys = ("steps", "loss_first", "loss_last", "tokens_per_second", "seconds", "step_seconds")
-    facts = {key: result[key] for key in (*keys, "mfu") if key in result}
-    return {"name": plan.stage.name, **facts, "export": str(plan.export)}
+def _stage_summary(plan: StagePlan, result: ExportManifest) -> StageSummary:
+    return StageSummary(
+        name=plan.stage.name,
+        steps=result.steps,
+        loss_first=result.loss_first,
+        loss_last=result.loss_last,
+        tokens_per_second=result.tokens_per_second,
+        mfu=result.mfu,
+        seconds=result.seconds,
+        step_seconds=result.step_seconds,
+        export=str(plan.export),
+    )
 
 
-def _finished_summary(config: RunConfig, plans: list[StagePlan]) -> dict[str, Any] | None:
-    """The summary of a run of exactly this config that has ended, or none.
-
-    `config.yaml` does not tell: an attempt that was refused or killed has left its own there.
-    """
-    try:
-        summary: dict[str, Any] = (locate(config.directory) / SUMMARY).read_json()
-    except FileNotFoundError:
-        return None
-    if summary.get("fingerprint") != fingerprint(config.model_dump(mode="json")):
+def _finished_summary(config: RunConfig, plans: list[StagePlan]) -> RunSummary | None:
+    """Return the summary of a run of exactly this config that has ended, or None."""
+    summary = find(RunSummary, locate(config.directory))
+    if summary is None or summary.fingerprint != fingerprint(config.model_dump(mode="json")):
         return None
     finished = all(plan.is_current(config.datasets_directory) for plan in plans)
     return summary if finished else None

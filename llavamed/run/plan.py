@@ -290,12 +290,12 @@ def _declared(
     if name in prepared:
         facts, num_samples = prepared[name].manifest, prepared[name].num_samples
         lengths = Mixture((prepared[name],)).column("num_tokens")
-        text_tokens = max(1.0, facts["num_tokens"] / num_samples - image_tokens)
+        text_tokens = max(1.0, facts.num_tokens / num_samples - image_tokens)
         return Declared(
             num_samples=num_samples,
             mean_text_tokens=text_tokens,
             text_tokens_spread=min(10.0, float(lengths.std()) / text_tokens),
-            mean_supervised_tokens=facts["num_supervised"] / num_samples,
+            mean_supervised_tokens=facts.num_supervised / num_samples,
         )
     declared = config.data.datasets[name].declared
     if declared is None:

@@ -1,5 +1,7 @@
 """What would stop a run, found before any GPU waits for it."""
 
+from collections.abc import Sequence
+
 import torch
 from transformers import AutoModel, LlavaConfig
 
@@ -7,14 +9,14 @@ from llavamed.config.run import RunConfig
 from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import ConfigError
 from llavamed.model.adapters import check_layers
-from llavamed.model.export import read_manifest
 from llavamed.model.llava import check_forward, llava_config
 from llavamed.model.quantize import load_bitsandbytes
 from llavamed.processor.pretrained import part_config, text_config, whole_config
 from llavamed.processor.tower import tower_of
 from llavamed.run.curriculum import StagePlan
+from llavamed.storage.fingerprint import differences
 from llavamed.storage.location import locate
-from llavamed.train.checkpoint.manifest import check_settings
+from llavamed.storage.manifest import ExportManifest, find
 from llavamed.train.job import StageJob, order_of
 
 
@@ -37,7 +39,7 @@ def check_weights(config: RunConfig, plans: list[StagePlan]) -> None:
     own = {str(plan.export) for plan in plans}
     for plan in plans:
         start = plan.initial_weights
-        if start is not None and start not in own and read_manifest(locate(start)) is None:
+        if start is not None and start not in own and find(ExportManifest, locate(start)) is None:
             key = f"stages.{plan.stage.name}.initial_weights"
             first = whole_config(start, key)
             check_forward(first, f"{key}={start}")
@@ -79,22 +81,38 @@ def check_packages(plans: list[StagePlan]) -> None:
             load_bitsandbytes(f"{key}.lora.quantize={lora.quantize}")
 
 
+def check_settings(plans: Sequence[StagePlan], jobs: Sequence[StageJob]) -> None:
+    """Find out whether stages were begun or finished with other settings than a run has now.
+
+    Raises:
+        ConfigError: Some were. It names each key with both values.
+        CheckpointError: Another version of this program has trained them.
+    """
+    differing: dict[str, None] = {}
+    refused: dict[str, str] = {}
+    for plan, job in zip(plans, jobs, strict=True):
+        begun = plan.begun()
+        if begun is None or begun.fingerprint == job.fingerprint:
+            continue
+        own = differences(begun.settings, job.settings)
+        if job.initial_weights in refused:  # which follows from what is named already
+            follows = f"stages.{plan.stage.name}.initial_weights="
+            own = [line for line in own if not line.startswith(follows)]
+        differing |= dict.fromkeys(own)
+        refused[job.export] = str(plan.folder)
+    if refused:
+        folders = " and ".join(refused.values())
+        raise ConfigError(
+            f"{'; '.join(differing)}: other settings than {folders} was trained with; restore "
+            f"them, use another name, or delete {folders} to train again"
+        )
+
+
 def check_stage(plan: StagePlan, job: StageJob, data: Mixture) -> None:
-    """Find out whether a stage's data is there and fits its packs, and whose work is there.
+    """Find out whether a stage's data is there and fits its packs.
 
     Raises:
         DataError: A shard is missing, or a sample is longer than a pack.
-        ConfigError: The stage is finished, but with other settings.
-        CheckpointError: The stage was begun with other settings.
     """
     data.check_shards()
     order_of(plan.stage, data, job.config.seed)
-    result = plan.result()
-    if result is None:
-        check_settings(plan.checkpoints, job.fingerprint)
-    elif result["fingerprint"] != job.fingerprint:
-        raise ConfigError(
-            f"name={job.config.name}: stage {plan.stage.name} in {plan.export} was trained with "
-            "other settings or data; use another name, or delete the stage's folder to train it "
-            "again"
-        )

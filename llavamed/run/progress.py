@@ -4,12 +4,12 @@ import logging
 import time
 from collections import deque
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
+from llavamed.storage.manifest import ExportManifest
 from llavamed.train.context import Record
 
 _SECONDS_BETWEEN_LINES = 2.0
@@ -73,15 +73,15 @@ class Progress:
             detail += f"  {last['mfu']:.1%} MFU"
         self._update(f"train {name}", int(last["step"]), num_steps, "steps", detail)
 
-    def stage_finished(self, stage: str, result: dict[str, Any]) -> None:
+    def stage_finished(self, stage: str, result: ExportManifest) -> None:
         """Say what a stage that was exported has come to."""
         counts = ", ".join(
-            f"{part} {trained:,} of {trained + frozen:,}"
-            for part, (trained, frozen) in result["parts"].items()
+            f"{part} {facts.num_trained:,} of {facts.num_trained + facts.num_frozen:,}"
+            for part, facts in result.parts.items()
         )
         logger.info(
             "train %s: done, loss %.3f -> %.3f in %.0f s; parameters trained: %s",
-            *(stage, result["loss_first"], result["loss_last"], result["seconds"], counts),
+            *(stage, result.loss_first, result.loss_last, result.seconds, counts),
         )
 
     def _update(self, task: str, done: int, total: int, unit: str, detail: str) -> None:

@@ -36,6 +36,7 @@ from llavamed.config.run import RunConfig
 from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.errors import TrackingError
 from llavamed.storage.location import locate
+from llavamed.storage.manifest import ExportManifest
 from llavamed.train.context import Record
 
 _KEY = "llavamed.key"
@@ -87,6 +88,11 @@ class _Client:
         return readable_errors(self._uri)(getattr(self._client, name))
 
 
+def check_tracking(config: RunConfig) -> None:
+    """Ask for an answer before any work is done. Raises: TrackingError."""
+    _Client(tracking_uri(config)).search_experiments(max_results=1)
+
+
 class Tracker:
     """The runs of one curriculum. Every method raises TrackingError when the server refuses."""
 
@@ -110,7 +116,7 @@ class Tracker:
         self._log_params(run_id, params)
         return TrackedRun(self._client, self._experiment, run_id)
 
-    def register_model(self, export: str, result: dict[str, Any]) -> str:
+    def register_model(self, export: str, result: ExportManifest) -> str:
         """Register the last stage's export as a version of the model named like the run.
 
         The alias `current` moves to a new version; one that is registered already stays.
@@ -126,7 +132,7 @@ class Tracker:
         name = self._config.name
         if locate(export).is_local and not self.uri.startswith("sqlite"):
             return f"model {name}: not registered, for {self.uri} cannot read {export}"
-        tags = {"export": export, "stage": result["stage"], "fingerprint": result["fingerprint"]}
+        tags = {"export": export, "stage": result.stage, "fingerprint": result.fingerprint}
         if not self._client.search_registered_models(f"name = '{name}'"):
             self._client.create_registered_model(name)
         known = self._client.search_model_versions(f"name = '{name}'")
@@ -196,14 +202,17 @@ class TrackedRun:
         manifest = dataset.manifest
         entry = Dataset(
             name=dataset.name,
-            digest=manifest["fingerprint"],
+            digest=manifest.fingerprint,
             source_type="llavamed",
             source=json.dumps({"uri": str(dataset.location)}),
-            profile=json.dumps({key: manifest[key] for key in ("num_samples", "num_tokens")}),
+            profile=json.dumps(
+                {"num_samples": manifest.num_samples, "num_tokens": manifest.num_tokens}
+            ),
         )
         tags = [InputTag("mlflow.data.context", context)]
         self._client.log_inputs(self.run_id, [DatasetInput(entry, tags)])
-        self._client.log_dict(self.run_id, manifest, f"datasets/{dataset.name}.json")
+        facts = manifest.model_dump(mode="json")
+        self._client.log_dict(self.run_id, facts, f"datasets/{dataset.name}.json")
 
     def log_records(self, records: Sequence[Record]) -> None:
         """Log every step's metrics, leaving out steps that were logged before."""
@@ -240,22 +249,30 @@ class TrackedRun:
         rate_axis.set_ylabel("learning rate")
         self._client.log_figure(self.run_id, figure, "loss.png")
 
-    def log_result(self, name: str, export: str, result: dict[str, Any]) -> None:
+    def log_result(
+        self, name: str, export: str, result: ExportManifest, history: Sequence[Record]
+    ) -> None:
         """Record a finished stage: what the workers could not tell before they ended, and its sums.
 
         Args:
             name: Of its model.
             export: URI of its export.
             result: The export's manifest.
+            history: The records of all its steps.
         """
-        self.log_records(result["history"])
-        self._log_loss_plot(result["history"])
-        parts = result["parts"].items()
-        self.log_scores({f"parameters_trained.{part}": trained for part, (trained, _) in parts})
-        self.log_scores({f"parameters_frozen.{part}": frozen for part, (_, frozen) in parts})
-        seconds = result["step_seconds"].items()
+        self.log_records(history)
+        self._log_loss_plot(history)
+        for part, facts in result.parts.items():
+            trained, frozen = float(facts.num_trained), float(facts.num_frozen)
+            self.log_scores({f"parameters_trained.{part}": trained})
+            self.log_scores({f"parameters_frozen.{part}": frozen})
+        seconds = result.step_seconds.items()
         self.log_scores({f"step_seconds.{name}": value for name, value in seconds})
-        values = {key: float(result[key]) for key in ("loss_first", "loss_last", "seconds")}
+        values = {
+            "loss_first": result.loss_first,
+            "loss_last": result.loss_last,
+            "seconds": result.seconds,
+        }
         self._log_export(name, export, values)
 
     def _log_export(self, name: str, export: str, metrics: dict[str, float]) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from llavamed.errors import StorageError, TrainingError
+from llavamed.errors import LeaseError, StorageError
 from llavamed.storage.location import Location
 
 LEASE = "lease.json"
@@ -54,13 +54,13 @@ class Lease:
         """Make sure that no later attempt has taken over.
 
         Raises:
-            TrainingError: One has; this one must not write any more.
+            LeaseError: One has; this one must not write any more.
             StorageError: The lease cannot be read.
         """
         found = _read(self.folder)
         if found is None or found["token"] != self.token:
             by = f"{found['holder']}, attempt {found['attempt']}" if found else "somebody"
-            raise TrainingError(
+            raise LeaseError(
                 f"attempt={self.attempt}: {self.folder} was taken over by {by}; this attempt stops "
                 "here, and what it has not saved is left to the other"
             )
@@ -81,7 +81,7 @@ def hold_lease(
         take_over: Do not ask whether its holder is alive.
 
     Raises:
-        TrainingError: Another attempt holds it and is alive.
+        LeaseError: Another attempt holds it and is alive.
         StorageError: The folder cannot be written, or not be read for long enough.
     """
     lease = _acquire(folder, hint, take_over)
@@ -96,7 +96,7 @@ def hold_lease(
         ended.set()
         beating.join()
         _held_here.discard(lease.token)
-        with suppress(StorageError, TrainingError):
+        with suppress(StorageError, LeaseError):
             own.check()
             _write(own, beat=0, released=True)
 
@@ -147,8 +147,8 @@ def _wait_for_silence(folder: Location, found: dict[str, Any], hint: str) -> Non
             raise _refusal(folder, now, hint)
 
 
-def _refusal(folder: Location, found: dict[str, Any], hint: str) -> TrainingError:
-    return TrainingError(
+def _refusal(folder: Location, found: dict[str, Any], hint: str) -> LeaseError:
+    return LeaseError(
         f"{folder}: is held by {found['holder']}, attempt {found['attempt']} since "
         f"{found['since']}, which is alive; wait for its end or stop it, or {hint}"
     )
@@ -161,7 +161,7 @@ def _beat(lease: Lease, ended: threading.Event) -> None:
             lease.check()
             beat += 1
             _write(lease, beat=beat)
-        except TrainingError:
+        except LeaseError:
             return  # taken over; whoever publishes next finds out
         except StorageError:
             continue  # the storage is away for a moment; whoever needs it says so

@@ -138,7 +138,7 @@ class Location:
 
     def write_json(self, value: Any) -> None:
         """Write `value` as JSON with sorted keys, so that equal values give equal bytes."""
-        self.write_bytes((json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+        self.write_bytes(to_json(value))
 
     def read_table(self) -> pa.Table:
         """The file as a Parquet table. Raises: FileNotFoundError, StorageError."""
@@ -255,6 +255,11 @@ class Location:
             target.parent.mkdir(parents=True, exist_ok=True)
             place = Location(self.fs, path, self.attempts)
             with_retries(place, "read", partial(self.fs.get_file, path, str(target)))
+
+
+def to_json(value: Any) -> bytes:
+    """Return `value` as JSON with sorted keys, so that equal values give equal bytes."""
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
 def _protocols(fs: fsspec.AbstractFileSystem) -> tuple[str, ...]:

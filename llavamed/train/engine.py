@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported
@@ -22,13 +23,14 @@ if not torch.cuda.is_available():
 import deepspeed
 import deepspeed.ops
 from deepspeed.checkpoint import ds_to_universal
+from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
 from llavamed.config.engine import Engine as EngineConfig
 from llavamed.config.stage import Stage
 from llavamed.errors import CheckpointError, ConfigError
 from llavamed.model.freeze import part_of
+from llavamed.storage.manifest import Layout
 from llavamed.train.optimizer import make_optimizer
-from llavamed.train.staging import host_stager
 
 # Its shared-memory collectives for CPUs would be compiled for minutes at first use.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -64,7 +66,9 @@ class Engine:
             optimizer.state.clear()
         self._grad_norm = 0.0
         self._part_norms: dict[str, float] = {}
-        self._stager = host_stager()
+        self._writer = self._engine.checkpoint_engine = _MemoryWriter()
+        # DeepSpeed would copy a script of its own beside every state.
+        self._engine._copy_recovery_script = lambda _: None
 
     @property
     def model(self) -> torch.nn.Module:
@@ -72,9 +76,16 @@ class Engine:
         return self._engine
 
     @property
-    def is_shared_out(self) -> bool:
-        """Whether every rank holds a part of the state, as large as their number makes it."""
-        return self._zero_stage > 0
+    def layout(self) -> Layout:
+        """How the state is shared out."""
+        return Layout(world_size=self._world_size, zero_stage=self._zero_stage)
+
+    def loads(self, saved: Layout) -> bool:
+        """Whether a state of this layout can be loaded without converting it."""
+        # Without ZeRO every rank holds the whole state, however many there are.
+        return saved.zero_stage == self._zero_stage and (
+            self._zero_stage == 0 or saved.world_size == self._world_size
+        )
 
     def backward(self, loss_sum: torch.Tensor, num_supervised: int) -> None:
         """Add the gradient of a loss sum, as its share of the mean over the whole global step.
@@ -157,14 +168,10 @@ class Engine:
             By path what `torch.save` is to write there, for `load`. The next call takes the memory
             of it: it must be written by then.
         """
-        held: dict[str, Any] = {}
-        writer = self._engine.checkpoint_engine
-        writer.save = lambda state_dict, path: held.update({path: self._stager.stage(state_dict)})
-        writer.makedirs = self._engine._copy_recovery_script = lambda *_, **__: None
         self._engine.save_checkpoint(
             ".", tag=_TAG, save_latest=False, exclude_frozen_parameters=True
         )
-        return held
+        return self._writer.take()
 
     def load(self, folder: Path, *, is_universal: bool = False) -> None:
         """Read the state back; every rank must call it.
@@ -227,8 +234,46 @@ class Engine:
 
     def close(self) -> None:
         """Give back memory and hooks, so that another engine may live in this process."""
-        self._stager.close()
+        self._writer.close()
         self._engine.destroy()
+
+
+class _MemoryWriter(TorchCheckpointEngine):
+    """Keeps in host memory what DeepSpeed's own would write to files.
+
+    Each state takes the memory of the one before it. New memory would be zeroed by the kernel page
+    by page, which takes longer than the copy; beside a GPU it is pinned, so that the GPU copies on
+    its own.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        on_gpu = torch.cuda.is_available()
+        self._stager = DefaultStager(
+            StagingOptions(
+                use_pinned_memory=on_gpu,
+                use_non_blocking_copy=on_gpu,
+                use_shared_memory=False,
+                use_async_staging=False,
+            )
+        )
+        self._held: dict[str, Any] = {}
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Make no folder."""
+
+    def save(self, state_dict: dict[str, Any], path: str) -> None:
+        """Keep a state under its path."""
+        self._held[path] = self._stager.stage(state_dict)
+
+    def take(self) -> dict[str, Any]:
+        """Return what was saved since the last call, by path."""
+        held, self._held = self._held, {}
+        return held
+
+    def close(self) -> None:
+        """Give back the memory."""
+        self._stager.close()
 
 
 def to_universal(folder: Path, target: Path) -> None:

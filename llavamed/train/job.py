@@ -1,18 +1,30 @@
 """What a stage is told: its settings, where things lie, and in which order its samples come."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from llavamed.config.load import fingerprint
 from llavamed.config.run import RunConfig
 from llavamed.config.stage import Stage
 from llavamed.data.feed.order import StageOrder, order_stage
 from llavamed.data.prepared.dataset import open_prepared
 from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import DataError
+from llavamed.storage.fingerprint import fingerprint
 from llavamed.storage.lease import Lease
 from llavamed.storage.location import locate
+
+_DECIDES_NO_NUMBER = {
+    "name",
+    "data",
+    "initial_weights",
+    "engine",
+    "evaluation",
+    "max_loss_ratio",
+    "gradient_checkpointing",
+}
+"""Fields of a stage that `StageJob.settings` leaves out or replaces by fingerprints."""
 
 
 @dataclass(frozen=True)
@@ -32,21 +44,36 @@ class StageJob:
 
     @property
     def fingerprint(self) -> str:
-        """Of everything that decides what the stage computes; a resume must have the same."""
-        decides_nothing = {"evaluation", "max_loss_ratio"}
-        return fingerprint(
-            {
-                "stage": self.stage.model_dump(mode="json", exclude=decides_nothing),
-                "model": self.config.model.model_dump(mode="json"),
-                "engine": self.config.engine.model_dump(mode="json"),
-                "seed": self.config.seed,
-                "datasets": self.dataset_fingerprints,
-                "initial_weights": self.initial_fingerprint,
-            }
-        )
+        """Fingerprint of `settings`; a checkpoint or export of another one is not the stage's."""
+        return fingerprint(self.settings)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the numbers that the stage computes, by the config's keys.
+
+        Left out is what changes only where numbers lie or in which order they are summed: ZeRO
+        stage, offload, number of workers, attention kernels, recomputed activations. So is what a
+        stage stops at, how it is scored, logged and saved, and where things lie.
+        """
+        engine, name = self.config.engine_of(self.stage), self.stage.name
+        stage = self.stage.model_dump(mode="json", exclude=_DECIDES_NO_NUMBER)
+        stage["data"] = [[dataset, passes] for dataset, passes in self.stage.mixture.items()]
+        stage["initial_weights"] = self.initial_fingerprint
+        datasets = zip(self.stage.mixture, self.dataset_fingerprints, strict=True)
+        return {
+            "seed": self.config.seed,
+            "model": self.config.model.model_dump(mode="json", exclude={"attn_implementation"}),
+            "data": {"datasets": {key: {"fingerprint": value} for key, value in datasets}},
+            "engine": {"precision": engine.precision, "deepspeed": dict(engine.deepspeed)},
+            "stages": {name: stage},
+        }
 
     def check_lease(self) -> None:
-        """Before anything is published. Raises: TrainingError, when another attempt took over."""
+        """Check, before anything is published, that no other attempt has taken over.
+
+        Raises:
+            LeaseError: One has.
+        """
         if self.lease is not None:
             self.lease.check()
 
@@ -70,7 +97,7 @@ def open_mixture(job: StageJob) -> Mixture:
     """What the stage trains on. Raises: DataError, when it changed since the run started."""
     datasets = tuple(open_prepared(locate(place)) for place in job.datasets)
     for dataset, expected in zip(datasets, job.dataset_fingerprints, strict=True):
-        if dataset.manifest["fingerprint"] != expected:
+        if dataset.manifest.fingerprint != expected:
             raise DataError(
                 f"{dataset.location}: has changed since the run started; use another name, or "
                 "delete the stage's folder, to train on it as it is now"

@@ -14,24 +14,19 @@ from llavamed.data.feed.loader import StageLoader
 from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import TrainingError
 from llavamed.model.adapters import add_adapters, merge_adapters
-from llavamed.model.export import (
-    Trained,
-    check_export,
-    complete_export,
-    fetch_export,
-    read_manifest,
-    write_export,
-)
-from llavamed.model.freeze import freeze
+from llavamed.model.export import Trained, check_export, fetch_export, write_export
+from llavamed.model.freeze import PartCount, freeze
 from llavamed.model.llava import build_model, load_model
 from llavamed.model.loss import sampled_logits, supervised_loss
 from llavamed.processor.build import load_processor
 from llavamed.storage.location import locate
-from llavamed.train.checkpoint.manifest import restore_checkpoint, seed_random_state
+from llavamed.storage.manifest import ExportManifest, PartFacts, find, write
+from llavamed.train.checkpoint.restore import restore_checkpoint, seed_random_state
 from llavamed.train.checkpoint.save import Saver
 from llavamed.train.context import Context, PreemptionWatch, Record
 from llavamed.train.engine import Engine
 from llavamed.train.guard import check_loss, explained_memory, finite_mean, ids_of
+from llavamed.train.history import write_history
 from llavamed.train.job import StageJob, open_mixture, order_of
 from llavamed.train.measure import Meter, cluster_peak_flops, rounded, speed
 from llavamed.train.schedule import learning_rates, rate_factor
@@ -98,10 +93,11 @@ def train_stage(job: StageJob, context: Context) -> bool:
         gc.collect()
         torch.cuda.empty_cache()
         difference = check_export(place, trained, context.device)
-        facts = _facts(job, data, history, seconds=time.monotonic() - started)
-        facts["parts"] = {count.part: [count.num_trained, count.num_frozen] for count in counts}
+        seconds = time.monotonic() - started
+        manifest = _manifest(job, data, counts, history, seconds=seconds, difference=difference)
         job.check_lease()
-        complete_export(place, facts | {"checked": {"logits_difference": difference}})
+        write_history(place, history)
+        write(place, manifest)
     return True
 
 
@@ -201,39 +197,51 @@ def _initial_model(job: StageJob, processor: Any, scratch: Path) -> Any:
     place = locate(job.initial_weights)
     # What this run or another has exported must be complete; others' folders have no manifest.
     is_of_this_run = str(place).startswith(f"{locate(job.config.directory)}/")
-    is_ours = is_of_this_run or read_manifest(place) is not None
+    is_ours = is_of_this_run or find(ExportManifest, place) is not None
     folder = fetch_export(place, scratch / "weights") if is_ours else job.initial_weights
     return load_model(folder, precision, job.config.model.attn_implementation)
 
 
 def _resume(job: StageJob, engine: Engine, context: Context) -> tuple[list[Record], float]:
     """Load the newest checkpoint, if there is one: the metrics so far and the seconds spent."""
-    manifest = restore_checkpoint(
-        locate(job.checkpoints), engine, stage_fingerprint=job.fingerprint
-    )
-    if manifest is None:
+    restored = restore_checkpoint(locate(job.checkpoints), engine, job)
+    if restored is None:
         seed_random_state(job.config.seed, step=0, rank=context.rank)
         return [], 0.0
-    if manifest["world_size"] != context.world_size:  # then no rank finds a state of its own
-        seed_random_state(job.config.seed, step=manifest["step"], rank=context.rank)
+    if not restored.has_random_state:
+        seed_random_state(job.config.seed, step=restored.manifest.step, rank=context.rank)
     if context.rank == 0:
-        context.report(manifest["history"])  # whoever listens now may have missed the first time
-    return manifest["history"], manifest["seconds"]
+        context.report(restored.history)  # whoever listens now may have missed the first time
+    return restored.history, restored.manifest.seconds
 
 
-def _facts(job: StageJob, data: Mixture, history: list[Record], seconds: float) -> dict[str, Any]:
-    """What the export tells of how it came about; `summary.json` repeats part of it."""
-    return {
-        "stage": job.stage.name,
-        "fingerprint": job.fingerprint,
-        "datasets": dict(zip(job.stage.mixture, job.dataset_fingerprints, strict=True)),
-        "template": job.config.model.template,
-        "template_hash": data.template_hash,
-        "steps": len(history),
-        "num_tokens": sum(record["num_tokens"] for record in history),
-        "loss_first": history[0]["loss"],
-        "loss_last": history[-1]["loss"],
-        **speed(history),
-        "seconds": seconds,
-        "history": history,
+def _manifest(
+    job: StageJob,
+    data: Mixture,
+    counts: list[PartCount],
+    history: list[Record],
+    *,
+    seconds: float,
+    difference: float,
+) -> ExportManifest:
+    """Return what the export says of how it came about."""
+    parts: dict[str, PartFacts] = {
+        count.part: PartFacts(num_trained=count.num_trained, num_frozen=count.num_frozen)
+        for count in counts
     }
+    return ExportManifest(
+        stage=job.stage.name,
+        fingerprint=job.fingerprint,
+        settings=job.settings,
+        datasets=dict(zip(job.stage.mixture, job.dataset_fingerprints, strict=True)),
+        template=job.config.model.template,
+        template_hash=data.template_hash,
+        steps=len(history),
+        num_tokens=int(sum(record["num_tokens"] for record in history)),
+        loss_first=history[0]["loss"],
+        loss_last=history[-1]["loss"],
+        **speed(history),
+        seconds=seconds,
+        parts=parts,
+        logits_difference=difference,
+    )

@@ -240,8 +240,8 @@ def test_a_node_that_is_taken_away_costs_no_step(
         time.sleep(0.5)
     assert "align: a machine is taken away; goes on elsewhere" in logs()
     subprocess.run([RAY, "job", "stop", "on-spot"], env=cluster, check=True, capture_output=True)
-    history = json.loads(export.read_text())["history"]
-    assert [record["step"] for record in history] == list(range(1, 301))
+    history = pq.ParquetFile(export.with_name("history.parquet")).read()
+    assert history["step"].to_pylist() == list(range(1, 301))
     assert 0 < step < 300
 
 
@@ -267,7 +267,7 @@ def test_a_node_that_comes_is_used(
             for file in checkpoints.glob("*/manifest.json"):
                 with suppress(FileNotFoundError):  # an old one is deleted as we look
                     manifest = json.loads(file.read_text())
-                    if manifest["world_size"] == num_workers:
+                    if manifest["layout"]["world_size"] == num_workers:
                         history = pq.ParquetFile(file.with_name("history.parquet")).read()
                         return manifest["step"], history["step"].to_pylist()
             assert time.monotonic() < deadline, logs_of(cluster, "growing")

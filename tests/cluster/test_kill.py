@@ -19,8 +19,8 @@ import torch
 from mlflow import MlflowClient
 from transformers import LlavaForConditionalGeneration
 
-from llavamed.evaluate.run import SCORES
 from llavamed.storage.location import MANIFEST
+from llavamed.storage.manifest import ScoresManifest
 from tests.cluster.conftest import DEMO, SMALL
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(5400)]
@@ -57,7 +57,10 @@ def has_come(moment: str, stages: Path) -> bool:
     if moment == "between stages":
         return has_trained["align"] and not folder.exists()
     if moment == "in evaluation":
-        return has_trained["vqa"] and not (stages / "vqa" / "evaluation" / SCORES).exists()
+        return (
+            has_trained["vqa"]
+            and not (stages / "vqa" / "evaluation" / ScoresManifest.FILE).exists()
+        )
     return folder.exists() and not has_trained["instruct"]
 
 

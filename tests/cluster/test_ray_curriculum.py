@@ -23,8 +23,10 @@ from llavamed.run import driver
 from llavamed.run.curriculum import plan_curriculum
 from llavamed.run.driver import run_curriculum
 from llavamed.run.progress import Progress
-from llavamed.storage.location import MANIFEST, Location, locate
-from llavamed.train.checkpoint.manifest import complete_checkpoints
+from llavamed.storage.location import Location, locate
+from llavamed.storage.manifest import RunSummary, read
+from llavamed.train.checkpoint.restore import complete_checkpoints, read_checkpoint
+from llavamed.train.history import read_history
 from tests.support.log_messages import on_log
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -48,19 +50,19 @@ def test_curriculum_trains_evaluates_tracks_and_finds_itself_finished(
     with fetched_metrics(local_ray) as metrics:
         summary, text = run(small)
 
-    assert [stage["name"] for stage in summary["stages"]] == ["align", "instruct", "vqa"]
-    for stage, steps in zip(summary["stages"], (4, 6, 4), strict=True):
-        assert stage["steps"] == steps
-        assert stage["tokens_per_second"] > 0
-        LlavaForConditionalGeneration.from_pretrained(stage["export"])
-        assert AutoProcessor.from_pretrained(stage["export"]).chat_template
+    assert [stage.name for stage in summary.stages] == ["align", "instruct", "vqa"]
+    for stage, steps in zip(summary.stages, (4, 6, 4), strict=True):
+        assert stage.steps == steps
+        assert stage.tokens_per_second > 0
+        LlavaForConditionalGeneration.from_pretrained(stage.export)
+        assert AutoProcessor.from_pretrained(stage.export).chat_template
     for control in ("trained", "untrained", "blank_image"):
-        assert 0 <= summary["scores"][control]["closed_accuracy"] <= 1
-        assert 0 <= summary["scores"][control]["open_recall"] <= 1
-    assert (locate(small.directory) / "summary.json").read_json() == summary
+        assert 0 <= summary.scores[control]["closed_accuracy"] <= 1
+        assert 0 <= summary.scores[control]["open_recall"] <= 1
+    assert read(RunSummary, locate(small.directory)) == summary
     assert "left" in text
     assert "train instruct  6/6" in text
-    assert Path(summary["evaluations"][0]["report"]).read_text().startswith("<!DOCTYPE html>")
+    assert Path(summary.evaluations[0].report).read_text().startswith("<!DOCTYPE html>")
     check_tracking(summary)
     check_metrics(metrics, summary)
 
@@ -98,31 +100,31 @@ def fetched_metrics(address: str) -> Iterator[dict[str, float]]:
     fetcher.join()
 
 
-def check_metrics(metrics: dict[str, float], summary: dict) -> None:
+def check_metrics(metrics: dict[str, float], summary: RunSummary) -> None:
     found: dict[tuple[str, str, str], float] = {}
     for sample, value in metrics.items():
         tags = dict(re.findall(r'(\w+)="([^"]*)"', sample))
         assert tags["run"] == "demo"
         found[sample.partition("{")[0], tags["stage"], tags["rank"]] = value
-    for stage in summary["stages"]:
-        history = (locate(stage["export"]) / MANIFEST).read_json()["history"]
+    for stage in summary.stages:
+        history = read_history(locate(stage.export))
         expected = {
-            "step": stage["steps"],
-            "loss": stage["loss_last"],
+            "step": stage.steps,
+            "loss": stage.loss_last,
             "tokens_total": sum(record["num_tokens"] for record in history),
-            "step_seconds_count": stage["steps"],
+            "step_seconds_count": stage.steps,
             **{key: history[-1][key] for key in ("grad_norm", "learning_rate", "memory_bytes")},
             **{key: history[-1][key] for key in ("tokens_per_second", "data_wait_seconds")},
         }
         for key, value in expected.items():
             name = f"ray_llavamed_{key}"
-            assert found[name, stage["name"], "0"] == pytest.approx(value), key
+            assert found[name, stage.name, "0"] == pytest.approx(value), key
             is_of_a_worker = key in ("step_seconds_count", "data_wait_seconds", "memory_bytes")
-            assert ((name, stage["name"], "1") in found) == is_of_a_worker, key
+            assert ((name, stage.name, "1") in found) == is_of_a_worker, key
 
 
-def check_tracking(summary: dict) -> None:
-    client = MlflowClient(summary["tracking_uri"])
+def check_tracking(summary: RunSummary) -> None:
+    client = MlflowClient(summary.tracking_uri)
     experiment = client.get_experiment_by_name("llavamed")
     assert experiment is not None
     runs = {each.info.run_name: each for each in client.search_runs([experiment.experiment_id])}
@@ -133,19 +135,19 @@ def check_tracking(summary: dict) -> None:
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert child.info.status == "FINISHED"
         assert child.inputs.dataset_inputs
-    for stage in summary["stages"]:
-        run_id = runs[stage["name"]].info.run_id
+    for stage in summary.stages:
+        run_id = runs[stage.name].info.run_id
         for metric in ("loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_bytes"):
             steps = [point.step for point in client.get_metric_history(run_id, metric)]
-            assert steps == list(range(1, stage["steps"] + 1))
-        keys = runs[stage["name"]].data.metrics.keys()
+            assert steps == list(range(1, stage.steps + 1))
+        keys = runs[stage.name].data.metrics.keys()
         assert {"step_seconds", "step_seconds.p99", "grad_norm.projector"} <= keys
         assert "mfu" not in keys, "on a CPU there is no peak to compare with"
         assert {"loss.png"} <= {file.path for file in client.list_artifacts(run_id)}
     version = client.get_model_version_by_alias("demo", "current")
-    assert version.source == summary["stages"][-1]["export"]
+    assert version.source == summary.stages[-1].export
     models = client.search_logged_models([experiment.experiment_id])
-    assert {model.tags["export"] for model in models} == {s["export"] for s in summary["stages"]}
+    assert {model.tags.export for model in models} == {s.export for s in summary.stages}
 
 
 def test_a_killed_worker_changes_nothing(small: RunConfig, tmp_path: Path) -> None:
@@ -181,9 +183,9 @@ def kill_a_worker(checkpoints: Location, *, after_step: int) -> list[int]:
     return victims
 
 
-def tracked_losses(summary: dict, stage: str) -> dict[int, float]:
+def tracked_losses(summary: RunSummary, stage: str) -> dict[int, float]:
     """The loss of every step of a stage's only run, each of which was logged once."""
-    client = MlflowClient(summary["tracking_uri"])
+    client = MlflowClient(summary.tracking_uri)
     experiment = client.get_experiment_by_name("llavamed")
     assert experiment is not None
     found = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{stage}'")
@@ -210,12 +212,12 @@ def test_a_run_goes_on_with_half_its_workers_from_the_checkpoint_before_a_damage
     summary, text = run(by_two.model_copy(update={"scaling": scaling}))
     assert f"{newer}/random_of_rank_1_.pt: is missing; resuming from the checkpoint" in text
     assert f"before, {checkpoints / older}" in text
-    assert summary["stages"][0]["steps"] == 40
-    manifests = [(checkpoints / name / MANIFEST).read_json() for name in checkpoints.children()]
-    assert [manifest["world_size"] for manifest in manifests] == [1, 1]
+    assert summary.stages[0].steps == 40
+    manifests = [read_checkpoint(checkpoints / name) for name in checkpoints.children()]
+    assert [manifest.layout.world_size for manifest in manifests] == [1, 1]
     losses = tracked_losses(summary, "align")
     assert sorted(losses) == list(range(1, 41))
-    exported = (locate(summary["stages"][0]["export"]) / MANIFEST).read_json()["history"]
+    exported = read_history(locate(summary.stages[0].export))
     # Steps after the older checkpoint were taken twice: by two workers, then by one.
     assert losses == pytest.approx({each["step"]: each["loss"] for each in exported}, abs=1e-3)
 

@@ -59,17 +59,19 @@ def test_real_vqa_rad_is_counted_and_quarantined(reference_data: Path, tmp_path:
 
     lenient = load_config(DEMO, [*overrides, "data.datasets.rad.max_bad_fraction=0.9"])
     dataset = prepare(lenient, ["rad"])["rad"]
-    assert dataset.num_samples + dataset.manifest["num_quarantined"] == 3064
-    assert set(dataset.manifest["quarantined"]) == {"missing_image"}
-    assert dataset.manifest["num_duplicates"] > 0, "questions that were asked twice are kept"
+    assert dataset.num_samples + dataset.manifest.num_quarantined == 3064
+    assert set(dataset.manifest.quarantined) == {"missing_image"}
+    assert dataset.manifest.num_duplicates > 0, "questions that were asked twice are kept"
     quarantine = (dataset.location / "quarantine.parquet").read_table().to_pylist()
-    assert len(quarantine) == dataset.manifest["num_quarantined"]
+    assert len(quarantine) == dataset.manifest.num_quarantined
     assert all("no such file" in row["detail"] for row in quarantine)
 
     changed = load_config(
         DEMO, [*overrides, "data.datasets.rad.max_bad_fraction=0.9", "data.max_length=128"]
     )
-    with pytest.raises(DataError, match=r"prepared with another max_length; set data.directory"):
+    with pytest.raises(
+        DataError, match=r"prepared with other settings: max_length=\d+, was \d+; restore"
+    ):
         prepare(changed, ["rad"])
 
 
@@ -104,7 +106,7 @@ def test_published_question_sets_pass_through_the_whole_job(tmp_path: Path) -> N
         assert len(found) == dataset.num_samples == len(asked), name
         for number, text in zip(asked, sorted(found), strict=True):
             assert f"number {number:02d}" in text
-        assert dataset.manifest["num_quarantined"] == len(numbers) - len(asked)
+        assert dataset.manifest.num_quarantined == len(numbers) - len(asked)
 
 
 def write_question_sets(folder: Path, num_images: int) -> Path:

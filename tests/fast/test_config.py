@@ -7,9 +7,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llavamed.config.load import dump_config, fingerprint, load_config, parse_config
+from llavamed.config.load import dump_config, load_config, parse_config
 from llavamed.config.model import TemplateName
 from llavamed.processor.templates import TEMPLATES, TOKENIZER
+from llavamed.storage.fingerprint import fingerprint
 
 CONFIGS = Path(__file__).parents[2] / "ray_jobs" / "configs"
 FILES = sorted(CONFIGS.glob("*.yaml"))

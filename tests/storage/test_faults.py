@@ -18,6 +18,7 @@ from llavamed.data.prepared.dataset import INDEX, open_prepared, shard_name
 from llavamed.errors import DataError, StorageError
 from llavamed.storage.location import MANIFEST, Location, locate
 from tests.support.faulty_s3 import FOR_EVER, Fault, FaultyS3, _proxy, faulty
+from tests.support.manifests import dataset_manifest
 from tests.support.small_datasets import Prepared, prepare
 
 __all__ = ["_proxy", "faulty"]
@@ -114,7 +115,7 @@ def test_a_dataset_that_cannot_be_written_whole_is_no_dataset(
     place = locate(config.datasets_directory) / "figures"
     faulty.fail("500", name, times=FOR_EVER, method="PUT")
     with pytest.raises(StorageError, match=rf"figures/{name}: cannot write it"):
-        publish(place, {}, reports, config.data.datasets["figures"])
+        publish(place, dataset_manifest(), reports, config.data.datasets["figures"])
     faulty.heal()
     assert not (place / MANIFEST).exists()
     with pytest.raises(DataError, match=r"no prepared dataset there .*; run `llavamed prepare`"):

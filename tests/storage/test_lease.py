@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from llavamed.data.prepared.dataset import hold_datasets
-from llavamed.errors import StorageError, TrainingError
+from llavamed.errors import LeaseError, StorageError
 from llavamed.storage import lease
 from llavamed.storage.lease import LEASE, Lease
 from llavamed.storage.location import Location, locate
@@ -85,17 +85,17 @@ def test_a_living_holder_is_not_disturbed(folder: Location) -> None:
             rf"is held by process {os.getpid()} on .*, attempt 1 since 20.*, which is alive; wait "
             "for its end or stop it, or "
         )
-        with pytest.raises(TrainingError, match=message + "wait$"), hold_lease(folder):
+        with pytest.raises(LeaseError, match=message + "wait$"), hold_lease(folder):
             pytest.fail("two hold it")
         message += "set data.directory to another folder$"
-        with pytest.raises(TrainingError, match=message), hold_datasets(folder):
+        with pytest.raises(LeaseError, match=message), hold_datasets(folder):
             pytest.fail("two hold it")
         first.check()
 
 
 def test_another_living_process_is_seen(holder: multiprocessing.Process, tmp_path: Path) -> None:
     place = locate(str(tmp_path / "run"))
-    with pytest.raises(TrainingError, match=f"held by process {holder.pid} on"), hold_lease(place):
+    with pytest.raises(LeaseError, match=f"held by process {holder.pid} on"), hold_lease(place):
         pytest.fail("two hold it")
 
 
@@ -147,7 +147,7 @@ def test_a_storage_that_is_away_is_no_silence(
     with hold_lease(in_s3) as first:
         with (
             on_log(fall, name=lease.__name__),
-            pytest.raises(TrainingError, match="which is alive"),
+            pytest.raises(LeaseError, match="which is alive"),
             hold_lease(in_s3),
         ):
             pytest.fail("two hold it")
@@ -183,7 +183,7 @@ def test_who_is_taken_over_finds_out_and_stays_quiet(
     monkeypatch.setattr(lease, "BEAT_SECONDS", 1e6)  # no beat but those of this test
     with hold_lease(folder) as first, hold_lease(folder, take_over=True) as second:
         message = r"attempt=1: .* was taken over by process \d+ on .*, attempt 2; this attempt"
-        with pytest.raises(TrainingError, match=message):
+        with pytest.raises(LeaseError, match=message):
             first.check()
         monkeypatch.setattr(lease, "BEAT_SECONDS", 0.0)
         lease._beat(first, threading.Event())  # comes to an end, for it beats no more
@@ -210,10 +210,10 @@ def test_a_beat_that_was_on_its_way_does_not_undo_a_take_over(
         if take_over:
             with hold_lease(folder, take_over=True) as second:
                 second.check()
-                with pytest.raises(TrainingError, match="attempt 2"):
+                with pytest.raises(LeaseError, match="attempt 2"):
                     first.check()
         else:
-            with pytest.raises(TrainingError, match="which is alive"), hold_lease(folder):
+            with pytest.raises(LeaseError, match="which is alive"), hold_lease(folder):
                 pytest.fail("two hold it")
             first.check()
     assert not late
@@ -231,7 +231,7 @@ def test_of_many_that_come_together_one_holds(
             with hold_lease(folder):
                 outcomes.append("held")
                 end.wait(60)
-        except TrainingError:
+        except LeaseError:
             outcomes.append("refused")
             end.wait(60)
 

@@ -11,7 +11,6 @@ from llavamed.data.feed.loader import StageLoader
 from llavamed.data.feed.order import StageOrder, order_stage
 from llavamed.data.prepared.content import hash_content, hash_image
 from llavamed.data.prepared.dataset import (
-    SCHEMA_VERSION,
     PreparedDataset,
     open_prepared,
     write_shard,
@@ -21,7 +20,10 @@ from llavamed.data.prepared.sample_tables import SampleTables
 from llavamed.data.record import CONTENT_SCHEMA, INDEX_SCHEMA, QUARANTINE_SCHEMA, SHARD_SCHEMA
 from llavamed.processor.images import ImageSettings, from_planes, to_png
 from llavamed.processor.turns import IGNORE_INDEX, Turn
-from llavamed.storage.location import MANIFEST, locate
+from llavamed.storage.location import locate
+from llavamed.storage.manifest import ImageFacts
+from llavamed.storage.manifest import write as write_manifest
+from tests.support.manifests import dataset_manifest
 
 SIZE = 8
 NUM_IMAGE_TOKENS = 4
@@ -119,17 +121,16 @@ def write(uri: str, rows: list[dict[str, Any]], *, encoded: bool = False) -> Pre
         QUARANTINE_SCHEMA.empty_table(),
     )
     tables.write(place)
-    manifest = {
-        "schema_version": SCHEMA_VERSION,
-        "made_from": {"source": place.name},
-        "fingerprint": place.name,
-        "num_image_tokens": NUM_IMAGE_TOKENS,
-        "image_token_id": IMAGE_TOKEN,
-        "pad_token_id": PAD_TOKEN,
-        "store_images": "original" if encoded else "pixels",
-        "images": vars(IMAGES),
-    }
-    (place / MANIFEST).write_json(manifest | tables.counts())
+    manifest = dataset_manifest(
+        fingerprint=place.name,
+        num_image_tokens=NUM_IMAGE_TOKENS,
+        image_token_id=IMAGE_TOKEN,
+        pad_token_id=PAD_TOKEN,
+        store_images="original" if encoded else "pixels",
+        images=ImageFacts(**vars(IMAGES)),
+        **tables.counts(),
+    )
+    write_manifest(place, manifest)
     return Prepared(open_prepared(place), rows)
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,7 +20,9 @@ from llavamed.model.export import write_export
 from llavamed.processor.build import load_processor
 from llavamed.run.curriculum import plan_curriculum
 from llavamed.storage.location import MANIFEST, locate
+from llavamed.storage.manifest import ExportManifest, read
 from llavamed.train.context import Record, local_context
+from llavamed.train.history import read_history
 from llavamed.train.job import StageJob, order_of
 from llavamed.train.worker import train_stage
 
@@ -78,7 +79,7 @@ def make_job(config: RunConfig, stage: int = 0) -> StageJob:
         config=config,
         stage=plan.stage,
         datasets=tuple(str(dataset.location) for dataset in datasets),
-        dataset_fingerprints=tuple(dataset.manifest["fingerprint"] for dataset in datasets),
+        dataset_fingerprints=tuple(dataset.manifest.fingerprint for dataset in datasets),
         processor=str(locate(config.datasets_directory) / PROCESSOR),
         initial_weights=plan.initial_weights,
         initial_fingerprint=plan.initial_weights,
@@ -87,11 +88,23 @@ def make_job(config: RunConfig, stage: int = 0) -> StageJob:
     )
 
 
-def run_stage(job: StageJob, report: Callable[[list[Record]], None] = lambda _: None) -> Any:
-    """Train in this process; gives the export's manifest."""
+def run_stage(job: StageJob, report: Callable[[list[Record]], None] = lambda _: None) -> "Outcome":
+    """Train in this process."""
     with local_context(report) as context:
         train_stage(job, context)
-    return (locate(job.export) / MANIFEST).read_json()
+    return outcome(job)
+
+
+class Outcome(ExportManifest):
+    """An export's manifest, with the records beside it."""
+
+    history: list[Record]
+
+
+def outcome(job: StageJob) -> Outcome:
+    """What a stage that is finished has left."""
+    place = locate(job.export)
+    return Outcome(**dict(read(ExportManifest, place)), history=read_history(place))
 
 
 class Interrupted(Exception):

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from llavamed.config.load import fingerprint
 from llavamed.config.run import RunConfig
 from llavamed.errors import CheckpointError, StorageError
+from llavamed.storage.fingerprint import fingerprint
 from llavamed.storage.location import MANIFEST, locate
-from llavamed.train.checkpoint.manifest import HISTORY, complete_checkpoints, hash_files
+from llavamed.train.checkpoint.restore import complete_checkpoints, hash_files, read_checkpoint
 from llavamed.train.context import Record
-from llavamed.train.history import to_records
+from llavamed.train.history import read_history
 from llavamed.train.job import StageJob
 from tests.support.training_setup import (
     LEARNING,
@@ -58,16 +58,15 @@ def job(interrupted: StageJob, tmp_path: Path) -> StageJob:
 
 def test_a_checkpoint_lists_its_files_and_leaves_frozen_weights_out(interrupted: StageJob) -> None:
     place = Path(interrupted.checkpoints) / "step-000004"
-    manifest = json.loads((place / MANIFEST).read_text())
+    manifest = read_checkpoint(locate(str(place)))
     there = hash_files(place)
     del there[MANIFEST]
-    assert manifest["files"] == there
-    assert (manifest["step"], manifest["stage"], manifest["world_size"]) == (4, "align", 1)
-    assert manifest["fingerprint"] == interrupted.fingerprint
-    history = to_records((locate(str(place)) / HISTORY).read_table())
+    assert manifest.files == there
+    assert (manifest.step, manifest.stage, manifest.layout.world_size) == (4, "align", 1)
+    assert manifest.fingerprint == interrupted.fingerprint
+    history = read_history(locate(str(place)))
     assert [record["step"] for record in history] == [1, 2, 3, 4]
-    assert manifest["loss"] == pytest.approx((history[2]["loss"] + history[3]["loss"]) / 2)
-    assert "history" not in manifest
+    assert manifest.loss == pytest.approx((history[2]["loss"] + history[3]["loss"]) / 2)
     (states,) = (name for name in there if name.endswith("model_states.pt"))
     names = torch.load(place / states, weights_only=False)["module"]
     assert names
@@ -81,7 +80,7 @@ def test_a_save_that_was_cut_short_is_ignored_and_collected(job: StageJob) -> No
         (place / f"step-00000{step}" / MANIFEST).remove()
     assert complete_checkpoints(place) == ["step-000002", "step-000004"]
     config = small_config(job.config, *LEARNING, "checkpoint.every_steps=5")
-    assert run_stage(replace(job, config=config))["steps"] == 6
+    assert run_stage(replace(job, config=config)).steps == 6
     assert place.children() == ["step-000004", "step-000005"]
     assert complete_checkpoints(place) == place.children()  # whole now: saved again
 
@@ -135,7 +134,7 @@ DAMAGE = {
     "random": (flip_in("random_of_rank_0_.pt"), r"random_of_rank_0_.pt: differs from its manifest"),
     "records": (flip_in("history.parquet"), r"history.parquet: differs from its manifest"),
     "lost": (lose_a_file, r"optim_states.pt: is missing"),
-    "halved": (halve_the_manifest, r"manifest.json: is no manifest, it is damaged"),
+    "halved": (halve_the_manifest, r"manifest.json: is not JSON"),
     "changed": (change_the_manifest, r"manifest.json: differs from its checksum, it is damaged"),
 }
 
@@ -171,9 +170,9 @@ def test_a_damaged_checkpoint_does_not_outlive_an_older_one(
 
 def test_when_all_checkpoints_are_damaged_nothing_is_trained(job: StageJob) -> None:
     for manifest in Path(job.checkpoints).rglob(MANIFEST):
-        manifest.write_bytes(b"{}")
+        manifest.write_bytes(b"{")
     message = (
-        r"step-000004/manifest.json: is no .*; .*step-000002/manifest.json: is no .*; no "
+        r"step-000004/manifest.json: is not JSON.*step-000002/manifest.json: is not JSON.*; no "
         rf"checkpoint is left to resume from; delete {job.checkpoints} to train the stage"
     )
     with pytest.raises(CheckpointError, match=message):
@@ -194,8 +193,14 @@ def claim(**facts: Any) -> Callable[[StageJob], None]:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (claim(fingerprint="0123"), r"saved with other settings or data \(fingerprint 0123, now "),
-        (claim(schema_version=99), r"step-000004: schema_version=99, this program reads 3"),
+        (
+            claim(fingerprint="0123", settings={"seed": 5}),
+            r"other settings: seed=0, was 5; ",
+        ),
+        (
+            claim(schema_version=99),
+            r"schema_version=99: this program reads 4; resume with the",
+        ),
     ],
     ids=["settings", "schema"],
 )
@@ -211,7 +216,9 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
 def test_a_changed_setting_is_refused(job: StageJob) -> None:
     config = small_config(job.config, *LEARNING, "stages.align.optimizer.lr=1e-3")
     changed = replace(job, config=config, stage=config.stages[0])
-    with pytest.raises(CheckpointError, match=rf"{job.fingerprint}, now {changed.fingerprint}\)"):
+    with pytest.raises(
+        CheckpointError, match=r"stages.align.optimizer.lr=0.001, was 0.005; use the"
+    ):
         run_stage(changed)
 
 

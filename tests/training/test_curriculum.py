@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 
 from llavamed.evaluate import scores
-from llavamed.evaluate.scores import SCORES, scores_fingerprint
+from llavamed.evaluate.scores import scores_fingerprint
 from llavamed.run.curriculum import find_stage
-from llavamed.storage.location import MANIFEST, locate
+from llavamed.storage.location import locate
+from llavamed.storage.manifest import write
+from tests.support.manifests import dataset_manifest, export_manifest, scores_manifest
 
 USED = {"test-questions": "t", "questions": "q"}
 """Fingerprints of what the demo's `vqa` is scored with."""
@@ -24,9 +26,9 @@ def test_a_stage_is_current_while_its_data_is_what_it_was(
     plan = find_stage(tiny_config.model_copy(update={"storage": str(tmp_path)}), "align")
     datasets = tmp_path / "datasets"
     if trained_on is not None:
-        (plan.export / MANIFEST).write_json({"datasets": {"captions": trained_on}})
+        write(plan.export, export_manifest(datasets={"captions": trained_on}))
     if there is not None:
-        (locate(str(datasets)) / "captions" / MANIFEST).write_json({"fingerprint": there})
+        write(locate(str(datasets)) / "captions", dataset_manifest(fingerprint=there))
     assert plan.is_current(str(datasets)) == is_current
 
 
@@ -35,11 +37,12 @@ def scored(tiny_config, tmp_path):
     """A stage that is trained and scored, and its datasets' folder."""
     plan = find_stage(tiny_config.model_copy(update={"storage": str(tmp_path)}), "vqa")
     datasets = locate(str(tmp_path / "datasets"))
-    (plan.export / MANIFEST).write_json({"fingerprint": "e", "datasets": {"questions": "q"}})
+    write(plan.export, export_manifest(fingerprint="e", datasets={"questions": "q"}))
     for name, fingerprint in USED.items():
-        (datasets / name / MANIFEST).write_json({"fingerprint": fingerprint})
-    found = {"datasets": USED, "fingerprint": scores_fingerprint(plan.stage.evaluation, "e", USED)}
-    (plan.evaluation / SCORES).write_json(found)
+        write(datasets / name, dataset_manifest(fingerprint=fingerprint))
+    wanted = scores_fingerprint(plan.stage.evaluation, "e", USED)
+    found = scores_manifest(datasets=USED, fingerprint=wanted)
+    write(plan.evaluation, found)
     assert plan.scores(str(datasets)) == found
     assert plan.is_current(str(datasets))
     return plan, datasets
@@ -52,20 +55,18 @@ def test_scores_hold_while_a_dataset_is_gone(scored):
     assert plan.is_current(str(datasets))
 
 
-@pytest.mark.parametrize("change", ["model", "settings", "test set", "majority", "scorer", "old"])
+@pytest.mark.parametrize("change", ["model", "settings", "test set", "majority", "scorer"])
 def test_scores_of_anything_else_are_not_taken(scored, change, monkeypatch):
     plan, datasets = scored
     if change == "model":
-        (plan.export / MANIFEST).write_json({"fingerprint": "f", "datasets": {"questions": "q"}})
+        write(plan.export, export_manifest(fingerprint="f", datasets={"questions": "q"}))
     elif change == "settings":
         longer = plan.stage.evaluation.model_copy(update={"max_new_tokens": 65})
         plan = replace(plan, stage=plan.stage.model_copy(update={"evaluation": longer}))
     elif change == "scorer":
         monkeypatch.setattr(scores, "SCORER", "exact-token/0")
-    elif change == "old":  # of a version that wrote no fingerprint
-        (plan.evaluation / SCORES).write_json({"scores": {}, "export_fingerprint": "e"})
     else:
         name = "test-questions" if change == "test set" else "questions"
-        (datasets / name / MANIFEST).write_json({"fingerprint": "other"})
+        write(datasets / name, dataset_manifest(fingerprint="other"))
     assert plan.scores(str(datasets)) is None
     assert not plan.is_current(str(datasets))

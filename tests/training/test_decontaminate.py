@@ -14,6 +14,7 @@ from llavamed.data.prepared.decontaminate import CONTAMINATION_SCHEMA, find_cont
 from llavamed.data.prepared.sample_tables import read_sample_tables
 from llavamed.errors import ConfigError, DataError
 from llavamed.storage.location import Location, locate
+from llavamed.storage.manifest import Decontamination
 from tests.support.planted_datasets import DISTANCE, PLANTED, make, planted_rows
 from tests.support.small_datasets import Prepared, content, prepare, write
 
@@ -94,21 +95,21 @@ def test_removed_samples_leave_index_and_content_for_the_quarantine(planted, row
     assert details["train-3"].startswith("test-questions: image ")
     assert details["train-3"].endswith(" bits from that of test-0")
     facts = dataset.manifest
-    assert facts["num_samples"] == len(left)
-    assert facts["quarantined"] == {"contaminated": len(gone)}
-    assert facts["num_tokens"] == sum(len(row["input_ids"]) for row in left)
-    assert facts["num_images"] == len(left)
-    assert facts["num_truncated"] == sum(i % 50 % 2 for i, row in enumerate(rows[0]) if row in left)
-    assert facts["fingerprint"] != old.manifest["fingerprint"]
-    assert facts["made_from"] == old.manifest["made_from"], "or it would be prepared again"
-    assert facts["decontaminated"] == [
-        {
-            "against": {"test-questions": "test-questions"},
-            "by": ["image", "question"],
-            "max_distance": DISTANCE,
-            "num_removed": len(gone),
-        }
-    ]
+    assert facts.num_samples == len(left)
+    assert facts.quarantined == {"contaminated": len(gone)}
+    assert facts.num_tokens == sum(len(row["input_ids"]) for row in left)
+    assert facts.num_images == len(left)
+    assert facts.num_truncated == sum(i % 50 % 2 for i, row in enumerate(rows[0]) if row in left)
+    assert facts.fingerprint != old.manifest.fingerprint
+    assert facts.made_from == old.manifest.made_from, "or it would be prepared again"
+    assert facts.decontaminated == (
+        Decontamination(
+            against={"test-questions": "test-questions"},
+            by=("image", "question"),
+            max_distance=DISTANCE,
+            num_removed=len(gone),
+        ),
+    )
 
 
 def test_removing_twice_is_removing_once_and_two_ways_lead_to_one_dataset(
@@ -125,8 +126,8 @@ def test_removing_twice_is_removing_once_and_two_ways_lead_to_one_dataset(
     find(other, by=["image"]).remove()
     twice = find(other, by=["question"]).remove()
     assert twice.revision == 2
-    assert [entry["num_removed"] for entry in twice.manifest["decontaminated"]] == [4, 2]
-    assert twice.manifest["fingerprint"] == once.manifest["fingerprint"]
+    assert [entry.num_removed for entry in twice.manifest.decontaminated] == [4, 2]
+    assert twice.manifest.fingerprint == once.manifest.fingerprint
     assert twice.index == once.index
 
 
@@ -159,7 +160,7 @@ def test_a_kill_between_the_writes_leaves_the_old_dataset_or_the_new(planted, mo
     dataset = open_prepared(place)
     assert (dataset.manifest == old) == (writes < 4)
     counts = read_sample_tables(dataset).counts()
-    assert counts == {key: dataset.manifest[key] for key in counts}
+    assert counts == {key: getattr(dataset.manifest, key) for key in counts}
     assert find(planted).remove().num_samples == 54
     assert read_sample_tables(open_prepared(place)).counts()["num_quarantined"] == 6
 

@@ -9,16 +9,18 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from llavamed.config.run import RunConfig
-from llavamed.errors import ConfigError, TrainingError
-from llavamed.evaluate.scores import SCORES
-from llavamed.model.export import read_manifest
-from llavamed.run.curriculum import plan_curriculum
-from llavamed.run.driver import SUMMARY, evaluate_stages, run_curriculum
+from llavamed.errors import ConfigError, DataError, LeaseError, TrainingError
+from llavamed.run.curriculum import make_jobs, plan_curriculum
+from llavamed.run.driver import evaluate_stages, run_curriculum
+from llavamed.run.preflight import check_settings
 from llavamed.run.tracking import Tracker, tracking_uri
 from llavamed.storage import lease
 from llavamed.storage.lease import hold_lease
 from llavamed.storage.location import locate
+from llavamed.storage.manifest import ExportManifest, RunSummary, ScoresManifest, find, read, write
 from tests.support.driver_without_ray import Done, done, quiet, scored_config
+from tests.support.manifests import export_manifest
+from tests.support.training_setup import small_config
 
 __all__ = ["done"]
 
@@ -45,21 +47,97 @@ def test_what_is_finished_is_not_done_again_and_only_what_changed_is(
     longer = scored_config(tiny_config, tmp_path, "stages.align.evaluation.max_new_tokens=3")
     found = run_curriculum(longer, quiet())
     assert done.names == ["cluster", "answer", "shut down"]
-    assert found["evaluations"][0]["fingerprint"] != summary["evaluations"][0]["fingerprint"]
+    assert found.evaluations[0].fingerprint != summary.evaluations[0].fingerprint
     assert run_curriculum(longer, quiet()) == found
     assert done.names == ["cluster", "answer", "shut down"]
 
 
-def test_settings_that_were_refused_once_are_not_finished_the_next_time(
-    done: Done, tiny_config: RunConfig, tmp_path: Path
+def record(config: RunConfig) -> list[object]:
+    """What a run's folder and MLflow hold of its settings and its end."""
+    runs, client = tracked(config), MlflowClient(tracking_uri(config))
+    directory = Path(config.directory)
+    return [
+        (directory / "config.yaml").read_bytes(),
+        (directory / RunSummary.FILE).read_bytes(),
+        {name: (run.info.status, run.data.tags) for name, run in runs.items()},
+        Path(client.download_artifacts(runs[config.name].info.run_id, "config.yaml")).read_bytes(),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("seed=1", r"^seed=1, was 0: other settings than .*/stages/align was trained with; re"),
+        ("stages.align.optimizer.lr=0.5", r"^stages.align.optimizer.lr=0.5, was 0.002: other set"),
+        ("engine.precision=bf16", r'^engine.precision="bf16", was "fp32": other settings than '),
+        ("model.template=v0", r"other settings: model.template=\"v0\", was \"vicuna_v1\"; restore"),
+        ("data.datasets.captions.read.num_images=41", r"datasets.captions.num_images=41, was 40"),
+    ],
+)
+def test_a_refused_restart_names_what_differs_and_leaves_the_record_alone(
+    done: Done, tiny_config: RunConfig, tmp_path: Path, change: str, message: str
 ) -> None:
-    run_curriculum(scored_config(tiny_config, tmp_path), quiet())
-    changed = scored_config(tiny_config, tmp_path, "seed=1")
+    config = scored_config(tiny_config, tmp_path)
+    run_curriculum(config, quiet())
+    before = record(config)
     for _ in range(2):
-        with pytest.raises(ConfigError, match=r"stage align .* other settings or data"):
-            run_curriculum(changed, quiet())
+        with pytest.raises((ConfigError, DataError), match=message):
+            run_curriculum(scored_config(tiny_config, tmp_path, change), quiet())
+        assert record(config) == before
     longer = scored_config(tiny_config, tmp_path, "max_failures=7")
-    assert run_curriculum(longer, quiet()) == (locate(longer.directory) / SUMMARY).read_json()
+    assert run_curriculum(longer, quiet()) == read(RunSummary, locate(longer.directory))
+    assert record(longer)[0] != before[0]
+
+
+def test_of_stages_that_build_on_each_other_all_are_named_once(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    config = small_config(tiny_config, f"storage={tmp_path}")
+    plans = plan_curriculum(config)
+    for plan, job in zip(plans, make_jobs(config, plans), strict=True):
+        facts = {"fingerprint": job.fingerprint, "settings": job.settings}
+        write(plan.export, export_manifest(stage=plan.stage.name, **facts))
+    check_settings(plans, make_jobs(config, plans))
+    changed = small_config(config, "stages.align.optimizer.lr=0.5", "stages.vqa.max_grad_norm=3")
+    plans = plan_curriculum(changed)
+    folders = " and ".join(str(plan.folder) for plan in plans)
+    message = (
+        "stages.align.optimizer.lr=0.5, was 0.002; stages.vqa.max_grad_norm=3.0, was 1.0: other "
+        f"settings than {folders} was trained with"
+    )
+    with pytest.raises(ConfigError, match=message):
+        check_settings(plans, make_jobs(changed, plans))
+    for plan in plans:
+        plan.folder.remove()
+    check_settings(plans, make_jobs(changed, plans))
+    write(plans[0].export, export_manifest(settings={}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "engine.zero_stage=3",
+        "engine.offload_optimizer=cpu",
+        "scaling.num_workers=2",
+        "max_failures=9",
+        "checkpoint={every_steps: 7, num_to_keep: 5, keep_best: loss}",
+        "tracking={experiment: other, log_every_steps: 3}",
+        "model.attn_implementation=eager",
+        "stages.align.gradient_checkpointing=true",
+        "stages.align.max_loss_ratio=9",
+    ],
+)
+def test_what_changes_no_number_is_no_other_run(
+    tiny_config: RunConfig, tmp_path: Path, change: str
+) -> None:
+    config = small_config(tiny_config, f"storage={tmp_path}")
+    plans = plan_curriculum(config)
+    for plan, job in zip(plans, make_jobs(config, plans), strict=True):
+        facts = {"fingerprint": job.fingerprint, "settings": job.settings}
+        write(plan.export, export_manifest(stage=plan.stage.name, **facts))
+    changed = small_config(config, change)
+    plans = plan_curriculum(changed)
+    check_settings(plans, make_jobs(changed, plans))
 
 
 @pytest.fixture
@@ -100,13 +178,13 @@ def test_who_was_taken_over_publishes_no_more_and_leaves_the_tracked_runs_alone(
         Tracker(config).start("align", {})
 
     done.meanwhile[moment] = take_over
-    with pytest.raises(TrainingError, match=r"attempt=1: .* was taken over by .* attempt 2"):
+    with pytest.raises(LeaseError, match=r"attempt=1: .* was taken over by .* attempt 2"):
         run_curriculum(config, quiet())
-    assert not (directory / SUMMARY).exists()
+    assert not (directory / RunSummary.FILE).exists()
     versions = MlflowClient(tracking_uri(config)).search_model_versions(f"name='{config.name}'")
     left = {
-        "export": read_manifest(plan.export) is not None,
-        "scores": (plan.evaluation / SCORES).exists(),
+        "export": find(ExportManifest, plan.export) is not None,
+        "scores": (plan.evaluation / ScoresManifest.FILE).exists(),
         "version": bool(versions),
     }
     assert {name for name, is_there in left.items() if is_there} == leaves
@@ -150,18 +228,18 @@ def test_scoring_once_more_is_for_who_holds_the_run(
     monkeypatch.setattr(lease, "BEAT_SECONDS", 0.1)
     config = scored_config(tiny_config, tmp_path)
     summary = run_curriculum(config, quiet())
-    assert evaluate_stages(config, None, quiet()) == summary["evaluations"]
+    assert evaluate_stages(config, None, quiet()) == list(summary.evaluations)
     directory, (plan,) = locate(config.directory), plan_curriculum(config)
-    (plan.evaluation / SCORES).remove()
+    (plan.evaluation / ScoresManifest.FILE).remove()
     with hold_lease(directory, hint="wait"):
         message = r"which is alive; wait for its end or stop it, or use another name; `llavamed tra"
-        with pytest.raises(TrainingError, match=message):
+        with pytest.raises(LeaseError, match=message):
             evaluate_stages(config, None, quiet())
-        with pytest.raises(TrainingError, match=message):
+        with pytest.raises(LeaseError, match=message):
             run_curriculum(config, quiet())
     done.meanwhile["answer"] = lambda: successor.enter_context(
         hold_lease(directory, hint="wait", take_over=True)
     )
-    with pytest.raises(TrainingError, match="was taken over"):
+    with pytest.raises(LeaseError, match="was taken over"):
         evaluate_stages(config, "align", quiet())
-    assert not (plan.evaluation / SCORES).exists()
+    assert not (plan.evaluation / ScoresManifest.FILE).exists()

@@ -16,6 +16,7 @@ from tests.support.training_setup import (
     assert_same_weights,
     exported_weights,
     make_job,
+    outcome,
     run_stage,
     small_config,
 )
@@ -91,7 +92,7 @@ def stopped(job: StageJob, name: str, step: int) -> StageJob:
 
 
 def history(job: StageJob) -> list[dict[str, Any]]:
-    return (locate(job.export) / MANIFEST).read_json()["history"]
+    return outcome(job).history
 
 
 @pytest.mark.parametrize("move", MOVES)

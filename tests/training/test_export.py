@@ -29,16 +29,16 @@ from transformers import (
 from llavamed.config.run import RunConfig
 from llavamed.errors import CheckpointError, ConfigError
 from llavamed.model.export import (
-    complete_export,
     copy_export,
     fetch_export,
-    read_manifest,
     serving_note,
     write_export,
 )
 from llavamed.model.llava import build_model, load_model
 from llavamed.processor.build import build_processor
 from llavamed.storage.location import MANIFEST, locate
+from llavamed.storage.manifest import ExportManifest, find, write
+from tests.support.manifests import export_manifest
 from tests.support.training_setup import assert_same_weights, processor_of, small_config
 
 TINY = {
@@ -175,7 +175,7 @@ def published(
     model = build_model(config.model, processor, seed=0, precision="fp32").eval()
     folder = tmp_path_factory.mktemp("export") / "export"
     write_export(locate(str(folder)), model, model.state_dict(), processor)
-    complete_export(locate(str(folder)), {"stage": "align"})
+    write(locate(str(folder)), export_manifest())
     return model, folder
 
 
@@ -295,7 +295,7 @@ def test_an_export_holds_what_its_manifest_tells(
     published: tuple[LlavaForConditionalGeneration, Path],
 ) -> None:
     model, folder = published
-    assert read_manifest(locate(str(folder))) == {"stage": "align"}
+    assert find(ExportManifest, locate(str(folder))) == export_manifest()
     loaded = load_model(fetch_export(locate(str(folder)), folder), "fp32", "sdpa")
     assert_same_weights(loaded.state_dict(), model.state_dict())
 
@@ -342,7 +342,7 @@ def test_a_model_of_another_kind_is_refused(parts: Path) -> None:
 def test_an_export_that_was_never_finished_is_none(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({}))
     place = locate(str(tmp_path))
-    assert read_manifest(place) is None
+    assert find(ExportManifest, place) is None
     with pytest.raises(CheckpointError, match=r"no export there \(manifest.json is missing\)"):
         fetch_export(place, tmp_path)
 

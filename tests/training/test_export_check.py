@@ -18,13 +18,13 @@ from llavamed.model.export import (
     Trained,
     check_export,
     fetch_export,
-    read_manifest,
     write_export,
 )
 from llavamed.model.llava import build_model
 from llavamed.model.loss import sampled_logits
 from llavamed.processor.encode import get_template, template_hash
 from llavamed.storage.location import Location, locate
+from llavamed.storage.manifest import ExportManifest, find
 from llavamed.train import worker
 from tests.support.small_tokenizers import OWN_TEMPLATES
 from tests.support.training_setup import (
@@ -57,7 +57,7 @@ def trained(tiny_config: RunConfig) -> tuple[Any, Any, Trained]:
             precision="fp32",
             attn_implementation="sdpa",
             template=config.model.template,
-            template_hash=dataset.manifest["made_from"]["template"],
+            template_hash=dataset.manifest.made_from.template,
         ),
     )
 
@@ -75,7 +75,7 @@ def test_what_was_trained_passes_from_any_storage(
     place = locate(f"{s3_uri}/checked")
     write_export(place, trained[0], trained[2].weights, trained[1])
     assert check_export(place, trained[2], CPU) == 0.0
-    assert read_manifest(place) is None, "to check is not yet to publish"
+    assert find(ExportManifest, place) is None, "to check is not yet to publish"
 
 
 @pytest.mark.parametrize("name", ["parts", "a space at the prompt's end", "dated"])
@@ -198,10 +198,10 @@ def test_no_stage_starts_from_an_export_that_failed(
         run_stage(job)
     place = locate(job.export)
     assert place.exists()
-    assert read_manifest(place) is None
+    assert find(ExportManifest, place) is None
     with pytest.raises(CheckpointError, match=r"no export there"):
         fetch_export(place, Path(config.storage))
     with pytest.raises(CheckpointError, match=r"no export there"):
         run_stage(make_job(config, stage=1))
     monkeypatch.undo()
-    assert run_stage(job)["checked"] == {"logits_difference": 0.0}
+    assert run_stage(job).logits_difference == 0.0

@@ -63,7 +63,7 @@ def test_a_jump_ends_the_stage_before_the_step_and_a_higher_bound_goes_on(
     config = small_config(tiny_config, *DIVERGING, "name=jump", "stages.align.max_loss_ratio=1.02")
     job = make_job(config)
     free = make_job(small_config(tiny_config, *DIVERGING, "name=free"))
-    losses = [record["loss"] for record in run_stage(free)["history"]]
+    losses = [record["loss"] for record in run_stage(free).history]
     step = next(k for k in range(1, 6) if losses[k] > 1.02 * statistics.median(losses[:k]))
     message = (
         rf"loss={losses[step]:.4g} at step {step + 1}: exceeds stages.align.max_loss_ratio=1.02 x "
@@ -77,7 +77,7 @@ def test_a_jump_ends_the_stage_before_the_step_and_a_higher_bound_goes_on(
     raised = make_job(
         small_config(tiny_config, *DIVERGING, "name=jump", "stages.align.max_loss_ratio=1e9")
     )
-    assert [record["loss"] for record in run_stage(raised)["history"]] == losses
+    assert [record["loss"] for record in run_stage(raised).history] == losses
 
 
 def test_memory_that_runs_out_in_the_loop_is_explained(

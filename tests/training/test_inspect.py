@@ -33,7 +33,8 @@ from llavamed.data.prepared.sample_tables import read_sample_tables
 from llavamed.data.record import QUARANTINE_SCHEMA, quarantine_row
 from llavamed.errors import DataError, SampleError
 from llavamed.processor.turns import IGNORE_INDEX, Turn
-from llavamed.storage.location import MANIFEST, locate
+from llavamed.storage.location import locate
+from llavamed.storage.manifest import write
 from tests.support.training_setup import prepared, processor_of, small_config
 
 MAX_LENGTH = 215
@@ -110,7 +111,7 @@ def test_spelled_tokens_join_to_the_text(samples):
 
 def test_what_was_cut_is_counted(dataset, samples):
     cut = [shown.num_cut for shown in samples]
-    assert sum(number > 0 for number in cut) == dataset.manifest["num_truncated"] > 0
+    assert sum(number > 0 for number in cut) == dataset.manifest.num_truncated > 0
     assert all(shown.num_tokens == MAX_LENGTH for shown in samples if shown.num_cut)
 
 
@@ -158,7 +159,7 @@ def test_removed_samples_shift_no_others(dataset, samples, tokenizer, tmp_path):
         dataset.name, [1], "contaminated", ["seen in a test"]
     )
     tables.write(place, revision=1)
-    (place / MANIFEST).write_json(dataset.manifest | tables.counts() | {"revision": 1})
+    write(place, dataset.manifest.replace(**tables.counts(), revision=1))
     remaining = open_prepared(place)
     rows = find_samples(remaining, [samples[3].id, samples[0].id])
     assert rows == [2, 0]

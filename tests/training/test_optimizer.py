@@ -79,7 +79,7 @@ def test_a_part_moves_at_its_own_rate_and_the_others_at_theirs(
             f"stages.align.optimizer.parts={parts}",
         )
         job = make_job(config)
-        record[name] = run_stage(job)["history"][0]
+        record[name] = run_stage(job).history[0]
         weights[name] = exported_weights(job)
     start = make_job(small_config(tiny_config, *settings, "name=start"))
     model = build_model(start.config.model, processor_of(start.config), seed=0, precision="fp32")
@@ -111,9 +111,9 @@ def test_eight_bits_learn_as_thirty_two_do_and_resume_bit_for_bit(
     name = f"name=bits-{zero_stage}-{precision}"
     plain = run_stage(make_job(small_config(tiny_config, *settings, f"{name}-32")))
     job = make_job(small_config(tiny_config, *settings, EIGHT_BIT, name))
-    losses = [record["loss"] for record in run_stage(job)["history"]]
+    losses = [record["loss"] for record in run_stage(job).history]
     assert losses[-1] < losses[0] - 0.3
-    assert losses == pytest.approx([record["loss"] for record in plain["history"]], rel=2e-3)
+    assert losses == pytest.approx([record["loss"] for record in plain.history], rel=2e-3)
     states = [
         state
         for file in Path(job.checkpoints).rglob("*.pt")

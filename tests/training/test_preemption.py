@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from llavamed.config.run import RunConfig
-from llavamed.model.export import read_manifest
 from llavamed.storage.location import locate
+from llavamed.storage.manifest import ExportManifest, find
 from llavamed.train import context
-from llavamed.train.checkpoint.manifest import complete_checkpoints
+from llavamed.train.checkpoint.restore import complete_checkpoints
 from llavamed.train.context import local_context
 from llavamed.train.worker import train_stage
 from tests.support.training_setup import (
@@ -40,9 +40,9 @@ def test_a_preempted_stage_goes_on_as_if_nothing_had_been(
         assert not train_stage(job, replace(here, is_preempted=is_preempted))
     # Not one step was lost, and none was taken after it.
     assert complete_checkpoints(locate(job.checkpoints)) == [f"step-{step:06d}"]
-    assert read_manifest(locate(job.export)) is None
+    assert find(ExportManifest, locate(job.export)) is None
     manifest = run_stage(job)
-    assert [record["step"] for record in manifest["history"]] == [1, 2, 3, 4, 5, 6]
+    assert [record["step"] for record in manifest.history] == [1, 2, 3, 4, 5, 6]
     assert_same_weights(exported_weights(job), exported_weights(quiet))
 
 
@@ -53,4 +53,4 @@ def test_a_preemption_at_the_last_step_is_too_late_to_matter(
     job = make_job(small_config(tiny_config, "name=late", "stages.align.max_steps=1"))
     with local_context(lambda _: None) as here:
         assert train_stage(job, replace(here, is_preempted=lambda: True))
-    assert read_manifest(locate(job.export)) is not None
+    assert find(ExportManifest, locate(job.export)) is not None

@@ -4,14 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from llavamed.config.load import fingerprint, override_config
+from llavamed.config.load import override_config
 from llavamed.config.run import RunConfig
-from llavamed.errors import CheckpointError, ConfigError, DataError
+from llavamed.errors import ConfigError, DataError
 from llavamed.run.curriculum import find_stage, plan_curriculum
-from llavamed.run.preflight import check_adapters, check_stage, check_weights
+from llavamed.run.preflight import check_adapters, check_settings, check_stage, check_weights
 from llavamed.storage.location import MANIFEST, locate
-from llavamed.train.checkpoint.manifest import SCHEMA_VERSION
+from llavamed.storage.manifest import write
 from llavamed.train.job import StageJob
+from tests.support.manifests import checkpoint_manifest
 from tests.support.training_setup import make_job, mixture
 
 
@@ -52,12 +53,15 @@ def test_a_checkpoint_of_other_settings(tiny_config: RunConfig, tmp_path: Path) 
     config = stored_in(tiny_config, tmp_path)
     job = make_job(config)
     place = locate(job.checkpoints) / "step-000002"
-    facts = {"schema_version": SCHEMA_VERSION, "fingerprint": "0123"}
-    (place / MANIFEST).write_json(facts | {"checksum": fingerprint(facts)})
-    with pytest.raises(CheckpointError, match=r"step-000002: was saved with other .*0123, now "):
-        check(config, job)
-    (place / MANIFEST).write_bytes(b"{}")  # damaged: found again, and told, when it is loaded
-    check(config, job)
+    plans = plan_curriculum(config)[:1]
+    settings = job.settings | {"seed": 5}
+    write(place, checkpoint_manifest(fingerprint="0123", settings=settings))
+    with pytest.raises(
+        ConfigError, match=r"^seed=0, was 5: other settings than .*stages/align was"
+    ):
+        check_settings(plans, [job])
+    (place / MANIFEST).write_bytes(b"{")  # damaged: found again, and told, when it is loaded
+    check_settings(plans, [job])
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 
 from llavamed.config.run import RunConfig
 from llavamed.storage.location import locate
-from llavamed.train.checkpoint.manifest import seed_random_state
+from llavamed.train.checkpoint.restore import seed_random_state
 from llavamed.train.context import Record
 from tests.support.training_setup import (
     LEARNING,
@@ -47,7 +47,7 @@ def test_an_interrupted_stage_ends_bit_for_bit_as_if_it_had_not_been(
     settings = (f"engine.zero_stage={zero_stage}", f"engine.precision={precision}", *extra)
     name = f"resume-{zero_stage}-{precision}"
     undisturbed = make_job(small_config(tiny_config, *LEARNING, *settings, f"name={name}-a"))
-    expected = run_stage(undisturbed)["history"]
+    expected = run_stage(undisturbed).history
     job = interrupted_job(
         small_config(tiny_config, *LEARNING, *settings, f"name={name}-b"), at_step=4
     )
@@ -55,7 +55,7 @@ def test_an_interrupted_stage_ends_bit_for_bit_as_if_it_had_not_been(
     reported: list[Record] = []
     manifest = run_stage(job, reported.extend)
     assert [record["step"] for record in reported] == [1, 2, 3, 4, 5, 6]
-    assert manifest["history"] == reported
+    assert manifest.history == reported
     assert repeated(reported) == repeated(expected)
     assert_same_weights(exported_weights(job), exported_weights(undisturbed))
     assert job.fingerprint == undisturbed.fingerprint

@@ -7,11 +7,12 @@ from llavamed.config.data import Dataset
 from llavamed.config.sources import Phantoms
 from llavamed.data.prepare.job import publish
 from llavamed.data.prepare.shards import ShardReport
-from llavamed.data.prepared.dataset import SCHEMA_VERSION, open_prepared
+from llavamed.data.prepared.dataset import open_prepared
 from llavamed.data.prepared.sample_tables import SampleTables, join, read_sample_tables
 from llavamed.errors import DataError
 from llavamed.evaluate.run import closed_references
 from llavamed.storage.location import locate
+from tests.support.manifests import dataset_manifest
 from tests.support.small_datasets import dialogue, make_row, prepare, write
 
 READ = Phantoms(source="phantoms", kind="captions", num_images=1)
@@ -31,14 +32,14 @@ def tables(tmp_path_factory) -> SampleTables:
 
 def publish_all(tables, place, **settings):
     half = ShardReport(place.name, tables)
-    publish(place, {"schema_version": SCHEMA_VERSION}, [half], Dataset(read=READ, **settings))
+    publish(place, dataset_manifest(), [half], Dataset(read=READ, **settings))
     return open_prepared(place)
 
 
 def test_duplicates_are_counted_and_kept(tables, tmp_path):
     dataset = publish_all(tables, locate(str(tmp_path)) / "kept")
     facts = dataset.manifest
-    assert (facts["num_samples"], facts["num_duplicates"], facts["num_quarantined"]) == (8, 2, 0)
+    assert (facts.num_samples, facts.num_duplicates, facts.num_quarantined) == (8, 2, 0)
     assert tables.first_alike().tolist() == [0, 1, 2, 1, 4, 1, 6, 7]
 
 
@@ -46,8 +47,8 @@ def test_dropped_duplicates_are_quarantined_and_name_the_first(tables, tmp_path)
     place = locate(str(tmp_path)) / "dropped"
     dataset = publish_all(tables, place, drop_duplicates=True, max_bad_fraction=0)
     facts = dataset.manifest
-    assert (facts["num_samples"], facts["num_duplicates"], facts["num_quarantined"]) == (6, 0, 2)
-    assert facts["quarantined"] == {"duplicate": 2}
+    assert (facts.num_samples, facts.num_duplicates, facts.num_quarantined) == (6, 0, 2)
+    assert facts.quarantined == {"duplicate": 2}
     found = read_sample_tables(dataset)
     assert found.content["row"].to_pylist() == [0, 1, 2, 4, 6, 7]
     assert found.quarantine.to_pylist() == [

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from llavamed.config.run import RunConfig
-from llavamed.errors import CheckpointError, StorageError, TrainingError
+from llavamed.errors import CheckpointError, LeaseError, StorageError
 from llavamed.storage.lease import hold_lease
 from llavamed.storage.location import locate
 from llavamed.train.checkpoint import save as saver
-from llavamed.train.checkpoint.manifest import complete_checkpoints
+from llavamed.train.checkpoint.restore import complete_checkpoints
 from llavamed.train.context import Record
 from llavamed.train.job import StageJob
 from tests.support.faulty_s3 import FOR_EVER, FaultyS3, _proxy, faulty
@@ -139,7 +139,7 @@ def test_a_run_that_is_taken_over_during_an_upload_does_not_complete_it(
     with hold_lease(folder, hint="wait") as mine:
         theirs = hold_lease(folder, hint="wait", take_over=True)
         before_upload(monkeypatch, theirs.__enter__)
-        with pytest.raises(TrainingError, match=r"attempt=1: .* was taken over by .*, attempt 2;"):
+        with pytest.raises(LeaseError, match=r"attempt=1: .* was taken over by .*, attempt 2;"):
             run_stage(replace(job, lease=mine))
         theirs.__exit__(None, None, None)
     assert locate(job.checkpoints).children() == ["step-000002"]
@@ -153,7 +153,7 @@ def test_the_best_checkpoint_stays_by_the_mean_since_the_one_before(
     # With a rate that is far too high the loss rises, so that the first is the best.
     overrides = ("stages.align.optimizer.lr=3", "stages.align.max_steps=8")
     job = make_job(small_config(tiny_config, *settings, *overrides))
-    history = run_stage(job)["history"]
+    history = run_stage(job).history
     means = {
         f"step-{step:06d}": (history[step - 2]["loss"] + history[step - 1]["loss"]) / 2
         for step in (2, 4, 6)

@@ -10,18 +10,16 @@ from mlflow.entities import Run
 from llavamed.config.run import RunConfig
 from llavamed.errors import TrackingError
 from llavamed.run.tracking import Tracker, tracking_uri
+from llavamed.storage.manifest import PartFacts
+from tests.support.manifests import export_manifest
 
-RESULT = {
-    "stage": "align",
-    "fingerprint": "0123456789abcdef",
-    "history": [{"step": 1, "loss": 1.0, "learning_rate": 0.1}],
-    "parts": {"projector": [1, 2]},
-    "step_seconds": {"p50": 0.5, "p95": 0.6, "p99": 0.7},
-    "loss_first": 2.0,
-    "loss_last": 1.0,
-    "seconds": 3.0,
-}
-"""An export's manifest."""
+RESULT = export_manifest(
+    fingerprint="0123456789abcdef",
+    parts={"projector": PartFacts(num_trained=1, num_frozen=2)},
+    step_seconds={"p50": 0.5, "p95": 0.6, "p99": 0.7},
+    seconds=3.0,
+)
+HISTORY = [{"step": 1, "loss": 1.0, "learning_rate": 0.1}]
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +119,7 @@ def test_a_result_is_recorded_once_whatever_the_run_is_called(
     config = in_folder(tiny_config.model_copy(update={"name": "llava-v1.5"}), tmp_path)
     run = Tracker(config).start("align", {})
     for _ in range(2):
-        run.log_result("llava-v1.5-align", "s3://bucket/export", RESULT)
+        run.log_result("llava-v1.5-align", "s3://bucket/export", RESULT, HISTORY)
     client = MlflowClient(tracking_uri(config))
     metrics = client.get_run(run.run_id).data.metrics
     assert metrics["step_seconds.p95"] == 0.6
@@ -141,7 +139,9 @@ def test_an_export_is_registered_once_and_the_newest_is_current(
     assert said == "model v1.5: version 1 in the registry is s3://bucket/one/export"
     assert Tracker(config).register_model(first, RESULT) == said
     assert "version 2" in Tracker(config).register_model(second, RESULT)
-    assert "version 3" in Tracker(config).register_model(second, RESULT | {"fingerprint": "other"})
+    assert "version 3" in Tracker(config).register_model(
+        second, RESULT.replace(fingerprint="other")
+    )
     assert Tracker(config).register_model(first, RESULT) == said
     current = client.get_model_version_by_alias("v1.5", "current")
     assert (int(current.version), current.source) == (3, second)
@@ -175,7 +175,7 @@ def test_a_server_lost_in_the_middle_is_a_sentence(tiny_config: RunConfig, tmp_p
     (tmp_path / "mlflow.db").write_bytes(b"no database any more" * 1000)
     for call in (
         lambda: run.log_scores({"closed_accuracy": 0.5}),
-        lambda: run.log_result("align", "export", RESULT),
+        lambda: run.log_result("align", "export", RESULT, HISTORY),
         lambda: tracker.register_model(f"{tmp_path}/export", RESULT),
         run.finish,
     ):

@@ -10,14 +10,16 @@ import torch.multiprocessing as mp
 
 from llavamed.config.run import RunConfig
 from llavamed.errors import CheckpointError, StorageError
-from llavamed.storage.location import MANIFEST, locate
+from llavamed.storage.location import locate
 from llavamed.train.checkpoint import save as saver
+from llavamed.train.checkpoint.restore import read_checkpoint
 from llavamed.train.job import StageJob
 from tests.support.gloo_workers import free_port, run_as_worker, run_on_workers
 from tests.support.training_setup import (
     assert_same_weights,
     exported_weights,
     make_job,
+    outcome,
     run_stage,
     small_config,
 )
@@ -32,7 +34,7 @@ ZERO_STAGES = (2, 3)
 
 
 def history(job: StageJob) -> list[dict[str, Any]]:
-    return (locate(job.export) / MANIFEST).read_json()["history"]
+    return outcome(job).history
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +81,7 @@ def test_two_workers_train_as_one_does(
         assert math.hypot(*parts) == pytest.approx(two["grad_norm"], rel=1e-5)
         assert (two["step"], two["num_tokens"]) == (one["step"], one["num_tokens"])
     assert_same_weights(exported_weights(job), exported_weights(by_one), atol=1e-6)
-    manifest = (locate(job.export) / MANIFEST).read_json()
-    assert manifest["checked"] == {"logits_difference": 0.0}
+    assert outcome(job).logits_difference == 0.0
 
 
 @pytest.mark.parametrize("zero_stage", ZERO_STAGES)
@@ -99,10 +100,10 @@ def test_two_workers_resume_bit_for_bit(
 
 def test_each_worker_saves_its_own_part(by_two: dict[int, tuple[StageJob, StageJob]]) -> None:
     job, _ = by_two[2]
-    manifest = (locate(job.checkpoints) / "step-000002" / MANIFEST).read_json()
-    assert manifest["world_size"] == 2
+    manifest = read_checkpoint(locate(job.checkpoints) / "step-000002")
+    assert manifest.layout.world_size == 2
     for rank in (0, 1):
-        owned = [name for name in manifest["files"] if f"zero_pp_rank_{rank}_" in name]
+        owned = [name for name in manifest.files if f"zero_pp_rank_{rank}_" in name]
         assert [Path(name).suffix for name in owned] == [".pt"]
 
 

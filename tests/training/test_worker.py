@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from llavamed.config.run import RunConfig
-from llavamed.errors import DataError, TrainingError
-from llavamed.model.export import read_manifest
+from llavamed.errors import DataError, LeaseError, TrainingError
 from llavamed.model.freeze import part_of
 from llavamed.model.llava import build_model
 from llavamed.processor.encode import get_template, template_hash
 from llavamed.storage.lease import hold_lease
 from llavamed.storage.location import locate
-from llavamed.train.checkpoint.manifest import complete_checkpoints
+from llavamed.storage.manifest import ExportManifest, PartFacts, find
+from llavamed.train.checkpoint.restore import complete_checkpoints
 from llavamed.train.context import Record
 from llavamed.train.job import StageJob, order_of
 from tests.support.training_setup import (
@@ -50,7 +50,7 @@ def test_a_stage_learns_and_tells_of_every_step(
 ) -> None:
     job, manifest, reported = trained
     order = order_of(job.stage, mixture(job.config), job.config.seed)
-    assert manifest["history"] == reported
+    assert manifest.history == reported
     assert [record["step"] for record in reported] == list(range(1, LAST_STEP + 1))
     assert reported[-1]["loss"] < reported[0]["loss"] - 0.3
     assert reported[0]["loss"] == pytest.approx(math.log(320), abs=0.2)  # nothing known yet
@@ -70,21 +70,21 @@ def test_an_export_tells_how_it_came_about(
     trained: Outcome,
 ) -> None:
     job, manifest, reported = trained
-    assert manifest["stage"] == "align"
-    assert manifest["fingerprint"] == job.fingerprint
-    assert manifest["steps"] == LAST_STEP
-    assert list(manifest["datasets"]) == ["captions"]
+    assert manifest.stage == "align"
+    assert manifest.fingerprint == job.fingerprint
+    assert manifest.steps == LAST_STEP
+    assert list(manifest.datasets) == ["captions"]
     tokenizer = processor_of(job.config).tokenizer
     template = get_template(job.config.model.template)
-    assert manifest["template_hash"] == template_hash(template, tokenizer)
-    assert manifest["num_tokens"] == sum(record["num_tokens"] for record in reported)
-    assert (manifest["loss_first"], manifest["loss_last"]) == (
+    assert manifest.template_hash == template_hash(template, tokenizer)
+    assert manifest.num_tokens == sum(record["num_tokens"] for record in reported)
+    assert (manifest.loss_first, manifest.loss_last) == (
         reported[0]["loss"],
         reported[-1]["loss"],
     )
-    assert manifest["seconds"] > 0
-    assert manifest["parts"]["vision_tower"][0] == 0
-    assert manifest["parts"]["projector"] == [2 * (16 * 16 + 16), 0]
+    assert manifest.seconds > 0
+    assert manifest.parts["vision_tower"].num_trained == 0
+    assert manifest.parts["projector"] == PartFacts(num_trained=2 * (16 * 16 + 16), num_frozen=0)
 
 
 def test_frozen_weights_stay_bit_for_bit_and_trained_ones_move(
@@ -112,8 +112,8 @@ def test_the_next_stage_starts_from_the_export(
     job = make_job(config, stage=1)
     assert job.initial_weights == trained[0].export
     manifest = run_stage(job)
-    assert manifest["history"][0]["learning_rate"] == 0.0
-    assert list(manifest["datasets"]) == ["dialogues"]
+    assert manifest.history[0]["learning_rate"] == 0.0
+    assert list(manifest.datasets) == ["dialogues"]
     assert_same_weights(exported_weights(job), exported_weights(trained[0]))
 
 
@@ -140,7 +140,7 @@ def test_bf16_learns_as_fp32_does(
 ) -> None:
     config = small_config(trained[0].config, *LEARNING, "name=bf16", "engine.precision=bf16")
     job = make_job(config)
-    losses = [record["loss"] for record in run_stage(job)["history"]]
+    losses = [record["loss"] for record in run_stage(job).history]
     expected = [record["loss"] for record in trained[2]]
     assert losses == pytest.approx(expected, rel=0.01)
     assert {weight.dtype for weight in exported_weights(job).values()} == {torch.bfloat16}
@@ -161,7 +161,7 @@ def test_without_packing_a_step_has_exactly_the_global_batch(tiny_config: RunCon
     seen = [[sample for batch in batches for sample in batch.sample_ids] for batches in steps]
     assert [len(samples) for samples in seen] == [8] * 5
     assert len({sample for samples in seen for sample in samples}) == 40
-    history = run_stage(make_job(config))["history"]
+    history = run_stage(make_job(config)).history
     tokens = [sum(batch.num_tokens for batch in batches) for batches in steps]
     assert [record["num_tokens"] for record in history] == tokens
     assert history[-1]["loss"] < history[0]["loss"]
@@ -200,11 +200,19 @@ def test_a_fingerprint_tells_what_decides_the_result(tiny_config: RunConfig) -> 
     base = make_job(small_config(tiny_config))
     deciding = [
         "seed=1",
-        "engine.zero_stage=1",
+        "engine.precision=bf16",
         "stages.align.optimizer.lr=1e-9",
         "stages.align.global_batch_size=8",
     ]
-    others = ["name=other", "checkpoint.every_steps=3", "tracking.log_every_steps=3"]
+    others = [
+        "name=other",
+        "checkpoint.every_steps=3",
+        "tracking.log_every_steps=3",
+        "engine.zero_stage=1",
+        "engine.offload_optimizer=cpu",
+        "model.attn_implementation=eager",
+        "stages.align.gradient_checkpointing=true",
+    ]
     fingerprints = {
         change: make_job(small_config(tiny_config, change)).fingerprint
         for change in deciding + others
@@ -220,12 +228,12 @@ def test_a_stage_that_was_taken_over_publishes_nothing(tiny_config: RunConfig) -
     with (
         hold_lease(folder, hint="wait") as mine,
         hold_lease(folder, hint="wait", take_over=True),
-        pytest.raises(TrainingError) as caught,
+        pytest.raises(LeaseError) as caught,
     ):
         run_stage(replace(job, lease=mine))
     assert "attempt=1" in str(caught.value)
     assert complete_checkpoints(locate(job.checkpoints)) == []
-    assert read_manifest(locate(job.export)) is None
+    assert find(ExportManifest, locate(job.export)) is None
 
 
 def test_a_dataset_that_changes_under_a_run_is_noticed(tiny_config: RunConfig) -> None:

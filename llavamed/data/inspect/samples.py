@@ -147,7 +147,7 @@ def _inspect(
     turns = [Turn(**turn) for turn in sample["turns"]]
     whole = encode(
         turns,
-        template=get_template(dataset.manifest["template"]),
+        template=get_template(dataset.manifest.template),
         tokenizer=tokenizer,
         num_image_tokens=dataset.num_image_tokens,
         max_length=None,
@@ -172,7 +172,7 @@ def _spans(
     labels: list[int],
     tokenizer: "PreTrainedTokenizerBase",
 ) -> list[Span]:
-    image = dataset.manifest["image_token_id"]
+    image = dataset.manifest.image_token_id
     texts = _spell(ids, tokenizer)
     kinds: list[Kind] = [
         "image" if token == image else "masked" if label == IGNORE_INDEX else "trained"

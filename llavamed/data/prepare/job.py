@@ -23,7 +23,6 @@ import ray
 from transformers import LlavaProcessor
 
 from llavamed.config.data import Dataset
-from llavamed.config.load import fingerprint
 from llavamed.config.run import RunConfig
 from llavamed.data.prepare.ray_data import (
     actor_restarts,
@@ -34,7 +33,6 @@ from llavamed.data.prepare.ray_data import (
 from llavamed.data.prepare.shards import MAX_UNREAD_KEYS, Chunk, ShardReport, ShardWriter
 from llavamed.data.prepared.dataset import (
     PROCESSOR,
-    SCHEMA_VERSION,
     PreparedDataset,
     hold_datasets,
     open_prepared,
@@ -51,7 +49,17 @@ from llavamed.processor.build import (
     tokenizer_hash,
 )
 from llavamed.processor.encode import check_template, get_template, template_hash
+from llavamed.storage.fingerprint import differences
 from llavamed.storage.location import MANIFEST, Location, check_writable, locate
+from llavamed.storage.manifest import (
+    DatasetManifest,
+    ImageFacts,
+    MadeFrom,
+    ProcessorManifest,
+    dump,
+    find,
+    write,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +92,7 @@ def ensure_processor(config: RunConfig) -> Location:
     """
     place = locate(config.datasets_directory) / PROCESSOR
     fields = set(_PROCESSOR_FIELDS)
-    wanted = {"model": config.model.model_dump(mode="json", include=fields)}
+    wanted: dict[str, Any] = {"model": config.model.model_dump(mode="json", include=fields)}
     if config.model.weights is None and config.model.tokenizer is None:
         assert config.model.language_model is not None
         if config.model.language_model.weights is None:  # then its tokenizer depends on the text
@@ -92,14 +100,14 @@ def ensure_processor(config: RunConfig) -> Location:
                 name: dataset.read.model_dump(mode="json")
                 for name, dataset in config.data.datasets.items()
             }
-    manifest = place / MANIFEST
-    if manifest.exists():
-        _check_same(manifest.read_json()["made_from"], wanted, place)
+    there = find(ProcessorManifest, place)
+    if there is not None:
+        _check_same(there.made_from, wanted, place)
         return place
     processor = build_processor(config.model, _texts(config))
     with tempfile.TemporaryDirectory() as folder:
         processor.save_pretrained(folder)
-        (Path(folder) / MANIFEST).write_text(json.dumps({"made_from": wanted}, indent=2))
+        (Path(folder) / MANIFEST).write_bytes(dump(ProcessorManifest(made_from=wanted)))
         place.upload(Path(folder))
     return place
 
@@ -124,22 +132,23 @@ def prepare(
             prepared with other settings; or a dataset that a stage is evaluated on cannot be
             scored.
         StorageError: The target cannot be written.
-        TrainingError: Another run is preparing datasets there.
+        LeaseError: Another run is preparing datasets there.
     """
     directory = locate(config.datasets_directory)
     check_writable(directory)
     place = ensure_processor(config)
     with tempfile.TemporaryDirectory() as scratch:
         processor = load_processor(place.download(Path(scratch)))
-    manifests: dict[str, dict[str, Any]] = {}
     for name in names:
-        manifests[name] = describe(config, name, processor)
-        if (directory / name / MANIFEST).exists():
-            there = open_prepared(directory / name)
-            _check_same(there.manifest["made_from"], manifests[name]["made_from"], there.location)
+        there = find(DatasetManifest, directory / name)
+        if there is not None:
+            now = settings_of(config, name, processor).model_dump(mode="json")
+            _check_same(there.made_from.model_dump(mode="json"), now, directory / name)
     if _pending(directory, names):
         with hold_datasets(directory):
-            _run(config, _pending(directory, names), manifests, place, on_progress)
+            pending = _pending(directory, names)
+            manifests = {name: describe(config, name, processor) for name in pending}
+            _run(config, manifests, place, on_progress)
     prepared = {name: open_prepared(directory / name) for name in names}
     for stage in config.stages:
         if stage.evaluation is not None and stage.evaluation.data in prepared:
@@ -148,18 +157,46 @@ def prepare(
     return prepared
 
 
+def check_sources(config: RunConfig, names: Sequence[str]) -> None:
+    """Compare prepared datasets with their sources as they are now, which lists and hashes those.
+
+    Args:
+        config: The run's.
+        names: Which datasets.
+
+    Raises:
+        DataError: A source has changed since, or is unreadable; or a dataset is not prepared.
+    """
+    directory = locate(config.datasets_directory)
+    changed = []
+    for name in names:
+        there = open_prepared(directory / name)
+        source = open_source(config.data.datasets[name].read)
+        if source.content_hash() == there.manifest.source_hash:
+            logger.info("%s: its source has not changed, %d rows", name, there.manifest.num_rows)
+        else:
+            changed.append(
+                f"data.datasets.{name}: its source has changed since {there.location} was prepared "
+                f"(then {there.manifest.num_rows} rows, now {source.count()})"
+            )
+    if changed:
+        raise DataError(
+            f"{'; '.join(changed)}; set data.directory to another folder, or delete the dataset's, "
+            "to prepare again"
+        )
+
+
 def _pending(directory: Location, names: Sequence[str]) -> list[str]:
     return [name for name in names if not (directory / name / MANIFEST).exists()]
 
 
 def _run(
     config: RunConfig,
-    names: list[str],
-    manifests: dict[str, dict[str, Any]],
+    manifests: dict[str, DatasetManifest],
     processor: Location,
     on_progress: OnProgress,
 ) -> None:
-    directory = locate(config.datasets_directory)
+    directory, names = locate(config.datasets_directory), list(manifests)
     reports: dict[str, list[ShardReport]] = {name: [] for name in names}
     done: Counter[str] = Counter()
     for name in names:
@@ -168,7 +205,7 @@ def _run(
         report: ShardReport = pickle.loads(row["report"])
         reports[report.dataset].append(report)
         done[report.dataset] += report.tables.num_rows
-        on_progress(report.dataset, done[report.dataset], manifests[report.dataset]["num_rows"])
+        on_progress(report.dataset, done[report.dataset], manifests[report.dataset].num_rows)
     refused: list[DataError] = []
     for name in names:
         settings = config.data.datasets[name]
@@ -235,53 +272,48 @@ class _ShardActor:
             return {"report": [pickle.dumps(self._writer.write(chunk)) for chunk in chunks]}
 
 
-def describe(config: RunConfig, name: str, processor: LlavaProcessor) -> dict[str, Any]:
-    """Return the manifest of a dataset before it is prepared: its sources and settings, no counts.
+def settings_of(config: RunConfig, name: str, processor: LlavaProcessor) -> MadeFrom:
+    """Return how a dataset is prepared; reads nothing of its source."""
+    dataset, settings = config.data.datasets[name], config.data
+    return MadeFrom(
+        read=dataset.read.model_dump(mode="json"),
+        tokenizer=tokenizer_hash(processor),
+        template=template_hash(get_template(config.model.template), processor.tokenizer),
+        images=ImageFacts(**asdict(image_settings(processor, settings.image_backend))),
+        max_length=settings.max_length,
+        store_images=settings.store_images,
+        rows_per_shard=settings.rows_per_shard,
+        row_group_size=settings.row_group_size,
+        drop_duplicates=dataset.drop_duplicates,
+    )
+
+
+def describe(config: RunConfig, name: str, processor: LlavaProcessor) -> DatasetManifest:
+    """Return the manifest of a dataset as it is known before the work: nothing is counted yet.
 
     Raises:
-        DataError: The source is unreadable or empty.
-        ConfigError: The tokenizer does not fit the template.
+        DataError: The source holds no sample, or is unreadable.
     """
-    tokenizer = processor.tokenizer
-    dataset = config.data.datasets[name]
-    source = open_source(dataset.read)
+    source = open_source(config.data.datasets[name].read)
     if not (num_rows := source.count()):
         raise DataError(
             f"data.datasets.{name}.read: the source holds no sample; check its path, its split and "
             "what it leaves out"
         )
-    settings = config.data
-    images = asdict(image_settings(processor, settings.image_backend))
-    template = get_template(config.model.template)
-    check_template(template, tokenizer)
-    made_from = {
-        "read": dataset.read.model_dump(mode="json"),
-        "content": source.content_hash(),
-        "tokenizer": tokenizer_hash(processor),
-        "template": template_hash(template, tokenizer),
-        "images": images,
-        "max_length": settings.max_length,
-        "store_images": settings.store_images,
-        "rows_per_shard": settings.rows_per_shard,
-        "row_group_size": settings.row_group_size,
-        "drop_duplicates": dataset.drop_duplicates,
-    }
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "made_from": made_from,
-        "fingerprint": fingerprint(made_from),
-        "template": config.model.template,
-        "images": images,
-        "store_images": settings.store_images,
-        "num_image_tokens": num_image_tokens(processor),
-        "image_token_id": processor.image_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        "num_rows": num_rows,
-    }
+    check_template(get_template(config.model.template), processor.tokenizer)
+    return DatasetManifest(
+        made_from=settings_of(config, name, processor),
+        source_hash=source.content_hash(),
+        num_rows=num_rows,
+        template=config.model.template,
+        num_image_tokens=num_image_tokens(processor),
+        image_token_id=processor.image_token_id,
+        pad_token_id=processor.tokenizer.pad_token_id,
+    )
 
 
 def publish(
-    place: Location, manifest: dict[str, Any], reports: list[ShardReport], settings: Dataset
+    place: Location, manifest: DatasetManifest, reports: list[ShardReport], settings: Dataset
 ) -> None:
     """Write the sample tables and then the manifest, which completes the dataset.
 
@@ -308,8 +340,13 @@ def publish(
             f"{bad.num_rows} of {tables.num_rows} samples are unusable ({counts}); see why with "
             f"`llavamed data inspect {place.name} --quarantined`, then mend the source{fraction}"
         )
-    facts = {"unread_keys": dict(unread.most_common(MAX_UNREAD_KEYS)), **names}
-    (place / MANIFEST).write_json(manifest | tables.counts() | facts)
+    complete = manifest.replace(
+        **tables.counts(),
+        **names,
+        unread_keys=dict(unread.most_common(MAX_UNREAD_KEYS)),
+        fingerprint=tables.fingerprint(manifest),
+    )
+    write(place, complete)
 
 
 def _remarks(dataset: str, unread: Counter[str], names: dict[str, int]) -> Iterator[str]:
@@ -326,12 +363,10 @@ def _remarks(dataset: str, unread: Counter[str], names: dict[str, int]) -> Itera
 
 
 def _check_same(there: dict[str, Any], wanted: dict[str, Any], place: Location) -> None:
-    wanted = json.loads(json.dumps(wanted))
-    differing = [key for key in wanted if there.get(key) != wanted[key]]
-    if differing:
+    if differing := differences(there, wanted):
         raise DataError(
-            f"{place}: was prepared with another {', '.join(differing)}; set data.directory to "
-            "another folder, or delete this one to prepare it again"
+            f"{place}: was prepared with other settings: {'; '.join(differing)}; restore them, set "
+            "data.directory to another folder, or delete this one to prepare it again"
         )
 
 

@@ -9,7 +9,7 @@ change, and an interruption leaves the dataset as it was.
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from llavamed.errors import DamagedFileError, DataError
 from llavamed.processor.images import ImageSettings, Pixels, from_planes, to_pixels
 from llavamed.storage.lease import Lease, hold_lease
 from llavamed.storage.location import MANIFEST, Location
+from llavamed.storage.manifest import DatasetManifest, read
 
 PROCESSOR = "processor"
 """Name of the folder beside the datasets that holds their shared processor."""
@@ -27,7 +28,6 @@ PROCESSOR = "processor"
 INDEX = "index.parquet"
 CONTENT = "content.parquet"
 QUARANTINE = "quarantine.parquet"
-SCHEMA_VERSION = 4
 
 
 def shard_name(number: int) -> str:
@@ -55,7 +55,7 @@ def hold_datasets(folder: Location) -> AbstractContextManager[Lease]:
     """Hold the lease on a folder of datasets, so that no other run writes there.
 
     Raises:
-        TrainingError: Another run is preparing or changing datasets there.
+        LeaseError: Another run is preparing or changing datasets there.
         StorageError: The folder cannot be written.
     """
     return hold_lease(folder, hint="set data.directory to another folder")
@@ -66,7 +66,7 @@ class PreparedDataset:
     """A complete dataset. The index is read on first use."""
 
     location: Location
-    manifest: dict[str, Any]
+    manifest: DatasetManifest
 
     @property
     def name(self) -> str:
@@ -76,22 +76,22 @@ class PreparedDataset:
     @property
     def num_samples(self) -> int:
         """The number of samples, without quarantined and removed ones."""
-        return int(self.manifest["num_samples"])
+        return self.manifest.num_samples
 
     @property
     def num_image_tokens(self) -> int:
         """The number of tokens an image takes."""
-        return int(self.manifest["num_image_tokens"])
+        return self.manifest.num_image_tokens
 
     @property
     def images(self) -> ImageSettings:
         """The settings its images were made with."""
-        return ImageSettings(**{**self.manifest["images"]})
+        return ImageSettings(**self.manifest.made_from.images.model_dump())
 
     @property
     def revision(self) -> int:
         """The number of times samples were removed."""
-        return int(self.manifest.get("revision", 0))
+        return self.manifest.revision
 
     def read(self, name: str) -> pa.Table:
         """Read the current `INDEX`, `CONTENT` or `QUARANTINE` table.
@@ -161,7 +161,7 @@ class PreparedDataset:
 
     def pixels(self, stored: pa.Buffer | bytes) -> Pixels:
         """Convert a stored image to a uint8 array of shape [size, size, 3]."""
-        if self.manifest["store_images"] == "original":
+        if self.manifest.made_from.store_images == "original":
             return to_pixels(bytes(stored), self.images)
         return from_planes(stored, self.images.size)
 
@@ -184,14 +184,9 @@ def open_prepared(location: Location) -> PreparedDataset:
         DataError: The dataset is absent, was never finished or has another schema version.
     """
     try:
-        manifest = (location / MANIFEST).read_json()
+        manifest = read(DatasetManifest, location)
     except FileNotFoundError as error:
         raise DataError(
             f"{location}: no prepared dataset there ({MANIFEST} is missing); run `llavamed prepare`"
         ) from error
-    if manifest["schema_version"] != SCHEMA_VERSION:
-        raise DataError(
-            f"{location}: schema_version={manifest['schema_version']}, this program reads "
-            f"{SCHEMA_VERSION}; prepare the dataset again"
-        )
     return PreparedDataset(location, manifest)

@@ -12,14 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llavamed.config.load import fingerprint
 from llavamed.config.run import RunConfig
 from llavamed.data.prepared.content import MAX_DISTANCE, NO_TEXT, Words, as_words, near
 from llavamed.data.prepared.dataset import CONTENT, PreparedDataset, open_prepared
 from llavamed.data.prepared.sample_tables import read_sample_tables
 from llavamed.errors import ConfigError, DataError
 from llavamed.processor.turns import IMAGE_PLACEHOLDER
-from llavamed.storage.location import MANIFEST, Location, locate
+from llavamed.storage.location import Location, locate
+from llavamed.storage.manifest import Decontamination, write
 
 Criterion = Literal["image", "question", "pair", "text"]
 """What a training sample must share with one evaluation sample: an image; a question; an image and
@@ -124,19 +124,19 @@ class Contamination:
         revision = self.dataset.revision + 1
         tables.write(self.dataset.location, revision)
         manifest = self.dataset.manifest
-        entry = {
-            "against": {other.name: other.manifest["fingerprint"] for other in self.against},
-            "by": list(self.by),
-            "max_distance": self.max_distance,
-            "num_removed": len(details),
-        }
-        remaining = tables.content.column("row").to_pylist()
-        changed = {
-            "revision": revision,
-            "fingerprint": fingerprint([manifest["made_from"], remaining]),
-            "decontaminated": [*manifest.get("decontaminated", []), entry],
-        }
-        (self.dataset.location / MANIFEST).write_json(manifest | tables.counts() | changed)
+        entry = Decontamination(
+            against={other.name: other.manifest.fingerprint for other in self.against},
+            by=tuple(self.by),
+            max_distance=self.max_distance,
+            num_removed=len(details),
+        )
+        changed = manifest.replace(
+            **tables.counts(),
+            fingerprint=tables.fingerprint(manifest),
+            revision=revision,
+            decontaminated=(*manifest.decontaminated, entry),
+        )
+        write(self.dataset.location, changed)
         return open_prepared(self.dataset.location)
 
     def _describe(self, match: dict[str, Any]) -> str:

@@ -39,7 +39,7 @@ class Mixture:
     @property
     def template_hash(self) -> str:
         """The hash of the chat template that made the tokens."""
-        return str(self.datasets[0].manifest["made_from"]["template"])
+        return self.datasets[0].manifest.made_from.template
 
     @property
     def num_image_tokens(self) -> int:
@@ -49,12 +49,12 @@ class Mixture:
     @property
     def image_token_id(self) -> int:
         """The token that is repeated for an image."""
-        return int(self.datasets[0].manifest["image_token_id"])
+        return self.datasets[0].manifest.image_token_id
 
     @property
     def pad_token_id(self) -> int:
         """The token that pads a row."""
-        return int(self.datasets[0].manifest["pad_token_id"])
+        return self.datasets[0].manifest.pad_token_id
 
     def pixels(self, stored: bytes) -> Pixels:
         """Convert a stored image to a uint8 array of shape [size, size, 3]."""

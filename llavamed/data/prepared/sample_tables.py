@@ -3,6 +3,7 @@
 The tables lie in memory. Samples only ever move from the first two to the quarantine.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,9 @@ from llavamed.data.record import (
     quarantine_row,
 )
 from llavamed.errors import DataError, SampleError
+from llavamed.storage.fingerprint import fingerprint
 from llavamed.storage.location import Location
+from llavamed.storage.manifest import DatasetManifest
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,28 @@ class SampleTables:
         unnamed = numbers.pop("", 0)
         repeated = sum(numbers.values()) - len(numbers)
         return {"num_unnamed": unnamed, "num_repeated_names": repeated}
+
+    def fingerprint(self, manifest: DatasetManifest) -> str:
+        """Return the fingerprint of a dataset of these samples.
+
+        It covers the samples in their order, the listing they come from, and how they became tokens
+        and pixels; not where the source lies or in which form the shards store an image.
+        """
+        settings = {"read", "store_images", "drop_duplicates"}
+        samples = hashlib.sha256(b"".join(self.content.column("sample_hash").to_pylist()))
+        for table, name in (
+            (self.content, "row"),
+            (self.index, "num_tokens"),
+            (self.index, "num_supervised"),
+        ):
+            samples.update(table.column(name).to_numpy().astype("<i8").tobytes())
+        return fingerprint(
+            {
+                "made_from": manifest.made_from.model_dump(mode="json", exclude=settings),
+                "source": manifest.source_hash,
+                "samples": samples.hexdigest(),
+            }
+        )
 
     def first_alike(self) -> npt.NDArray[np.int64]:
         """Return the position of the first sample with the same content as each sample.

@@ -22,20 +22,19 @@ import torch.distributed as dist
 
 from llavamed.errors import CheckpointError, StorageError
 from llavamed.storage.location import MANIFEST, Location, locate
-from llavamed.train.checkpoint.manifest import (
-    HISTORY,
+from llavamed.storage.manifest import CheckpointManifest, FileFacts, write
+from llavamed.train.checkpoint.restore import (
     RANDOM,
-    Damaged,
+    DamagedCheckpointError,
     publish,
     random_state,
-    read_manifest,
-    write_manifest,
+    read_checkpoint,
 )
 from llavamed.train.checkpoint.retention import Saved, names_to_keep
 from llavamed.train.collectives import together
 from llavamed.train.context import Record
 from llavamed.train.engine import Engine
-from llavamed.train.history import to_table
+from llavamed.train.history import write_history
 from llavamed.train.job import StageJob
 
 UPLOAD_TIMEOUT = timedelta(hours=2)
@@ -104,20 +103,23 @@ class Saver:
         Raises:
             CheckpointError: The save before this one failed: the storage takes no more. Names the
                 checkpoint to go on from.
-            TrainingError: Another attempt has taken over, and the save before was not completed.
+            LeaseError: Another attempt has taken over, and the save before was not completed.
         """
         self.wait()
         files = self._engine.snapshot()
         files[RANDOM.format(dist.get_rank())] = random_state()
         recent = history[-self._job.config.checkpoint.every_steps :]
-        facts = {
-            "stage": self._job.stage.name,
-            "fingerprint": self._job.fingerprint,
-            "step": len(history),
-            "seconds": seconds,
-            "loss": float(np.mean([record["loss"] for record in recent])),
-        }
-        self._saving = self._thread.submit(self._publish, files, list(history), facts)
+        manifest = CheckpointManifest(
+            stage=self._job.stage.name,
+            fingerprint=self._job.fingerprint,
+            settings=self._job.settings,
+            step=len(history),
+            seconds=seconds,
+            loss=float(np.mean([record["loss"] for record in recent])),
+            layout=self._engine.layout,
+            files={},
+        )
+        self._saving = self._thread.submit(self._publish, files, list(history), manifest)
 
     def wait(self) -> None:
         """Wait until the last save is complete. Raises as `save` does."""
@@ -125,19 +127,17 @@ class Saver:
         if saving is not None:
             saving.result()
 
-    @property
-    def is_saving(self) -> bool:
-        """Whether a save is under way, on this rank."""
-        return self._saving is not None and not self._saving.done()
-
-    def _publish(self, files: dict[str, Any], history: list[Record], facts: dict[str, Any]) -> None:
-        """What the thread does: from the copy in memory to a complete checkpoint."""
+    def _publish(
+        self, files: dict[str, Any], history: list[Record], manifest: CheckpointManifest
+    ) -> None:
+        """Do the thread's work: from the copy in memory to a complete checkpoint."""
         place, is_first = self._folder / f"step-{len(history):06d}", dist.get_rank() == 0
         with self._named(f"{place}: cannot be saved"):
             self._together(lambda: self._clear(place), is_first)
             uploaded = self._together(lambda: _upload(files, history if is_first else None, place))
-            entries = {name: entry for part in uploaded for name, entry in part.items()}
-            self._together(lambda: self._complete(place, facts, entries), is_first)
+            entries = {name: facts for part in uploaded for name, facts in part.items()}
+            complete = manifest.replace(files=entries)
+            self._together(lambda: self._complete(place, complete), is_first)
         self._num_saved_steps = len(history)
         with self._named(f"{self._folder}: checkpoints not to be kept cannot be deleted"):
             self._together(lambda: self._collect(place.name), is_first)
@@ -150,9 +150,9 @@ class Saver:
         self._job.check_lease()
         place.remove()
 
-    def _complete(self, place: Location, facts: dict[str, Any], files: dict[str, Any]) -> None:
+    def _complete(self, place: Location, manifest: CheckpointManifest) -> None:
         self._job.check_lease()
-        write_manifest(place, facts, files)
+        write(place, manifest)
 
     def _collect(self, newest: str) -> None:
         """Delete all that is not to be kept, the partial and the damaged among it.
@@ -162,11 +162,11 @@ class Saver:
         saved, names = [], self._folder.children()
         for name in names:
             try:
-                manifest = read_manifest(self._folder / name)
-            except Damaged:
+                manifest = read_checkpoint(self._folder / name)
+            except DamagedCheckpointError:
                 continue
             if name <= newest:
-                saved.append(Saved(name, manifest["seconds"], manifest["loss"]))
+                saved.append(Saved(name, manifest.seconds, manifest.loss))
         for name in set(names) - names_to_keep(saved, self._job.config.checkpoint):
             # The manifest first, so that a half-deleted one is not taken for whole.
             (self._folder / name / MANIFEST).remove()
@@ -189,7 +189,7 @@ class Saver:
 
 def _upload(
     files: dict[str, Any], history: list[Record] | None, place: Location
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, FileFacts]:
     """Write a rank's files to scratch and from there to their place; gives sizes and hashes.
 
     Raises:
@@ -200,7 +200,7 @@ def _upload(
             (scratch / path).parent.mkdir(parents=True, exist_ok=True)
             torch.save(state, scratch / path)
         if history is not None:
-            locate(str(scratch / HISTORY)).write_table(to_table(history))
+            write_history(locate(str(scratch)), history)
         return publish(scratch, place)
 
 
