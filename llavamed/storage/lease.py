@@ -1,9 +1,11 @@
 """One writer at a time: a folder's lease, held by one attempt and seen by all others.
 
-`lease.json` names its holder, who writes a new beat into it every few seconds. Whoever comes later
-watches it: a beat that moves is a holder alive, and the later one is refused; one that stands still
-is a holder that was killed, and its place is taken. No clock is compared with another machine's.
-A holder looks again before it publishes anything, so one that was taken over stops by itself.
+Every attempt creates a file of its own number below `.lease`, which only one of many can do, and
+writes a new beat into it every few seconds. The highest number holds the folder. Whoever comes
+later watches its beat: one that moves is a holder alive, and the later one is refused; one that
+stands still is a holder that was killed, and the next number is taken. No clock is compared with
+another machine's. A holder looks again before it publishes anything, so one that was taken over
+stops by itself, and a beat of it that comes late changes nothing.
 """
 
 import logging
@@ -16,12 +18,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
 
-from llavamed.errors import LeaseError, StorageError
+from llavamed.errors import LeaseError, LlavaMedError, StorageError
 from llavamed.storage.location import Location
+from llavamed.storage.manifest import LeaseRecord, dump, read, write
 
-LEASE = "lease.json"
+LEASE = ".lease"
+"""Folder of the attempts; no run, stage or dataset can have this name."""
 BEAT_SECONDS = 5.0
 EXPIRY_SECONDS = 30.0
 """A holder whose beat is seen to stand still for so long is gone."""
@@ -33,7 +36,8 @@ _held_here: set[str] = set()
 """Tokens of the leases that this process holds."""
 
 _SETTLE_SECONDS = 0.3
-"""Between writing a lease and reading it back: of two that come together, the last writer wins."""
+"""Wait before a lease is read back where the storage lets two attempts create the same file: then
+the last writer holds it."""
 
 
 @dataclass(frozen=True)
@@ -47,23 +51,36 @@ class Lease:
     since: str
 
     def without_retries(self) -> "Lease":
-        """The same, of which a look or a beat that fails is not tried again."""
+        """Return the same lease, of which a look or a beat that fails is not tried again."""
         return replace(self, folder=self.folder.without_retries())
 
     def check(self) -> None:
-        """Make sure that no later attempt has taken over.
+        """Check that no other attempt has taken over.
 
         Raises:
             LeaseError: One has; this one must not write any more.
             StorageError: The lease cannot be read.
         """
-        found = _read(self.folder)
-        if found is None or found["token"] != self.token:
-            by = f"{found['holder']}, attempt {found['attempt']}" if found else "somebody"
+        found = _newest(self.folder)
+        if found is None or found.token != self.token:
+            by = f"{found.holder}, attempt {found.attempt}" if found else "somebody"
             raise LeaseError(
                 f"attempt={self.attempt}: {self.folder} was taken over by {by}; this attempt stops "
                 "here, and what it has not saved is left to the other"
             )
+
+    def record(self, *, beat: int = 0, released: bool = False) -> LeaseRecord:
+        """Return what the attempt's file says."""
+        return LeaseRecord(
+            attempt=self.attempt,
+            token=self.token,
+            holder=f"process {os.getpid()} on {socket.gethostname()}",
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            since=self.since,
+            beat=beat,
+            released=released,
+        )
 
 
 @contextmanager
@@ -89,7 +106,6 @@ def hold_lease(
     own = lease.without_retries()  # a beat must not come late, when another may have taken over
     beating = threading.Thread(target=_beat, args=(own, ended), name="lease", daemon=True)
     beating.start()
-    _held_here.add(lease.token)
     try:
         yield lease
     finally:
@@ -98,32 +114,50 @@ def hold_lease(
         _held_here.discard(lease.token)
         with suppress(StorageError, LeaseError):
             own.check()
-            _write(own, beat=0, released=True)
+            _write(own, released=True)
 
 
 def _acquire(folder: Location, hint: str, take_over: bool) -> Lease:
-    before = _read(folder)
-    if before is not None and not (take_over or before["released"] or _died_here(before)):
+    before = _newest(folder)
+    if before is not None and not (take_over or before.released or _died_here(before)):
         logger.info(
-            "%s: waiting to see whether %s, which held it, still lives", folder, before["holder"]
+            "%s: waiting to see whether %s, which held it, still lives", folder, before.holder
         )
         _wait_for_silence(folder, before, hint)
-    attempt = before["attempt"] + 1 if before else 1
+    attempt = before.attempt + 1 if before else 1
     now = datetime.now(UTC).isoformat(timespec="seconds")
     lease = Lease(folder, attempt, uuid.uuid4().hex, now)
-    while True:
-        _write(lease, beat=0)
+    _held_here.add(lease.token)  # before others see it, and take this process for an older one
+    try:
+        _claim(lease, hint)
+    except LlavaMedError:
+        _held_here.discard(lease.token)
+        raise
+    return lease
+
+
+def _claim(lease: Lease, hint: str) -> None:
+    """Create the file of an attempt, and delete those of older ones. Raises as `hold_lease`."""
+    folder, attempt = lease.folder, lease.attempt
+    if (folder / LEASE).can_create_exclusively():
+        (folder / LEASE / _name(attempt)).create(dump(lease.record()))
+    else:
+        logger.warning(
+            "%s: the storage lets two attempts create the same file; waiting %.1f s to see whether "
+            "another one does",
+            *(folder, _SETTLE_SECONDS),
+        )
+        _write(lease)
         time.sleep(_SETTLE_SECONDS)
-        found = _read(folder)
-        if found is None or found["token"] == lease.token:
-            return lease
-        # A beat that was on its way when we wrote: its holder lives, and is to be taken over.
-        is_late = before is not None and found["token"] == before["token"]
-        if not (take_over and is_late):
-            raise _refusal(folder, found, hint)
+    found = _newest(folder)
+    if found is not None and found.token != lease.token:
+        raise _refusal(folder, found, hint)
+    for name in (folder / LEASE).children():
+        if name < _name(attempt):
+            (folder / LEASE / name).remove()
 
 
-def _wait_for_silence(folder: Location, found: dict[str, Any], hint: str) -> None:
+def _wait_for_silence(folder: Location, found: LeaseRecord, hint: str) -> None:
     """Watch a lease until it is seen to stand still for long enough, or is given back.
 
     While the storage does not answer nothing is seen, and its holder cannot beat either.
@@ -135,22 +169,22 @@ def _wait_for_silence(folder: Location, found: dict[str, Any], hint: str) -> Non
         time.sleep(min(1.0, BEAT_SECONDS / 2))
         asked = time.monotonic()  # what an answer tells may be as old as the question
         try:
-            now = _read(watched)
+            now = _newest(watched)
         except StorageError:
             still_since = asked = time.monotonic()
             if still_since - started > PATIENCE_SECONDS:
                 raise
             continue
-        if now is None or now["released"]:
+        if now is None or now.released:
             return
-        if (now["token"], now["beat"]) != (found["token"], found["beat"]):
+        if (now.token, now.beat) != (found.token, found.beat):
             raise _refusal(folder, now, hint)
 
 
-def _refusal(folder: Location, found: dict[str, Any], hint: str) -> LeaseError:
+def _refusal(folder: Location, found: LeaseRecord, hint: str) -> LeaseError:
     return LeaseError(
-        f"{folder}: is held by {found['holder']}, attempt {found['attempt']} since "
-        f"{found['since']}, which is alive; wait for its end or stop it, or {hint}"
+        f"{folder}: is held by {found.holder}, attempt {found.attempt} since {found.since}, which "
+        f"is alive; wait for its end or stop it, or {hint}"
     )
 
 
@@ -167,38 +201,32 @@ def _beat(lease: Lease, ended: threading.Event) -> None:
             continue  # the storage is away for a moment; whoever needs it says so
 
 
-def _read(folder: Location) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = (folder / LEASE).read_json()
-    except FileNotFoundError:
-        return None
-    return found
+def _name(attempt: int) -> str:
+    return f"{attempt:06d}.json"
 
 
-def _write(lease: Lease, *, beat: int, released: bool = False) -> None:
-    (lease.folder / LEASE).write_json(
-        {
-            "attempt": lease.attempt,
-            "token": lease.token,
-            "holder": f"process {os.getpid()} on {socket.gethostname()}",
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "since": lease.since,
-            "beat": beat,
-            "released": released,
-        }
-    )
+def _newest(folder: Location) -> LeaseRecord | None:
+    """Read the record of the newest attempt."""
+    while names := [name for name in (folder / LEASE).children() if name.endswith(".json")]:
+        with suppress(FileNotFoundError):  # a newer attempt has deleted it in between
+            return read(LeaseRecord, folder / LEASE, name=names[-1])
+    return None
 
 
-def _died_here(found: dict[str, Any]) -> bool:
-    """Whether the holder was a process of this machine that is no more."""
-    if found["host"] != socket.gethostname():
+def _write(lease: Lease, *, beat: int = 0, released: bool = False) -> None:
+    record = lease.record(beat=beat, released=released)
+    write(lease.folder / LEASE, record, name=_name(lease.attempt))
+
+
+def _died_here(found: LeaseRecord) -> bool:
+    """Return whether the holder was a process of this machine that is no more."""
+    if found.host != socket.gethostname():
         return False
-    if found["pid"] == os.getpid():
+    if found.pid == os.getpid():
         # A container started again gives its processes the same numbers.
-        return found["token"] not in _held_here
+        return found.token not in _held_here
     try:
-        os.kill(found["pid"], 0)
+        os.kill(found.pid, 0)
     except ProcessLookupError:
         return True
     except PermissionError:

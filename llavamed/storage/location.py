@@ -118,12 +118,54 @@ class Location:
         if not self.is_local:
             self.fs.pipe_file(self.path, data)  # object stores publish an object when it is whole
             return
+        with self._unfinished(data) as unfinished:
+            os.replace(unfinished, self.path)
+
+    @contextmanager
+    def _unfinished(self, data: bytes) -> Iterator[Path]:
+        """Write a local file of another name beside this one; it is gone in the end."""
         unfinished = Path(f"{self.path}.{uuid.uuid4().hex[:8]}{_PARTIAL}")
         try:
             unfinished.write_bytes(data)
-            os.replace(unfinished, self.path)
+            yield unfinished
         finally:
             unfinished.unlink(missing_ok=True)
+
+    def create(self, data: bytes) -> bool:
+        """Write the whole file unless there is one; return whether this call wrote it.
+
+        Of several that create the same file at once only one is told True, if the storage can
+        `create_exclusively`. One whose success was lost on its way is told False.
+        """
+        return with_retries(self, "write", lambda: self._create(data))
+
+    def _create(self, data: bytes) -> bool:
+        self._make_parent(self.path)
+        try:
+            if self.is_local:
+                with self._unfinished(data) as unfinished:
+                    os.link(unfinished, self.path)
+            else:
+                self.fs.pipe_file(self.path, data, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    def can_create_exclusively(self) -> bool:
+        """Find out whether `create` in this folder tells one of many callers True, and only one.
+
+        Object stores promise it where they know If-None-Match, and file systems where they have
+        hard links; what fsspec does for others is to look first, which is too early.
+        """
+        if not self.is_local and not _BUCKETS.intersection(_protocols(self.fs)):
+            return False
+        probe = self / f".llavamed-{uuid.uuid4().hex[:8]}"
+        try:
+            return probe.create(b"1") and not probe.create(b"2")
+        except (StorageError, NotImplementedError):
+            return False
+        finally:
+            probe.remove()
 
     def read_json(self) -> Any:
         """The file as JSON. Raises: FileNotFoundError, StorageError."""

@@ -27,7 +27,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and path.name != LEASE
+        if path.is_file() and LEASE not in path.parts
     }
 
 

@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from llavamed.errors import LeaseError, StorageError
 from llavamed.storage import lease
 from llavamed.storage.lease import LEASE, Lease
 from llavamed.storage.location import Location, locate
+from llavamed.storage.manifest import write
 from tests.support.faulty_s3 import FOR_EVER, FaultyS3, _proxy, faulty
 from tests.support.log_messages import on_log
 
@@ -63,7 +65,9 @@ def holder(tmp_path: Path) -> Iterator[multiprocessing.Process]:
 
 def look_away(folder: Location, **changes: object) -> None:
     """Make the lease that of another machine."""
-    (folder / LEASE).write_json((folder / LEASE).read_json() | changes)
+    found = lease._newest(folder)
+    assert found is not None
+    write(folder / LEASE, found.replace(**changes), name=f"{found.attempt:06d}.json")
 
 
 @pytest.fixture
@@ -164,7 +168,7 @@ def test_a_storage_that_stays_away_ends_the_watch(
 
     with hold_lease(in_s3):
         with (
-            pytest.raises(StorageError, match=r"lease.json: cannot read"),
+            pytest.raises(StorageError, match=r"\.lease: cannot list"),
             on_log(fall, name=lease.__name__),
             hold_lease(in_s3),
         ):
@@ -188,41 +192,66 @@ def test_who_is_taken_over_finds_out_and_stays_quiet(
         monkeypatch.setattr(lease, "BEAT_SECONDS", 0.0)
         lease._beat(first, threading.Event())  # comes to an end, for it beats no more
         second.check()
-    assert (folder / LEASE).read_json()["attempt"] == 2
+    found = lease._newest(folder)
+    assert found is not None
+    assert (found.attempt, found.released) == (2, True)
 
 
-@pytest.mark.parametrize("take_over", [True, False])
-def test_a_beat_that_was_on_its_way_does_not_undo_a_take_over(
-    folder: Location, take_over: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("num_beats", [1, 3])
+def test_a_beat_that_comes_late_does_not_undo_a_take_over(
+    folder: Location, num_beats: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without being asked to, nobody takes over who is alive after all."""
+    """However late: of two attempts the older one finds out, and the newer one goes on."""
     monkeypatch.setattr(lease, "BEAT_SECONDS", 1e6)
-    monkeypatch.setattr(lease, "_wait_for_silence", lambda *_: None)
-    late: list[Lease] = []
-
-    def settle(_: float) -> None:
-        if late:
-            beat(late.pop())
-
-    with hold_lease(folder) as first:
-        monkeypatch.setattr(time, "sleep", settle)
-        late.append(first)
-        if take_over:
-            with hold_lease(folder, take_over=True) as second:
-                second.check()
-                with pytest.raises(LeaseError, match="attempt 2"):
-                    first.check()
-        else:
-            with pytest.raises(LeaseError, match="which is alive"), hold_lease(folder):
-                pytest.fail("two hold it")
-            first.check()
-    assert not late
+    with hold_lease(folder) as first, hold_lease(folder, take_over=True) as second:
+        for _ in range(num_beats):
+            beat(first)
+            second.check()
+            with pytest.raises(LeaseError, match="attempt 2"):
+                first.check()
+    with hold_lease(folder) as third:
+        assert third.attempt == 3
+        assert (folder / LEASE).children() == ["000003.json"]
 
 
-def test_of_many_that_come_together_one_holds(
+def test_an_attempt_whose_number_was_taken_is_refused(
     folder: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "_SETTLE_SECONDS", 1.5)
+    """It looked before another one came, and creates its file after that one was replaced too."""
+    create = Location.create
+
+    def come_late(self: Location, data: bytes) -> bool:
+        if self.path.endswith("000001.json"):
+            monkeypatch.setattr(Location, "create", create)
+            for _ in range(2):
+                with hold_lease(folder):
+                    pass
+            holder.enter_context(hold_lease(folder))
+        return create(self, data)
+
+    monkeypatch.setattr(Location, "create", come_late)
+    with ExitStack() as holder:
+        with pytest.raises(LeaseError, match=r"attempt 3 since"), hold_lease(folder):
+            pytest.fail("two hold it")
+        assert lease._newest(folder).attempt == 3
+
+
+def test_an_answer_that_is_lost_does_not_refuse_who_was_first(
+    in_s3: Location, faulty: FaultyS3
+) -> None:
+    faulty.fail("lost", "000001.json", method="PUT")
+    with hold_lease(in_s3) as held:
+        assert held.attempt == 1
+        held.check()
+
+
+@pytest.mark.parametrize("is_exclusive", [True, False])
+def test_of_many_that_come_together_one_holds(
+    folder: Location, is_exclusive: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "_SETTLE_SECONDS", 0.0 if is_exclusive else 1.5)
+    if not is_exclusive:
+        monkeypatch.setattr(Location, "can_create_exclusively", lambda _: False)
     start, end, outcomes = threading.Barrier(4), threading.Barrier(4), []
 
     def attempt() -> None:

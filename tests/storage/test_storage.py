@@ -2,7 +2,9 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -11,7 +13,7 @@ import pytest
 import s3fs
 
 from llavamed.errors import StorageError
-from llavamed.storage.location import MANIFEST, check_writable, locate
+from llavamed.storage.location import MANIFEST, Location, check_writable, locate
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -232,3 +234,37 @@ def test_locations_print_as_what_can_be_located_again(tmp_path, monkeypatch, s3_
     assert str(locate("~/runs")) == str(Path.home() / "runs")
     assert str(locate(f"{s3_uri}/runs/") / "demo") == f"{s3_uri}/runs/demo"
     assert str(locate(s3_uri)) == s3_uri
+
+
+@pytest.mark.parametrize("kind", ["local", "s3"])
+def test_of_many_that_create_a_file_one_is_told_so(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    uri = str(tmp_path) if kind == "local" else f"{request.getfixturevalue('s3_uri')}/create"
+    folder = locate(uri)
+    assert folder.can_create_exclusively()
+    assert folder.children() == []
+    start = threading.Barrier(8)
+
+    def create(number: int) -> bool:
+        start.wait(60)
+        return (folder / "file").create(b"%d" % number * 1000)
+
+    with ThreadPoolExecutor(8) as pool:
+        created = list(pool.map(create, range(8)))
+    assert sum(created) == 1
+    assert (folder / "file").read_bytes() == b"%d" % created.index(True) * 1000
+    assert folder.children() == ["file"]
+
+
+def test_a_storage_that_only_looks_first_is_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not Location(fsspec.filesystem("memory"), "/folder").can_create_exclusively()
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert not locate(str(tmp_path)).can_create_exclusively()
+    assert list(tmp_path.iterdir()) == []
