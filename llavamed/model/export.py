@@ -4,7 +4,6 @@
 them with what was trained. The manifest, written last, makes them an export.
 """
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from llavamed.processor.token_labels import Segment, flatten, write_out_first_sp
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
 from llavamed.storage.location import MANIFEST, Location
 from llavamed.storage.manifest import ExportManifest, find
+from llavamed.storage.scratch import scratch_folder
 
 TOLERANCES = {"fp32": 1e-5, "bf16": 1e-2}
 """How far logits may lie apart, as a part of the largest. The same weights on the same device and
@@ -83,14 +83,14 @@ def write_export(
         processor: Saved beside it, chat template included.
     """
     place.remove()
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         set_generation_tokens(model, processor)
         model._weight_conversions = None  # or names would depend on what the model was loaded from
         model.save_pretrained(scratch, state_dict=_published_names(model, weights))
         processor.save_pretrained(scratch)
         # Inside processor_config.json it is read by transformers 5 only.
         processor.image_processor.save_pretrained(scratch)
-        place.upload(Path(scratch))
+        place.upload(scratch)
 
 
 def _published_names(
@@ -132,8 +132,8 @@ def check_export(place: Location, trained: Trained, device: torch.device) -> flo
     Raises:
         CheckpointError: It does not load, or is not what was trained.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = place.download(Path(scratch))
+    with scratch_folder() as scratch:
+        folder = place.download(scratch)
         model, processor = _load(folder, trained.precision, trained.attn_implementation)
     _check_processor(place, processor, trained)
     loaded = model.state_dict()
@@ -164,8 +164,8 @@ def copy_export(source: Location, target: Location) -> None:
     """
     if target.children():
         raise CheckpointError(f"{target}: is not empty; name a new folder")
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = fetch_export(source, Path(scratch))
+    with scratch_folder() as scratch:
+        folder = fetch_export(source, scratch)
         _load(folder, "bf16", "sdpa")
         target.upload(folder)
 

@@ -1,10 +1,10 @@
 """What stops a stage: a loss that jumps, or memory that runs out; and what helps then."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from llavamed.train.schedule import warmup_steps
 MEDIAN_OF = 50
 """Steps before a step whose median loss its own is compared with."""
 NUM_CURES = 3
+Precision = Literal["bf16", "fp32"]
+_DTYPES = {"bf16": (torch.bfloat16, torch.int16), "fp32": (torch.float32, torch.int32)}
 
 
 def finite_mean(
@@ -51,6 +53,45 @@ def finite_mean(
             "changed by it; look at these samples, or lower optimizer.lr"
         )
     return float(total.item()) / max(1, num_supervised)
+
+
+def weight_sums(model: torch.nn.Module, precision: Precision) -> dict[str, int]:
+    """Return a checksum of each parameter that trains, by name: of its bits in the precision."""
+    return {
+        name: _sum_of_bits(parameter, precision)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def check_moved(
+    stage: Stage,
+    precision: Precision,
+    sums: Mapping[str, int],
+    weights: Mapping[str, torch.Tensor],
+) -> None:
+    """Refuse a stage that has trained nothing.
+
+    Args:
+        stage: The stage.
+        precision: Of the weights.
+        sums: What `weight_sums` gave before the first step.
+        weights: All weights after the last one, by the same names.
+
+    Raises:
+        TrainingError: Not one weight is another one than before.
+    """
+    if all(_sum_of_bits(weights[name], precision) == before for name, before in sums.items()):
+        raise TrainingError(
+            f"stages.{stage.name}.optimizer.lr={stage.optimizer.lr:g}: no weight of "
+            f"[{', '.join(stage.trainable)}] has moved in the whole stage, so nothing is exported; "
+            "raise it, and start under another name"
+        )
+
+
+def _sum_of_bits(weight: torch.Tensor, precision: Precision) -> int:
+    dtype, bits = _DTYPES[precision]
+    return int(weight.detach().to(dtype).contiguous().view(bits).sum(dtype=torch.int64))
 
 
 def ids_of(batches: list[Batch]) -> list[str]:

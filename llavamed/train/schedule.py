@@ -6,15 +6,15 @@ from llavamed.config.stage import Optimizer, Schedule
 
 
 def warmup_steps(schedule: Schedule, num_steps: int) -> int:
-    """Steps of the warm-up."""
-    return math.ceil(schedule.warmup_ratio * num_steps)
+    """Return the steps of the warm-up; at least the last step of a stage is none."""
+    return min(math.ceil(schedule.warmup_ratio * num_steps), num_steps - 1)
 
 
 def rate_factor(schedule: Schedule, *, step: int, num_steps: int) -> float:
-    """The part of its peak that the rate of an optimizer step is, from 0 to 1.
+    """Return the part of its peak that the rate of an optimizer step is, from 0 to 1.
 
     Steps are counted from 0; the first of a warm-up has a rate of 0. Source: `get_scheduler` of
-    transformers, names and arithmetic.
+    transformers, names and arithmetic, but for a warm-up of all steps, which would train nothing.
     """
     warmup = warmup_steps(schedule, num_steps)
     if step < warmup:

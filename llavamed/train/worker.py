@@ -2,8 +2,9 @@
 
 import gc
 import math
-import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,29 @@ import torch.distributed as dist
 
 from llavamed.data.feed.loader import StageLoader
 from llavamed.data.prepared.mixture import Mixture
-from llavamed.errors import TrainingError
+from llavamed.errors import CheckpointError, StorageError, TrainingError
 from llavamed.model.adapters import add_adapters, merge_adapters
 from llavamed.model.export import Trained, check_export, fetch_export, write_export
 from llavamed.model.freeze import PartCount, freeze
 from llavamed.model.llava import build_model, load_model
 from llavamed.model.loss import sampled_logits, supervised_loss
 from llavamed.processor.build import load_processor
-from llavamed.storage.location import locate
+from llavamed.storage.location import Location, locate
 from llavamed.storage.manifest import ExportManifest, PartFacts, find, write
+from llavamed.storage.scratch import scratch_folder
 from llavamed.train.checkpoint.restore import restore_checkpoint, seed_random_state
 from llavamed.train.checkpoint.save import Saver
+from llavamed.train.collectives import together
 from llavamed.train.context import Context, PreemptionWatch, Record
 from llavamed.train.engine import Engine
-from llavamed.train.guard import check_loss, explained_memory, finite_mean, ids_of
+from llavamed.train.guard import (
+    check_loss,
+    check_moved,
+    explained_memory,
+    finite_mean,
+    ids_of,
+    weight_sums,
+)
 from llavamed.train.history import write_history
 from llavamed.train.job import StageJob, open_mixture, order_of
 from llavamed.train.measure import Meter, cluster_peak_flops, rounded, speed
@@ -48,12 +58,13 @@ def train_stage(job: StageJob, context: Context) -> bool:
     started = time.monotonic()
     torch.manual_seed(job.config.seed)
     data = open_mixture(job)
-    with tempfile.TemporaryDirectory() as scratch:
-        processor = load_processor(locate(job.processor).download(Path(scratch) / "processor"))
-        model = _initial_model(job, processor, Path(scratch))
+    with scratch_folder() as scratch:
+        processor = load_processor(locate(job.processor).download(scratch / "processor"))
+        model = _initial_model(job, processor, scratch)
     if job.stage.lora is not None:
         add_adapters(model, job.stage.lora, seed=job.config.seed, device=context.device)
     counts = freeze(model, job.stage.trainable)
+    sums = weight_sums(model, job.config.engine_of(job.stage).precision)
     order = order_of(job.stage, data, job.config.seed)
     peak = cluster_peak_flops(job.config.engine_of(job.stage), context)
     meter = Meter(
@@ -82,43 +93,74 @@ def train_stage(job: StageJob, context: Context) -> bool:
     if not is_whole:
         engine.close()
         return False
-    trained = _trained(job, context, engine, model, loader)
+    trained = _trained(job, context, engine, model, loader, sums)
     dist.barrier()  # the last one: others need not wait for what rank 0 does alone
     engine.close()
     if context.rank == 0:
         place = locate(job.export)
-        job.check_lease()
-        write_export(place, model, trained.weights, processor)
-        del model, engine  # before the same weights are loaded once more
-        gc.collect()
-        torch.cuda.empty_cache()
-        difference = check_export(place, trained, context.device)
-        seconds = time.monotonic() - started
-        manifest = _manifest(job, data, counts, history, seconds=seconds, difference=difference)
-        job.check_lease()
-        write_history(place, history)
-        write(place, manifest)
+        with _exporting(place, num_steps=len(history)):
+            job.check_lease()
+            write_export(place, model, trained.weights, processor)
+            del model, engine  # before the same weights are loaded once more
+            gc.collect()
+            torch.cuda.empty_cache()
+            difference = check_export(place, trained, context.device)
+            seconds = time.monotonic() - started
+            manifest = _manifest(job, data, counts, history, seconds=seconds, difference=difference)
+            job.check_lease()
+            write_history(place, history)
+            write(place, manifest)
     return True
 
 
-def _trained(
-    job: StageJob, context: Context, engine: Engine, model: Any, loader: StageLoader
-) -> Trained:
-    """What the export must show again; every rank must call it, for ZeRO-3 needs all of them.
+@contextmanager
+def _exporting(place: Location, num_steps: int) -> Iterator[None]:
+    """Answer storage that takes no export by where the steps are. Raises: CheckpointError."""
+    try:
+        yield
+    except StorageError as error:
+        raise CheckpointError(
+            f"{place}: the export cannot be written or read back: {error}; all {num_steps} steps "
+            "lie in the last checkpoint, and the same command started again goes on from there"
+        ) from error
 
-    Each answers its first batch; rank 0's is the one that counts, and it is never empty and has an
-    image, if only a blank one.
+
+def _trained(
+    job: StageJob,
+    context: Context,
+    engine: Engine,
+    model: Any,
+    loader: StageLoader,
+    sums: dict[str, int],
+) -> Trained:
+    """Return what the export must show again; every rank must call it, for ZeRO-3 needs all.
+
+    Each rank answers its first batch; rank 0's is the one that counts, and it is never empty and
+    has an image, if only a blank one.
+
+    Args:
+        job: The stage.
+        context: This rank.
+        engine: Whose weights they are.
+        model: Inside the engine.
+        loader: Of the stage's batches.
+        sums: What `weight_sums` gave before the first step.
+
+    Raises:
+        TrainingError: No weight has moved.
     """
     batch = next(loader.steps())[0]
     engine.model.eval()
     logits = sampled_logits(engine.model, batch.to(context.device))
     weights = engine.weights()
+    precision = job.config.engine_of(job.stage).precision
+    together(lambda: check_moved(job.stage, precision, sums, weights), context.rank == 0)
     return Trained(
         weights=merge_adapters(model, weights) if weights else {},
         batch=batch,
         logits=logits,
         is_merged=job.stage.lora is not None,
-        precision=job.config.engine_of(job.stage).precision,
+        precision=precision,
         attn_implementation=job.config.model.attn_implementation,
         template=job.config.model.template,
         template_hash=loader.data.template_hash,
@@ -182,9 +224,10 @@ def _train_steps(
                 context.report(history[num_reported:])
             num_reported = len(history)
         is_preempted = watch.asks() and context.is_preempted()
-        if not is_last and (is_preempted or (step + 1) % job.config.checkpoint.every_steps == 0):
+        # The last step too: what comes after it may fail, and must not cost the steps before.
+        if is_last or is_preempted or (step + 1) % job.config.checkpoint.every_steps == 0:
             saver.save(history, seconds=time.monotonic() - started)
-            if is_preempted:
+            if is_preempted and not is_last:
                 return False
         step_started = time.monotonic()
     return True

@@ -81,7 +81,7 @@ def test_a_save_that_was_cut_short_is_ignored_and_collected(job: StageJob) -> No
     assert complete_checkpoints(place) == ["step-000002", "step-000004"]
     config = small_config(job.config, *LEARNING, "checkpoint.every_steps=5")
     assert run_stage(replace(job, config=config)).steps == 6
-    assert place.children() == ["step-000004", "step-000005"]
+    assert place.children() == ["step-000005", "step-000006"]
     assert complete_checkpoints(place) == place.children()  # whole now: saved again
 
 
@@ -95,8 +95,8 @@ def test_only_the_newest_checkpoints_are_kept(tiny_config: RunConfig, num_to_kee
         "stages.align.max_steps=4",
     )
     job = make_job(config)
-    run_stage(job)  # after the last step the export is what remains
-    names = ["step-000001", "step-000002", "step-000003"]
+    run_stage(job)
+    names = ["step-000001", "step-000002", "step-000003", "step-000004"]
     assert locate(job.checkpoints).children() == names[-num_to_keep:]
 
 
@@ -152,7 +152,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(
     assert re.search(before, warning)
     assert [record["step"] for record in reported] == [1, 2, 3, 4, 5, 6]
     assert_same_weights(exported_weights(job), exported_weights(undisturbed))
-    assert complete_checkpoints(locate(job.checkpoints)) == ["step-000002", "step-000004"]
+    assert complete_checkpoints(locate(job.checkpoints)) == ["step-000004", "step-000006"]
     run_stage(replace(job, export=f"{job.export}-again"))
     assert caplog.messages == [warning], "step 4 is whole"
 
@@ -165,7 +165,7 @@ def test_a_damaged_checkpoint_does_not_outlive_an_older_one(
     config = small_config(job.config, *LEARNING, *overrides)
     run_stage(replace(job, config=config))
     assert caplog.messages[0].endswith("/step-000002")
-    assert locate(job.checkpoints).children() == ["step-000003"]
+    assert locate(job.checkpoints).children() == ["step-000006"]
 
 
 def test_when_all_checkpoints_are_damaged_nothing_is_trained(job: StageJob) -> None:

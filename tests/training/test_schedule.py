@@ -32,7 +32,9 @@ def reference_rates(name: str, num_steps: int, num_warmup_steps: int) -> list[fl
 def test_every_rate_is_that_of_transformers(name: str, num_steps: int, warmup_ratio: float) -> None:
     schedule = Schedule.model_validate({"name": name, "warmup_ratio": warmup_ratio})
     rates = [PEAK * rate_factor(schedule, step=k, num_steps=num_steps) for k in range(num_steps)]
-    expected = reference_rates(name, num_steps, math.ceil(num_steps * warmup_ratio))
+    expected = reference_rates(
+        name, num_steps, min(math.ceil(num_steps * warmup_ratio), num_steps - 1)
+    )
     assert rates == pytest.approx(expected, rel=1e-12, abs=1e-18)
 
 
@@ -50,6 +52,13 @@ def test_a_warm_up_begins_at_zero_and_reaches_the_peak() -> None:
     assert rates[0] == 0.0
     assert rates == sorted(rates)
     assert rates[10] == PEAK
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "constant"])
+@given(num_steps=st.integers(1, 200), warmup_ratio=st.floats(0, 1))
+def test_a_warm_up_never_takes_all_steps(name: str, num_steps: int, warmup_ratio: float) -> None:
+    schedule = Schedule.model_validate({"name": name, "warmup_ratio": warmup_ratio})
+    assert any(rate_factor(schedule, step=k, num_steps=num_steps) > 0 for k in range(num_steps))
 
 
 def test_a_record_tells_the_rates_that_differ() -> None:

@@ -107,14 +107,63 @@ def test_the_next_stage_starts_from_the_export(
         *LEARNING,
         "name=trained",
         "stages.instruct.max_steps=1",
-        "stages.instruct.schedule.warmup_ratio=1",  # so the only step is one of rate 0
+        "stages.instruct.optimizer={lr: 1e-6, weight_decay: 0}",  # a step moves no weight further
     )
     job = make_job(config, stage=1)
     assert job.initial_weights == trained[0].export
     manifest = run_stage(job)
-    assert manifest.history[0]["learning_rate"] == 0.0
+    assert manifest.history[0]["learning_rate"] == 1e-6
     assert list(manifest.datasets) == ["dialogues"]
-    assert_same_weights(exported_weights(job), exported_weights(trained[0]))
+    assert_same_weights(exported_weights(job), exported_weights(trained[0]), atol=1.1e-6)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("stages.align.max_steps=1", "stages.align.schedule.warmup_ratio=0.03"),
+        ("stages.align.max_steps=1", "stages.align.schedule.warmup_ratio=1"),
+        (
+            "stages.align.max_steps=null",
+            "stages.align.packing=false",
+            "stages.align.global_batch_size=64",
+            "stages.align.schedule.warmup_ratio=0.03",
+        ),
+    ],
+    ids=["one step", "warm-up of all steps", "fewer samples than a batch"],
+)
+def test_a_stage_of_one_step_moves_weights(
+    tiny_config: RunConfig, trained: Outcome, overrides: tuple[str, ...]
+) -> None:
+    config = small_config(tiny_config, *LEARNING, f"name=one-{len(str(overrides))}", *overrides)
+    job = make_job(config)
+    manifest = run_stage(job)
+    assert manifest.steps == 1
+    assert manifest.history[0]["learning_rate"] == 5e-3
+    model = build_model(config.model, processor_of(config), seed=0, precision="fp32")
+    before, after = exported_form(model, job), exported_weights(job)
+    moved = {part_of(name) for name in after if not torch.equal(after[name], before[name])}
+    assert moved == {"projector", "language_model"}
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_a_stage_whose_weights_did_not_move_fails_with_a_sentence(
+    tiny_config: RunConfig, zero_stage: int
+) -> None:
+    config = small_config(
+        tiny_config,
+        f"name=still-{zero_stage}",
+        f"engine.zero_stage={zero_stage}",
+        "stages.align.optimizer.lr=1e-30",
+        "stages.align.max_steps=2",
+    )
+    job = make_job(config)
+    message = (
+        r"^stages.align.optimizer.lr=1e-30: no weight of \[projector\] has moved in the whole "
+        r"stage, so nothing is exported; raise it, and start under another name$"
+    )
+    with pytest.raises(TrainingError, match=message):
+        run_stage(job)
+    assert find(ExportManifest, locate(job.export)) is None
 
 
 @pytest.mark.parametrize(

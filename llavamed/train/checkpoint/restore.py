@@ -15,7 +15,6 @@ import io
 import logging
 import os
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from llavamed.errors import CheckpointError, DamagedFileError
 from llavamed.storage.fingerprint import differences
 from llavamed.storage.location import MANIFEST, Location
 from llavamed.storage.manifest import CheckpointManifest, FileFacts, read
+from llavamed.storage.scratch import scratch_errors, scratch_folder
 from llavamed.train.collectives import together
 from llavamed.train.context import Record
 from llavamed.train.engine import Engine, to_universal
@@ -173,8 +173,7 @@ def _load(place: Location, engine: Engine, job: StageJob) -> Restored:
     (history,) = together(lambda: _read_history(place, manifest.files[HISTORY]), rank == 0)
     files = {name: facts for name, facts in manifest.files.items() if name != HISTORY}
     has_random_state = manifest.layout.world_size == dist.get_world_size()
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+    with scratch_folder() as folder:
         if engine.loads(manifest.layout):
             together(lambda: _fetch(place, files, folder, rank=rank))
             engine.load(folder)
@@ -196,8 +195,8 @@ def _load(place: Location, engine: Engine, job: StageJob) -> Restored:
 
 def _convert(place: Location, files: dict[str, FileFacts]) -> dict[str, FileFacts]:
     """Publish a checkpoint's state as one for any layout; returns its files."""
-    with tempfile.TemporaryDirectory() as scratch:
-        saved, universal = Path(scratch, "saved"), Path(scratch, UNIVERSAL)
+    with scratch_folder() as scratch:
+        saved, universal = scratch / "saved", scratch / UNIVERSAL
         _fetch(place, files, saved)
         to_universal(saved, universal)
         (place / UNIVERSAL).remove()  # what an attempt that died here has left
@@ -222,13 +221,14 @@ def _fetch(
 
 def _copy(file: Location, facts: FileFacts, target: Path) -> None:
     """Copy a file piece by piece and compare its hash on the way."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
     try:
-        with file.open(cache_type="none") as source, target.open("wb") as copy:
-            while piece := source.read(_CHUNK_BYTES):
-                digest.update(piece)
-                copy.write(piece)
+        with file.open(cache_type="none") as source, scratch_errors():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("wb") as copy:
+                while piece := source.read(_CHUNK_BYTES):
+                    digest.update(piece)
+                    copy.write(piece)
     except FileNotFoundError as error:
         raise DamagedCheckpointError(f"{file}: is missing") from error
     _compare(file, facts, digest.hexdigest())

@@ -7,12 +7,10 @@ way: the next one waits for it, and so does the end, however it comes.
 """
 
 import logging
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -23,6 +21,7 @@ import torch.distributed as dist
 from llavamed.errors import CheckpointError, StorageError
 from llavamed.storage.location import MANIFEST, Location, locate
 from llavamed.storage.manifest import CheckpointManifest, FileFacts, write
+from llavamed.storage.scratch import scratch_folder
 from llavamed.train.checkpoint.restore import (
     RANDOM,
     DamagedCheckpointError,
@@ -40,7 +39,6 @@ from llavamed.train.job import StageJob
 UPLOAD_TIMEOUT = timedelta(hours=2)
 """A rank waits for the uploads of the others so long; one that died is noticed at once."""
 
-_TORCH_WRITER = "inline_container.cc"  # where torch.save finds that a disk is full
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -195,25 +193,10 @@ def _upload(
     Raises:
         StorageError: The scratch or the place takes no more.
     """
-    with _writable_scratch() as scratch:
+    with scratch_folder() as scratch:
         for path, state in files.items():
             (scratch / path).parent.mkdir(parents=True, exist_ok=True)
             torch.save(state, scratch / path)
         if history is not None:
             write_history(locate(str(scratch)), history)
         return publish(scratch, place)
-
-
-@contextmanager
-def _writable_scratch() -> Iterator[Path]:
-    """A folder of this machine; what it does not take is a StorageError."""
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            yield Path(scratch)
-    except (OSError, RuntimeError) as error:
-        if not isinstance(error, OSError) and _TORCH_WRITER not in str(error):
-            raise
-        raise StorageError(
-            f"{tempfile.gettempdir()}: cannot write there: {error}; free space there, or set "
-            "TMPDIR to a place with more"
-        ) from error

@@ -1,0 +1,41 @@
+"""Temporary folders of this machine, whose errors are sentences: a full disk is not a traceback."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llavamed.errors import StorageError
+
+_TORCH_WRITER = "inline_container.cc"
+"""Where `torch.save` finds that a disk is full, by a RuntimeError."""
+_SAFETENSORS = "SafetensorError"
+"""What safetensors raises then; known by name, for few commands need it."""
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Make a temporary folder, deleted in the end.
+
+    Raises:
+        StorageError: It cannot be made, or does not take what is written into it.
+    """
+    with scratch_errors(), tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def scratch_errors() -> Iterator[None]:
+    """Turn what writing into a temporary folder raises into a sentence. Raises: StorageError."""
+    try:
+        yield
+    except Exception as error:
+        is_of_torch = isinstance(error, RuntimeError) and _TORCH_WRITER in str(error)
+        is_of_safetensors = type(error).__name__ == _SAFETENSORS
+        if not (isinstance(error, OSError) or is_of_torch or is_of_safetensors):
+            raise
+        reason = " ".join(str(error).split())
+        raise StorageError(
+            f"{tempfile.gettempdir()}: cannot write there: {reason}; free space there, or set "
+            "TMPDIR to a place with more"
+        ) from error
