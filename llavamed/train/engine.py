@@ -38,6 +38,7 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 _TAG = "state"
+_ENVELOPE_SUFFIX = "model_states.pt"
 
 
 class Engine:
@@ -200,13 +201,34 @@ class Engine:
             for state in self._engine.basic_optimizer.state.values():
                 state["step"] = state["step"].clone()
 
-    def check_universal(self) -> None:
-        """Check, before the work of converting, that this rank can load a universal checkpoint.
+    def envelope(self) -> dict[str, Any]:
+        """Return what DeepSpeed reads before the numbers of a state; every rank must call it.
+
+        It depends on the ZeRO stage that loads, unlike the numbers, which `to_universal` joins.
+        """
+        return {
+            path: state
+            for path, state in self.snapshot().items()
+            if path.endswith(_ENVELOPE_SUFFIX)
+        }
+
+    def check_universal(self, saved: Layout) -> None:
+        """Check, before the work of converting, that this rank can load the state as universal.
+
+        Args:
+            saved: How the state was shared out.
 
         Raises:
-            ConfigError: Too many workers share too few weights, on which DeepSpeed fails; or the
+            ConfigError: It was saved without ZeRO or is to be loaded so, which DeepSpeed does not
+                convert. Too many workers share too few weights, on which DeepSpeed fails; or the
                 moments are in eight bits, whose blocks are those of a worker's part.
         """
+        if 0 in (saved.zero_stage, self._zero_stage):
+            raise ConfigError(
+                f"engine.zero_stage={self._zero_stage}: the checkpoint was saved with "
+                f"{saved.zero_stage}, and none of 0 can be converted; set engine.zero_stage="
+                f"{saved.zero_stage}, or start under another name"
+            )
         if self._settings.name == "adamw_8bit":
             raise ConfigError(
                 "optimizer.name=adamw_8bit: its state cannot be shared out again among another "
@@ -276,11 +298,16 @@ class _MemoryWriter(TorchCheckpointEngine):
         self._stager.close()
 
 
-def to_universal(folder: Path, target: Path) -> None:
+def to_universal(folder: Path, target: Path, envelope: dict[str, Any]) -> None:
     """Convert what all ranks have saved to what any number of ranks loads; one process does it.
 
     The numbers stay what they were: parts are joined, and each parameter gets files of its own.
     Takes seconds, and for large models minutes; `target` grows to twice the state's size meanwhile.
+
+    Args:
+        folder: What all ranks have saved.
+        target: Folder to write.
+        envelope: Of the engine that will load it, on rank 0.
     """
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         ds_to_universal.main(
@@ -294,6 +321,10 @@ def to_universal(folder: Path, target: Path) -> None:
                 inject_missing_state=True,  # says that no tensor is split; only Megatron writes it
             )
         )
+    for file in (target / _TAG).glob(f"*{_ENVELOPE_SUFFIX}"):
+        file.unlink()
+    for path, state in envelope.items():
+        torch.save(state, target / path)
 
 
 def deepspeed_config(config: EngineConfig, stage: Stage, world_size: int) -> dict[str, Any]:

@@ -70,3 +70,38 @@ def test_every_rank_and_step_is_seeded_with_numbers_of_its_own() -> None:
     numbers = [draw(*place) for place in places]
     assert len(set(numbers)) == len(places)
     assert numbers == [draw(*place) for place in places]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("{precision: fp32, zero_stage: 1}", "{precision: fp32, zero_stage: 2}"),
+        ("{precision: fp32, zero_stage: 2}", "{precision: fp32, zero_stage: 1}"),
+        ("{precision: fp32, zero_stage: 2}", "{precision: fp32, zero_stage: 3}"),
+        ("{precision: fp32, zero_stage: 3}", "{precision: fp32, zero_stage: 2}"),
+        (
+            "{precision: fp32, zero_stage: 2}",
+            "{precision: fp32, zero_stage: 2, offload_optimizer: cpu}",
+        ),
+        (
+            "{precision: fp32, zero_stage: 3, offload_optimizer: cpu}",
+            "{precision: fp32, zero_stage: 1}",
+        ),
+    ],
+)
+def test_a_stage_goes_on_wherever_its_numbers_are_to_lie(
+    tiny_config: RunConfig, before: str, after: str
+) -> None:
+    """ZeRO stage and offload decide where the numbers lie, not what they are."""
+    name = f"moved-{abs(hash(before + after)) % 10**6}"
+    quiet = make_job(small_config(tiny_config, *LEARNING, f"engine={before}", f"name={name}-a"))
+    expected = run_stage(quiet)
+    settings = (*LEARNING, f"name={name}-b")
+    job = interrupted_job(small_config(tiny_config, *settings, f"engine={before}"), at_step=4)
+    moved = make_job(small_config(tiny_config, *settings, f"engine={after}"))
+    assert moved.fingerprint == job.fingerprint
+    found = run_stage(moved)
+    keys = ("step", "loss", "num_tokens", "learning_rate")
+    for one, other in zip(found.history, expected.history, strict=True):
+        assert [one[key] for key in keys] == pytest.approx([other[key] for key in keys], rel=1e-5)
+    assert_same_weights(exported_weights(moved), exported_weights(quiet), atol=1e-6)

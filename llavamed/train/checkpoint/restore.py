@@ -17,6 +17,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -178,8 +179,9 @@ def _load(place: Location, engine: Engine, job: StageJob) -> Restored:
             together(lambda: _fetch(place, files, folder, rank=rank))
             engine.load(folder)
         else:
-            together(engine.check_universal)
-            (converted,) = together(lambda: _convert(place, files), rank == 0)
+            together(lambda: engine.check_universal(manifest.layout))
+            envelope = engine.envelope()
+            (converted,) = together(lambda: _convert(place, files, envelope), rank == 0)
             # Every rank reads a part of every file, so the ranks of a machine share one copy.
             together(lambda: _fetch(place / UNIVERSAL, converted, folder), local_rank == 0)
             copies = together(lambda: folder)
@@ -193,12 +195,18 @@ def _load(place: Location, engine: Engine, job: StageJob) -> Restored:
     return Restored(manifest, history, has_random_state)
 
 
-def _convert(place: Location, files: dict[str, FileFacts]) -> dict[str, FileFacts]:
-    """Publish a checkpoint's state as one for any layout; returns its files."""
+def _convert(
+    place: Location, files: dict[str, FileFacts], envelope: dict[str, Any]
+) -> dict[str, FileFacts]:
+    """Publish a checkpoint's state as one that the engine of the envelope loads.
+
+    Returns:
+        Its files.
+    """
     with scratch_folder() as scratch:
         saved, universal = scratch / "saved", scratch / UNIVERSAL
         _fetch(place, files, saved)
-        to_universal(saved, universal)
+        to_universal(saved, universal, envelope)
         (place / UNIVERSAL).remove()  # what an attempt that died here has left
         return publish(universal, place / UNIVERSAL)
 
