@@ -121,10 +121,11 @@ class ImageFacts(Facts):
     """How the images of a dataset were made; the fields of `processor.images.ImageSettings`."""
 
     size: int
-    aspect_ratio: Literal["square", "pad"]
+    aspect_ratio: Literal["square", "pad", "stretch"]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     backend: Literal["exact", "fast"] = "exact"
+    resample: Literal["bicubic", "bilinear"] = "bicubic"
 
 
 class MadeFrom(Facts):

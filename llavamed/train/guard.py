@@ -19,6 +19,7 @@ from llavamed.errors import ConfigError, TrainingError
 from llavamed.model.cost.memory import Memory, stage_memory
 from llavamed.model.freeze import PartCount
 from llavamed.train.context import Context, Record
+from llavamed.train.job import number_settings
 from llavamed.train.schedule import warmup_steps
 
 MEDIAN_OF = 50
@@ -50,7 +51,8 @@ def finite_mean(
         mine = "" if math.isfinite(loss_sum.item()) else where
         raise TrainingError(
             f"loss={total.item()} at step {step + 1}{mine}: is not finite, and no weight was "
-            "changed by it; look at these samples, or lower optimizer.lr"
+            "changed by it; look at these samples, or lower optimizer.lr and start under another "
+            "name"
         )
     return float(total.item()) / max(1, num_supervised)
 
@@ -200,13 +202,29 @@ def _explain(config: RunConfig, stage: Stage, sizing: _Sizing, reason: str) -> s
         field = change.partition("=")[0]
         savings[field] = max(savings.get(field, (0.0, "")), (saved, change), key=lambda it: it[0])
     best = sorted(savings.values(), key=lambda it: it[0], reverse=True)[:NUM_CURES]
-    hints = [f"{change} ({_gb(saved)} GB less)" for saved, change in best if saved > 0]
+    hints = []
+    for saved, change in best:
+        if saved > 0:
+            where = "" if _goes_on(config, change) else ", under another name"
+            hints.append(f"{change} ({_gb(saved)} GB less{where})")
     needs = ", ".join(f"{name} {_gb(value)}" for name, value in vars(planned).items())
     return (
         f"memory={_gb(planned.total)} GB: is what stage {stage.name} needs on each worker by plan "
         f"({needs}), and its GPU ran out of it: {reason}; "
         + (f"set {' or '.join(hints)}" if hints else "use GPUs with more memory, or more of them")
     )
+
+
+def _goes_on(config: RunConfig, change: str) -> bool:
+    """Return whether a run that has saved something takes a change: it changes no number of it."""
+    changed = override_config(config, [change])
+    for before, now in zip(config.stages, changed.stages, strict=True):
+        if number_settings(config, before) != number_settings(changed, now):
+            return False
+        stages = {config.engine_of(before).zero_stage, changed.engine_of(now).zero_stage}
+        if 0 in stages and len(stages) == 2:  # no checkpoint of 0 can be converted
+            return False
+    return True
 
 
 def _cures(config: RunConfig, stage: Stage) -> list[str]:

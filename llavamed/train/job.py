@@ -55,18 +55,11 @@ class StageJob:
         stage, offload, number of workers, attention kernels, recomputed activations. So is what a
         stage stops at, how it is scored, logged and saved, and where things lie.
         """
-        engine, name = self.config.engine_of(self.stage), self.stage.name
-        stage = self.stage.model_dump(mode="json", exclude=_DECIDES_NO_NUMBER)
-        stage["data"] = [[dataset, passes] for dataset, passes in self.stage.mixture.items()]
-        stage["initial_weights"] = self.initial_fingerprint
+        settings = number_settings(self.config, self.stage)
+        settings["stages"][self.stage.name]["initial_weights"] = self.initial_fingerprint
         datasets = zip(self.stage.mixture, self.dataset_fingerprints, strict=True)
-        return {
-            "seed": self.config.seed,
-            "model": self.config.model.model_dump(mode="json", exclude={"attn_implementation"}),
-            "data": {"datasets": {key: {"fingerprint": value} for key, value in datasets}},
-            "engine": {"precision": engine.precision, "deepspeed": dict(engine.deepspeed)},
-            "stages": {name: stage},
-        }
+        fingerprints = {name: {"fingerprint": value} for name, value in datasets}
+        return settings | {"data": {"datasets": fingerprints}}
 
     def check_lease(self) -> None:
         """Check, before anything is published, that no other attempt has taken over.
@@ -76,6 +69,19 @@ class StageJob:
         """
         if self.lease is not None:
             self.lease.check()
+
+
+def number_settings(config: RunConfig, stage: Stage) -> dict[str, Any]:
+    """Return the settings that decide the numbers of a stage; see `StageJob.settings`."""
+    engine = config.engine_of(stage)
+    own = stage.model_dump(mode="json", exclude=_DECIDES_NO_NUMBER)
+    own["data"] = [[dataset, passes] for dataset, passes in stage.mixture.items()]
+    return {
+        "seed": config.seed,
+        "model": config.model.model_dump(mode="json", exclude={"attn_implementation"}),
+        "engine": {"precision": engine.precision, "deepspeed": dict(engine.deepspeed)},
+        "stages": {stage.name: own},
+    }
 
 
 def order_of(stage: Stage, data: Mixture, seed: int) -> StageOrder:

@@ -204,7 +204,8 @@ def _train_steps(
             samples = f"samples {ids_of(batches)} on rank {context.rank}"
             raise TrainingError(
                 f"grad_norm={grad_norm} at step {step + 1}: is not finite, though the loss is; "
-                f"nothing of this step is saved; look at {samples}, or lower optimizer.lr"
+                f"nothing of this step is saved; look at {samples}, or lower optimizer.lr and "
+                "start under another name"
             )
         seconds = time.monotonic() - step_started
         history.append(

@@ -3,19 +3,21 @@
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llavamed.errors import CheckpointError, DamagedFileError, DataError, LlavaMedError
+from llavamed.processor.images import ImageSettings
 from llavamed.storage.fingerprint import differences, fingerprint
 from llavamed.storage.location import MANIFEST, locate
 from llavamed.storage.manifest import (
     CheckpointManifest,
     DatasetManifest,
     ExportManifest,
+    ImageFacts,
     Manifest,
     ScoresManifest,
     dump,
@@ -149,3 +151,8 @@ def test_nothing_differs_exactly_where_the_fingerprints_are_the_same(
     changed = before | {"a": now}
     is_same = fingerprint(before) == fingerprint(changed)
     assert is_same == (differences(before, changed) == [])
+
+
+def test_a_manifest_knows_all_that_makes_an_image() -> None:
+    facts = {name: field.annotation for name, field in ImageFacts.model_fields.items()}
+    assert facts == get_type_hints(ImageSettings)
