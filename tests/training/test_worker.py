@@ -125,6 +125,7 @@ def test_the_next_stage_starts_from_the_export(
         (
             "stages.align.max_steps=null",
             "stages.align.packing=false",
+            "stages.align.max_tokens=null",
             "stages.align.global_batch_size=64",
             "stages.align.schedule.warmup_ratio=0.03",
         ),
@@ -140,7 +141,7 @@ def test_a_stage_of_one_step_moves_weights(
     assert manifest.steps == 1
     assert manifest.history[0]["learning_rate"] == 5e-3
     model = build_model(config.model, processor_of(config), seed=0, precision="fp32")
-    before, after = exported_form(model, job), exported_weights(job)
+    before, after = weights_as_exported(model, config), exported_weights(job)
     moved = {part_of(name) for name in after if not torch.equal(after[name], before[name])}
     assert moved == {"projector", "language_model"}
 
