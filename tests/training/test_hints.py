@@ -1,0 +1,149 @@
+"""A hint that an error prints is accepted by the run that it is given to."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import llavamed.train.guard
+import llavamed.train.worker
+from llavamed.config.load import override_config
+from llavamed.config.run import RunConfig
+from llavamed.errors import ConfigError, DataError, LeaseError, TrainingError
+from llavamed.run.curriculum import make_jobs, plan_curriculum
+from llavamed.run.preflight import check_settings, check_stage
+from llavamed.storage.lease import hold_lease
+from llavamed.storage.location import locate
+from llavamed.train.context import Record
+from tests.support.training_setup import (
+    LEARNING,
+    make_job,
+    mixture,
+    run_stage,
+    small_config,
+)
+
+ELSEWHERE = ", under another name"
+
+
+def run_out_of_memory(config: RunConfig, monkeypatch: pytest.MonkeyPatch, *, at_step: int) -> str:
+    """Train until a step that finds no memory; gives what is said then."""
+    job, steps = make_job(config), [0]
+    loss = llavamed.train.worker.supervised_loss
+
+    def run_out(*args: object) -> torch.Tensor:
+        if steps[0] >= at_step - 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return loss(*args)
+
+    def count(records: list[Record]) -> None:
+        steps[0] = int(records[-1]["step"])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llavamed.train.guard, "NUM_CURES", 99)
+        patch.setattr(llavamed.train.worker, "supervised_loss", run_out)
+        with pytest.raises(TrainingError) as caught:
+            run_stage(job, count)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_what_saves_memory_is_taken_by_a_run_that_has_begun(
+    tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch, zero_stage: int
+) -> None:
+    name = f"full-{zero_stage}"
+    settings = (*LEARNING, f"engine.zero_stage={zero_stage}", "stages.align.max_steps=4")
+    config = small_config(tiny_config, *settings, f"name={name}")
+    said = run_out_of_memory(config, monkeypatch, at_step=4)
+    hints = re.findall(rf"(\S+=\S+) \(\d+\.\d GB less({ELSEWHERE})?\)", said)
+    changes = dict(hints)
+    assert {"stages.align.gradient_checkpointing=true", "engine.precision=bf16"} <= changes.keys()
+    plans = plan_curriculum(config)[:1]
+    for number, (change, where) in enumerate(hints):
+        other = (f"name={name}-{number}",) if where else ()
+        changed = override_config(config, [change, *other])
+        check_settings(plan_curriculum(changed)[:1], [make_job(changed)])
+        if not where and "stages" not in change and "offload" not in change:
+            reported: list[Record] = []
+            assert run_stage(make_job(changed), reported.extend).steps == 4
+            assert [record["step"] for record in reported] == [1, 2, 3, 4]
+            plans[0].export.remove()
+    refused = {change for change, where in hints if where}
+    assert "engine.precision=bf16" in refused
+    assert "stages.align.gradient_checkpointing=true" not in refused
+
+
+WRONG = {
+    "batch": ("stages.align.global_batch_size=6", "scaling.num_workers=4"),
+    "lanes": ("scaling.num_workers=64",),
+    "packing": ("stages.align.micro_batch_size=2",),
+    "lengths": ("stages.align.max_tokens=16", "data.max_length=2048"),
+}
+CHANGES = {
+    "batch": lambda said: [
+        *(
+            f"stages.align.global_batch_size={n}"
+            for n in re.findall(r"use (\d+) or (\d+)", said)[0]
+        ),
+        *(f"scaling.num_workers={n}" for n in re.findall(r"(\d+)(?: or \d+)? workers", said)),
+    ],
+    "lanes": lambda said: [
+        f"scaling.num_workers={n}" for n in re.findall(r"has only (\d+) forward passes", said)
+    ],
+    "packing": lambda said: [
+        f"stages.align.micro_batch_size={n}" for n in re.findall(r"set it to (\d+)", said)
+    ],
+    "lengths": lambda said: [
+        f"stages.align.max_tokens={n}" for n in re.findall(r"data.max_length=(\d+)", said)
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_what_a_config_is_told_makes_it_a_config(tiny_config: RunConfig, kind: str) -> None:
+    base = small_config(tiny_config, "scaling.num_workers=1")
+    base = base.model_copy(update={"stages": base.stages[:1]})
+    with pytest.raises(ConfigError) as caught:
+        override_config(base, WRONG[kind])
+    changes = CHANGES[kind](str(caught.value))
+    assert changes
+    for change in changes:
+        override_config(base, [*WRONG[kind], change])
+
+
+def test_a_stage_whose_samples_are_too_long_takes_what_it_is_told(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    config = small_config(tiny_config, f"storage={tmp_path}")
+    plan, data = plan_curriculum(config)[0], mixture(config)
+    stage = plan.stage.model_copy(update={"max_tokens": 16})
+    short = config.model_copy(update={"stages": (stage,)})
+    with pytest.raises(DataError, match="raise max_tokens") as caught:
+        check_stage(plan_curriculum(short)[0], make_job(short), data)
+    longest = max(map(int, re.findall(r"\d+", str(caught.value))))
+    stage = plan.stage.model_copy(update={"max_tokens": longest})
+    longer = config.model_copy(update={"stages": (stage,)})
+    check_stage(plan_curriculum(longer)[0], make_job(longer), data)
+
+
+def test_who_finds_a_name_taken_may_use_another_one_or_take_over(tmp_path: Path) -> None:
+    folder = locate(str(tmp_path / "taken"))
+    with hold_lease(folder, hint="use another name") as first:
+        with hold_lease(locate(str(tmp_path / "another")), hint="") as other:
+            other.check()
+        with hold_lease(folder, hint="", take_over=True) as second:
+            second.check()
+            with pytest.raises(LeaseError, match="was taken over"):
+                first.check()
+
+
+def test_a_stage_that_trained_nothing_trains_under_another_name(tiny_config: RunConfig) -> None:
+    still = small_config(tiny_config, "name=still", "stages.align.optimizer.lr=1e-30")
+    with pytest.raises(TrainingError, match="raise it, and start under another name"):
+        run_stage(make_job(still))
+    raised = override_config(still, ["stages.align.optimizer.lr=1e-3"])
+    plans = plan_curriculum(raised)
+    with pytest.raises(ConfigError, match=r"lr=0.001, was 1e-30: .*use another name"):
+        check_settings(plans[:1], make_jobs(raised, plans)[:1])
+    assert run_stage(make_job(override_config(raised, ["name=moving"]))).steps == 6
