@@ -148,13 +148,14 @@ def test_the_checkpoint_before_a_damaged_one_is_used(
     reported: list[Record] = []
     before = rf"step-000004/.*{message}.*; resuming from the checkpoint before, .*/step-000002$"
     run_stage(job, reported.extend)
-    (warning,) = caplog.messages
+    (warning,) = resumed = [said for said in caplog.messages if "resuming" in said]
     assert re.search(before, warning)
     assert [record["step"] for record in reported] == [1, 2, 3, 4, 5, 6]
     assert_same_weights(exported_weights(job), exported_weights(undisturbed))
     assert complete_checkpoints(locate(job.checkpoints)) == ["step-000004", "step-000006"]
     run_stage(replace(job, export=f"{job.export}-again"))
-    assert caplog.messages == [warning], "step 4 is whole"
+    said = [said for said in caplog.messages if "resuming" in said]
+    assert said == resumed, "step 4 is whole"
 
 
 def test_a_damaged_checkpoint_does_not_outlive_an_older_one(
