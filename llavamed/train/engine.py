@@ -30,6 +30,7 @@ from llavamed.config.stage import Stage
 from llavamed.errors import CheckpointError, ConfigError
 from llavamed.model.freeze import part_of
 from llavamed.storage.manifest import Layout
+from llavamed.train.job import can_convert
 from llavamed.train.optimizer import make_optimizer
 
 # Its shared-memory collectives for CPUs would be compiled for minutes at first use.
@@ -219,14 +220,14 @@ class Engine:
             saved: How the state was shared out.
 
         Raises:
-            ConfigError: It was saved without ZeRO or is to be loaded so, which DeepSpeed does not
-                convert. Too many workers share too few weights, on which DeepSpeed fails; or the
-                moments are in eight bits, whose blocks are those of a worker's part.
+            ConfigError: DeepSpeed does not convert between the ZeRO stages; too many workers share
+                too few weights, on which it fails; or the moments are in eight bits, whose blocks
+                are those of a worker's part.
         """
-        if 0 in (saved.zero_stage, self._zero_stage):
+        if not can_convert(saved.zero_stage, self._zero_stage):
             raise ConfigError(
                 f"engine.zero_stage={self._zero_stage}: the checkpoint was saved with "
-                f"{saved.zero_stage}, and none of 0 can be converted; set engine.zero_stage="
+                f"{saved.zero_stage}, and only 1 and 2 can be converted into each other; set it to "
                 f"{saved.zero_stage}, or start under another name"
             )
         if self._settings.name == "adamw_8bit":

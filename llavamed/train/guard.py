@@ -19,7 +19,7 @@ from llavamed.errors import ConfigError, TrainingError
 from llavamed.model.cost.memory import Memory, stage_memory
 from llavamed.model.freeze import PartCount
 from llavamed.train.context import Context, Record
-from llavamed.train.job import number_settings
+from llavamed.train.job import can_convert, number_settings
 from llavamed.train.schedule import warmup_steps
 
 MEDIAN_OF = 50
@@ -221,8 +221,7 @@ def _goes_on(config: RunConfig, change: str) -> bool:
     for before, now in zip(config.stages, changed.stages, strict=True):
         if number_settings(config, before) != number_settings(changed, now):
             return False
-        stages = {config.engine_of(before).zero_stage, changed.engine_of(now).zero_stage}
-        if 0 in stages and len(stages) == 2:  # no checkpoint of 0 can be converted
+        if not can_convert(config.engine_of(before).zero_stage, changed.engine_of(now).zero_stage):
             return False
     return True
 

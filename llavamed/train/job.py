@@ -84,6 +84,14 @@ def number_settings(config: RunConfig, stage: Stage) -> dict[str, Any]:
     }
 
 
+def can_convert(before: int, now: int) -> bool:
+    """Return whether a checkpoint of one ZeRO stage can be loaded by another one.
+
+    DeepSpeed converts between 1 and 2 only; 0 and 3 keep the optimizer's state in other forms.
+    """
+    return before == now or {before, now} == {1, 2}
+
+
 def order_of(stage: Stage, data: Mixture, seed: int) -> StageOrder:
     """The order of a stage's samples. Raises: DataError, when a sample is longer than a pack."""
     tokens = data.column("num_tokens")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from llavamed.config.run import RunConfig
+from llavamed.errors import ConfigError
 from llavamed.storage.location import locate
 from llavamed.train.checkpoint.restore import seed_random_state
 from llavamed.train.context import Record
@@ -77,15 +78,9 @@ def test_every_rank_and_step_is_seeded_with_numbers_of_its_own() -> None:
     [
         ("{precision: fp32, zero_stage: 1}", "{precision: fp32, zero_stage: 2}"),
         ("{precision: fp32, zero_stage: 2}", "{precision: fp32, zero_stage: 1}"),
-        ("{precision: fp32, zero_stage: 2}", "{precision: fp32, zero_stage: 3}"),
-        ("{precision: fp32, zero_stage: 3}", "{precision: fp32, zero_stage: 2}"),
         (
             "{precision: fp32, zero_stage: 2}",
             "{precision: fp32, zero_stage: 2, offload_optimizer: cpu}",
-        ),
-        (
-            "{precision: fp32, zero_stage: 3, offload_optimizer: cpu}",
-            "{precision: fp32, zero_stage: 1}",
         ),
     ],
 )
@@ -105,3 +100,21 @@ def test_a_stage_goes_on_wherever_its_numbers_are_to_lie(
     for one, other in zip(found.history, expected.history, strict=True):
         assert [one[key] for key in keys] == pytest.approx([other[key] for key in keys], rel=1e-5)
     assert_same_weights(exported_weights(moved), exported_weights(quiet), atol=1e-6)
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 3), (3, 2), (0, 2), (1, 0)])
+def test_a_zero_stage_that_cannot_be_converted_is_refused_with_what_can_be_set(
+    tiny_config: RunConfig, before: int, after: int
+) -> None:
+    name = f"name=stuck-{before}-{after}"
+    job = interrupted_job(
+        small_config(tiny_config, *LEARNING, f"engine.zero_stage={before}", name), at_step=3
+    )
+    moved = make_job(small_config(tiny_config, *LEARNING, f"engine.zero_stage={after}", name))
+    message = (
+        rf"engine.zero_stage={after}: the checkpoint was saved with {before}, and only 1 and 2 can "
+        rf"be converted into each other; set it to {before}, or start under another name"
+    )
+    with pytest.raises(ConfigError, match=message):
+        run_stage(moved)
+    assert run_stage(job).steps == 6
