@@ -56,8 +56,10 @@ def told_what_is_missing(scaling: Scaling, has_started: threading.Event) -> Iter
 
     def watch() -> None:
         while not is_over.wait(SECONDS_BETWEEN_WARNINGS) and not has_started.is_set():
-            missing = _missing(scaling) or _in_use(scaling)
-            logger.warning("waiting for %d workers: %s", scaling.least_workers, missing)
+            missing = _missing(scaling)
+            level = logging.WARNING if missing else logging.INFO
+            text = missing or _in_use(scaling)
+            logger.log(level, "waiting for %d workers: %s", scaling.least_workers, text)
 
     watching = threading.Thread(target=watch, name="resources", daemon=True)
     watching.start()
