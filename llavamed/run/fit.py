@@ -24,7 +24,7 @@ from llavamed.run.resources import told_what_is_missing
 from llavamed.storage.location import Location
 from llavamed.train.context import Record, local_context, ray_context
 from llavamed.train.job import StageJob
-from llavamed.train.metrics import WorkerMetrics
+from llavamed.train.prometheus import WorkerMetrics
 from llavamed.train.worker import train_stage
 
 

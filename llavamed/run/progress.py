@@ -11,6 +11,7 @@ from rich.progress import Progress as Bar
 
 from llavamed.storage.manifest import ExportManifest
 from llavamed.train.context import Record
+from llavamed.train.metrics import progress_text
 
 _SECONDS_BETWEEN_LINES = 2.0
 _RATE_SECONDS = 30.0
@@ -68,9 +69,7 @@ class Progress:
         """Show the last of the steps that were trained."""
         name, num_steps = self._stage
         last = records[-1]
-        detail = f"  loss {last['loss']:.3f}  {last['tokens_per_second']:,.0f} tokens/s"
-        if "mfu" in last:
-            detail += f"  {last['mfu']:.1%} MFU"
+        detail = f"  {progress_text(last)}"
         self._update(f"train {name}", int(last["step"]), num_steps, "steps", detail)
 
     def stage_finished(self, stage: str, result: ExportManifest) -> None:

@@ -1,52 +1,145 @@
-"""Metrics of each step for Prometheus, which fetches them from Ray's agent on every node."""
+"""The metrics of an optimizer step, declared once.
 
-from typing import Any
+A record of a step holds the values; MLflow, Prometheus, the progress of a run and the table in the
+documentation take from this list what a metric is called, what it measures and where it is shown.
+A name that ends in `.PART` stands for one metric for each part of the model.
+"""
 
-from ray.util.metrics import Counter, Gauge, Histogram
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
-from llavamed.train.context import Record
-
-_OF_A_STEP = {
-    "step": "Optimizer steps done",
-    "loss": "Mean over the supervised tokens of the global step",
-    "learning_rate": "Of the last step",
-    "grad_norm": "Before clipping",
-    "tokens_per_second": "Of all workers together",
-    "mfu": "Model-FLOPs utilisation, where the peak of the GPU is known",
-}
-"""What is the same on every worker, told by rank 0; by key of a record."""
-_OF_A_WORKER = {
-    "data_wait_seconds": "Wait for the batches of the last step",
-    "memory_bytes": "At the peak: allocated on the GPU, or of the process where there is none",
-    "memory_reserved_bytes": "At the peak: taken from the GPU",
-}
-_SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0]
+PART = "PART"
 
 
-class WorkerMetrics:
-    """The metrics of one worker of a stage."""
+@dataclass(frozen=True)
+class Metric:
+    """One metric of a step."""
 
-    def __init__(self, run: str, stage: str, rank: int) -> None:
-        tags = {"run": run, "stage": stage, "rank": str(rank)}
-        described = _OF_A_WORKER | (_OF_A_STEP if rank == 0 else {})
+    name: str
+    """Its key in a step's record, which is its name in MLflow."""
+    unit: str
+    """What its number counts."""
+    help: str
+    """What it measures, in whole sentences."""
+    prometheus: str = ""
+    """Its name for Prometheus, without the prefix `ray_llavamed_`. By default it is not there."""
+    kind: Literal["gauge", "counter", "histogram"] = "gauge"
+    """What Prometheus keeps of it."""
+    per_worker: bool = False
+    """Whether every worker has a value of its own. Otherwise rank 0 exports it for all."""
+    console: str = ""
+    """How the progress of a run shows it, as a format of the value. By default it does not."""
 
-        def tagged(make: Any, name: str, description: str, **settings: Any) -> Any:
-            keys = tuple(tags)
-            metric = make(f"llavamed_{name}", description=description, tag_keys=keys, **settings)
-            metric.set_default_tags(tags)
-            return metric
 
-        self._gauges = {key: tagged(Gauge, key, text) for key, text in described.items()}
-        text = "Seconds of an optimizer step"
-        self._seconds = tagged(Histogram, "step_seconds", text, boundaries=_SECONDS)
-        text = "Tokens of samples, of all workers"
-        self._tokens = tagged(Counter, "tokens", text) if rank == 0 else None
+METRICS = (
+    Metric(
+        "step",
+        "steps",
+        "Number of optimizer steps taken. In MLflow it is the step of every other metric.",
+        prometheus="step",
+    ),
+    Metric(
+        "loss",
+        "nats per token",
+        "Cross entropy, averaged over the supervised tokens of the global batch.",
+        prometheus="loss",
+        console="loss {:.3f}",
+    ),
+    Metric(
+        "learning_rate",
+        "",
+        "Learning rate of the stage in this step, after the schedule.",
+        prometheus="learning_rate",
+    ),
+    Metric(
+        "learning_rate.PART",
+        "",
+        "Learning rate of a part of the model that sets its own with `optimizer.parts`.",
+    ),
+    Metric(
+        "grad_norm",
+        "",
+        "L2 norm of the gradient of the global batch, before it is clipped.",
+        prometheus="grad_norm",
+    ),
+    Metric(
+        "grad_norm.PART",
+        "",
+        "L2 norm of the gradient of one trained part of the model, before it is clipped. There is "
+        "none with `engine.offload_optimizer`.",
+    ),
+    Metric(
+        "num_tokens",
+        "tokens",
+        "Number of tokens of the samples of the step, over all workers. Padding does not count. "
+        "Prometheus keeps the sum over the steps.",
+        prometheus="tokens_total",
+        kind="counter",
+    ),
+    Metric(
+        "tokens_per_second",
+        "tokens per second",
+        "Tokens of the step divided by its duration, over all workers.",
+        prometheus="tokens_per_second",
+        console="{:,.0f} tokens/s",
+    ),
+    Metric(
+        "mfu",
+        "fraction",
+        "Model FLOPs utilization: the operations that the model needs, divided by those that the "
+        "GPUs could have done in bfloat16. It is absent where the peak of the device is unknown.",
+        prometheus="mfu",
+        console="{:.1%} MFU",
+    ),
+    Metric(
+        "step_seconds",
+        "seconds",
+        "Duration of the optimizer step, with the wait for data. MLflow has that of rank 0.",
+        prometheus="step_seconds",
+        kind="histogram",
+        per_worker=True,
+    ),
+    Metric(
+        "data_wait_seconds",
+        "seconds",
+        "Time in which the worker waited for its batches. MLflow has that of rank 0.",
+        prometheus="data_wait_seconds",
+        per_worker=True,
+    ),
+    Metric(
+        "memory_bytes",
+        "bytes",
+        "Largest amount of GPU memory allocated so far, or the largest resident set of the process "
+        "where there is no GPU. MLflow has that of rank 0.",
+        prometheus="memory_bytes",
+        per_worker=True,
+    ),
+    Metric(
+        "memory_reserved_bytes",
+        "bytes",
+        "Largest amount of GPU memory reserved by PyTorch so far. It is absent where there is no "
+        "GPU. MLflow has that of rank 0.",
+        prometheus="memory_reserved_bytes",
+        per_worker=True,
+    ),
+)
+"""All metrics of a step, in the order in which they are shown."""
 
-    def observe(self, record: Record) -> None:
-        """Add the record of a step that was taken."""
-        for key, gauge in self._gauges.items():
-            if key in record:
-                gauge.set(record[key])
-        self._seconds.observe(record["step_seconds"])
-        if self._tokens is not None and record["num_tokens"]:
-            self._tokens.inc(record["num_tokens"])
+_BY_NAME = {metric.name: metric for metric in METRICS}
+
+
+def find_metric(key: str) -> Metric:
+    """Return the metric of a key of a record. Raises: KeyError, when it is not declared."""
+    part = f"{key.partition('.')[0]}.{PART}"
+    return _BY_NAME[key] if key in _BY_NAME else _BY_NAME[part]
+
+
+def progress_text(record: Mapping[str, float]) -> str:
+    """Return the metrics of a record that the progress of a run shows, as one line."""
+    texts = [
+        metric.console.format(record[metric.name])
+        for metric in METRICS
+        if metric.console and metric.name in record
+    ]
+    return "  ".join(texts)

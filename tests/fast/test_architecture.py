@@ -29,7 +29,7 @@ ONLY_IN = {
     "ray": {
         *("data/prepare/ray_data.py", "data/prepare/ray_failures.py", "data/prepare/job.py"),
         *("evaluate/answers.py", "run/resources.py"),
-        *("run/ray_cluster.py", "run/fit.py", "train/context.py", "train/metrics.py"),
+        *("run/ray_cluster.py", "run/fit.py", "train/context.py", "train/prometheus.py"),
     },
     # The engine is DeepSpeed. The context may reach for the groups that DeepSpeed keeps in module
     # variables (`NOTHING_BUT` below), for it makes the process group and must end it.

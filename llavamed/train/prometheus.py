@@ -1,0 +1,51 @@
+"""Metrics of each step for Prometheus, which fetches them from Ray's agent on every node."""
+
+from typing import Any
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from llavamed.train.context import Record
+from llavamed.train.metrics import METRICS, Metric
+
+PREFIX = "llavamed_"
+"""Ray adds `ray_` in front of it."""
+_BOUNDARIES = [0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0]
+"""Of the buckets of a histogram, in the metric's unit."""
+
+
+_CLASSES: dict[str, Any] = {"gauge": Gauge, "counter": Counter, "histogram": Histogram}
+
+
+class WorkerMetrics:
+    """The metrics of one worker of a stage: its own, and on rank 0 those of the whole step."""
+
+    def __init__(self, run: str, stage: str, rank: int) -> None:
+        tags = {"run": run, "stage": stage, "rank": str(rank)}
+        self._exports = [
+            (metric, _make_export(metric, tags))
+            for metric in METRICS
+            if metric.prometheus and (metric.per_worker or rank == 0)
+        ]
+
+    def observe(self, record: Record) -> None:
+        """Export the record of a step that was taken."""
+        for metric, export in self._exports:
+            value = record.get(metric.name)
+            if value is None:
+                continue
+            match metric.kind:
+                case "gauge":
+                    export.set(value)
+                case "histogram":
+                    export.observe(value)
+                case "counter" if value > 0:  # Ray refuses to add nothing
+                    export.inc(value)
+
+
+def _make_export(metric: Metric, tags: dict[str, str]) -> Any:
+    """Return Ray's object for a metric."""
+    name = PREFIX + metric.prometheus.removesuffix("_total")  # Ray adds it to every counter
+    settings = {"boundaries": _BOUNDARIES} if metric.kind == "histogram" else {}
+    export = _CLASSES[metric.kind](name, metric.help, tag_keys=tuple(tags), **settings)
+    export.set_default_tags(tags)
+    return export
