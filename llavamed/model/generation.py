@@ -6,15 +6,17 @@ answer everywhere.
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
-from jinja2 import TemplateError
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from llavamed.errors import ConfigError, SampleError
 from llavamed.processor.build import image_settings, num_image_tokens
 from llavamed.processor.encode import Template, encode_prompt, stop_strings
 from llavamed.processor.images import Pixels, normalize
+from llavamed.processor.own_template import OwnTemplate
 from llavamed.processor.token_labels import special_token_pattern
 from llavamed.processor.turns import Turn
 
@@ -104,21 +106,20 @@ def end_token_ids(processor: LlavaProcessor) -> list[int]:
     A chat template may end a turn with a special token that is not the tokenizer's end token; it is
     what a model that was trained with the template stops with.
     """
-    tokenizer = processor.tokenizer
+    tokenizer, words = processor.tokenizer, "answer"
     ends = [tokenizer.eos_token_id]
-    words = "answer"
-    for content in (words, [{"type": "text", "text": words}]):  # a template takes one or the other
-        message = {"role": "assistant", "content": content}
-        question = {"role": "user", "content": content}
-        try:
-            text = tokenizer.apply_chat_template([question, message], tokenize=False)
-        except (TemplateError, TypeError):  # the template's own refusal, or it wants the other form
-            continue
-        _, found, rest = text.rpartition(words)
-        if found:
-            end = re.search(special_token_pattern(tokenizer), rest)
-            ends += [tokenizer.convert_tokens_to_ids(end[0])] if end else []
-            break
+    turns = [Turn("user", "question"), Turn("assistant", words)]
+    # A template that refuses this dialogue, or is absent, leaves the tokenizer's own end token.
+    with suppress(SampleError, ConfigError):
+        text = OwnTemplate(tokenizer).label(turns)
+        last = text.words.rindex(words) + len(words)
+        trained = "".join(
+            letter
+            for letter, is_trained in zip(text.words[last:], text.trained[last:], strict=True)
+            if is_trained
+        )
+        end = re.search(special_token_pattern(tokenizer), trained)
+        ends += [tokenizer.convert_tokens_to_ids(end[0])] if end else []
     return [number for number in dict.fromkeys(ends) if number is not None]
 
 
