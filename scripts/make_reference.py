@@ -69,7 +69,7 @@ def config_page() -> str:
                 f"`{key}`",
                 kind(field),
                 "required" if key in required else default(field),
-                field.get("description", ""),
+                field.get("description") or described(field, schema),
             ]
             for key, field in node["properties"].items()
         ]
@@ -85,6 +85,18 @@ def config_page() -> str:
     )
 
 
+def described(field: dict[str, Any], schema: dict[str, Any]) -> str:
+    """Return what a field without a sentence of its own is: a section, or the name of a format."""
+    if "const" in field:
+        return "The word that names this format."
+    return str(schema["$defs"][section(field)]["description"]) if "$ref" in field else ""
+
+
+def section(field: dict[str, Any]) -> str:
+    """Return the name of the section that a field holds."""
+    return str(field["$ref"].rpartition("/")[2])
+
+
 def default(field: dict[str, Any]) -> str:
     """Write the default of a field; that of a section is the defaults of its own fields."""
     return "" if "$ref" in field else f"`{shown(field.get('default'))}`"
@@ -98,8 +110,7 @@ def shown(value: Any) -> str:
 def kind(field: dict[str, Any]) -> str:
     """Name the type of a field of a JSON Schema, with its bounds."""
     if "$ref" in field:
-        name = field["$ref"].rpartition("/")[2]
-        return f"[{name}](#{name.lower()})"
+        return f"[{section(field)}](#{section(field).lower()})"
     if "const" in field:
         return f"`{field['const']}`"
     if "enum" in field:
