@@ -25,7 +25,7 @@ from llavamed.data.feed.loader import StageLoader
 from llavamed.data.feed.order import WINDOW_ROW_GROUPS, order_stage
 from llavamed.data.prepared.dataset import PreparedDataset, open_prepared
 from llavamed.data.prepared.mixture import Mixture
-from llavamed.processor.images import from_planes, normalize
+from llavamed.processor.images import from_planes, normalize_pixels
 from llavamed.processor.turns import IGNORE_INDEX
 from llavamed.storage.location import locate
 
@@ -57,7 +57,7 @@ class Collate:
         return (
             torch.from_numpy(input_ids),
             torch.from_numpy(targets),
-            torch.from_numpy(normalize([image for _, _, image in samples], self.images)),
+            torch.from_numpy(normalize_pixels([image for _, _, image in samples], self.images)),
         )
 
     def sample(self, input_ids: Any, labels: Any, pixels: Any) -> Sample:

@@ -30,7 +30,7 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from llavamed.processor.build import CLIP_MEAN, CLIP_STD
-from llavamed.processor.images import ImageSettings, normalize, to_pixels
+from llavamed.processor.images import ImageSettings, normalize_pixels, to_pixels
 
 NAME = "prepare_images"
 SIZES = (224, 336)
@@ -72,7 +72,7 @@ def works(size: int) -> dict[str, Work]:
         return theirs(image, return_tensors="np", **options)["pixel_values"][0]
 
     def normalised(data: bytes, settings: ImageSettings) -> Any:
-        return normalize(to_pixels(data, settings)[None], settings)[0]
+        return normalize_pixels(to_pixels(data, settings)[None], settings)[0]
 
     return {
         "transformers, float32": transformers,

@@ -15,7 +15,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from llavamed.errors import ConfigError, SampleError
 from llavamed.processor.build import image_settings, num_image_tokens
 from llavamed.processor.encode import Template, encode_prompt, stop_strings
-from llavamed.processor.images import Pixels, normalize
+from llavamed.processor.images import Pixels, normalize_pixels
 from llavamed.processor.own_template import OwnTemplate
 from llavamed.processor.token_labels import special_token_pattern
 from llavamed.processor.turns import Turn
@@ -68,7 +68,7 @@ class Generator:
             "attention_mask": torch.tensor(mask, device=device),
         }
         if images:  # `generate` fails on pixel_values=None
-            pixels = torch.from_numpy(normalize(images, self._images))
+            pixels = torch.from_numpy(normalize_pixels(images, self._images))
             pixels = pixels.to(device, self._model.dtype)
             inputs["pixel_values"] = pixels.zero_() if blank_images else pixels
         stops = stop_strings(self._template)

@@ -112,7 +112,7 @@ def from_planes(stored: pa.Buffer | bytes, size: int) -> Pixels:
     return np.ndarray((size, size, 3), dtype=np.uint8, buffer=stored, strides=strides)
 
 
-def normalize(images: Sequence[Pixels], settings: ImageSettings) -> npt.NDArray[np.float32]:
+def normalize_pixels(images: Sequence[Pixels], settings: ImageSettings) -> npt.NDArray[np.float32]:
     """Scale to mean 0 and deviation 1 per channel.
 
     Args:

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from llavamed.errors import SampleError
-from llavamed.processor.images import MAX_IMAGE_PIXELS, from_planes, normalize, to_pixels, to_planes
+from llavamed.processor.images import (
+    MAX_IMAGE_PIXELS,
+    from_planes,
+    normalize_pixels,
+    to_pixels,
+    to_planes,
+)
 from tests.support.image_files import claim, encoded, noise, ours, preprocess, settings_of
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
@@ -89,13 +95,13 @@ def test_planes_are_the_same_pixels_and_one_where_grey(seed, grey, nearly):
 
 def test_normalised_batches_are_the_images_one_by_one():
     pixels = np.stack([to_pixels(encoded(noise(40, 50, seed)), SQUARE) for seed in range(3)])
-    batch = normalize(pixels, SQUARE)
+    batch = normalize_pixels(pixels, SQUARE)
     assert batch.shape == (3, 3, 32, 32)
     for number in range(3):
-        assert np.array_equal(batch[number], normalize(pixels[number][None], SQUARE)[0])
+        assert np.array_equal(batch[number], normalize_pixels(pixels[number][None], SQUARE)[0])
     stored = [from_planes(to_planes(image), 32) for image in pixels]
-    assert np.array_equal(batch, normalize(stored, SQUARE))
-    assert normalize(pixels[:0], SQUARE).shape == (0, 3, 32, 32)
+    assert np.array_equal(batch, normalize_pixels(stored, SQUARE))
+    assert normalize_pixels(pixels[:0], SQUARE).shape == (0, 3, 32, 32)
 
 
 def test_padding_is_of_the_mean_colour_and_keeps_the_whole_image():

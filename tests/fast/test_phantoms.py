@@ -11,7 +11,7 @@ from PIL import Image
 
 from llavamed.data.record import check_record
 from llavamed.data.sources.phantom_images import KINDS, MODALITIES, SIDES, SIZES, Scene, draw
-from llavamed.data.sources.phantoms import NUM_QUESTIONS, Phantoms, ask, caption, sample_scene
+from llavamed.data.sources.phantoms import NUM_QUESTIONS, PhantomSource, ask, caption, sample_scene
 from llavamed.errors import SampleError
 from llavamed.processor.turns import IMAGE_PLACEHOLDER
 
@@ -29,7 +29,9 @@ randoms = st.integers(0, 2**32).map(np.random.default_rng)
 
 
 def make(kind="dialogues", split="train", num_images=20, seed=0, image_size=64):
-    return Phantoms(kind=kind, split=split, num_images=num_images, seed=seed, image_size=image_size)
+    return PhantomSource(
+        kind=kind, split=split, num_images=num_images, seed=seed, image_size=image_size
+    )
 
 
 def digests(source):

@@ -7,7 +7,7 @@ import pytest
 from llavamed.config.sources import WebDataset
 from llavamed.data.record import check_record
 from llavamed.data.sources import open_source
-from llavamed.data.sources.captions import DETAILED_WORDS, caption_turns
+from llavamed.data.sources.webdataset import DETAILED_WORDS, caption_turns
 from llavamed.errors import DataError, SampleError
 
 TALK = [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "A lung."}]

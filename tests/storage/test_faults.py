@@ -12,7 +12,7 @@ from PIL import Image
 from llavamed.config.load import parse_config
 from llavamed.config.run import RunConfig
 from llavamed.data.feed.loader import Batch
-from llavamed.data.prepare.job import list_chunks, publish
+from llavamed.data.prepare.job import complete_dataset, list_chunks
 from llavamed.data.prepare.shards import Chunk, ShardReport, ShardWriter
 from llavamed.data.prepared.dataset import INDEX, open_prepared, shard_name
 from llavamed.errors import DataError, StorageError
@@ -115,7 +115,7 @@ def test_a_dataset_that_cannot_be_written_whole_is_no_dataset(
     place = locate(config.datasets_directory) / "figures"
     faulty.fail("500", name, times=FOR_EVER, method="PUT")
     with pytest.raises(StorageError, match=rf"figures/{name}: cannot write it"):
-        publish(place, dataset_manifest(), reports, config.data.datasets["figures"])
+        complete_dataset(place, dataset_manifest(), reports, config.data.datasets["figures"])
     faulty.heal()
     assert not (place / MANIFEST).exists()
     with pytest.raises(DataError, match=r"no prepared dataset there .*; run `llavamed prepare`"):

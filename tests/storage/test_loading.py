@@ -22,7 +22,7 @@ from llavamed.data.feed.packing import Integers
 from llavamed.data.prepared.dataset import PreparedDataset, shard_name
 from llavamed.data.record import SHARD_SCHEMA
 from llavamed.errors import DataError, StorageError
-from llavamed.processor.images import from_planes, normalize
+from llavamed.processor.images import from_planes, normalize_pixels
 from llavamed.processor.turns import IGNORE_INDEX
 from llavamed.storage.location import Location, locate
 from tests.support.small_datasets import (
@@ -58,7 +58,7 @@ def check_contents(batch: Batch, rows: list[dict[str, Any]], *, packing: bool) -
     assert not rest_is_trained.any()
     raw = [pixels for row in rows for pixels in row["pixels"]] or [bytes(SIZE * SIZE)]
     pixels = [from_planes(image, SIZE) for image in raw]
-    np.testing.assert_array_equal(batch.pixel_values.numpy(), normalize(pixels, IMAGES))
+    np.testing.assert_array_equal(batch.pixel_values.numpy(), normalize_pixels(pixels, IMAGES))
     assert batch.pixel_values.dtype == torch.float32
     assert (batch.input_ids == IMAGE_TOKEN).sum() == NUM_IMAGE_TOKENS * len(raw)
 

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil
 
 from llavamed.processor.build import CLIP_MEAN, CLIP_STD
-from llavamed.processor.images import ImageSettings, normalize, to_pixels
+from llavamed.processor.images import ImageSettings, normalize_pixels, to_pixels
 
 
 def settings_of(size, aspect_ratio="square", backend="exact"):
@@ -35,7 +35,7 @@ def preprocess(image, images):
 
 
 def ours(data, images):
-    return normalize(to_pixels(data, images)[None], images)[0]
+    return normalize_pixels(to_pixels(data, images)[None], images)[0]
 
 
 def encoded(image, form="PNG", **options):

@@ -8,14 +8,14 @@ from PIL import Image
 
 from llavamed.config.load import parse_config
 from llavamed.config.run import RunConfig
-from llavamed.data.sources.phantoms import Phantoms
+from llavamed.data.sources.phantoms import PhantomSource
 from llavamed.processor.images import to_planes
 from tests.support.small_datasets import dialogue, prepare, write
 
 Rows = tuple[list[dict[str, Any]], list[dict[str, Any]]]
 
 DISTANCE = 12
-"""Phantoms are more alike than real images."""
+"""PhantomSource are more alike than real images."""
 
 PLANTED = {  # place in the training set: what it has of which evaluation sample
     3: ("image", 0),
@@ -28,7 +28,7 @@ PLANTED = {  # place in the training set: what it has of which evaluation sample
 
 
 def phantom(split: str, number: int) -> Image.Image:
-    source = Phantoms(kind="captions", split=split, num_images=1, seed=3, image_size=48)
+    source = PhantomSource(kind="captions", split=split, num_images=1, seed=3, image_size=48)
     return Image.open(io.BytesIO(source.load_image(f"phantom:{split}:3:{number}")))
 
 

@@ -13,7 +13,12 @@ from transformers import LlavaProcessor
 from llavamed.config.load import dump_config, load_config
 from llavamed.config.run import RunConfig
 from llavamed.data.feed.loader import Batch, StageLoader
-from llavamed.data.prepare.job import describe, ensure_processor, list_chunks, publish
+from llavamed.data.prepare.job import (
+    complete_dataset,
+    ensure_processor,
+    initial_manifest,
+    list_chunks,
+)
 from llavamed.data.prepare.shards import ShardWriter
 from llavamed.data.prepared.dataset import PROCESSOR, PreparedDataset, open_prepared
 from llavamed.data.prepared.mixture import Mixture
@@ -63,8 +68,8 @@ def prepared(config: RunConfig, name: str = "captions") -> PreparedDataset:
     if not (place / MANIFEST).exists():
         writer = ShardWriter(config, str(processor))
         reports = [writer.write(chunk) for chunk in list_chunks(config, [name])]
-        manifest = describe(config, name, processor_of(config))
-        publish(place, manifest, reports, config.data.datasets[name])
+        manifest = initial_manifest(config, name, processor_of(config))
+        complete_dataset(place, manifest, reports, config.data.datasets[name])
     return open_prepared(place)
 
 

@@ -18,7 +18,7 @@ from llavamed.data.prepared.content import (
     near,
 )
 from llavamed.data.record import IMAGE_HASH_BYTES
-from llavamed.data.sources.phantoms import Phantoms
+from llavamed.data.sources.phantoms import PhantomSource
 from llavamed.processor.build import CLIP_MEAN, CLIP_STD
 from llavamed.processor.images import ImageSettings, to_pixels
 from llavamed.processor.turns import Turn
@@ -96,7 +96,7 @@ def test_copies_of_real_images_are_near(real, real_words, name):
 @pytest.mark.parametrize("name", ["jpeg at quality 75", "half the size", "10 % brighter"])
 def test_of_phantoms_a_copy_is_nearest_to_its_original(name):
     """Drawn from one pattern, two of them may differ in fewer bits than copies of real images."""
-    source = Phantoms(kind="captions", split="train", num_images=60, seed=0, image_size=48)
+    source = PhantomSource(kind="captions", split="train", num_images=60, seed=0, image_size=48)
     images = [read(source.load_image(f"phantom:train:0:{i}")) for i in range(60)]
     copies = words_of([COPIES[name][0](image) for image in images], 48)
     found = distances(copies[:, None], words_of(map(encoded, images), 48))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from llavamed.config.data import Dataset
 from llavamed.config.load import parse_config
-from llavamed.data.prepare.job import publish
+from llavamed.data.prepare.job import complete_dataset
 from llavamed.data.prepare.shards import Chunk, ShardWriter
 from llavamed.data.prepared.dataset import open_prepared
 from llavamed.data.record import MAX_DETAIL, QUARANTINE_SCHEMA, quarantine_row, shorten
@@ -143,7 +143,7 @@ def test_unread_keys_and_missing_names_are_said_once(write, tmp_path, caplog):
     assert report.unread_keys == {"note": 4, "more": 1}
     place = locate(str(tmp_path / "mine"))
     with caplog.at_level(logging.WARNING):
-        publish(place, dataset_manifest(), [report, report], settings)
+        complete_dataset(place, dataset_manifest(), [report, report], settings)
     assert caplog.messages == [
         "prepare mine: not used, with the number of samples: note (8), more (2)",
         "prepare mine: 2 samples have no id, and 4 the id of an earlier one",
@@ -171,9 +171,9 @@ def test_a_bound_is_exceeded_by_more_and_not_by_as_much(
     settings = Dataset(read=settings.read, max_bad_fraction=bound)
     place = locate(str(tmp_path / "mine"))
     if advice is None:
-        publish(place, dataset_manifest(), [report], settings)
+        complete_dataset(place, dataset_manifest(), [report], settings)
         assert open_prepared(place).num_samples == num_good
     else:
         count = rf"{num_bad} of {num_bad + num_good} samples are unusable \({num_bad} no_conv"
         with pytest.raises(DataError, match=f"max_bad_fraction={bound}: {count}.*{advice}"):
-            publish(place, dataset_manifest(), [report], settings)
+            complete_dataset(place, dataset_manifest(), [report], settings)

@@ -5,7 +5,7 @@ import pytest
 
 from llavamed.config.data import Dataset
 from llavamed.config.sources import Phantoms
-from llavamed.data.prepare.job import publish
+from llavamed.data.prepare.job import complete_dataset
 from llavamed.data.prepare.shards import ShardReport
 from llavamed.data.prepared.dataset import open_prepared
 from llavamed.data.prepared.sample_tables import SampleTables, join, read_sample_tables
@@ -32,7 +32,7 @@ def tables(tmp_path_factory) -> SampleTables:
 
 def publish_all(tables, place, **settings):
     half = ShardReport(place.name, tables)
-    publish(place, dataset_manifest(), [half], Dataset(read=READ, **settings))
+    complete_dataset(place, dataset_manifest(), [half], Dataset(read=READ, **settings))
     return open_prepared(place)
 
 

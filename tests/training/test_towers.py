@@ -34,7 +34,7 @@ from llavamed.processor.build import (
     load_processor,
     num_image_tokens,
 )
-from llavamed.processor.images import ImageSettings, normalize, to_pixels
+from llavamed.processor.images import ImageSettings, normalize_pixels, to_pixels
 from llavamed.processor.pretrained import part_config
 from llavamed.processor.tower import tower_of
 from llavamed.run.curriculum import plan_curriculum
@@ -137,7 +137,9 @@ def test_pixels_equal_those_of_siglip_s_processor_bit_for_bit(
     image = photo(*size)
     expected = theirs(image, return_tensors="np")["pixel_values"]
     mine = ImageSettings(24, "stretch", (0.5,) * 3, (0.5,) * 3, resample=resample)
-    np.testing.assert_array_equal(normalize([to_pixels(encoded(image), mine)], mine), expected)
+    np.testing.assert_array_equal(
+        normalize_pixels([to_pixels(encoded(image), mine)], mine), expected
+    )
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ import torch
 from llavamed.data.feed.order import EpochOrder, StageOrder
 from llavamed.data.feed.packing import Integers
 from llavamed.data.prepared.mixture import Mixture
-from llavamed.processor.images import Pixels, normalize
+from llavamed.processor.images import Pixels, normalize_pixels
 from llavamed.processor.turns import IGNORE_INDEX
 
 READ_AHEAD_STEPS = 4
@@ -236,7 +236,7 @@ def collate(
         input_ids=torch.from_numpy(input_ids),
         targets=torch.from_numpy(targets),
         position_ids=torch.from_numpy(position_ids),
-        pixel_values=torch.from_numpy(normalize(images, data.images)),
+        pixel_values=torch.from_numpy(normalize_pixels(images, data.images)),
         sample_ids=sample_ids,
         num_tokens=num_tokens,
     )

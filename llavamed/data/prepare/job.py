@@ -147,7 +147,7 @@ def prepare(
     if _pending(directory, names):
         with hold_datasets(directory):
             pending = _pending(directory, names)
-            manifests = {name: describe(config, name, processor) for name in pending}
+            manifests = {name: initial_manifest(config, name, processor) for name in pending}
             _run(config, manifests, place, on_progress)
     prepared = {name: open_prepared(directory / name) for name in names}
     for stage in config.stages:
@@ -210,7 +210,7 @@ def _run(
     for name in names:
         settings = config.data.datasets[name]
         try:
-            publish(directory / name, manifests[name], reports[name], settings)
+            complete_dataset(directory / name, manifests[name], reports[name], settings)
         except DataError as error:  # finish the other datasets first
             refused.append(error)
     for other in refused[1:]:
@@ -288,7 +288,7 @@ def settings_of(config: RunConfig, name: str, processor: LlavaProcessor) -> Made
     )
 
 
-def describe(config: RunConfig, name: str, processor: LlavaProcessor) -> DatasetManifest:
+def initial_manifest(config: RunConfig, name: str, processor: LlavaProcessor) -> DatasetManifest:
     """Return the manifest of a dataset as it is known before the work: nothing is counted yet.
 
     Raises:
@@ -312,7 +312,7 @@ def describe(config: RunConfig, name: str, processor: LlavaProcessor) -> Dataset
     )
 
 
-def publish(
+def complete_dataset(
     place: Location, manifest: DatasetManifest, reports: list[ShardReport], settings: Dataset
 ) -> None:
     """Write the sample tables and then the manifest, which completes the dataset.

@@ -66,10 +66,10 @@ def fetch_image(source: Source, reference: str) -> bytes:
 
 def open_source(read: Read) -> Source:
     """Open the source that a dataset's `read` section describes."""
-    from llavamed.data.sources import phantoms
     from llavamed.data.sources.llava_json import LlavaJsonSource
     from llavamed.data.sources.parquet import ParquetSource
     from llavamed.data.sources.path_vqa import PathVqaSource
+    from llavamed.data.sources.phantoms import PhantomSource
     from llavamed.data.sources.pmc_vqa import PmcVqaSource
     from llavamed.data.sources.slake import SlakeSource
     from llavamed.data.sources.vqa_rad import VqaRadSource
@@ -77,7 +77,7 @@ def open_source(read: Read) -> Source:
 
     match read:
         case Phantoms():
-            return phantoms.Phantoms(**read.model_dump(exclude={"source"}))
+            return PhantomSource(**read.model_dump(exclude={"source"}))
         case LlavaJson():
             return LlavaJsonSource(read)
         case VqaRad():

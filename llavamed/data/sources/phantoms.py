@@ -79,7 +79,7 @@ class Question:
     question_type: str
 
 
-class Phantoms:
+class PhantomSource:
     """A `Source` of procedural phantoms that is deterministic by `seed`.
 
     `captions` and `dialogues` have one sample for each image, `questions` has `NUM_QUESTIONS`.

@@ -34,8 +34,8 @@ __all__ = [
     "IMAGE_KEYS",
     "PAIRS",
     "ROW_KEYS",
-    "describe",
     "dialogue",
+    "make_record",
     "question",
     "read_answer_type",
     "read_json",
@@ -110,7 +110,7 @@ def dialogue(
     return record
 
 
-def describe(
+def make_record(
     row: Mapping[str, Any], images: Sequence[str], turns: Sequence[Turn], *, id: str, licence: str
 ) -> Record:
     """Return the record of these images and turns, with the notes of the row.

@@ -11,6 +11,7 @@ Nothing is extracted and no name is used as a path: rows hold offsets, and worke
 import hashlib
 import json
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -18,9 +19,8 @@ from typing import Any
 
 from llavamed.config.sources import WebDataset
 from llavamed.data.record import Record
-from llavamed.data.sources.captions import caption_turns
 from llavamed.data.sources.files import absent, damaged, find_files, open_file
-from llavamed.data.sources.records import DIALOGUE_KEYS, describe, dialogue, read_json
+from llavamed.data.sources.records import DIALOGUE_KEYS, dialogue, make_record, read_json
 from llavamed.data.sources.tar_samples import (
     IMAGES,
     LINK,
@@ -30,9 +30,27 @@ from llavamed.data.sources.tar_samples import (
     read_name,
 )
 from llavamed.errors import DataError, SampleError
+from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
 from llavamed.storage.location import Location, locate
 
 _DAMAGE = (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError)
+
+DETAILED_WORDS = 30
+"""Captions with at least this many words answer a question that asks for detail. Source: LLaVA-Med,
+section 3."""
+
+_BRIEF = (
+    "What does this figure show, in a few words?",
+    "Sum the figure up in a sentence or two.",
+    "Which short caption fits this figure?",
+    "Tell me only the main point of this figure.",
+)
+_DETAILED = (
+    "What does this figure show? Leave nothing important out.",
+    "Go through this figure and report what is seen in it.",
+    "Which full caption fits this figure?",
+    "Explain this figure to a colleague who cannot see it.",
+)
 
 
 class WebDatasetSource:
@@ -95,7 +113,7 @@ class WebDatasetSource:
         else:
             # A caption without an image gets a placeholder, so that `check_record` refuses it.
             turns = caption_turns(row["id"], self._caption(row), max(1, len(images)))
-            record = describe(values, images, turns, id=row["id"], licence=self._licence)
+            record = make_record(values, images, turns, id=row["id"], licence=self._licence)
         unread = (f"{kind} members" for kind in row.get("unread", ()))
         return replace(record, unread_keys=(*record.unread_keys, *unread))
 
@@ -131,6 +149,20 @@ class WebDatasetSource:
         if len(data) != size:
             raise damaged(location, "a tar archive", f"it ends before byte {start + size:,}")
         return data
+
+
+def caption_turns(id: str, caption: str, num_images: int) -> tuple[Turn, Turn]:
+    """Return a question about the figure, and the caption as its answer.
+
+    The question, and whether the images stand before or behind it, follow from the `id` alone; both
+    places are equally frequent.
+    """
+    questions = _DETAILED if len(caption.split()) >= DETAILED_WORDS else _BRIEF
+    choice, is_first = divmod(zlib.crc32(id.encode(errors="replace")), 2)
+    asked = questions[choice % len(questions)]
+    images = [IMAGE_PLACEHOLDER] * num_images
+    lines = [*images, asked] if is_first else [asked, *images]
+    return Turn("user", "\n".join(lines)), Turn("assistant", caption.strip())
 
 
 def _samples(location: Location, digest: Any = None) -> Iterator[dict[str, Any]]:
