@@ -1,1 +1,1 @@
-"""Words and pictures to what a model reads: tokenizer, templates, labels, pixels."""
+"""Convert texts and images to the input of a model: tokenizer, templates, labels and pixels."""

@@ -1,7 +1,7 @@
-"""The processor: tokenizer, image settings and chat template, as one Hugging Face LlavaProcessor.
+"""Build the processor: tokenizer, image settings and chat template as one LlavaProcessor.
 
-It is made once, before anything is prepared, lies beside the prepared datasets, and goes unchanged
-into every export: so training, evaluation and serving see the same tokens and pixels.
+It is built once, before any dataset is prepared, is stored beside the prepared datasets, and goes
+unchanged into every export. So training, evaluation and serving see the same tokens and pixels.
 """
 
 import hashlib
@@ -30,19 +30,19 @@ from llavamed.processor.token_labels import check_fast, repair_merges
 from llavamed.processor.tower import Tower, tower_of
 from llavamed.processor.turns import IMAGE_PLACEHOLDER
 
-# Mean and deviation of the images that towers of CLIP's kind were trained on.
+# Mean and standard deviation of the images that CLIP was trained on, for values from 0 to 1.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _SIGLIP_STATISTICS = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 _RESAMPLING: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
-"""The filters our image code has, by Pillow's numbers, which image processors hold."""
+"""Filters that `llavamed.processor.images` supports, by the numbers Pillow gives them."""
 
 
 def build_processor(model: Model, texts: Iterator[str]) -> LlavaProcessor:
-    """Return the processor of a model.
+    """Build the processor of a model.
 
     Args:
-        model: What the config says of the model.
+        model: The model section of the config.
         texts: Text to train a tokenizer on; read only for a random language model without one.
 
     Raises:
@@ -71,15 +71,19 @@ def build_processor(model: Model, texts: Iterator[str]) -> LlavaProcessor:
 
 
 def load_processor(folder: Path) -> LlavaProcessor:
-    """Return a processor saved by `save_pretrained`."""
+    """Load a processor that was saved by `save_pretrained`."""
     return AutoProcessor.from_pretrained(str(folder), backend="pil", trust_remote_code=False)
 
 
 def load_tokenizer(source: str, key: str) -> Any:
-    """Return a published tokenizer, with the image token added.
+    """Load a published tokenizer and add the image token.
+
+    Args:
+        source: A folder, its URI, or a name on the hub.
+        key: The config key that names it, for errors.
 
     Raises:
-        ConfigError: It cannot be found, or cannot tell where in a text a token lies.
+        ConfigError: The tokenizer cannot be found, or cannot map tokens to places in the text.
     """
     image_token = {"image_token": IMAGE_PLACEHOLDER}
     tokenizer = load_pretrained(AutoTokenizer, source, key, extra_special_tokens=image_token)
@@ -91,10 +95,10 @@ def load_tokenizer(source: str, key: str) -> Any:
 def image_settings(
     processor: LlavaProcessor, backend: Literal["exact", "fast"] = "exact"
 ) -> ImageSettings:
-    """Return what the processor does to an image, for `llavamed.processor.images`.
+    """Return what the processor does to an image, as settings of `llavamed.processor.images`.
 
     Raises:
-        ConfigError: It does something that our image code does not.
+        ConfigError: The processor does something that `llavamed.processor.images` does not support.
     """
     facts = processor.image_processor.to_dict()
     size = dict(facts.get("size") or {})
@@ -136,7 +140,7 @@ def image_settings(
 
 
 def num_image_tokens(processor: LlavaProcessor) -> int:
-    """Return the tokens an image takes in the text."""
+    """Return the number of tokens an image takes in the text."""
     size = image_settings(processor).size
     patches = (size // int(processor.patch_size)) ** 2
     is_cut = processor.vision_feature_select_strategy == "default"
@@ -144,12 +148,12 @@ def num_image_tokens(processor: LlavaProcessor) -> int:
 
 
 def tokenizer_hash(processor: LlavaProcessor) -> str:
-    """SHA-256 of the tokenizer: vocabulary, merges, special tokens and all."""
+    """Return the SHA-256 of the tokenizer with its vocabulary, merges and special tokens."""
     return hashlib.sha256(processor.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
 def _whole_processor(source: str) -> LlavaProcessor:
-    """Return the processor of a whole LLaVA, whose config says how many tokens an image takes."""
+    """Return the processor of a whole LLaVA, with its image tokens as in the model's config."""
     key = "model.weights"
     processor = load_pretrained(AutoProcessor, source, key, backend="pil")
     if not isinstance(processor, LlavaProcessor):
@@ -173,7 +177,7 @@ def _whole_processor(source: str) -> LlavaProcessor:
             f"{key}={source}: image_token_index={config.image_token_id} in its config, but its "
             f"tokenizer has {IMAGE_PLACEHOLDER} at {found}; correct the one or the other"
         )
-    # Older processors leave out what newer ones need; the model's own config has it all.
+    # Older processors lack these fields, and the config of the model has them.
     processor.patch_size = tower.patch_size
     processor.vision_feature_select_strategy = config.vision_feature_select_strategy
     processor.num_additional_image_tokens = tower.num_prefix_tokens
@@ -181,7 +185,7 @@ def _whole_processor(source: str) -> LlavaProcessor:
 
 
 def _image_processor(model: Model, tower: Tower) -> Any:
-    """Return the image processor of a tower; its weights' own says how pixels are normalized."""
+    """Return the image processor of a tower, with the statistics of its weights if it has any."""
     assert model.vision_tower is not None
     size = tower.image_size
     edges, square = {"shortest_edge": size}, {"height": size, "width": size}
@@ -205,7 +209,10 @@ def _image_processor(model: Model, tower: Tower) -> Any:
 
 
 def _check_vocabulary(model: Model, processor: LlavaProcessor) -> None:
-    """Refuse random weights with fewer embeddings than tokens; published ones get rows added."""
+    """Raise ConfigError if random weights have fewer embeddings than the tokenizer has tokens.
+
+    Published weights get additional rows instead.
+    """
     assert model.language_model is not None
     if model.language_model.weights is not None:
         return
@@ -218,7 +225,11 @@ def _check_vocabulary(model: Model, processor: LlavaProcessor) -> None:
 
 
 def _set_pad_token(tokenizer: Any) -> None:
-    """Give a tokenizer a token to pad with: it is never trained nor attended to, so any will do."""
+    """Set a padding token; padding is never trained or attended to, so any token will do.
+
+    Raises:
+        ConfigError: The tokenizer has no token to use.
+    """
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     if tokenizer.pad_token is None:
@@ -239,7 +250,7 @@ def _tokenizer(model: Model, texts: Iterator[str]) -> Any:
 
 
 def _train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of the given size, so that any text has tokens."""
+    """Train a byte-level BPE tokenizer of the given size, which can encode any text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

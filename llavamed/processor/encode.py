@@ -1,14 +1,14 @@
-"""Turns -> token ids and labels. Pure: no torch, no files, no randomness.
+"""Encode dialogues as token ids and labels, without torch, files or randomness.
 
-The text of a dialogue is built as segments that know whether they are trained (`templates.render`),
-tokenised once, and each token is labelled by the segment it begins in. No finished text is searched
-for role names, so an answer may hold any of them.
+`templates.render` builds the text of a dialogue from segments that know whether they are trained.
+The text is tokenized once, and each token is labelled by the segment it begins in. Nothing searches
+the finished text for role names, so an answer may contain any of them.
 
-Text that spells a special token (`</s>` in a question) becomes that token, as in the reference, for
-what was trained on and what a server tokenises must agree. Whoever serves strangers decides there
-whether to take such text. `<image>` is the same case; `check_record` has counted it before.
+Text that spells a special token (`</s>` in a question) becomes that token, as in the reference,
+because training and serving must tokenize alike. Whether to accept such text from users is for the
+server to decide. The same holds for `<image>`, which `check_record` has counted before.
 
-Source: LLaVA-Med v1.0.0 and LLaVA v1.5, whose outputs the tests compare with.
+Source: LLaVA-Med v1.0.0 and LLaVA v1.5; the tests compare with their outputs.
 """
 
 from collections.abc import Sequence
@@ -58,23 +58,23 @@ __all__ = [
 ]
 
 _COUNTED_IMAGE_WIDTH = 258
-"""Tokens of an image in LLaVA-Med v1.0: 256 patches between a start and an end mark."""
+"""Tokens of an image in LLaVA-Med v1.0: 256 patches between a start and an end token."""
 
 _COUNTED_LEAD = 2
-"""Tokens at the start of each user turn that LLaVA-Med v1.0 trains: its "###"."""
+"""Tokens at the start of each user turn ("###") that LLaVA-Med v1.0 trains."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One sample as tokens; `labels` are not shifted."""
+    """One sample as token ids and labels of equal length; `labels` are not shifted."""
 
     input_ids: list[int]
     labels: list[int]
     num_truncated: int
-    """Text tokens cut off to fit `max_length`."""
+    """Text tokens that were cut off to fit `max_length`."""
 
     def check_supervised(self) -> None:
-        """Refuse a sample that trains nothing. Raises: SampleError, `no_supervised_token`."""
+        """Raise SampleError (`no_supervised_token`) if no token is trained."""
         if all(label == IGNORE_INDEX for label in self.labels):
             raise SampleError(
                 "no_supervised_token",
@@ -84,10 +84,11 @@ class Encoded:
 
 
 def check_template(template: Template, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Check, before there is any dialogue, that a tokenizer can write a template.
+    """Raise ConfigError unless the tokenizer can render the template.
 
     Raises:
-        ConfigError: The tokenizer lacks a token or the chat template, or that is not valid Jinja.
+        ConfigError: The tokenizer lacks a token or a chat template, or its chat template is not
+            valid Jinja.
     """
     image_token_id(tokenizer)
     if template.name == TOKENIZER:
@@ -104,18 +105,18 @@ def encode(
     num_image_tokens: int,
     max_length: int | None,
 ) -> Encoded:
-    """Turn a dialogue into token ids and labels.
+    """Encode a dialogue as token ids and labels.
 
     Args:
-        turns: The dialogue, with an image placeholder where each image goes.
-        template: The words around the turns.
-        tokenizer: A fast tokenizer that has the image token.
-        num_image_tokens: Length of the run of image tokens that stands for one image.
-        max_length: Longest sample. The end of the text is cut to fit, and images never are: a
-            sample must hold all the images it is stored with.
+        turns: The dialogue, with an image placeholder at the place of each image.
+        template: The template that joins the turns to one text.
+        tokenizer: A fast tokenizer with the image token.
+        num_image_tokens: Image tokens that stand for one image.
+        max_length: The longest sample in tokens, or None. Text is cut off at the end to fit; images
+            are never cut, because a sample must hold all images it is stored with.
 
     Raises:
-        SampleError: `too_long`, or the template cannot hold these turns.
+        SampleError: `too_long`, or a reason why the template cannot render these turns.
         ConfigError: The tokenizer does not fit the template.
     """
     if template.name == TOKENIZER:
@@ -135,14 +136,20 @@ def encode_prompt(
     tokenizer: "PreTrainedTokenizerBase",
     num_image_tokens: int,
 ) -> list[int]:
-    """Turn a dialogue that ends with a question into the token ids that the model continues.
+    """Encode a dialogue that ends with a question, as token ids for the model to continue.
 
-    They begin the ids that `encode` gives for the same turns and any answer. The space before an
-    answer is therefore the answer's, not the prompt's: a sentencepiece vocabulary makes one token
-    of the space and the word.
+    They are a prefix of the ids that `encode` returns for the same turns followed by any answer. So
+    the space before an answer belongs to the answer: a sentencepiece vocabulary joins it to the
+    first word.
+
+    Args:
+        turns: The dialogue, with an image placeholder at the place of each image.
+        template: The template that joins the turns to one text.
+        tokenizer: A fast tokenizer with the image token.
+        num_image_tokens: Image tokens that stand for one image.
 
     Raises:
-        SampleError: The last turn is not a question, or the template cannot hold these turns.
+        SampleError: The last turn is not a question, or the template cannot render these turns.
         ConfigError: The tokenizer does not fit the template.
     """
     if not turns or turns[-1].role != "user":
@@ -160,7 +167,7 @@ def encode_prompt(
 def _expand_images(
     tokens: Tokens, image_id: int, num_image_tokens: int, max_length: int | None
 ) -> Encoded:
-    """Repeat each image token, and leave out the last text tokens to fit `max_length`."""
+    """Repeat each image token, and cut off the last text tokens to fit `max_length`."""
     num_images = tokens.ids.count(image_id)
     num_text = len(tokens.ids) - num_images
     room = num_text if max_length is None else max_length - num_images * num_image_tokens
@@ -189,10 +196,10 @@ def _label_by_segment(
     """Label each token by the segment it begins in."""
     text = flatten(segments)
     if template.images == "in_place":
-        # The slow tokenizer of LLaVA-Med v1.0 dropped the white space on both sides of the tokens
-        # that were added for images. It did so for no other special token.
+        # The slow tokenizer of LLaVA-Med v1.0 drops the white space on both sides of image tokens,
+        # and of no other special token.
         text = rewrite(text, rf"\s*{IMAGE_PLACEHOLDER}\s*", IMAGE_PLACEHOLDER)
-    if template.labels_by_count:  # its trained segments do not begin where prompts end
+    if template.labels_by_count:  # the trained segments do not begin where prompts end
         text = LabeledText(text.words, [False] * len(text.words))
     return tokenize(write_out_first_spaces(text, tokenizer), tokenizer)
 
@@ -200,12 +207,12 @@ def _label_by_segment(
 def _label_by_count(
     segments: Sequence[Segment], template: Template, tokenizer: "PreTrainedTokenizerBase"
 ) -> Tokens:
-    """Label as LLaVA-Med v1.0 did: by the lengths of the turns, each tokenised by itself.
+    """Label tokens as LLaVA-Med v1.0 did: by the lengths of the turns, each tokenized separately.
 
-    A turn by itself has one token more, the first token of the tokenizer, and with the LLaMA
-    vocabulary one token less, since "###" is a single piece only at the start of a text. There the
-    two cancel. With another vocabulary each turn moves the labels by a token; that is what this
-    template did, and whoever asks for it by name asks for that.
+    A separate turn has one token more, the tokenizer's first token. With the LLaMA vocabulary it
+    also has one token less, since "###" is a single token only at the start of a text, and the two
+    cancel. With another vocabulary every turn shifts the labels by one token. This is the behaviour
+    of the template, and it is kept for those who choose it by name.
     """
     image_id = image_token_id(tokenizer)
 
@@ -218,7 +225,7 @@ def _label_by_count(
     for previous, turn in pairwise(segments):
         after = place + sum(lengths(Segment(template.begin, False), turn))
         if not turn.trained:
-            # The lead of a turn ends the answer before it, and is trained if that answer is.
+            # The lead of a turn ends the previous answer, and is trained if that answer is.
             is_lead_trained = not (turn.excluded or previous.excluded)
             masked.append(range(place + _COUNTED_LEAD * is_lead_trained, after))
         place = after

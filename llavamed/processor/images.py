@@ -1,8 +1,8 @@
-"""Encoded bytes -> uint8 pixels at training resolution -> normalised tensors.
+"""Decode images to uint8 pixels at training resolution, and normalize pixels to float32.
 
-By the exact backend, pixels equal bit for bit what Hugging Face's CLIPImageProcessor makes of the
-same file, once that stands upright. They are kept as uint8 until the last moment, at a quarter of
-the size.
+With the `exact` backend the pixels equal those of Hugging Face's CLIPImageProcessor bit for bit,
+for a file that is stored upright. They stay uint8, at a quarter of the size, until a batch is
+built.
 """
 
 import io
@@ -22,11 +22,13 @@ from llavamed.errors import SampleError
 from llavamed.processor.pixel_range import check_visible, to_8_bits
 
 Pixels = npt.NDArray[np.uint8]
+"""uint8 array of shape [height, width, 3]."""
 
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""Formats that are decoded; others of Pillow's would call programs, such as Ghostscript for EPS."""
+"""Formats to decode. Other formats of Pillow call programs, such as Ghostscript for EPS."""
 
 TRANSPARENCY = "a picture's transparency"
+"""Parts of a file that are not read."""
 PAGES = "pages of a picture behind its first"
 """What of a file is not read."""
 
@@ -36,13 +38,14 @@ MAX_IMAGE_PIXELS = 89_478_485
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """How an image becomes pixels; `mean` and `std` are of values between 0 and 1.
+    """How an image becomes pixels; `mean` and `std` refer to values from 0 to 1.
 
-    `backend` resizes: `exact` by Pillow, `fast` by torch, with 4.8 to 5.7 times
-    the images per CPU-second of transformers.
+    `backend` chooses the library that resizes: Pillow for `exact`, torch for `fast`, which handles
+    4.8 to 5.7 times the images per CPU-second of transformers.
     """
 
     size: int
+    """Width and height of the square, in pixels."""
     aspect_ratio: Literal["square", "pad", "stretch"]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -53,20 +56,20 @@ class ImageSettings:
 def to_pixels(
     data: bytes, settings: ImageSettings, leave: Callable[[str], None] = lambda _: None
 ) -> Pixels:
-    """Decode, make RGB, and resize to the training resolution.
+    """Decode an image, convert it to RGB, and resize it to the training resolution.
 
-    `square` resizes the short edge and crops the centre; `pad` first pads to a square of the mean
-    colour; `stretch` resizes both edges. Source: CLIPImageProcessor and SiglipImageProcessor of
-    transformers, and the paddings of LLaVA 1.5. Transparency is left out, as there; of several
-    pages the first is read. What is black and white is told by `pixel_range`.
+    `square` resizes the short edge and crops the centre; `pad` first pads to a square with the mean
+    colour; `stretch` resizes both edges. Transparency is ignored, and only the first page is read.
+    `pixel_range` decides which values are black and white. Source: CLIPImageProcessor and
+    SiglipImageProcessor of transformers, and the padding of LLaVA 1.5.
 
     Args:
         data: The encoded file.
-        settings: How it becomes pixels.
-        leave: Told what of the file is not read, `TRANSPARENCY` or `PAGES`.
+        settings: How the image becomes pixels.
+        leave: Called with `TRANSPARENCY` or `PAGES` if the file has a part that is not read.
 
     Returns:
-        Array of shape [size, size, 3], uint8.
+        uint8 array of shape [size, size, 3].
 
     Raises:
         SampleError: `corrupt_image`, `image_too_large`, `unknown_pixel_range` or
@@ -90,41 +93,42 @@ def to_pixels(
 
 
 def to_png(pixels: Pixels) -> bytes:
-    """Encode pixels without loss."""
+    """Encode pixels as PNG, which is lossless."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def to_planes(pixels: Pixels) -> bytes:
-    """Pixels as a shard holds them: one channel after the other, and only one of what is grey.
+    """Return pixels as a shard stores them: channel after channel, or only one if all are equal.
 
-    That is compressed and normalised in half the time of channels side by side.
+    This layout compresses and normalizes in half the time of interleaved channels.
     """
     planes = pixels.transpose(2, 0, 1)
     return planes[:1].tobytes() if _is_grey(pixels) else planes.tobytes()
 
 
 def from_planes(stored: pa.Buffer | bytes, size: int) -> Pixels:
-    """The same pixels again, an array of shape [size, size, 3], uint8, read-only and not copied."""
+    """Return stored pixels as a read-only uint8 view of shape [size, size, 3], without a copy."""
     next_channel = size * size if len(stored) > size * size else 0
     strides = (size, 1, next_channel)
     return np.ndarray((size, size, 3), dtype=np.uint8, buffer=stored, strides=strides)
 
 
 def normalize_pixels(images: Sequence[Pixels], settings: ImageSettings) -> npt.NDArray[np.float32]:
-    """Scale to mean 0 and deviation 1 per channel.
+    """Scale pixels to mean 0 and standard deviation 1 per channel.
 
     Args:
-        images: Each an array of shape [size, size, 3], uint8; fastest are those of `from_planes`.
-        settings: Whose size, mean and std are used.
+        images: uint8 arrays of shape [size, size, 3]; those of `from_planes` are the fastest.
+        settings: Settings with size, mean and std.
 
     Returns:
-        Array of shape [images, 3, size, size], float32.
+        float32 array of shape [images, 3, size, size].
     """
     mean, std = np.array([settings.mean, settings.std], dtype=np.float32)[..., None, None]
     shape = (len(images), 3, settings.size, settings.size)
-    # Arrow keeps what is freed for the next batch; malloc would return it, to be zeroed anew.
+    # Arrow reuses freed memory for the next batch; malloc would return it to the system, which
+    # zeroes it again.
     memory = pa.allocate_buffer(4 * math.prod(shape))
     normalized = np.frombuffer(memory, dtype=np.float32).reshape(shape)
     for planes, image in zip(normalized, images, strict=True):
@@ -137,13 +141,18 @@ def normalize_pixels(images: Sequence[Pixels], settings: ImageSettings) -> npt.N
 
 
 def _decode(data: bytes, leave: Callable[[str], None]) -> Pixels:
-    """An upright RGB image of any size. Raises: SampleError."""
+    """Decode an upright RGB image of any size.
+
+    Raises:
+        SampleError: `corrupt_image`, `image_too_large`, `unknown_pixel_range` or
+            `transparent_image`.
+    """
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         _check_size(*image.size)
         if image.format == "JPEG" and image.mode in {"L", "RGB"} and _is_upright(image):
-            with suppress(ValueError):  # of what is not quite in order Pillow judges
-                pixels = decode_jpeg(data, "RGB")  # the same bits in less time
+            with suppress(ValueError):  # let Pillow decide about irregular files
+                pixels = decode_jpeg(data, "RGB")  # the same bits as Pillow's, in less time
                 check_visible(pixels)
                 return pixels
         image.load()
@@ -161,23 +170,23 @@ def _decode(data: bytes, leave: Callable[[str], None]) -> Pixels:
         raise
     except Image.DecompressionBombError as error:
         raise SampleError("image_too_large", str(error)) from error
-    except UnidentifiedImageError as error:  # its text holds an address, different in every run
+    except UnidentifiedImageError as error:  # its text holds an address that differs in every run
         raise SampleError("corrupt_image", f"{len(data)} bytes of none of the formats") from error
     except Exception as error:  # Pillow's decoders raise whatever their C code meets
         raise SampleError("corrupt_image", f"{type(error).__name__}: {error}") from error
 
 
 def _is_transparent(image: Image.Image, pixels: Pixels) -> bool:
-    """Whether any pixel is transparent.
+    """Return whether any pixel is transparent.
 
     Raises:
-        SampleError: `transparent_image`, when the picture lies in its transparency alone.
+        SampleError: `transparent_image`, if only the transparency differs between pixels.
     """
     if not image.has_transparency_data or image.mode[0] in "IF":
         return False
     try:
         alpha = np.asarray(image.convert("RGBA"))[..., 3]
-    except (ValueError, TypeError, OverflowError):  # the transparent colour is none of this mode
+    except (ValueError, TypeError, OverflowError):  # the transparent colour is not of this mode
         return False
     if np.ptp(alpha) and (pixels == pixels[0, 0]).all():
         raise SampleError(
@@ -189,14 +198,14 @@ def _is_transparent(image: Image.Image, pixels: Pixels) -> bool:
 
 
 def _has_pages(data: bytes) -> bool:
-    """Whether the file holds more pages or frames than one, as far as it can be read."""
-    with suppress(Exception):  # the first one was decoded, which is all that is used
+    """Return whether the file has more than one page or frame, as far as it can be read."""
+    with suppress(Exception):  # the first page was decoded, and no other is used
         return getattr(Image.open(io.BytesIO(data), formats=FORMATS), "n_frames", 1) > 1
     return False
 
 
 def _is_upright(image: Image.Image) -> bool:
-    """Whether it is shown as it is stored; so is what has broken metadata."""
+    """Return whether the image is shown as it is stored, which broken metadata does not change."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1) == 1
     except Exception:  # Pillow's parser raises whatever it stumbles on
@@ -204,14 +213,14 @@ def _is_upright(image: Image.Image) -> bool:
 
 
 def _resize(pixels: Pixels, width: int, height: int, resample: str) -> Pixels:
-    """Resize as transformers does; what is grey as one channel, in a third of the time."""
+    """Resize as transformers does, but grey images as one channel, in a third of the time."""
     image = Image.fromarray(np.ascontiguousarray(pixels[..., 0]) if _is_grey(pixels) else pixels)
     resized = image.resize((width, height), resample=Image.Resampling[resample.upper()])
     return np.asarray(resized.convert("RGB"))
 
 
 def _is_grey(pixels: Pixels) -> bool:
-    return all(  # a sample of the pixels tells most coloured images
+    return all(  # most colour images differ within the sampled pixels
         np.array_equal(part[..., 0], part[..., channel])
         for part in (pixels[::16, ::16], pixels)
         for channel in (1, 2)
@@ -219,10 +228,10 @@ def _is_grey(pixels: Pixels) -> bool:
 
 
 def _resize_fast(pixels: Pixels, width: int, height: int, resample: str) -> Pixels:
-    """The same filter with weights of 16 bits instead of 22, by vector instructions."""
+    """Resize by vector instructions, with filter weights of 16 bits instead of 22."""
     import torch
 
-    # Strides that say channels come last, which is what the fast kernel is for.
+    # The fast kernel expects channels-last strides.
     image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
     resized = torch.nn.functional.interpolate(
         image, size=(height, width), mode=resample, antialias=True

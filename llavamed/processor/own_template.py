@@ -1,8 +1,8 @@
-"""The chat template that a tokenizer brings along: what it writes, and what of that is trained.
+"""Render a tokenizer's own chat template, and find out which of its text is trained.
 
-A template is somebody else's program, so nothing is assumed of it. A dialogue is rendered twice,
-the second time with a mark behind the words of each turn, which tells where they come out. A
-dialogue that the template refuses, or whose words or images it changes, is a `SampleError`.
+A template is a program by somebody else, so nothing is assumed about it. A dialogue is rendered
+twice, the second time with a mark behind the words of each turn, which shows where they come out. A
+dialogue that the template refuses, or whose words or images it changes, raises `SampleError`.
 """
 
 import re
@@ -24,36 +24,38 @@ if TYPE_CHECKING:
 _GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 
 _TODAY = datetime(2024, 7, 26)
-"""The date that a template gets for `strftime_now`: preparing on another day gives the same tokens.
-It is the one that the template of LLaMA 3 writes where no clock is at hand."""
+"""The date that a template gets from `strftime_now`, so that tokens do not depend on the day. It is
+the one that the template of LLaMA 3 uses without a clock."""
 
 _FORMS: tuple[frozenset[Role], ...] = (
     frozenset(),
     frozenset({"system", "user", "assistant"}),
     frozenset({"user"}),
 )
-"""Roles whose content a template may want as a list of parts instead of a string."""
+"""Roles whose content a template may expect as a list of parts instead of a string."""
 
 _PROBE = (Turn("user", f"{IMAGE_PLACEHOLDER}\nquestion?"), Turn("assistant", "answer."))
 
 _EXCERPT = 24
-"""Characters shown of a text on either side of where it was changed."""
+"""Characters shown on either side of the place where a text was changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Written:
+    """A rendered dialogue."""
+
     text: str
     words: dict[int, tuple[int, int]]
-    """Start and stop of the words of each turn that has any, by the turn's number."""
+    """Start and stop of the words of each turn that has any, by the number of the turn."""
     spans: list[tuple[int, int]]
-    """Start and stop of what `{% generation %}` marks, in order."""
+    """Start and stop of each span between `{% generation %}` marks, in order."""
 
 
 class OwnTemplate:
     """The chat template of a tokenizer.
 
     Raises:
-        ConfigError: The tokenizer has none, or it is not valid Jinja.
+        ConfigError: The tokenizer has no template, or the template is not valid Jinja.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -64,12 +66,12 @@ class OwnTemplate:
         self._in_parts = max(_FORMS, key=self._count_probes)
 
     def label(self, turns: Sequence[Turn], *, prompt: bool = False) -> LabeledText:
-        """Write a dialogue, with each answer trained through its end.
+        """Render a dialogue in which each answer is trained through its end.
 
         An answer begins where the generation prompt ends, or where `{% generation %}` says. It ends
-        with the first special token behind its words, and with eos_token where that follows. Spaces
-        at the end of a generation prompt belong to the answer: a tokenizer joins them to its first
-        word. With `prompt` the text stops in front of them.
+        with the first special token behind its words, and with eos_token if that follows. Spaces at
+        the end of a generation prompt belong to the answer, since a tokenizer joins them to its
+        first word; with `prompt`, the text stops before them.
 
         Raises:
             SampleError: `template_refuses`, `template_rewrites` or `template_marks`.
@@ -89,7 +91,7 @@ class OwnTemplate:
     def _prompted_answers(
         self, turns: Sequence[Turn], written: _Written
     ) -> Iterator[tuple[int, int]]:
-        """Find each answer behind the prompt that a model gets for it."""
+        """Yield the span of each trained answer, which begins behind its generation prompt."""
         for number, turn in enumerate(turns):
             if turn.role != "assistant" or not turn.trained:
                 continue
@@ -106,7 +108,7 @@ class OwnTemplate:
     def _marked_answers(
         self, turns: Sequence[Turn], written: _Written
     ) -> Iterator[tuple[int, int]]:
-        """Take what the template marks, with the white space before it and the turn's end."""
+        """Yield the span of each marked answer, with the white space before it and its end."""
         answers = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
         last = len(turns) - 1
         if last in answers and self._prompt_length(turns[:last], written) is None:
@@ -127,7 +129,7 @@ class OwnTemplate:
                         "template_marks",
                         f"the chat template marks turn {number} ({turns[number].role}) as answer",
                     )
-            if not touched:  # of an answer without words, the next one
+            if not touched:  # an answer without words: the next one
                 touched = [number for number in answers if number > owner][:1]
             if not touched:
                 continue
@@ -144,16 +146,16 @@ class OwnTemplate:
             yield start, stop
 
     def _prompt_length(self, turns: Sequence[Turn], written: _Written) -> int | None:
-        """Measure the prompt that follows some turns, or None where the text does not begin so."""
+        """Return the length of the prompt behind these turns, or None if the text differs."""
         prompt = self._write(turns, prompt=True).rstrip(" ")
         return len(prompt) if written.text.startswith(prompt) else None
 
     def _find_end(
         self, turns: Sequence[Turn], written: _Written, words_end: int
     ) -> tuple[int, int | None]:
-        """Find where the last of some turns ends, and where the special tokens in its end do.
+        """Return where the last of these turns ends, and where the special tokens at its end do.
 
-        Where more turns change how these are written, white space only may precede such a token.
+        If later turns change how these are rendered, only white space may precede such a token.
         """
         through = self._write(turns)
         if written.text.startswith(through):
@@ -164,10 +166,13 @@ class OwnTemplate:
         return words_end, end and end.end()
 
     def _write_marked(self, turns: Sequence[Turn], prompt: bool) -> _Written:
-        """Write a dialogue, and check that all words and images of it are there.
+        """Render a dialogue, and check that it holds all words and images.
 
         The words of a turn are its text without the white space around it and around images, which
         a template may change.
+
+        Raises:
+            SampleError: `template_refuses` or `template_rewrites`.
         """
         text = self._write(turns, prompt=prompt)
         used = {*text, *self._source, *(letter for turn in turns for letter in turn.text)}
@@ -196,7 +201,7 @@ class OwnTemplate:
         return _Written(text, words, list(spans))
 
     def _write(self, turns: Sequence[Turn], *, prompt: bool = False, mark: str = "") -> str:
-        """Render turns; with a mark, also write it where `{% generation %}` begins and ends."""
+        """Render turns. With a mark, also put it where `{% generation %}` begins and ends."""
         source = self._source
         if mark:
             tag = rf"{{%\1 if true %}}{mark}\2generation{mark}{{% endif \3%}}"
@@ -220,9 +225,9 @@ class OwnTemplate:
         return str(text)
 
     def _content(self, turn: Turn) -> str | list[dict[str, str]]:
-        """Give a turn as the template wants it.
+        """Return the content of a turn in the form that the template expects.
 
-        A line break between an image and a text parts the two in a string; parts need none.
+        A line break separates an image from a text in a string; parts need none.
         """
         if turn.role not in self._in_parts:
             return turn.text
@@ -235,7 +240,7 @@ class OwnTemplate:
         return parts or [{"type": "text", "text": ""}]
 
     def _count_probes(self, in_parts: frozenset[Role]) -> int:
-        """Count what comes out of an image, a question and an answer in this form."""
+        """Count which of an image, a question and an answer are rendered in this form."""
         self._in_parts = in_parts
         try:
             text = self._write(_PROBE).casefold()
@@ -249,7 +254,7 @@ def _mark_words(turns: Sequence[Turn], mark: str) -> tuple[list[Turn], list[tupl
     """Put a numbered mark behind the words of each turn, and of each text between its images.
 
     Returns:
-        The marked turns, and of each number the number of its turn and the words.
+        The marked turns, and for each number the number of its turn and the words.
     """
     marked: list[Turn] = []
     pieces: list[tuple[int, str]] = []
@@ -265,7 +270,11 @@ def _mark_words(turns: Sequence[Turn], mark: str) -> tuple[list[Turn], list[tupl
 
 
 def _take_out(text: str, mark: str) -> tuple[str, dict[str, list[int]]]:
-    """Remove the marks of a text. Returns: the text, and the places of each mark by its name."""
+    """Remove the marks from a text.
+
+    Returns:
+        The text, and the places of each mark by its name.
+    """
     plain, *rest = text.split(mark)
     places: dict[str, list[int]] = {}
     for name, following in zip(rest[::2], rest[1::2], strict=False):
@@ -279,7 +288,7 @@ def _rewrites(what: str) -> SampleError:
 
 
 def _turn_ends(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
-    """Match the special tokens that end a turn: the first, through eos_token where that follows."""
+    """Return a pattern of the special tokens that end a turn, through eos_token if that follows."""
     tokens = [token for token in tokenizer.get_added_vocab() if token.strip()]
     tokens = sorted({*tokens} - {IMAGE_PLACEHOLDER}, key=len, reverse=True)
     special = "|".join(map(re.escape, tokens)) or "(?!)"
@@ -288,7 +297,7 @@ def _turn_ends(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
 
 
 def _fix_date(source: str) -> str:
-    """Define the clock of a template, where it asks for one, to always say the same date."""
+    """Define `strftime_now` to return a fixed date, if the template uses it."""
     if "strftime_now" not in source:
         return source
     said = "".join(f"|replace('%{code}', '{_TODAY:%{code}}')" for code in "aAbBdHIjmMpSyY")
@@ -296,7 +305,7 @@ def _fix_date(source: str) -> str:
 
 
 def _differing(theirs: str, ours: str) -> tuple[str, str]:
-    """Cut two texts that end at the same place to where they last differ."""
+    """Return excerpts of two texts with the same end, around the place where they last differ."""
     same = count_shared(theirs[::-1], ours[::-1])
     before = min(_EXCERPT, len(ours) - same)
 

@@ -1,16 +1,16 @@
-"""Which of a file's values are black and white: from any depth to 8 bits.
+"""Scale pixel values of any depth to 8 bits.
 
-Medical pictures are often stored in more bits than they use: 12 bits of a scanner in the 16 of a
-PNG, a mask of 0 and 1 in 8 bits. Scaled by the container's range they are black, and scaled by the
-values that occur each picture would have a contrast of its own. So the range is never guessed:
+Medical images often use fewer bits than they are stored in: 12 bits of a scanner in the 16 of a
+PNG, a mask of 0 and 1 in 8 bits. Scaled by the range of the container they would be black, and
+scaled by their own values each image would have another contrast. So the range is never guessed:
 
-- A range that the file states counts: significant bits of a PNG (`sBIT`), maximum of a PGM,
+- A range stated by the file is used: significant bits of a PNG (`sBIT`), maximum of a PGM,
   precision of a JPEG 2000; of a TIFF the bits per sample and `SMinSampleValue`, `SMaxSampleValue`,
   `MinSampleValue` and `MaxSampleValue`. A TIFF whose 0 is white is inverted.
-- 16 bits, of which the highest is used, are of the range of 16 bits.
-- Ordinary pictures of 8 bits are left as they are. A grey one that never reaches 16 of 255 is a
-  mask or a map of labels, unless it is all 0, which is black in every range.
-- Everything else is refused with the range that was found.
+- If the highest of 16 bits is used, the range is that of 16 bits.
+- Ordinary images of 8 bits stay as they are. A grey one that never reaches 16 of 255 is a mask or
+  a label map, unless it is all 0, which is black in every range.
+- Every other image is refused, with the range that was found.
 """
 
 import re
@@ -26,20 +26,20 @@ from llavamed.errors import SampleError
 Range = tuple[float, float]
 
 _MASK = 16
-"""Grey pictures of 8 bits that stay below are masks."""
+"""Grey images of 8 bits whose values all lie below this are masks."""
 _FULL: Range = (0, 65535)
 _KNOWN = "known are 8 and 16 bits that are used in full, and a range that the file states"
 _TAGS = {tag.name: number for number, tag in TiffTags.TAGS_V2.items()}
 _SIGNED = 2
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _SIZES = b"\xff\x4f\xff\x51"
-"""How the codestream of a JPEG 2000 file begins: with its sizes."""
+"""Start of the codestream of a JPEG 2000 file, which begins with its sizes."""
 _PGM = re.compile(rb"P[25](?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+(\d+)")
-"""Width, height and maximum of a PGM."""
+"""Width, height and maximum in the header of a PGM."""
 
 
 def to_8_bits(image: Image.Image, data: bytes) -> Image.Image:
-    """A decoded image with its values scaled to 8 bits, in a mode that converts to RGB.
+    """Scale a decoded image to 8 bits, in a mode that converts to RGB.
 
     Args:
         image: The loaded image.
@@ -66,7 +66,7 @@ def to_8_bits(image: Image.Image, data: bytes) -> Image.Image:
     if stated is None:
         raise _unknown(f"mode {image.mode}, from {low} to {high}; {_KNOWN}")
     if image.format == "PNG" and high > stated[1]:
-        stated = _FULL  # scaled up, as the specification of PNG asks for
+        stated = _FULL  # the values are scaled up, as the specification of PNG requires
     if not stated[0] <= low <= high <= stated[1] or stated[0] == stated[1]:
         raise _unknown(
             f"mode {image.mode}, from {low} to {high}; the file states {stated[0]} to {stated[1]}"
@@ -77,12 +77,15 @@ def to_8_bits(image: Image.Image, data: bytes) -> Image.Image:
 
 
 def check_visible(pixels: npt.NDArray[np.uint8]) -> None:
-    """Refuse RGB pixels that are grey and almost black, as a mask is.
+    """Raise SampleError if RGB pixels are grey and almost black, as those of a mask.
+
+    Args:
+        pixels: uint8 array of shape [height, width, 3].
 
     Raises:
         SampleError: `unknown_pixel_range`.
     """
-    if pixels[::16, ::16].max() >= _MASK:  # a sample of the pixels tells most pictures
+    if pixels[::16, ::16].max() >= _MASK:  # sampled pixels are enough for most images
         return
     low, high = int(pixels.min()), int(pixels.max())
     if 0 < high < _MASK and (pixels == pixels[..., :1]).all():
@@ -90,7 +93,7 @@ def check_visible(pixels: npt.NDArray[np.uint8]) -> None:
 
 
 def _stated_range(image: Image.Image, data: bytes) -> Range | None:
-    """The values of black and white that a file states, as they are when Pillow has decoded it."""
+    """Return the values of black and white that a file states, as Pillow decodes them, or None."""
     match image.format:
         case "PNG":
             bits = _significant_bits(data)
@@ -102,7 +105,7 @@ def _stated_range(image: Image.Image, data: bytes) -> Range | None:
                 high = 2**depth - 1
             low = _tag(image, "SMinSampleValue", "MinSampleValue") or 0
             return None if high is None else (low, high)
-        case "PPM":  # Pillow scales to 16 bits; what it calls 65535 may be any 16 bits
+        case "PPM":  # Pillow scales to 16 bits; a maximum of 65535 may stand for any range
             maximum = _PGM.match(data)
             return _FULL if maximum and 255 < int(maximum[1]) < 65535 else None
         case "JPEG2000":
@@ -111,7 +114,7 @@ def _stated_range(image: Image.Image, data: bytes) -> Range | None:
 
 
 def _significant_bits(data: bytes) -> int:
-    """Bits that a PNG says to be significant, of any channel; 0 when it does not say."""
+    """Return the most significant bits that a PNG states for a channel, or 0 if it states none."""
     start = len(_PNG_SIGNATURE)
     while start + 8 <= len(data):
         size, kind = struct.unpack_from(">I4s", data, start)
@@ -124,13 +127,13 @@ def _significant_bits(data: bytes) -> int:
 
 
 def _precision(data: bytes) -> int:
-    """Bits of the first component of a JPEG 2000 file."""
+    """Return the bits of the first component of a JPEG 2000 file, or 0 if they are not found."""
     sizes = data.find(_SIZES)
     return (data[sizes + 42] & 0x7F) + 1 if 0 <= sizes < len(data) - 42 else 0
 
 
 def _tag(image: Image.Image, *names: str) -> float | None:
-    """The largest value of the first of these TIFF tags that the file has."""
+    """Return the largest value of the first of these TIFF tags that the file has, or None."""
     for name in names:
         values = cast("Any", image).tag_v2.get(_TAGS[name])
         if values is not None:
@@ -158,7 +161,7 @@ def _is_of_16_bits(image: Image.Image, data: bytes) -> bool:
 
 
 def _check_upper_bytes(image: Image.Image, values: npt.NDArray[Any], stated: Range | None) -> None:
-    """Refuse colours of 16 bits, of which Pillow keeps the upper bytes, when these are all small.
+    """Raise SampleError if the upper bytes of 16-bit colours, which Pillow keeps, are all small.
 
     Raises:
         SampleError: `unknown_pixel_range`.

@@ -11,10 +11,14 @@ from llavamed.storage.fetch import fetch_once
 
 
 def part_config(part: Pretrained, key: str) -> Any:
-    """Return the Hugging Face config of a tower or language model: its weights' or the declared.
+    """Return the Hugging Face config of a tower or language model, from its weights or as declared.
+
+    Args:
+        part: The tower or language model in the config.
+        key: Its config key, for errors.
 
     Raises:
-        ConfigError: The weights cannot be found, or differ from what `config` declares of them.
+        ConfigError: The weights cannot be found, or their config differs from the declared one.
     """
     if part.weights is None:
         return declared_config(part, key)
@@ -31,7 +35,11 @@ def part_config(part: Pretrained, key: str) -> Any:
 
 
 def text_config(model: Model) -> Any:
-    """Return the Hugging Face config of the language model. Raises: ConfigError."""
+    """Return the Hugging Face config of the language model.
+
+    Raises:
+        ConfigError: The config cannot be found or is refused.
+    """
     if model.language_model is not None:
         return part_config(model.language_model, "model.language_model")
     assert model.weights is not None
@@ -39,7 +47,7 @@ def text_config(model: Model) -> Any:
 
 
 def declared_config(part: Pretrained, key: str) -> Any:
-    """Return the Hugging Face config that the file declares, without looking at any weights.
+    """Return the Hugging Face config that a part declares, without looking at any weights.
 
     Raises:
         ConfigError: `config` is empty or transformers refuses it.
@@ -60,7 +68,11 @@ def declared_config(part: Pretrained, key: str) -> Any:
 
 
 def whole_config(source: str, key: str) -> LlavaConfig:
-    """Return the config of a whole LLaVA. Raises: ConfigError, also when it is none."""
+    """Return the config of a whole LLaVA.
+
+    Raises:
+        ConfigError: The config cannot be loaded, or is not that of a LLaVA.
+    """
     config = load_pretrained(AutoConfig, source, key)
     if config.model_type != "llava":
         raise ConfigError(
@@ -71,13 +83,13 @@ def whole_config(source: str, key: str) -> LlavaConfig:
 
 
 def load_pretrained(auto_class: Any, source: str, key: str, **kwargs: Any) -> Any:
-    """Load a config, tokenizer or processor, and never run code that lies beside it.
+    """Load a config, tokenizer or processor without running code that comes with it.
 
     Args:
         auto_class: The class of transformers that loads it.
-        source: A folder, a URI of one, or a name on the hub.
-        key: What names it in the run's config, for the error.
-        **kwargs: Passed on to `from_pretrained`.
+        source: A folder, its URI, or a name on the hub.
+        key: The config key that names it, for errors.
+        **kwargs: Passed to `from_pretrained`.
 
     Raises:
         ConfigError: It cannot be found or loaded, or needs code of its own.
@@ -93,7 +105,7 @@ def load_pretrained(auto_class: Any, source: str, key: str, **kwargs: Any) -> An
 
 
 def check_folder(source: str, key: str) -> None:
-    """Refuse a path, which no name on the hub can be, where no folder is. Raises: ConfigError."""
+    """Raise ConfigError if a source is a path (and so no name on the hub) without a folder."""
     if "://" in source:
         return
     is_path = source.startswith(("/", ".", "~")) or source.count("/") > 1

@@ -1,9 +1,9 @@
-"""Prompt templates: the words around the turns of a dialogue, as data.
+"""Define prompt templates, the words around the turns of a dialogue, as data.
 
-A `Template` is written down once and read twice: by `render`, which training uses, and by the Jinja
-text of `chat_template`, which an exported processor carries to every other program (its body is
-`chat_template.j2`). A test holds the two together. What is trained is marked here, segment by
-segment, while the text is being built; no later stage looks for answers in finished text.
+A `Template` is defined once and used twice: by `render` in training, and by the Jinja text of
+`chat_template` (whose body is `chat_template.j2`), which an exported processor carries to other
+programs. A test keeps the two equal. Segments are marked as trained while the text is built;
+nothing searches the finished text for answers.
 """
 
 import hashlib
@@ -22,43 +22,45 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BOS, EOS = "{bos}", "{eos}"
-"""Stand in a template for the first and the last token of the tokenizer at hand."""
+"""Placeholders in a template for the tokenizer's first and last token."""
 
 TOKENIZER = "tokenizer"
-"""Name of the template that a tokenizer brings along itself."""
+"""The name of the chat template that comes with a tokenizer."""
 
 
 @dataclass(frozen=True)
 class Template:
-    """How a dialogue becomes one text. `assistant_open` ends where the model begins to write."""
+    """How a dialogue becomes one text. The model begins to write behind `assistant_open`."""
 
     name: str
     system: str = ""
-    """Default system text; a system turn at the start of a dialogue replaces it."""
+    """Default system text, which a system turn at the start of a dialogue replaces."""
     begin: str = BOS
     system_open: str = ""
     system_close: str = ""
     system_in_user_turn: bool = False
-    """The system text stands inside the first user turn, not before it."""
+    """Whether the system text is put inside the first user turn instead of before it."""
     user_open: str = ""
     user_close: str = ""
     user_empty: str = ""
-    """Stands for a question without text, unless it is the first and carries the system text."""
+    """Replaces a question without text, unless it is the first and carries the system text."""
     assistant_open: str = ""
     answer_open: str = " "
-    """Before an answer, and trained with it: sentencepiece joins the space to the word."""
+    """Text before an answer, trained with it: sentencepiece joins the space to the word."""
     answer_close: str = EOS
     end: str = ""
-    """After the last turn; trained, absent from prompts."""
+    """Text after the last turn; it is trained, and absent from prompts."""
     stop: str = ""
-    """Text that ends an answer; empty where the tokenizer's end token does."""
+    """Text that ends an answer; empty if the tokenizer's end token ends it."""
     images: Literal["in_place", "first", "alone"] = "first"
-    """`in_place`: where they were, with the white space around them removed; `first`: in front of
-    their turn and one line above its text; `alone`: the rest of the user turn is left out."""
+    """Where images are placed. `in_place`: where they were, without the white space around them;
+    `first`: before their turn, one line above its text; `alone`: the rest of the user turn is
+    dropped."""
     alternates: bool = True
-    """User and assistant must take turns; an assistant turn before the first question is cut."""
+    """Whether user and assistant must alternate; an assistant turn before the first question is
+    dropped."""
     labels_by_count: bool = False
-    """Labels are counted as LLaVA-Med v1.0 counted them; see `conversation`."""
+    """Whether labels are counted as in LLaVA-Med v1.0; see `encode`."""
 
 
 _SYSTEM = (
@@ -113,11 +115,11 @@ _DEFINITIONS = (
     Template(name="plain", answer_open="", answer_close="\n", stop="\n", images="alone"),
 )
 TEMPLATES: Mapping[str, Template] = MappingProxyType({each.name: each for each in _DEFINITIONS})
-"""Every template defined here, by name."""
+"""All templates defined here, by name."""
 
 
 def get_template(name: str) -> Template:
-    """Look up a template; `tokenizer` stands for the chat template of the tokenizer itself.
+    """Return a template; `tokenizer` stands for the chat template of the tokenizer.
 
     Raises:
         ConfigError: There is no template of this name.
@@ -131,15 +133,15 @@ def get_template(name: str) -> Template:
 
 
 def stop_strings(template: Template) -> tuple[str, ...]:
-    """List the strings at which generation stops; none where the tokenizer's end token does it."""
+    """Return the strings at which generation stops; none if the tokenizer's end token stops it."""
     return (template.stop,) if template.stop else ()
 
 
 def template_hash(template: Template, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Fingerprint what a template says: its definition, or the tokenizer's own Jinja text.
+    """Return the SHA-256 of a template: of its definition, or of the tokenizer's Jinja text.
 
     Raises:
-        ConfigError: The template is the tokenizer's own, and it has none.
+        ConfigError: The tokenizer should have a template of its own and has none.
     """
     own = template.name == TOKENIZER
     text = own_chat_template(tokenizer) if own else json.dumps(asdict(template), sort_keys=True)
@@ -147,10 +149,10 @@ def template_hash(template: Template, tokenizer: "PreTrainedTokenizerBase") -> s
 
 
 def own_chat_template(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Read the Jinja text that a tokenizer brings along.
+    """Return the Jinja text that comes with a tokenizer.
 
     Raises:
-        ConfigError: It brings none, or several without a default.
+        ConfigError: The tokenizer has none, or several without a default.
     """
     if not tokenizer.chat_template:
         raise ConfigError(
@@ -167,7 +169,7 @@ def own_chat_template(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def bind(template: Template, tokenizer: "PreTrainedTokenizerBase") -> Template:
-    """Put the tokenizer's own first and last token in the place of `BOS` and `EOS`.
+    """Replace `BOS` and `EOS` by the first and last token of the tokenizer.
 
     Raises:
         ConfigError: The template ends answers with a token that the tokenizer does not have.
@@ -187,13 +189,13 @@ def bind(template: Template, tokenizer: "PreTrainedTokenizerBase") -> Template:
 
 
 def render(turns: Sequence[Turn], template: Template, *, prompt: bool = False) -> list[Segment]:
-    """Write a dialogue in the words of a bound template.
+    """Render a dialogue in a bound template.
 
-    The first segment is the header, and each further one a turn or part of a turn. With `prompt`
+    The first segment is the header, and each further one a turn or a part of a turn. With `prompt`,
     the text stops where the model would answer.
 
     Raises:
-        SampleError: The turns come in an order that the template has no words for.
+        SampleError: The template cannot render turns in this order.
     """
     system, dialogue = _split_system(turns, template)
     block = f"{template.system_open}{system}{template.system_close}" if system else ""
@@ -210,9 +212,9 @@ def render(turns: Sequence[Turn], template: Template, *, prompt: bool = False) -
             continue
         answer = f"{template.answer_open}{text}{template.answer_close}"
         if not (text or template.stop):
-            # The reference writes nothing after the opening of an empty answer, not even its end.
-            # So does this within a dialogue. In the last turn the reference then masks the whole
-            # sample; here that turn trains its end, and the others train as ever.
+            # The reference writes nothing after the opening of an empty answer, not even its end,
+            # and we do the same within a dialogue. In the last turn the reference then masks the
+            # whole sample; we train the end of that turn and leave the others as they are.
             answer = template.answer_close.strip() if number == len(dialogue) - 1 else ""
         opening = template.assistant_open
         if template.labels_by_count:
@@ -260,17 +262,17 @@ def _place_images(turn: Turn, template: Template) -> str:
     if template.images == "alone" and turn.role == "user":
         return images
     if template.images == "first" and images:
-        # The reference keeps one image of a turn; all of them go to the front here, in their order.
+        # The reference keeps one image of a turn; we move all of them to the front, in order.
         rest = turn.text.replace(IMAGE_PLACEHOLDER, "").strip()
         return f"{images}\n{rest}".strip()
     return turn.text
 
 
 def chat_template(template: Template) -> str:
-    """Write a template as the Jinja text that Hugging Face processors and servers render.
+    """Return a template as the Jinja text that Hugging Face processors and servers render.
 
     Raises:
-        ValueError: The template is the tokenizer's own, which has its Jinja text already.
+        ValueError: The template is the tokenizer's own, which already has a Jinja text.
     """
     if template.name == TOKENIZER:
         raise ValueError("the tokenizer's own template needs no other Jinja text")
@@ -279,7 +281,7 @@ def chat_template(template: Template) -> str:
 
 
 def _jinja_definitions(template: Template) -> Iterator[str]:
-    """Set each field of the template as a Jinja variable of the same name."""
+    """Yield a definition of each field of the template as a Jinja variable of the same name."""
     for key, field in asdict(template).items():
         value = json.dumps(field)
         value = value.replace(BOS, '" ~ (bos_token or "") ~ "').replace(EOS, '" ~ eos_token ~ "')

@@ -1,7 +1,7 @@
-"""Text with a mark on each character, and the tokens that inherit the marks.
+"""Mark the characters of a text as trained or not, and let its tokens inherit the marks.
 
-Everything `conversation` needs to know of tokenizers lies here: where they split a text, what they
-do with spaces there, and which token stands for an image.
+All knowledge about tokenizers that `encode` needs is here: where they split a text, what they do
+with spaces there, and which token stands for an image.
 """
 
 import json
@@ -25,12 +25,12 @@ class Segment(NamedTuple):
     text: str
     trained: bool
     excluded: bool = False
-    """The piece is an answer that the data excludes from training."""
+    """Whether the piece is an answer that the data excludes from training."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabeledText:
-    """A text, and of each character whether it is trained."""
+    """A text, and for each character whether it is trained."""
 
     words: str
     trained: list[bool]
@@ -38,14 +38,14 @@ class LabeledText:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Token ids, each image still a single one, and of each token whether it is trained."""
+    """Token ids, with a single one for each image, and for each token whether it is trained."""
 
     ids: list[int]
     trained: list[bool]
 
 
 def flatten(segments: Iterable[Segment]) -> LabeledText:
-    """Join pieces of text, each trained or not."""
+    """Join segments to one text."""
     words, trained = "", []
     for segment in segments:
         words += segment.text
@@ -54,7 +54,7 @@ def flatten(segments: Iterable[Segment]) -> LabeledText:
 
 
 def rewrite(text: LabeledText, pattern: str, replacement: str) -> LabeledText:
-    """Replace in a text; new characters are trained if the last one they replace is."""
+    """Replace matches in a text; new characters are trained if the last one they replace is."""
     words, trained, done = "", [], 0
     for match in re.finditer(pattern, text.words):
         new = match.expand(replacement)
@@ -65,12 +65,12 @@ def rewrite(text: LabeledText, pattern: str, replacement: str) -> LabeledText:
 
 
 def write_out_first_spaces(text: LabeledText, tokenizer: "PreTrainedTokenizerBase") -> LabeledText:
-    r"""Double a space after a special token, where the tokenizer would lose it.
+    """Double a space after a special token if the tokenizer would otherwise lose it.
 
-    Sentencepiece puts a space before every stretch of text between two special tokens, also before
-    one that begins with a space. For such a vocabulary the fast class of transformers 5 puts none
-    there: `<image> The` has one space then, and two in the reference. A probe tells the two apart;
-    vocabularies that put no space (`legacy=False`, byte-level ones) are left alone by it.
+    Sentencepiece puts a space before each stretch of text between two special tokens, even if that
+    begins with a space. For such a vocabulary the fast class of transformers 5 adds none there, so
+    `<image> The` has one space, and two in the reference. A probe tells the two apart; it leaves
+    vocabularies alone that never add a space (`legacy=False`, byte-level ones).
     """
     special = special_token_pattern(tokenizer)
     found = re.search(f"({special})[ \u2581]", text.words)
@@ -82,15 +82,15 @@ def write_out_first_spaces(text: LabeledText, tokenizer: "PreTrainedTokenizerBas
 
 
 def tokenize(text: LabeledText, tokenizer: "PreTrainedTokenizerBase") -> Tokens:
-    """Tokenise a text so that what precedes each answer has the tokens that it has by itself.
+    """Tokenize a text such that the text before each answer has the same tokens as by itself.
 
     A model gets those tokens as its prompt and continues them, whatever the answer is. A token is
-    trained if its first character is that is not white space, since a space at the end of one turn
-    is often part of the first token of the next. The text spells its own first token, as a chat
-    template does, so nothing is added to it.
+    trained if its first character that is not white space is trained, since the space at the end of
+    one turn is often part of the first token of the next. The text spells its own first token, as
+    in a chat template, so none is added.
 
     Raises:
-        ConfigError: The tokenizer cannot tell where in the text a token lies.
+        ConfigError: The tokenizer cannot map tokens to places in the text.
         SampleError: `prompt_tokens`, if an answer changes the tokens of the prompt before it.
     """
     check_fast(tokenizer)
@@ -107,7 +107,7 @@ def _tokenize_once(text: LabeledText, tokenizer: "PreTrainedTokenizerBase") -> T
     found = tokenizer(text.words, add_special_tokens=False, return_offsets_mapping=True)
     trained, done = [], 0
     for start, stop in found["offset_mapping"]:
-        # Some tokenizers leave the white space out of a token's extent: it is what lies between.
+        # Some tokenizers do not count white space as part of a token: it lies between two tokens.
         place = min(start, done, len(text.words) - 1)
         space = text.words[place:stop]
         place += len(space) - len(space.lstrip()) if space.strip() else 0
@@ -117,10 +117,13 @@ def _tokenize_once(text: LabeledText, tokenizer: "PreTrainedTokenizerBase") -> T
 
 
 def _continue(prompt: Tokens, whole: Tokens, tokenizer: "PreTrainedTokenizerBase") -> Tokens:
-    """Keep the tokens of a prompt where those of the whole text begin with others.
+    """Keep the tokens of a prompt if the tokens of the whole text begin with others.
 
-    A token of the whole that reaches over the end of the prompt is cut there, and the vocabulary
-    spells what is left of it.
+    A token of the whole text that reaches over the end of the prompt is cut there, and the
+    vocabulary spells the rest of it.
+
+    Raises:
+        SampleError: `prompt_tokens`.
     """
     same = count_shared(prompt.ids, whole.ids)
     if same == len(prompt.ids):
@@ -145,13 +148,13 @@ def _continue(prompt: Tokens, whole: Tokens, tokenizer: "PreTrainedTokenizerBase
 
 
 def count_shared(first: Sequence[Any], second: Sequence[Any]) -> int:
-    """Count the items with which both sequences begin."""
+    """Return the number of items that both sequences have in common at their start."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((n for n, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def check_fast(tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Raise ConfigError unless the tokenizer can tell where in the text a token lies."""
+    """Raise ConfigError unless the tokenizer can map tokens to places in the text."""
     if not tokenizer.is_fast:
         raise ConfigError(
             f"tokenizer={tokenizer.name_or_path}: is a slow one, which cannot tell where in the "
@@ -162,10 +165,11 @@ def check_fast(tokenizer: "PreTrainedTokenizerBase") -> None:
 def repair_merges(tokenizer: "PreTrainedTokenizerBase") -> None:
     """Give a tokenizer that was read from a bare `tokenizer.model` the merges of sentencepiece.
 
-    To be called once after loading. Sentencepiece joins the pair with the best score first.
-    transformers 5 orders the pairs by token id, which is the same but for runs of spaces: LLaMA and
-    Mistral give those low ids and the worst score, so two spaces before a word come out as other
-    tokens than the model was trained on. Folders with a `tokenizer.json` list the pairs in order.
+    Call this once after loading. Sentencepiece merges the pair with the best score first.
+    transformers 5 orders the pairs by token id, which only differs for runs of spaces: LLaMA and
+    Mistral give these low ids and the worst score, so two spaces before a word would become other
+    tokens than the model was trained on. Folders with a `tokenizer.json` list the pairs in the
+    right order.
     """
     path = str(getattr(tokenizer, "vocab_file", None) or "")
     if not path.endswith(".model") or not tokenizer.is_fast:
@@ -177,8 +181,8 @@ def repair_merges(tokenizer: "PreTrainedTokenizerBase") -> None:
     scores = {pieces.id_to_piece(each): pieces.get_score(each) for each in range(len(pieces))}
     definition = json.loads(tokenizer.backend_tokenizer.to_str())
     if definition["model"]["type"] == "BPE":
-        # Of pairs that make the same piece, or score the same, the longest left one goes first: a
-        # run of spaces then grows from the left, as it does in sentencepiece.
+        # Among pairs with the same piece or score, the one with the longest left part goes first:
+        # a run of spaces then grows from the left, as in sentencepiece.
         definition["model"]["merges"].sort(
             key=lambda pair: (scores[pair[0] + pair[1]], len(pair[0]), len(pair[1])), reverse=True
         )
@@ -186,15 +190,15 @@ def repair_merges(tokenizer: "PreTrainedTokenizerBase") -> None:
 
 
 def special_token_pattern(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Write the pattern of the tokens at which a tokenizer splits a text, the longest first."""
+    """Return a pattern of the tokens at which a tokenizer splits a text, the longest first."""
     return "|".join(map(re.escape, sorted(tokenizer.get_added_vocab(), key=len, reverse=True)))
 
 
 def image_token_id(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Look up the token that stands for a piece of an image.
+    """Return the id of the token that stands for a part of an image.
 
     Raises:
-        ConfigError: The tokenizer has none.
+        ConfigError: The tokenizer has no image token.
     """
     token_id = tokenizer.get_added_vocab().get(IMAGE_PLACEHOLDER)
     if token_id is None:

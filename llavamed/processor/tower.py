@@ -1,7 +1,7 @@
-"""What the rest must know of an image encoder; the facts of each kind stand here and nowhere else.
+"""Describe image encoders: the only place with facts about each kind.
 
 To add a kind, add a case to `tower_of`. `llavamed.model.llava.check_forward` passes an image
-through every tower before a run starts, so a fact that is wrong is found there.
+through every tower before a run starts, and so finds a wrong fact.
 """
 
 from dataclasses import dataclass
@@ -11,48 +11,48 @@ from llavamed.config.model import TOWER_TYPES
 from llavamed.errors import ConfigError
 
 Strategy = Literal["default", "full"]
-"""Hugging Face's words: `default` leaves out the first token, `full` keeps all."""
+"""Hugging Face's terms: `default` drops the first token, `full` keeps all."""
 
 
 @dataclass(frozen=True)
 class Tower:
-    """The shape of an image encoder, from its Hugging Face config."""
+    """The shape of an image encoder."""
 
     image_size: int
-    """Width and height of its images in pixels."""
+    """Width and height of an image, in pixels."""
     patch_size: int
-    """Width and height of what becomes one token, in pixels."""
+    """Width and height of the patch that becomes one token, in pixels."""
     num_layers: int
-    """Transformer layers; there is one hidden state more."""
+    """Transformer layers; there is one more hidden state."""
     num_prefix_tokens: int
-    """Class token and registers, which come before the tokens of the patches."""
+    """Class token and registers, which precede the tokens of the patches."""
     resizing: Literal["square", "stretch"]
-    """How its own image processor makes a square: by cropping the centre, or by stretching."""
+    """How its image processor makes a square: by cropping the centre, or by stretching."""
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of one image in a hidden state."""
+        """The number of tokens of one image in a hidden state."""
         return (self.image_size // self.patch_size) ** 2 + self.num_prefix_tokens
 
     @property
     def strategy(self) -> Strategy:
-        """Which tokens LLaVA projects: all but the class token, where there is one."""
+        """The tokens that LLaVA projects: all but the class token, if there is one."""
         return "default" if self.num_prefix_tokens else "full"
 
     def num_image_tokens(self, strategy: Strategy) -> int:
-        """Return the tokens an image takes in the text."""
+        """Return the number of tokens an image takes in the text."""
         return self.num_tokens - (strategy == "default")
 
 
 def tower_of(vision: Any, key: str) -> Tower:
-    """Read the facts of a tower from its Hugging Face config.
+    """Return the facts of a tower from its Hugging Face config.
 
     Args:
-        vision: The config.
-        key: What names it in the run's config, for the error.
+        vision: The Hugging Face config.
+        key: The config key that names it, for errors.
 
     Raises:
-        ConfigError: It is of a kind that LLaVA cannot use, or its images are not square.
+        ConfigError: LLaVA cannot use a tower of this kind, or its images are not square.
     """
     resizing: Literal["square", "stretch"] = "square"
     match vision.model_type:
@@ -77,7 +77,7 @@ def tower_of(vision: Any, key: str) -> Tower:
 
 
 def check_feature_layer(layer: int | list[int], tower: Tower, key: str) -> None:
-    """Refuse hidden states that a tower does not have. Raises: ConfigError."""
+    """Raise ConfigError if the tower does not have these hidden states."""
     for number in [layer] if isinstance(layer, int) else layer:
         if not -tower.num_layers - 1 <= number <= tower.num_layers:
             raise ConfigError(
@@ -87,7 +87,11 @@ def check_feature_layer(layer: int | list[int], tower: Tower, key: str) -> None:
 
 
 def _edge(value: Any, key: str) -> int:
-    """Return the one edge of a square, which a config gives as a number or as a pair."""
+    """Return the edge of a square, which a config gives as a number or as a pair.
+
+    Raises:
+        ConfigError: The edges differ, or are not positive integers.
+    """
     edges = {value} if isinstance(value, int) else set(value or ())
     if len(edges) != 1 or not all(isinstance(edge, int) and edge > 0 for edge in edges):
         raise ConfigError(f"{key}={value}: must be one length in pixels; only squares are used")

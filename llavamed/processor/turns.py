@@ -1,4 +1,4 @@
-"""What a dialogue is made of: turns, with a placeholder in their text where an image goes."""
+"""Define the turns of a dialogue, whose texts hold a placeholder for each image."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,16 +7,16 @@ IGNORE_INDEX = -100
 """Label of a token that is not trained."""
 
 IMAGE_PLACEHOLDER = "<image>"
-"""Stands in a turn's text where an image goes; one for each image, in order."""
+"""Stands for an image in a turn's text; one for each image, in order."""
 
 Role = Literal["system", "user", "assistant"]
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One utterance. `text` of a user turn may hold image placeholders."""
+    """One utterance. The `text` of a user turn may hold image placeholders."""
 
     role: Role
     text: str
     trained: bool = True
-    """Whether the tokens of an answer are trained, its end included; ignored for other roles."""
+    """Whether the tokens of an answer, its end included, are trained; ignored for other roles."""
