@@ -10,6 +10,7 @@
     ├── LeaseError        another attempt holds the folder or has taken it over
     ├── TrainingError     training cannot go on (a loss that is not finite, a dead worker)
     ├── TrackingError     the MLflow server refuses us
+    ├── EndpointError     a language model cannot be asked, or costs more than it may
     └── InterruptError    a signal ended the command            exit code 128 + signal
 
 Every message has one grammar: ``key=value: the rule it breaks, with the numbers; what to do``.
@@ -75,6 +76,10 @@ class TrainingError(LlavaMedError):
 
 class TrackingError(LlavaMedError):
     """MLflow cannot be reached or refuses the request."""
+
+
+class EndpointError(LlavaMedError):
+    """An OpenAI-compatible endpoint refuses us, is down, or would pass the budget."""
 
 
 class InterruptError(LlavaMedError):

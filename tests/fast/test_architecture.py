@@ -37,6 +37,7 @@ ONLY_IN = {
     "mlflow": {"run/tracking.py"},
     "peft": {"model/adapters.py"},
     "bitsandbytes": {"model/quantize.py"},
+    "openai": {"llm/client.py"},
     "lxml": {"corpus/pmc/jats.py"},
     "kubernetes": set(),
     "moto": set(),

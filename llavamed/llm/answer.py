@@ -1,0 +1,183 @@
+"""What an endpoint answers: kept as it came, and read into one of five outcomes.
+
+Reading is pure, so that answers are read again, by other rules, without being paid for again.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ValidationError
+
+from llavamed.config.endpoint import Endpoint
+from llavamed.llm.cost import NO_TOKENS, Usage, cost
+from llavamed.llm.request import BYTES_PER_TOKEN, Request
+from llavamed.storage.location import Location, locate
+
+Outcome = Literal["answered", "refused", "cut_off", "malformed", "failed"]
+"""`cut_off` by `max_tokens`; `malformed` is empty or breaks its schema; `failed` never came."""
+
+_FENCED = re.compile(r"\s*```(?:json)?\s*\n(.*)\n\s*```\s*", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One row: how a request ended.
+
+    Attributes:
+        key: Hash of the request, by which the raw answer is kept.
+        outcome: How it ended.
+        text: What the model said, also where that is refused, cut off or malformed.
+        value: The text as an instance of the request's schema, where it has one and fits.
+        detail: Why there is no usable answer, in words.
+        status: HTTP status of the last attempt, None where no answer came.
+        code: The endpoint's or our word for a failure.
+        attempts: Number of requests sent for it, now or when it was first asked.
+        usage: Tokens of the answer, and of the one that it repairs.
+        cost: Price of these tokens when they were paid for, None without prices.
+        is_cached: The answer was there, and nothing was sent now.
+        is_repaired: The first answer was malformed, and the model was asked once more.
+        model: The model's name as the endpoint answered it.
+        system_fingerprint: The endpoint's word for its state, where it has one.
+        response_id: The endpoint's name for the answer.
+        received_at: Time of the answer, ISO 8601 in UTC.
+    """
+
+    key: str
+    outcome: Outcome
+    text: str = ""
+    value: BaseModel | None = None
+    detail: str = ""
+    status: int | None = None
+    code: str | None = None
+    attempts: int = 0
+    usage: Usage = NO_TOKENS
+    cost: float | None = None
+    is_cached: bool = False
+    is_repaired: bool = False
+    model: str | None = None
+    system_fingerprint: str | None = None
+    response_id: str | None = None
+    received_at: str | None = None
+
+
+class AnswerCache:
+    """Raw answers below a folder at any URI, a file each, named by the hash of the request."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = locate(folder)
+
+    def read(self, key: str) -> dict[str, Any] | None:
+        """Return the entry, or None when there is none. Raises: StorageError."""
+        try:
+            entry: dict[str, Any] = self._place(key).read_json()
+        except FileNotFoundError:
+            return None
+        return entry
+
+    def write(self, key: str, entry: dict[str, Any]) -> None:
+        """Keep an entry, whole or not at all. Raises: StorageError."""
+        self._place(key).write_json(entry)
+
+    def _place(self, key: str) -> Location:
+        return self._folder / key[:2] / f"{key}.json"
+
+
+def entry_of(
+    completion: dict[str, Any], *, received_at: str, attempts: int, is_batch: bool = False
+) -> dict[str, Any]:
+    """Return what the cache keeps of an answer: the answer as it came, and how it came."""
+    return {
+        "completion": completion,
+        "received_at": received_at,
+        "attempts": attempts,
+        "is_batch": is_batch,
+    }
+
+
+def is_completion(body: Any) -> bool:
+    """Whether the body of a response is a chat completion with at least one choice."""
+    try:
+        return isinstance(body["choices"][0]["message"], dict)
+    except (TypeError, KeyError, IndexError):
+        return False
+
+
+def read_answer(
+    key: str, entry: dict[str, Any], request: Request, endpoint: Endpoint, *, is_cached: bool
+) -> Answer:
+    """Read an entry of the cache as the answer to its request."""
+    completion = entry["completion"]
+    choice = completion["choices"][0]
+    text = _text(choice["message"].get("content"))
+    refusal = _text(choice["message"].get("refusal"))
+    usage = usage_of(completion, request, endpoint)
+    outcome: Outcome = "answered"
+    value, detail = None, ""
+    if refusal or choice.get("finish_reason") == "content_filter":
+        outcome, detail = "refused", refusal or "the endpoint's content filter stopped it"
+    elif choice.get("finish_reason") == "length":
+        outcome, detail = "cut_off", f"reached max_tokens={request.max_tokens}"
+    elif not text.strip():
+        outcome, detail = "malformed", "the answer is empty"
+    elif request.schema:
+        try:
+            value = parse(text, request.schema)
+        except ValidationError as error:
+            outcome, detail = "malformed", problems(error)
+    prices = endpoint.prices
+    return Answer(
+        key=key,
+        outcome=outcome,
+        text=text or refusal,
+        value=value,
+        detail=detail,
+        status=200,
+        attempts=entry["attempts"],
+        usage=usage,
+        cost=None if prices is None else cost(usage, prices, is_batch=entry["is_batch"]),
+        is_cached=is_cached,
+        model=completion.get("model"),
+        system_fingerprint=completion.get("system_fingerprint"),
+        response_id=completion.get("id"),
+        received_at=entry["received_at"],
+    )
+
+
+def parse(text: str, schema: type[BaseModel]) -> BaseModel:
+    """Return the text as an instance of the schema; a fence of Markdown around it is left out.
+
+    Raises:
+        ValidationError: It is not JSON, or breaks the schema.
+    """
+    fenced = _FENCED.fullmatch(text)
+    return schema.model_validate_json(fenced[1] if fenced else text)
+
+
+def problems(error: ValidationError) -> str:
+    """Say in one line what is wrong with an answer, without its words."""
+    return "; ".join(
+        f"{'.'.join(map(str, each['loc'])) or 'the answer'}: {each['msg']}"
+        for each in error.errors(include_url=False, include_context=False, include_input=False)
+    )
+
+
+def usage_of(completion: dict[str, Any], request: Request, endpoint: Endpoint) -> Usage:
+    """Return the tokens that the endpoint counted, or an estimate where it counted none."""
+    said = completion.get("usage")
+    if isinstance(said, dict):
+        prompt, answer = said.get("prompt_tokens"), said.get("completion_tokens")
+        if isinstance(prompt, int) and isinstance(answer, int):
+            details = said.get("prompt_tokens_details")
+            cached = details.get("cached_tokens") if isinstance(details, dict) else None
+            return Usage(prompt, cached if isinstance(cached, int) else 0, answer)
+    text = _text(completion["choices"][0]["message"].get("content"))
+    length = -(-len(text.encode()) // BYTES_PER_TOKEN)
+    return Usage(request.prompt_tokens(endpoint), 0, length, is_estimated=True)
+
+
+def _text(content: Any) -> str:
+    """Return the text of a message. Half a pair of surrogates, which JSON can hold, becomes `?`."""
+    if isinstance(content, list):
+        content = "".join(_text(part.get("text")) for part in content if isinstance(part, dict))
+    return content.encode("utf-8", "replace").decode() if isinstance(content, str) else ""
