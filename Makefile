@@ -32,7 +32,7 @@ test-cluster: install ## The chart on a real Kubernetes API server; the first ti
 test-kill: install ## Kill a run 20 times, take a node away, bring one; nothing may be lost
 	@LLAVAMED_KILLS=20 $(BIN)/python -m pytest -s tests/cluster/test_kill.py tests/cluster/test_job.py
 
-check: lint types docs test ## All that CI runs
+check: lint types docs test test-cluster ## All that CI runs
 
 benchmark: install ## Measure beside peers, into benchmarks/results; QUICK=1 takes minutes
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" EXTRAS=dev,postgres,benchmark sh scripts/install.sh

@@ -288,7 +288,6 @@ def test_notes_tell_the_next_commands() -> None:
     assert "port-forward service/llavamed-head-svc 8265" in notes
     assert "ray job submit --working-dir . -- python ray_jobs/train.py" in notes
     assert "port-forward service/llavamed-mlflow 5000" in notes
-    assert "install the KubeRay operator first" in notes
 
 
 def test_notes_tell_what_an_upgrade_changes() -> None:

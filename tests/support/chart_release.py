@@ -50,3 +50,12 @@ def ray_pods(found: dict[str, Object]) -> list[Object]:
 
 def environment(pod: Object) -> dict[str, str]:
     return {item["name"]: item.get("value", "") for item in pod["containers"][0]["env"]}
+
+
+def hook_pods(values: dict[str, Any]) -> dict[str, Object]:
+    """The pods of `helm test`, by their name."""
+    with helm_python.Chart.load(CHART) as chart:
+        documents = chart.render(nested(values), name="llavamed", namespace="research")
+    tests = (text for path, text in documents.items() if "/templates/tests/" in path)
+    pods = [pod for text in tests for pod in load_objects(text)]
+    return {pod["metadata"]["name"]: pod["spec"] for pod in pods}

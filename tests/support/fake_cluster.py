@@ -10,31 +10,71 @@ from tests.support.control_plane import Api, collection
 from tests.support.kubernetes_rules import Object
 
 GPU_TAINT = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
-SPOT_TAINT = {
-    "key": "kubernetes.azure.com/scalesetpriority",
-    "value": "spot",
-    "effect": "NoSchedule",
-}
+AKS_TAINT = {"key": "sku", "value": "gpu", "effect": "NoSchedule"}
+GKE = {"cloud.google.com/gke-accelerator": "nvidia-a100-80gb"}
+EKS = {"node.kubernetes.io/instance-type": "p4de.24xlarge"}
+AKS = {"node.kubernetes.io/instance-type": "Standard_ND96amsr_A100_v4"}
+GKE_SPOT = {"cloud.google.com/gke-spot": "true"}
+EKS_SPOT = {"karpenter.sh/capacity-type": "spot"}
+AKS_SPOT = {"kubernetes.azure.com/scalesetpriority": "spot"}
+
+
+def taint(label: dict[str, str]) -> dict[str, str]:
+    """The taint of spot nodes, which clouds name as they name the label."""
+    ((key, value),) = label.items()
+    return {"key": key, "value": value, "effect": "NoSchedule"}
+
+
 NODES: dict[str, tuple[dict[str, str], list[dict[str, str]]]] = {
     "cpu": ({}, []),
     "gpu-operator": ({"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB"}, [GPU_TAINT]),
-    "gke": ({"cloud.google.com/gke-accelerator": "nvidia-a100-80gb"}, [GPU_TAINT]),
-    "eks": ({"node.kubernetes.io/instance-type": "p4de.24xlarge"}, [GPU_TAINT]),
-    "aks": ({"node.kubernetes.io/instance-type": "Standard_ND96amsr_A100_v4"}, [GPU_TAINT]),
+    "a100-40gb": ({"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-40GB"}, [GPU_TAINT]),
+    "h100": ({"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}, [GPU_TAINT]),
+    "gke": (GKE, [GPU_TAINT]),
+    "gke-spot": (GKE | GKE_SPOT, [GPU_TAINT, taint(GKE_SPOT)]),
+    "eks": (EKS | {"karpenter.sh/capacity-type": "on-demand"}, [GPU_TAINT]),
+    "eks-spot": (EKS | EKS_SPOT, [GPU_TAINT]),
+    "aks": (AKS, [GPU_TAINT, AKS_TAINT]),
+    "aks-spot": (AKS | AKS_SPOT, [GPU_TAINT, AKS_TAINT, taint(AKS_SPOT)]),
 }
-"""Labels and taints of one node a cloud, all but the first with eight A100s."""
+"""Labels and taints of one node of each kind; all but the first have GPUs."""
+OPEN_KINDS = [
+    ("external-secrets.io", "ExternalSecret"),
+    ("monitoring.coreos.com", "PodMonitor"),
+    ("monitoring.coreos.com", "PrometheusRule"),
+]
 
 
 def fill(api: Api, custom_resources: Path) -> None:
     """Make the nodes, the volumes and KubeRay's custom resource definitions."""
     for file in sorted(custom_resources.glob("*.yaml")):
         api.create(yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader))
+    for group, kind in OPEN_KINDS:
+        api.create(open_definition(group, kind))
     for name, (labels, taints) in NODES.items():
         make_node(api, name, labels, taints)
     for index in range(30):
         api.create(volume(f"volume-{index}"))
     for kind in ("rayclusters", "rayjobs"):
         api.eventually(f"/apis/ray.io/v1/{kind}", lambda found: found is not None)
+
+
+def open_definition(group: str, kind: str) -> Object:
+    """The definition of a kind of an operator that is not here: any object of it is taken."""
+    plural = f"{kind.lower()}s"
+    schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    version = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{plural}.{group}"},
+        "spec": {
+            "group": group,
+            "scope": "Namespaced",
+            "names": {"kind": kind, "plural": plural},
+            "versions": [version],
+        },
+    }
 
 
 def make_node(api: Api, name: str, labels: dict[str, str], taints: list[dict[str, str]]) -> None:
@@ -54,11 +94,7 @@ def make_node(api: Api, name: str, labels: dict[str, str], taints: list[dict[str
         "spec": {"taints": taints},
     }
     api.create(node)
-    status = {
-        "capacity": amounts,
-        "allocatable": amounts,
-        "conditions": [{"type": "Ready", "status": "True"}],
-    }
+    status = {"capacity": amounts, "allocatable": amounts}
     answer = api.ask("PATCH", f"/api/v1/nodes/{name}/status", {"status": status})
     assert answer.status_code == 200, answer.text
     # The admission plugin TaintNodesByCondition marks every new node as not ready.

@@ -1,0 +1,176 @@
+"""What the chart's containers do, as processes: MLflow on both databases, the test scripts."""
+
+import contextlib
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import requests
+from mlflow import MlflowClient
+
+from tests.support.chart_release import POSTGRES, hook_pods, objects, ray_pods
+from tests.support.container_process import ContainerProcess
+from tests.support.control_plane import free_ports
+from tests.support.kubernetes_rules import Object
+
+SEARCH = "/api/2.0/mlflow/experiments/search"
+USERS = {"username": "admin", "password": "a long % password", "flask-secret-key": "k" * 32}
+
+
+def mlflow_pod(values: dict[str, Any]) -> Object:
+    pod: Object = objects(values)["Deployment/llavamed-mlflow"]["spec"]["template"]["spec"]
+    return pod
+
+
+@contextlib.contextmanager
+def mlflow_server(
+    values: dict[str, Any], folder: Path, secrets: dict[str, Any], given: dict[str, str]
+) -> Iterator[str]:
+    """The pod of MLflow: its migration, then its server."""
+    pod = mlflow_pod(values)
+    ContainerProcess(pod["initContainers"][0], folder, secrets, given).run()
+    (port,) = free_ports(1)
+    with ContainerProcess(pod["containers"][0], folder, secrets, given).serving(port) as url:
+        yield url
+
+
+def status(url: str, host: str, **options: Any) -> int:
+    found: int = requests.post(
+        url + SEARCH, json={"max_results": 1}, headers={"Host": host}, timeout=60, **options
+    ).status_code
+    return found
+
+
+def test_mlflow_on_sqlite_answers_to_its_names_only(tmp_path: Path) -> None:
+    with mlflow_server({}, tmp_path, {}, {}) as url:
+        service = "llavamed-mlflow.research.svc.cluster.local"
+        names = ["llavamed-mlflow:5000", f"{service}:5000", "localhost:5000", "127.0.0.1"]
+        assert {name: status(url, name) for name in names} == dict.fromkeys(names, 200)
+        others = ["example.org", "llavamed-mlflow.example.org", "10.example.org", "10.1.2.3:5000"]
+        assert {name: status(url, name) for name in others} == dict.fromkeys(others, 403)
+        # The kubelet probes by the pod's address.
+        probe = requests.get(f"{url}/health", headers={"Host": "10.1.2.3:5000"}, timeout=60)
+        assert probe.status_code == 200
+        run_helm_test(url, tmp_path, {})
+    assert (tmp_path / "data" / "mlflow.db").is_file()
+
+
+def run_helm_test(url: str, folder: Path, values: dict[str, Any], **secrets: Any) -> None:
+    container = hook_pods(values)["llavamed-test-mlflow"]["containers"][0]
+    process = ContainerProcess(container, folder / "test", secrets, {"MLFLOW_TRACKING_URI": url})
+    process.run()
+
+
+def artifacts(bucket: str) -> list[str]:
+    """The files that the test of the release has logged."""
+    fs = fsspec.filesystem("s3")
+    fs.invalidate_cache()
+    return [path for path in fs.find(f"{bucket}/mlflow") if path.endswith("artifact.txt")]
+
+
+@pytest.fixture
+def postgres_uri() -> Iterator[str]:
+    """An empty PostgreSQL on loopback, whose password is not safe in a URI as it stands."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or shutil.which("initdb")
+    if not found:
+        pytest.skip("initdb: not found; install PostgreSQL")
+    programs = Path(found[-1] if isinstance(found, list) else found).resolve().parent
+    # PostgreSQL does not run as root, and pytest's folders are root's alone.
+    user = pwd.getpwnam("postgres") if os.getuid() == 0 else pwd.getpwuid(os.getuid())
+    account: dict[str, Any] = {"user": user.pw_uid, "group": user.pw_gid, "cwd": "/"}
+    (port,) = free_ports(1)
+    with tempfile.TemporaryDirectory() as folder:
+        password = Path(folder) / "password"
+        password.write_text("p@ss%word")
+        for path in (folder, password):
+            os.chown(path, user.pw_uid, user.pw_gid)
+        data = f"{folder}/data"
+        make = [
+            programs / "initdb",
+            "-D",
+            data,
+            "-U",
+            "mlflow",
+            f"--pwfile={password}",
+            "-A",
+            "md5",
+        ]
+        subprocess.run(make, check=True, capture_output=True, **account)
+        serve = [programs / "postgres", "-D", data, "-p", str(port), "-h", "127.0.0.1", "-k", ""]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        server = subprocess.Popen(serve, **quiet, **account)
+        ready = [programs / "pg_isready", "-h", "127.0.0.1", "-p", str(port), "-t", "30"]
+        while subprocess.run(ready, check=False, capture_output=True).returncode != 0:
+            assert server.poll() is None, "PostgreSQL ended"
+        yield f"postgresql://mlflow:p%40ss%25word@127.0.0.1:{port}/postgres"
+        server.terminate()
+        server.wait(30)
+
+
+def test_mlflow_on_postgres_and_a_bucket_with_passwords(
+    postgres_uri: str, s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Migration, passwords, metrics, artifacts through the server, and garbage collection."""
+    values = POSTGRES | {
+        "mlflow.artifacts.destination": f"{s3_uri}/mlflow",
+        "mlflow.auth.existingSecret": "users",
+        "mlflow.metrics": True,
+        "mlflow.gc.enabled": True,
+        "mlflow.gc.olderThan": "1s",
+    }
+    secrets = {"database": {"uri": postgres_uri}, "users": USERS}
+    keys = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
+    given = {key: os.environ[key] for key in keys}
+    with mlflow_server(values, tmp_path, secrets, given) as url:
+        signed = (USERS["username"], USERS["password"])
+        assert status(url, "llavamed-mlflow:5000") == 401
+        assert status(url, "llavamed-mlflow:5000", auth=signed) == 200
+        assert status(url, "example.org", auth=signed) == 403
+        metrics = requests.get(
+            f"{url}/metrics", headers={"Host": "10.1.2.3:5000"}, auth=signed, timeout=60
+        )
+        assert metrics.status_code == 200
+        assert "mlflow_exporter_info" in metrics.text
+        run_helm_test(url, tmp_path, values, **secrets)
+        assert len(artifacts(s3_uri)) == 1
+        job = objects(values)["CronJob/llavamed-mlflow-gc"]["spec"]["jobTemplate"]["spec"]
+        container = job["template"]["spec"]["containers"][0]
+        ContainerProcess(
+            container, tmp_path / "gc", secrets, given | {"MLFLOW_TRACKING_URI": url}
+        ).run()
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", signed[0])
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", signed[1])
+        client = MlflowClient(url)
+        experiment = client.get_experiment_by_name("helm-test")
+        assert client.search_runs([experiment.experiment_id], run_view_type=3) == []
+        assert artifacts(s3_uri) == []
+
+
+def test_pods_fetch_their_weights(s3_uri: str, tmp_path: Path) -> None:
+    fs = fsspec.filesystem("s3")
+    for name in ("config.json", "shards/model-1.safetensors"):
+        with fs.open(f"{s3_uri}/weights/{name}", "wb") as file:
+            file.write(name.encode())
+    _, _, a100 = ray_pods(objects({"ray.weights.uri": f"{s3_uri}/weights"}))
+    given = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    ContainerProcess(a100["initContainers"][0], tmp_path, given=given).run()
+    assert (tmp_path / "weights" / "config.json").read_text() == "config.json"
+    assert (tmp_path / "weights" / "shards" / "model-1.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_the_one_step_curriculum_of_helm_test_runs(tmp_path: Path) -> None:
+    with mlflow_server({}, tmp_path, {}, {}) as url:
+        container = hook_pods({})["llavamed-test-curriculum"]["containers"][0]
+        process = ContainerProcess(container, tmp_path / "test", given={"MLFLOW_TRACKING_URI": url})
+        process.run()
+        client = MlflowClient(url)
+        (experiment,) = [item for item in client.search_experiments() if item.name == "llavamed"]
+        assert len(client.search_runs([experiment.experiment_id])) == 4

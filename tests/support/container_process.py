@@ -1,0 +1,109 @@
+"""A container of a manifest as a process of this machine: its command and environment."""
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import requests
+
+from tests.support.kubernetes_rules import Object
+
+ROOT = Path(__file__).parents[2]
+
+
+class ContainerProcess:
+    """One container of a pod, with its mounts below `folder` and its Secrets from `secrets`."""
+
+    def __init__(
+        self,
+        container: Object,
+        folder: Path,
+        secrets: dict[str, dict[str, str]] | None = None,
+        given: dict[str, str] | None = None,
+    ) -> None:
+        self.container, self.secrets = container, secrets or {}
+        self.places = {
+            mount["mountPath"]: str(folder / mount["name"]) for mount in container["volumeMounts"]
+        } | {"/app": str(ROOT), "/etc/llavamed/configs": str(ROOT / "ray_jobs" / "configs")}
+        for path in self.places.values():
+            Path(path).mkdir(parents=True, exist_ok=True)
+        self.environment = self._environment() | (given or {})
+
+    def _environment(self) -> dict[str, str]:
+        named = {entry["name"]: entry for entry in self.container.get("env", [])}
+        for source in self.container.get("envFrom", []):
+            keys = self.secrets[source["secretRef"]["name"]]
+            named |= {key: {"value": value} for key, value in keys.items()}
+        return {name: self._value(entry) for name, entry in named.items()}
+
+    def _value(self, entry: Object) -> str:
+        source = entry.get("valueFrom", {})
+        if "fieldRef" in source:
+            return "10.1.2.3"
+        if "secretKeyRef" in source:
+            reference = source["secretKeyRef"]
+            return self.secrets[reference["name"]][reference["key"]]
+        return self._placed(entry["value"])
+
+    def _placed(self, text: str) -> str:
+        """Paths below a mount, as they are on this machine."""
+        mounts = "|".join(re.escape(mount) for mount in self.places)
+        return re.sub(rf"(?<![\w.])({mounts})(?=/|$)", lambda found: self.places[found[1]], text)
+
+    def words(self, **changed: str) -> list[str]:
+        """The command line, with `$(NAME)` expanded and options such as the port changed."""
+        words = [*self.container.get("command", []), *self.container.get("args", [])]
+        expanded = [
+            re.sub(r"\$\((\w+)\)", lambda found: self.environment[found[1]], self._placed(word))
+            for word in words
+        ]
+        options = {f"--{name}": value for name, value in changed.items()}
+        return [
+            f"{name}={options[name]}" if (name := word.partition("=")[0]) in options else word
+            for word in expanded
+        ]
+
+    def start(self, **changed: str) -> subprocess.Popen[str]:
+        """Start it with an environment that has nothing else but where programs are."""
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        return subprocess.Popen(
+            self.words(**changed),
+            env={"PATH": path, "PYTHONPATH": str(ROOT), "HOME": "/nonexistent", **self.environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, **changed: str) -> str:
+        """Run it to its end; give what it printed, and fail the test where it failed."""
+        process = self.start(**changed)
+        output, _ = process.communicate(timeout=500)
+        assert process.returncode == 0, output
+        return output
+
+    @contextlib.contextmanager
+    def serving(self, port: int) -> Iterator[str]:
+        """Serve on another port until the block ends, from when the startup probe passes."""
+        probe = self.container["startupProbe"]
+        attempts = probe["failureThreshold"] * probe["periodSeconds"]
+        process = self.start(port=str(port), host="127.0.0.1")
+        url = f"http://127.0.0.1:{port}"
+        try:
+            for _ in range(attempts):
+                assert process.poll() is None, process.communicate()[0]
+                with contextlib.suppress(requests.ConnectionError):
+                    if requests.get(url + probe["httpGet"]["path"], timeout=10).ok:
+                        break
+                time.sleep(1)
+            else:
+                raise AssertionError(f"{url}: does not answer the startup probe")
+            yield url
+        finally:
+            os.killpg(process.pid, 15)
+            process.communicate(timeout=60)
