@@ -1,31 +1,31 @@
-"""The exception tree.
+"""Define the exception tree.
 
     LlavaMedError
     ├── ConfigError       a setting breaks a rule               exit code 2
     ├── DataError         a dataset is unusable                 exit code 1
-    │   └── SampleError     one sample is unusable: quarantined, not raised to the user
-    ├── StorageError      a place cannot be read or written
-    │   └── DamagedFileError   what lies there is not what was written
+    │   └── SampleError     one sample is unusable; it is quarantined, not shown to the user
+    ├── StorageError      a file or folder cannot be read or written
+    │   └── DamagedFileError   a file is not as it was written
     ├── CheckpointError   a checkpoint or export is missing, partial or of another run
     ├── LeaseError        another attempt holds the folder or has taken it over
-    ├── TrainingError     training cannot go on (a loss that is not finite, a dead worker)
-    ├── TrackingError     the MLflow server refuses us
-    ├── EndpointError     a language model cannot be asked, or costs more than it may
+    ├── TrainingError     training cannot continue (a loss is not finite, a worker died)
+    ├── TrackingError     the MLflow server refuses a request
+    ├── EndpointError     a language model cannot be reached, or costs more than allowed
     └── InterruptError    a signal ended the command            exit code 128 + signal
 
 Every message has one grammar: ``key=value: the rule it breaks, with the numbers; what to do``.
-Mistakes of the programmer stay built-in exceptions.
+Programming errors stay built-in exceptions.
 """
 
 
 class LlavaMedError(Exception):
-    """Base of every error a user can cause or cure."""
+    """Base of every error that a user can cause or fix."""
 
     exit_code = 1
 
 
 class ConfigError(LlavaMedError):
-    """A setting breaks a rule; found before any machine starts."""
+    """A setting breaks a rule; this is found before any machine starts."""
 
     exit_code = 2
 
@@ -35,7 +35,7 @@ class DataError(LlavaMedError):
 
 
 class SampleError(DataError):
-    """One sample is unusable. `reason` is a word to count by, `detail` names the fact."""
+    """One sample is unusable. `reason` is the word it is counted by, `detail` states the facts."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)
@@ -51,7 +51,7 @@ class StorageError(LlavaMedError):
 
 
 class DamagedFileError(StorageError):
-    """A file, read more than once, is not what it should be. `reason` is the reader's own word."""
+    """A file that was read repeatedly is not valid. `reason` is the message of its reader."""
 
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message, reason)
@@ -71,7 +71,7 @@ class LeaseError(LlavaMedError):
 
 
 class TrainingError(LlavaMedError):
-    """A stage cannot go on."""
+    """A stage cannot continue."""
 
 
 class TrackingError(LlavaMedError):
@@ -83,7 +83,7 @@ class EndpointError(LlavaMedError):
 
 
 class InterruptError(LlavaMedError):
-    """Ctrl-C or SIGTERM ended the command; what was finished stays finished."""
+    """Ctrl-C or SIGTERM ended the command; finished work is kept."""
 
     def __init__(self, signal_number: int, signal_name: str) -> None:
         super().__init__(signal_number, signal_name)

@@ -1,1 +1,1 @@
-"""The network: Hugging Face's LLaVA, its processor, what trains, what it costs, how it is saved."""
+"""The network: Hugging Face's LLaVA, what trains, what it costs, and how it is exported."""

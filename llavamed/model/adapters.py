@@ -1,7 +1,7 @@
-"""Low-rank adapters in the language model, by peft, and the plain weights they end as.
+"""Add low-rank adapters to the language model with peft, and merge them into plain weights.
 
-They are injected into the layers, so the model stays Hugging Face's own LLaVA and its parameters
-keep their names but for `base_layer`. Nothing else of ours imports peft.
+The adapters are injected into the layers, so the model stays Hugging Face's own LLaVA, and its
+parameters keep their names except for `base_layer`. No other module imports peft.
 """
 
 from typing import Any
@@ -17,10 +17,11 @@ _NAME = "default"
 
 
 def check_layers(decoder: nn.Module, lora: Lora) -> None:
-    """Find out whether a language model, which may be on `meta`, has the layers that are adapted.
+    """Check that a language model, which may be on `meta`, has the layers to adapt.
 
     Raises:
-        ConfigError: A target is no linear layer, or a layer's rows are not whole blocks of NF4.
+        ConfigError: A target is not a linear layer, or the rows of a layer are not whole NF4
+            blocks.
     """
     linears = {name: each for name, each in decoder.named_modules() if isinstance(each, nn.Linear)}
     for target in lora.target_modules:
@@ -40,27 +41,27 @@ def check_layers(decoder: nn.Module, lora: Lora) -> None:
 
 
 def add_adapters(model: Any, lora: Lora, *, seed: int, device: torch.device) -> None:
-    """Give the language model adapters, which change nothing before they are trained.
+    """Add adapters to the language model, which change nothing until they are trained.
 
-    On the device `meta` nothing is quantised, for there is nothing to quantise.
+    On the device `meta` the layers are not quantized.
 
     Args:
         model: A LLaVA.
-        lora: Their settings.
-        seed: Of their random halves; the other halves are zero.
-        device: Where quantised layers go.
+        lora: Settings of the adapters.
+        seed: Seed for the A matrices; the B matrices are zero.
+        device: The device of quantized layers.
 
     Raises:
-        ConfigError: As `check_layers`, or a package is missing.
+        ConfigError: The layers do not fit (see `check_layers`), or a package is missing.
     """
-    from peft import LoraConfig, inject_adapter_in_model  # two seconds that only adapters cost
+    from peft import LoraConfig, inject_adapter_in_model  # importing it takes two seconds
 
     decoder = model.model.language_model
     check_layers(decoder, lora)
     is_meta = device.type == "meta"
     if lora.quantize == "nf4" and not is_meta:
         quantize_linears(decoder, device)
-        decoder.is_loaded_in_4bit = True  # how peft finds out
+        decoder.is_loaded_in_4bit = True  # peft looks for this attribute
     settings = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
@@ -73,18 +74,19 @@ def add_adapters(model: Any, lora: Lora, *, seed: int, device: torch.device) -> 
 
 
 def adapted_layers(model: nn.Module) -> dict[str, Any]:
-    """The layers that have adapters, by name."""
+    """Return the layers that have adapters, by name."""
     return {name: layer for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
 
 
 def merge_adapters(model: nn.Module, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights a model without adapters needs to compute the same, in their dtype.
+    """Return the weights with which a model without adapters computes the same, in their dtype.
 
-    A frozen matrix W becomes W + B A * alpha / r, added in fp32; one of four bits is unpacked
-    first. A model without adapters gives back its weights.
+    A frozen matrix W becomes W + B A * alpha / r, added in float32; a matrix of four bits is
+    dequantized first. The weights of a model without adapters are returned unchanged. Source: LoRA
+    (arXiv 2106.09685), section 4.1.
 
     Args:
-        model: With adapters.
+        model: The model with adapters.
         weights: All its weights on the CPU, by state-dict name.
     """
     plain = {

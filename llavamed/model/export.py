@@ -1,7 +1,7 @@
-"""Exports: Hugging Face weights and processor in one folder, loadable with plain transformers.
+"""Write exports: Hugging Face weights and processor in a folder that plain transformers loads.
 
-`write_export` puts the files into storage, `check_export` loads them back from there and compares
-them with what was trained. The manifest, written last, makes them an export.
+`write_export` uploads the files; `check_export` loads them back and compares them with the trained
+model. The manifest is written last and makes the folder an export.
 """
 
 from dataclasses import dataclass
@@ -28,17 +28,18 @@ from llavamed.storage.manifest import ExportManifest, find
 from llavamed.storage.scratch import scratch_folder
 
 TOLERANCES = {"fp32": 1e-5, "bf16": 1e-2}
-"""How far logits may lie apart, as a part of the largest. The same weights on the same device and
-kernels give the same logits, and every tensor is compared bit for bit, so this only leaves room for
-another order of summation: of fp32's 24 bits, and of bf16's 8 (one of its steps is 0.4 %)."""
+"""The largest difference of logits, relative to the largest logit. The same weights on the same
+device and kernels give the same logits, and every tensor is compared bit for bit, so this only
+allows for another order of summation: in float32 with 24 significant bits, in bfloat16 with 8 (a
+step of which is 0.4 %)."""
 MERGED_TOLERANCE = 0.05
-"""The same where adapters were merged: what they add is then rounded with the weight it is added
-to, and kernels for four bits compute in fewer than 24 whatever the precision."""
+"""The same with merged adapters: their sum is rounded together with the weight, and the kernels for
+four bits compute with fewer than 24 significant bits at either precision."""
 
 SERVED_TOWERS = ("clip_vision_model", "siglip_vision_model")
-"""Kinds of tower that LLaVA has in vLLM."""
+"""Model types of the towers that vLLM supports in a LLaVA."""
 IDENTITY_ARGUMENT = """--hf-overrides '{"projector_hidden_act": "torch.nn.modules.Identity"}'"""
-"""What vLLM must be started with: it has no activation of the name `linear`."""
+"""Argument that vLLM needs for a linear projector, since it has no activation named `linear`."""
 
 _QUESTION = Turn("user", f"{IMAGE_PLACEHOLDER}\nWhat does the image show?")
 _RETRY = (
@@ -48,22 +49,22 @@ _RETRY = (
 
 @dataclass(frozen=True)
 class Trained:
-    """What was trained, which its export must show again once it is loaded."""
+    """The trained model, as far as its export is compared with it."""
 
     weights: dict[str, torch.Tensor]
-    """All of them on the CPU, by state-dict name."""
+    """All weights on the CPU, by state-dict name."""
     batch: Batch
-    """Of the stage's data."""
+    """A batch of the stage's data."""
     logits: torch.Tensor
-    """What `sampled_logits` gave for the batch."""
+    """The logits that `sampled_logits` returned for the batch, float32."""
     is_merged: bool
-    """Whether adapters, apart from the weights, had a part in the logits."""
+    """Whether the logits were computed with adapters that are merged into `weights`."""
     precision: Precision
     attn_implementation: str
     template: str
-    """Its name in the config."""
+    """The name of the template in the config."""
     template_hash: str
-    """Of the chat template that made the stage's tokens."""
+    """The hash of the chat template that made the stage's tokens."""
 
 
 def write_export(
@@ -72,23 +73,23 @@ def write_export(
     weights: dict[str, torch.Tensor],
     processor: LlavaProcessor,
 ) -> None:
-    """Put a model's files into storage; the manifest, written later, makes an export of them.
+    """Upload the files of a model. They become an export once the manifest is written.
 
     Names and fields are those of the published LLaVA-1.5 checkpoints, which other engines read.
 
     Args:
-        place: Folder to write; what lies there is deleted first.
-        model: Whose config and class are saved.
+        place: The folder to write; its content is deleted first.
+        model: The model whose config and class are saved.
         weights: All its weights, by state-dict name.
-        processor: Saved beside it, chat template included.
+        processor: The processor to save with it, including the chat template.
     """
     place.remove()
     with scratch_folder() as scratch:
         set_generation_tokens(model, processor)
-        model._weight_conversions = None  # or names would depend on what the model was loaded from
+        model._weight_conversions = None  # else names depend on where the model was loaded from
         model.save_pretrained(scratch, state_dict=_published_names(model, weights))
         processor.save_pretrained(scratch)
-        # Inside processor_config.json it is read by transformers 5 only.
+        # Only transformers 5 reads it from processor_config.json.
         processor.image_processor.save_pretrained(scratch)
         place.upload(scratch)
 
@@ -96,10 +97,10 @@ def write_export(
 def _published_names(
     model: LlavaForConditionalGeneration, weights: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Return weights under the names that transformers turns into the published ones.
+    """Return weights under the names that transformers converts to the published ones.
 
-    Published towers of CLIP and SigLIP have the prefix `vision_model`, which transformers adds on
-    saving only to what was loaded with it.
+    Published towers of CLIP and SigLIP have the prefix `vision_model`, which transformers only adds
+    on saving if they were loaded with it.
     """
     tower = "model.vision_tower."
     if model.config.vision_config.model_type not in SERVED_TOWERS:
@@ -108,7 +109,7 @@ def _published_names(
 
 
 def serving_note(place: Location) -> str | None:
-    """Return what vLLM needs to serve an export, or why it cannot; none where it just can."""
+    """Return what vLLM needs to serve an export, or why it cannot; None if it needs nothing."""
     config = (place / "config.json").read_json()
     tower = config["vision_config"]["model_type"]
     if tower not in SERVED_TOWERS:
@@ -119,18 +120,23 @@ def serving_note(place: Location) -> str | None:
 
 
 def check_export(place: Location, trained: Trained, device: torch.device) -> float:
-    """Load what was written back from storage by plain transformers and compare it.
+    """Load an export from storage with plain transformers and compare it with the trained model.
 
-    Compared are every tensor, bit for bit; the logits of a batch of the stage; the chat template;
-    and the tokens of a question with an image. Needs the weights twice: the trained ones on the
-    CPU, the loaded ones on `device`, which is the one that trained, for two kinds of device round
-    differently. So whoever calls this has first let go of the engine.
+    This compares every tensor, bit for bit; the logits of a batch of the stage; the chat template;
+    and the tokens of a question with an image. It holds the weights twice: the trained ones on the
+    CPU, the loaded ones on `device`. This must be the device that trained, since devices of
+    different kinds round differently, so the caller must free the engine first.
+
+    Args:
+        place: The export.
+        trained: The trained model.
+        device: The device that trained it.
 
     Returns:
-        The largest difference of two logits, as a part of the largest logit.
+        The largest difference of two logits, relative to the largest logit.
 
     Raises:
-        CheckpointError: It does not load, or is not what was trained.
+        CheckpointError: The export cannot be loaded, or differs from the trained model.
     """
     with scratch_folder() as scratch:
         folder = place.download(scratch)
@@ -157,10 +163,10 @@ def check_export(place: Location, trained: Trained, device: torch.device) -> flo
 
 
 def copy_export(source: Location, target: Location) -> None:
-    """Copy a complete export, once plain transformers has loaded model and processor from it.
+    """Copy a complete export after plain transformers has loaded its model and processor.
 
     Raises:
-        CheckpointError: There is no complete export, it does not load, or something is in the way.
+        CheckpointError: The export is incomplete or cannot be loaded, or the target is not empty.
     """
     if target.children():
         raise CheckpointError(f"{target}: is not empty; name a new folder")
@@ -171,7 +177,14 @@ def copy_export(source: Location, target: Location) -> None:
 
 
 def fetch_export(place: Location, scratch: Path) -> Path:
-    """A local folder with a complete export. Raises: CheckpointError, when there is none."""
+    """Download a complete export.
+
+    Returns:
+        The local folder.
+
+    Raises:
+        CheckpointError: There is no complete export.
+    """
     if find(ExportManifest, place) is None:
         raise CheckpointError(
             f"{place}: no export there ({MANIFEST} is missing); train the stage that makes it first"
@@ -182,7 +195,11 @@ def fetch_export(place: Location, scratch: Path) -> Path:
 def _load(
     folder: Path, precision: Precision, attn_implementation: str
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """Model and processor, by nothing but their `from_pretrained`. Raises: CheckpointError."""
+    """Load model and processor with nothing but `from_pretrained`.
+
+    Raises:
+        CheckpointError: One of them cannot be loaded.
+    """
     model = load_model(folder, precision, attn_implementation)
     try:
         return model, load_processor(folder)
@@ -208,7 +225,7 @@ def _check_processor(place: Location, processor: LlavaProcessor, trained: Traine
         [_QUESTION], template=template, tokenizer=tokenizer, num_image_tokens=number
     )
     if template.name == TOKENIZER:
-        # The processor may write another date, and spaces at the end, which belong to the answer.
+        # The processor may write another date, and final spaces that belong to the answer.
         is_same_template = processor.chat_template == tokenizer.chat_template
         text = OwnTemplate(tokenizer).label([_QUESTION], prompt=True).words
     else:

@@ -1,4 +1,4 @@
-"""Which parameters learn in a stage, and how many there are."""
+"""Choose which parameters train in a stage, and count them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from llavamed.processor.tower import tower_of
 
 @dataclass(frozen=True)
 class PartCount:
-    """Parameters of one part of the model."""
+    """The number of parameters in one part of the model."""
 
     part: ModelPart
     num_trained: int
@@ -22,18 +22,25 @@ class PartCount:
 
 
 def part_of(parameter: str) -> ModelPart:
-    """The part a parameter of LLaVA belongs to, by its name in the state dict."""
+    """Return the part of LLaVA that a parameter belongs to, by its state-dict name."""
     if "vision_tower." in parameter:
         return "vision_tower"
     return "projector" if "multi_modal_projector." in parameter else "language_model"
 
 
 def freeze(model: Any, trainable: Sequence[ModelPart]) -> list[PartCount]:
-    """Let exactly the given parts learn, and count.
+    """Make exactly the given parts trainable, and count parameters.
 
-    Parameters that no gradient reaches stay frozen whatever is asked: layers of the tower behind
-    the one that is projected, and the identity layer of a linear projector. So do a language
-    model's own parameters once it has adapters, which then learn in their place.
+    Parameters that no gradient reaches stay frozen in any case: layers of the tower behind the
+    projected one, and the identity layer of a linear projector. So do the language model's own
+    parameters once it has adapters, which then train in their place.
+
+    Args:
+        model: A LLaVA.
+        trainable: The parts to train.
+
+    Returns:
+        The trained and frozen parameters of each part.
     """
     frozen = _unreached(model)
     if any(is_adapter(name) for name, _ in model.named_parameters()):
@@ -49,7 +56,7 @@ def freeze(model: Any, trainable: Sequence[ModelPart]) -> list[PartCount]:
 
 
 def _unreached(model: Any) -> set[str]:
-    """Return the parameters of tower and projector that the loss does not depend on."""
+    """Return the names of the parameters that the loss does not depend on."""
     hidden = {id(parameter) for parameter in _behind_features(model)}
     if model.config.projector_hidden_act == "linear":
         hidden |= {id(each) for each in model.model.multi_modal_projector.linear_2.parameters()}
@@ -57,10 +64,10 @@ def _unreached(model: Any) -> set[str]:
 
 
 def _behind_features(model: Any) -> list[nn.Parameter]:
-    """Return the tower's parameters that its projected hidden state does not depend on.
+    """Return the parameters of the tower that its projected hidden state does not depend on.
 
-    They are found by a backward pass without memory: layers behind that state, the last norm, a
-    pooling head, a mask token, whatever the kind of tower.
+    A backward pass on `meta` finds them for any kind of tower: the layers behind that state, the
+    last norm, a pooling head, a mask token.
     """
     config = model.config
     with torch.device("meta"), torch.enable_grad():
@@ -78,12 +85,12 @@ def _behind_features(model: Any) -> list[nn.Parameter]:
 
 
 def is_adapter(parameter: str) -> bool:
-    """Whether a parameter belongs to a low-rank adapter, by its name in the state dict."""
+    """Return whether a parameter belongs to a low-rank adapter, by its state-dict name."""
     return ".lora_" in parameter
 
 
 def size_of(parameter: Any) -> int:
-    """Elements of a parameter, also when ZeRO-3 has scattered it or four bits hold each."""
+    """Return the number of elements of a parameter, even if ZeRO-3 partitions or NF4 packs it."""
     if hasattr(parameter, "quant_state"):
         return int(parameter.quant_state.shape.numel())
     return int(getattr(parameter, "ds_numel", parameter.numel()))

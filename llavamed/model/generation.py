@@ -1,7 +1,7 @@
-"""From turns and images to the text of an answer, with the template and pixels of training.
+"""Generate answers to turns and images, with the template and pixels of training.
 
-Evaluation and whoever else asks a model call this one class, so the same question gets the same
-answer everywhere.
+Evaluation and every other caller use this class, so the same question gets the same answer
+everywhere.
 """
 
 import re
@@ -23,16 +23,16 @@ from llavamed.processor.turns import Turn
 
 @dataclass(frozen=True)
 class Prompt:
-    """A dialogue that waits for an answer."""
+    """A dialogue to be answered."""
 
     turns: Sequence[Turn]
-    """The last one is the user's."""
+    """The turns of the dialogue, of which the last is the user's."""
     images: Sequence[Pixels]
-    """In the order of their placeholders, each of shape [size, size, 3], uint8."""
+    """uint8 arrays of shape [size, size, 3], in the order of their placeholders."""
 
 
 class Generator:
-    """Answers prompts with one model, greedily."""
+    """Answers prompts with one model by greedy decoding."""
 
     def __init__(
         self, model: LlavaForConditionalGeneration, processor: LlavaProcessor, template: Template
@@ -49,12 +49,12 @@ class Generator:
         """Answer prompts in one batch.
 
         Args:
-            prompts: What to answer.
+            prompts: The prompts to answer.
             max_new_tokens: The most tokens of an answer.
-            blank_images: Show images of the mean colour in place of the prompts' own.
+            blank_images: Whether to replace all images by images of the mean colour.
 
         Returns:
-            The answers without white space around them, and without what ends them.
+            The answers, without surrounding white space and without the text that ends them.
         """
         tokenizer, device = self._processor.tokenizer, self._model.device
         encoded = [self._encode(prompt) for prompt in prompts]
@@ -92,7 +92,7 @@ class Generator:
 
 
 def set_generation_tokens(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
-    """Tell a model, and every engine that reads its generation config, where answers end."""
+    """Set the tokens that end an answer in the generation config, which every engine reads."""
     tokenizer, config = processor.tokenizer, model.generation_config
     ends = end_token_ids(processor)
     config.eos_token_id = ends if len(ends) > 1 else next(iter(ends), None)
@@ -101,15 +101,15 @@ def set_generation_tokens(model: LlavaForConditionalGeneration, processor: Llava
 
 
 def end_token_ids(processor: LlavaProcessor) -> list[int]:
-    """Return the tokens that end an answer: the tokenizer's end token, and the template's own.
+    """Return the tokens that end an answer: the tokenizer's end token, and that of the template.
 
-    A chat template may end a turn with a special token that is not the tokenizer's end token; it is
-    what a model that was trained with the template stops with.
+    A chat template may end a turn with another special token than the tokenizer's end token. A
+    model that was trained with the template ends its answers with that token.
     """
     tokenizer, words = processor.tokenizer, "answer"
     ends = [tokenizer.eos_token_id]
     turns = [Turn("user", "question"), Turn("assistant", words)]
-    # A template that refuses this dialogue, or is absent, leaves the tokenizer's own end token.
+    # Without a template, or with one that refuses this dialogue, only the tokenizer's token ends.
     with suppress(SampleError, ConfigError):
         text = OwnTemplate(tokenizer).label(turns)
         last = text.words.rindex(words) + len(words)

@@ -1,6 +1,6 @@
-"""Hugging Face's LLaVA: made of a tower and a language model, or loaded whole.
+"""Build Hugging Face's LLaVA from a tower and a language model, or load it whole.
 
-Nothing of it is our own class, so what is exported loads with plain transformers.
+None of its classes is ours, so plain transformers loads what is exported.
 """
 
 from pathlib import Path
@@ -27,21 +27,27 @@ from llavamed.processor.pretrained import declared_config, loading_problem, part
 from llavamed.processor.tower import check_feature_layer, tower_of
 from llavamed.storage.fetch import fetch_once
 
-disable_progress_bar()  # its bars, one a load and a save, say nothing that we do not
+disable_progress_bar()  # our log lines already tell of each load and save
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 VOCABULARY_MULTIPLE = 64
-"""Embedding rows are padded to a multiple of this, which tensor cores want."""
+"""Embedding rows are padded to a multiple of this, as tensor cores prefer."""
 
 
 def build_model(
     model: Model, processor: LlavaProcessor, *, seed: int, precision: Precision
 ) -> LlavaForConditionalGeneration:
-    """Return the model a run begins with, the same for the same seed.
+    """Return the initial model of a run, which depends only on the config and the seed.
+
+    Args:
+        model: The model section of the config.
+        processor: The processor of the run.
+        seed: Seed for weight initialization.
+        precision: The precision of the weights.
 
     Raises:
         ConfigError: Weights cannot be found or do not fit together.
-        CheckpointError: Weights are damaged or not whole.
+        CheckpointError: Weights are damaged or incomplete.
     """
     if model.weights is not None:
         return load_model(model.weights, precision, model.attn_implementation)
@@ -54,14 +60,14 @@ def build_model(
         language_model = _make_part(
             AutoModelForCausalLM, model.language_model, "model.language_model", text, precision
         )
-        # By its own config: the folder may hold a whole CLIP or SigLIP, with a text encoder.
+        # Use the tower's config: the folder may hold a whole CLIP or SigLIP with a text encoder.
         tower_class = MODEL_MAPPING[type(vision)]
         tower = _make_part(tower_class, model.vision_tower, "model.vision_tower", vision, precision)
         _fit_vocabulary(language_model, processor, model.language_model)
         config = llava_config(model, tower.config, language_model.config)
         config.image_token_index = processor.image_token_id
         config.image_seq_length = num_image_tokens(processor)
-        config.text_config.architectures = [type(language_model).__name__]  # other engines ask
+        config.text_config.architectures = [type(language_model).__name__]  # other engines need it
         projector = make_projector(config).to(DTYPES[precision])
     with torch.device("meta"):
         llava = LlavaForConditionalGeneration(config)
@@ -77,7 +83,7 @@ def build_model(
 def load_model(
     source: str | Path, precision: Precision, attn_implementation: str
 ) -> LlavaForConditionalGeneration:
-    """Return a whole LLaVA from a folder, the URI of one, or a hub name.
+    """Load a whole LLaVA from a folder, its URI, or a name on the hub.
 
     Raises:
         CheckpointError: It cannot be found, or is not a whole LLaVA.
@@ -92,10 +98,10 @@ def load_model(
 
 
 def shape_on_meta(model: Model) -> LlavaForConditionalGeneration:
-    """Return the model without memory, for counting, from what the file declares.
+    """Return the declared model on `meta`, without memory, to count its parameters.
 
     Raises:
-        ConfigError: The file names weights without declaring their shape.
+        ConfigError: The config names weights without declaring their shape.
     """
     if model.vision_tower is None or model.language_model is None:
         raise ConfigError(
@@ -121,15 +127,15 @@ def shape_on_meta(model: Model) -> LlavaForConditionalGeneration:
 
 
 def check_forward(config: LlavaConfig, key: str) -> None:
-    """Pass an image and a few tokens through a LLaVA without memory, before anything is started.
+    """Pass an image and a few tokens through a LLaVA on `meta`, before anything is started.
 
     Args:
-        config: Of the LLaVA.
-        key: What names it in the run's config, for the error.
+        config: The config of the LLaVA.
+        key: The config key that names it, for errors.
 
     Raises:
-        ConfigError: The tower is of no known kind, has no such hidden state or makes another
-            number of tokens than the text gets; or the language model takes no embeddings.
+        ConfigError: The tower is of an unknown kind, lacks the hidden state, or makes another
+            number of tokens than the text has; or the language model accepts no embeddings.
     """
     tower = tower_of(config.vision_config, f"{key}: vision_config")
     check_feature_layer(config.vision_feature_layer, tower, f"{key}: vision_feature_layer")
@@ -139,10 +145,10 @@ def check_forward(config: LlavaConfig, key: str) -> None:
             model = LlavaForConditionalGeneration(config)
             pixels = torch.empty(1, 3, tower.image_size, tower.image_size)
             features = torch.stack(model.get_image_features(pixels).pooler_output)
-            # A mask of four dimensions: any other is looked into, which `meta` has no values for.
+            # A mask of four dimensions, because others are read, and `meta` holds no values.
             mask = torch.zeros(1, 1, number, number)
             model.model.language_model(inputs_embeds=features, attention_mask=mask, use_cache=False)
-    except Exception as error:  # a tower raises whatever its code meets
+    except Exception as error:  # the code of a tower may raise anything
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
             f"{key}: an image cannot pass through the model: {type(error).__name__}: {reason}; "
@@ -158,8 +164,13 @@ def check_forward(config: LlavaConfig, key: str) -> None:
 def llava_config(model: Model, vision: Any, text: Any) -> LlavaConfig:
     """Return the config of a LLaVA of these two parts.
 
+    Args:
+        model: The model section of the config.
+        vision: The Hugging Face config of the tower.
+        text: The Hugging Face config of the language model.
+
     Raises:
-        ConfigError: The tower is of no known kind, or has no such hidden state.
+        ConfigError: The tower is of an unknown kind, or lacks the hidden state.
     """
     tower = tower_of(vision, "model.vision_tower.config")
     check_feature_layer(model.vision_feature_layer, tower, "model.vision_feature_layer")
@@ -179,14 +190,14 @@ def _make_part(
     if part.weights is not None:
         return _read_weights(auto_class, part.weights, f"{key}.weights", dtype=dtype)
     make = getattr(auto_class, "from_config", None) or auto_class._from_config
-    return make(config, dtype=dtype)  # rotary frequencies stay float32, which `.to` would round
+    return make(config, dtype=dtype)  # unlike `.to`, this keeps rotary frequencies in float32
 
 
 def _read_weights(auto_class: Any, source: str, key: str, **settings: Any) -> Any:
-    """Return a model with all its weights, and never run code that lies beside them.
+    """Load a model with all its weights, without running code that comes with them.
 
     Raises:
-        CheckpointError: They cannot be found or loaded, or are not whole.
+        CheckpointError: The weights cannot be found or loaded, or are incomplete.
     """
     try:
         folder = fetch_once(source)

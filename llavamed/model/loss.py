@@ -1,4 +1,4 @@
-"""The training loss of a batch, and the logits that tell whether two models are the same."""
+"""Compute the training loss of a batch, and the logits by which two models are compared."""
 
 import torch
 from torch import nn
@@ -8,18 +8,19 @@ from llavamed.data.feed.loader import Batch
 from llavamed.processor.turns import IGNORE_INDEX
 
 NUM_SAMPLED = 64
-"""Positions whose logits tell whether two models are the same; all of a pack's would fill a GPU."""
+"""Positions of a batch whose logits are compared; those of all positions would fill a GPU."""
 
 
 def supervised_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """The summed cross-entropy of a batch's supervised tokens: a scalar, float32.
+    """Return the summed cross entropy of a batch's supervised tokens, a float32 scalar.
 
-    The sum, not the mean: divided by the supervised tokens of the whole global step it weighs every
-    token equally, however the samples were packed and shared out. `use_cache=False` and no
-    attention mask, because only then do `position_ids` keep the samples of a pack apart.
+    The caller divides the sum by the supervised tokens of the whole global step, so that every
+    token has the same weight however samples are packed and distributed. The forward pass has
+    `use_cache=False` and no attention mask, because only then do `position_ids` keep the samples of
+    a pack apart.
     """
     columns = (batch.targets != IGNORE_INDEX).any(dim=0).nonzero().squeeze(1)
-    if not len(columns):  # an empty pack still runs, for the workers must run alike
+    if not len(columns):  # run even an empty pack: all workers must make the same calls
         columns = torch.zeros(1, dtype=torch.int64, device=batch.targets.device)
     logits = model(
         input_ids=batch.input_ids,
@@ -38,10 +39,10 @@ def supervised_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
 
 @torch.no_grad()
 def sampled_logits(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """The logits of a batch at `NUM_SAMPLED` positions from its first to its last.
+    """Return the logits of a batch at up to `NUM_SAMPLED` positions, evenly spaced.
 
     Returns:
-        float32 on the CPU, of shape [rows, at most NUM_SAMPLED, vocabulary].
+        float32 tensor on the CPU, of shape [rows, positions, vocabulary].
     """
     last = batch.input_ids.shape[1] - 1
     columns = torch.linspace(0, last, NUM_SAMPLED).long().unique()

@@ -1,7 +1,7 @@
-"""The projector from image features to token embeddings, as Hugging Face's LLaVA builds it.
+"""Build the projector from image features to token embeddings, as in Hugging Face's LLaVA.
 
-A linear projector is the two-layer one without activation whose second layer is the identity and
-never trains.
+A linear projector is a two-layer projector without activation whose second layer is the identity
+and never trains.
 """
 
 from torch import nn
@@ -13,7 +13,7 @@ ACTIVATIONS = {"linear": "linear", "mlp2x_gelu": "gelu"}
 
 
 def make_projector(config: LlavaConfig) -> LlavaMultiModalProjector:
-    """Return a projector with random weights, drawn from torch's global generator."""
+    """Return a projector with random weights from torch's global generator."""
     projector = LlavaMultiModalProjector(config)
     if config.projector_hidden_act == "linear":
         nn.init.eye_(projector.linear_2.weight)

@@ -1,4 +1,4 @@
-"""Frozen linear layers in four bits, and nothing else of ours imports bitsandbytes."""
+"""Quantize frozen linear layers to four bits. No other module imports bitsandbytes."""
 
 from typing import Any
 
@@ -8,17 +8,17 @@ from torch import nn
 from llavamed.errors import ConfigError
 
 BLOCK = 64
-"""Weights of a row that share a scale; a row must be made of whole blocks."""
+"""Weights of a row that share a scale; a row must consist of whole blocks."""
 
 
 def load_bitsandbytes(setting: str) -> Any:
-    """The library.
+    """Import bitsandbytes.
 
     Args:
-        setting: `key=value` that needs it, for the error.
+        setting: The `key=value` that needs it, for the error.
 
     Raises:
-        ConfigError: It is not installed.
+        ConfigError: bitsandbytes is not installed.
     """
     try:
         import bitsandbytes
@@ -31,10 +31,10 @@ def load_bitsandbytes(setting: str) -> Any:
 
 
 def quantize_linears(module: nn.Module, device: torch.device) -> None:
-    """Replace every linear layer below `module` by one of four bits a weight, on `device`.
+    """Replace every linear layer below `module` by one with four bits a weight, on `device`.
 
-    The values are NF4 in blocks, whose scales are quantised once more; the product is
-    computed in the dtype the weights had. Source: QLoRA (arXiv 2305.14314), section 3.
+    The values are NF4 in blocks whose scales are quantized too; products are computed in the dtype
+    that the weights had. Source: QLoRA (arXiv 2305.14314), section 3.
 
     Raises:
         ConfigError: bitsandbytes is not installed.
@@ -61,18 +61,18 @@ def quantize_linears(module: nn.Module, device: torch.device) -> None:
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Whether it is a linear layer of four bits."""
+    """Return whether a module is a linear layer of four bits."""
     return hasattr(getattr(module, "weight", None), "quant_state")
 
 
 def dequantized(linear: Any) -> torch.Tensor:
-    """The weights a layer of four bits computes with, on the CPU, in their dtype before."""
+    """Return the weights a layer of four bits computes with, on the CPU, in the dtype they had."""
     state = linear.weight.quant_state
     functional = load_bitsandbytes("lora.quantize=nf4").functional
     return functional.dequantize_4bit(linear.weight.data, state).cpu()
 
 
 def _leave_out_scales(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    """The scales are no parameters, so DeepSpeed would save them without what they scale."""
+    """Remove the scales from a state dict: DeepSpeed would save them without the frozen weights."""
     for name in [name for name in state if name.startswith(f"{prefix}weight.")]:
         del state[name]

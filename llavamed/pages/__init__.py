@@ -1,1 +1,1 @@
-"""The base page that every HTML page of ours is built on."""
+"""The base page of every HTML page."""

@@ -1,1 +1,1 @@
-"""What a model costs: floating-point operations and memory."""
+"""Estimate the cost of a stage: floating-point operations, memory and padding."""

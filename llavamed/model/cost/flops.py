@@ -1,4 +1,4 @@
-"""Floating-point operations of a stage, by arithmetic from the shape of the model alone."""
+"""Count the floating-point operations of a stage from the shape of the model alone."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from llavamed.processor.tower import tower_of
 
 @dataclass(frozen=True)
 class Accelerator:
-    """A GPU: dense bf16 operations a second and bytes of memory, as its maker states them."""
+    """A GPU: dense bfloat16 operations a second and bytes of memory, as its maker states them."""
 
     flops_per_second: float
     memory_bytes: float
@@ -25,7 +25,7 @@ ACCELERATORS = {
     "L40S": Accelerator(362e12, 48e9),
     "A10G": Accelerator(70e12, 24e9),
 }
-"""By Ray's accelerator names. Source: NVIDIA's data sheets, without sparsity."""
+"""GPUs by Ray's accelerator names. Source: NVIDIA's data sheets, without sparsity."""
 
 _DEVICES = {
     "NVIDIA A100-SXM4-40GB": "A100-40G",
@@ -37,37 +37,42 @@ _DEVICES = {
     "NVIDIA L40S": "L40S",
     "NVIDIA A10G": "A10G",
 }
-"""CUDA's names of them; cards of another power limit (H100 PCIe, H100 NVL) are left out."""
+"""Accelerator names by CUDA's device names. Cards with another power limit (H100 PCIe, H100 NVL)
+are left out."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Sums over all samples of a stage, all epochs; or, as arrays, over those of each step."""
+    """The work of a stage as sums over all samples and epochs, or as arrays of sums by step."""
 
     num_images: float
     num_tokens: float
     num_supervised: float
     sum_squared_tokens: float
-    """Of the squared length of each sample, which attention costs."""
+    """Sum of the squared length of each sample, to which attention is proportional."""
 
 
 def peak_flops(device: str) -> float | None:
-    """Dense bf16 operations a second of a GPU by CUDA's name of it; none of one we do not know."""
+    """Return the dense bfloat16 operations a second of a GPU, or None if it is unknown.
+
+    Args:
+        device: CUDA's name of the device.
+    """
     return ACCELERATORS[_DEVICES[device]].flops_per_second if device in _DEVICES else None
 
 
 def stage_flops(model: Any, stage: Stage, work: Workload) -> Any:
-    """Operations of a stage, or of each step, a multiplication and addition counted as two.
+    """Return the operations of a stage, or of each step, where a multiply-add counts as two.
 
-    A forward pass costs 2 a weight and token; a backward pass the same again for the gradient of
-    the input, where anything before it learns, and the same again for that of the weight, where it
-    learns. Causal attention is counted half, and recomputed activations not at all. Source: the
-    counting of PaLM, appendix B.
+    A forward pass costs 2 operations a weight and token. A backward pass costs as much again for
+    the gradient of the input if anything before it trains, and as much again for the gradient of
+    the weight if that trains. Causal attention counts half, and recomputed activations do not
+    count. Source: PaLM (arXiv 2204.02311), appendix B.
 
     Args:
-        model: Of the run, on any device; with its adapters, when the stage trains some.
-        stage: Which stage.
-        work: What it processes.
+        model: The model, on any device, with its adapters if the stage trains some.
+        stage: The stage.
+        work: The samples it processes.
     """
     config = model.config
     text, vision = config.text_config, config.vision_config
@@ -77,7 +82,7 @@ def stage_flops(model: Any, stage: Stage, work: Workload) -> Any:
     trained = stage.trainable
     tower = 3 if "vision_tower" in trained else 1
     projector = 1 + ("projector" in trained) + ("vision_tower" in trained)
-    # Gradients cross it to reach the others; beside adapters its own weights need none.
+    # Gradients pass through it to reach other parts; with adapters its weights need none.
     language = 3 if "language_model" in trained and stage.lora is None else 2
     adapters = sum(size_of(weight) for name, weight in model.named_parameters() if is_adapter(name))
     attention = 2 * text.num_hidden_layers * text.hidden_size * work.sum_squared_tokens
@@ -87,15 +92,15 @@ def stage_flops(model: Any, stage: Stage, work: Workload) -> Any:
         + projector * work.num_images * 2 * weights["projector"] * image_tokens
         + language * 2 * weights["language_model"] * work.num_tokens
         + 3 * 2 * adapters * work.num_tokens
-        + 3 * attention  # it has no weights: both its factors need a gradient, frozen or not
+        + 3 * attention  # both factors are activations, which need a gradient in any case
         + language * 2 * text.vocab_size * text.hidden_size * work.num_supervised
     )
 
 
 def matrix_weights(model: Any) -> dict[ModelPart, int]:
-    """Weights a token is multiplied with, by part: all matrices but embeddings and the output.
+    """Return the number of weights each token is multiplied with, by part.
 
-    Adapters are not among them.
+    These are all matrices except embeddings, the output layer and adapters.
     """
     counts: dict[ModelPart, int] = {"vision_tower": 0, "projector": 0, "language_model": 0}
     for name, parameter in model.named_parameters():

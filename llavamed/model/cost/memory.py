@@ -1,4 +1,4 @@
-"""Bytes of GPU memory that a stage needs, by arithmetic from the shape of the model alone."""
+"""Estimate the GPU memory that a stage needs from the shape of the model alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,16 +11,17 @@ from llavamed.model.cost.flops import matrix_weights
 from llavamed.model.freeze import PartCount
 
 WORKSPACE_BYTES = 2e9
-"""Kernels, communication buffers and fragmentation, beside what is counted."""
+"""Kernels, communication buffers and fragmentation, which are not counted otherwise."""
 
 
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
-"""A quantised weight: four bits, a scale of eight for 64 of them, and one of 32 for 256 scales."""
+"""Bytes of a quantized weight: 4 bits, a scale of 8 bits for 64 weights, and a second one of 32
+bits for 256 scales."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes a GPU needs, by what for."""
+    """The bytes of memory on one GPU, by purpose."""
 
     weights: float
     gradients: float
@@ -31,7 +32,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """The sum of all parts, in bytes."""
         return (
             self.weights
             + self.gradients
@@ -43,11 +44,11 @@ class Memory:
 
 
 def tokens_per_pass(stage: Stage, longest: float) -> float:
-    """Return the tokens of a stage's largest forward pass, padding included.
+    """Return the tokens of a stage's largest forward pass, with padding.
 
     Args:
-        stage: Which stage.
-        longest: Tokens of its longest sample, which the others are padded to without packing.
+        stage: The stage.
+        longest: Tokens of its longest sample, to which others are padded without packing.
     """
     return stage.pack_tokens if stage.packing else stage.micro_batch_size * longest
 
@@ -62,22 +63,22 @@ def stage_memory(
     longest: float,
     supervised: float,
 ) -> Memory:
-    """Return the bytes of one GPU at the peak of a step.
+    """Return the memory of one GPU at the peak of a step.
 
     Args:
-        model: Of the run, on any device; with its adapters, when the stage trains some.
-        counts: What `freeze` found.
-        stage: Which stage.
+        model: The model, on any device, with its adapters if the stage trains some.
+        counts: The result of `freeze`.
+        stage: The stage.
         engine: ZeRO stage, precision and offload.
-        num_workers: GPUs that share out what the ZeRO stage shares.
+        num_workers: The GPUs among which ZeRO partitions the state.
         longest: Tokens of the longest sample.
-        supervised: Part of the tokens that is supervised; their logits are kept.
+        supervised: Fraction of the tokens that are supervised, whose logits are kept.
     """
     tokens = tokens_per_pass(stage, longest)
     number = sum(count.num_trained + count.num_frozen for count in counts)
     trained = sum(count.num_trained for count in counts)
     width = 2 if engine.precision == "bf16" else 4
-    # AdamW's two moments, and beside bf16 weights the fp32 copy they are updated from.
+    # Count AdamW's two moments and, for bf16 weights, the fp32 copy that is updated.
     moments = 2 if stage.optimizer.name == "adamw_8bit" else 8
     state = trained * (moments + (4 if engine.precision == "bf16" else 0))
     quantized = 0
@@ -94,10 +95,11 @@ def stage_memory(
 
 
 def _activation_bytes_per_token(model: Any, stage: Stage, width: int) -> float:
-    """What the language model keeps for the backward pass, counted by hand for a Llama layer.
+    """Return what the language model keeps for the backward pass, counted for a Llama layer.
 
-    Two norms with their fp32 copies, queries, keys and values before and after rotation, attention
-    output, two residuals, and four of the wide vectors between the feed-forward matrices.
+    These are two norms with their fp32 copies, queries, keys and values before and after rotation,
+    the attention output, two residuals, and four of the wide vectors between the feed-forward
+    matrices.
     """
     text = model.config.text_config
     keys = text.num_key_value_heads * (text.hidden_size // text.num_attention_heads)
@@ -110,9 +112,9 @@ def _activation_bytes_per_token(model: Any, stage: Stage, width: int) -> float:
 
 
 def _adapter_bytes_per_token(model: Any, stage: Stage, width: int) -> float:
-    """What adapters keep beside it: the vector between their halves, and with dropout their input.
+    """Return what adapters keep: the vector between A and B, and with dropout their input.
 
-    Without dropout that is the input of the layer, which is counted there.
+    Without dropout the input is that of the layer, which is already counted.
     """
     if stage.lora is None:
         return 0.0

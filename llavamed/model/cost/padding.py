@@ -1,4 +1,4 @@
-"""What padding costs: the longest of a few samples, expected from how lengths are distributed."""
+"""Estimate what padding costs: the expected longest of a few samples from their distribution."""
 
 from statistics import NormalDist
 from typing import Any
@@ -17,6 +17,9 @@ def lognormal_lengths(mean: float, spread: float) -> Floats:
     Args:
         mean: Mean length, in tokens.
         spread: Standard deviation divided by the mean.
+
+    Returns:
+        float64 array of shape [NUM_QUANTILES].
     """
     sigma = np.sqrt(np.log1p(spread**2))
     levels = (np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES
@@ -29,10 +32,10 @@ def longest_moment(lengths: Floats, weights: Floats, number: int, power: int = 1
     """Return the expected power of the longest of some samples drawn at random.
 
     Args:
-        lengths: Lengths that occur, in tokens.
-        weights: How often each occurs, in any unit.
+        lengths: The lengths that occur, in tokens, of shape [lengths].
+        weights: The frequency of each length, in any unit, of the same shape.
         number: Samples drawn.
-        power: 1 for the expected length, 2 for that of its square.
+        power: 1 for the expected length, 2 for the expected square of it.
     """
     ascending = np.argsort(lengths)
     shares = np.cumsum(weights[ascending]) / weights.sum()
