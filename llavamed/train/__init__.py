@@ -1,1 +1,1 @@
-"""From prepared data and a config to exported weights: curriculum, driver, worker, engine."""
+"""Train a stage on one worker, from prepared data and a config to exported weights."""

@@ -1,4 +1,4 @@
-"""One action on some ranks, its outcome on all of them: nobody goes on alone, or waits for ever."""
+"""Run an action on some ranks and share its outcome with all, so that no rank waits forever."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -13,18 +13,20 @@ T = TypeVar("T")
 def together(
     action: Callable[[], T], is_mine: bool = True, *, group: dist.ProcessGroup | None = None
 ) -> list[T]:
-    """Do something on this rank, or nothing; every rank must call it.
+    """Run an action on some ranks, and return its results or raise its error on all of them.
+
+    Every rank of the group must call it.
 
     Args:
-        action: What to do; what it gives and raises must pickle.
-        is_mine: Whether this rank does it.
-        group: The ranks; none: all, by the group that training uses too.
+        action: The action; its result and its error must be picklable.
+        is_mine: Whether this rank runs the action.
+        group: The process group, or None for the default group, which training uses too.
 
     Returns:
-        What the action gave on each rank that did it, in their order.
+        The results of the ranks that ran the action, in the order of ranks.
 
     Raises:
-        LlavaMedError: What it raised on any rank, raised on all: none is left waiting.
+        LlavaMedError: The error of the action on the first rank where it failed.
     """
     mine: list[T] = []
     error: LlavaMedError | None = None

@@ -1,4 +1,4 @@
-"""What the loop knows of where it runs: its rank, its device, whom to tell. Hides Ray from it."""
+"""Describe where a worker runs (rank, device, where to report), so that the loop needs no Ray."""
 
 import os
 import socket
@@ -12,37 +12,38 @@ import torch
 import torch.distributed as dist
 
 Record = dict[str, float]
-"""Metrics of one optimizer step, `step` among them."""
+"""The metrics of one optimizer step, including `step`."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """One worker of a stage; its process group is up."""
+    """One worker of a stage, with an initialized process group."""
 
     rank: int
     world_size: int
     device: torch.device
     report: Callable[[list[Record]], None]
-    """Told new records of metrics by rank 0."""
+    """Called by rank 0 with the new records."""
     is_preempted: Callable[[], bool] = lambda: False
-    """Whether a machine of the stage is about to be taken away; every rank must ask together."""
+    """Whether a machine of the stage is about to be taken away; every rank must call it together.
+"""
     observe: Callable[[Record], None] = lambda _: None
-    """Told the record of a step by every rank, as soon as it is taken."""
+    """Called by every rank with the record of each step, as soon as the step is done."""
 
 
 PREEMPTION_CHECK_SECONDS = 1.0
-"""A machine's notice is some thirty seconds at the least."""
+"""Seconds between checks; a machine is announced to go at least some thirty seconds before."""
 
 
 class PreemptionWatch:
-    """When to ask whether machines are taken away: a question to all ranks, so not at each step."""
+    """Decides when to check for preemption, which takes a collective call, so not at every step."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._asked = time.monotonic()
 
     def asks(self) -> bool:
-        """Whether it is time by rank 0's clock; every rank must call it."""
+        """Return whether a check is due by the clock of rank 0; every rank must call it."""
         is_time = time.monotonic() - self._asked >= PREEMPTION_CHECK_SECONDS
         flag = torch.tensor(float(is_time), device=self._context.device)
         dist.broadcast(flag, src=0)
@@ -52,7 +53,7 @@ class PreemptionWatch:
 
 
 def ray_context(report: Callable[[list[Record]], None]) -> Context:
-    """The context of a Ray Train worker; Ray has made the process group."""
+    """Return the context of a Ray Train worker, whose process group Ray has initialized."""
     import ray.train
     import ray.train.torch
 
@@ -68,7 +69,10 @@ def ray_context(report: Callable[[list[Record]], None]) -> Context:
 
 @contextmanager
 def local_context(report: Callable[[list[Record]], None]) -> Iterator[Context]:
-    """One process, one worker, no Ray: how tests and one-GPU experiments run the same loop."""
+    """Provide the context of a single worker in this process, without Ray.
+
+    Tests and experiments on one GPU run the same training loop this way.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -80,7 +84,7 @@ def local_context(report: Callable[[list[Record]], None]) -> Iterator[Context]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    os.environ.update(environment)  # DeepSpeed looks for them and would else ask MPI
+    os.environ.update(environment)  # without these, DeepSpeed would ask MPI
     on_gpu = torch.cuda.is_available()
     dist.init_process_group("nccl" if on_gpu else "gloo", rank=0, world_size=1)
     try:
@@ -91,9 +95,9 @@ def local_context(report: Callable[[list[Record]], None]) -> Iterator[Context]:
 
 
 def _forget_groups() -> None:
-    """Make DeepSpeed forget the process group, so that the next stage may run in this process.
+    """Make DeepSpeed forget the process group, so that the next stage can run in this process.
 
-    DeepSpeed keeps the groups of the first one in module variables and has no call to reset them.
+    DeepSpeed keeps the first groups in module variables and has no call to reset them.
     """
     import deepspeed.comm.comm
     from deepspeed.utils import groups

@@ -1,7 +1,8 @@
-"""DeepSpeed, and nothing else of ours imports it: forward, backward, step, snapshot, load, gather.
+"""Wrap DeepSpeed: forward, backward, step, snapshot, load, gather. No other module imports it.
 
-All it needs is derived from the config and the world; `engine.deepspeed` is merged last and may not
-touch what is derived. The optimizer is ours to make, so that nothing is compiled at run time.
+Its configuration is derived from ours and the number of workers. `engine.deepspeed` is merged last
+and may not change derived fields. We create the optimizer ourselves, so that nothing is compiled at
+run time.
 """
 
 import argparse
@@ -33,9 +34,9 @@ from llavamed.storage.manifest import Layout
 from llavamed.train.job import can_convert
 from llavamed.train.optimizer import make_optimizer
 
-# Its shared-memory collectives for CPUs would be compiled for minutes at first use.
+# DeepSpeed would compile its shared-memory collectives for CPUs at first use, for minutes.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-# DeepSpeed calls a collective by a name torch has renamed, and torch says so at every step.
+# DeepSpeed calls a collective by a deprecated name, and torch warns at every step.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 _TAG = "state"
@@ -43,7 +44,7 @@ _ENVELOPE_SUFFIX = "model_states.pt"
 
 
 class Engine:
-    """A model in training on this rank."""
+    """The model in training on this rank."""
 
     def __init__(
         self, model: torch.nn.Module, *, stage: Stage, config: EngineConfig, world_size: int
@@ -64,33 +65,33 @@ class Engine:
             dist_init_required=False,
         )
         if config.zero_stage == 0:
-            # DeepSpeed fills bf16's moments by an empty step, which would count as the first.
+            # DeepSpeed initializes bf16's moments by an empty step, which would count as the first.
             optimizer.state.clear()
         self._grad_norm = 0.0
         self._part_norms: dict[str, float] = {}
         self._writer = self._engine.checkpoint_engine = _MemoryWriter()
-        # DeepSpeed would copy a script of its own beside every state.
+        # DeepSpeed would copy a script of its own into every checkpoint.
         self._engine._copy_recovery_script = lambda _: None
 
     @property
     def model(self) -> torch.nn.Module:
-        """What to call for a forward pass."""
+        """The module to call for a forward pass."""
         return self._engine
 
     @property
     def layout(self) -> Layout:
-        """How the state is shared out."""
+        """The number of ranks and the ZeRO stage, by which the state is partitioned."""
         return Layout(world_size=self._world_size, zero_stage=self._zero_stage)
 
     def loads(self, saved: Layout) -> bool:
-        """Whether a state of this layout can be loaded without converting it."""
-        # Without ZeRO every rank holds the whole state, however many there are.
+        """Return whether a state of this layout can be loaded without conversion."""
+        # Without ZeRO every rank holds the whole state, for any number of ranks.
         return saved.zero_stage == self._zero_stage and (
             self._zero_stage == 0 or saved.world_size == self._world_size
         )
 
     def backward(self, loss_sum: torch.Tensor, num_supervised: int) -> None:
-        """Add the gradient of a loss sum, as its share of the mean over the whole global step.
+        """Add the gradient of a loss sum, as its share of the mean over the global step.
 
         Args:
             loss_sum: Scalar, summed over this rank's supervised tokens of one forward pass.
@@ -101,16 +102,17 @@ class Engine:
         self._engine.backward(loss_sum * scale)
 
     def step(self, rate_factor: float | None = None) -> None:
-        """End a forward pass; the last of a global step, which gives the rate, updates weights.
+        """End a forward pass; the last one of a global step updates the weights.
 
         Args:
-            rate_factor: By what each part's peak learning rate is multiplied in this step.
+            rate_factor: Factor on the peak learning rate of each part, only at the end of a global
+                step.
         """
         if rate_factor is not None:
             groups = self._engine.optimizer.param_groups
             for group, peak_lr in zip(groups, self._peak_lrs, strict=True):
                 group["lr"] = peak_lr * rate_factor
-            if self._engine.optimizer is self._engine.basic_optimizer:  # keeps no norm of its own
+            if self._engine.optimizer is self._engine.basic_optimizer:  # it does not keep a norm
                 gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
                 self._grad_norm = float(torch.nn.utils.get_total_norm(gradients))
             if not self._offloads:
@@ -118,16 +120,17 @@ class Engine:
         self._engine.step()
 
     def grad_norm(self) -> float:
-        """Norm of the last step's gradient, before clipping; infinite if it was not applied."""
+        """Return the L2 norm of the last gradient before clipping; infinite if it was skipped."""
         if not self._engine.was_step_applied():
             return math.inf
         return float(self._engine.get_global_grad_norm() or self._grad_norm)
 
     def part_norms(self) -> dict[str, float]:
-        """Norms of the last step's gradient by part of the model, before clipping.
+        """Return the L2 norm of the last gradient of each part of the model, before clipping.
 
-        Each rank sums the squares of the gradient it keeps, and one small exchange adds them up, so
-        they cost no gathering. Empty with `offload_optimizer`, where the gradient has left the GPU.
+        Each rank sums the squares of the gradient that it keeps, and one small all-reduce adds them
+        up, so nothing is gathered. The result is empty with `offload_optimizer`, where the gradient
+        has left the GPU.
         """
         return self._part_norms
 
@@ -145,9 +148,10 @@ class Engine:
         return dict(zip(parts, norms, strict=True))
 
     def _kept_gradients(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Parameters with what this rank keeps of the reduced gradient of a step about to end.
+        """Yield each parameter with this rank's part of its reduced gradient, before a step ends.
 
-        DeepSpeed has no call for it, so this reads the lists its own optimizers take the norm of.
+        DeepSpeed has no call for this, so it reads the lists from which DeepSpeed computes its
+        norm.
         """
         optimizer = self._engine.optimizer
         if self._zero_stage == 0:
@@ -164,11 +168,13 @@ class Engine:
     def snapshot(self) -> dict[str, Any]:
         """Copy this rank's part of the state to host memory; every rank must call it.
 
-        Frozen weights stay out. No file is written: a thread may do that while training goes on.
+        Frozen weights are left out. No file is written, so that a thread can write while training
+        continues.
 
         Returns:
-            By path what `torch.save` is to write there, for `load`. The next call takes the memory
-            of it: it must be written by then.
+            The states to write with `torch.save`, by path, for `load`. The next call reuses their
+                memory,
+            so they must be written before.
         """
         self._engine.save_checkpoint(
             ".", tag=_TAG, save_latest=False, exclude_frozen_parameters=True
@@ -176,16 +182,16 @@ class Engine:
         return self._writer.take()
 
     def load(self, folder: Path, *, is_universal: bool = False) -> None:
-        """Read the state back; every rank must call it.
+        """Load the state; every rank must call it.
 
         Args:
-            folder: What as many ranks as now have saved, or what `to_universal` made of it.
-            is_universal: Which of the two.
+            folder: What the same number of ranks has saved, or the result of `to_universal`.
+            is_universal: Whether it is the result of `to_universal`.
 
         Raises:
             CheckpointError: The folder holds no state of this shape.
         """
-        if not (folder / _TAG).is_dir():  # DeepSpeed only asserts that it found something
+        if not (folder / _TAG).is_dir():  # DeepSpeed would raise an AssertionError
             raise CheckpointError(f"{folder}: holds no state of this run; delete the checkpoint")
         groups = self._engine.optimizer.param_groups
         settings = [{key: group[key] for key in group if key != "params"} for group in groups]
@@ -195,17 +201,17 @@ class Engine:
         if path is None:
             raise CheckpointError(f"{folder}: holds no state of this run; delete the checkpoint")
         if is_universal:
-            # ZeRO-3 gives every group the settings of the first, so that biases and norms would
-            # decay, and all groups one tensor to count steps in, to which each would add.
+            # ZeRO-3 gives every group the settings of the first one, so biases and norms would
+            # decay, and one tensor that counts the steps of all groups, to which each would add.
             for group, own in zip(groups, settings, strict=True):
                 group.update(own)
             for state in self._engine.basic_optimizer.state.values():
                 state["step"] = state["step"].clone()
 
     def envelope(self) -> dict[str, Any]:
-        """Return what DeepSpeed reads before the numbers of a state; every rank must call it.
+        """Return the states that DeepSpeed reads before the tensors; every rank must call it.
 
-        It depends on the ZeRO stage that loads, unlike the numbers, which `to_universal` joins.
+        They depend on the ZeRO stage that loads, unlike the tensors, which `to_universal` joins.
         """
         return {
             path: state
@@ -214,15 +220,15 @@ class Engine:
         }
 
     def check_universal(self, saved: Layout) -> None:
-        """Check, before the work of converting, that this rank can load the state as universal.
+        """Check that this rank can load a state after conversion, before it is converted.
 
         Args:
-            saved: How the state was shared out.
+            saved: The layout of the saved state.
 
         Raises:
-            ConfigError: DeepSpeed does not convert between the ZeRO stages; too many workers share
-                too few weights, on which it fails; or the moments are in eight bits, whose blocks
-                are those of a worker's part.
+            ConfigError: DeepSpeed cannot convert between the ZeRO stages; there are more workers
+                than it can distribute the weights to; or the moments have eight bits, in blocks
+                that depend on the number of workers.
         """
         if not can_convert(saved.zero_stage, self._zero_stage):
             raise ConfigError(
@@ -248,7 +254,7 @@ class Engine:
                 )
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """All weights on the CPU of rank 0, {} elsewhere; every rank must call it."""
+        """Return all weights on the CPU on rank 0, {} elsewhere; every rank must call it."""
         if self._zero_stage == 3:
             return self._engine._zero3_consolidated_16bit_state_dict() or {}
         if torch.distributed.get_rank() != 0:
@@ -256,17 +262,17 @@ class Engine:
         return {name: value.cpu() for name, value in self._engine.module.state_dict().items()}
 
     def close(self) -> None:
-        """Give back memory and hooks, so that another engine may live in this process."""
+        """Free memory and hooks, so that this process can create another engine."""
         self._writer.close()
         self._engine.destroy()
 
 
 class _MemoryWriter(TorchCheckpointEngine):
-    """Keeps in host memory what DeepSpeed's own would write to files.
+    """Keeps in host memory what DeepSpeed's own writer writes to files.
 
-    Each state takes the memory of the one before it. New memory would be zeroed by the kernel page
-    by page, which takes longer than the copy; beside a GPU it is pinned, so that the GPU copies on
-    its own.
+    Each state reuses the memory of the last one: the kernel zeroes new memory page by page, which
+    takes longer than the copy. With a GPU the memory is pinned, so that the GPU copies
+    asynchronously.
     """
 
     def __init__(self) -> None:
@@ -283,7 +289,7 @@ class _MemoryWriter(TorchCheckpointEngine):
         self._held: dict[str, Any] = {}
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Make no folder."""
+        """Do nothing: no folder is needed."""
 
     def save(self, state_dict: dict[str, Any], path: str) -> None:
         """Keep a state under its path."""
@@ -295,31 +301,32 @@ class _MemoryWriter(TorchCheckpointEngine):
         return held
 
     def close(self) -> None:
-        """Give back the memory."""
+        """Free the memory."""
         self._stager.close()
 
 
 def to_universal(folder: Path, target: Path, envelope: dict[str, Any]) -> None:
-    """Convert what all ranks have saved to what any number of ranks loads; one process does it.
+    """Convert the state that all ranks saved to one that any number of ranks loads.
 
-    The numbers stay what they were: parts are joined, and each parameter gets files of its own.
-    Takes seconds, and for large models minutes; `target` grows to twice the state's size meanwhile.
+    One process does this. The values do not change: partitions are joined, and each parameter gets
+    its own files. It takes seconds, or minutes for large models. Meanwhile `target` grows to twice
+    the size of the state.
 
     Args:
-        folder: What all ranks have saved.
-        target: Folder to write.
-        envelope: Of the engine that will load it, on rank 0.
+        folder: The state that all ranks saved.
+        target: The folder to write.
+        envelope: `Engine.envelope` of rank 0 of the engine that will load it.
     """
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         ds_to_universal.main(
             argparse.Namespace(
                 input_folder=str(folder / _TAG),
                 output_folder=str(target / _TAG),
-                num_extract_workers=1,  # in this process: it may hold a GPU and must not fork
+                num_extract_workers=1,  # in this process, which may hold a GPU and must not fork
                 num_merge_workers=1,
                 keep_temp_folder=False,
                 strict=True,
-                inject_missing_state=True,  # says that no tensor is split; only Megatron writes it
+                inject_missing_state=True,  # no tensor is split; only Megatron writes this state
             )
         )
     for file in (target / _TAG).glob(f"*{_ENVELOPE_SUFFIX}"):
@@ -329,8 +336,8 @@ def to_universal(folder: Path, target: Path, envelope: dict[str, Any]) -> None:
 
 
 def deepspeed_config(config: EngineConfig, stage: Stage, world_size: int) -> dict[str, Any]:
-    """The whole DeepSpeed configuration of a stage."""
-    accumulation = math.ceil(stage.num_lanes / world_size)  # some ranks end with an empty pack
+    """Return the whole DeepSpeed configuration of a stage."""
+    accumulation = math.ceil(stage.num_lanes / world_size)  # some ranks may get empty packs
     zero: dict[str, Any] = {"stage": config.zero_stage}
     if config.offload_optimizer != "none":
         zero["offload_optimizer"] = {"device": config.offload_optimizer}
@@ -344,7 +351,7 @@ def deepspeed_config(config: EngineConfig, stage: Stage, world_size: int) -> dic
         "bf16": {"enabled": config.precision == "bf16"},
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,  # its own would be compiled at run time
+        "zero_force_ds_cpu_optimizer": False,  # DeepSpeed would compile its own at run time
         "steps_per_print": 10**9,
     }
     extra = config.deepspeed.model_dump(mode="json")

@@ -1,4 +1,4 @@
-"""What stops a stage: a loss that jumps, or memory that runs out; and what helps then."""
+"""Stop a stage whose loss jumps or whose memory runs out, and advise what would help."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ from llavamed.train.job import can_convert, number_settings
 from llavamed.train.schedule import warmup_steps
 
 MEDIAN_OF = 50
-"""Steps before a step whose median loss its own is compared with."""
+"""Preceding steps with whose median loss the loss of a step is compared."""
 NUM_CURES = 3
 Precision = Literal["bf16", "fp32"]
 _DTYPES = {"bf16": (torch.bfloat16, torch.int16), "fp32": (torch.float32, torch.int32)}
@@ -32,17 +32,19 @@ _DTYPES = {"bf16": (torch.bfloat16, torch.int16), "fp32": (torch.float32, torch.
 def finite_mean(
     loss_sum: torch.Tensor, num_supervised: int, step: int, batches: list[Batch], context: Context
 ) -> float:
-    """The global step's mean loss; refuses one that is not finite, before the optimizer moves.
+    """Return the mean loss of the global step, and refuse one that is not finite.
+
+    This runs before the optimizer changes any weight. Every rank must call it.
 
     Args:
         loss_sum: Scalar, summed over this rank's supervised tokens of the step.
         num_supervised: Supervised tokens of all ranks.
-        step: Counted from 0.
-        batches: What this rank computed the loss of.
+        step: The step, counted from 0.
+        batches: This rank's batches of the step.
         context: This rank.
 
     Raises:
-        TrainingError: It is infinite or not a number.
+        TrainingError: The loss is infinite or not a number.
     """
     total = loss_sum.clone()
     dist.all_reduce(total)
@@ -58,7 +60,7 @@ def finite_mean(
 
 
 def weight_sums(model: torch.nn.Module, precision: Precision) -> dict[str, int]:
-    """Return a checksum of each parameter that trains, by name: of its bits in the precision."""
+    """Return a checksum of the bits of each trainable parameter in the precision, by name."""
     return {
         name: _sum_of_bits(parameter, precision)
         for name, parameter in model.named_parameters()
@@ -72,16 +74,13 @@ def check_moved(
     sums: Mapping[str, int],
     weights: Mapping[str, torch.Tensor],
 ) -> None:
-    """Refuse a stage that has trained nothing.
+    """Raise TrainingError if a stage has not changed any weight.
 
     Args:
         stage: The stage.
-        precision: Of the weights.
-        sums: What `weight_sums` gave before the first step.
-        weights: All weights after the last one, by the same names.
-
-    Raises:
-        TrainingError: Not one weight is another one than before.
+        precision: The precision of the weights.
+        sums: The result of `weight_sums` before the first step.
+        weights: All weights after the last step, by the same names.
     """
     if all(_sum_of_bits(weights[name], precision) == before for name, before in sums.items()):
         raise TrainingError(
@@ -97,24 +96,26 @@ def _sum_of_bits(weight: torch.Tensor, precision: Precision) -> int:
 
 
 def ids_of(batches: list[Batch]) -> list[str]:
-    """The samples of some batches."""
+    """Return the ids of the samples of these batches."""
     return [sample for batch in batches for sample in batch.sample_ids]
 
 
 def check_loss(
     config: RunConfig, stage: Stage, history: Sequence[Record], loss: float, num_steps: int
 ) -> None:
-    """Refuse a loss far above those before it; equal on all ranks, for all have the mean of all.
+    """Raise TrainingError if the loss is far above the losses before it.
+
+    The loss is the mean over all ranks, so all ranks decide alike.
 
     Args:
-        config: The run.
-        stage: Whose `max_loss_ratio` is the bound.
+        config: The config of the run.
+        stage: The stage, whose `max_loss_ratio` is the bound.
         history: The records of all steps before this one.
-        loss: The mean of this step, whose gradient no weight has followed yet.
-        num_steps: Of the whole stage.
+        loss: The mean loss of this step, before its gradient changes any weight.
+        num_steps: Steps of the whole stage.
 
     Raises:
-        TrainingError: The loss exceeds the bound, after the warm-up.
+        TrainingError: The loss exceeds the bound after the warm-up.
     """
     step = len(history) + 1
     bound, warmup = stage.max_loss_ratio, warmup_steps(stage.schedule, num_steps)
@@ -141,18 +142,18 @@ def explained_memory(
     data: Mixture,
     num_workers: int,
 ) -> Iterator[None]:
-    """Answer a GPU that runs out of memory within by what the stage needs and what would help.
+    """Explain a GPU out of memory by what the stage needs, and advise what would help.
 
     Args:
-        config: The run.
-        stage: In training.
-        model: Of the stage, with its adapters.
-        counts: What `freeze` found.
-        data: The stage's samples.
+        config: The config of the run.
+        stage: The stage in training.
+        model: The model of the stage, with its adapters.
+        counts: The result of `freeze`.
+        data: The samples of the stage.
         num_workers: Workers of the stage.
 
     Raises:
-        TrainingError: In place of torch's own error.
+        TrainingError: Replaces torch's error within the context.
     """
     try:
         yield
@@ -175,7 +176,7 @@ class _Sizing:
     longest: int
     """Tokens of the longest sample."""
     supervised: float
-    """Part of the tokens that is."""
+    """Fraction of the tokens that are supervised."""
 
     def memory(self, config: RunConfig, name: str) -> Memory:
         stage = next(stage for stage in config.stages if stage.name == name)
@@ -197,7 +198,7 @@ def _explain(config: RunConfig, stage: Stage, sizing: _Sizing, reason: str) -> s
         try:
             changed = override_config(config, [change])
         except ConfigError:
-            continue  # does not go with the other settings
+            continue  # the other settings do not allow this change
         saved = planned.total - sizing.memory(changed, stage.name).total
         field = change.partition("=")[0]
         savings[field] = max(savings.get(field, (0.0, "")), (saved, change), key=lambda it: it[0])
@@ -216,7 +217,7 @@ def _explain(config: RunConfig, stage: Stage, sizing: _Sizing, reason: str) -> s
 
 
 def _goes_on(config: RunConfig, change: str) -> bool:
-    """Return whether a run that has saved something takes a change: it changes no number of it."""
+    """Return whether a run with checkpoints continues after a change, as no number changes."""
     changed = override_config(config, [change])
     for before, now in zip(config.stages, changed.stages, strict=True):
         if number_settings(config, before) != number_settings(changed, now):
@@ -227,12 +228,12 @@ def _goes_on(config: RunConfig, change: str) -> bool:
 
 
 def _cures(config: RunConfig, stage: Stage) -> list[str]:
-    """Overrides that may save memory and leave alone which weights learn."""
+    """Return overrides that may save memory without changing which weights train."""
     key = f"stages.{stage.name}"
     fewer = max(stage.pack_tokens // 2, config.data.max_length)
 
     def engine(field: str) -> str:
-        """The key that decides a field of the stage's engine."""
+        """Return the key that sets a field of the stage's engine."""
         return (
             f"engine.{field}" if getattr(stage.engine, field) is None else f"{key}.engine.{field}"
         )

@@ -1,4 +1,4 @@
-"""What a stage is told: its settings, where things lie, and in which order its samples come."""
+"""Describe a stage to its workers: settings, places, and the order of samples."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -29,31 +29,32 @@ _DECIDES_NO_NUMBER = {
 
 @dataclass(frozen=True)
 class StageJob:
-    """All a worker is told: the run's config, which stage, and where things lie (URIs)."""
+    """All that a worker is told: the run's config, its stage, and the URIs of its files."""
 
     config: RunConfig
     stage: Stage
-    datasets: tuple[str, ...]  # in the order of the stage's mixture
+    datasets: tuple[str, ...]  # in the order of `stage.mixture`
     dataset_fingerprints: tuple[str, ...]
     processor: str
-    initial_weights: str | None  # an export or hub name; none: the model the config describes
-    initial_fingerprint: str | None  # of the stage that exported them, or their name
+    initial_weights: str | None  # an export or hub name; None for the model of the config
+    initial_fingerprint: str | None  # that of the stage that exported them, or their name
     checkpoints: str
     export: str
-    lease: Lease | None = None  # of the run's folder; none where nobody else can write there
+    lease: Lease | None = None  # on the run's folder; None if nobody else can write there
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of `settings`; a checkpoint or export of another one is not the stage's."""
+        """The fingerprint of `settings`, which checkpoints and exports of the stage share."""
         return fingerprint(self.settings)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the numbers that the stage computes, by the config's keys.
+        """The settings that decide the numbers the stage computes, by config key.
 
-        Left out is what changes only where numbers lie or in which order they are summed: ZeRO
-        stage, offload, number of workers, attention kernels, recomputed activations. So is what a
-        stage stops at, how it is scored, logged and saved, and where things lie.
+        Settings that only decide where tensors are and in which order they are summed are left out:
+        ZeRO stage, offload, number of workers, attention kernels, activation checkpointing. So are
+        settings that decide when the stage is stopped, how it is scored, logged and saved, and
+        where its files are.
         """
         settings = number_settings(self.config, self.stage)
         settings["stages"][self.stage.name]["initial_weights"] = self.initial_fingerprint
@@ -62,11 +63,7 @@ class StageJob:
         return settings | {"data": {"datasets": fingerprints}}
 
     def check_lease(self) -> None:
-        """Check, before anything is published, that no other attempt has taken over.
-
-        Raises:
-            LeaseError: One has.
-        """
+        """Raise LeaseError if another attempt has taken over; call it before any publishing."""
         if self.lease is not None:
             self.lease.check()
 
@@ -85,15 +82,19 @@ def number_settings(config: RunConfig, stage: Stage) -> dict[str, Any]:
 
 
 def can_convert(before: int, now: int) -> bool:
-    """Return whether a checkpoint of one ZeRO stage can be loaded by another one.
+    """Return whether a checkpoint of one ZeRO stage can be loaded at another one.
 
-    DeepSpeed converts between 1 and 2 only; 0 and 3 keep the optimizer's state in other forms.
+    DeepSpeed only converts between 1 and 2; 0 and 3 store the optimizer's state in other forms.
     """
     return before == now or {before, now} == {1, 2}
 
 
 def order_of(stage: Stage, data: Mixture, seed: int) -> StageOrder:
-    """The order of a stage's samples. Raises: DataError, when a sample is longer than a pack."""
+    """Return the order of a stage's samples.
+
+    Raises:
+        DataError: A sample is longer than a pack.
+    """
     tokens = data.column("num_tokens")
     return order_stage(
         data.groups,
@@ -108,7 +109,11 @@ def order_of(stage: Stage, data: Mixture, seed: int) -> StageOrder:
 
 
 def open_mixture(job: StageJob) -> Mixture:
-    """What the stage trains on. Raises: DataError, when it changed since the run started."""
+    """Open the datasets of a stage.
+
+    Raises:
+        DataError: A dataset has changed since the run started.
+    """
     datasets = tuple(open_prepared(locate(place)) for place in job.datasets)
     for dataset, expected in zip(datasets, job.dataset_fingerprints, strict=True):
         if dataset.manifest.fingerprint != expected:

@@ -1,4 +1,4 @@
-"""What each step cost and how fast it was: the measured part of a step's record, on one rank."""
+"""Measure the speed and memory of each step on one rank."""
 
 import resource
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ PERCENTILES = (50, 95, 99)
 
 
 class Meter:
-    """Knows the work of every step of a stage; must be made before ZeRO-3 scatters the model."""
+    """Knows the work of every step of a stage. Create it before ZeRO-3 partitions the model."""
 
     def __init__(
         self,
@@ -41,17 +41,16 @@ class Meter:
         self._flops = stage_flops(model, stage, Workload(**sums))
 
     def measure(self, step: int, *, seconds: float, data_wait: float) -> Record:
-        """The measured part of a step's record.
+        """Return the measured metrics of a step.
 
-        `mfu` is model-FLOPs utilisation: operations of the step's model, as `stage_flops` counts
-        them, over `seconds` x the workers' dense bf16 operations a second. There is none where
-        that peak (`cluster_peak_flops`) is unknown: on a CPU, in fp32, and on a GPU that
-        `peak_flops` does not know.
-        Source: PaLM, appendix B.
+        `mfu` is model FLOPs utilization: the operations of the step as counted by `stage_flops`,
+        divided by `seconds` times the dense bfloat16 operations a second of all workers. It is
+        absent where that peak (`cluster_peak_flops`) is unknown: on a CPU, in float32, and on a GPU
+        that `peak_flops` does not know. Source: PaLM (arXiv 2204.02311), appendix B.
 
         Args:
-            step: Counted from 0.
-            seconds: Of the whole step, `data_wait` included.
+            step: The step, counted from 0.
+            seconds: Duration of the whole step, including `data_wait`.
             data_wait: Seconds in which this rank waited for its batches.
         """
         num_tokens = int(self._num_tokens[step])
@@ -66,7 +65,7 @@ class Meter:
         return record | self._memory()
 
     def _memory(self) -> Record:
-        """Bytes at the peak: of the GPU's allocator, or of this process where there is no GPU."""
+        """Return the peak bytes of the GPU's allocator, or of this process if there is no GPU."""
         if self._device.type != "cuda":
             return {"memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
         return {
@@ -76,7 +75,7 @@ class Meter:
 
 
 def cluster_peak_flops(engine: Engine, context: Context) -> float | None:
-    """Operations a second of all workers' GPUs together, where it is known."""
+    """Return the peak operations a second of all workers' GPUs together, or None if unknown."""
     if context.device.type != "cuda" or engine.precision != "bf16":
         return None
     peak = peak_flops(torch.cuda.get_device_name(context.device))
@@ -84,11 +83,11 @@ def cluster_peak_flops(engine: Engine, context: Context) -> float | None:
 
 
 def speed(history: Sequence[Record]) -> dict[str, Any]:
-    """How fast a stage was, its first tenth left out, which warms up.
+    """Summarize the speed of a stage, without the first tenth of its steps as warm-up.
 
     Returns:
-        `tokens_per_second` and, where it is known, `mfu`: medians; `step_seconds`: percentiles by
-        name, e.g. `p95`.
+        The median `tokens_per_second` and, if known, `mfu`; and `step_seconds`, a mapping of
+        percentiles by name, such as `p95`.
     """
     late = history[len(history) // 10 :]
     seconds = np.percentile([record["step_seconds"] for record in late], PERCENTILES)
@@ -102,5 +101,5 @@ def speed(history: Sequence[Record]) -> dict[str, Any]:
 
 
 def rounded(number: float) -> float:
-    """To six digits: what a clock says holds no more, and every step's record is stored."""
+    """Return a number rounded to six digits, which is all a clock supports and saves space."""
     return float(f"{number:.6g}")

@@ -1,8 +1,8 @@
-"""The metrics of an optimizer step, declared once.
+"""Declare the metrics of an optimizer step once.
 
-A record of a step holds the values; MLflow, Prometheus, the progress of a run and the table in the
-documentation take from this list what a metric is called, what it measures and where it is shown.
-A name that ends in `.PART` stands for one metric for each part of the model.
+A record of a step holds the values. MLflow, Prometheus, the progress display and the table in the
+documentation take from this list the name of a metric, its meaning and where it is shown. A name
+that ends in `.PART` stands for one metric for each part of the model.
 """
 
 from collections.abc import Mapping
@@ -19,17 +19,17 @@ class Metric:
     name: str
     """Its key in a step's record, which is its name in MLflow."""
     unit: str
-    """What its number counts."""
+    """The unit of its value."""
     help: str
-    """What it measures, in whole sentences."""
+    """Its meaning, in whole sentences."""
     prometheus: str = ""
-    """Its name for Prometheus, without the prefix `ray_llavamed_`. By default it is not there."""
+    """Its name in Prometheus, without the prefix `ray_llavamed_`; empty if it is not exported."""
     kind: Literal["gauge", "counter", "histogram"] = "gauge"
-    """What Prometheus keeps of it."""
+    """The kind of Prometheus metric."""
     per_worker: bool = False
-    """Whether every worker has a value of its own. Otherwise rank 0 exports it for all."""
+    """Whether every worker exports a value of its own; otherwise rank 0 exports it for all."""
     console: str = ""
-    """How the progress of a run shows it, as a format of the value. By default it does not."""
+    """Format of its value in the progress display; empty if it is not shown."""
 
 
 METRICS = (
@@ -124,19 +124,23 @@ METRICS = (
         per_worker=True,
     ),
 )
-"""All metrics of a step, in the order in which they are shown."""
+"""All metrics of a step, in display order."""
 
 _BY_NAME = {metric.name: metric for metric in METRICS}
 
 
 def find_metric(key: str) -> Metric:
-    """Return the metric of a key of a record. Raises: KeyError, when it is not declared."""
+    """Return the metric of a record's key.
+
+    Raises:
+        KeyError: The metric is not declared.
+    """
     part = f"{key.partition('.')[0]}.{PART}"
     return _BY_NAME[key] if key in _BY_NAME else _BY_NAME[part]
 
 
 def progress_text(record: Mapping[str, float]) -> str:
-    """Return the metrics of a record that the progress of a run shows, as one line."""
+    """Return the metrics of a record that the progress display shows, as one line."""
     texts = [
         metric.console.format(record[metric.name])
         for metric in METRICS

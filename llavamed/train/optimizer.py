@@ -1,4 +1,4 @@
-"""AdamW, torch's or bitsandbytes', over parts of a model with rates and decays of their own."""
+"""Create AdamW, of torch or bitsandbytes, with learning rate and weight decay by model part."""
 
 import torch
 
@@ -8,10 +8,11 @@ from llavamed.model.quantize import load_bitsandbytes
 
 
 def make_optimizer(model: torch.nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """The optimizer of what trains; each group holds its `peak_lr`, and every step sets its `lr`.
+    """Return the optimizer of the trainable parameters.
 
-    Matrices decay and nothing else does: decaying biases and norms harms and saves nothing. The
-    groups of matrices come first.
+    Each parameter group holds its `peak_lr`; every step sets its `lr`. Only matrices have weight
+    decay, since decaying biases and norms harms training and saves nothing. The groups of matrices
+    come first.
 
     Raises:
         ConfigError: The optimizer needs a package that is not installed.

@@ -1,4 +1,4 @@
-"""Metrics of each step for Prometheus, which fetches them from Ray's agent on every node."""
+"""Export the metrics of each step to Prometheus, through Ray's metrics agent on every node."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from llavamed.train.context import Record
 from llavamed.train.metrics import METRICS, Metric
 
 PREFIX = "llavamed_"
-"""Ray adds `ray_` in front of it."""
+"""Prefix of all names, to which Ray adds `ray_`."""
 _BOUNDARIES = [0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0]
-"""Of the buckets of a histogram, in the metric's unit."""
+"""Upper bounds of the histogram buckets, in the unit of the metric."""
 
 
 _CLASSES: dict[str, Any] = {"gauge": Gauge, "counter": Counter, "histogram": Histogram}
@@ -28,7 +28,7 @@ class WorkerMetrics:
         ]
 
     def observe(self, record: Record) -> None:
-        """Export the record of a step that was taken."""
+        """Export the record of a finished step."""
         for metric, export in self._exports:
             value = record.get(metric.name)
             if value is None:
@@ -38,7 +38,7 @@ class WorkerMetrics:
                     export.set(value)
                 case "histogram":
                     export.observe(value)
-                case "counter" if value > 0:  # Ray refuses to add nothing
+                case "counter" if value > 0:  # Ray refuses to add 0
                     export.inc(value)
 
 

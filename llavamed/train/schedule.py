@@ -1,4 +1,4 @@
-"""The learning rate of every step, as a pure function: nothing to save, nothing to restore."""
+"""Compute the learning rate of every step as a pure function, with no state to save."""
 
 import math
 
@@ -6,15 +6,16 @@ from llavamed.config.stage import Optimizer, Schedule
 
 
 def warmup_steps(schedule: Schedule, num_steps: int) -> int:
-    """Return the steps of the warm-up; at least the last step of a stage is none."""
+    """Return the number of warm-up steps, which never include the last step of a stage."""
     return min(math.ceil(schedule.warmup_ratio * num_steps), num_steps - 1)
 
 
 def rate_factor(schedule: Schedule, *, step: int, num_steps: int) -> float:
-    """Return the part of its peak that the rate of an optimizer step is, from 0 to 1.
+    """Return the learning rate of a step as a fraction of its peak, from 0 to 1.
 
-    Steps are counted from 0; the first of a warm-up has a rate of 0. Source: `get_scheduler` of
-    transformers, names and arithmetic, but for a warm-up of all steps, which would train nothing.
+    Steps are counted from 0; the first step of a warm-up has the rate 0. Source: `get_scheduler` of
+    transformers for names and arithmetic, except for a warm-up of all steps, which would train
+    nothing.
     """
     warmup = warmup_steps(schedule, num_steps)
     if step < warmup:
@@ -30,7 +31,7 @@ def rate_factor(schedule: Schedule, *, step: int, num_steps: int) -> float:
 
 
 def learning_rates(optimizer: Optimizer, factor: float) -> dict[str, float]:
-    """The rates of a step, for its record: the stage's, and that of each part with its own."""
+    """Return the learning rates of a step: of the stage, and of each part with its own."""
     own = [part for part, settings in optimizer.parts.items() if settings.lr is not None]
     parts = {f"learning_rate.{part}": optimizer.peak_lr(part) * factor for part in own}
     return {"learning_rate": optimizer.lr * factor} | parts

@@ -1,4 +1,4 @@
-"""One stage on one worker: the loop. It runs under Ray Train and, as one process, without Ray."""
+"""Train one stage on one worker, under Ray Train or in a single process without Ray."""
 
 import gc
 import math
@@ -43,17 +43,21 @@ from llavamed.train.schedule import learning_rates, rate_factor
 
 
 def train_stage(job: StageJob, context: Context) -> bool:
-    """Train a stage from its last checkpoint, or its start, to its export; every rank must call it.
+    """Train a stage from its last checkpoint, or from its start, to its export.
+
+    Every rank must call it.
 
     Returns:
-        Whether the export is there. If not, a machine is about to be taken away: all steps so far
-        lie in a checkpoint, and the stage is to be started again elsewhere.
+        Whether the export is complete. If not, a machine is about to be taken away: a checkpoint
+            holds
+        all steps so far, and the stage must be started again elsewhere.
 
     Raises:
-        TrainingError: A loss or gradient is not finite, or a loss above the stage's bound; nothing
-            of that step is saved. Or a GPU ran out of memory.
-        DataError: A dataset is no longer what the run started with.
-        CheckpointError: What was exported is not what was trained; then there is no export.
+        TrainingError: A loss or gradient is not finite, or a loss exceeds the stage's bound, and
+            the step is not saved; a GPU is out of memory; or no weight has changed.
+        DataError: A dataset has changed since the run started.
+        CheckpointError: The export cannot be written, or differs from the trained model, and is not
+            completed.
     """
     started = time.monotonic()
     torch.manual_seed(job.config.seed)
@@ -94,14 +98,14 @@ def train_stage(job: StageJob, context: Context) -> bool:
         engine.close()
         return False
     trained = _trained(job, context, engine, model, loader, sums)
-    dist.barrier()  # the last one: others need not wait for what rank 0 does alone
+    dist.barrier()  # the last one: other ranks do not wait while rank 0 exports
     engine.close()
     if context.rank == 0:
         place = locate(job.export)
         with _exporting(place, num_steps=len(history)):
             job.check_lease()
             write_export(place, model, trained.weights, processor)
-            del model, engine  # before the same weights are loaded once more
+            del model, engine  # free memory before the same weights are loaded again
             gc.collect()
             torch.cuda.empty_cache()
             difference = check_export(place, trained, context.device)
@@ -115,7 +119,7 @@ def train_stage(job: StageJob, context: Context) -> bool:
 
 @contextmanager
 def _exporting(place: Location, num_steps: int) -> Iterator[None]:
-    """Answer storage that takes no export by where the steps are. Raises: CheckpointError."""
+    """Raise CheckpointError, which says where the steps are, if the storage fails within."""
     try:
         yield
     except StorageError as error:
@@ -133,21 +137,21 @@ def _trained(
     loader: StageLoader,
     sums: dict[str, int],
 ) -> Trained:
-    """Return what the export must show again; every rank must call it, for ZeRO-3 needs all.
+    """Return the trained model for comparison with its export; every rank must call it.
 
-    Each rank answers its first batch; rank 0's is the one that counts, and it is never empty and
-    has an image, if only a blank one.
+    Each rank runs its first batch, because ZeRO-3 needs all ranks. Only that of rank 0 is compared,
+    which is never empty and has an image, if only a blank one.
 
     Args:
         job: The stage.
         context: This rank.
-        engine: Whose weights they are.
-        model: Inside the engine.
-        loader: Of the stage's batches.
-        sums: What `weight_sums` gave before the first step.
+        engine: The engine with the weights.
+        model: The model inside the engine.
+        loader: The loader of the stage's batches.
+        sums: The result of `weight_sums` before the first step.
 
     Raises:
-        TrainingError: No weight has moved.
+        TrainingError: No weight has changed.
     """
     batch = next(loader.steps())[0]
     engine.model.eval()
@@ -177,10 +181,12 @@ def _train_steps(
     history: list[Record],
     started: float,
 ) -> bool:
-    """Take the steps that `history` does not hold yet, and add a record of each to it.
+    """Take the steps that `history` does not hold yet, and append a record of each.
 
-    Gives whether all were taken; a preemption ends them early, with a checkpoint, which is complete
-    once the saver is left.
+    Returns:
+        Whether all steps were taken. A preemption ends them early with a checkpoint, which is
+            complete
+        once the context of the saver is left.
     """
     stage, order, num_reported = job.stage, loader.order, len(history)
     num_supervised = order.sums(loader.data.column("num_supervised")).tolist()
@@ -225,7 +231,7 @@ def _train_steps(
                 context.report(history[num_reported:])
             num_reported = len(history)
         is_preempted = watch.asks() and context.is_preempted()
-        # The last step too: what comes after it may fail, and must not cost the steps before.
+        # Save after the last step too: if the export fails, no step is lost.
         if is_last or is_preempted or (step + 1) % job.config.checkpoint.every_steps == 0:
             saver.save(history, seconds=time.monotonic() - started)
             if is_preempted and not is_last:
@@ -239,7 +245,7 @@ def _initial_model(job: StageJob, processor: Any, scratch: Path) -> Any:
     if job.initial_weights is None:
         return build_model(job.config.model, processor, seed=job.config.seed, precision=precision)
     place = locate(job.initial_weights)
-    # What this run or another has exported must be complete; others' folders have no manifest.
+    # An export of this or another run must be complete; other folders have no manifest.
     is_of_this_run = str(place).startswith(f"{locate(job.config.directory)}/")
     is_ours = is_of_this_run or find(ExportManifest, place) is not None
     folder = fetch_export(place, scratch / "weights") if is_ours else job.initial_weights
@@ -247,7 +253,11 @@ def _initial_model(job: StageJob, processor: Any, scratch: Path) -> Any:
 
 
 def _resume(job: StageJob, engine: Engine, context: Context) -> tuple[list[Record], float]:
-    """Load the newest checkpoint, if there is one: the metrics so far and the seconds spent."""
+    """Load the newest checkpoint if there is one.
+
+    Returns:
+        The records of all steps so far, and the seconds spent on them.
+    """
     restored = restore_checkpoint(locate(job.checkpoints), engine, job)
     if restored is None:
         seed_random_state(job.config.seed, step=0, rank=context.rank)
@@ -255,7 +265,7 @@ def _resume(job: StageJob, engine: Engine, context: Context) -> tuple[list[Recor
     if not restored.has_random_state:
         seed_random_state(job.config.seed, step=restored.manifest.step, rank=context.rank)
     if context.rank == 0:
-        context.report(restored.history)  # whoever listens now may have missed the first time
+        context.report(restored.history)  # the listener may be new and lack earlier records
     return restored.history, restored.manifest.seconds
 
 
@@ -268,7 +278,7 @@ def _manifest(
     seconds: float,
     difference: float,
 ) -> ExportManifest:
-    """Return what the export says of how it came about."""
+    """Return the manifest of the export."""
     parts: dict[str, PartFacts] = {
         count.part: PartFacts(num_trained=count.num_trained, num_frozen=count.num_frozen)
         for count in counts

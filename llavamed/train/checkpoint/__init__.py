@@ -1,1 +1,1 @@
-"""The state to resume from: saved, verified, kept."""
+"""Save, verify, keep and restore checkpoints."""

@@ -1,13 +1,13 @@
-"""Restoring a stage from the newest checkpoint that is whole.
+"""Restore a stage from its newest intact checkpoint.
 
 `checkpoints/step-000100/` below the stage's folder holds every rank's files, the records of all
-steps, and the manifest, which lists the files with their hashes. `checkpoint.save` writes it last,
-so a folder without one is a save that never finished. A checkpoint that is damaged is passed over
-for the one before it; all ranks decide together.
+steps, and the manifest, which lists the files with their hashes. `checkpoint.save` writes the
+manifest last, so a folder without one is an unfinished save. A damaged checkpoint is skipped for
+the one before it; all ranks decide together.
 
-A checkpoint of another layout, so of another number of workers or ZeRO stage, is converted: rank 0
-brings the state into a form that any layout loads, and publishes it in `universal/` below the
-checkpoint for as long as it is loaded.
+A checkpoint of another layout (another number of workers or ZeRO stage) is converted: rank 0
+converts the state to a form that any layout loads, and publishes it in `universal/` below the
+checkpoint while it is being loaded.
 """
 
 import hashlib
@@ -41,26 +41,26 @@ UNIVERSAL = "universal"
 RANDOM = "random_of_rank_{}_.pt"
 _OF_A_RANK = re.compile(r"(?:pp|of)_rank_(\d+)_")
 _CHUNK_BYTES = 16 << 20
-"""Part of a file that is in memory while it is copied."""
+"""Bytes of a file that are in memory while it is copied."""
 
 
 class DamagedCheckpointError(CheckpointError):
-    """A checkpoint that was complete and cannot be read as it was written."""
+    """A complete checkpoint cannot be read as it was written."""
 
 
 @dataclass(frozen=True)
 class Restored:
-    """What a stage goes on from."""
+    """The state from which a stage continues."""
 
     manifest: CheckpointManifest
     history: list[Record]
-    """Records of all steps that were taken."""
+    """The records of all steps taken."""
     has_random_state: bool
-    """Whether every rank got back its own random numbers."""
+    """Whether every rank got back its own random state."""
 
 
 def hash_files(folder: Path) -> dict[str, FileFacts]:
-    """Return size and SHA-256 of every file below a folder, by relative path."""
+    """Return the size and SHA-256 of every file below a folder, by relative path."""
     files = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
@@ -72,10 +72,13 @@ def hash_files(folder: Path) -> dict[str, FileFacts]:
 
 
 def publish(folder: Path, place: Location) -> dict[str, FileFacts]:
-    """Copy a local folder to its place. Returns its files, as `hash_files` does.
+    """Upload a local folder to its place.
+
+    Returns:
+        Its files, as `hash_files` returns them.
 
     Raises:
-        StorageError: It cannot be written.
+        StorageError: The place cannot be written.
     """
     files = hash_files(folder)
     place.upload(folder)
@@ -83,17 +86,17 @@ def publish(folder: Path, place: Location) -> dict[str, FileFacts]:
 
 
 def complete_checkpoints(folder: Location) -> list[str]:
-    """Return the names of the checkpoints that were saved to their end, oldest first."""
+    """Return the names of the checkpoints whose save has finished, oldest first."""
     return [name for name in folder.children() if (folder / name / MANIFEST).exists()]
 
 
 def read_checkpoint(place: Location) -> CheckpointManifest:
-    """Read the manifest of a checkpoint that this program has saved.
+    """Read the manifest of a checkpoint.
 
     Raises:
-        DamagedCheckpointError: It is absent, or not as it was written.
+        DamagedCheckpointError: The manifest is absent or damaged.
         CheckpointError: Another version of this program has saved it.
-        StorageError: It cannot be read.
+        StorageError: The manifest cannot be read.
     """
     try:
         return read(CheckpointManifest, place)
@@ -104,7 +107,7 @@ def read_checkpoint(place: Location) -> CheckpointManifest:
 
 
 def newest_checkpoint(folder: Location) -> CheckpointManifest | None:
-    """Return the manifest of the newest checkpoint that can be read, or None.
+    """Return the manifest of the newest readable checkpoint, or None.
 
     Raises:
         CheckpointError: Another version of this program has saved it.
@@ -113,24 +116,24 @@ def newest_checkpoint(folder: Location) -> CheckpointManifest | None:
         try:
             return read_checkpoint(folder / name)
         except DamagedCheckpointError:
-            continue  # found again, and told, when it is loaded
+            continue  # loading will find and report it
     return None
 
 
 def restore_checkpoint(folder: Location, engine: Engine, job: StageJob) -> Restored | None:
-    """Restore the newest checkpoint that is whole; every rank must call it, and all get the same.
+    """Restore the newest intact checkpoint; every rank must call it, and all restore the same one.
 
     Args:
-        folder: The stage's `checkpoints` folder.
-        engine: Whose state it becomes, in any layout.
-        job: The stage, whose settings the checkpoint must have been saved with.
+        folder: The `checkpoints` folder of the stage.
+        engine: The engine that loads the state, in any layout.
+        job: The stage, with the settings that the checkpoint must have been saved with.
 
     Returns:
-        What the stage goes on from, or None when it has saved nothing yet.
+        The state from which the stage continues, or None if it has not saved any.
 
     Raises:
-        CheckpointError: It belongs to another config or program, or all are damaged.
-        StorageError: The storage cannot be read; nothing says that a checkpoint is damaged.
+        CheckpointError: The checkpoint belongs to another config or program, or all are damaged.
+        StorageError: The storage cannot be read, so no checkpoint counts as damaged.
     """
     is_first = dist.get_rank() == 0
     (names,) = together(lambda: complete_checkpoints(folder), is_first)
@@ -154,13 +157,13 @@ def restore_checkpoint(folder: Location, engine: Engine, job: StageJob) -> Resto
 
 
 def seed_random_state(seed: int, *, step: int, rank: int) -> None:
-    """Give a rank random numbers of its own from a step on: the same in every run."""
+    """Seed the random numbers of a rank from a step on, the same in every run."""
     words = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)
     torch.manual_seed(int(words[0]))
 
 
 def random_state() -> dict[str, torch.Tensor]:
-    """Where this rank's random numbers stand."""
+    """Return the state of this rank's random number generators."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
@@ -168,7 +171,7 @@ def random_state() -> dict[str, torch.Tensor]:
 
 
 def _load(place: Location, engine: Engine, job: StageJob) -> Restored:
-    """Restore one checkpoint on every rank. What it raises, it raises on every rank."""
+    """Restore one checkpoint on every rank, or raise the same error on every rank."""
     rank, local_rank = dist.get_rank(), int(os.environ["LOCAL_RANK"])
     (manifest,) = together(lambda: _read_own_manifest(place, job), rank == 0)
     (history,) = together(lambda: _read_history(place, manifest.files[HISTORY]), rank == 0)
@@ -186,7 +189,7 @@ def _load(place: Location, engine: Engine, job: StageJob) -> Restored:
             together(lambda: _fetch(place / UNIVERSAL, converted, folder), local_rank == 0)
             copies = together(lambda: folder)
             engine.load(copies[rank - local_rank], is_universal=True)
-            together(lambda: None)  # a copy stays until all have read it
+            together(lambda: None)  # keep the copy until all ranks have read it
             together((place / UNIVERSAL).remove, rank == 0)
         if has_random_state:
             name = RANDOM.format(rank)
@@ -198,23 +201,23 @@ def _load(place: Location, engine: Engine, job: StageJob) -> Restored:
 def _convert(
     place: Location, files: dict[str, FileFacts], envelope: dict[str, Any]
 ) -> dict[str, FileFacts]:
-    """Publish a checkpoint's state as one that the engine of the envelope loads.
+    """Convert the state of a checkpoint for the engine of the envelope, and publish it.
 
     Returns:
-        Its files.
+        Its files, as `hash_files` returns them.
     """
     with scratch_folder() as scratch:
         saved, universal = scratch / "saved", scratch / UNIVERSAL
         _fetch(place, files, saved)
         to_universal(saved, universal, envelope)
-        (place / UNIVERSAL).remove()  # what an attempt that died here has left
+        (place / UNIVERSAL).remove()  # left behind by an attempt that died here
         return publish(universal, place / UNIVERSAL)
 
 
 def _fetch(
     place: Location, files: dict[str, FileFacts], folder: Path, *, rank: int | None = None
 ) -> None:
-    """Copy a checkpoint's files, all or those that a rank reads.
+    """Copy the files of a checkpoint: all, or those that one rank reads.
 
     Raises:
         DamagedCheckpointError: A file is missing or not as it was written.
@@ -228,7 +231,11 @@ def _fetch(
 
 
 def _copy(file: Location, facts: FileFacts, target: Path) -> None:
-    """Copy a file piece by piece and compare its hash on the way."""
+    """Copy a file in pieces and check its hash.
+
+    Raises:
+        DamagedCheckpointError: The file is missing or not as it was written.
+    """
     digest = hashlib.sha256()
     try:
         with file.open(cache_type="none") as source, scratch_errors():
@@ -258,7 +265,11 @@ def _read_history(place: Location, facts: FileFacts) -> list[Record]:
 
 
 def _read_own_manifest(place: Location, job: StageJob) -> CheckpointManifest:
-    """Read the manifest of a checkpoint that the settings of the job have saved too."""
+    """Read the manifest of a checkpoint, which must have been saved with the settings of the job.
+
+    Raises:
+        CheckpointError: It was saved with other settings, or cannot be read.
+    """
     manifest = read_checkpoint(place)
     if manifest.fingerprint != job.fingerprint:
         differing = "; ".join(differences(manifest.settings, job.settings))

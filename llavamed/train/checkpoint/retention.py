@@ -1,4 +1,4 @@
-"""Which checkpoints are kept. Deciding it after each save gives what deciding it once would."""
+"""Choose which checkpoints to keep; choosing after each save keeps what choosing once would."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,25 +10,25 @@ HOUR_SECONDS = 3600
 
 @dataclass(frozen=True)
 class Saved:
-    """A complete checkpoint, as its manifest tells of it."""
+    """A complete checkpoint, as described by its manifest."""
 
     name: str
     seconds: float
-    """That the stage had trained by then."""
+    """Seconds that the stage had trained when it was saved."""
     loss: float
-    """Mean over the steps before it."""
+    """Mean loss over the steps since the checkpoint before."""
 
 
 def names_to_keep(saved: Sequence[Saved], settings: Checkpoint) -> set[str]:
-    """The newest, the best and one of every so many hours; the others may be deleted.
+    """Return the newest, the best and one checkpoint for each span of hours; others may be deleted.
 
     Args:
-        saved: Oldest first.
-        settings: How many, best by what, how many hours.
+        saved: Complete checkpoints, oldest first.
+        settings: How many of the newest, best by what, and the span in hours.
     """
     kept = {one.name for one in saved[-settings.num_to_keep :]}
     if settings.keep_best == "loss" and saved:
-        kept.add(min(saved, key=lambda one: one.loss).name)  # of equal ones the oldest
+        kept.add(min(saved, key=lambda one: one.loss).name)  # the oldest of equal ones
     if settings.keep_every_hours is not None:
         num_spans = 0
         for one in saved:

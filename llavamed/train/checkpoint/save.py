@@ -1,9 +1,9 @@
-"""Saving checkpoints while training goes on.
+"""Save checkpoints while training continues.
 
-Training waits for a copy of the state to host memory, and no longer. A thread writes the copy to
-scratch, hashes and uploads it; once the files of every rank are up, rank 0 writes the manifest,
-which makes the checkpoint complete, and deletes those that are not kept. At most one save is under
-way: the next one waits for it, and so does the end, however it comes.
+Training only waits for a copy of the state to host memory. A thread writes the copy to scratch,
+hashes and uploads it. Once the files of every rank are uploaded, rank 0 writes the manifest, which
+completes the checkpoint, and deletes the checkpoints that are not kept. There is at most one save
+at a time: the next save and the end of the stage wait for it.
 """
 
 import logging
@@ -37,7 +37,7 @@ from llavamed.train.history import write_history
 from llavamed.train.job import StageJob
 
 UPLOAD_TIMEOUT = timedelta(hours=2)
-"""A rank waits for the uploads of the others so long; one that died is noticed at once."""
+"""The longest time a rank waits for the uploads of others; a dead rank is noticed at once."""
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -46,8 +46,9 @@ T = TypeVar("T")
 class Saver:
     """Saves the checkpoints of a stage; every rank has one and makes the same calls.
 
-    An error of a save is raised on all ranks by the call that waits for it. Leaving the saver as a
-    context waits too; when an error leaves it, that of a save only becomes a warning.
+    The error of a save is raised on all ranks by the call that waits for it. Leaving the context of
+    the saver waits too; if it is left by another error, the error of the save only becomes a
+    warning.
     """
 
     def __init__(
@@ -57,17 +58,17 @@ class Saver:
         *,
         num_saved_steps: int,
     ) -> None:
-        """Every rank must call it.
+        """Create the saver; every rank must do so.
 
         Args:
             job: The stage.
-            engine: Whose state is saved.
-            num_saved_steps: Of the checkpoint that the stage was resumed from; 0: there was none.
+            engine: The engine whose state is saved.
+            num_saved_steps: The steps of the checkpoint that the stage was resumed from, or 0.
         """
         self._job, self._engine = job, engine
         self._folder = locate(job.checkpoints)
         self._num_saved_steps = num_saved_steps
-        # The thread's own: its exchanges must not get between those of training.
+        # The thread has its own group, so that its collectives do not mix with those of training.
         self._group = dist.new_group(backend="gloo", timeout=UPLOAD_TIMEOUT)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saver")
         self._saving: Future[None] | None = None
@@ -92,16 +93,16 @@ class Saver:
             self._thread.shutdown()
 
     def save(self, history: list[Record], *, seconds: float) -> None:
-        """Save the state after the steps of `history`; returns once it is copied.
+        """Save the state after the steps of `history`; return once it is copied.
 
         Args:
             history: The records of all steps so far.
-            seconds: That the stage has trained.
+            seconds: Seconds that the stage has trained.
 
         Raises:
-            CheckpointError: The save before this one failed: the storage takes no more. Names the
-                checkpoint to go on from.
-            LeaseError: Another attempt has taken over, and the save before was not completed.
+            CheckpointError: The previous save failed because the storage cannot be written. The
+                message names the checkpoint to continue from.
+            LeaseError: Another attempt has taken over, and the previous save was not completed.
         """
         self.wait()
         files = self._engine.snapshot()
@@ -120,7 +121,12 @@ class Saver:
         self._saving = self._thread.submit(self._publish, files, list(history), manifest)
 
     def wait(self) -> None:
-        """Wait until the last save is complete. Raises as `save` does."""
+        """Wait until the last save is complete.
+
+        Raises:
+            CheckpointError: The save failed.
+            LeaseError: Another attempt has taken over.
+        """
         saving, self._saving = self._saving, None
         if saving is not None:
             saving.result()
@@ -128,7 +134,7 @@ class Saver:
     def _publish(
         self, files: dict[str, Any], history: list[Record], manifest: CheckpointManifest
     ) -> None:
-        """Do the thread's work: from the copy in memory to a complete checkpoint."""
+        """Turn the copy in memory into a complete checkpoint; this runs in the thread."""
         place, is_first = self._folder / f"step-{len(history):06d}", dist.get_rank() == 0
         with self._named(f"{place}: cannot be saved"):
             self._together(lambda: self._clear(place), is_first)
@@ -144,7 +150,7 @@ class Saver:
         return together(action, is_mine, group=self._group)
 
     def _clear(self, place: Location) -> None:
-        """Make way: for what lies there is damaged or partial, by any number of workers."""
+        """Delete a damaged or partial checkpoint, by any number of workers, from the place."""
         self._job.check_lease()
         place.remove()
 
@@ -153,9 +159,9 @@ class Saver:
         write(place, manifest)
 
     def _collect(self, newest: str) -> None:
-        """Delete all that is not to be kept, the partial and the damaged among it.
+        """Delete all checkpoints that are not kept, including partial and damaged ones.
 
-        One that is later than the newest is damaged, for it was passed over.
+        A checkpoint later than the newest is damaged, because it was skipped.
         """
         saved, names = [], self._folder.children()
         for name in names:
@@ -166,13 +172,13 @@ class Saver:
             if name <= newest:
                 saved.append(Saved(name, manifest.seconds, manifest.loss))
         for name in set(names) - names_to_keep(saved, self._job.config.checkpoint):
-            # The manifest first, so that a half-deleted one is not taken for whole.
+            # Delete the manifest first, so that a half-deleted checkpoint is not complete.
             (self._folder / name / MANIFEST).remove()
             (self._folder / name).remove()
 
     @contextmanager
     def _named(self, failure: str) -> Iterator[None]:
-        """Answer storage that fails within by what failed and the checkpoint to go on from."""
+        """Raise CheckpointError, which says what failed and where to continue, if storage fails."""
         try:
             yield
         except StorageError as error:
@@ -188,10 +194,13 @@ class Saver:
 def _upload(
     files: dict[str, Any], history: list[Record] | None, place: Location
 ) -> dict[str, FileFacts]:
-    """Write a rank's files to scratch and from there to their place; gives sizes and hashes.
+    """Write a rank's files to scratch and upload them.
+
+    Returns:
+        Their sizes and hashes, as `publish` returns them.
 
     Raises:
-        StorageError: The scratch or the place takes no more.
+        StorageError: The scratch or the place cannot be written.
     """
     with scratch_folder() as scratch:
         for path, state in files.items():
