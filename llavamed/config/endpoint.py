@@ -41,7 +41,7 @@ class Endpoint(Section):
     """Largest number of requests sent in a minute."""
     tokens_per_minute: Count | None = None
     """Largest number of tokens asked for in a minute: estimated prompts and longest answers."""
-    attempts: Count = 6
+    attempts: Count = 8
     """Number of times that a request is sent while it fails by what may pass."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
     """Seconds in which an answer must be complete."""

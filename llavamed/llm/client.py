@@ -1,8 +1,8 @@
 """Ask an OpenAI-compatible endpoint: each request is paid for once, and fails as a row.
 
 The `openai` package carries the requests and is known to this file only. Its own retries are off:
-they do not know of one another, of a budget, or of the other requests that wait. The headers in
-which it describes this machine are not sent.
+they know no budget and do not hold the other requests back. The headers in which it describes this
+machine are not sent, nor the key and accounts that it takes from variables of its own.
 
 Three things go wrong. What may pass (429, 5xx, a cut connection) is tried again. What is wrong
 with one request, or does not pass, is an `Answer` whose outcome is `failed`. What is wrong with
@@ -42,10 +42,12 @@ MOST_WAIT_SECONDS = 600.0
 DOWN_AFTER = 20
 """Requests in a row that fail, with no answer between, show that the endpoint is down."""
 
-_OF_THIS_MACHINE = [
-    f"X-Stainless-{name}"
-    for name in ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async")
+_OF_THIS_MACHINE = ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async")
+_UNSENT_HEADERS = [
+    *(f"X-Stainless-{name}" for name in _OF_THIS_MACHINE),
+    *("OpenAI-Organization", "OpenAI-Project"),
 ]
+"""What `openai` tells of this machine, and takes from variables that are for another endpoint."""
 _MAY_PASS = {408, 409, 425, 429}
 _OF_ALL_REQUESTS = {
     401: "check the key in the environment variable that api_key_env names",
@@ -85,7 +87,8 @@ class _Failure(Exception):
 class Client:
     """One endpoint, its limits and the cache of its answers. Use it as an async context manager.
 
-    It may be asked from any number of tasks of one event loop.
+    Any number of tasks of one event loop may ask it. Equal requests of one client are paid for
+    once; two clients that ask the same at the same moment both pay.
     """
 
     def __init__(self, endpoint: Endpoint, cache: str) -> None:
@@ -109,8 +112,10 @@ class Client:
         self.budget = Budget(endpoint)
         self._cache = AnswerCache(cache)
         self._key = _api_key(endpoint)
-        unsent = [*_OF_THIS_MACHINE, *([] if self._key else ["Authorization"])]
-        self._unsent = dict.fromkeys(unsent, openai.Omit())
+        self._headers = {
+            **dict.fromkeys(_UNSENT_HEADERS, openai.Omit()),
+            "Authorization": f"Bearer {self._key}" if self._key else openai.Omit(),
+        }
         self._api = openai.AsyncOpenAI(
             base_url=endpoint.url,
             api_key=self._key or "none",
@@ -232,7 +237,7 @@ class Client:
         try:
             async with asyncio.timeout(self.endpoint.timeout_seconds):
                 response = await self._api.chat.completions.with_raw_response.create(
-                    **body, extra_headers=self._unsent
+                    **body, extra_headers=self._headers
                 )
         except openai.APIStatusError as error:
             raise self._refusal(error) from error

@@ -87,8 +87,9 @@ def estimate(
 class Budget:
     """What a client spends. The most that a request can cost is set aside before it is sent."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, *, is_batch: bool = False) -> None:
         self._endpoint = endpoint
+        self._is_batch = is_batch
         self.spent = 0.0
         """Price of all answers so far, and of those that were lost on their way."""
         self.reserved = 0.0
@@ -106,7 +107,8 @@ class Budget:
         # Nobody knows yet which tokens the endpoint has read before.
         dearest = max(prices.input, prices.cached_input or 0.0)
         tokens = Usage(request.most_prompt_tokens(self._endpoint), 0, request.max_tokens)
-        amount = cost(tokens, prices.model_copy(update={"input": dearest}))
+        dear = prices.model_copy(update={"input": dearest})
+        amount = cost(tokens, dear, is_batch=self._is_batch)
         if most is not None and self.spent + self.reserved + amount > most:
             raise EndpointError(
                 f"max_cost={most:g}: {self.spent:.6g} are spent, {self.reserved:.6g} are set aside "
