@@ -116,4 +116,6 @@ def test_a_driver_holds_no_logic():
     for path in ROOT.glob("ray_jobs/*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         assert path.read_text(encoding="utf-8").count("\n") <= 25
-        assert not [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+        functions = [node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+        # Beside the drivers lies what they share: one function, which calls the command line.
+        assert functions == (["run_command"] if path.name == "job.py" else [])
