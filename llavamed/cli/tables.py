@@ -92,11 +92,11 @@ def show_plan(costs: Sequence["StageCost"], console: Console) -> None:
         _print_line(console, sentence)
     for cost in costs:
         if cost.memory.total > cost.gpu_memory:
-            _print_line(
-                console,
-                f"! {cost.name} does not fit: lower micro_batch_size or max_tokens, set "
-                "gradient_checkpointing, or raise engine.zero_stage",
-            )
+            changes = [
+                f"{each.change} ({each.num_bytes / 1e9:.1f} GB less)" for each in cost.savings
+            ]
+            hint = f"set {' or '.join(changes)}" if changes else "use larger GPUs, or more of them"
+            _print_line(console, f"! {cost.name} does not fit: {hint}")
     _print_line(console, f"All stages: {sum(cost.hours for cost in costs):.3g} hours")
 
 

@@ -22,6 +22,7 @@ from llavamed.model.adapters import add_adapters
 from llavamed.model.cost.flops import ACCELERATORS, Accelerator, Workload, stage_flops
 from llavamed.model.cost.memory import Memory, stage_memory
 from llavamed.model.cost.padding import Floats, lognormal_lengths, longest_moment
+from llavamed.model.cost.savings import Saving, find_savings
 from llavamed.model.freeze import PartCount, freeze
 from llavamed.model.llava import shape_on_meta
 from llavamed.processor.tower import tower_of
@@ -49,6 +50,8 @@ class StageCost:
     packing the part of `max_tokens` that stays empty."""
     parts: list[PartCount]
     memory: Memory
+    savings: tuple[Saving, ...]
+    """What would save memory, where the stage does not fit."""
     flops: float
     hours: float
     assumed: tuple[str, ...]
@@ -107,15 +110,21 @@ def _plan_stage(
     parts = freeze(model, stage.trainable)
     flops = stage_flops(model, stage, load.work)
     computed = stage_flops(model, stage, load.padded)
-    memory = stage_memory(
-        model,
-        parts,
-        stage=stage,
-        engine=config.engine_of(stage),
-        num_workers=config.scaling.least_workers,  # a part of the state is largest then
-        longest=load.longest,
-        supervised=load.work.num_supervised / load.work.num_tokens,
-    )
+
+    def memory_of(config: RunConfig) -> Memory:
+        planned = next(each for each in config.stages if each.name == stage.name)
+        return stage_memory(
+            model,
+            parts,
+            stage=planned,
+            engine=config.engine_of(planned),
+            num_workers=config.scaling.least_workers,  # a part of the state is largest then
+            longest=load.longest,
+            supervised=load.work.num_supervised / load.work.num_tokens,
+        )
+
+    memory = memory_of(config)
+    fits = memory.total <= gpu.memory_bytes
     workers = config.scaling.most_workers
     # Where the passes of a step do not come out even, all wait for those who have one more.
     at_work = stage.num_lanes / (math.ceil(stage.num_lanes / workers) * workers)
@@ -134,6 +143,7 @@ def _plan_stage(
         useful_tokens=min(1.0, load.work.num_tokens / load.processed),
         parts=parts,
         memory=memory,
+        savings=() if fits else tuple(find_savings(config, stage, memory_of)),
         flops=flops,
         hours=computed / (workers * at_work * gpu.flops_per_second * mfu) / 3600,
         assumed=_assumed(config, stage, prepared),

@@ -4,28 +4,28 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+from llavamed.config.engine import Precision
 from llavamed.config.load import override_config
 from llavamed.config.run import RunConfig
 from llavamed.config.stage import Stage
 from llavamed.data.feed.loader import Batch
 from llavamed.data.prepared.mixture import Mixture
-from llavamed.errors import ConfigError, TrainingError
+from llavamed.errors import TrainingError
 from llavamed.model.cost.memory import Memory, stage_memory
+from llavamed.model.cost.savings import find_savings
 from llavamed.model.freeze import PartCount
 from llavamed.train.context import Context, Record
 from llavamed.train.job import can_convert, number_settings
 from llavamed.train.schedule import warmup_steps
 
 MEDIAN_OF = 50
-"""Preceding steps with whose median loss the loss of a step is compared."""
-NUM_CURES = 3
-Precision = Literal["bf16", "fp32"]
+"""The loss of a step is compared with the median loss of so many steps before it."""
 _DTYPES = {"bf16": (torch.bfloat16, torch.int16), "fp32": (torch.float32, torch.int32)}
 
 
@@ -193,21 +193,10 @@ class _Sizing:
 
 def _explain(config: RunConfig, stage: Stage, sizing: _Sizing, reason: str) -> str:
     planned = sizing.memory(config, stage.name)
-    savings: dict[str, tuple[float, str]] = {}
-    for change in _cures(config, stage):
-        try:
-            changed = override_config(config, [change])
-        except ConfigError:
-            continue  # the other settings do not allow this change
-        saved = planned.total - sizing.memory(changed, stage.name).total
-        field = change.partition("=")[0]
-        savings[field] = max(savings.get(field, (0.0, "")), (saved, change), key=lambda it: it[0])
-    best = sorted(savings.values(), key=lambda it: it[0], reverse=True)[:NUM_CURES]
     hints = []
-    for saved, change in best:
-        if saved > 0:
-            where = "" if _goes_on(config, change) else ", under another name"
-            hints.append(f"{change} ({_gb(saved)} GB less{where})")
+    for saving in find_savings(config, stage, lambda changed: sizing.memory(changed, stage.name)):
+        where = "" if _goes_on(config, saving.change) else ", under another name"
+        hints.append(f"{saving.change} ({_gb(saving.num_bytes)} GB less{where})")
     needs = ", ".join(f"{name} {_gb(value)}" for name, value in vars(planned).items())
     return (
         f"memory={_gb(planned.total)} GB: is what stage {stage.name} needs on each worker by plan "
@@ -225,28 +214,6 @@ def _goes_on(config: RunConfig, change: str) -> bool:
         if not can_convert(config.engine_of(before).zero_stage, changed.engine_of(now).zero_stage):
             return False
     return True
-
-
-def _cures(config: RunConfig, stage: Stage) -> list[str]:
-    """Return overrides that may save memory without changing which weights train."""
-    key = f"stages.{stage.name}"
-    fewer = max(stage.pack_tokens // 2, config.data.max_length)
-
-    def engine(field: str) -> str:
-        """Return the key that sets a field of the stage's engine."""
-        return (
-            f"engine.{field}" if getattr(stage.engine, field) is None else f"{key}.engine.{field}"
-        )
-
-    return [
-        f"{key}.max_tokens={fewer}",
-        f"{key}.micro_batch_size={stage.micro_batch_size // 2}",
-        f"{key}.gradient_checkpointing=true",
-        *(f"{engine('zero_stage')}={number}" for number in (1, 2, 3)),
-        f"{engine('offload_optimizer')}=cpu",
-        f"{engine('precision')}=bf16",
-        f"{key}.optimizer.name=adamw_8bit",
-    ]
 
 
 def _gb(value: float) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import llavamed.train.guard
+import llavamed.model.cost.savings
 import llavamed.train.worker
 from llavamed.config.load import override_config
 from llavamed.config.run import RunConfig
@@ -41,7 +41,7 @@ def run_out_of_memory(config: RunConfig, monkeypatch: pytest.MonkeyPatch, *, at_
         steps[0] = int(records[-1]["step"])
 
     with monkeypatch.context() as patch:
-        patch.setattr(llavamed.train.guard, "NUM_CURES", 99)
+        patch.setattr(llavamed.model.cost.savings, "NUM_SAVINGS", 99)
         patch.setattr(llavamed.train.worker, "supervised_loss", run_out)
         with pytest.raises(TrainingError) as caught:
             run_stage(job, count)
