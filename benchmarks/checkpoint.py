@@ -23,7 +23,7 @@ from resume import s3_server
 
 from llavamed.config.load import load_config
 from llavamed.storage.location import locate
-from llavamed.train.checkpoint.restore import complete_checkpoints
+from llavamed.train.checkpoint.listing import complete_checkpoints
 from llavamed.train.checkpoint.save import Saver
 from llavamed.train.context import Record, local_context
 from llavamed.train.engine import Engine

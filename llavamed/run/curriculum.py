@@ -20,7 +20,7 @@ from llavamed.storage.manifest import (
     find,
     read,
 )
-from llavamed.train.checkpoint.restore import newest_checkpoint
+from llavamed.train.checkpoint.listing import newest_checkpoint
 from llavamed.train.job import StageJob
 
 

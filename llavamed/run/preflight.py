@@ -16,8 +16,8 @@ from llavamed.processor.tower import tower_of
 from llavamed.run.curriculum import StagePlan
 from llavamed.storage.fingerprint import differences
 from llavamed.storage.location import locate
-from llavamed.storage.manifest import ExportManifest, find
-from llavamed.train.job import StageJob, order_of
+from llavamed.storage.manifest import CheckpointManifest, ExportManifest, find
+from llavamed.train.job import StageJob, check_conversion, order_of
 
 
 def check_weights(config: RunConfig, plans: list[StagePlan]) -> None:
@@ -85,14 +85,21 @@ def check_settings(plans: Sequence[StagePlan], jobs: Sequence[StageJob]) -> None
     """Find out whether stages were begun or finished with other settings than a run has now.
 
     Raises:
-        ConfigError: Some were. It names each key with both values.
+        ConfigError: Some were. It names each key with both values. Or a checkpoint cannot be
+            converted to the ZeRO stage that a run has now.
         CheckpointError: Another version of this program has trained them.
     """
     differing: dict[str, None] = {}
     refused: dict[str, str] = {}
     for plan, job in zip(plans, jobs, strict=True):
         begun = plan.begun()
-        if begun is None or begun.fingerprint == job.fingerprint:
+        if begun is None:
+            continue
+        if begun.fingerprint == job.fingerprint:
+            if isinstance(begun, CheckpointManifest):
+                check_conversion(
+                    begun.layout.zero_stage, job.config.engine_of(job.stage).zero_stage
+                )
             continue
         own = differences(begun.settings, job.settings)
         if job.initial_weights in refused:  # which follows from what is named already

@@ -31,7 +31,7 @@ from llavamed.config.stage import Stage
 from llavamed.errors import CheckpointError, ConfigError
 from llavamed.model.freeze import part_of
 from llavamed.storage.manifest import Layout
-from llavamed.train.job import can_convert
+from llavamed.train.job import check_conversion
 from llavamed.train.optimizer import make_optimizer
 
 # DeepSpeed would compile its shared-memory collectives for CPUs at first use, for minutes.
@@ -230,12 +230,7 @@ class Engine:
                 than it can distribute the weights to; or the moments have eight bits, in blocks
                 that depend on the number of workers.
         """
-        if not can_convert(saved.zero_stage, self._zero_stage):
-            raise ConfigError(
-                f"engine.zero_stage={self._zero_stage}: the checkpoint was saved with "
-                f"{saved.zero_stage}, and only 1 and 2 can be converted into each other; set it to "
-                f"{saved.zero_stage}, or start under another name"
-            )
+        check_conversion(saved.zero_stage, self._zero_stage)
         if self._settings.name == "adamw_8bit":
             raise ConfigError(
                 "optimizer.name=adamw_8bit: its state cannot be shared out again among another "

@@ -10,7 +10,7 @@ from llavamed.config.stage import Stage
 from llavamed.data.feed.order import StageOrder, order_stage
 from llavamed.data.prepared.dataset import open_prepared
 from llavamed.data.prepared.mixture import Mixture
-from llavamed.errors import DataError
+from llavamed.errors import ConfigError, DataError
 from llavamed.storage.fingerprint import fingerprint
 from llavamed.storage.lease import Lease
 from llavamed.storage.location import locate
@@ -87,6 +87,19 @@ def can_convert(before: int, now: int) -> bool:
     DeepSpeed only converts between 1 and 2; 0 and 3 store the optimizer's state in other forms.
     """
     return before == now or {before, now} == {1, 2}
+
+
+def check_conversion(saved: int, now: int) -> None:
+    """Check that a checkpoint of one ZeRO stage can be loaded by another one.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if not can_convert(saved, now):
+        raise ConfigError(
+            f"engine.zero_stage={now}: the checkpoint was saved with {saved}, and only 1 and 2 can "
+            f"be converted into each other; set it to {saved}, or start under another name"
+        )
 
 
 def order_of(stage: Stage, data: Mixture, seed: int) -> StageOrder:

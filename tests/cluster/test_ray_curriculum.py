@@ -25,7 +25,7 @@ from llavamed.run.driver import run_curriculum
 from llavamed.run.progress import Progress
 from llavamed.storage.location import Location, locate
 from llavamed.storage.manifest import RunSummary, read
-from llavamed.train.checkpoint.restore import complete_checkpoints, read_checkpoint
+from llavamed.train.checkpoint.listing import complete_checkpoints, read_checkpoint
 from llavamed.train.history import read_history
 from tests.support.log_messages import on_log
 

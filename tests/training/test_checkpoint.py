@@ -17,7 +17,8 @@ from llavamed.config.run import RunConfig
 from llavamed.errors import CheckpointError, StorageError
 from llavamed.storage.fingerprint import fingerprint
 from llavamed.storage.location import MANIFEST, locate
-from llavamed.train.checkpoint.restore import complete_checkpoints, hash_files, read_checkpoint
+from llavamed.train.checkpoint.listing import complete_checkpoints, read_checkpoint
+from llavamed.train.checkpoint.restore import hash_files
 from llavamed.train.context import Record
 from llavamed.train.history import read_history
 from llavamed.train.job import StageJob

@@ -13,7 +13,7 @@ from llavamed.errors import CheckpointError
 from llavamed.storage.location import Location, locate
 from llavamed.storage.manifest import ExportManifest, find
 from llavamed.train import worker
-from llavamed.train.checkpoint.restore import complete_checkpoints
+from llavamed.train.checkpoint.listing import complete_checkpoints
 from llavamed.train.context import Record
 from tests.support.training_setup import (
     LEARNING,

@@ -12,7 +12,7 @@ import pytest
 from llavamed.config.run import RunConfig
 from llavamed.storage.location import Location, locate
 from llavamed.train.checkpoint import save as saver
-from llavamed.train.checkpoint.restore import complete_checkpoints
+from llavamed.train.checkpoint.listing import complete_checkpoints
 from llavamed.train.job import StageJob
 from tests.support.gloo_workers import free_port, run_as_worker, run_on_workers
 from tests.support.training_setup import (

@@ -9,7 +9,7 @@ from llavamed.config.run import RunConfig
 from llavamed.storage.location import locate
 from llavamed.storage.manifest import ExportManifest, find
 from llavamed.train import context
-from llavamed.train.checkpoint.restore import complete_checkpoints
+from llavamed.train.checkpoint.listing import complete_checkpoints
 from llavamed.train.context import local_context
 from llavamed.train.worker import train_stage
 from tests.support.training_setup import (

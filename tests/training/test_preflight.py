@@ -10,7 +10,7 @@ from llavamed.errors import ConfigError, DataError
 from llavamed.run.curriculum import find_stage, plan_curriculum
 from llavamed.run.preflight import check_adapters, check_settings, check_stage, check_weights
 from llavamed.storage.location import MANIFEST, locate
-from llavamed.storage.manifest import write
+from llavamed.storage.manifest import Layout, write
 from llavamed.train.job import StageJob
 from tests.support.manifests import checkpoint_manifest
 from tests.support.training_setup import make_job, mixture
@@ -86,3 +86,20 @@ def test_a_stage_that_is_not_there(tiny_config: RunConfig) -> None:
     assert find_stage(tiny_config, None).stage.name == "vqa"
     with pytest.raises(ConfigError, match=r"stage=alihn: there is none .* align, instruct, vqa"):
         find_stage(tiny_config, "alihn")
+
+
+@pytest.mark.parametrize(("saved", "is_refused"), [(2, False), (1, False), (0, True), (3, True)])
+def test_a_checkpoint_of_another_zero_stage_is_refused_before_any_worker_starts(
+    tiny_config: RunConfig, tmp_path: Path, saved: int, is_refused: bool
+) -> None:
+    config = stored_in(tiny_config, tmp_path)
+    job, plans = make_job(config), plan_curriculum(config)[:1]
+    layout = Layout(world_size=1, zero_stage=saved)
+    manifest = checkpoint_manifest(fingerprint=job.fingerprint, settings=job.settings)
+    write(locate(job.checkpoints) / "step-000002", manifest.model_copy(update={"layout": layout}))
+    if not is_refused:
+        check_settings(plans, [job])
+        return
+    message = rf"^engine.zero_stage=2: the checkpoint was saved with {saved}, and only 1 and 2 can"
+    with pytest.raises(ConfigError, match=message):
+        check_settings(plans, [job])

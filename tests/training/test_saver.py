@@ -14,7 +14,7 @@ from llavamed.errors import CheckpointError, LeaseError, StorageError
 from llavamed.storage.lease import hold_lease
 from llavamed.storage.location import locate
 from llavamed.train.checkpoint import save as saver
-from llavamed.train.checkpoint.restore import complete_checkpoints
+from llavamed.train.checkpoint.listing import complete_checkpoints
 from llavamed.train.context import Record
 from llavamed.train.job import StageJob
 from tests.support.faulty_s3 import FOR_EVER, FaultyS3, _proxy, faulty

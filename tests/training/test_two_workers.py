@@ -12,7 +12,7 @@ from llavamed.config.run import RunConfig
 from llavamed.errors import CheckpointError, StorageError
 from llavamed.storage.location import locate
 from llavamed.train.checkpoint import save as saver
-from llavamed.train.checkpoint.restore import read_checkpoint
+from llavamed.train.checkpoint.listing import read_checkpoint
 from llavamed.train.job import StageJob
 from tests.support.gloo_workers import free_port, run_as_worker, run_on_workers
 from tests.support.training_setup import (

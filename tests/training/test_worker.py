@@ -16,7 +16,7 @@ from llavamed.processor.encode import get_template, template_hash
 from llavamed.storage.lease import hold_lease
 from llavamed.storage.location import locate
 from llavamed.storage.manifest import ExportManifest, PartFacts, find
-from llavamed.train.checkpoint.restore import complete_checkpoints
+from llavamed.train.checkpoint.listing import complete_checkpoints
 from llavamed.train.context import Record
 from llavamed.train.job import StageJob, order_of
 from tests.support.training_setup import (

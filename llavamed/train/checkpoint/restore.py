@@ -24,11 +24,16 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 
-from llavamed.errors import CheckpointError, DamagedFileError
+from llavamed.errors import CheckpointError
 from llavamed.storage.fingerprint import differences
-from llavamed.storage.location import MANIFEST, Location
-from llavamed.storage.manifest import CheckpointManifest, FileFacts, read
+from llavamed.storage.location import Location
+from llavamed.storage.manifest import CheckpointManifest, FileFacts
 from llavamed.storage.scratch import scratch_errors, scratch_folder
+from llavamed.train.checkpoint.listing import (
+    DamagedCheckpointError,
+    complete_checkpoints,
+    read_checkpoint,
+)
 from llavamed.train.collectives import together
 from llavamed.train.context import Record
 from llavamed.train.engine import Engine, to_universal
@@ -42,10 +47,6 @@ RANDOM = "random_of_rank_{}_.pt"
 _OF_A_RANK = re.compile(r"(?:pp|of)_rank_(\d+)_")
 _CHUNK_BYTES = 16 << 20
 """Bytes of a file that are in memory while it is copied."""
-
-
-class DamagedCheckpointError(CheckpointError):
-    """A complete checkpoint cannot be read as it was written."""
 
 
 @dataclass(frozen=True)
@@ -83,41 +84,6 @@ def publish(folder: Path, place: Location) -> dict[str, FileFacts]:
     files = hash_files(folder)
     place.upload(folder)
     return files
-
-
-def complete_checkpoints(folder: Location) -> list[str]:
-    """Return the names of the checkpoints whose save has finished, oldest first."""
-    return [name for name in folder.children() if (folder / name / MANIFEST).exists()]
-
-
-def read_checkpoint(place: Location) -> CheckpointManifest:
-    """Read the manifest of a checkpoint.
-
-    Raises:
-        DamagedCheckpointError: The manifest is absent or damaged.
-        CheckpointError: Another version of this program has saved it.
-        StorageError: The manifest cannot be read.
-    """
-    try:
-        return read(CheckpointManifest, place)
-    except FileNotFoundError as error:
-        raise DamagedCheckpointError(f"{place / MANIFEST}: is missing") from error
-    except DamagedFileError as error:
-        raise DamagedCheckpointError(str(error)) from error
-
-
-def newest_checkpoint(folder: Location) -> CheckpointManifest | None:
-    """Return the manifest of the newest readable checkpoint, or None.
-
-    Raises:
-        CheckpointError: Another version of this program has saved it.
-    """
-    for name in reversed(complete_checkpoints(folder)):
-        try:
-            return read_checkpoint(folder / name)
-        except DamagedCheckpointError:
-            continue  # loading will find and report it
-    return None
 
 
 def restore_checkpoint(folder: Location, engine: Engine, job: StageJob) -> Restored | None:

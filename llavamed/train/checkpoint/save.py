@@ -22,13 +22,8 @@ from llavamed.errors import CheckpointError, StorageError
 from llavamed.storage.location import MANIFEST, Location, locate
 from llavamed.storage.manifest import CheckpointManifest, FileFacts, write
 from llavamed.storage.scratch import scratch_folder
-from llavamed.train.checkpoint.restore import (
-    RANDOM,
-    DamagedCheckpointError,
-    publish,
-    random_state,
-    read_checkpoint,
-)
+from llavamed.train.checkpoint.listing import DamagedCheckpointError, read_checkpoint
+from llavamed.train.checkpoint.restore import RANDOM, publish, random_state
 from llavamed.train.checkpoint.retention import Saved, names_to_keep
 from llavamed.train.collectives import together
 from llavamed.train.context import Record
