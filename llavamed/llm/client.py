@@ -256,7 +256,8 @@ class Client:
         except ValueError:
             completion = None
         if not is_completion(completion):
-            raise _Failure("the body is no chat completion", "body", status=200, is_lost=True)
+            detail = f"the body is no chat completion: {self._without_key(response.text)}"
+            raise _Failure(detail, "body", status=200, is_lost=True)
         return dict(completion)
 
     def _refusal(self, error: Any) -> "_Failure | EndpointError":

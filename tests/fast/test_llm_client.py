@@ -147,12 +147,19 @@ def test_retry_after_is_waited_for_by_all_that_follow(endpoint, tmp_path, monkey
         waits.append(seconds)
         await sleep(0, *rest)
 
-    endpoint.retry_after = "7"
+    endpoint.retry_after = "500"
     endpoint.fail("429")
     monkeypatch.setattr(asyncio, "sleep", note)
-    (answer,) = answers(endpoint, tmp_path, question())
-    assert answer.outcome == "answered"
-    assert any(seconds >= 7 for seconds in waits)
+    found = answers(endpoint, tmp_path, *map(question, "abc"), max_in_flight=1)
+    assert {answer.outcome for answer in found} == {"answered"}
+    # The one that was told so waits before its second attempt, and then all three do.
+    assert sum(seconds > 300 for seconds in waits) == 4
+
+
+def test_an_error_that_comes_as_success_is_shown(endpoint, tmp_path):
+    endpoint.fail("200 html")
+    (answer,) = answers(endpoint, tmp_path, question(), attempts=1)
+    assert answer.detail == "the body is no chat completion: <html>Bad gateway</html>"
 
 
 def test_a_wait_of_hours_is_a_failure(endpoint, tmp_path):
