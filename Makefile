@@ -27,7 +27,7 @@ test: install ## All tests but those of test-cluster, two at a time
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore=$(CONTROL_PLANE)
 
 test-cluster: install ## The chart on a real Kubernetes API server; the first time builds one, for ten minutes
-	@LLAVAMED_CONTROL_PLANE="$$(nice scripts/control_plane.sh)" $(BIN)/python -m pytest -n 2 --dist loadfile $(CONTROL_PLANE)
+	@LLAVAMED_CONTROL_PLANE="$$(nice scripts/control_plane.sh)" $(BIN)/python -m pytest -n 2 --dist loadgroup $(CONTROL_PLANE)
 
 test-kill: install ## Kill a run 20 times, take a node away, bring one; nothing may be lost
 	@LLAVAMED_KILLS=20 $(BIN)/python -m pytest -s tests/cluster/test_kill.py tests/cluster/test_job.py

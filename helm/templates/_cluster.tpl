@@ -53,7 +53,7 @@ workerGroupSpecs:
 {{- if or (lt $replicas $min) (gt $replicas $max) -}}
 {{- fail (printf "ray.%s: minReplicas=%d <= replicas=%d <= maxReplicas=%d does not hold" .group.name $min $replicas $max) -}}
 {{- end -}}
-groupName: {{ .group.name }}
+groupName: {{ .group.name | quote }}
 {{- if not $autoscaling }}
 replicas: {{ $replicas }}
 {{- end }}

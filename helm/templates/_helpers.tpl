@@ -13,13 +13,13 @@ characters but shortens the names of the token's Secret and of the pods to 50.
 
 {{- define "llavamed.selectorLabels" -}}
 app.kubernetes.io/name: llavamed
-app.kubernetes.io/instance: {{ include "llavamed.name" . }}
+app.kubernetes.io/instance: {{ include "llavamed.name" . | quote }}
 {{- end }}
 
 {{/* What all Ray pods of the release have, whether KubeRay made them for a cluster or a job. */}}
 {{- define "llavamed.raySelector" -}}
 app.kubernetes.io/part-of: llavamed
-app.kubernetes.io/instance: {{ include "llavamed.name" . }}
+app.kubernetes.io/instance: {{ include "llavamed.name" . | quote }}
 {{- end }}
 
 {{- define "llavamed.labels" -}}
@@ -41,11 +41,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 
 {{/* What every pod of the chart has: the restricted Pod Security Standard. */}}
 {{- define "llavamed.podBase" -}}
-serviceAccountName: {{ include "llavamed.name" . }}
+serviceAccountName: {{ include "llavamed.name" . | quote }}
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
   {{- end }}
 {{- end }}
 # Other services of the namespace must not become settings, as MLFLOW_PORT would.
@@ -99,7 +99,7 @@ integer or text such as 1500m.
 {{- with .Values.storage.existingSecret -}}
 envFrom:
   - secretRef:
-      name: {{ . }}
+      name: {{ . | quote }}
 {{- end -}}
 {{- end }}
 

@@ -44,7 +44,7 @@
 {{- range $variable, $key := dict "MLFLOW_AUTH_ADMIN_USERNAME" "username" "MLFLOW_AUTH_ADMIN_PASSWORD" "password" "MLFLOW_FLASK_SERVER_SECRET_KEY" "flask-secret-key" }}
 - name: {{ $variable }}
   valueFrom:
-    secretKeyRef: {name: {{ $.Values.mlflow.auth.existingSecret }}, key: {{ $key }}}
+    secretKeyRef: {name: {{ $.Values.mlflow.auth.existingSecret | quote }}, key: {{ $key }}}
 {{- end }}
 {{- end }}
 {{- with .extraEnv }}
@@ -70,7 +70,7 @@ args:
 
 {{/* What every container of MLflow's has. */}}
 {{- define "llavamed.mlflowContainer" -}}
-image: {{ include "llavamed.mlflowImage" . }}
+image: {{ include "llavamed.mlflowImage" . | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 securityContext:
   {{- include "llavamed.containerSecurity" "" | nindent 2 }}
@@ -91,9 +91,9 @@ volumeMounts:
 {{- with .Values.mlflow.auth.existingSecret }}
 - name: MLFLOW_TRACKING_USERNAME
   valueFrom:
-    secretKeyRef: {name: {{ . }}, key: username}
+    secretKeyRef: {name: {{ . | quote }}, key: username}
 - name: MLFLOW_TRACKING_PASSWORD
   valueFrom:
-    secretKeyRef: {name: {{ . }}, key: password}
+    secretKeyRef: {name: {{ . | quote }}, key: password}
 {{- end }}
 {{- end }}

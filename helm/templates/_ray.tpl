@@ -12,7 +12,7 @@ metadata:
   labels:
     # Not app.kubernetes.io/name: KubeRay's services select by its own value of it.
     app.kubernetes.io/part-of: llavamed
-    app.kubernetes.io/instance: {{ include "llavamed.name" .root }}
+    app.kubernetes.io/instance: {{ include "llavamed.name" .root | quote }}
     app.kubernetes.io/component: {{ ternary "ray-head" "ray-worker" .head }}
   annotations:
     # Losing the head ends the job, losing a worker restarts it: no node is removed under them by choice.
@@ -24,13 +24,13 @@ spec:
   automountServiceAccountToken: {{ and .head $ray.autoscaling.enabled }}
   terminationGracePeriodSeconds: {{ int $ray.terminationGracePeriodSeconds }}
   {{- with $ray.priorityClass }}
-  priorityClassName: {{ . }}
+  priorityClassName: {{ . | quote }}
   {{- end }}
   {{- include "llavamed.placement" .group | nindent 2 }}
   {{- if and .group.gpus $ray.weights.uri }}
   initContainers:
     - name: fetch-weights
-      image: {{ $image }}
+      image: {{ $image | quote }}
       imagePullPolicy: {{ .root.Values.image.pullPolicy }}
       securityContext:
         {{- include "llavamed.containerSecurity" "" | nindent 8 }}
@@ -53,7 +53,7 @@ spec:
   {{- end }}
   containers:
     - name: {{ ternary "ray-head" "ray-worker" .head }}
-      image: {{ $image }}
+      image: {{ $image | quote }}
       imagePullPolicy: {{ .root.Values.image.pullPolicy }}
       securityContext:
         {{- include "llavamed.containerSecurity" .group.capabilities | nindent 8 }}

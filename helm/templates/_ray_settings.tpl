@@ -18,8 +18,8 @@ nodeSelector:
 {{- if and .group.gpus $ray.weights.uri }}
 - {name: weights, mountPath: {{ $ray.weights.mountPath }}, readOnly: true}
 {{- end }}
-{{- range $ray.claims }}
-- {name: {{ .claim }}, mountPath: {{ .mountPath }}, readOnly: {{ .readOnly | default false }}}
+{{- range $index, $claim := $ray.claims }}
+- {name: claim-{{ $index }}, mountPath: {{ .mountPath }}, readOnly: {{ .readOnly | default false }}}
 {{- end }}
 {{- with $ray.extraVolumeMounts }}
 {{ toYaml . }}
@@ -33,10 +33,10 @@ nodeSelector:
   emptyDir:
     sizeLimit: {{ $ray.weights.size }}
 {{- end }}
-{{- range $ray.claims }}
-- name: {{ .claim }}
+{{- range $index, $claim := $ray.claims }}
+- name: claim-{{ $index }}
   persistentVolumeClaim:
-    claimName: {{ .claim }}
+    claimName: {{ .claim | quote }}
     readOnly: {{ .readOnly | default false }}
 {{- end }}
 {{- with $ray.extraVolumes }}

@@ -24,7 +24,7 @@ volumes:
 
 {{/* Arguments: root, cpu, memory. */}}
 {{- define "llavamed.testContainer" -}}
-image: {{ include "llavamed.image" .root }}
+image: {{ include "llavamed.image" .root | quote }}
 imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 securityContext:
   {{- include "llavamed.containerSecurity" "" | nindent 2 }}

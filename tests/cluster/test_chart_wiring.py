@@ -290,6 +290,14 @@ def test_notes_tell_the_next_commands() -> None:
     assert "port-forward service/llavamed-mlflow 5000" in notes
 
 
+def test_notes_of_a_job_tell_how_to_follow_it() -> None:
+    notes = release({"job.enabled": True})["notes"]
+    assert "get rayjob llavamed --watch" in notes
+    assert "delete rayjob llavamed" in notes
+    assert "raycluster" not in notes
+    assert "ray job submit" not in notes
+
+
 def test_notes_tell_what_an_upgrade_changes() -> None:
     assert "delete pods -l ray.io/cluster=llavamed" in release()["notes"]
     notes = release({"ray.upgradeStrategy": "Recreate"})["notes"]

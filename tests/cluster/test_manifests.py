@@ -228,3 +228,30 @@ def test_the_restrictions_bite(path: str, value: Any, rule: str) -> None:
 def test_a_repeated_key_is_refused() -> None:
     with pytest.raises(ValueError, match="repeated keys \\['a'\\]"):
         yaml.load("{a: 1, a: 2}", Loader=UniqueKeyLoader)
+
+
+def test_the_queue_has_room_for_the_default_job() -> None:
+    queue = next(
+        item
+        for item in load_objects((K8S / "kueue.yaml").read_text(encoding="utf-8"))
+        if item["kind"] == "ClusterQueue"
+    )
+    (group,) = queue["spec"]["resourceGroups"]
+    spec = plain("rayjob.yaml")["spec"]["rayClusterSpec"]
+    asked = dict.fromkeys(group["coveredResources"], 0)
+    for part in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
+        limits = part["template"]["spec"]["containers"][0]["resources"]["limits"]
+        for name, amount in limits.items():
+            asked[name] += quantity(amount) * part.get("replicas", 1)
+    quota = dict.fromkeys(asked, 0)
+    for flavor in group["flavors"]:
+        assert [item["name"] for item in flavor["resources"]] == group["coveredResources"]
+        for item in flavor["resources"]:
+            quota[item["name"]] += quantity(item["nominalQuota"])
+    assert all(quota[name] >= asked[name] for name in asked), (asked, quota)
+
+
+def quantity(amount: str | int) -> int:
+    """A quantity of Kubernetes as a number."""
+    number, unit = re.fullmatch(r"(\d+)(Mi|Gi|Ti)?", str(amount)).groups()  # type: ignore[union-attr]
+    return int(number) * {None: 1, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}[unit]

@@ -49,6 +49,7 @@ def test_install_brings_up_mlflow_and_the_rays_pods_run(namespace: Namespace) ->
     assert deployment["status"]["availableReplicas"] == 1
     claim = namespace.get("v1/persistentvolumeclaims", "llavamed-mlflow")
     assert claim["status"]["phase"] == "Bound"
+    namespace.helm("test", "llavamed", "--namespace", namespace.name, "--timeout=60s")
     nodes = make_pods(namespace.api, namespace.cluster())
     assert nodes == {"headgroup": "cpu", "cpu": "cpu", "a100": "gpu-operator"}
 
