@@ -25,8 +25,8 @@ from llavamed.config.load import load_config
 from llavamed.storage.location import locate
 from llavamed.train.checkpoint.listing import complete_checkpoints
 from llavamed.train.checkpoint.save import Saver
-from llavamed.train.context import Record, local_context
-from llavamed.train.engine import Engine
+from llavamed.train.context import StepRecord, local_context
+from llavamed.train.engine import TrainingEngine
 from llavamed.train.job import StageJob
 
 DEMO = Path(__file__).parents[1] / "ray_jobs" / "configs" / "demo.yaml"
@@ -34,7 +34,12 @@ WIDTH = 1024
 ROWS = 64
 BYTES_OF_STATE = 14
 """A parameter: bf16 weight, and in fp32 weight and two moments."""
-RECORD: Record = {"step": 1, "loss": 0.123456789, "grad_norm": 1.23456789, "step_seconds": 1.23456}
+RECORD: StepRecord = {
+    "step": 1,
+    "loss": 0.123456789,
+    "grad_norm": 1.23456789,
+    "step_seconds": 1.23456,
+}
 NUM_RECORDS = 10_000
 
 
@@ -66,7 +71,7 @@ class Training:
         )
         model = torch.nn.Sequential(*(torch.nn.Linear(WIDTH, WIDTH) for _ in range(num_layers)))
         self.rows = torch.randn(ROWS, WIDTH, dtype=torch.bfloat16)
-        self.engine = Engine(
+        self.engine = TrainingEngine(
             model.bfloat16(), stage=self.job.stage, config=config.engine, world_size=1
         )
         self.num_bytes = sum(p.numel() for p in model.parameters()) * BYTES_OF_STATE

@@ -42,7 +42,7 @@ from llavamed.storage.manifest import (
     find,
     write,
 )
-from llavamed.train.context import Record
+from llavamed.train.context import StepRecord
 from llavamed.train.history import read_history
 from llavamed.train.job import StageJob, order_of
 
@@ -219,7 +219,7 @@ def _train(
         run.log_dataset(dataset, "training")
     progress.stage_started(name, order_of(plan.stage, data, config.seed).num_steps)
 
-    def on_records(records: list[Record]) -> None:
+    def on_records(records: list[StepRecord]) -> None:
         progress.trained(records)
         try:
             run.log_records(records)

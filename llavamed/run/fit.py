@@ -22,7 +22,7 @@ from llavamed.data.prepare.ray_failures import explain_failure, find_our_error
 from llavamed.errors import LlavaMedError, TrainingError
 from llavamed.run.resources import told_what_is_missing
 from llavamed.storage.location import Location
-from llavamed.train.context import Record, local_context, ray_context
+from llavamed.train.context import StepRecord, local_context, ray_context
 from llavamed.train.job import StageJob
 from llavamed.train.prometheus import WorkerMetrics
 from llavamed.train.worker import train_stage
@@ -37,7 +37,7 @@ class Started:
 class Steps:
     """Records of steps that were taken, from rank 0."""
 
-    records: list[Record]
+    records: list[StepRecord]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ Message = Started | Steps | Failed | logging.LogRecord
 def fit(
     job: StageJob,
     folder: Location,
-    on_records: Callable[[list[Record]], None],
+    on_records: Callable[[list[StepRecord]], None],
 ) -> bool:
     """Train a stage on its workers until its export lies in storage, or a machine is taken away.
 
@@ -175,7 +175,7 @@ class _StopOnOurErrors(UserCallback):
 class _Listener:
     """Passes on what workers put into the queue, in a thread, for as long as it is entered."""
 
-    def __init__(self, queue: Queue, on_records: Callable[[list[Record]], None]) -> None:
+    def __init__(self, queue: Queue, on_records: Callable[[list[StepRecord]], None]) -> None:
         self._queue, self._on_records = queue, on_records
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="listener", daemon=True)

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
 from llavamed.storage.manifest import ExportManifest
-from llavamed.train.context import Record
+from llavamed.train.context import StepRecord
 from llavamed.train.metrics import progress_text
 
 _SECONDS_BETWEEN_LINES = 2.0
@@ -65,7 +65,7 @@ class Progress:
         self._stage = (stage, num_steps)
         logger.info("train %s: %d steps; starting the workers", stage, num_steps)
 
-    def trained(self, records: list[Record]) -> None:
+    def trained(self, records: list[StepRecord]) -> None:
         """Show the last of the steps that were trained."""
         name, num_steps = self._stage
         last = records[-1]

@@ -37,7 +37,7 @@ from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.errors import TrackingError
 from llavamed.storage.location import locate
 from llavamed.storage.manifest import ExportManifest
-from llavamed.train.context import Record
+from llavamed.train.context import StepRecord
 
 _KEY = "llavamed.key"
 _PARENT = "mlflow.parentRunId"
@@ -214,7 +214,7 @@ class TrackedRun:
         facts = manifest.model_dump(mode="json")
         self._client.log_dict(self.run_id, facts, f"datasets/{dataset.name}.json")
 
-    def log_records(self, records: Sequence[Record]) -> None:
+    def log_records(self, records: Sequence[StepRecord]) -> None:
         """Log every step's metrics, leaving out steps that were logged before."""
         now = int(time.time() * 1000)
         new = [record for record in records if record["step"] > self._last_step]
@@ -237,7 +237,7 @@ class TrackedRun:
         """Keep a text file as an artifact."""
         self._client.log_text(self.run_id, text, name)
 
-    def _log_loss_plot(self, history: Sequence[Record]) -> None:
+    def _log_loss_plot(self, history: Sequence[StepRecord]) -> None:
         """Keep a plot of loss and learning rate as an artifact."""
         figure = Figure(figsize=(7, 4), layout="constrained")
         loss_axis = figure.add_subplot()
@@ -250,7 +250,7 @@ class TrackedRun:
         self._client.log_figure(self.run_id, figure, "loss.png")
 
     def log_result(
-        self, name: str, export: str, result: ExportManifest, history: Sequence[Record]
+        self, name: str, export: str, result: ExportManifest, history: Sequence[StepRecord]
     ) -> None:
         """Record a finished stage: what the workers could not tell before they ended, and its sums.
 

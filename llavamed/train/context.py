@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-Record = dict[str, float]
+StepRecord = dict[str, float]
 """The metrics of one optimizer step, including `step`."""
 
 
@@ -22,12 +22,12 @@ class Context:
     rank: int
     world_size: int
     device: torch.device
-    report: Callable[[list[Record]], None]
+    report: Callable[[list[StepRecord]], None]
     """Called by rank 0 with the new records."""
     is_preempted: Callable[[], bool] = lambda: False
     """Whether a machine of the stage is about to be taken away; every rank must call it together.
 """
-    observe: Callable[[Record], None] = lambda _: None
+    observe: Callable[[StepRecord], None] = lambda _: None
     """Called by every rank with the record of each step, as soon as the step is done."""
 
 
@@ -52,7 +52,7 @@ class PreemptionWatch:
         return bool(flag.item())
 
 
-def ray_context(report: Callable[[list[Record]], None]) -> Context:
+def ray_context(report: Callable[[list[StepRecord]], None]) -> Context:
     """Return the context of a Ray Train worker, whose process group Ray has initialized."""
     import ray.train
     import ray.train.torch
@@ -68,7 +68,7 @@ def ray_context(report: Callable[[list[Record]], None]) -> Context:
 
 
 @contextmanager
-def local_context(report: Callable[[list[Record]], None]) -> Iterator[Context]:
+def local_context(report: Callable[[list[StepRecord]], None]) -> Iterator[Context]:
     """Provide the context of a single worker in this process, without Ray.
 
     Tests and experiments on one GPU run the same training loop this way.

@@ -26,7 +26,7 @@ import deepspeed.ops
 from deepspeed.checkpoint import ds_to_universal
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
-from llavamed.config.engine import Engine as EngineConfig
+from llavamed.config.engine import Engine
 from llavamed.config.stage import Stage
 from llavamed.errors import CheckpointError, ConfigError
 from llavamed.model.freeze import part_of
@@ -43,11 +43,11 @@ _TAG = "state"
 _ENVELOPE_SUFFIX = "model_states.pt"
 
 
-class Engine:
+class TrainingEngine:
     """The model in training on this rank."""
 
     def __init__(
-        self, model: torch.nn.Module, *, stage: Stage, config: EngineConfig, world_size: int
+        self, model: torch.nn.Module, *, stage: Stage, config: Engine, world_size: int
     ) -> None:
         self.accumulation = math.ceil(stage.num_lanes / world_size)
         self._world_size = world_size
@@ -310,7 +310,7 @@ def to_universal(folder: Path, target: Path, envelope: dict[str, Any]) -> None:
     Args:
         folder: The state that all ranks saved.
         target: The folder to write.
-        envelope: `Engine.envelope` of rank 0 of the engine that will load it.
+        envelope: `TrainingEngine.envelope` of rank 0 of the engine that will load it.
     """
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         ds_to_universal.main(
@@ -330,7 +330,7 @@ def to_universal(folder: Path, target: Path, envelope: dict[str, Any]) -> None:
         torch.save(state, target / path)
 
 
-def deepspeed_config(config: EngineConfig, stage: Stage, world_size: int) -> dict[str, Any]:
+def deepspeed_config(config: Engine, stage: Stage, world_size: int) -> dict[str, Any]:
     """Return the whole DeepSpeed configuration of a stage."""
     accumulation = math.ceil(stage.num_lanes / world_size)  # some ranks may get empty packs
     zero: dict[str, Any] = {"stage": config.zero_stage}

@@ -20,7 +20,7 @@ from llavamed.errors import TrainingError
 from llavamed.model.cost.memory import Memory, stage_memory
 from llavamed.model.cost.savings import find_savings
 from llavamed.model.freeze import PartCount
-from llavamed.train.context import Context, Record
+from llavamed.train.context import Context, StepRecord
 from llavamed.train.job import can_convert, number_settings
 from llavamed.train.schedule import warmup_steps
 
@@ -101,7 +101,7 @@ def ids_of(batches: list[Batch]) -> list[str]:
 
 
 def check_loss(
-    config: RunConfig, stage: Stage, history: Sequence[Record], loss: float, num_steps: int
+    config: RunConfig, stage: Stage, history: Sequence[StepRecord], loss: float, num_steps: int
 ) -> None:
     """Raise TrainingError if the loss is far above the losses before it.
 

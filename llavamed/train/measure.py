@@ -12,7 +12,7 @@ from llavamed.config.stage import Stage
 from llavamed.data.feed.order import StageOrder
 from llavamed.data.prepared.mixture import Mixture
 from llavamed.model.cost.flops import Workload, peak_flops, stage_flops
-from llavamed.train.context import Context, Record
+from llavamed.train.context import Context, StepRecord
 
 PERCENTILES = (50, 95, 99)
 
@@ -40,7 +40,7 @@ class Meter:
         self._num_tokens = sums["num_tokens"]
         self._flops = stage_flops(model, stage, Workload(**sums))
 
-    def measure(self, step: int, *, seconds: float, data_wait: float) -> Record:
+    def measure(self, step: int, *, seconds: float, data_wait: float) -> StepRecord:
         """Return the measured metrics of a step.
 
         `mfu` is model FLOPs utilization: the operations of the step as counted by `stage_flops`,
@@ -64,7 +64,7 @@ class Meter:
             record["mfu"] = rounded(float(self._flops[step]) / (seconds * self._peak_flops))
         return record | self._memory()
 
-    def _memory(self) -> Record:
+    def _memory(self) -> StepRecord:
         """Return the peak bytes of the GPU's allocator, or of this process if there is no GPU."""
         if self._device.type != "cuda":
             return {"memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
@@ -82,7 +82,7 @@ def cluster_peak_flops(engine: Engine, context: Context) -> float | None:
     return None if peak is None else peak * context.world_size
 
 
-def speed(history: Sequence[Record]) -> dict[str, Any]:
+def speed(history: Sequence[StepRecord]) -> dict[str, Any]:
     """Summarize the speed of a stage, without the first tenth of its steps as warm-up.
 
     Returns:

@@ -4,7 +4,7 @@ from typing import Any
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from llavamed.train.context import Record
+from llavamed.train.context import StepRecord
 from llavamed.train.metrics import METRICS, Metric
 
 PREFIX = "llavamed_"
@@ -27,7 +27,7 @@ class WorkerMetrics:
             if metric.prometheus and (metric.per_worker or rank == 0)
         ]
 
-    def observe(self, record: Record) -> None:
+    def observe(self, record: StepRecord) -> None:
         """Export the record of a finished step."""
         for metric, export in self._exports:
             value = record.get(metric.name)

@@ -26,8 +26,8 @@ from llavamed.storage.scratch import scratch_folder
 from llavamed.train.checkpoint.restore import restore_checkpoint, seed_random_state
 from llavamed.train.checkpoint.save import Saver
 from llavamed.train.collectives import together
-from llavamed.train.context import Context, PreemptionWatch, Record
-from llavamed.train.engine import Engine
+from llavamed.train.context import Context, PreemptionWatch, StepRecord
+from llavamed.train.engine import TrainingEngine
 from llavamed.train.guard import (
     check_loss,
     check_moved,
@@ -84,7 +84,7 @@ def train_stage(job: StageJob, context: Context) -> bool:
     if job.stage.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     with explained_memory(job.config, job.stage, model, counts, data, context.world_size):
-        engine = Engine(
+        engine = TrainingEngine(
             model.train().to(context.device),
             stage=job.stage,
             config=job.config.engine_of(job.stage),
@@ -132,7 +132,7 @@ def _exporting(place: Location, num_steps: int) -> Iterator[None]:
 def _trained(
     job: StageJob,
     context: Context,
-    engine: Engine,
+    engine: TrainingEngine,
     model: Any,
     loader: StageLoader,
     sums: dict[str, int],
@@ -174,11 +174,11 @@ def _trained(
 def _train_steps(
     job: StageJob,
     context: Context,
-    engine: Engine,
+    engine: TrainingEngine,
     loader: StageLoader,
     meter: Meter,
     saver: Saver,
-    history: list[Record],
+    history: list[StepRecord],
     started: float,
 ) -> bool:
     """Take the steps that `history` does not hold yet, and append a record of each.
@@ -252,7 +252,9 @@ def _initial_model(job: StageJob, processor: Any, scratch: Path) -> Any:
     return load_model(folder, precision, job.config.model.attn_implementation)
 
 
-def _resume(job: StageJob, engine: Engine, context: Context) -> tuple[list[Record], float]:
+def _resume(
+    job: StageJob, engine: TrainingEngine, context: Context
+) -> tuple[list[StepRecord], float]:
     """Load the newest checkpoint if there is one.
 
     Returns:
@@ -273,7 +275,7 @@ def _manifest(
     job: StageJob,
     data: Mixture,
     counts: list[PartCount],
-    history: list[Record],
+    history: list[StepRecord],
     *,
     seconds: float,
     difference: float,

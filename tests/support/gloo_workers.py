@@ -18,7 +18,7 @@ import torch.multiprocessing as mp
 
 from llavamed.data.feed.loader import Batch, StageLoader
 from llavamed.train.context import Context, _forget_groups
-from llavamed.train.engine import Engine
+from llavamed.train.engine import TrainingEngine
 from llavamed.train.worker import train_stage
 from tests.support.log_messages import on_log
 from tests.support.training_setup import StageJob
@@ -88,7 +88,7 @@ def _work(
         LOCAL_SIZE=str(num_local),
         MASTER_ADDR="127.0.0.1",
     )
-    plain = Engine.snapshot, Engine.load, StageLoader.steps
+    plain = TrainingEngine.snapshot, TrainingEngine.load, StageLoader.steps
     for job, port in zip(jobs, ports, strict=True):  # groups that follow must not share a store
         os.environ["MASTER_PORT"] = str(port)
         dist.init_process_group("gloo", rank=rank, world_size=num_workers)
@@ -104,17 +104,17 @@ def _take_notes(folder: Path, rank: int, snapshot: Any, load: Any, steps: Any) -
     folder.mkdir(parents=True, exist_ok=True)
     samples: list[tuple[int, list[str]]] = []
 
-    def note(engine: Engine, event: str) -> None:
+    def note(engine: TrainingEngine, event: str) -> None:
         state = _gather(engine)
         if rank == 0:
             torch.save(state, folder / f"{event}-{engine._engine.global_steps}.pt")
 
-    def noted_snapshot(self: Engine) -> dict[str, Any]:
+    def noted_snapshot(self: TrainingEngine) -> dict[str, Any]:
         files = snapshot(self)
         note(self, "saved")
         return files
 
-    def noted_load(self: Engine, source: Path, **how: bool) -> None:
+    def noted_load(self: TrainingEngine, source: Path, **how: bool) -> None:
         load(self, source, **how)
         note(self, "restored")
 
@@ -125,11 +125,11 @@ def _take_notes(folder: Path, rank: int, snapshot: Any, load: Any, steps: Any) -
                 (folder / f"samples-{rank}.json").write_text(json.dumps(samples))
             yield batches
 
-    Engine.snapshot, Engine.load = noted_snapshot, noted_load  # type: ignore[method-assign]
+    TrainingEngine.snapshot, TrainingEngine.load = noted_snapshot, noted_load  # type: ignore[method-assign]
     StageLoader.steps = noted_steps  # type: ignore[method-assign]
 
 
-def _gather(engine: Engine) -> dict[str, torch.Tensor]:
+def _gather(engine: TrainingEngine) -> dict[str, torch.Tensor]:
     """Of each trained parameter the fp32 weight and both moments, whole on every rank."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 

@@ -27,7 +27,7 @@ from llavamed.processor.build import load_processor
 from llavamed.run.curriculum import plan_curriculum
 from llavamed.storage.location import MANIFEST, locate
 from llavamed.storage.manifest import ExportManifest, read
-from llavamed.train.context import Record, local_context
+from llavamed.train.context import StepRecord, local_context
 from llavamed.train.history import read_history
 from llavamed.train.job import StageJob, order_of
 from llavamed.train.worker import train_stage
@@ -94,7 +94,9 @@ def make_job(config: RunConfig, stage: int = 0) -> StageJob:
     )
 
 
-def run_stage(job: StageJob, report: Callable[[list[Record]], None] = lambda _: None) -> "Outcome":
+def run_stage(
+    job: StageJob, report: Callable[[list[StepRecord]], None] = lambda _: None
+) -> "Outcome":
     """Train in this process."""
     with local_context(report) as context:
         train_stage(job, context)
@@ -104,7 +106,7 @@ def run_stage(job: StageJob, report: Callable[[list[Record]], None] = lambda _: 
 class Outcome(ExportManifest):
     """An export's manifest, with the records beside it."""
 
-    history: list[Record]
+    history: list[StepRecord]
 
 
 def outcome(job: StageJob) -> Outcome:
@@ -121,7 +123,7 @@ def interrupted_job(config: RunConfig, *, at_step: int) -> StageJob:
     """A job whose run ended at a step, which was taken but not saved."""
     job = make_job(config)
 
-    def report(records: list[Record]) -> None:
+    def report(records: list[StepRecord]) -> None:
         if records[-1]["step"] >= at_step:
             raise Interrupted
 

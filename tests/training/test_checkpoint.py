@@ -19,7 +19,7 @@ from llavamed.storage.fingerprint import fingerprint
 from llavamed.storage.location import MANIFEST, locate
 from llavamed.train.checkpoint.listing import complete_checkpoints, read_checkpoint
 from llavamed.train.checkpoint.restore import hash_files
-from llavamed.train.context import Record
+from llavamed.train.context import StepRecord
 from llavamed.train.history import read_history
 from llavamed.train.job import StageJob
 from tests.support.training_setup import (
@@ -146,7 +146,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(
 ) -> None:
     spoil, message = DAMAGE[kind]
     spoil(job)
-    reported: list[Record] = []
+    reported: list[StepRecord] = []
     before = rf"step-000004/.*{message}.*; resuming from the checkpoint before, .*/step-000002$"
     run_stage(job, reported.extend)
     (warning,) = resumed = [said for said in caplog.messages if "resuming" in said]
@@ -225,11 +225,11 @@ def test_a_changed_setting_is_refused(job: StageJob) -> None:
 
 
 @contextmanager
-def full_disk() -> Iterator[Callable[[list[Record]], None]]:
+def full_disk() -> Iterator[Callable[[list[StepRecord]], None]]:
     """Files end after a few bytes from step 5 on, when the function it gives is told of it."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def fill(records: list[Record]) -> None:
+    def fill(records: list[StepRecord]) -> None:
         if records[-1]["step"] == 5:
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
 

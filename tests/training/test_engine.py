@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from llavamed.config.engine import Engine as EngineConfig
+from llavamed.config.engine import Engine
 from llavamed.config.run import RunConfig
 from llavamed.config.stage import Stage
 from llavamed.data.feed.loader import Batch
@@ -20,7 +20,7 @@ from llavamed.model.llava import build_model
 from llavamed.model.loss import supervised_loss
 from llavamed.processor.turns import IGNORE_INDEX
 from llavamed.train.context import local_context
-from llavamed.train.engine import Engine, deepspeed_config
+from llavamed.train.engine import TrainingEngine, deepspeed_config
 from tests.support.training_setup import (
     assert_same_weights,
     joined,
@@ -55,7 +55,7 @@ def train(
     freeze(model, stage.trainable)
     norms = []
     with local_context(lambda _: None):
-        engine = Engine(model.train(), stage=stage, config=config.engine, world_size=1)
+        engine = TrainingEngine(model.train(), stage=stage, config=config.engine, world_size=1)
         before = copy_of(engine.weights())
         for batches in steps:
             total = sum(int((batch.targets != IGNORE_INDEX).sum()) for batch in batches)
@@ -195,7 +195,7 @@ def test_a_folder_without_state_is_not_loaded(tiny_config: RunConfig, tmp_path: 
     model = build_model(config.model, processor_of(config), seed=0, precision="fp32")
     freeze(model, ["projector"])
     with local_context(lambda _: None):
-        engine = Engine(model, stage=config.stages[0], config=config.engine, world_size=1)
+        engine = TrainingEngine(model, stage=config.stages[0], config=config.engine, world_size=1)
         with pytest.raises(CheckpointError, match=r"holds no state of this run; delete"):
             engine.load(tmp_path)
         engine.close()
@@ -208,12 +208,12 @@ def test_a_worker_without_a_share_cannot_resume_from_another_number(
     model = build_model(config.model, processor_of(config), seed=0, precision="fp32")
     freeze(model, ["projector"])
     with local_context(lambda _: None):
-        engine = Engine(model, stage=config.stages[0], config=config.engine, world_size=1)
-        engine.check_universal()
+        engine = TrainingEngine(model, stage=config.stages[0], config=config.engine, world_size=1)
+        engine.check_universal(engine.layout)
         for parameter in engine._engine.optimizer.bit16_groups[1]:
             parameter._hp_mapping = None  # as on the last of so many workers
         with pytest.raises(ConfigError, match=r"num_workers=1: leaves a worker none of 32 weights"):
-            engine.check_universal()
+            engine.check_universal(engine.layout)
         engine.close()
 
 
@@ -228,7 +228,7 @@ def make_stage(**settings: Any) -> Stage:
 )
 def test_batch_sizes_are_derived(micro: int, total: int, workers: int, accumulation: int) -> None:
     stage = make_stage(packing=False, micro_batch_size=micro, global_batch_size=total)
-    settings = deepspeed_config(EngineConfig(), stage, workers)
+    settings = deepspeed_config(Engine(), stage, workers)
     assert settings["train_micro_batch_size_per_gpu"] == micro
     assert settings["gradient_accumulation_steps"] == accumulation
     assert settings["train_batch_size"] == total
@@ -236,7 +236,7 @@ def test_batch_sizes_are_derived(micro: int, total: int, workers: int, accumulat
 
 
 def test_raw_settings_are_merged_last() -> None:
-    config = EngineConfig.model_validate(
+    config = Engine.model_validate(
         {
             "zero_stage": 3,
             "offload_optimizer": "cpu",
@@ -277,4 +277,4 @@ def test_derived_settings_are_refused_with_the_name_of_ours(
     raw: dict[str, Any], key: str, owner: str
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(f"{key}: is derived; set {owner} instead")):
-        EngineConfig(deepspeed=raw)
+        Engine(deepspeed=raw)

@@ -14,7 +14,7 @@ from llavamed.storage.location import Location, locate
 from llavamed.storage.manifest import ExportManifest, find
 from llavamed.train import worker
 from llavamed.train.checkpoint.listing import complete_checkpoints
-from llavamed.train.context import Record
+from llavamed.train.context import StepRecord
 from tests.support.training_setup import (
     LEARNING,
     assert_same_weights,
@@ -82,8 +82,8 @@ def test_no_space_for_the_export_costs_no_step(
             run_stage(job)
     assert find(ExportManifest, locate(job.export)) is None
     assert complete_checkpoints(locate(job.checkpoints)) == ["step-000006"]
-    reported: list[Record] = []
-    report: Callable[[list[Record]], None] = reported.extend
+    reported: list[StepRecord] = []
+    report: Callable[[list[StepRecord]], None] = reported.extend
     assert run_stage(job, report).steps == 6
     assert [record["step"] for record in reported] == [1, 2, 3, 4, 5, 6], "none was taken again"
     assert_same_weights(exported_weights(job), exported_weights(quiet))

@@ -17,7 +17,7 @@ from llavamed.model.cost.memory import stage_memory
 from llavamed.model.freeze import freeze
 from llavamed.model.llava import shape_on_meta
 from llavamed.storage.location import locate
-from llavamed.train.context import Record
+from llavamed.train.context import StepRecord
 from llavamed.train.guard import check_loss, explained_memory
 from tests.support.training_setup import make_job, mixture, run_stage, small_config
 
@@ -41,7 +41,7 @@ def test_a_loss_is_refused_above_the_bound_and_after_the_warm_up(
             "schedule": stage.schedule.model_copy(update={"warmup_ratio": warmup}),
         }
     )
-    history: list[Record] = [{"loss": value} for value in losses]
+    history: list[StepRecord] = [{"loss": value} for value in losses]
     is_warm = len(losses) >= warmup * 120
     too_high = loss > bound * statistics.median(losses[-50:])
     message = rf"at step {len(losses) + 1}: exceeds stages.align.max_loss_ratio="

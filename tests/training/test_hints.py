@@ -15,7 +15,7 @@ from llavamed.run.curriculum import make_jobs, plan_curriculum
 from llavamed.run.preflight import check_settings, check_stage
 from llavamed.storage.lease import hold_lease
 from llavamed.storage.location import locate
-from llavamed.train.context import Record
+from llavamed.train.context import StepRecord
 from tests.support.training_setup import (
     LEARNING,
     make_job,
@@ -37,7 +37,7 @@ def run_out_of_memory(config: RunConfig, monkeypatch: pytest.MonkeyPatch, *, at_
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return loss(*args)
 
-    def count(records: list[Record]) -> None:
+    def count(records: list[StepRecord]) -> None:
         steps[0] = int(records[-1]["step"])
 
     with monkeypatch.context() as patch:
@@ -65,7 +65,7 @@ def test_what_saves_memory_is_taken_by_a_run_that_has_begun(
         changed = override_config(config, [change, *other])
         check_settings(plan_curriculum(changed)[:1], [make_job(changed)])
         if not where:
-            reported: list[Record] = []
+            reported: list[StepRecord] = []
             assert run_stage(make_job(changed), reported.extend).steps == 4
             assert [record["step"] for record in reported] == [1, 2, 3, 4]
             plans[0].export.remove()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llavamed.storage.location import locate
-from llavamed.train.context import Record
+from llavamed.train.context import StepRecord
 from llavamed.train.history import to_records, to_table
 
 RECORDS = st.lists(
@@ -20,7 +20,7 @@ RECORDS = st.lists(
 
 
 @given(RECORDS)
-def test_columns_give_the_same_records(records: list[Record]) -> None:
+def test_columns_give_the_same_records(records: list[StepRecord]) -> None:
     assert to_records(to_table(records)) == records
     types = [[type(value) for _, value in sorted(record.items())] for record in records]
     again = to_records(to_table(records))

@@ -10,7 +10,7 @@ from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError
 from llavamed.run.fit import fit
 from llavamed.storage.location import MANIFEST, locate
-from llavamed.train.context import Record
+from llavamed.train.context import StepRecord
 from tests.support.training_setup import (
     assert_same_weights,
     exported_weights,
@@ -25,9 +25,9 @@ def test_a_local_stage_trains_here_and_without_ray(tiny_config: RunConfig, tmp_p
         small_config(tiny_config, "name=launched-here", "scaling={launcher: local, num_workers: 1}")
     )
     processes: set[int] = set()
-    records: list[Record] = []
+    records: list[StepRecord] = []
 
-    def on_records(new: list[Record]) -> None:
+    def on_records(new: list[StepRecord]) -> None:
         processes.add(os.getpid())
         records.extend(new)
 

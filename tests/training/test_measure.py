@@ -10,7 +10,7 @@ import torch
 from llavamed.config.run import RunConfig
 from llavamed.model.cost.flops import ACCELERATORS, Workload, peak_flops, stage_flops
 from llavamed.model.llava import build_model
-from llavamed.train.context import Context, Record
+from llavamed.train.context import Context, StepRecord
 from llavamed.train.job import order_of
 from llavamed.train.measure import Meter, cluster_peak_flops, rounded, speed
 from llavamed.train.metrics import find_metric
@@ -65,7 +65,7 @@ def test_the_norms_of_the_parts_make_the_whole(
         f"engine.zero_stage={zero_stage}",
         f"engine.precision={precision}",
     )
-    observed: list[Record] = []
+    observed: list[StepRecord] = []
     manifest = run_stage(make_job(config), observed.extend)
     assert manifest.logits_difference == 0.0
     for record in manifest.history:

@@ -15,7 +15,7 @@ from llavamed.run.curriculum import plan_curriculum
 from llavamed.run.preflight import check_packages
 from llavamed.storage.location import MANIFEST, locate
 from llavamed.train.context import local_context
-from llavamed.train.engine import Engine
+from llavamed.train.engine import TrainingEngine
 from llavamed.train.optimizer import make_optimizer
 from tests.support.training_setup import (
     assert_same_weights,
@@ -142,7 +142,7 @@ def test_eight_bits_are_not_shared_out_again(tiny_config: RunConfig) -> None:
     model = build_model(config.model, processor_of(config), seed=0, precision="fp32")
     freeze(model, config.stages[0].trainable)
     with local_context(lambda _: None):
-        engine = Engine(model, stage=config.stages[0], config=config.engine, world_size=1)
+        engine = TrainingEngine(model, stage=config.stages[0], config=config.engine, world_size=1)
         with pytest.raises(ConfigError, match=r"adamw_8bit: its state cannot be shared out again"):
             engine.check_universal()
         engine.close()

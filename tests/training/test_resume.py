@@ -7,7 +7,7 @@ from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError
 from llavamed.storage.location import locate
 from llavamed.train.checkpoint.restore import seed_random_state
-from llavamed.train.context import Record
+from llavamed.train.context import StepRecord
 from tests.support.training_setup import (
     LEARNING,
     assert_same_weights,
@@ -22,7 +22,7 @@ REPEATED = ("step", "loss", "learning_rate", "grad_norm", "num_tokens")
 """What a step must give whenever it is taken; the rest is time and memory."""
 
 
-def repeated(history: list[Record]) -> list[list[float]]:
+def repeated(history: list[StepRecord]) -> list[list[float]]:
     return [[record[key] for key in REPEATED] for record in history]
 
 
@@ -53,7 +53,7 @@ def test_an_interrupted_stage_ends_bit_for_bit_as_if_it_had_not_been(
         small_config(tiny_config, *LEARNING, *settings, f"name={name}-b"), at_step=4
     )
     assert locate(job.checkpoints).children() == ["step-000002"]
-    reported: list[Record] = []
+    reported: list[StepRecord] = []
     manifest = run_stage(job, reported.extend)
     assert [record["step"] for record in reported] == [1, 2, 3, 4, 5, 6]
     assert manifest.history == reported

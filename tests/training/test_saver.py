@@ -15,7 +15,7 @@ from llavamed.storage.lease import hold_lease
 from llavamed.storage.location import locate
 from llavamed.train.checkpoint import save as saver
 from llavamed.train.checkpoint.listing import complete_checkpoints
-from llavamed.train.context import Record
+from llavamed.train.context import StepRecord
 from llavamed.train.job import StageJob
 from tests.support.faulty_s3 import FOR_EVER, FaultyS3, _proxy, faulty
 from tests.support.training_setup import (
@@ -68,7 +68,7 @@ def test_a_checkpoint_is_of_the_step_it_was_asked_at_however_late_it_is_written(
     def wait_for_training() -> None:
         assert gone_on.wait(timeout=120), "training waits for the upload"
 
-    def report(records: list[Record]) -> None:
+    def report(records: list[StepRecord]) -> None:
         if records[-1]["step"] == 5:
             gone_on.set()
             raise Interrupted
@@ -107,7 +107,7 @@ def test_the_call_that_waits_for_a_save_raises_its_error_and_no_scratch_is_left(
 ) -> None:
     job = make_job(small_config(tiny_config, "name=full"))
     monkeypatch.setattr(saver, "publish", lambda *_: fail())
-    reported: list[Record] = []
+    reported: list[StepRecord] = []
     message = r"step-000002: cannot be saved: place: is full; .* stops here, none was saved before;"
     with pytest.raises(CheckpointError, match=message):
         run_stage(job, reported.extend)
@@ -122,7 +122,7 @@ def test_a_save_that_fails_too_does_not_hide_what_has_ended_training(
     job = make_job(small_config(tiny_config, "name=both-fail"))
     before_upload(monkeypatch, fail)
 
-    def report(records: list[Record]) -> None:
+    def report(records: list[StepRecord]) -> None:
         if records[-1]["step"] == 3:
             raise Interrupted
 

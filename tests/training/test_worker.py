@@ -17,7 +17,7 @@ from llavamed.storage.lease import hold_lease
 from llavamed.storage.location import locate
 from llavamed.storage.manifest import ExportManifest, PartFacts, find
 from llavamed.train.checkpoint.listing import complete_checkpoints
-from llavamed.train.context import Record
+from llavamed.train.context import StepRecord
 from llavamed.train.job import StageJob, order_of
 from tests.support.training_setup import (
     LEARNING,
@@ -34,14 +34,14 @@ from tests.support.training_setup import (
 )
 
 LAST_STEP = 6
-Outcome = tuple[StageJob, dict[str, Any], list[Record]]
+Outcome = tuple[StageJob, dict[str, Any], list[StepRecord]]
 
 
 @pytest.fixture(scope="module")
 def trained(tiny_config: RunConfig) -> Outcome:
     """A stage of six steps, its export's manifest and the records it reported."""
     job = make_job(small_config(tiny_config, *LEARNING, "name=trained"))
-    reported: list[Record] = []
+    reported: list[StepRecord] = []
     return job, run_stage(job, reported.extend), reported
 
 
@@ -179,7 +179,7 @@ def test_a_stage_whose_weights_did_not_move_fails_with_a_sentence(
 def test_what_must_not_change_the_weights(trained: Outcome, override: str, atol: float) -> None:
     config = small_config(trained[0].config, *LEARNING, f"name=same-{len(override)}", override)
     job = make_job(config)
-    reported: list[Record] = []
+    reported: list[StepRecord] = []
     run_stage(job, reported.extend)
     assert [record["step"] for record in reported] == list(range(1, LAST_STEP + 1))
     assert_same_weights(exported_weights(job), exported_weights(trained[0]), atol=atol)
@@ -237,7 +237,7 @@ def test_a_step_that_is_not_finite_ends_the_stage_and_leaves_no_trace(
     )
     job = make_job(config)
     ids = [sample for batch in step_batches(config)[1] for sample in batch.sample_ids]
-    reported: list[Record] = []
+    reported: list[StepRecord] = []
     with pytest.raises(TrainingError, match=message) as error:
         run_stage(job, reported.extend)
     assert all(repr(sample) in str(error.value) for sample in ids)

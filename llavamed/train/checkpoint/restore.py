@@ -35,8 +35,8 @@ from llavamed.train.checkpoint.listing import (
     read_checkpoint,
 )
 from llavamed.train.collectives import together
-from llavamed.train.context import Record
-from llavamed.train.engine import Engine, to_universal
+from llavamed.train.context import StepRecord
+from llavamed.train.engine import TrainingEngine, to_universal
 from llavamed.train.history import HISTORY, to_records
 from llavamed.train.job import StageJob
 
@@ -54,7 +54,7 @@ class Restored:
     """The state from which a stage continues."""
 
     manifest: CheckpointManifest
-    history: list[Record]
+    history: list[StepRecord]
     """The records of all steps taken."""
     has_random_state: bool
     """Whether every rank got back its own random state."""
@@ -86,7 +86,7 @@ def publish(folder: Path, place: Location) -> dict[str, FileFacts]:
     return files
 
 
-def restore_checkpoint(folder: Location, engine: Engine, job: StageJob) -> Restored | None:
+def restore_checkpoint(folder: Location, engine: TrainingEngine, job: StageJob) -> Restored | None:
     """Restore the newest intact checkpoint; every rank must call it, and all restore the same one.
 
     Args:
@@ -136,7 +136,7 @@ def random_state() -> dict[str, torch.Tensor]:
     return state
 
 
-def _load(place: Location, engine: Engine, job: StageJob) -> Restored:
+def _load(place: Location, engine: TrainingEngine, job: StageJob) -> Restored:
     """Restore one checkpoint on every rank, or raise the same error on every rank."""
     rank, local_rank = dist.get_rank(), int(os.environ["LOCAL_RANK"])
     (manifest,) = together(lambda: _read_own_manifest(place, job), rank == 0)
@@ -220,7 +220,7 @@ def _compare(file: Location, facts: FileFacts, found: str) -> None:
         raise DamagedCheckpointError(f"{file}: differs from its manifest, it is damaged")
 
 
-def _read_history(place: Location, facts: FileFacts) -> list[Record]:
+def _read_history(place: Location, facts: FileFacts) -> list[StepRecord]:
     file = place / HISTORY
     try:
         data = file.read_bytes()

@@ -26,8 +26,8 @@ from llavamed.train.checkpoint.listing import DamagedCheckpointError, read_check
 from llavamed.train.checkpoint.restore import RANDOM, publish, random_state
 from llavamed.train.checkpoint.retention import Saved, names_to_keep
 from llavamed.train.collectives import together
-from llavamed.train.context import Record
-from llavamed.train.engine import Engine
+from llavamed.train.context import StepRecord
+from llavamed.train.engine import TrainingEngine
 from llavamed.train.history import write_history
 from llavamed.train.job import StageJob
 
@@ -49,7 +49,7 @@ class Saver:
     def __init__(
         self,
         job: StageJob,
-        engine: Engine,
+        engine: TrainingEngine,
         *,
         num_saved_steps: int,
     ) -> None:
@@ -87,7 +87,7 @@ class Saver:
         finally:
             self._thread.shutdown()
 
-    def save(self, history: list[Record], *, seconds: float) -> None:
+    def save(self, history: list[StepRecord], *, seconds: float) -> None:
         """Save the state after the steps of `history`; return once it is copied.
 
         Args:
@@ -127,7 +127,7 @@ class Saver:
             saving.result()
 
     def _publish(
-        self, files: dict[str, Any], history: list[Record], manifest: CheckpointManifest
+        self, files: dict[str, Any], history: list[StepRecord], manifest: CheckpointManifest
     ) -> None:
         """Turn the copy in memory into a complete checkpoint; this runs in the thread."""
         place, is_first = self._folder / f"step-{len(history):06d}", dist.get_rank() == 0
@@ -187,7 +187,7 @@ class Saver:
 
 
 def _upload(
-    files: dict[str, Any], history: list[Record] | None, place: Location
+    files: dict[str, Any], history: list[StepRecord] | None, place: Location
 ) -> dict[str, FileFacts]:
     """Write a rank's files to scratch and upload them.
 
