@@ -1,7 +1,7 @@
 """`llavamed evaluate`: score the models of a run, or any file of predictions."""
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 import typer.core
@@ -40,15 +40,16 @@ def run_stages(
         show_scores(found, console)
 
 
+_FIELDS = (
+    "JSON lines of {id, question, prediction, reference, answer_type, options, image, "
+    "question_type, domain}, at any URI; all but id, prediction, reference and answer_type may be "
+    "absent. Options are letters with texts, or a list."
+)
+
+
 @app.command("score")
 def score_file(
-    file: Annotated[
-        str,
-        typer.Argument(
-            help="JSON lines of {id, question, prediction, reference, answer_type, options}, at "
-            "any URI; options may be absent, letters with texts, or a list."
-        ),
-    ],
+    file: Annotated[str, typer.Argument(help=_FIELDS)],
     scorer: Annotated[
         list[str] | None, typer.Option(help="Name of a scorer; repeatable; default: all.")
     ] = None,
@@ -57,14 +58,13 @@ def score_file(
     ] = False,
 ) -> None:
     """Score a file of predictions, whoever made it, by one scorer or by all."""
-    from llavamed.cli.tables import show_scorers
+    import numpy as np
+
+    from llavamed.cli.tables import print_line, show_scorers
     from llavamed.errors import ConfigError
-    from llavamed.evaluate.scorers.predictions import (
-        SCORERS,
-        find_scorer,
-        read_predictions,
-        summarize,
-    )
+    from llavamed.evaluate.compare import no_answer_shares
+    from llavamed.evaluate.scorers.predictions import SCORERS, find_scorer, read_predictions
+    from llavamed.evaluate.summary import describe_clusters, group_items, summarize
     from llavamed.storage.location import locate
 
     names = scorer or list(SCORERS)
@@ -72,12 +72,58 @@ def score_file(
     if items and len(rules) != 1:
         raise ConfigError(f"scorer={','.join(names)}: --items takes one; add --scorer NAME")
     found = read_predictions(locate(file))
+    scores = {name: np.array([rule(item) for item in found]) for name, rule in rules.items()}
     if items:
-        rule = rules[names[0]]
-        for item in found:
-            typer.echo(json.dumps({"id": item.id, "score": rule(item)}, ensure_ascii=False))
+        for item, value in zip(found, scores[names[0]].tolist(), strict=True):
+            typer.echo(json.dumps({"id": item.id, "score": value}, ensure_ascii=False))
         return
-    show_scorers(
-        {name: summarize((item, rule(item)) for item in found) for name, rule in rules.items()},
-        console,
-    )
+    groups = group_items(found)
+    show_scorers(groups, summarize(groups, scores), console)
+    for share in no_answer_shares([found]):
+        text = f"{share.value:.1%} [{share.low:.1%},{share.high:.1%}]"
+        print_line(console, f"Closed questions without an answer, by the strict rules: {text}")
+    print_line(console, describe_clusters(found))
+
+
+@app.command("compare")
+def compare_files(
+    files: Annotated[list[str], typer.Argument(help=f"Two or more. {_FIELDS}")],
+    scorer: Annotated[str, typer.Option(help="Name of a scorer.")] = "strict",
+    by: Annotated[
+        Literal["answer_type", "question_type", "domain"],
+        typer.Option(help="What groups the questions."),
+    ] = "answer_type",
+    plot: Annotated[
+        str | None, typer.Option(help="Draw it to this file, a PNG at any URI.")
+    ] = None,
+) -> None:
+    """Compare files of predictions of the same questions, each with the first."""
+    from string import ascii_uppercase
+
+    from llavamed.cli.tables import print_line, show_comparison
+    from llavamed.errors import ConfigError
+    from llavamed.evaluate.compare import align, compare, no_answer_shares
+    from llavamed.evaluate.scorers.predictions import find_scorer, read_predictions
+    from llavamed.evaluate.summary import describe_clusters
+    from llavamed.storage.location import locate
+
+    rule = find_scorer(scorer)
+    if not 2 <= len(set(files)) == len(files) <= len(ascii_uppercase):
+        raise ConfigError(
+            f"files={', '.join(files)}: must be 2 to {len(ascii_uppercase)} different files; name "
+            "the others, each once"
+        )
+    if plot is not None and not plot.endswith(".png"):
+        raise ConfigError(f"plot={plot}: must end in .png; choose such a name")
+    aligned = align({file: read_predictions(locate(file)) for file in files})
+    items = list(aligned.values())
+    compared = compare(items, rule, by)
+    letters = dict(zip(ascii_uppercase, files, strict=False))
+    show_comparison(compared, no_answer_shares(items), letters, scorer, console)
+    print_line(console, describe_clusters(items[0]))
+    if plot is not None:
+        from llavamed.evaluate.compare_plot import draw_comparison
+
+        names = [f"{letter}: {file}" for letter, file in letters.items()]
+        locate(plot).write_bytes(draw_comparison(compared, names, scorer))
+        print_line(console, f"Plot: {plot}")

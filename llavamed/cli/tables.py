@@ -14,6 +14,9 @@ from llavamed.data.record import IMAGE_HASH_BYTES
 from llavamed.storage.manifest import RunSummary, ScoresManifest
 
 if TYPE_CHECKING:
+    from llavamed.evaluate.compare import GroupComparison
+    from llavamed.evaluate.statistics import Estimate
+    from llavamed.evaluate.summary import Group
     from llavamed.run.plan import StageCost
 
 
@@ -31,8 +34,8 @@ def show_summary(summary: RunSummary, console: Console) -> None:
     console.print(stages)
     for found in summary.evaluations:
         show_scores(found, console)
-    _print_line(console, f"Model:   {summary.stages[-1].export}")
-    _print_line(console, f"MLflow:  {_mlflow_command(summary.tracking_uri)}")
+    print_line(console, f"Model:   {summary.stages[-1].export}")
+    print_line(console, f"MLflow:  {_mlflow_command(summary.tracking_uri)}")
 
 
 def show_scores(found: ScoresManifest, console: Console) -> None:
@@ -47,17 +50,63 @@ def show_scores(found: ScoresManifest, console: Console) -> None:
     for sample in found.samples:
         samples.add_row(*(value.replace("\n", " ")[:40] for value in sample.values()))
     console.print(samples)
-    _print_line(console, f"Answers: {found.report}")
+    print_line(console, f"Answers: {found.report}")
 
 
-def show_scorers(found: Mapping[str, Mapping[str, tuple[int, float]]], console: Console) -> None:
-    """Print what each scorer gives: of closed, open and all items the count and the mean score."""
-    first = next(iter(found.values()))
-    heads = [f"{group} ({count:,})" for group, (count, _) in first.items()]
+def show_scorers(
+    groups: Sequence["Group"], scores: Mapping[str, Sequence["Estimate"]], console: Console
+) -> None:
+    """Print the mean score of each group of questions with its interval, a row a scorer."""
+    heads = [f"{group.name} ({len(group.positions):,})" for group in groups]
     table = _table("Scores", "scorer", *heads)
-    for name, groups in found.items():
-        table.add_row(name, *(f"{mean:.4f}" for _, mean in groups.values()))
+    for name, estimates in scores.items():
+        table.add_row(name, *map(_interval, estimates))
     console.print(table)
+
+
+def show_comparison(
+    compared: Sequence["GroupComparison"],
+    no_answer: Sequence["Estimate"],
+    files: Mapping[str, str],
+    scorer: str,
+    console: Console,
+) -> None:
+    """Print the scores of files and their differences to the first.
+
+    Args:
+        compared: The scores, a group of questions each.
+        no_answer: The share of closed questions without an answer, one a file; may be empty.
+        files: The path of each file by the letter that stands for it.
+        scorer: Name of the scorer.
+        console: Where to print.
+    """
+    scores = _table(f"Scores by {scorer}", "", "questions", "clusters", *files)
+    differences = _table(
+        f"Differences to {next(iter(files))}", "", "", "difference", "p", "McNemar"
+    )
+    for found in compared:
+        name, size = found.group.name, len(found.group.positions)
+        cells = map(_interval, found.scores)
+        scores.add_row(name, f"{size:,}", f"{found.group.num_clusters:,}", *cells)
+        for letter, each in zip(list(files)[1:], found.differences, strict=True):
+            estimate = _interval(each.estimate, "+.3f")
+            mcnemar = "-" if each.mcnemar is None else f"{each.mcnemar:.4f}"
+            differences.add_row(name, letter, estimate, f"{each.p_value:.4f}", mcnemar)
+    if no_answer:
+        scores.add_row("closed without answer", "", "", *map(_interval, no_answer))
+    console.print(scores)
+    console.print(differences)
+    for letter, path in files.items():
+        print_line(console, f"{letter}: {path}")
+    print_line(
+        console,
+        "p: sign-flip test by cluster, Holm-adjusted over the groups; McNemar: exact, takes "
+        "questions for independent, not adjusted",
+    )
+
+
+def _interval(estimate: "Estimate", form: str = ".3f") -> str:
+    return f"{estimate.value:{form}} [{estimate.low:{form}},{estimate.high:{form}}]"
 
 
 def show_plan(costs: Sequence["StageCost"], console: Console) -> None:
@@ -89,15 +138,15 @@ def show_plan(costs: Sequence["StageCost"], console: Console) -> None:
         table.add_row(name, *cells)
     console.print(table)
     for sentence in dict.fromkeys(each for cost in costs for each in cost.assumed):
-        _print_line(console, sentence)
+        print_line(console, sentence)
     for cost in costs:
         if cost.memory.total > cost.gpu_memory:
             changes = [
                 f"{each.change} ({each.num_bytes / 1e9:.1f} GB less)" for each in cost.savings
             ]
             hint = f"set {' or '.join(changes)}" if changes else "use larger GPUs, or more of them"
-            _print_line(console, f"! {cost.name} does not fit: {hint}")
-    _print_line(console, f"All stages: {sum(cost.hours for cost in costs):.3g} hours")
+            print_line(console, f"! {cost.name} does not fit: {hint}")
+    print_line(console, f"All stages: {sum(cost.hours for cost in costs):.3g} hours")
 
 
 def show_contamination(found: Contamination, console: Console) -> None:
@@ -128,7 +177,7 @@ def show_contamination(found: Contamination, console: Console) -> None:
         examples.add_row(match["id"], match[by[0]], ways_met, match["words"][:40])
     if examples.row_count:
         console.print(examples)
-    _print_line(console, f"Report: {found.report}")
+    print_line(console, f"Report: {found.report}")
 
 
 def show_removal(found: Contamination, without: PreparedDataset | None, console: Console) -> None:
@@ -141,7 +190,7 @@ def show_removal(found: Contamination, without: PreparedDataset | None, console:
         text = f"Nothing was changed: none of {total:,} samples match by {' or '.join(found.by)}"
     else:
         text = f"Removed {what}; {without.num_samples:,} are left, the others in the quarantine"
-    _print_line(console, text)
+    print_line(console, text)
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -158,7 +207,8 @@ def _short(number: float) -> str:
     return f"{number:.0f}"
 
 
-def _print_line(console: Console, text: str) -> None:
+def print_line(console: Console, text: str) -> None:
+    """Print a sentence as it is, without colours and without breaking it."""
     console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 

@@ -16,9 +16,9 @@ from llavamed.evaluate.scorers.predictions import (
     find_scorer,
     read_items,
     read_predictions,
-    summarize,
 )
 from llavamed.storage.location import locate
+from llavamed.storage.retry import RetryingFile
 
 OPTIONS = {"A": "Pneumothorax", "B": "Pleural effusion"}
 
@@ -112,6 +112,8 @@ def row(**changes):
         ([row(prediction=None)], r"file:1: lacks prediction; add it"),
         ([row(prediction=7)], r"file:1: prediction=7 is no text; write it in quotes"),
         ([row(answer_type="maybe")], r"file:1: answer_type='maybe' must be OPEN or CLOSED"),
+        ([row(image=["1.png"])], r"file:1: image=\['1.png'\] is no text or number; write a name"),
+        ([row(question_type=1.5)], r"file:1: question_type=1.5 is no text or number"),
         ([row(options="A")], r"file:1: options=A must map letters to texts or list texts"),
         ([row(), b"", row()], r"file:3: id='1' is also the id of line 1; give"),
         ([], r"file: holds no item; write one JSON object a line"),
@@ -127,9 +129,31 @@ def test_a_file_that_is_absent_is_refused(tmp_path):
         read_predictions(locate(str(tmp_path / "absent.jsonl")))
 
 
-def test_averages_are_of_closed_open_and_all_items():
-    scored = [(item("", "", "OPEN"), 0.5), (item("", ""), 1.0), (item("", ""), 0.0)]
-    assert summarize(scored) == {"closed": (2, 0.5), "open": (1, 0.5), "all": (3, 0.5)}
+def test_empty_predictions_are_counted(tmp_path, caplog):
+    file = tmp_path / "predictions.jsonl"
+    file.write_bytes(b"\n".join([row(), row(id="2", prediction=" ")]))
+    read_predictions(locate(str(file)))
+    assert "predictions.jsonl: 1 of 2 predictions are empty" in caplog.text
+
+
+def test_a_file_is_read_by_blocks_not_by_bytes(tmp_path, monkeypatch):
+    file = tmp_path / "predictions.jsonl"
+    file.write_bytes(b"\n".join(row(id=number) for number in range(500)))
+    sizes = []
+    read = RetryingFile.read
+
+    def count(self, size=-1):
+        sizes.append(size)
+        return read(self, size)
+
+    monkeypatch.setattr(RetryingFile, "read", count)
+    assert len(read_predictions(locate(str(file)))) == 500
+    assert len(sizes) < 50
+
+
+def test_images_and_groups_are_read_as_names():
+    [found] = read_items([row(image=7, question_type="POS ", domain=None)], "file")
+    assert (found.image, found.question_type, found.domain) == ("7", "POS", "")
 
 
 def test_the_command_prints_a_line_an_item_or_a_table(tmp_path):
@@ -143,5 +167,7 @@ def test_the_command_prints_a_line_an_item_or_a_table(tmp_path):
     table = CliRunner().invoke(app, ["score", str(file)])
     assert "closed (2)" in table.output
     assert all(name in table.output for name in SCORERS)
+    assert "without an answer, by the strict rules: 0.0% [0.0%," in table.output
+    assert "95 % intervals by item, because no item names its image" in table.output
     several = CliRunner().invoke(app, ["score", str(file), "--items"])
     assert isinstance(several.exception, ConfigError)

@@ -17,8 +17,10 @@ _CHINESE_CLASSES = (
 )
 
 
-def is_chosen(answer: str, reference: str, candidates: Iterable[str] = ()) -> bool:
+def is_chosen(answer: str, reference: str, candidates: Iterable[str] = ()) -> bool | None:
     """Tell whether an unpacked answer gives the reference and no other answer of its kind.
+
+    None stands for no choice: no answer of the kind, or a hedge.
 
     Args:
         answer: The answer's words, from `unpack`.
@@ -27,11 +29,10 @@ def is_chosen(answer: str, reference: str, candidates: Iterable[str] = ()) -> bo
     """
     for part, is_final in conclusions(answer):
         found = _choice(part, reference, tuple(candidates))
-        if found is not None:
-            return found
-        if is_final and UNDECIDED.search(part):
-            return False
-    return False
+        is_hedge = not found and bool(UNDECIDED.search(part))
+        if found is not None or (is_final and is_hedge):
+            return None if is_hedge else found
+    return None
 
 
 def _choice(text: str, reference: str, candidates: Sequence[str]) -> bool | None:

@@ -18,6 +18,10 @@ class Item:
     answer_type: str
     """`OPEN` or `CLOSED`."""
     options: Options = None
+    image: str = ""
+    """Name or hash of the image; items of one image form a cluster. Empty where unknown."""
+    question_type: str = ""
+    domain: str = ""
 
 
 Rule = Callable[[Item], float]

@@ -1,8 +1,9 @@
 """Score a file of predictions, whoever made it."""
 
+import io
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping
-from statistics import fmean
 from typing import Any
 
 from llavamed.errors import ConfigError, DataError
@@ -23,7 +24,9 @@ SCORERS: Mapping[str, Rule] = {
 }
 """Every scorer by its name."""
 
+logger = logging.getLogger(__name__)
 _TEXTS = ("question", "prediction", "reference", "answer_type")
+_LABELS = ("image", "question_type", "domain")
 
 
 def find_scorer(name: str) -> Rule:
@@ -36,14 +39,21 @@ def find_scorer(name: str) -> Rule:
 def read_predictions(place: Location) -> list[Item]:
     """Read the items of a file of predictions. Raises: DataError, as `read_items` does."""
     try:
-        with place.open() as lines:
-            return list(read_items(lines, str(place)))
+        with place.open() as file:
+            # The file itself has no buffer and reads a line byte by byte.
+            lines = io.BufferedReader(file)  # type: ignore[type-var]
+            items = list(read_items(lines, str(place)))
     except FileNotFoundError as error:
         raise DataError(f"{place}: no such file; check the path") from error
+    if num_empty := sum(not item.prediction.strip() for item in items):
+        logger.warning("%s: %d of %d predictions are empty", place, num_empty, len(items))
+    return items
 
 
 def read_items(lines: Iterable[bytes], name: str) -> Iterator[Item]:
-    """Read items from JSON lines of {id, question, prediction, reference, answer_type, options}.
+    """Read items from JSON lines, whose keys are the fields of `Item`.
+
+    A line needs `id`, `prediction`, `reference` and `answer_type`.
 
     Args:
         lines: The lines of the file; empty ones are passed over.
@@ -81,6 +91,10 @@ def _item(line: bytes, place: str) -> Item:
     for key in _TEXTS:
         if not isinstance(row.get(key, ""), str):
             raise DataError(f"{place}: {key}={row[key]!r} is no text; write it in quotes")
+    labels = {key: row[key] for key in _LABELS if row.get(key) is not None}
+    for key, label in labels.items():
+        if not isinstance(label, str | int):
+            raise DataError(f"{place}: {key}={label!r} is no text or number; write a name for it")
     answer_type = row["answer_type"].strip().upper()
     if answer_type not in {"OPEN", "CLOSED"}:
         raise DataError(
@@ -93,6 +107,7 @@ def _item(line: bytes, place: str) -> Item:
         reference=row["reference"],
         answer_type=answer_type,
         options=_options(row.get("options"), place),
+        **{key: str(label).strip() for key, label in labels.items()},
     )
 
 
@@ -106,12 +121,3 @@ def _options(given: Any, place: str) -> Options:
     raise DataError(
         f"{place}: options={str(given)[:60]} must map letters to texts or list texts; correct it"
     )
-
-
-def summarize(scored: Iterable[tuple[Item, float]]) -> dict[str, tuple[int, float]]:
-    """Count and average the scores of closed, open and all items."""
-    groups: dict[str, list[float]] = {"closed": [], "open": [], "all": []}
-    for item, value in scored:
-        groups[item.answer_type.lower()].append(value)
-        groups["all"].append(value)
-    return {name: (len(values), fmean(values)) for name, values in groups.items() if values}

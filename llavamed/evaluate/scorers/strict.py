@@ -25,15 +25,28 @@ def score(item: Item) -> float:
     question with lettered options asks for a letter, and one whose reference is yes or no, as a
     word, asks for that.
     """
+    return _score(item) or 0.0
+
+
+def is_answered(item: Item) -> bool:
+    """Tell whether a prediction makes a choice, right or wrong; one to an open question always."""
+    return _score(item) is not None
+
+
+def _score(item: Item) -> float | None:
+    """Score one item; None where the answer makes no choice."""
     answer = unpack(item.prediction, item.question)
     if isinstance(item.options, Mapping):
         letter = reference_letter(item.reference, item.options)
         if letter is not None:
-            return float(chosen_letter(answer, item.options) == letter)
+            chosen = chosen_letter(answer, item.options)
+            return None if chosen is None else float(chosen == letter)
     wanted = polarity(item.reference)
     if wanted is not None:
-        return float(says(answer, item.question, item.reference) is wanted)
+        said = says(answer, item.question, item.reference)
+        return None if said is None else float(said is wanted)
     if item.answer_type == "OPEN":
         return open_score(answer, item.reference)
     candidates = item.options if isinstance(item.options, tuple) else ()
-    return float(is_chosen(answer, item.reference, candidates))
+    is_right = is_chosen(answer, item.reference, candidates)
+    return None if is_right is None else float(is_right)

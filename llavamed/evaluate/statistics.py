@@ -1,0 +1,210 @@
+"""Intervals and tests for scores of questions that share images.
+
+Questions about one image are right or wrong together, so an interval that takes them for
+independent is too narrow. Everything here resamples, or flips, whole clusters: the items that
+share an image. Results depend on the seed and on the items, not on the items' order.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import bdtr, ndtr, ndtri, stdtrit
+
+CONFIDENCE = 0.95
+NUM_RESAMPLES = 2_000
+NUM_FLIPS = 9_999
+_FEW = 10
+"""With fewer right or fewer wrong answers than this, a share gets Wilson's interval."""
+_CHUNK = 1 << 20
+"""Random numbers drawn at a time, so that memory does not grow with the number of clusters."""
+
+Floats: TypeAlias = NDArray[np.float64]
+Indices: TypeAlias = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean with its interval: `low <= value <= high`."""
+
+    value: float
+    low: float
+    high: float
+
+
+def cluster_indices(keys: Sequence[str]) -> Indices:
+    """Number the clusters: items of equal keys get the same number, from 0 on, in sorted order."""
+    numbers = {key: number for number, key in enumerate(sorted(set(keys)))}
+    return np.array([numbers[key] for key in keys], dtype=np.int64)
+
+
+def mean_intervals(
+    scores: Floats, clusters: Indices, *, confidence: float = CONFIDENCE, seed: int = 0
+) -> list[Estimate]:
+    """Estimate the mean of each row of scores.
+
+    The interval is a bootstrap over clusters. A share (all scores 0 or 1) with fewer than ten right
+    or ten wrong answers gets Wilson's interval instead, because a bootstrap of such rare events is
+    too narrow; there a cluster counts as one observation, the most that clustering can cost.
+
+    Args:
+        scores: Between 0 and 1, shape (rows, items).
+        clusters: Number of each item's cluster, shape (items,).
+        confidence: Probability that an interval is to contain the true mean.
+        seed: Seed for the resamples; every row gets the same ones.
+    """
+    num_clusters = len(np.unique(clusters))
+    estimates = _bootstrap(scores, clusters, (0.0, 1.0), confidence, seed)
+    for row, values in enumerate(scores):
+        is_share = bool(np.isin(values, (0.0, 1.0)).all())
+        if is_share and min(values.sum(), (1 - values).sum()) < _FEW:
+            estimates[row] = wilson_interval(float(values.mean()), num_clusters, confidence)
+    return estimates
+
+
+def difference_intervals(
+    first: Floats,
+    others: Floats,
+    clusters: Indices,
+    *,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> list[Estimate]:
+    """Estimate the mean difference of each row of `others` to `first`, item by item.
+
+    Args:
+        first: Scores between 0 and 1, shape (items,).
+        others: Scores of the same items, shape (rows, items).
+        clusters: Number of each item's cluster, shape (items,).
+        confidence: Probability that an interval is to contain the true difference.
+        seed: Seed for the resamples; every row gets the same ones.
+    """
+    return _bootstrap(others - first, clusters, (-1.0, 1.0), confidence, seed)
+
+
+def _bootstrap(
+    values: Floats,
+    clusters: Indices,
+    bounds: tuple[float, float],
+    confidence: float,
+    seed: int,
+) -> list[Estimate]:
+    """Estimate means by expanded percentile intervals of a bootstrap over clusters.
+
+    Plain percentiles are too narrow for few clusters. The expanded ones take the probability at
+    which a normal distribution is as wide as Student's t with the unbiased variance. A single
+    cluster says nothing of the spread, so its interval is all that is possible.
+
+    Source: Hesterberg, "What Teachers Should Know About the Bootstrap" (2015), section on the
+    expanded percentile interval; clusters as in Field and Welsh, "Bootstrapping clustered data"
+    (2007).
+    """
+    num_clusters = len(np.unique(clusters))
+    means = values.mean(axis=1)
+    if num_clusters == 1:
+        low, high = (np.full(len(means), bound) for bound in bounds)
+    else:
+        quantile = stdtrit(num_clusters - 1, (1 - confidence) / 2)
+        tail = float(ndtr(quantile * np.sqrt(num_clusters / (num_clusters - 1))))
+        low, high = np.quantile(_resampled_means(values, clusters, seed), [tail, 1 - tail], axis=0)
+    # Rounding alone may put the bounds of equal values beside them.
+    return [
+        Estimate(float(mean), float(min(mean, below)), float(max(mean, above)))
+        for mean, below, above in zip(means, low, high, strict=True)
+    ]
+
+
+def _resampled_means(values: Floats, clusters: Indices, seed: int) -> Floats:
+    """Draw clusters with replacement; return means over their items, shape (resamples, rows)."""
+    _, codes, sizes = np.unique(clusters, return_inverse=True, return_counts=True)
+    num_clusters = len(sizes)
+    totals = np.stack(
+        [np.bincount(codes, weights=row, minlength=num_clusters) for row in values], axis=1
+    )
+    rng = np.random.default_rng(seed)
+    means = np.empty((NUM_RESAMPLES, len(values)))
+    for start, stop in _chunks(NUM_RESAMPLES, num_clusters):
+        drawn = rng.integers(num_clusters, size=(stop - start, num_clusters))
+        drawn += num_clusters * np.arange(stop - start)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
+        means[start:stop] = (times @ totals) / (times @ sizes)[:, None]
+    return means
+
+
+def _chunks(total: int, width: int) -> Iterator[tuple[int, int]]:
+    step = max(1, _CHUNK // width)
+    for start in range(0, total, step):
+        yield start, min(start + step, total)
+
+
+def wilson_interval(share: float, total: float, confidence: float = CONFIDENCE) -> Estimate:
+    """Estimate a share of `total` independent observations; stays honest at shares of 0 and 1.
+
+    Source: Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
+    """
+    square = float(ndtri((1 + confidence) / 2)) ** 2
+    center = (share + square / (2 * total)) / (1 + square / total)
+    variance = share * (1 - share) / total + square / (4 * total**2)
+    half = float(np.sqrt(square * variance)) / (1 + square / total)
+    return Estimate(share, max(0.0, min(share, center - half)), min(1.0, max(share, center + half)))
+
+
+def sign_flip_test(differences: Floats, clusters: Indices, *, seed: int = 0) -> float:
+    """Test whether paired differences are zero on average; return the two-sided p-value.
+
+    If the two runs were alike, each cluster could as well have had the opposite difference. All
+    sign patterns are counted where there are no more than `NUM_FLIPS` of them, otherwise as many
+    random ones, to which the observed one is added so that p is never 0.
+
+    Source: Fisher, "The Design of Experiments" (1935), section 21; the added one by Phipson and
+    Smyth, "Permutation P-values Should Never Be Zero" (2010).
+    """
+    totals: Floats = np.bincount(clusters, weights=differences).astype(np.float64)
+    totals = totals[np.abs(totals) > _rounding(totals)]
+    num_clusters = len(totals)
+    least = abs(totals.sum()) - _rounding(totals)
+    if 2**num_clusters <= NUM_FLIPS:
+        patterns = np.arange(2**num_clusters)[:, None] >> np.arange(num_clusters) & 1
+        return float(np.mean(np.abs((2.0 * patterns - 1) @ totals) >= least))
+    rng = np.random.default_rng(seed)
+    as_extreme = 0
+    for start, stop in _chunks(NUM_FLIPS, num_clusters):
+        signs = 2.0 * rng.integers(2, size=(stop - start, num_clusters)) - 1
+        as_extreme += int(np.count_nonzero(np.abs(signs @ totals) >= least))
+    return (as_extreme + 1) / (NUM_FLIPS + 1)
+
+
+def _rounding(totals: Floats) -> float:
+    """Return a difference that rounding alone can make in a sum of these numbers."""
+    return 1e-12 * max(1.0, float(np.abs(totals).sum()))
+
+
+def mcnemar_test(first: Floats, second: Floats) -> float | None:
+    """Test whether two runs are right equally often; return the exact two-sided p-value.
+
+    It takes all items for independent, so with several questions an image its p-value is too small;
+    `sign_flip_test` is not deceived. None where a score is neither 0 nor 1.
+
+    Source: McNemar, "Note on the sampling error of the difference between correlated proportions"
+    (1947); the exact form is a binomial test of the items that only one run has right.
+    """
+    if not np.isin([first, second], (0.0, 1.0)).all():
+        return None
+    only_first = int(np.count_nonzero(first > second))
+    only_second = int(np.count_nonzero(second > first))
+    return min(1.0, 2 * float(bdtr(min(only_first, only_second), only_first + only_second, 0.5)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values of several tests, so that one false alarm among all is as rare as stated.
+
+    Source: Holm, "A simple sequentially rejective multiple test procedure" (1979).
+    """
+    given: NDArray[Any] = np.asarray(p_values, dtype=float)
+    order = np.argsort(given, kind="stable")
+    factors = np.arange(len(given), 0, -1)
+    adjusted = np.empty_like(given)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(factors * given[order]))
+    return [float(p) for p in adjusted]

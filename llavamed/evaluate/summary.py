@@ -1,0 +1,85 @@
+"""Scores of groups of questions, with intervals."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from llavamed.errors import DataError
+from llavamed.evaluate.scorers.item import Item
+from llavamed.evaluate.statistics import (
+    Estimate,
+    Floats,
+    Indices,
+    cluster_indices,
+    mean_intervals,
+)
+
+GroupKey = Literal["answer_type", "question_type", "domain"]
+"""What groups of questions can be made of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Questions that are averaged over together."""
+
+    name: str
+    positions: Indices
+    """Of its questions among all, shape (questions,)."""
+    clusters: Indices
+    """Number of the cluster of each of its questions, shape (questions,)."""
+
+    @property
+    def num_clusters(self) -> int:
+        """How many clusters its questions belong to."""
+        return len(np.unique(self.clusters))
+
+
+def group_items(items: Sequence[Item], by: GroupKey = "answer_type") -> list[Group]:
+    """Sort items into groups, in alphabetical order, with a last group `all`.
+
+    Items of one image are a cluster; an item without an image is a cluster of its own.
+
+    Raises:
+        DataError: No item says what it is to be grouped by.
+    """
+    labels: list[str] = [getattr(item, by) for item in items]
+    if not any(labels):
+        raise DataError(f"by={by}: none of {len(items)} items has a {by}; add it, or leave it out")
+    if by == "answer_type":
+        labels = [label.lower() for label in labels]
+    clusters = cluster_indices(
+        [f"image {item.image}" if item.image else f"item {item.id}" for item in items]
+    )
+    everything = np.arange(len(items))
+    groups = []
+    for label in sorted(set(labels)):
+        positions = everything[[other == label for other in labels]]
+        groups.append(Group(label or f"without {by}", positions, clusters[positions]))
+    return [*groups, Group("all", everything, clusters)]
+
+
+def summarize(groups: Sequence[Group], scores: Mapping[str, Floats]) -> dict[str, list[Estimate]]:
+    """Estimate the mean score of each group by the name of each scorer.
+
+    Args:
+        groups: From `group_items`.
+        scores: By a name, of all items, each between 0 and 1, shape (items,).
+    """
+    table = np.stack(list(scores.values()))
+    columns = [mean_intervals(table[:, group.positions], group.clusters) for group in groups]
+    return dict(zip(scores, map(list, zip(*columns, strict=True)), strict=True))
+
+
+def describe_clusters(items: Sequence[Item]) -> str:
+    """Say in a sentence what the intervals take for independent."""
+    num_images = len({item.image for item in items if item.image})
+    without = sum(not item.image for item in items)
+    if without == len(items):
+        return (
+            "95 % intervals by item, because no item names its image; where questions share images "
+            "they are too narrow"
+        )
+    alone = f" and {without:,} items without one, each for itself" if without else ""
+    return f"95 % intervals, clustered by image: {num_images:,} images{alone}"
