@@ -67,8 +67,8 @@ def check_record(record: Record) -> None:
             if mark != IMAGE_PLACEHOLDER:
                 raise SampleError(
                     "foreign_mark",
-                    f"{mark!r} in a {turn.role} turn would be read as words; the mark of a picture "
-                    f"is {IMAGE_PLACEHOLDER}, and films and sounds are not read",
+                    f"{mark!r} in a {turn.role} turn would be read as text; the mark of an image "
+                    f"is {IMAGE_PLACEHOLDER}, and videos and sounds are not read",
                 )
     placeholders = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in record.turns)
     if placeholders != len(record.images):

@@ -212,13 +212,13 @@ def _load(
 
 def _check_processor(place: Location, processor: LlavaProcessor, trained: Trained) -> None:
     if not processor.chat_template:
-        raise CheckpointError(f"{place}: has no chat template, so nobody can ask it; {_RETRY}")
+        raise CheckpointError(f"{place}: has no chat template, so it cannot be prompted; {_RETRY}")
     template, tokenizer = get_template(trained.template), processor.tokenizer
     found = template_hash(template, tokenizer)
     if found != trained.template_hash:
         raise CheckpointError(
             f"{place}: template_hash={found}: the stage was trained with {trained.template_hash}; "
-            "prepare its datasets again with the template of today, or restore the one of then"
+            "prepare its datasets again with the current template, or restore the former one"
         )
     number = num_image_tokens(processor)
     expected = encode_prompt(
@@ -238,6 +238,6 @@ def _check_processor(place: Location, processor: LlavaProcessor, trained: Traine
     ids = processor(text=text, images=image, add_special_tokens=False)["input_ids"][0]
     if list(ids) != expected or not is_same_template:
         raise CheckpointError(
-            f"{place}: its processor makes {len(ids)} tokens of {_QUESTION.text!r}, not the "
-            f"{len(expected)} that training made, or others; {_RETRY}"
+            f"{place}: its processor makes {len(ids)} tokens of {_QUESTION.text!r}, which differ "
+            f"from the {len(expected)} tokens of training; {_RETRY}"
         )

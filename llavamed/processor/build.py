@@ -158,8 +158,8 @@ def _whole_processor(source: str) -> LlavaProcessor:
     processor = load_pretrained(AutoProcessor, source, key, backend="pil")
     if not isinstance(processor, LlavaProcessor):
         raise ConfigError(
-            f"{key}={source}: holds a {type(processor).__name__}, and no processor of a LLaVA; add "
-            "its processor_config.json and preprocessor_config.json"
+            f"{key}={source}: holds a {type(processor).__name__}, not the processor of a LLaVA; "
+            "add its processor_config.json and preprocessor_config.json"
         )
     config = whole_config(source, key)
     tower = tower_of(config.vision_config, f"{key}={source}: vision_config")
@@ -175,7 +175,7 @@ def _whole_processor(source: str) -> LlavaProcessor:
     if found != config.image_token_id:
         raise ConfigError(
             f"{key}={source}: image_token_index={config.image_token_id} in its config, but its "
-            f"tokenizer has {IMAGE_PLACEHOLDER} at {found}; correct the one or the other"
+            f"tokenizer has {IMAGE_PLACEHOLDER} at {found}; correct one of the two"
         )
     # Older processors lack these fields, and the config of the model has them.
     processor.patch_size = tower.patch_size

@@ -171,7 +171,9 @@ def _decode(data: bytes, leave: Callable[[str], None]) -> Pixels:
     except Image.DecompressionBombError as error:
         raise SampleError("image_too_large", str(error)) from error
     except UnidentifiedImageError as error:  # its text holds an address that differs in every run
-        raise SampleError("corrupt_image", f"{len(data)} bytes of none of the formats") from error
+        raise SampleError(
+            "corrupt_image", f"{len(data)} bytes in none of the known formats"
+        ) from error
     except Exception as error:  # Pillow's decoders raise whatever their C code meets
         raise SampleError("corrupt_image", f"{type(error).__name__}: {error}") from error
 

@@ -162,8 +162,8 @@ def own_chat_template(tokenizer: "PreTrainedTokenizerBase") -> str:
     if isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
         raise ConfigError(
             f"template={TOKENIZER}: the tokenizer {tokenizer.name_or_path} has the chat templates "
-            f"{', '.join(sorted(tokenizer.chat_template))}, none of which is named default; name "
-            f"one so, or use one of {', '.join(TEMPLATES)}"
+            f"{', '.join(sorted(tokenizer.chat_template))}, none of which is named default; "
+            f"rename one to default, or use one of {', '.join(TEMPLATES)}"
         )
     return str(tokenizer.get_chat_template())
 

@@ -157,8 +157,8 @@ def check_fast(tokenizer: "PreTrainedTokenizerBase") -> None:
     """Raise ConfigError unless the tokenizer can map tokens to places in the text."""
     if not tokenizer.is_fast:
         raise ConfigError(
-            f"tokenizer={tokenizer.name_or_path}: is a slow one, which cannot tell where in the "
-            "text a token lies; use a folder with tokenizer.json"
+            f"tokenizer={tokenizer.name_or_path}: is a slow tokenizer, which cannot map tokens to "
+            "places in the text; use a folder with tokenizer.json"
         )
 
 

@@ -64,7 +64,7 @@ def tower_of(vision: Any, key: str) -> Tower:
             num_prefix_tokens, resizing = 0, "stretch"
         case other:
             raise ConfigError(
-                f"{key}.model_type={other}: is no image encoder whose tokens are known; use one "
+                f"{key}.model_type={other}: is not a known image encoder; use one "
                 f"of: {', '.join(TOWER_TYPES)}"
             )
     return Tower(

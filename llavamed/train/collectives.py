@@ -35,9 +35,9 @@ def together(
             mine = [action()]
         except LlavaMedError as found:
             error = found
-    told: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(told, (mine, error), group=group)
-    for _, met in told:
-        if met is not None:
-            raise met
-    return [result for results, _ in told for result in results]
+    outcomes: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(outcomes, (mine, error), group=group)
+    for _, failure in outcomes:
+        if failure is not None:
+            raise failure
+    return [result for results, _ in outcomes for result in results]

@@ -233,7 +233,7 @@ class TrainingEngine:
         check_conversion(saved.zero_stage, self._zero_stage)
         if self._settings.name == "adamw_8bit":
             raise ConfigError(
-                "optimizer.name=adamw_8bit: its state cannot be shared out again among another "
+                "optimizer.name=adamw_8bit: its state cannot be distributed again among another "
                 f"number of workers than saved it, now scaling.num_workers={self._world_size}; "
                 "use as many as saved it"
             )

@@ -199,7 +199,7 @@ def _explain(config: RunConfig, stage: Stage, sizing: _Sizing, reason: str) -> s
         hints.append(f"{saving.change} ({_gb(saving.num_bytes)} GB less{where})")
     needs = ", ".join(f"{name} {_gb(value)}" for name, value in vars(planned).items())
     return (
-        f"memory={_gb(planned.total)} GB: is what stage {stage.name} needs on each worker by plan "
+        f"memory={_gb(planned.total)} GB: is the planned need of stage {stage.name} on each worker "
         f"({needs}), and its GPU ran out of it: {reason}; "
         + (f"set {' or '.join(hints)}" if hints else "use GPUs with more memory, or more of them")
     )

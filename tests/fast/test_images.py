@@ -182,10 +182,10 @@ def test_an_image_that_padding_would_make_too_large_is_refused():
 
 JPEG, PNG = encoded(noise(300, 200), "JPEG"), encoded(noise(300, 200))
 CORRUPT = {
-    "empty": (b"", "0 bytes of none of the formats"),
-    "text": (b"404 Not Found", "13 bytes of none of the formats"),
-    "a page": (b"<!DOCTYPE html><html><body>Not found</body></html>", "50 bytes of none of the"),
-    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "47 bytes of none"),
+    "empty": (b"", "0 bytes in none of the known formats"),
+    "text": (b"404 Not Found", "13 bytes in none of the known formats"),
+    "a page": (b"<!DOCTYPE html><html><body>Not found</body></html>", "50 bytes in none of the"),
+    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "47 bytes in none"),
     "half a JPEG": (JPEG[: len(JPEG) // 2], "OSError: image file is truncated"),
     "a JPEG without its last bytes": (JPEG[:-40], "OSError: image file is truncated"),
     "half a PNG": (PNG[: len(PNG) // 2], "OSError: image file is truncated"),

@@ -178,8 +178,8 @@ def test_an_instruction_has_an_input_and_a_query_a_history(source):
 @pytest.mark.parametrize(
     ("row", "reason", "detail"),
     [
-        ({"question": "What?", "answer": None}, "missing_key", "question and no answer or respon"),
-        ({"prompt": "What?"}, "missing_key", "prompt and no completion or response to it"),
+        ({"question": "What?", "answer": None}, "missing_key", "question without answer or respon"),
+        ({"prompt": "What?"}, "missing_key", "prompt without completion or response"),
         (
             {"question": "Which?", "answer": "A", "choices": ["x", "y"]},
             "unsupported_key",

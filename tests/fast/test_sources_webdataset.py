@@ -142,7 +142,7 @@ def test_the_question_follows_from_the_id_and_the_length_of_the_caption():
 BAD = {
     "image alone": ([("jpg", b"x")], "no_conversations", "keys: "),
     "no dialogue": ([("json", b'{"a": 1}')], "no_conversations", "keys: a"),
-    "list": ([("json", b"[]")], "not_json", "a list and no mapping"),
+    "list": ([("json", b"[]")], "not_json", "a list, not a mapping"),
     "cut off": ([("json", b'{"a"')], "not_json", "Expecting"),
     "bytes": ([("json", b"\xff")], "not_json", "can't decode"),
     "deep": ([("json", b"[" * 100_000)], "not_json", "recursion"),

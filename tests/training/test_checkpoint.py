@@ -245,7 +245,7 @@ def test_a_full_disk_ends_training_and_names_the_last_good_checkpoint(
     config = small_config(job.config, *LEARNING, "checkpoint.every_steps=5")
     message = (
         r"step-000005: cannot be saved: .*: cannot write there: .*; training stops here, the last "
-        r"complete checkpoint is step-000004; cure that and start the same command again"
+        r"complete checkpoint is step-000004; fix this and start the same command again"
     )
     with full_disk() as fill, pytest.raises(CheckpointError, match=message):
         run_stage(replace(job, config=config), fill)

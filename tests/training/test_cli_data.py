@@ -144,7 +144,7 @@ def test_a_slow_tokenizer_is_refused_before_anything_is_printed(label, tmp_path)
     transformers.ByT5Tokenizer().save_pretrained(tmp_path / "bytes")
     code, rows, err = label(lines({"id": 1}), tokenizer=str(tmp_path / "bytes"))
     assert (code, rows) == (2, [])
-    assert "bytes: is a slow one, which cannot tell where in the text a token lies; use" in err
+    assert "bytes: is a slow tokenizer, which cannot map tokens to places in the text; use" in err
 
 
 def test_rows_before_a_damage_are_printed_and_nothing_else_is(tokenizer_folder, tmp_path):

@@ -213,7 +213,7 @@ def test_when_all_would_go_nothing_does(planted):
 def test_datasets_that_cannot_be_compared_are_refused(planted, arguments, message):
     with pytest.raises(ConfigError, match=message):
         find_contamination(planted, *arguments)
-    with pytest.raises(ConfigError, match="by=words: is no way to match; use some of: image, que"):
+    with pytest.raises(ConfigError, match="by=words: is not a criterion; use some of: image, que"):
         find(planted, by=["image", "words"])
 
 

@@ -138,11 +138,11 @@ def nudge(folder: Path) -> None:
         ),
         (
             lambda folder: (folder / "chat_template.jinja").unlink(),
-            r"has no chat template, so nobody can ask it; check the storage",
+            r"has no chat template, so it cannot be prompted; check the storage",
         ),
         (
             lambda folder: (folder / "chat_template.jinja").write_text("{{ messages[0].content }}"),
-            r"its processor makes \d+ tokens of '<image>\\nWhat .*', not the \d+ that training",
+            r"its processor makes \d+ tokens of '<image>\\nWhat .*', which differ from the \d+",
         ),
         (
             lambda folder: (folder / "processor_config.json").write_text("{"),

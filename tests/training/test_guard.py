@@ -89,7 +89,7 @@ def test_memory_that_runs_out_in_the_loop_is_explained(
     monkeypatch.setattr(llavamed.train.worker, "supervised_loss", run_out)
     job = make_job(small_config(tiny_config, BOTH, "name=full"))
     message = (
-        r"memory=2\.0 GB: is what stage align needs on each worker by plan \(weights 0\.0, "
+        r"memory=2\.0 GB: is the planned need of stage align on each worker \(weights 0\.0, "
         r"gradients 0\.0, optimizer 0\.0, activations 0\.0, logits 0\.0, workspace 2\.0\), and its "
         r"GPU ran out of it: CUDA out of memory; set "
     )

@@ -184,7 +184,7 @@ def test_storage_that_is_down_is_tried_again_and_then_names_the_last_good_checkp
     before_upload(monkeypatch, fail_the_second)
     message = (
         r"down/checkpoints/step-000004: cannot be saved: .*; training stops here, the last "
-        r"complete checkpoint is step-000002; cure that and start the same command again"
+        r"complete checkpoint is step-000002; fix this and start the same command again"
     )
     with pytest.raises(CheckpointError, match=message):
         run_stage(job)

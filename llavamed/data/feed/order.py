@@ -162,7 +162,7 @@ def order_stage(
     if not steps:
         passes = ", ".join(str(share.passes) for share in shares)
         raise DataError(
-            f"data={passes}: {num_epochs} epochs of so few passes hold not one of "
+            f"data={passes}: {num_epochs} epochs of so few passes contain none of "
             f"{len(weights)} samples; raise the passes, or num_train_epochs"
         )
     return StageOrder(tuple(epochs), steps if max_steps is None else max_steps)

@@ -158,14 +158,14 @@ def prepare(
 
 
 def check_sources(config: RunConfig, names: Sequence[str]) -> None:
-    """Compare prepared datasets with their sources as they are now, which lists and hashes those.
+    """Compare prepared datasets with their current sources, which are listed and hashed for it.
 
     Args:
-        config: The run's.
-        names: Which datasets.
+        config: The config of the run.
+        names: Names of the datasets.
 
     Raises:
-        DataError: A source has changed since, or is unreadable; or a dataset is not prepared.
+        DataError: A source has changed or is unreadable, or a dataset is not prepared.
     """
     directory = locate(config.datasets_directory)
     changed = []
@@ -273,7 +273,7 @@ class _ShardActor:
 
 
 def settings_of(config: RunConfig, name: str, processor: LlavaProcessor) -> MadeFrom:
-    """Return how a dataset is prepared; reads nothing of its source."""
+    """Return the settings a dataset is prepared with, without reading its source."""
     dataset, settings = config.data.datasets[name], config.data
     return MadeFrom(
         read=dataset.read.model_dump(mode="json"),
@@ -289,10 +289,11 @@ def settings_of(config: RunConfig, name: str, processor: LlavaProcessor) -> Made
 
 
 def initial_manifest(config: RunConfig, name: str, processor: LlavaProcessor) -> DatasetManifest:
-    """Return the manifest of a dataset as it is known before the work: nothing is counted yet.
+    """Return the manifest of a dataset before it is prepared, without any counts of samples.
 
     Raises:
         DataError: The source holds no sample, or is unreadable.
+        ConfigError: The tokenizer does not fit the template.
     """
     source = open_source(config.data.datasets[name].read)
     if not (num_rows := source.count()):

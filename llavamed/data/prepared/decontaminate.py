@@ -174,7 +174,7 @@ def find_contamination(
     for criterion in criteria:
         if criterion not in get_args(Criterion):
             known = ", ".join(get_args(Criterion))
-            raise ConfigError(f"by={criterion}: is no way to match; use some of: {known}")
+            raise ConfigError(f"by={criterion}: is not a criterion; use some of: {known}")
     config.data.check_name(name)
     for other in against:
         config.data.check_name(other, "against")

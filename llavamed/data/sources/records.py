@@ -216,9 +216,7 @@ def _read_pair(fields: Fields, num_images: int) -> Dialogue:
         raise SampleError("no_conversations", f"keys: {fields.keys()}")
     asked_key, answer_key, answer = next((pair for pair in found if pair[1]), found[0])
     if not answer_key:
-        raise SampleError(
-            "missing_key", f"{asked_key} and no {' or '.join(PAIRS[asked_key])} to it"
-        )
+        raise SampleError("missing_key", f"{asked_key} without {' or '.join(PAIRS[asked_key])}")
     fields.refuse(_CHOICES)
     asked = fields.take(asked_key)
     before = Dialogue((), ())

@@ -150,7 +150,7 @@ def read_trained(fields: Fields, what: str) -> bool:
             )
         found.add(bool(value))
     if len(found) > 1:
-        raise SampleError("unknown_weight", f"two keys of {what} say it is trained and is not")
+        raise SampleError("unknown_weight", f"two keys of {what} disagree on whether it is trained")
     return found != {False}
 
 

@@ -107,7 +107,7 @@ class WebDatasetSource:
         images = [f"{row['file']}#{start}+{size}" for start, size in row["images"]]
         values = read_json(self._fetch(row, "json")) if "json" in row else {}
         if not isinstance(values, dict):
-            raise SampleError("not_json", f"a {type(values).__name__} and no mapping")
+            raise SampleError("not_json", f"a {type(values).__name__}, not a mapping")
         if "txt" not in row or set(values) & set(DIALOGUE_KEYS):
             record = dialogue(values, images, id=row["id"], licence=self._licence)
         else:
@@ -197,7 +197,7 @@ def _samples(location: Location, digest: Any = None) -> Iterator[dict[str, Any]]
     elif stray:
         raise DataError(
             f"path={location}: no member of it is read, there are only {', '.join(sorted(stray))}; "
-            "pictures and texts are told by their endings, such as .jpg and .json"
+            "images and texts are recognized by their endings, such as .jpg and .json"
         )
 
 

@@ -181,7 +181,7 @@ class Saver:
             last_good = f"the last complete checkpoint is step-{steps:06d}"
             raise CheckpointError(
                 f"{failure}: {error}; training stops here, "
-                f"{last_good if steps else 'none was saved before'}; cure that and start the same "
+                f"{last_good if steps else 'none was saved before'}; fix this and start the same "
                 "command again to go on from there"
             ) from error
 
