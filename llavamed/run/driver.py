@@ -10,14 +10,13 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
 
 from llavamed.config.load import dump_config
 from llavamed.config.run import RunConfig
 from llavamed.data.prepare.job import check_sources, ensure_processor, prepare
 from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.errors import ConfigError, LeaseError, LlavaMedError, StorageError, TrackingError
-from llavamed.evaluate.run import REPORT, RESULTS, evaluate
+from llavamed.evaluate.run import evaluate
 from llavamed.run.curriculum import StagePlan, find_stage, make_jobs, plan_curriculum
 from llavamed.run.fit import fit
 from llavamed.run.preflight import (
@@ -30,6 +29,13 @@ from llavamed.run.preflight import (
 from llavamed.run.progress import Progress
 from llavamed.run.ray_cluster import ray_cluster
 from llavamed.run.resources import told_what_is_missing
+from llavamed.run.track_results import (
+    stage_settings,
+    track_end,
+    track_evaluation,
+    track_everything,
+    track_stage,
+)
 from llavamed.run.tracking import Tracker, check_tracking
 from llavamed.storage.fingerprint import fingerprint
 from llavamed.storage.lease import Lease, hold_lease
@@ -43,7 +49,6 @@ from llavamed.storage.manifest import (
     write,
 )
 from llavamed.train.context import StepRecord
-from llavamed.train.history import read_history
 from llavamed.train.job import StageJob, order_of
 
 logger = logging.getLogger(__name__)
@@ -69,6 +74,7 @@ def run_curriculum(config: RunConfig, progress: Progress, *, take_over: bool = F
     plans = plan_curriculum(config)
     summary = _finished_summary(config, plans)
     if summary is not None:
+        track_everything(config, plans, Tracker(config))
         logger.info("everything is finished in %s; nothing to do", directory)
         return summary
     check_writable(directory)
@@ -145,7 +151,7 @@ def evaluate_stages(
                 found = [
                     _evaluate(config, plan, datasets, lease, tracker, progress) for plan in plans
                 ]
-                tracker.finish(_flat(found[-1].scores))
+                track_everything(config, everything, tracker)
     return found
 
 
@@ -172,25 +178,25 @@ def _run(
 ) -> RunSummary:
     lease = jobs[-1].lease
     assert lease is not None
-    stages, evaluations = [], []
+    stages, evaluations = [], {}
     for plan, job in zip(plans, jobs, strict=True):
         result = plan.result() or _train(config, plan, job, datasets, tracker, progress)
+        track_stage(config, plan, tracker)
         stages.append(_stage_summary(plan, result))
         if plan.stage.evaluation is not None:
             found = plan.scores(config.datasets_directory)
             found = found or _evaluate(config, plan, datasets, lease, tracker, progress)
-            evaluations.append(found)
+            track_evaluation(config, plan, found, tracker)
+            evaluations[plan.stage.name] = found
     lease.check()
-    logger.info(tracker.register_model(jobs[-1].export, result))
-    scores = evaluations[-1].scores if evaluations else {}
-    tracker.finish(_flat(scores))
+    track_end(config, plans, evaluations, tracker)
     return RunSummary(
         name=config.name,
         fingerprint=fingerprint(config.model_dump(mode="json")),
         tracking_uri=tracker.uri,
         stages=tuple(stages),
-        scores=scores,
-        evaluations=tuple(evaluations),
+        scores=list(evaluations.values())[-1].scores if evaluations else {},
+        evaluations=tuple(evaluations.values()),
     )
 
 
@@ -214,7 +220,7 @@ def _train(
     data, name = plan.data(datasets), plan.stage.name
     assert job.lease is not None
     job.lease.check()
-    run = tracker.start(name, _stage_settings(config, plan))
+    run = tracker.start(name, stage_settings(config, plan))
     for dataset in data.datasets:
         run.log_dataset(dataset, "training")
     progress.stage_started(name, order_of(plan.stage, data, config.seed).num_steps)
@@ -231,9 +237,6 @@ def _train(
     job.lease.check()
     result = plan.result()
     assert result is not None, "the workers ended without an error and without an export"
-    history = read_history(locate(job.export))
-    run.log_result(f"{config.name}-{name}", job.export, result, history)
-    run.finish()
     progress.stage_finished(name, result)
     return result
 
@@ -270,33 +273,8 @@ def _evaluate(
             lease=lease,
             on_progress=on_progress,
         )
-    run.log_scores(_flat(found.scores) | {"seconds": time.monotonic() - started})
-    for name in (REPORT, RESULTS):
-        run.log_text((plan.evaluation / name).read_bytes().decode(), name)
-    run.finish()
+    run.log_scores({"seconds": time.monotonic() - started})
     return found
-
-
-def _stage_settings(config: RunConfig, plan: StagePlan) -> dict[str, Any]:
-    """What a stage's run shows as its parameters."""
-    settings = plan.stage.model_dump(mode="json", exclude={"evaluation", "engine"})
-    scaling = config.scaling.model_dump(mode="json")
-    engine = config.engine_of(plan.stage).model_dump(mode="json")
-    return (
-        settings
-        | {f"scaling.{key}": value for key, value in scaling.items()}
-        | {f"engine.{key}": value for key, value in engine.items()}
-        | {"seed": config.seed, "initial_weights": plan.initial_weights}
-    )
-
-
-def _flat(scores: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
-    return {
-        f"{control}.{key}": value
-        for control, values in scores.items()
-        for key, value in values.items()
-        if value is not None
-    }
 
 
 def _stage_summary(plan: StagePlan, result: ExportManifest) -> StageSummary:

@@ -1,120 +1,87 @@
-"""MLflow, and nothing else of ours imports it. Only the driver writes, whatever the server.
+"""The runs of a curriculum in MLflow. Only the driver writes, whatever the server.
 
-The curriculum is a parent run, each stage and the evaluation a child. Runs are found again by tag,
-so that a job started again goes on in the same runs, and a step that was logged is not logged
-twice.
+The curriculum is a parent run, each stage and each evaluation a child. Runs are found again by tag,
+so that a job started again goes on in the same runs, and what was logged is not logged twice. No
+run is opened or changed before the first thing is told of it.
 """
 
 import json
-import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
+from urllib.parse import quote
 
 import matplotlib as mpl
 
 mpl.use("Agg")
 
 from matplotlib.figure import Figure
-from mlflow import MlflowClient
 from mlflow.entities import (
     Dataset,
     DatasetInput,
     InputTag,
+    LoggedModel,
     LoggedModelOutput,
+    LoggedModelStatus,
     Metric,
     Param,
+    Run,
 )
-from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import SQLAlchemyError
 
 from llavamed.config.load import dump_config
 from llavamed.config.run import RunConfig
 from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.errors import TrackingError
+from llavamed.run.mlflow_client import Client, shown_uri, tracking_uri
 from llavamed.storage.location import locate
 from llavamed.storage.manifest import ExportManifest
 from llavamed.train.context import StepRecord
+from llavamed.train.metrics import METRICS, is_declared
 
 _KEY = "llavamed.key"
 _PARENT = "mlflow.parentRunId"
 _ERROR = "llavamed.error"
+_RECORDED = "llavamed.recorded"
 _MODEL_TYPE = "llava"
+_STEPS_PER_REQUEST = 1000 // (2 * len(METRICS))
+"""A request holds a thousand values at most, and a step is logged whole or not at all."""
 ALIAS = "current"
 """Of the newest version of a registered model; MLflow keeps `latest` for itself."""
 
 
-def tracking_uri(config: RunConfig) -> str:
-    """The server to use: the config's, the environment's, or SQLite in a local storage folder.
-
-    Raises:
-        TrackingError: There is none, and the storage is not local.
-    """
-    if uri := config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI"):
-        return uri
-    storage = locate(config.storage)
-    if not storage.is_local:
-        raise TrackingError(
-            f"tracking.uri=null: SQLite cannot live in {storage}; set tracking.uri or "
-            "MLFLOW_TRACKING_URI to an MLflow server"
-        )
-    return f"sqlite:///{storage.path}/mlflow.db"
-
-
-@contextmanager
-def readable_errors(uri: str) -> Iterator[None]:
-    """Turn MLflow's errors into a sentence. Raises: TrackingError."""
-    try:
-        yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise TrackingError(
-            f"tracking.uri={uri}: {str(error).splitlines()[0]}; start the server, or set "
-            "tracking.uri to one that answers"
-        ) from error
-
-
-class _Client:
-    """MLflow's client, each of whose methods raises TrackingError when the server refuses."""
-
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-        with readable_errors(uri):
-            self._client = MlflowClient(uri)
-
-    def __getattr__(self, name: str) -> Any:
-        return readable_errors(self._uri)(getattr(self._client, name))
-
-
 def check_tracking(config: RunConfig) -> None:
     """Ask for an answer before any work is done. Raises: TrackingError."""
-    _Client(tracking_uri(config)).search_experiments(max_results=1)
+    Tracker(config)
 
 
 class Tracker:
     """The runs of one curriculum. Every method raises TrackingError when the server refuses."""
 
     def __init__(self, config: RunConfig) -> None:
-        self.uri = tracking_uri(config)
+        uri = tracking_uri(config)
+        self.uri = shown_uri(uri)
         self._config = config
         self._key = str(locate(config.directory))
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-        self._client = _Client(self.uri)
-        self._experiment = self._open_experiment()
-        self._children: list[str] = []
-        self._parent = self._open_run(self._key, config.name, {})
-        self._client.log_text(self._parent, dump_config(config), "config.yaml")
-        self._log_params(self._parent, {"name": config.name, "seed": config.seed})
+        self._client = Client(uri)
+        self._opened: list[str] = []
+        self._find_experiment()
 
     def start(self, name: str, params: dict[str, Any]) -> "TrackedRun":
-        """The child run of a stage or of the evaluation; opened again when it exists."""
+        """Open the child run of a stage or of an evaluation, again when it exists."""
         run_id = self._open_run(f"{self._key}/{name}", name, {_PARENT: self._parent})
-        self._children.append(run_id)
         self._log_params(run_id, params)
         return TrackedRun(self._client, self._experiment, run_id)
+
+    def has_recorded(self, name: str, fingerprint: str) -> bool:
+        """Return whether a child run has come to its end with the result of this fingerprint."""
+        return self._has_recorded(f"{self._key}/{name}", fingerprint)
+
+    def has_finished(self, fingerprint: str) -> bool:
+        """Return whether the parent run has come to its end with this fingerprint."""
+        return self._has_recorded(self._key, fingerprint)
 
     def register_model(self, export: str, result: ExportManifest) -> str:
         """Register the last stage's export as a version of the model named like the run.
@@ -133,8 +100,12 @@ class Tracker:
         if locate(export).is_local and not self.uri.startswith("sqlite"):
             return f"model {name}: not registered, for {self.uri} cannot read {export}"
         tags = {"export": export, "stage": result.stage, "fingerprint": result.fingerprint}
-        if not self._client.search_registered_models(f"name = '{name}'"):
-            self._client.create_registered_model(name)
+        if not self._is_registered(name):
+            try:
+                self._client.create_registered_model(name)
+            except TrackingError:
+                if not self._is_registered(name):  # by a run of the same name, in this moment
+                    raise
         known = self._client.search_model_versions(f"name = '{name}'")
         mine = [int(each.version) for each in known if tags.items() <= each.tags.items()]
         if not mine:
@@ -144,42 +115,96 @@ class Tracker:
             self._client.set_registered_model_alias(name, ALIAS, str(mine[0]))
         return f"model {name}: version {mine[0]} in the registry is {export}"
 
-    def finish(self, scores: dict[str, float]) -> None:
-        """Close the parent run with the scores of the evaluation."""
-        now = int(time.time() * 1000)
-        metrics = [Metric(key, value, now, 0) for key, value in scores.items()]
-        self._client.log_batch(self._parent, metrics)
-        self._client.set_terminated(self._parent, "FINISHED")
+    def finish(self, scores: Mapping[str, float], fingerprint: str = "") -> None:
+        """Close the parent run.
+
+        Args:
+            scores: Those of all evaluations.
+            fingerprint: Of the result that the run has come to, for `has_finished`.
+        """
+        _finish(self._client, self._parent, scores, fingerprint)
 
     def fail(self, message: str) -> None:
-        """Close the parent run and what runs below it as failed, if the server still answers."""
+        """Close the runs that this attempt has opened as failed, if the server still answers."""
+        if not self._opened:
+            return
         with suppress(TrackingError):
             self._client.set_tag(self._parent, _ERROR, message)
-            for run_id in (*self._children, self._parent):
+            for run_id in self._opened:
                 if self._client.get_run(run_id).info.status == "RUNNING":
                     self._client.set_terminated(run_id, "FAILED")
 
-    def _open_experiment(self) -> str:
+    @cached_property
+    def _parent(self) -> str:
+        run_id = self._open_run(self._key, self._config.name, {})
+        self._client.log_text(run_id, dump_config(self._config), "config.yaml")
+        self._log_params(run_id, {"name": self._config.name, "seed": self._config.seed})
+        return run_id
+
+    @cached_property
+    def _experiment(self) -> str:
+        if found := self._find_experiment():
+            return found
+        name, place = self._config.tracking.experiment, None  # a server has a place of its own
+        if self.uri.startswith("sqlite") and (storage := locate(self._config.storage)).is_local:
+            place = (Path(storage.path) / "mlartifacts").as_uri()
+        try:
+            return str(self._client.create_experiment(name, artifact_location=place))
+        except TrackingError:
+            if found := self._find_experiment():  # another run has made it in this moment
+                return found
+            raise
+
+    def _find_experiment(self) -> str | None:
         name = self._config.tracking.experiment
-        if found := self._client.get_experiment_by_name(name):
-            return str(found.experiment_id)
-        storage = locate(self._config.storage)
-        local = self.uri.startswith("sqlite")
-        place = f"{storage.path}/mlartifacts" if local else None  # a server has its own
-        return str(self._client.create_experiment(name, artifact_location=place))
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            return None
+        if found.lifecycle_stage != "active":
+            raise TrackingError(
+                f"tracking.experiment={name}: is deleted in MLflow; restore it with `mlflow "
+                f"experiments restore --experiment-id {found.experiment_id}`, or set "
+                "tracking.experiment to another name"
+            )
+        return str(found.experiment_id)
+
+    def _find_run(self, key: str) -> Run | None:
+        experiment = self._find_experiment()
+        if experiment is None:
+            return None
+        condition = f"tags.`{_KEY}` = '{_plain(key)}'"
+        found = self._client.search_runs([experiment], filter_string=condition, max_results=1)
+        return found[0] if found else None
+
+    def _has_recorded(self, key: str, fingerprint: str) -> bool:
+        run = self._find_run(key)
+        if run is None or run.info.status != "FINISHED":
+            return False
+        is_same = run.data.tags.get(_RECORDED) == fingerprint
+        return is_same and (key == self._key or self._find_parent() == run.data.tags.get(_PARENT))
+
+    def _find_parent(self) -> str | None:
+        run = self._find_run(self._key)
+        return None if run is None else str(run.info.run_id)
 
     def _open_run(self, key: str, name: str, tags: dict[str, str]) -> str:
-        found = self._client.search_runs(
-            [self._experiment], filter_string=f"tags.`{_KEY}` = '{key}'", max_results=1
-        )
-        if found:
-            run_id = str(found[0].info.run_id)
+        found = self._find_run(key)
+        if found is None:
+            tags = {_KEY: _plain(key), **tags}
+            run = self._client.create_run(self._experiment, run_name=name, tags=tags)
+            run_id = str(run.info.run_id)
+        else:
+            run_id = str(found.info.run_id)
             self._client.update_run(run_id, status="RUNNING")
-            if _ERROR in found[0].data.tags:  # of the attempt before
+            for tag, value in tags.items():  # the parent may be a new one
+                self._client.set_tag(run_id, tag, value)
+            if _ERROR in found.data.tags:  # of the attempt before
                 self._client.delete_tag(run_id, _ERROR)
-            return run_id
-        run = self._client.create_run(self._experiment, run_name=name, tags={_KEY: key, **tags})
-        return str(run.info.run_id)
+        self._opened.append(run_id)
+        return run_id
+
+    def _is_registered(self, name: str) -> bool:
+        return bool(self._client.search_registered_models(f"name = '{name}'"))
 
     def _log_params(self, run_id: str, params: dict[str, Any]) -> None:
         there = self._client.get_run(run_id).data.params
@@ -187,15 +212,34 @@ class Tracker:
         self._client.log_batch(run_id, params=new)
 
 
+def _plain(key: str) -> str:
+    """Return a key as a filter of MLflow can hold it: its strings know no way to write a quote."""
+    return quote(key, safe="/:@ +,=")
+
+
+def _log_scores(client: Client, run_id: str, scores: Mapping[str, float]) -> None:
+    """Log single values, leaving out those that a run shows already."""
+    there, now = client.get_run(run_id).data.metrics, int(time.time() * 1000)
+    new = [Metric(key, value, now, 0) for key, value in scores.items() if there.get(key) != value]
+    if new:
+        client.log_batch(run_id, new)
+
+
+def _finish(client: Client, run_id: str, scores: Mapping[str, float], fingerprint: str) -> None:
+    _log_scores(client, run_id, scores)
+    client.set_tag(run_id, _RECORDED, fingerprint)
+    client.set_terminated(run_id, "FINISHED")
+
+
 class TrackedRun:
     """One child run. Every method raises TrackingError when the server refuses."""
 
-    def __init__(self, client: _Client, experiment: str, run_id: str) -> None:
+    def __init__(self, client: Client, experiment: str, run_id: str) -> None:
         self._client = client
         self._experiment = experiment
         self.run_id = run_id
         logged = client.get_metric_history(run_id, "loss")
-        self._last_step = max((metric.step for metric in logged), default=0)
+        self._logged = {metric.step for metric in logged}
 
     def log_dataset(self, dataset: PreparedDataset, context: str) -> None:
         """Record the dataset's manifest as an input of the run."""
@@ -217,21 +261,21 @@ class TrackedRun:
     def log_records(self, records: Sequence[StepRecord]) -> None:
         """Log every step's metrics, leaving out steps that were logged before."""
         now = int(time.time() * 1000)
-        new = [record for record in records if record["step"] > self._last_step]
-        metrics = [
-            Metric(key, float(value), now, int(record["step"]))
-            for record in new
-            for key, value in record.items()
-            if key != "step"
-        ]
-        for start in range(0, len(metrics), 1000):  # the most a request may hold
-            self._client.log_batch(self.run_id, metrics[start : start + 1000])
-        self._last_step = max([self._last_step, *(int(record["step"]) for record in new)])
+        new = [record for record in records if record["step"] not in self._logged]
+        for start in range(0, len(new), _STEPS_PER_REQUEST):
+            some = new[start : start + _STEPS_PER_REQUEST]
+            metrics = [
+                Metric(key, float(value), now, int(record["step"]))
+                for record in some
+                for key, value in record.items()
+                if key != "step" and is_declared(key)
+            ]
+            self._client.log_batch(self.run_id, metrics)
+            self._logged |= {int(record["step"]) for record in some}
 
-    def log_scores(self, scores: dict[str, float]) -> None:
-        """Log single values."""
-        now = int(time.time() * 1000)
-        self._client.log_batch(self.run_id, [Metric(k, v, now, 0) for k, v in scores.items()])
+    def log_scores(self, scores: Mapping[str, float]) -> None:
+        """Log single values, leaving out those that the run shows already."""
+        _log_scores(self._client, self.run_id, scores)
 
     def log_text(self, text: str, name: str) -> None:
         """Keep a text file as an artifact."""
@@ -262,12 +306,11 @@ class TrackedRun:
         """
         self.log_records(history)
         self._log_loss_plot(history)
+        scores = {f"step_seconds.{name}": value for name, value in result.step_seconds.items()}
         for part, facts in result.parts.items():
-            trained, frozen = float(facts.num_trained), float(facts.num_frozen)
-            self.log_scores({f"parameters_trained.{part}": trained})
-            self.log_scores({f"parameters_frozen.{part}": frozen})
-        seconds = result.step_seconds.items()
-        self.log_scores({f"step_seconds.{name}": value for name, value in seconds})
+            scores[f"parameters_trained.{part}"] = float(facts.num_trained)
+            scores[f"parameters_frozen.{part}"] = float(facts.num_frozen)
+        self.log_scores(scores)
         values = {
             "loss_first": result.loss_first,
             "loss_last": result.loss_last,
@@ -280,9 +323,19 @@ class TrackedRun:
         known = self._client.search_logged_models(
             [self._experiment], filter_string=f"source_run_id = '{self.run_id}'"
         )
-        if known:
+        if known and known[0].status == LoggedModelStatus.READY:
             return
-        model = self._client.create_logged_model(
+        model = known[0] if known else self._create_model(name, export)
+        self._client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, 0)])
+        now = int(time.time() * 1000)
+        values = [
+            Metric(key, value, now, 0, model_id=model.model_id) for key, value in metrics.items()
+        ]
+        self._client.log_batch(self.run_id, values)
+        self._client.finalize_logged_model(model.model_id, "READY")  # last: now it is whole
+
+    def _create_model(self, name: str, export: str) -> LoggedModel:
+        return self._client.create_logged_model(
             self._experiment,
             name=name.replace(
                 ".", "-"
@@ -291,14 +344,7 @@ class TrackedRun:
             model_type=_MODEL_TYPE,
             tags={"export": export},
         )
-        self._client.finalize_logged_model(model.model_id, "READY")
-        self._client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, 0)])
-        now = int(time.time() * 1000)
-        values = [
-            Metric(key, value, now, 0, model_id=model.model_id) for key, value in metrics.items()
-        ]
-        self._client.log_batch(self.run_id, values)
 
-    def finish(self) -> None:
-        """Close the run."""
-        self._client.set_terminated(self.run_id, "FINISHED")
+    def finish(self, fingerprint: str = "") -> None:
+        """Close the run, which now shows the whole result of this fingerprint."""
+        _finish(self._client, self.run_id, {}, fingerprint)

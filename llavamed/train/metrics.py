@@ -126,17 +126,12 @@ METRICS = (
 )
 """All metrics of a step, in display order."""
 
-_BY_NAME = {metric.name: metric for metric in METRICS}
+_NAMES = {metric.name for metric in METRICS}
 
 
-def find_metric(key: str) -> Metric:
-    """Return the metric of a record's key.
-
-    Raises:
-        KeyError: The metric is not declared.
-    """
-    part = f"{key.partition('.')[0]}.{PART}"
-    return _BY_NAME[key] if key in _BY_NAME else _BY_NAME[part]
+def is_declared(key: str) -> bool:
+    """Return whether a key of a record is a metric of the list."""
+    return key in _NAMES or f"{key.partition('.')[0]}.{PART}" in _NAMES
 
 
 def progress_text(record: Mapping[str, float]) -> str:

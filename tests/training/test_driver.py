@@ -12,8 +12,9 @@ from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError, DataError, LeaseError, TrainingError
 from llavamed.run.curriculum import make_jobs, plan_curriculum
 from llavamed.run.driver import evaluate_stages, run_curriculum
+from llavamed.run.mlflow_client import tracking_uri
 from llavamed.run.preflight import check_settings
-from llavamed.run.tracking import Tracker, tracking_uri
+from llavamed.run.tracking import Tracker
 from llavamed.storage import lease
 from llavamed.storage.lease import hold_lease
 from llavamed.storage.location import locate

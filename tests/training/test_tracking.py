@@ -9,7 +9,8 @@ from mlflow.entities import Run
 
 from llavamed.config.run import RunConfig
 from llavamed.errors import TrackingError
-from llavamed.run.tracking import Tracker, tracking_uri
+from llavamed.run.mlflow_client import tracking_uri
+from llavamed.run.tracking import Tracker
 from llavamed.storage.manifest import PartFacts
 from tests.support.manifests import export_manifest
 
@@ -80,6 +81,8 @@ def test_a_failure_closes_what_runs_and_is_forgotten_when_the_run_goes_on(
     assert client.get_run(failing.run_id).info.status == parent().info.status == "FAILED"
     assert parent().data.tags["llavamed.error"] == "name=value: a rule; a cure"
     again = Tracker(config)
+    assert parent().info.status == "FAILED", "nothing is touched before a run is opened"
+    again.start("instruct", {})
     assert parent().info.status == "RUNNING"
     again.finish({})
     assert parent().info.status == "FINISHED"
@@ -179,12 +182,17 @@ def test_a_server_lost_in_the_middle_is_a_sentence(tiny_config: RunConfig, tmp_p
         lambda: tracker.register_model(f"{tmp_path}/export", RESULT),
         run.finish,
     ):
-        with pytest.raises(TrackingError, match=r"tracking.uri=sqlite:///.*start the server"):
+        with pytest.raises(
+            TrackingError,
+            match=r"tracking.uri=sqlite:///.*: the database is damaged .*; move it away and st",
+        ):
             call()
     tracker.fail("a reason")  # says nothing: something else has failed already
 
 
 def test_a_server_that_does_not_answer(tiny_config: RunConfig, tmp_path: Path) -> None:
     config = in_folder(tiny_config, tmp_path, uri="http://127.0.0.1:9")
-    with pytest.raises(TrackingError, match=r"tracking.uri=http://127.0.0.1:9: .*start the server"):
+    with pytest.raises(
+        TrackingError, match=r"tracking.uri=http://127.0.0.1:9: does not answer .*start the server"
+    ):
         Tracker(config)

@@ -1,0 +1,134 @@
+"""Bring MLflow up to what storage says: the results of stages, their scores, the model.
+
+Results are told from storage alone, whether this attempt made them or an earlier one did, which may
+have been killed or may have found no server. What a run shows already is not told again.
+"""
+
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from llavamed.config.run import RunConfig
+from llavamed.data.prepared.dataset import open_prepared
+from llavamed.errors import DataError
+from llavamed.evaluate.run import REPORT, RESULTS
+from llavamed.run.curriculum import StagePlan
+from llavamed.run.tracking import TrackedRun, Tracker
+from llavamed.storage.fingerprint import fingerprint
+from llavamed.storage.location import locate
+from llavamed.storage.manifest import ScoresManifest
+from llavamed.train.history import read_history
+
+logger = logging.getLogger(__name__)
+
+
+def track_everything(config: RunConfig, plans: list[StagePlan], tracker: Tracker) -> None:
+    """Tell all that lies in storage; nothing is touched where MLflow has it all.
+
+    Raises:
+        TrackingError: MLflow refuses.
+    """
+    evaluations = {}
+    for plan in plans:
+        if plan.result() is None:
+            continue
+        track_stage(config, plan, tracker)
+        found = plan.scores(config.datasets_directory)
+        if found is not None:
+            track_evaluation(config, plan, found, tracker)
+            evaluations[plan.stage.name] = found
+    track_end(config, plans, evaluations, tracker)
+
+
+def track_stage(config: RunConfig, plan: StagePlan, tracker: Tracker) -> None:
+    """Tell of a finished stage: all its steps, its sums and its model. Raises: TrackingError."""
+    name, result = plan.stage.name, plan.result()
+    assert result is not None, "only a finished stage has a result"
+    if tracker.has_recorded(name, result.fingerprint):
+        return
+    run = tracker.start(name, stage_settings(config, plan))
+    _track_datasets(config, plan.stage.mixture, run, "training")
+    history = read_history(plan.export)
+    run.log_result(f"{config.name}-{name}", str(plan.export), result, history)
+    run.finish(result.fingerprint)
+
+
+def track_evaluation(
+    config: RunConfig, plan: StagePlan, found: ScoresManifest, tracker: Tracker
+) -> None:
+    """Tell of the scores of a stage, with the page and the answers. Raises: TrackingError."""
+    name, settings = f"{plan.stage.name}-evaluation", plan.stage.evaluation
+    assert settings is not None, "a stage with scores has an evaluation"
+    if tracker.has_recorded(name, found.fingerprint):
+        return
+    run = tracker.start(name, settings.model_dump(mode="json"))
+    _track_datasets(config, {settings.data: 1.0}, run, "evaluation")
+    run.log_scores(flat_scores(found.scores))
+    for file in (REPORT, RESULTS):
+        run.log_text((plan.evaluation / file).read_bytes().decode(), file)
+    run.finish(found.fingerprint)
+
+
+def track_end(
+    config: RunConfig,
+    plans: list[StagePlan],
+    evaluations: Mapping[str, ScoresManifest],
+    tracker: Tracker,
+) -> None:
+    """Register the last stage's model and close the parent run with the scores of every stage.
+
+    The scores of a stage begin with its name; those of the last one are there without it too.
+
+    Raises:
+        TrackingError: MLflow refuses.
+    """
+    results = [plan.result() for plan in plans]
+    end = fingerprint(
+        {
+            "config": config.model_dump(mode="json"),
+            "stages": [result.fingerprint for result in results if result is not None],
+            "evaluations": {stage: found.fingerprint for stage, found in evaluations.items()},
+        }
+    )
+    if tracker.has_finished(end):
+        return
+    scores: dict[str, float] = {}
+    for stage, found in evaluations.items():
+        values = flat_scores(found.scores)
+        scores |= values | {f"{stage}.{name}": value for name, value in values.items()}
+    if (last := results[-1]) is not None:
+        logger.info(tracker.register_model(str(plans[-1].export), last))
+    tracker.finish(scores, end)
+
+
+def stage_settings(config: RunConfig, plan: StagePlan) -> dict[str, Any]:
+    """Return what the run of a stage shows as its parameters."""
+    settings = plan.stage.model_dump(mode="json", exclude={"evaluation", "engine"})
+    scaling = config.scaling.model_dump(mode="json")
+    engine = config.engine_of(plan.stage).model_dump(mode="json")
+    return (
+        settings
+        | {f"scaling.{key}": value for key, value in scaling.items()}
+        | {f"engine.{key}": value for key, value in engine.items()}
+        | {"seed": config.seed, "initial_weights": plan.initial_weights}
+    )
+
+
+def flat_scores(scores: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
+    """Return scores by `control.name`, without those that no question has."""
+    return {
+        f"{control}.{name}": value
+        for control, values in scores.items()
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def _track_datasets(
+    config: RunConfig, names: Mapping[str, float], run: TrackedRun, context: str
+) -> None:
+    """Tell what a run has read, as far as it is still there."""
+    for name in names:
+        with suppress(DataError):
+            run.log_dataset(open_prepared(locate(config.datasets_directory) / name), context)
