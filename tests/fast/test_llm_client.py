@@ -132,9 +132,17 @@ def test_an_endpoint_that_is_down_is_not_asked_for_ever(endpoint, tmp_path):
     assert len(endpoint.bodies) <= DOWN_AFTER + 2
 
 
+def test_an_endpoint_that_answers_now_and_then_is_not_down(endpoint, tmp_path):
+    endpoint.fail(*["400"] * (DOWN_AFTER - 1), None, times=2)
+    requests = [question(str(number)) for number in range(2 * DOWN_AFTER)]
+    found = answers(endpoint, tmp_path, *requests, max_in_flight=1)
+    assert sum(answer.outcome == "answered" for answer in found) == 2
+
+
 def test_nobody_listening_is_a_row_that_costs_nothing(tmp_path):
     nobody = SimpleNamespace(url="http://127.0.0.1:9/v1")
-    settings = {"prices": PRICES, "max_cost": 1000, "attempts": 4}
+    once = question().most_prompt_tokens(Endpoint(url=nobody.url, model="judge")) + 16
+    settings = {"prices": PRICES, "max_cost": once * 1.5, "attempts": 4}
     (answer,) = answers(nobody, tmp_path, question(), **settings)
     assert (answer.outcome, answer.code, answer.attempts) == ("failed", "connection", 4)
 

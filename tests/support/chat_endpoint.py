@@ -27,7 +27,6 @@ ERRORS = {
     "503": (503, "overloaded", "Try again later."),
 }
 MAY_PASS = ("408", "425", "429", "500", "500 html", "503", "200 html", "hang", "cut", "reset")
-FOR_EVER = 1_000_000
 
 
 @dataclass
@@ -47,14 +46,14 @@ class ChatEndpoint:
     """Where it is set, an answer waits until so many requests are in flight."""
     hold: Callable[[str], bool] = lambda text: False
     """Whether a request is left without an answer until the endpoint ends."""
-    _faults: list[str] = field(default_factory=list)
+    _faults: list[str | None] = field(default_factory=list)
     _in_flight: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _end: threading.Event = field(default_factory=threading.Event)
 
-    def fail(self, *faults: str, times: int = 1) -> None:
-        """The next requests meet these faults, one each."""
-        self._faults += [*faults] * min(times, 1000)
+    def fail(self, *faults: str | None, times: int = 1) -> None:
+        """The next requests meet these faults, one each; None is an answer."""
+        self._faults += [*faults] * times
 
     def enter(self, body: dict[str, Any], headers: dict[str, str]) -> str | None:
         with self._lock:
