@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from llavamed.config.load import load_config
+from llavamed.config.paths import resolve_places
 from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError
 from llavamed.run.job_storage import settle_storage
@@ -25,15 +26,27 @@ Overrides = Annotated[
 ]
 
 
-def load_run(path: str | None, overrides: list[str] | None, *, quiet: bool = False) -> RunConfig:
-    """Read the config of a run and, unless quiet, say which. Raises: ConfigError."""
+def read_config(path: str | None, overrides: list[str] | None) -> tuple[str, RunConfig]:
+    """Read the config that a command was given, as it stands. Returns its path, too.
+
+    Raises:
+        ConfigError: No config was given, or it breaks a rule.
+    """
     path = path or os.environ.get("LLAVAMED_CONFIG")
     if path is None:
         raise ConfigError("config=null: which run? give --config FILE, or set LLAVAMED_CONFIG")
-    if not quiet:
-        logger.info("config: %s", path)
-    given = load_config(path, overrides or [])
-    config = settle_storage(given)
-    if config.storage != given.storage and not quiet:
-        logger.info("storage: %s on %s", config.storage, socket.gethostname())
-    return config
+    return path, load_config(path, overrides or [])
+
+
+def load_run(path: str | None, overrides: list[str] | None) -> RunConfig:
+    """Read the config of a run, say which, and make its paths hold for every process.
+
+    Raises:
+        ConfigError: No config was given, or it breaks a rule.
+    """
+    path, given = read_config(path, overrides)
+    logger.info("config: %s", path)
+    settled = settle_storage(given)
+    if settled.storage != given.storage:
+        logger.info("storage: %s on %s", settled.storage, socket.gethostname())
+    return resolve_places(settled)

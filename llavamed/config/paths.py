@@ -33,6 +33,43 @@ def resolve_paths(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"model": model.model_copy(update=sources), "stages": stages})
 
 
+def resolve_places(config: RunConfig) -> RunConfig:
+    """Return the config with every local place of runs and data as an absolute path.
+
+    Workers that Ray starts on a running cluster have another current folder than the driver.
+    """
+    datasets = {
+        name: dataset.model_copy(
+            update={
+                "read": dataset.read.model_copy(
+                    update={
+                        key: absolute(value)
+                        for key in ("path", "image_folder")
+                        if (value := getattr(dataset.read, key, None)) is not None
+                    }
+                )
+            }
+        )
+        for name, dataset in config.data.datasets.items()
+    }
+    directory = config.data.directory
+    places = {
+        "directory": None if directory is None else absolute(directory),
+        "datasets": datasets,
+    }
+    return config.model_copy(
+        update={
+            "storage": absolute(config.storage),
+            "data": config.data.model_copy(update=places),
+        }
+    )
+
+
+def absolute(uri: str) -> str:
+    """Return a local path as an absolute one; a URI stays as it is."""
+    return uri if "://" in uri else str(Path(uri).expanduser().absolute())
+
+
 def resolve(source: str | None) -> str | None:
     """Return one source, absolute where it is a local path.
 

@@ -19,7 +19,7 @@ def scores_fingerprint(
     """
     return fingerprint(
         {
-            "settings": settings.model_dump(mode="json"),
+            "settings": settings.model_dump(mode="json", exclude={"num_cards"}),
             "export": export_fingerprint,
             "datasets": dict(datasets),
             "scorer": SCORER,

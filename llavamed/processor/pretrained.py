@@ -6,7 +6,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoConfig, LlavaConfig
 
 from llavamed.config.model import Model, Pretrained
-from llavamed.errors import ConfigError
+from llavamed.errors import ConfigError, LlavaMedError
 from llavamed.storage.fetch import fetch_once
 
 
@@ -100,7 +100,9 @@ def load_pretrained(auto_class: Any, source: str, key: str, **kwargs: Any) -> An
         return auto_class.from_pretrained(
             fetch_once(source, weights=False), trust_remote_code=False, **kwargs
         )
-    except (OSError, ValueError) as error:
+    except LlavaMedError:
+        raise
+    except Exception as error:  # transformers raises KeyError and others for files of other forms
         raise ConfigError(f"{key}={source}: {loading_problem(error)}") from error
 
 
@@ -115,7 +117,9 @@ def check_folder(source: str, key: str) -> None:
 
 def loading_problem(error: Exception) -> str:
     """Return what transformers could not load and what to do, without its own advice."""
-    first_line = str(error).strip().splitlines()[0]
+    first_line = (str(error).strip() or repr(error)).splitlines()[0]
+    if not isinstance(error, (OSError, ValueError)):
+        first_line = f"{type(error).__name__}: {first_line}"
     if "custom code" in first_line:
         return (
             "needs code that lies beside it (auto_map in its config), and such code is never run; "

@@ -97,7 +97,10 @@ def _explain(job: StageJob, error: Exception) -> LlavaMedError:
         return ours
     failures, key = job.config.max_failures, f"stages.{job.stage.name}"
     sizes = "max_tokens" if job.stage.packing else "micro_batch_size"
-    hint = f"set {key}.{sizes} lower, or place fewer of scaling.num_workers on a machine"
+    hint = (
+        f"place fewer of scaling.num_workers on a machine, or set {key}.{sizes} lower under "
+        "another name"
+    )
     return TrainingError(
         f"max_failures={failures}: workers of stage {job.stage.name} failed {failures + 1} times, "
         f"the last time because {explain_failure(error, hint)}; start the same command again to "

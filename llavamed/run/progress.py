@@ -105,6 +105,8 @@ class Progress:
     def _rate(self, now: float, done: int) -> float:
         """Give the mean rate since some seconds ago; 0 while nothing is known."""
         seen = self._seen
+        if seen and done < seen[-1][1]:  # A worker died, and steps are taken again.
+            seen.clear()
         seen.append((now, done))
         while len(seen) > 2 and now - seen[1][0] >= _RATE_SECONDS:
             seen.popleft()

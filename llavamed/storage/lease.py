@@ -153,7 +153,8 @@ def _claim(lease: Lease, hint: str) -> None:
     if found is not None and found.token != lease.token:
         raise _refusal(folder, found, hint)
     for name in (folder / LEASE).children():
-        if name < _name(attempt):
+        # Another attempt may be probing the folder with a file of another name.
+        if name.endswith(".json") and name < _name(attempt):
             (folder / LEASE / name).remove()
 
 

@@ -49,12 +49,15 @@ def finite_mean(
     total = loss_sum.clone()
     dist.all_reduce(total)
     if not math.isfinite(total.item()):
-        where = f" on rank {context.rank}, samples {ids_of(batches)}"
-        mine = "" if math.isfinite(loss_sum.item()) else where
+        mine = None if math.isfinite(loss_sum.item()) else (context.rank, ids_of(batches))
+        found: list[tuple[int, list[str]] | None] = [None] * context.world_size
+        dist.all_gather_object(found, mine)
+        # Every rank raises the same sentence, since Ray passes on that of any of them.
+        where = " and ".join(f"samples {ids} on rank {rank}" for rank, ids in filter(None, found))
         raise TrainingError(
-            f"loss={total.item()} at step {step + 1}{mine}: is not finite, and no weight was "
-            "changed by it; look at these samples, or lower optimizer.lr and start under another "
-            "name"
+            f"loss={total.item()} at step {step + 1}: is not finite, and no weight was changed by "
+            f"it; look at {where or 'the sum over all ranks'}, or lower optimizer.lr and start "
+            "under another name"
         )
     return float(total.item()) / max(1, num_supervised)
 

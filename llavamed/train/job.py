@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from llavamed.config.engine import Engine
 from llavamed.config.run import RunConfig
 from llavamed.config.stage import Stage
 from llavamed.data.feed.order import StageOrder, order_stage
@@ -25,6 +26,18 @@ _DECIDES_NO_NUMBER = {
     "gradient_checkpointing",
 }
 """Fields of a stage that `StageJob.settings` leaves out or replaces by fingerprints."""
+
+
+_ONLY_LOG = {
+    "steps_per_print",
+    "wall_clock_breakdown",
+    "comms_logger",
+    "flops_profiler",
+    "log_level",
+    "dump_state",
+    "memory_breakdown",
+}
+"""Settings of DeepSpeed that `StageJob.settings` leaves out."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +89,14 @@ def number_settings(config: RunConfig, stage: Stage) -> dict[str, Any]:
     return {
         "seed": config.seed,
         "model": config.model.model_dump(mode="json", exclude={"attn_implementation"}),
-        "engine": {"precision": engine.precision, "deepspeed": dict(engine.deepspeed)},
+        "engine": {"precision": engine.precision, "deepspeed": _deepspeed_settings(engine)},
         "stages": {stage.name: own},
     }
+
+
+def _deepspeed_settings(engine: Engine) -> dict[str, Any]:
+    """Return the raw DeepSpeed settings that are given, without those that only log."""
+    return engine.deepspeed.model_dump(mode="json", exclude=_ONLY_LOG)
 
 
 def can_convert(before: int, now: int) -> bool:

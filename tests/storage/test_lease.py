@@ -270,3 +270,10 @@ def test_of_many_that_come_together_one_holds(
     for thread in threads:
         thread.join()
     assert sorted(outcomes) == ["held", "refused", "refused", "refused"]
+
+
+def test_the_probe_of_another_attempt_is_left_alone(folder: Location) -> None:
+    probe = folder / LEASE / ".llavamed-0123abcd"
+    probe.write_bytes(b"1")
+    with hold_lease(folder), hold_lease(folder, take_over=True):
+        assert probe.exists()

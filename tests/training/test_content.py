@@ -192,3 +192,12 @@ def test_a_sample_is_a_duplicate_only_with_all_images_and_all_words():
     ]
     assert len({sample["sample_hash"] for sample in [found, *different]}) == 8
     assert hash_content([Turn("user", "<image>?!")], [one])["question_hashes"] == [NO_TEXT]
+
+
+def test_samples_that_differ_only_in_their_system_turn_are_no_duplicates():
+    dialogue = [Turn("user", "What is seen?"), Turn("assistant", "A lung.")]
+    plain, brief, long = (
+        content.hash_content([*system, *dialogue], [])["sample_hash"]
+        for system in ([], [Turn("system", "Be brief.")], [Turn("system", "Explain at length.")])
+    )
+    assert len({plain, brief, long}) == 3

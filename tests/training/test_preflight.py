@@ -1,5 +1,6 @@
 """What would stop a run is found before any worker starts."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError, DataError
 from llavamed.run.curriculum import find_stage, plan_curriculum
 from llavamed.run.preflight import check_adapters, check_settings, check_stage, check_weights
+from llavamed.storage.fingerprint import differences
 from llavamed.storage.location import MANIFEST, locate
 from llavamed.storage.manifest import Layout, write
 from llavamed.train.job import StageJob
@@ -103,3 +105,12 @@ def test_a_checkpoint_of_another_zero_stage_is_refused_before_any_worker_starts(
     message = rf"^engine.zero_stage=2: the checkpoint was saved with {saved}, and only 1 and 2 can"
     with pytest.raises(ConfigError, match=message):
         check_settings(plans, [job])
+
+
+def test_settings_that_are_stored_and_read_again_do_not_differ(tiny_config: RunConfig) -> None:
+    raw = "engine.deepspeed={zero_optimization: {overlap_comm: true}}"
+    job = make_job(override_config(tiny_config, [raw]))
+    assert differences(json.loads(json.dumps(job.settings)), job.settings) == []
+    logging = raw.replace("}}", "}, steps_per_print: 7, wall_clock_breakdown: true}")
+    assert make_job(override_config(tiny_config, [logging])).fingerprint == job.fingerprint
+    assert make_job(tiny_config).fingerprint != job.fingerprint

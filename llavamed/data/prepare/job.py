@@ -81,7 +81,10 @@ _PROCESSOR_FIELDS = (
 OnProgress = Callable[[str, int, int], None]
 """Called with a dataset's name, its finished samples and all its samples."""
 
-_MEMORY_HINT = "set data.rows_per_shard lower, or use a machine with more memory for each CPU"
+_MEMORY_HINT = (
+    "use a machine with more memory for each CPU, or set data.rows_per_shard lower and "
+    "data.directory to another folder"
+)
 
 
 def ensure_processor(config: RunConfig) -> Location:

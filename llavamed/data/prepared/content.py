@@ -82,11 +82,12 @@ def hash_content(turns: Sequence[Turn], image_hashes: list[bytes]) -> dict[str, 
     answered = [turn for turn in turns if turn.role == "assistant"]
     counts += [number for number, turn in enumerate(answered) if not turn.trained]
     lengths = bytes(str(counts), "ascii")
+    systems = [hash_text(turn.text) for turn in turns if turn.role == "system"]
     return {
         "image_hashes": image_hashes,
         "question_hashes": questions,
         "answer_hashes": answers,
-        "sample_hash": _digest(b"".join([lengths, *image_hashes, *questions, *answers])),
+        "sample_hash": _digest(b"".join([lengths, *image_hashes, *questions, *answers, *systems])),
     }
 
 
