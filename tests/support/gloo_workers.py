@@ -141,7 +141,7 @@ def _gather(engine: TrainingEngine) -> dict[str, torch.Tensor]:
     for name, parameter in inner.module.named_parameters():
         if not parameter.requires_grad:
             continue
-        if engine.is_shared_out:
+        if engine.layout.zero_stage > 0:
             found[f"{name}/fp32"] = safe_get_full_fp32_param(parameter)
             for key in STATES:
                 found[f"{name}/{key}"] = safe_get_full_optimizer_state(parameter, key)

@@ -151,7 +151,8 @@ def test_the_best_checkpoint_stays_by_the_mean_since_the_one_before(
 ) -> None:
     settings = (*LEARNING, "checkpoint.num_to_keep=1", "checkpoint.keep_best=loss", "name=best")
     # With a rate that is far too high the loss rises, so that the first is the best.
-    overrides = ("stages.align.optimizer.lr=3", "stages.align.max_steps=8")
+    rate = ("stages.align.optimizer.lr=1", "stages.align.schedule.name=constant")
+    overrides = (*rate, "stages.align.max_steps=8")
     job = make_job(small_config(tiny_config, *settings, *overrides))
     history = run_stage(job).history
     means = {

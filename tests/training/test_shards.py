@@ -20,6 +20,8 @@ from llavamed.processor.build import image_settings, load_processor, num_image_t
 from llavamed.processor.images import to_pixels, to_planes
 from llavamed.processor.turns import IGNORE_INDEX, Turn
 from llavamed.storage.location import locate
+from llavamed.storage.manifest import ImageFacts
+from tests.support.manifests import dataset_manifest
 
 FIRST_ROW = 100
 
@@ -240,14 +242,14 @@ def test_a_chunk_without_good_samples_makes_no_shard(prepared, processor_folder)
 def load(place, report, processor, store_images):
     """The batches of one sample each, in the shard's order, as training would read them."""
     (place / INDEX).write_table(report.tables.index)
-    manifest = {
-        "images": asdict(image_settings(processor)),
-        "store_images": store_images,
-        "num_image_tokens": num_image_tokens(processor),
-        "image_token_id": processor.image_token_id,
-        "pad_token_id": processor.tokenizer.pad_token_id,
-        "num_samples": report.tables.index.num_rows,
-    }
+    manifest = dataset_manifest(
+        images=ImageFacts(**asdict(image_settings(processor))),
+        store_images=store_images,
+        num_image_tokens=num_image_tokens(processor),
+        image_token_id=processor.image_token_id,
+        pad_token_id=processor.tokenizer.pad_token_id,
+        num_samples=report.tables.index.num_rows,
+    )
     data = Mixture((PreparedDataset(place, manifest),))
     places = np.arange(report.tables.index.num_rows)
     epoch = EpochOrder(places, data.groups, (tuple(places[:, None]),))

@@ -118,7 +118,7 @@ def test_a_tower_of_siglip_trains_and_its_export_loads(tiny_config: RunConfig) -
     check_weights(config, plan_curriculum(config))
     job = make_job(config)
     result = run_stage(job)
-    assert result["checked"] == {"logits_difference": 0.0}
+    assert result.logits_difference == 0.0
     processor = load_processor(Path(job.export))
     assert num_image_tokens(processor) == 4
     assert processor.vision_feature_select_strategy == "full"
