@@ -45,7 +45,7 @@ _PROBLEMS = (
         "an account that may write; those of a database belong into MLFLOW_TRACKING_URI",
     ),
     (
-        r"error code 404|is not a valid .*JSON|Expecting value",
+        r"error code 404|valid JSON format|Expecting value",
         "something answers there that is no MLflow server",
         "correct tracking.uri",
     ),
