@@ -4,17 +4,20 @@ Heavy imports stay inside the commands, after the config is read, so that help a
 errors come at once.
 """
 
+import platform
 import signal
 import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
+from importlib import metadata
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from llavamed import __version__
 from llavamed.cli.corpus import app as corpus
 from llavamed.cli.data import app as data
 from llavamed.cli.evaluate import app as evaluate
@@ -59,11 +62,27 @@ app.add_typer(evaluate, name="evaluate")
 _EVERYWHERE = {"--debug", "--verbose", "--quiet"}
 
 
+_VERSIONS = "Show the versions of llavamed, Python and the libraries it stands on."
+
+
+def _show_versions(asked: bool) -> None:
+    if not asked:
+        return
+    names = ("ray", "torch", "transformers", "deepspeed", "mlflow")
+    console.print(f"llavamed {__version__}, Python {platform.python_version()}", highlight=False)
+    for name in names:
+        console.print(f"{name} {metadata.version(name)}", highlight=False)
+    raise typer.Exit
+
+
 @app.callback()
 def common(
     verbose: Annotated[bool, typer.Option(help="Show what libraries log, too.")] = False,
     quiet: Annotated[bool, typer.Option(help="Show warnings and results only.")] = False,
     debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_versions, is_eager=True, help=_VERSIONS)
+    ] = False,
 ) -> None:
     """Take options of every command; `main` reads them itself, wherever they stand."""
 

@@ -1,4 +1,6 @@
-"""Wrap DeepSpeed: forward, backward, step, snapshot, load, gather. No other module imports it.
+"""Wrap DeepSpeed: forward, backward, step, snapshot, load, gather.
+
+No other module trains with it; `train.context` resets the process groups that it keeps.
 
 Its configuration is derived from ours and the number of workers. `engine.deepspeed` is merged last
 and may not change derived fields. We create the optimizer ourselves, so that nothing is compiled at

@@ -1,0 +1,88 @@
+"""What the documentation shows is accepted: its configs, its commands, its settings."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from llavamed.cli.main import app
+from llavamed.config.load import load_config, parse_config
+
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "ray_jobs" / "configs" / "demo.yaml"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"(?:^    .*\n|^\n(?=    ))+", re.MULTILINE)
+
+
+def blocks(page: Path) -> list[str]:
+    """The indented blocks of a page, without their indentation."""
+    text = page.read_text(encoding="utf-8")
+    return [re.sub(r"^    ", "", block, flags=re.MULTILINE) for block in BLOCK.findall(text)]
+
+
+def documented_configs() -> list[tuple[str, dict[str, Any]]]:
+    """Whole configs that a page shows."""
+    found = []
+    for page in PAGES:
+        for block in blocks(page):
+            try:
+                tree = yaml.safe_load(block)
+            except yaml.YAMLError:
+                continue
+            if isinstance(tree, dict) and {"name", "storage", "stages"} <= set(tree):
+                found.append((page.name, tree))
+    return found
+
+
+def commands() -> dict[str, Any]:
+    """Every command of the command line by its words."""
+
+    def walk(name: str, command: Any) -> Any:
+        yield name, command
+        for key, below in getattr(command, "commands", {}).items():
+            yield from walk(f"{name} {key}", below)
+
+    return dict(walk("llavamed", typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize(("page", "tree"), documented_configs())
+def test_a_config_that_a_page_shows_is_accepted(page: str, tree: dict[str, Any]) -> None:
+    parse_config(tree)
+
+
+def test_some_pages_show_a_whole_config() -> None:
+    assert documented_configs()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_command_that_a_page_names_exists_with_its_options(page: Path) -> None:
+    there = commands()
+    for line in re.findall(r"llavamed (?!trains)[a-z].*", "\n".join(blocks(page))):
+        words = re.sub(r"#.*|\\|\[|\]", " ", line).split()
+        if len(words) > 1 and words[0] == "llavamed" and words[1] == "./helm":
+            continue
+        name, command = "llavamed", there["llavamed"]
+        for word in words[1:]:
+            if f"{name} {word}" in there:
+                name = f"{name} {word}"
+                command = there[name]
+        if name == "llavamed":
+            continue
+        options = {option for each in command.params for option in getattr(each, "opts", ())}
+        options |= {"--debug", "--verbose", "--quiet", "--help"}
+        for group in getattr(command, "commands", {}).values():  # of a command that may be left out
+            options |= {option for each in group.params for option in getattr(each, "opts", ())}
+        asked = {word.partition("=")[0] for word in words if word.startswith("--")}
+        assert asked <= options, (line, asked - options)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_an_override_that_a_page_names_is_accepted(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for override in re.findall(r"\b(?:stages|engine|scaling|model)\.[\w.]+=[\w.+-]+", text):
+        if override.startswith("stages.") and not override.startswith("stages.align."):
+            continue
+        load_config(DEMO, ["scaling.num_workers=1", override])
