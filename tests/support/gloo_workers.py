@@ -111,7 +111,8 @@ def _take_notes(folder: Path, rank: int, snapshot: Any, load: Any, steps: Any) -
 
     def noted_snapshot(self: TrainingEngine) -> dict[str, Any]:
         files = snapshot(self)
-        note(self, "saved")
+        if self._engine.global_steps:  # a state that is about to be loaded is no save
+            note(self, "saved")
         return files
 
     def noted_load(self: TrainingEngine, source: Path, **how: bool) -> None:
