@@ -71,10 +71,7 @@ def record(config: RunConfig) -> list[object]:
         ("seed=1", r"^seed=1, was 0: other settings than .*/stages/align was trained with; re"),
         ("stages.align.optimizer.lr=0.5", r"^stages.align.optimizer.lr=0.5, was 0.002: other set"),
         ("engine.precision=bf16", r'^engine.precision="bf16", was "fp32": other settings than '),
-        (
-            "model.template=plain",
-            r"other settings: model.template=\"plain\", was \"vicuna_v1\"; restore",
-        ),
+        ("model.template=plain", r'^model.template="plain", was "vicuna_v1": other settings than '),
         ("data.datasets.captions.read.num_images=41", r"datasets.captions.num_images=41, was 40"),
     ],
 )

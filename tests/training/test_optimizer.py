@@ -144,7 +144,7 @@ def test_eight_bits_are_not_shared_out_again(tiny_config: RunConfig) -> None:
     with local_context(lambda _: None):
         engine = TrainingEngine(model, stage=config.stages[0], config=config.engine, world_size=1)
         with pytest.raises(ConfigError, match=r"adamw_8bit: its state cannot be distributed again"):
-            engine.check_universal()
+            engine.check_universal(engine.layout)
         engine.close()
 
 
