@@ -11,6 +11,7 @@ from rich.table import Table
 from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.data.prepared.decontaminate import Contamination, Criterion
 from llavamed.data.record import IMAGE_HASH_BYTES
+from llavamed.evaluate.vqa import MEASURES
 from llavamed.storage.manifest import RunSummary, ScoresManifest
 
 if TYPE_CHECKING:
@@ -41,9 +42,9 @@ def show_summary(summary: RunSummary, console: Console) -> None:
 def show_scores(found: ScoresManifest, console: Console) -> None:
     """Print the scores of an evaluation with its controls, and a few of the answers."""
     title = f"Scores on {found.num_questions} questions of {found.dataset}"
-    scores = _table(title, "", "closed accuracy", "open recall")
+    scores = _table(title, "", *(measure.title.lower() for measure in MEASURES))
     for control, values in found.scores.items():
-        cells = [values.get(key) for key in ("closed_accuracy", "open_recall")]
+        cells = [values.get(measure.name) for measure in MEASURES]
         scores.add_row(control, *("-" if cell is None else f"{cell:.3f}" for cell in cells))
     console.print(scores)
     samples = _table("Sample predictions", *found.samples[0])

@@ -18,6 +18,7 @@ from PIL import Image
 
 from llavamed.errors import DataError
 from llavamed.evaluate.vqa import (
+    MEASURES,
     SCORER,
     Answer,
     Scores,
@@ -31,7 +32,7 @@ from llavamed.pages.environment import page_environment
 THUMBNAIL_PIXELS = 384
 """Longest side of an image on the page: sharp on a dense screen, small in the file."""
 
-_NO_SCORES = Scores(None, None, 0, 0)
+_NO_SCORES = score([])
 
 Answers: TypeAlias = Mapping[str, Sequence[Answer]]
 
@@ -124,6 +125,7 @@ def render_page(
     return environment.get_template("report.html.j2").render(
         heading=heading,
         scorer=SCORER,
+        measures=MEASURES,
         scores={label: score(replies) for label, replies in by_control.items()},
         breakdowns=_break_down(by_control),
         cards=[_card(replies) for replies in shown],

@@ -53,14 +53,12 @@ def evaluate(
     majority = majority_answer(closed_references(datasets[settings.majority]))
     scores: dict[str, dict[str, float | None]] = {}
     for control, given in answers.items():
-        scored = score(given)
-        scores[control] = {
-            "closed_accuracy": scored.closed_accuracy,
-            "open_recall": scored.open_recall,
-        }
+        scores[control] = dict(score(given).means)
     if majority is not None:
         constant = score(majority_control(answers["trained"], majority))
-        scores["majority"] = {"closed_accuracy": constant.closed_accuracy}
+        scores["majority"] = {
+            name: mean for name, mean in constant.means.items() if constant.counts[name]
+        }
     heading = Heading(
         run=config.name, export=export, template=config.model.template, dataset=dataset.name
     )

@@ -12,7 +12,7 @@ between words. Whoever changes a rule changes `SCORER`: numbers of two scorers d
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Literal
@@ -47,13 +47,31 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
-    """Means over questions, from 0 to 1; None where there is no such question."""
+class Measure:
+    """A mean over the questions of one answer type."""
 
-    closed_accuracy: float | None
-    open_recall: float | None
-    num_closed: int
-    num_open: int
+    name: str
+    """Its name in `scores.json` and MLflow."""
+    title: str
+    """Its name for people."""
+    answer_type: str
+
+
+MEASURES = (
+    Measure("closed_accuracy", "Closed accuracy", "CLOSED"),
+    Measure("open_recall", "Open recall", "OPEN"),
+)
+"""Every measure: files, MLflow, tables and the page are made from this list."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Means over questions, from 0 to 1, by the names of `MEASURES`."""
+
+    means: Mapping[str, float | None]
+    """None where there is no such question."""
+    counts: Mapping[str, int]
+    """Number of questions that a mean is over."""
 
 
 def normalize(text: str) -> list[str]:
@@ -132,16 +150,14 @@ def score_answer(answer: Answer) -> float:
 
 def score(answers: Iterable[Answer]) -> Scores:
     """Average over questions, closed and open apart; every question weighs the same."""
-    values: dict[str, list[float]] = {"CLOSED": [], "OPEN": []}
+    values: dict[str, list[float]] = {measure.answer_type: [] for measure in MEASURES}
     for answer in answers:
         value = score_answer(answer)
         values[answer.answer_type].append(value)
-    closed, open_ = values["CLOSED"], values["OPEN"]
+    of_measure = {measure.name: values[measure.answer_type] for measure in MEASURES}
     return Scores(
-        closed_accuracy=fmean(closed) if closed else None,
-        open_recall=fmean(open_) if open_ else None,
-        num_closed=len(closed),
-        num_open=len(open_),
+        means={name: fmean(given) if given else None for name, given in of_measure.items()},
+        counts={name: len(given) for name, given in of_measure.items()},
     )
 
 
