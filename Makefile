@@ -29,8 +29,9 @@ test: install ## All tests but those of test-cluster, two at a time
 test-cluster: install ## The chart on a real Kubernetes API server; the first time builds one, for ten minutes
 	@LLAVAMED_CONTROL_PLANE="$$(nice scripts/control_plane.sh)" $(BIN)/python -m pytest -n 2 --dist loadgroup $(CONTROL_PLANE)
 
-test-kill: install ## Kill a run 20 times, take a node away, bring one; nothing may be lost
-	@LLAVAMED_KILLS=20 $(BIN)/python -m pytest -s tests/cluster/test_kill.py tests/cluster/test_job.py
+test-kill: install ## Kill a run 20 times, interrupt it, take a node away, bring one; nothing may be lost
+	@LLAVAMED_KILLS=20 $(BIN)/python -m pytest -s tests/cluster/test_kill.py tests/cluster/test_job.py \
+	    tests/cluster/test_interrupt.py
 
 check: lint types docs test test-cluster ## All that CI runs
 

@@ -95,8 +95,22 @@ def command(storage: Path) -> Iterator[Command]:
         command._process.kill()
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+CASES = [
+    pytest.param(
+        number,
+        moment,
+        marks=pytest.mark.skipif(
+            (number, moment) != (signal.SIGINT, "while training")
+            and "LLAVAMED_KILLS" not in os.environ,
+            reason="each is a run of a minute; `make test-kill` takes them all",
+        ),
+    )
+    for moment in MOMENTS
+    for number in (signal.SIGINT, signal.SIGTERM)
+]
+
+
+@pytest.mark.parametrize(("number", "moment"), CASES)
 def test_a_signal_ends_a_run_with_a_sentence(
     command: Command, moment: str, number: signal.Signals
 ) -> None:
