@@ -22,8 +22,8 @@ from llavamed.cli.corpus import app as corpus
 from llavamed.cli.data import app as data
 from llavamed.cli.evaluate import app as evaluate
 from llavamed.cli.logs import configure_logging, log_console
-from llavamed.cli.options import ConfigFile, Overrides, console, load_run, read_config
-from llavamed.config.load import dump_config
+from llavamed.cli.options import ConfigFile, Overrides, console, find_config, load_run
+from llavamed.config.load import dump_config, load_config
 from llavamed.config.run import RunConfig
 from llavamed.errors import InterruptError, LlavaMedError
 
@@ -185,7 +185,7 @@ def show_config(
     if schema:
         sys.stdout.write(json.dumps(RunConfig.model_json_schema(), indent=2) + "\n")
     else:
-        sys.stdout.write(dump_config(read_config(config, overrides)[1]))
+        sys.stdout.write(dump_config(load_config(find_config(config), overrides or [])))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -26,16 +26,12 @@ Overrides = Annotated[
 ]
 
 
-def read_config(path: str | None, overrides: list[str] | None) -> tuple[str, RunConfig]:
-    """Read the config that a command was given, as it stands. Returns its path, too.
-
-    Raises:
-        ConfigError: No config was given, or it breaks a rule.
-    """
+def find_config(path: str | None) -> str:
+    """Return the path of the config that a command was given. Raises ConfigError if there is none."""
     path = path or os.environ.get("LLAVAMED_CONFIG")
     if path is None:
         raise ConfigError("config=null: which run? give --config FILE, or set LLAVAMED_CONFIG")
-    return path, load_config(path, overrides or [])
+    return path
 
 
 def load_run(path: str | None, overrides: list[str] | None) -> RunConfig:
@@ -44,8 +40,9 @@ def load_run(path: str | None, overrides: list[str] | None) -> RunConfig:
     Raises:
         ConfigError: No config was given, or it breaks a rule.
     """
-    path, given = read_config(path, overrides)
+    path = find_config(path)
     logger.info("config: %s", path)
+    given = load_config(path, overrides or [])
     settled = settle_storage(given)
     if settled.storage != given.storage:
         logger.info("storage: %s on %s", settled.storage, socket.gethostname())

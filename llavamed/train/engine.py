@@ -210,16 +210,23 @@ class TrainingEngine:
             for state in self._engine.basic_optimizer.state.values():
                 state["step"] = state["step"].clone()
 
-    def envelope(self) -> dict[str, Any]:
+    def envelope(self, step: int) -> dict[str, Any]:
         """Return the states that DeepSpeed reads before the tensors; every rank must call it.
 
         They depend on the ZeRO stage that loads, unlike the tensors, which `to_universal` joins.
+
+        Args:
+            step: The number of steps that the saved state has taken.
         """
-        return {
+        states = {
             path: state
             for path, state in self.snapshot().items()
             if path.endswith(_ENVELOPE_SUFFIX)
         }
+        for state in states.values():
+            if "global_steps" in state:
+                state["global_steps"] = step
+        return states
 
     def check_universal(self, saved: Layout) -> None:
         """Check that this rank can load a state after conversion, before it is converted.

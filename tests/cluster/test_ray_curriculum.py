@@ -147,7 +147,7 @@ def check_tracking(summary: RunSummary) -> None:
     version = client.get_model_version_by_alias("demo", "current")
     assert version.source == summary.stages[-1].export
     models = client.search_logged_models([experiment.experiment_id])
-    assert {model.tags.export for model in models} == {s.export for s in summary.stages}
+    assert {model.tags["export"] for model in models} == {s.export for s in summary.stages}
 
 
 def test_a_killed_worker_changes_nothing(small: RunConfig, tmp_path: Path) -> None:

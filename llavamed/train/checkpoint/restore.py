@@ -149,7 +149,7 @@ def _load(place: Location, engine: TrainingEngine, job: StageJob) -> Restored:
             engine.load(folder)
         else:
             together(lambda: engine.check_universal(manifest.layout))
-            envelope = engine.envelope()
+            envelope = engine.envelope(manifest.step)
             (converted,) = together(lambda: _convert(place, files, envelope), rank == 0)
             # Every rank reads a part of every file, so the ranks of a machine share one copy.
             together(lambda: _fetch(place / UNIVERSAL, converted, folder), local_rank == 0)
