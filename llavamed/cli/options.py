@@ -27,7 +27,7 @@ Overrides = Annotated[
 
 
 def find_config(path: str | None) -> str:
-    """Return the path of the config that a command was given. Raises ConfigError if there is none."""
+    """Return the path of the config that a command was given. Raises: ConfigError."""
     path = path or os.environ.get("LLAVAMED_CONFIG")
     if path is None:
         raise ConfigError("config=null: which run? give --config FILE, or set LLAVAMED_CONFIG")
