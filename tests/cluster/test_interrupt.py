@@ -27,12 +27,6 @@ MOMENTS = {
 """What the screen shows before, and how many seconds later the signal comes."""
 
 
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of one run, which each moment's command takes further."""
-    return tmp_path_factory.mktemp("storage")
-
-
 class Command:
     """`llavamed train` on a terminal of its own."""
 
@@ -88,8 +82,8 @@ class Command:
 
 
 @pytest.fixture
-def command(storage: Path) -> Iterator[Command]:
-    command = Command(storage)
+def command(tmp_path: Path) -> Iterator[Command]:
+    command = Command(tmp_path)
     yield command
     if command._process.poll() is None:
         command._process.kill()
