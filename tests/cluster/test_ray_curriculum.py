@@ -76,7 +76,9 @@ def test_curriculum_trains_evaluates_tracks_and_finds_itself_finished(
 
     changed = small.model_copy(update={"seed": 1})
     monkeypatch.undo()
-    with pytest.raises(ConfigError, match=r"name=demo: stage align .* other settings or data"):
+    with pytest.raises(
+        ConfigError, match=r"^seed=1, was 0: other settings than .*align and .*vqa was trained with"
+    ):
         run(changed)
 
 
