@@ -79,14 +79,11 @@ def fit(
     listener = _Listener(queue, on_records)
     trainer = _trainer(job, folder, queue)
     try:
-        with listener, told_what_is_missing(job.config.scaling, listener.has_heard):
+        # The listener hears out its queue at the end, so the workers must have stopped by then.
+        with listener, trainer, told_what_is_missing(job.config.scaling, listener.has_heard):
             return bool(trainer.fit().return_value)
     except (TrainingFailedError, RayError) as error:
         raise listener.fatal or _explain(job, error) from error
-    except KeyboardInterrupt:
-        if trainer.controller is not None:
-            ray.kill(trainer.controller)  # and with it, its workers
-        raise
     finally:
         queue.shutdown(force=True)
 
@@ -109,12 +106,23 @@ def _explain(job: StageJob, error: Exception) -> LlavaMedError:
 
 
 class _Trainer(TorchTrainer):
-    """Ray Train's trainer, which leaves Ctrl-C to this process and tells who its controller is."""
+    """Ray Train's trainer, whose workers end at once when Ctrl-C leaves the `with` around it.
 
-    controller: Any = None
+    Ray's own handler of Ctrl-C would end this process, too, with the exit code of a success.
+    """
+
+    _controller: Any = None
+
+    def __enter__(self) -> "_Trainer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        interrupted = kind is not None and not issubclass(kind, Exception)
+        if interrupted and self._controller is not None:
+            ray.kill(self._controller)  # and with it, its workers
 
     def _register_sigint_handler(self, controller: Any) -> None:
-        self.controller = controller
+        self._controller = controller
 
 
 def _trainer(job: StageJob, folder: Location, queue: Queue) -> _Trainer:
