@@ -98,7 +98,7 @@ def inspect(
     overrides = [word for word in words or [] if _is_override(word)]
     ids = [word for word in words or [] if not _is_override(word)]
     run = load_run(config, overrides)
-    from llavamed.data.inspect.page import render_page
+    from llavamed.data.inspect.page import render_samples
     from llavamed.data.inspect.samples import (
         find_samples,
         pick_samples,
@@ -122,7 +122,7 @@ def inspect(
             tokenizer = load_processor((directory / PROCESSOR).download(Path(scratch))).tokenizer
         samples = read_samples(prepared, rows, tokenizer)
     if html is not None:
-        locate(html).write_bytes(render_page(prepared, samples, refusals).encode())
+        locate(html).write_bytes(render_samples(prepared, samples, refusals).encode())
         console.print(f"{html}: the page", soft_wrap=True, highlight=False, markup=False)
         return
     for sample in samples:

@@ -5,14 +5,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from llavamed.errors import DataError
+from llavamed.evaluate.scorers.exact_token import is_closed_correct, open_recall, tokens_of
 from llavamed.evaluate.vqa import (
     Answer,
     Scores,
-    is_closed_correct,
     majority_answer,
     majority_control,
-    normalize,
-    open_recall,
     score,
     score_answer,
     score_by,
@@ -50,8 +48,8 @@ def answered(id_, reference, prediction, answer_type="CLOSED", question_type="",
         pytest.param("?!", [], id="signs only"),
     ],
 )
-def test_normalize(text, tokens):
-    assert normalize(text) == tokens
+def test_tokens(text, tokens):
+    assert tokens_of(text) == tokens
 
 
 @pytest.mark.parametrize(

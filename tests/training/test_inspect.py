@@ -15,7 +15,7 @@ from rich.console import Console
 
 from llavamed.cli import main as cli
 from llavamed.config.load import dump_config
-from llavamed.data.inspect.page import render_page
+from llavamed.data.inspect.page import render_samples
 from llavamed.data.inspect.samples import (
     LINE_BREAK,
     SPACE,
@@ -228,7 +228,7 @@ def test_no_text_of_the_page_can_run(dataset):
         spans=[Span("trained", [EVIL]), Span("image", [EVIL])],
         facts={EVIL: EVIL},
     )
-    page = Page(html := render_page(dataset, [evil], [Refusal(EVIL, 1, [REFUSED[0]])]))
+    page = Page(html := render_samples(dataset, [evil], [Refusal(EVIL, 1, [REFUSED[0]])]))
     assert "script" not in {tag for tag, _ in page.tags}
     assert "<script>" not in html
     assert page.text.count("<script>alert(1)</script>") >= 7, "shown as text instead"
@@ -237,7 +237,7 @@ def test_no_text_of_the_page_can_run(dataset):
 
 
 def test_the_page_holds_pixels_without_loss(dataset, samples):
-    page = Page(render_page(dataset, samples[:1], []))
+    page = Page(render_samples(dataset, samples[:1], []))
     (image,) = [attrs for tag, attrs in page.tags if tag == "img"]
     assert image["alt"] == f"Image 1 of sample {samples[0].id}"
     with Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2]))) as opened:
@@ -245,8 +245,8 @@ def test_the_page_holds_pixels_without_loss(dataset, samples):
 
 
 def test_a_sample_without_image_and_an_empty_page_say_so(dataset):
-    assert "no image" in render_page(dataset, [sample(pixels=[])], [])
-    assert "Nothing was quarantined." in render_page(dataset, [], [])
+    assert "no image" in render_samples(dataset, [sample(pixels=[])], [])
+    assert "Nothing was quarantined." in render_samples(dataset, [], [])
 
 
 @pytest.fixture

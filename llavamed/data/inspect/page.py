@@ -15,7 +15,7 @@ from llavamed.processor.images import Pixels, to_png
 from llavamed.storage.location import Location
 
 
-def render_page(
+def render_samples(
     dataset: PreparedDataset | Location,
     samples: Iterable[InspectedSample],
     refusals: Iterable[Refusal],
