@@ -210,6 +210,7 @@ def metrics_page() -> str:
 
 def files_page() -> str:
     """Describe the manifests and tables that a run leaves, from their typed models and schemas."""
+    from llavamed.corpus import figures
     from llavamed.data import record
     from llavamed.storage import manifest
 
@@ -229,18 +230,20 @@ def files_page() -> str:
         ]
         parts += [f"## {model.__name__}\n", f"{summary(model.__doc__)}\n"]
         parts.append(table(["field", "type", "what it says"], rows))
-    for name, title in (
-        ("SHARD_SCHEMA", "shards/*.parquet"),
-        ("INDEX_SCHEMA", "index.parquet"),
-        ("CONTENT_SCHEMA", "content.parquet"),
-        ("QUARANTINE_SCHEMA", "quarantine.parquet"),
+    for schema, title in (
+        (record.SHARD_SCHEMA, "shards/*.parquet"),
+        (record.INDEX_SCHEMA, "index.parquet"),
+        (record.CONTENT_SCHEMA, "content.parquet"),
+        (record.QUARANTINE_SCHEMA, "quarantine.parquet"),
+        (figures.FIGURES_SCHEMA, "figures.parquet"),
     ):
-        rows = [[f"`{field.name}`", f"`{field.type}`"] for field in getattr(record, name)]
+        rows = [[f"`{field.name}`", f"`{field.type}`"] for field in schema]
         parts += [f"## {title}\n", table(["column", "Arrow type"], rows)]
     return page(
         "File formats",
         "A folder is complete when its `manifest.json` exists; every writer writes that file last. "
-        "The first sections describe the manifests, the others the tables of a prepared dataset.",
+        "The first sections describe the manifests, the others the tables of a prepared dataset "
+        "and of a corpus.",
         *parts,
     )
 

@@ -204,6 +204,24 @@ class ProcessorManifest(Manifest):
     """The config's settings that it was made with."""
 
 
+class FiguresManifest(Manifest):
+    """A part of a corpus: the figures of some articles, after one step."""
+
+    VERSION: ClassVar[int] = 1
+    ERROR: ClassVar[type[LlavaMedError]] = DataError
+    HINT: ClassVar[str] = "make the part again: delete its folder, then start the same command"
+
+    made_from: str
+    """Fingerprint of the settings, and of the part of the step before."""
+    fingerprint: str
+    """Hash of the rows."""
+    num_figures: int
+    num_kept: int
+    """Figures that nothing has refused."""
+    refused: dict[str, int] = {}
+    """Refused figures by reason."""
+
+
 class FileFacts(Facts):
     """A file of a checkpoint."""
 

@@ -17,6 +17,7 @@ from llavamed.storage.manifest import (
     CheckpointManifest,
     DatasetManifest,
     ExportManifest,
+    FiguresManifest,
     ImageFacts,
     Manifest,
     ScoresManifest,
@@ -35,6 +36,9 @@ from tests.support.manifests import (
 EXAMPLES: list[Manifest] = [
     dataset_manifest(fingerprint="0123", quarantined={"corrupt_image": 3}),
     checkpoint_manifest(settings={"seed": 1, "stages": {"align": {"lr": 1e-3}}}),
+    FiguresManifest(
+        made_from="01", fingerprint="23", num_figures=3, num_kept=1, refused={"md5_mismatch": 2}
+    ),
     export_manifest(mfu=0.4, step_seconds={"p95": 0.25}),
     scores_manifest(scores={"trained": {"open_recall": None}}),
 ]
