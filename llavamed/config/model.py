@@ -69,7 +69,8 @@ class Model(Section):
     the centre and for SigLIP stretches the image; `pad` adds borders first, so that nothing is cut
     off or stretched."""
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
-    """Attention kernels, by transformers' names of them."""
+    """Attention kernels, by transformers' names of them. While training, `sdpa` attends within each
+    sample of a pack by itself."""
 
     @model_validator(mode="after")
     def _tower_is_known(self) -> Self:

@@ -14,6 +14,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from llavamed.config.engine import Precision
 from llavamed.data.feed.loader import Batch
 from llavamed.errors import CheckpointError
+from llavamed.model.attention import attend_per_sample
 from llavamed.model.generation import set_generation_tokens
 from llavamed.model.llava import load_model
 from llavamed.model.loss import sampled_logits
@@ -141,6 +142,7 @@ def check_export(place: Location, trained: Trained, device: torch.device) -> flo
     with scratch_folder() as scratch:
         folder = place.download(scratch)
         model, processor = _load(folder, trained.precision, trained.attn_implementation)
+    attend_per_sample(model)  # as in training, for other kernels round differently
     _check_processor(place, processor, trained)
     loaded = model.state_dict()
     different = [

@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn import functional
 
 from llavamed.data.feed.loader import Batch
+from llavamed.model.attention import per_sample_arguments
 from llavamed.processor.turns import IGNORE_INDEX
 
 NUM_SAMPLED = 64
@@ -15,22 +16,13 @@ def supervised_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Return the summed cross entropy of a batch's supervised tokens, a float32 scalar.
 
     The caller divides the sum by the supervised tokens of the whole global step, so that every
-    token has the same weight however samples are packed and distributed. The forward pass has
-    `use_cache=False` and no attention mask, because only then do `position_ids` keep the samples of
-    a pack apart.
+    token has the same weight however samples are packed and distributed.
     """
     columns = (batch.targets != IGNORE_INDEX).any(dim=0).nonzero().squeeze(1)
     if not len(columns):  # run even an empty pack: all workers must make the same calls
         columns = torch.zeros(1, dtype=torch.int64, device=batch.targets.device)
-    logits = model(
-        input_ids=batch.input_ids,
-        pixel_values=batch.pixel_values,
-        position_ids=batch.position_ids,
-        use_cache=False,
-        logits_to_keep=columns,
-    ).logits
     return functional.cross_entropy(
-        logits.float().flatten(0, 1),
+        _logits(model, batch, columns).float().flatten(0, 1),
         batch.targets[:, columns].flatten(),
         ignore_index=IGNORE_INDEX,
         reduction="sum",
@@ -46,11 +38,21 @@ def sampled_logits(model: nn.Module, batch: Batch) -> torch.Tensor:
     """
     last = batch.input_ids.shape[1] - 1
     columns = torch.linspace(0, last, NUM_SAMPLED).long().unique()
-    logits = model(
+    return _logits(model, batch, columns.to(batch.input_ids.device)).float().cpu()
+
+
+def _logits(model: nn.Module, batch: Batch, columns: torch.Tensor) -> torch.Tensor:
+    """Return the logits of some columns of a batch, of shape [rows, columns, vocabulary].
+
+    There is no cache and no attention mask, because only then do `position_ids`, or
+    `sample_lengths`, keep the samples of a pack apart.
+    """
+    logits: torch.Tensor = model(
         input_ids=batch.input_ids,
         pixel_values=batch.pixel_values,
         position_ids=batch.position_ids,
         use_cache=False,
-        logits_to_keep=columns.to(batch.input_ids.device),
+        logits_to_keep=columns,
+        **per_sample_arguments(model, batch.sample_lengths),
     ).logits
-    return logits.float().cpu()
+    return logits

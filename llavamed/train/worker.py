@@ -15,6 +15,7 @@ from llavamed.data.feed.loader import StageLoader
 from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import CheckpointError, StorageError, TrainingError
 from llavamed.model.adapters import add_adapters, merge_adapters
+from llavamed.model.attention import attend_per_sample
 from llavamed.model.export import Trained, check_export, fetch_export, write_export
 from llavamed.model.freeze import PartCount, freeze
 from llavamed.model.llava import build_model, load_model
@@ -65,6 +66,7 @@ def train_stage(job: StageJob, context: Context) -> bool:
     with scratch_folder() as scratch:
         processor = load_processor(locate(job.processor).download(scratch / "processor"))
         model = _initial_model(job, processor, scratch)
+    attend_per_sample(model)
     if job.stage.lora is not None:
         add_adapters(model, job.stage.lora, seed=job.config.seed, device=context.device)
     counts = freeze(model, job.stage.trainable)

@@ -71,6 +71,7 @@ def one_sample() -> Batch:
         input_ids=input_ids,
         targets=targets,
         position_ids=torch.arange(LENGTH)[None],
+        sample_lengths=((LENGTH,),),
         pixel_values=torch.randn(1, 3, 32, 32),
         sample_ids=("sample",),
         num_tokens=LENGTH,

@@ -14,6 +14,7 @@ from llavamed.config.run import RunConfig
 from llavamed.data.feed.loader import Batch
 from llavamed.data.feed.order import order_stage
 from llavamed.errors import ConfigError
+from llavamed.model.attention import attend_per_sample
 from llavamed.model.freeze import freeze
 from llavamed.model.llava import build_model, shape_on_meta
 from llavamed.model.loss import supervised_loss
@@ -75,11 +76,14 @@ def loss_and_gradient(
 @pytest.mark.parametrize(
     ("packing", "capacity"), [(True, 1024), (True, 80), (False, 8), (False, 3)], ids=str
 )
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["per sample", "sdpa", "eager"])
 def test_loss_and_gradient_of_packs_and_padded_rows_are_those_of_single_samples(
     model: nn.Module, samples: Prepared, packing: bool, capacity: int, attention: str
 ) -> None:
-    model.set_attn_implementation(attention)
+    if attention == "per sample":
+        attend_per_sample(model)
+    else:
+        model.set_attn_implementation(attention)
     single = loss_and_gradient(model, batches(samples, packing=False, capacity=1))
     joined = loss_and_gradient(model, batches(samples, packing=packing, capacity=capacity))
     model.set_attn_implementation("sdpa")

@@ -35,13 +35,14 @@ class Batch:
     """The inputs of one forward pass.
 
     `targets[r, t]` is the token that position t of row r must predict, or `IGNORE_INDEX` where
-    nothing is trained. `position_ids` restart at 0 with each sample of a pack, which is how
-    attention keeps the samples apart.
+    nothing is trained. `position_ids` restart at 0 with each sample of a pack. They or
+    `sample_lengths`, which count the padding of a row to its last sample, keep the samples apart.
     """
 
     input_ids: torch.Tensor  # [R, T] int64
     targets: torch.Tensor  # [R, T] int64
     position_ids: torch.Tensor  # [R, T] int64
+    sample_lengths: tuple[tuple[int, ...], ...]  # of each row, T in all
     pixel_values: torch.Tensor  # [I, 3, S, S] float32
     sample_ids: tuple[str, ...]
     num_tokens: int  # without padding and blank images
@@ -236,10 +237,17 @@ def collate(
         input_ids=torch.from_numpy(input_ids),
         targets=torch.from_numpy(targets),
         position_ids=torch.from_numpy(position_ids),
+        sample_lengths=tuple(_lengths(row, length) for row in rows),
         pixel_values=torch.from_numpy(normalize_pixels(images, data.images)),
         sample_ids=sample_ids,
         num_tokens=num_tokens,
     )
+
+
+def _lengths(row: Sequence[_Sample], length: int) -> tuple[int, ...]:
+    """Return the tokens of each sample of a row, the last with the padding up to this length."""
+    before = [len(sample.input_ids) for sample in row[:-1]]
+    return (*before, length - sum(before))
 
 
 def _ahead(items: Generator[list[Batch], None, None], depth: int) -> Iterator[list[Batch]]:
