@@ -212,14 +212,16 @@ def files_page() -> str:
     """Describe the manifests and tables that a run leaves, from their typed models and schemas."""
     from llavamed.corpus import figures
     from llavamed.data import record
+    from llavamed.evaluate import answers
     from llavamed.storage import manifest
 
     models = [
         value
-        for value in vars(manifest).values()
+        for module in (manifest, answers)
+        for value in vars(module).values()
         if isinstance(value, type)
         and issubclass(value, BaseModel)
-        and value.__module__ == manifest.__name__
+        and value.__module__ == module.__name__
         and value.model_fields
     ]
     parts = []
@@ -236,14 +238,15 @@ def files_page() -> str:
         (record.CONTENT_SCHEMA, "content.parquet"),
         (record.QUARANTINE_SCHEMA, "quarantine.parquet"),
         (figures.FIGURES_SCHEMA, "figures.parquet"),
+        (answers.ANSWERS_SCHEMA, "answers.parquet"),
     ):
         rows = [[f"`{field.name}`", f"`{field.type}`"] for field in schema]
         parts += [f"## {title}\n", table(["column", "Arrow type"], rows)]
     return page(
         "File formats",
         "A folder is complete when its `manifest.json` exists; every writer writes that file last. "
-        "The first sections describe the manifests, the others the tables of a prepared dataset "
-        "and of a corpus.",
+        "The first sections describe the manifests, the others the tables of a prepared dataset, "
+        "of a corpus and of an evaluation.",
         *parts,
     )
 

@@ -1,176 +1,372 @@
-"""Greedy batch generation over Ray Data: a prepared dataset of questions -> answers.
+"""Write and read `answers.parquet`: all that scoring reads.
 
-Three controls answer the same prompts, made by the template the model was trained with: the trained
-model, the model as it was before the curriculum, and the trained one with every image blanked. A
-model that has learned to look beats both.
+One row is an item under one condition: what was asked, what was expected, and what was answered.
+The rows of a condition lie together, and every condition has the same items in the same order. A
+file may be ours or anyone's: it needs the columns `id`, `prediction`, `references` and
+`answer_type`, and the others may be absent.
 """
 
-import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterator
-from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal, get_args
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from itertools import islice
+from typing import Any, ClassVar, Literal, get_args
 
 import pyarrow as pa
-import ray
-import torch
+import pyarrow.parquet as pq
 
-from llavamed.config.evaluation import Evaluation
-from llavamed.config.run import RunConfig
-from llavamed.data.prepare.ray_data import (
-    actor_restarts,
-    carry_errors,
-    configure_ray_data,
-    iter_rows,
-)
-from llavamed.data.prepared.dataset import PreparedDataset
-from llavamed.evaluate.vqa import Answer
-from llavamed.model.export import fetch_export
-from llavamed.model.generation import Generator, Prompt
-from llavamed.model.llava import build_model, load_model
-from llavamed.processor.build import load_processor
-from llavamed.processor.encode import get_template
-from llavamed.processor.images import to_png
-from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
-from llavamed.storage.location import locate
+from llavamed.data.record import AnswerType
+from llavamed.errors import DataError, LlavaMedError
+from llavamed.evaluate.scorers.item import Item, Options
+from llavamed.storage.location import Location
+from llavamed.storage.manifest import Facts, Manifest
+from llavamed.storage.scratch import scratch_folder
 
-Control = Literal["trained", "blank_image", "untrained"]
-_MEMORY_HINT = "set scaling.num_workers or the evaluation's batch_size lower"
-_COLUMNS = ["id", "pixels", "turns", "domain", "answer_type", "question_type"]
+ANSWERS = "answers.parquet"
+ROW_GROUP = 1024
+"""Rows of a row group, which is what is in memory at once."""
 
+TRAINED = "trained"
+"""The condition of the model under test with the question as it is; every other is a control."""
+Outcome = Literal["answered", "cut_off", "refused"]
+"""`cut_off` by the largest number of tokens; `refused` by the endpoint or its content filter."""
 
-def generate(
-    config: RunConfig,
-    settings: Evaluation,
-    dataset: PreparedDataset,
-    *,
-    export: str,
-    on_progress: Callable[[int, int], None] = lambda *_: None,
-) -> dict[str, list[Answer]]:
-    """Answer every question of a dataset under each control, in the dataset's order.
-
-    Args:
-        config: The run's; its model without training is the untrained control.
-        settings: How to answer.
-        dataset: Questions, prepared.
-        export: URI of the trained model.
-        on_progress: Told the answers given and the answers in all.
-    """
-    controls = get_args(Control)
-    items = [
-        {"control": control, "shard": shard, "row_group": row_group, "start": start}
-        for control in controls
-        for shard, row_group, start in batches_of(dataset, settings.batch_size)
+_NEEDED = ("id", "prediction", "references", "answer_type")
+_OPTION = pa.struct([("letter", pa.string()), ("text", pa.string())])
+ANSWERS_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string()),
+        pa.field("condition", pa.string()),
+        pa.field("question", pa.string()),
+        pa.field("references", pa.list_(pa.string())),
+        pa.field("options", pa.list_(_OPTION)),  # without letters where the answers are a list
+        pa.field("answer_type", pa.string()),
+        pa.field("question_type", pa.string()),
+        pa.field("organ", pa.string()),
+        pa.field("modality", pa.string()),
+        pa.field("domain", pa.string()),
+        pa.field("language", pa.string()),
+        pa.field("pair", pa.string()),
+        pa.field("image", pa.string()),
+        pa.field("shown_image", pa.string()),
+        pa.field("prediction", pa.string()),
+        pa.field("outcome", pa.string()),
+        pa.field("tokens", pa.int32()),
+        pa.field("seconds", pa.float32()),
+        pa.field("key", pa.string()),
     ]
-    configure_ray_data()
-    scaling = config.scaling
-    pipeline = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        _AnswererActor,
-        fn_constructor_args=(config, settings, dataset, export),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(scaling.most_workers, len(items))),
-        num_cpus=1,
-        num_gpus=1 if scaling.use_gpu else 0,
-        **actor_restarts(config.max_failures),
-    )
-    answers: dict[str, list[Answer]] = {control: [] for control in controls}
-    for row in iter_rows(pipeline, memory_hint=_MEMORY_HINT):
-        answers[row.pop("control")].append(Answer(**row))
-        on_progress(sum(map(len, answers.values())), len(controls) * dataset.num_samples)
-    return answers
+)
+"""Schema of `answers.parquet`; the columns are the fields of `Answer`."""
+
+logger = logging.getLogger(__name__)
 
 
-def batches_of(dataset: PreparedDataset, batch_size: int) -> Iterator[tuple[int, int, int]]:
-    """Yield shard, row group and first row of each batch of questions.
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One row.
 
-    A batch is what is reported as progress, and it never spans two row groups.
+    Attributes:
+        id: The item's name, once in every condition.
+        condition: What the model was given: `trained`, or the name of a control.
+        question: The words of the question, without marks of images and without options.
+        references: The answers that are right; an item scores by the best of them.
+        options: Lettered options, candidate answers, or none.
+        answer_type: `OPEN` or `CLOSED`.
+        question_type: The benchmark's own kind of question. It and the next four may be empty.
+        organ: The part of the body.
+        modality: How the image was made.
+        domain: What a dataset calls so.
+        language: Code of the question's language, such as `en`.
+        pair: Items of one pair are right only together. Empty where the item stands alone.
+        image: SHA-256 of the item's image, or of the hashes of several; the same in every
+            condition. Empty where the item has none.
+        shown_image: The same of what the model was shown under this condition.
+        prediction: What was answered. It may be empty.
+        outcome: How the answer ended.
+        tokens: Number of tokens of the answer, 0 where none was generated.
+        seconds: The item's share of the time of its batch.
+        key: Hash of all that decides the prediction. Rows of one key have one answer.
     """
-    shards, row_groups = (dataset.column(name).tolist() for name in ("shard", "row_group"))
-    sizes = Counter(zip(shards, row_groups, strict=True))
-    for (shard, row_group), num_rows in sizes.items():
-        for start in range(0, num_rows, batch_size):
-            yield shard, row_group, start
 
+    id: str
+    condition: str
+    question: str
+    references: tuple[str, ...]
+    options: Options
+    answer_type: AnswerType
+    question_type: str = ""
+    organ: str = ""
+    modality: str = ""
+    domain: str = ""
+    language: str = ""
+    pair: str = ""
+    image: str = ""
+    shown_image: str = ""
+    prediction: str = ""
+    outcome: Outcome = "answered"
+    tokens: int = 0
+    seconds: float = 0.0
+    key: str = ""
 
-class Answerer:
-    """Answers the questions of a dataset with one model at a time."""
-
-    def __init__(
-        self, config: RunConfig, settings: Evaluation, dataset: PreparedDataset, export: str
-    ) -> None:
-        self._config, self._settings = config, settings
-        self._dataset = dataset
-        self._scratch = tempfile.TemporaryDirectory()
-        self._folder = fetch_export(locate(export), Path(self._scratch.name))
-        self._processor = load_processor(self._folder)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._loaded: tuple[bool, Generator] | None = None
-
-    def answer(self, control: Control, shard: int, row_group: int, start: int) -> list[Answer]:
-        """Answer the batch of questions of a row group that begins at a row."""
-        rows = self._dataset.read_samples(shard, row_group, _COLUMNS)
-        batch = rows.slice(start, self._settings.batch_size).to_pylist()
-        prompts = [self._prompt(row) for row in batch]
-        predictions = self._generator(trained=control != "untrained").answer(
-            prompts,
-            max_new_tokens=self._settings.max_new_tokens,
-            blank_images=control == "blank_image",
-        )
+    def items(self) -> list[Item]:
+        """Return what scorers read: one item for each reference."""
         return [
-            _answer(row, prompt, prediction, with_image=control == "trained")
-            for row, prompt, prediction in zip(batch, prompts, predictions, strict=True)
+            Item(
+                id=self.id,
+                question=self.question,
+                prediction=self.prediction,
+                reference=reference,
+                answer_type=self.answer_type,
+                options=self.options,
+                image=self.image,
+                question_type=self.question_type,
+                domain=self.domain,
+            )
+            for reference in self.references
         ]
 
-    def _prompt(self, row: dict[str, Any]) -> Prompt:
-        turns = [Turn(turn["role"], turn["text"]) for turn in row["turns"]]
-        return Prompt(turns[:-1], [self._dataset.pixels(image) for image in row["pixels"]])
 
-    def _generator(self, *, trained: bool) -> Generator:
-        if self._loaded is None or self._loaded[0] != trained:
-            self._loaded = None  # drop the other one first: both may not fit
-            model, precision = self._config.model, self._config.engine.precision
-            made = (
-                load_model(self._folder, precision, model.attn_implementation)
-                if trained
-                else build_model(
-                    model, self._processor, seed=self._config.seed, precision=precision
+ASKED = tuple(field.name for field in fields(Answer)[2:13])
+"""Fields that belong to the item and are the same in every condition."""
+
+
+class Overlap(Facts):
+    """How many samples of a training set an evaluation set has too, by what they share."""
+
+    dataset: str
+    num_samples: int
+    """Samples of the training set."""
+    shared: dict[str, int]
+    """Number of them that share an `image`, `question`, `pair` or `text`."""
+
+
+class AnswersManifest(Manifest):
+    """What the rows of `answers.parquet` depend on. It is written after them."""
+
+    VERSION: ClassVar[int] = 1
+    FILE: ClassVar[str] = "answers.json"
+    ERROR: ClassVar[type[LlavaMedError]] = DataError
+    HINT: ClassVar[str] = "generate the answers again"
+
+    model: str
+    """URI or name of the model that was asked."""
+    kind: Literal["export", "transformers", "endpoint"]
+    """Export of ours, another model in the form of transformers, or a model behind an endpoint."""
+    model_fingerprint: str
+    """Of an export: of what it was trained with. Else a hash of the model's files or name."""
+    template: str
+    """Hash of the template that makes the prompt."""
+    max_new_tokens: int
+    """Largest number of tokens of an answer. Decoding is greedy."""
+    questions: str
+    """Name and version of the benchmark, or name of the dataset."""
+    prompt: str
+    """What the benchmark adds to each question, or empty."""
+    split: str
+    questions_fingerprint: str
+    """Hash of the questions and images."""
+    num_questions: int
+    conditions: tuple[str, ...]
+    num_generated: int
+    """Answers generated by the last command; the others were there."""
+    quarantined: dict[str, int]
+    """Questions that cannot be asked, by reason."""
+    overlaps: tuple[Overlap, ...] | None = None
+    """Of every training set with the questions. None where nobody knows the training sets."""
+    fingerprint: str
+    """Of all that decides the answers."""
+
+
+def to_table(answers: Iterable[Answer]) -> pa.Table:
+    """Return answers as a table of `ANSWERS_SCHEMA`."""
+    rows = [asdict(answer) | {"options": _listed(answer.options)} for answer in answers]
+    return pa.Table.from_pylist(rows, ANSWERS_SCHEMA)
+
+
+def write_answers(folder: Location, answers: Iterable[Answer]) -> int:
+    """Write `answers.parquet` into a folder, whole or not at all, and return the number of rows.
+
+    Only one row group is in memory at once.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    rows = iter(answers)
+    count = 0
+    with scratch_folder() as scratch:
+        with pq.ParquetWriter(
+            scratch / ANSWERS, ANSWERS_SCHEMA, compression="zstd", write_page_checksum=True
+        ) as file:
+            while some := list(islice(rows, ROW_GROUP)):
+                file.write_table(to_table(some))
+                count += len(some)
+        folder.upload(scratch)
+    return count
+
+
+def iter_answers(file: Location) -> Iterator[Answer]:
+    """Yield the rows of a file, of which one row group is in memory at once.
+
+    Raises:
+        DataError: There is no such file, a column is missing or of another type, or a row is no
+            answer.
+        DamagedFileError: It is no Parquet file, or damaged.
+    """
+    for table in _row_groups(file):
+        for number, row in enumerate(_typed(table, file).to_pylist()):
+            yield _answer(row, f"{file}: row {number} of a row group")
+
+
+def read_answers(file: Location) -> dict[str, list[Answer]]:
+    """Read all rows of a file by condition, the items in the order of the first condition.
+
+    Empty predictions are counted in a warning; they are scored as what they are.
+
+    Raises:
+        DataError: As `iter_answers` does; or an id occurs twice in a condition, or conditions
+            have other items or state them differently.
+        DamagedFileError: It is no Parquet file, or damaged.
+    """
+    by_id: dict[str, dict[str, Answer]] = {}
+    for answer in iter_answers(file):
+        there = by_id.setdefault(answer.condition, {})
+        if answer.id in there:
+            raise DataError(
+                f"{file}: id={answer.id!r} occurs twice under condition {answer.condition!r}; give "
+                "every item an id of its own"
+            )
+        there[answer.id] = answer
+    if not by_id:
+        raise DataError(f"{file}: holds no answer; generate the answers first")
+    first = TRAINED if TRAINED in by_id else next(iter(by_id))
+    for condition, answers in by_id.items():
+        _check_same_items(file, (first, by_id[first]), (condition, answers))
+        if num_empty := sum(not answer.prediction.strip() for answer in answers.values()):
+            logger.warning(
+                "%s: %d of %d predictions of %s are empty",
+                *(file, num_empty, len(answers), condition),
+            )
+    conditions = [first, *(name for name in by_id if name != first)]
+    return {name: [by_id[name][id_] for id_ in by_id[first]] for name in conditions}
+
+
+def _check_same_items(
+    file: Location, first: tuple[str, Mapping[str, Answer]], other: tuple[str, Mapping[str, Answer]]
+) -> None:
+    (name, wanted), (condition, there) = first, other
+    missing = [id_ for id_ in wanted if id_ not in there]
+    foreign = [id_ for id_ in there if id_ not in wanted]
+    if missing or foreign:
+        raise DataError(
+            f"{file}: condition={condition}: of the {len(wanted)} items of {name} it lacks "
+            f"{_some(missing)}, and it has {_some(foreign)} besides; generate all conditions from "
+            "the same questions"
+        )
+    for id_, answer in there.items():
+        for key in ASKED:
+            if getattr(answer, key) != getattr(wanted[id_], key):
+                raise DataError(
+                    f"{file}: id={id_!r}: {key} is {getattr(answer, key)!r} under {condition} and "
+                    f"{getattr(wanted[id_], key)!r} under {name}; generate all conditions from the "
+                    "same questions"
                 )
-            )
-            template = get_template(model.template)
-            self._loaded = (trained, Generator(made.to(self._device), self._processor, template))
-        return self._loaded[1]
 
 
-def _answer(row: dict[str, Any], prompt: Prompt, prediction: str, *, with_image: bool) -> Answer:
-    return Answer(
-        id=row["id"],
-        image=to_png(prompt.images[0]) if with_image and prompt.images else b"",
-        question=prompt.turns[-1].text.replace(IMAGE_PLACEHOLDER, "").strip(),
-        reference=row["turns"][-1]["text"],
-        prediction=prediction,
-        answer_type=row["answer_type"],
-        question_type=row["question_type"],
-        domain=row["domain"],
-    )
+def _some(ids: list[str]) -> str:
+    """Count ids and name the first few."""
+    if not ids:
+        return "none"
+    more = ", ..." if len(ids) > 3 else ""
+    return f"{len(ids)} ({', '.join(map(repr, ids[:3]))}{more})"
 
 
-class _AnswererActor:
-    """`Answerer` as Ray Data calls it: one batch of questions in, its answers out."""
+def _row_groups(file: Location) -> Iterator[pa.Table]:
+    def read(number: int) -> Callable[[Any], pa.Table]:
+        return lambda raw: pq.ParquetFile(raw, page_checksum_verification=True).read_row_group(
+            number
+        )
 
-    def __init__(self, *args: Any) -> None:
-        self._args = args
+    try:
+        count = file.read_parquet(lambda raw: pq.ParquetFile(raw).num_row_groups)
+        for number in range(count):
+            yield file.read_parquet(read(number))
+    except FileNotFoundError as error:
+        raise DataError(f"{file}: no such file; check the path") from error
 
-    @cached_property
-    def _answerer(self) -> Answerer:
-        """Made at the first batch: Ray tries forever to make an actor that fails at once."""
-        return Answerer(*self._args)
 
-    def __call__(self, batch: dict[str, Any]) -> pa.Table:
-        shard, row_group, start = (int(batch[key][0]) for key in ("shard", "row_group", "start"))
-        control = batch["control"][0]
-        with carry_errors():
-            answers = self._answerer.answer(control, shard, row_group, start)
-            return pa.Table.from_pylist(
-                [{"control": control} | {n: getattr(a, n) for n in a.__slots__} for a in answers]
-            )
+def _typed(table: pa.Table, file: Location) -> pa.Table:
+    """Return a table with every column of the schema; what may be absent is null there."""
+    there = set(table.column_names)
+    if missing := [name for name in _NEEDED if name not in there]:
+        raise DataError(f"{file}: has no column {', '.join(missing)}; add it, or name another file")
+    columns = []
+    for field in ANSWERS_SCHEMA:
+        if field.name not in there:
+            columns.append(pa.nulls(table.num_rows, field.type))
+            continue
+        column = table.column(field.name)
+        try:
+            columns.append(column.cast(field.type))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise DataError(
+                f"{file}: column {field.name} is {column.type}, not {field.type}; write it as that"
+            ) from error
+    return pa.table(columns, schema=ANSWERS_SCHEMA)
+
+
+def _answer(row: dict[str, Any], place: str) -> Answer:
+    id_ = row["id"]
+    if not id_:
+        raise DataError(f"{place}: has no id; give every item one")
+    if row["prediction"] is None:
+        raise DataError(f"{place}: id={id_!r}: has no prediction; write '' for an empty answer")
+    references = row["references"]
+    if not references or None in references:
+        raise DataError(f"{place}: id={id_!r}: has no reference to score by; add one")
+    answer_type = (row["answer_type"] or "").strip().upper()
+    if answer_type not in {"OPEN", "CLOSED"}:
+        raise DataError(
+            f"{place}: id={id_!r}: answer_type={row['answer_type']!r} must be OPEN or CLOSED; "
+            "correct it"
+        )
+    outcome = row["outcome"] or "answered"
+    if outcome not in get_args(Outcome):
+        raise DataError(
+            f"{place}: id={id_!r}: outcome={outcome!r} must be one of "
+            f"{', '.join(get_args(Outcome))}; correct it"
+        )
+    known = {
+        "condition": row["condition"] or TRAINED,
+        "references": tuple(references),
+        "options": _options(row["options"], f"{place}: id={id_!r}"),
+        "answer_type": answer_type,
+        "outcome": outcome,
+        "tokens": row["tokens"] or 0,
+        "seconds": row["seconds"] or 0.0,
+    }
+    texts: dict[str, Any] = {name: value or "" for name, value in row.items()}
+    return Answer(**(texts | known))
+
+
+def _listed(options: Options) -> list[dict[str, str | None]]:
+    if isinstance(options, Mapping):
+        return [{"letter": letter, "text": text} for letter, text in options.items()]
+    return [{"letter": None, "text": text} for text in options or ()]
+
+
+def _options(listed: list[dict[str, str | None]] | None, place: str) -> Options:
+    """Return the options of a row, from a list of letters and texts."""
+    if not listed:
+        return None
+    letters = [option["letter"] for option in listed]
+    texts = [option["text"] for option in listed]
+    has_letters = all(letters)
+    if None in texts or len(set(letters)) != (len(letters) if has_letters else 1):
+        raise DataError(
+            f"{place}: options={listed} must have a text each, and a letter of their own or none; "
+            "correct them"
+        )
+    given = [str(text) for text in texts]
+    if has_letters:
+        return dict(zip(map(str, letters), given, strict=True))
+    return tuple(given)

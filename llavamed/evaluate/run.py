@@ -5,7 +5,7 @@ from collections.abc import Callable
 from llavamed.config.evaluation import Evaluation
 from llavamed.config.run import RunConfig
 from llavamed.data.prepared.dataset import PreparedDataset
-from llavamed.evaluate.answers import generate
+from llavamed.evaluate.generate import generate
 from llavamed.evaluate.report import Heading, render_page, render_results
 from llavamed.evaluate.scores import scores_fingerprint
 from llavamed.evaluate.vqa import SCORER, Answer, majority_answer, majority_control, score

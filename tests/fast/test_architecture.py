@@ -25,7 +25,7 @@ ONLY_IN = {
     # What hides Ray from the loop and what runs on the cluster; nothing else needs one.
     "ray": {
         *("data/prepare/ray_data.py", "data/prepare/ray_failures.py", "data/prepare/job.py"),
-        *("evaluate/answers.py", "run/resources.py"),
+        *("evaluate/generate.py", "run/resources.py"),
         *("run/ray_cluster.py", "run/fit.py", "train/context.py", "train/prometheus.py"),
     },
     # The engine is DeepSpeed. The context may reach for the groups that DeepSpeed keeps in module

@@ -10,7 +10,7 @@ import pytest
 from llavamed.config.run import RunConfig
 from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.evaluate import run as evaluation
-from llavamed.evaluate.answers import Answerer, Control, batches_of
+from llavamed.evaluate.generate import Answerer, Control, batches_of
 from llavamed.evaluate.vqa import Answer
 from llavamed.run import driver
 from llavamed.run.progress import Progress
