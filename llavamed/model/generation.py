@@ -5,7 +5,7 @@ everywhere.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -13,6 +13,8 @@ import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from llavamed.errors import ConfigError, SampleError
+from llavamed.model.continuation import Continuation, Sampling
+from llavamed.model.running_batch import EncodedPrompt, RunningBatch
 from llavamed.processor.build import image_settings, num_image_tokens
 from llavamed.processor.encode import Template, encode_prompt, stop_strings
 from llavamed.processor.images import Pixels, normalize_pixels
@@ -32,21 +34,33 @@ class Prompt:
 
 
 class Generator:
-    """Answers prompts with one model by greedy decoding."""
+    """Answers prompts with one model: a batch of them, one in parts, or as they come.
+
+    Greedy decoding is the likeliest token at every place. What a `generation_config.json` adds for
+    conversations, such as a penalty for repetition, is not applied.
+    """
 
     def __init__(
         self, model: LlavaForConditionalGeneration, processor: LlavaProcessor, template: Template
     ) -> None:
-        self._model, self._processor, self._template = model.eval(), processor, template
-        self._images = image_settings(processor)
-        self._num_image_tokens = num_image_tokens(processor)
+        self._model, self._template = model.eval(), template
+        self.tokenizer = processor.tokenizer
+        self.images = image_settings(processor)
+        """How an image becomes the pixels of a prompt."""
+        self.num_image_tokens = num_image_tokens(processor)
+        """Tokens of the context that one image takes."""
+        self._end_tokens, self._stop = end_token_ids(processor), stop_strings(template)
         set_generation_tokens(model, processor)
 
-    @torch.inference_mode()
+    @property
+    def context_length(self) -> int:
+        """Return the most tokens of a prompt and its answer together."""
+        return int(self._model.config.text_config.max_position_embeddings)
+
     def answer(
         self, prompts: Sequence[Prompt], *, max_new_tokens: int, blank_images: bool = False
     ) -> list[str]:
-        """Answer prompts in one batch.
+        """Answer prompts in one batch, by greedy decoding.
 
         Args:
             prompts: The prompts to answer.
@@ -56,38 +70,48 @@ class Generator:
         Returns:
             The answers, without surrounding white space and without the text that ends them.
         """
-        tokenizer, device = self._processor.tokenizer, self._model.device
-        encoded = [self._encode(prompt) for prompt in prompts]
-        length = max(map(len, encoded))
-        padding = [length - len(ids) for ids in encoded]
-        ids = [[tokenizer.pad_token_id] * n + own for n, own in zip(padding, encoded, strict=True)]
-        mask = [[0] * n + [1] * (length - n) for n in padding]
-        images = [image for prompt in prompts for image in prompt.images]
-        inputs = {
-            "input_ids": torch.tensor(ids, device=device),
-            "attention_mask": torch.tensor(mask, device=device),
-        }
-        if images:  # `generate` fails on pixel_values=None
-            pixels = torch.from_numpy(normalize_pixels(images, self._images))
-            pixels = pixels.to(device, self._model.dtype)
-            inputs["pixel_values"] = pixels.zero_() if blank_images else pixels
-        stops = stop_strings(self._template)
-        generated = self._model.generate(
-            **inputs,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            stop_strings=list(stops) or None,
-            tokenizer=tokenizer,
-        )
-        texts = tokenizer.batch_decode(generated[:, length:], skip_special_tokens=True)
-        return [_cut(text, stops) for text in texts]
+        answers = [self.begin(Sampling(max_new_tokens)) for _ in prompts]
+        encoded = [self.encode(prompt) for prompt in prompts]
+        if blank_images:
+            for prompt in encoded:
+                prompt.pixel_values.zero_()
+        batch = self.running_batch()
+        batch.join(encoded, [[answer] for answer in answers])
+        while len(batch):
+            batch.step()
+        return [answer.text for answer in answers]
 
-    def _encode(self, prompt: Prompt) -> list[int]:
-        return encode_prompt(
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[Continuation]:
+        """Answer one prompt, and yield the answer after each of its tokens."""
+        answer, batch = self.begin(sampling), self.running_batch()
+        batch.join([self.encode(prompt)], [[answer]])
+        yield answer
+        while len(batch):
+            batch.step()
+            yield answer
+
+    def running_batch(self) -> RunningBatch:
+        """Return an empty batch, which prompts may join while others are answered."""
+        return RunningBatch(self._model, self.tokenizer.pad_token_id)
+
+    def begin(self, sampling: Sampling) -> Continuation:
+        """Return an empty answer, which the tokens and the text of the template end."""
+        return Continuation(sampling, self.tokenizer, end_tokens=self._end_tokens, stop=self._stop)
+
+    def encode(self, prompt: Prompt) -> EncodedPrompt:
+        """Encode a prompt.
+
+        Raises:
+            SampleError: The template cannot render its turns.
+        """
+        input_ids = encode_prompt(
             prompt.turns,
             template=self._template,
-            tokenizer=self._processor.tokenizer,
-            num_image_tokens=self._num_image_tokens,
+            tokenizer=self.tokenizer,
+            num_image_tokens=self.num_image_tokens,
+        )
+        return EncodedPrompt(
+            input_ids, torch.from_numpy(normalize_pixels(prompt.images, self.images))
         )
 
 
@@ -121,9 +145,3 @@ def end_token_ids(processor: LlavaProcessor) -> list[int]:
         end = re.search(special_token_pattern(tokenizer), trained)
         ends += [tokenizer.convert_tokens_to_ids(end[0])] if end else []
     return [number for number in dict.fromkeys(ends) if number is not None]
-
-
-def _cut(text: str, stops: tuple[str, ...]) -> str:
-    for stop in stops:
-        text = text.split(stop, 1)[0]
-    return text.strip()

@@ -1,0 +1,141 @@
+"""Continue several prompts together, which join and leave the batch between two tokens.
+
+Sequences of different lengths are padded on the left. Padding is masked, and every sequence counts
+its positions from its own first token, so its tokens are those it would get alone, up to the order
+in which floats are summed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import pad
+from transformers import DynamicCache, LlavaForConditionalGeneration
+
+from llavamed.model.continuation import Continuation
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt as the model reads it."""
+
+    input_ids: list[int]
+    """Token ids, with all image tokens."""
+    pixel_values: torch.Tensor
+    """float32 tensor of shape [images, 3, size, size], normalized."""
+
+
+class RunningBatch:
+    """The sequences that a model is continuing, and their keys and values."""
+
+    def __init__(self, model: LlavaForConditionalGeneration, pad_token: int) -> None:
+        self._model, self._pad_token = model, pad_token
+        self._rows: list[Continuation] = []
+        # Layers of full length for sliding windows too, whose mask leaves out what lies outside.
+        self._cache = DynamicCache()
+        self._mask = torch.zeros(0, 0, dtype=torch.long, device=model.device)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @torch.inference_mode()
+    def join(
+        self, prompts: Sequence[EncodedPrompt], answers: Sequence[Sequence[Continuation]]
+    ) -> None:
+        """Read prompts and choose the first token of each answer to them.
+
+        Args:
+            prompts: The prompts.
+            answers: The answers to begin, one or more to each prompt.
+        """
+        device, length = self._model.device, max(len(prompt.input_ids) for prompt in prompts)
+        padding = [length - len(prompt.input_ids) for prompt in prompts]
+        ids = [
+            [self._pad_token] * number + prompt.input_ids
+            for number, prompt in zip(padding, prompts, strict=True)
+        ]
+        mask = torch.tensor([[0] * n + [1] * (length - n) for n in padding], device=device)
+        pixels = torch.cat([prompt.pixel_values for prompt in prompts])
+        cache = DynamicCache()
+        logits = self._model(
+            input_ids=torch.tensor(ids, device=device),
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            pixel_values=pixels.to(device, self._model.dtype) if len(pixels) else None,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        copies = [place for place, rows in enumerate(answers) for _ in rows]
+        rows = [row for each in answers for row in each]
+        _choose(rows, logits[copies])
+        self._append(rows, mask[copies], cache, copies)
+        self._leave()
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Choose one more token of each answer. Answers that end with it leave the batch."""
+        last = [[row.token_ids[-1]] for row in self._rows]
+        self._mask = pad(self._mask, (0, 1), value=1)
+        logits = self._model(
+            input_ids=torch.tensor(last, device=self._mask.device),
+            attention_mask=self._mask,
+            position_ids=self._mask.sum(1, keepdim=True) - 1,
+            past_key_values=self._cache,
+            use_cache=True,
+        ).logits[:, -1]
+        _choose(self._rows, logits)
+        self._leave()
+
+    @torch.inference_mode()
+    def remove(self, answers: Sequence[Continuation]) -> None:
+        """Take answers that nobody waits for out of the batch; those that ended are ignored."""
+        self._leave(frozenset(map(id, answers)))
+
+    def _append(
+        self, rows: list[Continuation], mask: torch.Tensor, cache: DynamicCache, copies: list[int]
+    ) -> None:
+        """Put new rows below those of the batch, and pad the shorter ones of the two."""
+        length = max(self._mask.shape[1], mask.shape[1])
+        if not self._rows:
+            self._cache = DynamicCache()
+        parts = [(self._mask, mask)] if self._rows else [(mask,)]
+        self._mask = torch.cat([pad(each, (length - each.shape[1], 0)) for each in parts[0]])
+        for number, theirs in enumerate(cache.layers):
+            new = (theirs.keys[copies], theirs.values[copies])
+            if self._rows:
+                ours = self._cache.layers[number]
+                ours.keys = _stack(ours.keys, new[0], length)
+                ours.values = _stack(ours.values, new[1], length)
+            else:
+                self._cache.update(*new, number)
+        self._rows += rows
+
+    def _leave(self, unwanted: frozenset[int] = frozenset()) -> None:
+        """Take out the answers that have ended, and the columns that only padded the others."""
+        places = [
+            place
+            for place, row in enumerate(self._rows)
+            if row.finish_reason is None and id(row) not in unwanted
+        ]
+        if len(places) == len(self._rows):
+            return
+        self._rows = [self._rows[place] for place in places]
+        mask = self._mask[places]
+        first = int(mask.any(0).long().argmax()) if places else mask.shape[1]
+        self._mask = mask[:, first:]
+        for layer in self._cache.layers:
+            layer.keys = layer.keys[places, :, first:]
+            layer.values = layer.values[places, :, first:]
+
+
+def _choose(rows: Sequence[Continuation], logits: torch.Tensor) -> None:
+    logits = logits.float()
+    likeliest = logits.argmax(-1).tolist()  # one transfer from the device for all rows
+    for row, own, token in zip(rows, logits, likeliest, strict=True):
+        row.extend(own, token)
+
+
+def _stack(above: torch.Tensor, below: torch.Tensor, length: int) -> torch.Tensor:
+    """Stack keys or values of shape [rows, heads, tokens, size], padded on the left to a length."""
+    return torch.cat([pad(each, (0, 0, length - each.shape[2], 0)) for each in (above, below)])
