@@ -328,14 +328,17 @@ READ_BY_HAND = [
 ]
 
 
-@pytest.mark.parametrize("item", READ_BY_HAND, ids=lambda item: item["prediction"][:40])
-def test_it_agrees_with_items_read_by_hand(item):
-    options = item["options"]
-    got = said(
-        item["prediction"],
-        item["reference"],
-        question=item["question"],
-        answer_type=item["answer_type"],
-        options=tuple(options) if isinstance(options, list) else options,
-    )
-    assert abs(got - item["verdict"]) <= 0.25
+def test_it_agrees_with_items_read_by_hand():
+    wrong = []
+    for item in READ_BY_HAND:
+        options = item["options"]
+        got = said(
+            item["prediction"],
+            item["reference"],
+            question=item["question"],
+            answer_type=item["answer_type"],
+            options=tuple(options) if isinstance(options, list) else options,
+        )
+        if abs(got - item["verdict"]) > 0.25:
+            wrong.append((got, item))
+    assert wrong == []

@@ -2,14 +2,22 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from llavamed.evaluate.scorers.unpack import conclusions
-from llavamed.evaluate.scorers.vocabulary import CLASSES, FUNCTION_WORDS, UNDECIDED, UNITS
+from llavamed.evaluate.scorers.vocabulary import (
+    AGREEMENT,
+    CLASSES,
+    COMPLEMENTS,
+    COUNTS,
+    FUNCTION_WORDS,
+    UNDECIDED,
+    UNITS,
+)
 from llavamed.evaluate.scorers.words import CHINESE, Word, canonical, words_of
 
-_AGREEMENT = re.compile(
-    r"\b(?:that|this|you)(?:['’]?(?:s|re)|\s+(?:is|are))\s+right\b", re.IGNORECASE
-)
+_BOUND = re.compile(r"\b(?:more|less|fewer|greater)\s+than\b|[<>]", re.IGNORECASE)
+"""What turns a number into a range."""
 _CHINESE_CLASSES = (
     ("左", "右", "双侧", "两侧"),
     ("上", "下", "中"),
@@ -42,9 +50,21 @@ def _choice(text: str, reference: str, candidates: Sequence[str]) -> bool | None
     wanted = content(reference)
     if not wanted:
         return text.strip() == reference.strip()
-    words = words_of(_AGREEMENT.sub(" ", text))
-    if wanted == ["0"]:
-        words = [Word("0", False) if word.text == "none" else word for word in words]
+    words = words_of(AGREEMENT.sub(" ", text))
+    if wanted == ["none"] or _is_number(wanted):
+        wanted = [COUNTS.get(word, word) for word in wanted]
+        words = [replace(word, text=COUNTS.get(word.text, word.text)) for word in words]
+        if _BOUND.search(text) and not _BOUND.search(reference):
+            return False
+        if wanted == ["0"] and words and all(word.denied for word in words):
+            return True
+    elif set(wanted) & COMPLEMENTS.keys():
+        words = [
+            Word(COMPLEMENTS[word.text], False)
+            if word.denied and word.text in COMPLEMENTS
+            else word
+            for word in words
+        ]
     stated = [word.text for word in words if not word.denied]
     others = {word for word in _rivals(wanted, candidates) if word not in wanted}
     named = [word for word in words if word.text in others or word.text in wanted]
@@ -77,9 +97,13 @@ def _rivals(wanted: Sequence[str], candidates: Sequence[str]) -> set[str]:
             rivals |= kind
     for candidate in candidates:
         rivals |= {word for word in content(candidate) if word not in FUNCTION_WORDS}
-    if len(wanted) == 1 and re.fullmatch(r"\d+(\.\d+)?", wanted[0]):
+    if _is_number(wanted):
         rivals |= {str(number) for number in range(1000)}
     return rivals
+
+
+def _is_number(words: Sequence[str]) -> bool:
+    return len(words) == 1 and bool(re.fullmatch(r"\d+(\.\d+)?", words[0]))
 
 
 def _without_measures(words: Sequence[str]) -> list[str]:

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from llavamed.evaluate.scorers.open_answer import measures, measures_agree, opposes
 from llavamed.evaluate.scorers.unpack import conclusions
 from llavamed.evaluate.scorers.vocabulary import FUNCTION_WORDS, UNDECIDED
-from llavamed.evaluate.scorers.words import CHINESE, canonical
+from llavamed.evaluate.scorers.words import CHINESE, canonical, words_of
 
 _BARE = re.compile(r"\A[\W_]*(?:option|choice|answer|letter|选项?)?[\W_]*([A-Za-z])[\W_]*\Z", re.I)
 _LEADING = re.compile(
@@ -18,7 +19,13 @@ _NAMED = re.compile(
     re.IGNORECASE,
 )
 _BRACKETED = re.compile(r"[(\[]\s*([A-Za-z])\s*[)\]]")
-_STANDALONE = re.compile(r"(?<![\w-])([A-Z])(?![\w'’-])")
+_STANDALONE = re.compile(r"(?<![A-Za-z0-9_-])([A-Z])(?![A-Za-z0-9_'’-])")
+_NAME_GOES_ON = re.compile(r"\A[\s-]+(?:lines?|cells?|waves?|signs?|mode|scans?|rings?)\b")
+_REASON = re.compile(r"[\s,]+(?:because|since|given\s+that)\b", re.IGNORECASE)
+_JUDGED = re.compile(
+    r"\b([A-Z])\)?\s*(?::|-|–|=)\s*(yes|true|correct|no|false|incorrect|wrong)\b", re.IGNORECASE
+)
+"""A letter with whether it is right, one of several: "A: no. B: yes."."""
 _NOT_A_LETTER = re.compile(
     r"\b(?:hepatitis|vitamins?|types?|grades?|groups?|stages?|class|influenza|factors?|views?|proteins?|figures?|fig|"
     r"panels?|segments?|zones?|parts?|images?|levels?|phases?|sections?|categor(?:y|ies)|lines?|waves?|"
@@ -27,7 +34,7 @@ _NOT_A_LETTER = re.compile(
 )
 _REJECTED_BEFORE = re.compile(
     r"(?:\bnot|n['’]t|\brather\s+than|\binstead\s+of|\bas\s+opposed\s+to|\bneither|\bnor|\bexcept(?:\s+for)?|\bexclud(?:e|es|ing)|"
-    r"\brul(?:e|es|ed|ing)\s+out|\bunlike|\breject(?:s|ed)?|\beliminat(?:e|es|ed|ing)|\bno|\bwithout|不是|排除|而非)"
+    r"\brul(?:e|es|ed|ing)\s+out|\bunlike|\banything\s+but|\b(?:more|rather)\s+(?:likely|probable|plausible)\s+than|>|\breject(?:s|ed)?|\beliminat(?:e|es|ed|ing)|\bno|\bwithout|不是|排除|而非)"
     r"(?:\s+(?:a|an|the|option|choice|answer|be|it|is|either|really|actually|[A-Z]\s+(?:or|and|nor)))*[\s(\"']*\Z",
     re.IGNORECASE,
 )
@@ -36,9 +43,27 @@ _REJECTED_AFTER = re.compile(
     r"(?:n['’]t\b|not\b|unlikely|less\s+likely|less\s+probable|incorrect|wrong|false|ruled\s+out|excluded|eliminated|rejected|不对|错误)",
     re.IGNORECASE,
 )
+_SHORT = 60
+"""Characters of an answer that may begin with a small letter for an option."""
 _SEVERAL = re.compile(
-    r"\b(?:both|all|none|neither|any)\s+of\s+(?:the\s+)?(?:above|these|them|options)\b", re.I
+    r"\b(both|all|none|neither|any)\s+of\s+(?:the\s+)?(?:above|these|them|options)\b", re.I
 )
+
+
+_ALL_OTHERS = re.compile(
+    r"\b(?:[Aa]ll|[Ee]verything|every\s+option|each|any)\s+(?:of\s+them\s+)?(?:but|except(?:\s+for)?|other\s+than|apart\s+from)"
+    r"\s+(?:option\s+)?\(?([A-Z])\b"
+)
+_RIGHT = frozenset({"yes", "true", "correct"})
+_REJECTING = re.compile(
+    r"\b(?:exclud|eliminat|reject|rul\w+\s+out|wrong|incorrect|false|unlikely)", re.IGNORECASE
+)
+_JOINED = re.compile(r"\s*(?:,|,?\s*(?:and|or|nor|&)\s+|/)\s*(?:option\s+)?")
+_NOR = re.compile(r"\s*,?\s*\b(?:or|nor)\s+(?:an?\s+)?")
+_CLOSING = re.compile(
+    r"(?:\A|[.;!?\n,])(?P<clause>[^.;!?\n,]+),\s*(?:so\s+|hence\s+)?\(?(?P<letter>[A-Z])\)?\s*\.?\s*\Z"
+)
+"""A letter that closes a sentence, behind the clause that says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,25 +103,83 @@ def _choice(text: str, options: Mapping[str, str]) -> str | None:
     if bare := _BARE.match(text):
         letter = bare[1].upper()
         return letter if letter in options else None
-    texts = _text_mentions(text, options)
-    letters = _letter_mentions(text, options, texts)
-    mentions = [*texts, *letters]
+    if (reason := _REASON.search(text)) and (found := _choice(text[: reason.start()], options)):
+        return found
+    if (excluded := _by_exclusion(text)) is not None:
+        return excluded if excluded in options else None
+    mentions = _mentions(text, options)
     chosen = {mention.letter for mention in mentions if not mention.rejected}
-    if lead := _LEADING.match(text):
-        letter = lead[1].upper() if lead[1].isupper() or len(text) < 60 else ""
-        named = {mention.letter for mention in texts if not mention.rejected}
-        if letter in options and not (named and letter not in named):
-            own = {letter}
-            others = {m.letter for m in letters if not m.rejected} - own
-            if not others and named <= own:
-                return letter
-    if len(chosen) > 1 or (_SEVERAL.search(text) and not chosen):
+    if letter := _leading(text, mentions, options):
+        return letter
+    closing = _CLOSING.search(text)
+    if len(chosen) > 1 and closing and _gives_reason(closing["clause"], options):
+        return closing["letter"] if closing["letter"] in options else None
+    if several := _SEVERAL.search(text):
+        alike = [each for each, words in options.items() if _same_several(several[1], words)]
+        chosen = chosen or set(alike)
+        if len(chosen) != 1:
+            return None
+    if len(chosen) > 1:
         return None
-    if UNDECIDED.search(_blank(text, texts)):
+    if UNDECIDED.search(_blank(text, mentions)):
         return None
     if chosen:
-        return next(iter(chosen))
-    return None if mentions else ""
+        letter = next(iter(chosen))
+        is_named = any(text[mention.start : mention.end] == letter for mention in mentions)
+        is_opposed = not is_named and opposes(words_of(text), words_of(options[letter]))
+        return None if is_opposed else letter
+    return None if mentions else _by_content(text, options)
+
+
+def _by_exclusion(text: str) -> str | None:
+    """Return the letter that is left over: "A: no. B: yes.", "everything but B is wrong".
+
+    None where the text excludes in no such way, an empty text where it leaves none or several.
+    """
+    if len(judged := dict(_JUDGED.findall(text))) > 1:
+        right = [letter for letter, word in judged.items() if word.lower() in _RIGHT]
+        return right[0] if len(right) == 1 else ""
+    if (others := _ALL_OTHERS.search(text)) and _REJECTING.search(text):
+        return others[1]
+    return None
+
+
+def _leading(text: str, mentions: list[_Mention], options: Mapping[str, str]) -> str | None:
+    """Return the letter that an answer begins with, if nothing after it says otherwise."""
+    lead = _LEADING.match(text)
+    if not lead or not (lead[1].isupper() or len(text) < _SHORT):
+        return None
+    letter = lead[1].upper()
+    said = {mention.letter for mention in mentions if not mention.rejected}
+    return letter if letter in options and said <= {letter} else None
+
+
+def _same_several(word: str, option: str) -> bool:
+    """Tell whether an option is "none of the above" where an answer says "none of these"."""
+    found = _SEVERAL.search(option)
+    return found is not None and found[1].lower() == word.lower()
+
+
+def _by_content(text: str, options: Mapping[str, str]) -> str:
+    """Return the only option whose words the answer holds in another order, or whose measure."""
+    said = words_of(text)
+    measured = measures(said)
+    stated = {word.text for word in said if not word.denied}
+    alike = []
+    for letter, words in options.items():
+        option = words_of(words)
+        wanted = {word.text for word in option}
+        if measured and measures(option):
+            if measures_agree(said, option):
+                alike.append(letter)
+        elif len(wanted) > 1 and wanted <= stated and not opposes(said, option):
+            alike.append(letter)
+    return alike[0] if len(alike) == 1 else ""
+
+
+def _gives_reason(clause: str, options: Mapping[str, str]) -> bool:
+    """Tell whether a clause has words of its own and names no option."""
+    return len(clause.split()) > 2 and not _mentions(clause, options)
 
 
 def _blank(text: str, mentions: list[_Mention]) -> str:
@@ -110,6 +193,13 @@ def _blank(text: str, mentions: list[_Mention]) -> str:
 def _words(text: str) -> list[str]:
     words = canonical(text)
     return [word for word in words[:-1] if word not in {"a", "an", "the"}] + words[-1:]
+
+
+def _mentions(text: str, options: Mapping[str, str]) -> list[_Mention]:
+    """Find what an answer says of the options, by letter or by text, in order."""
+    texts = _text_mentions(text, options)
+    letters = _letter_mentions(text, options, texts)
+    return _reject_together(text, sorted([*texts, *letters], key=lambda each: each.start))
 
 
 def _text_mentions(text: str, options: Mapping[str, str]) -> list[_Mention]:
@@ -172,10 +262,28 @@ def _letter_mentions(
         add(match[1].upper(), match.start(1), match.end(1))
     for match in _STANDALONE.finditer(text):
         start = match.start()
-        if _NOT_A_LETTER.search(text[:start]) or _is_article(text, match[1], start):
+        before, after = text[:start], text[match.end() :]
+        if _NOT_A_LETTER.search(before) or _NAME_GOES_ON.match(after):
+            continue
+        if _is_article(text, match[1], start):
             continue
         add(match[1], start, match.end())
     return list(found.values())
+
+
+def _reject_together(text: str, mentions: list[_Mention]) -> list[_Mention]:
+    """Reject a list of options where its first or last is: "no A or B", "A and C are wrong"."""
+    together = list(mentions)
+    for place in range(1, len(together)):
+        before, mention = together[place - 1], together[place]
+        if before.rejected and _NOR.fullmatch(text[before.end : mention.start]):
+            together[place] = replace(mention, rejected=True)
+    for place in reversed(range(1, len(together))):
+        before, mention = together[place - 1], together[place]
+        is_rejected = mention.rejected and bool(_REJECTED_AFTER.match(text[mention.end :]))
+        if is_rejected and _JOINED.fullmatch(text[before.end : mention.start]):
+            together[place - 1] = replace(before, rejected=True)
+    return together
 
 
 def _is_article(text: str, letter: str, start: int) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from llavamed.evaluate.scorers.unpack import conclusions
-from llavamed.evaluate.scorers.vocabulary import FUNCTION_WORDS, POSITIONS, UNDECIDED, UNITS
+from llavamed.evaluate.scorers.vocabulary import FUNCTION_WORDS, OPPOSITES, UNDECIDED, UNITS
 from llavamed.evaluate.scorers.words import CHINESE, Word, canonical, words_of
 
 _LINKS = frozenset(["with", "without", "left", "right"])
@@ -15,8 +15,12 @@ _PARTS = re.compile(
     r"\s*(?:,(?!\d)|;|/|\band\b|\bas well as\b|\bplus\b|&|、|和|及)\s*", re.IGNORECASE
 )
 _ALTERNATIVES = re.compile(r",(?!\d)|\bor\b|\band\b|/|;", re.IGNORECASE)
+_OR = re.compile(r"\bor\b", re.IGNORECASE)
 _PREPOSITION = re.compile(r"\b(?:of|in|on|at|within|along|from|to|near)\b", re.IGNORECASE)
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _TOLERANCE = 0.05
+_SHORT = 3
+"""Words of an alternative at most, in a list without "or"."""
 _MANY = 3
 """An answer with so many alternatives beyond the reference's own parts is a list."""
 
@@ -26,9 +30,9 @@ def open_score(answer: str, reference: str) -> float:
 
     Each part of the reference ("effusion and atelectasis" has two) counts alike. A part counts by
     the share of its words that the answer states, and only if its head noun is among them. An
-    answer scores 0 where it names another side or level than the reference, denies what the
-    reference states or states what it denies, gives another measure, lists many alternatives, or
-    leaves the question open.
+    answer scores 0 where it names another side, level or property than the reference, denies what
+    the reference states or states what it denies, gives another measure, lists many alternatives,
+    or leaves the question open.
     """
     answer = next((part for part, is_final in conclusions(answer) if is_final), answer)
     if CHINESE.search(reference):
@@ -40,11 +44,11 @@ def open_score(answer: str, reference: str) -> float:
     wanted = [word for part in parts for word in words_of(part)]
     if _content(said) == _content(wanted) and _content(wanted):
         return 1.0
-    if UNDECIDED.search(answer) or _is_list(answer, len(parts)):
+    if UNDECIDED.search(answer) or _is_list(answer, len(parts)) or _offers(answer, reference):
         return 0.0
-    if _positions_differ(said, wanted) or _denials_differ(said, wanted):
+    if opposes(said, wanted) or _denials_differ(said, wanted):
         return 0.0
-    measured = _measures_agree(said, wanted)
+    measured = measures_agree(said, wanted)
     if measured is not None:
         return float(measured)
     return sum(_part_score(said, part) for part in parts) / len(parts)
@@ -72,10 +76,10 @@ def _head(part: str) -> str:
     return words[-1] if words else ""
 
 
-def _positions_differ(said: Sequence[Word], wanted: Sequence[Word]) -> bool:
-    """Tell whether the answer names another side or level than the reference does."""
+def opposes(said: Sequence[Word], wanted: Sequence[Word]) -> bool:
+    """Tell whether the answer names another side, level or property than the reference does."""
     stated = {word.text for word in said if not word.denied}
-    for kind in POSITIONS:
+    for kind in OPPOSITES:
         there = {word.text for word in wanted} & kind
         if there and (stated & kind) - there:
             return True
@@ -91,22 +95,28 @@ def _denials_differ(said: Sequence[Word], wanted: Sequence[Word]) -> bool:
     return False
 
 
-def _measures(words: Sequence[Word]) -> list[tuple[str, float]]:
-    """Read numbers with units, each in the first unit of its dimension."""
-    found = []
-    for word, unit in pairwise(words):
-        if re.fullmatch(r"\d+(?:\.\d+)?", word.text) and unit.text in UNITS:
-            dimension, factor = UNITS[unit.text]
-            found.append((dimension, float(word.text) * factor))
+def measures(words: Sequence[Word]) -> list[tuple[str, float]]:
+    """Read numbers with units: each dimension with its value in the dimension's first unit."""
+    found: list[tuple[str, float]] = []
+    numbers: list[float] = []  # those that the next unit is of: "3 x 2 cm"
+    for word in words:
+        if _NUMBER.fullmatch(word.text):
+            numbers.append(float(word.text))
+        elif word.text in UNITS:
+            dimension, factor = UNITS[word.text]
+            found += [(dimension, number * factor) for number in numbers]
+            numbers = []
+        elif word.text not in {"x", "×"}:
+            numbers = []
     return found
 
 
-def _measures_agree(said: Sequence[Word], wanted: Sequence[Word]) -> bool | None:
+def measures_agree(said: Sequence[Word], wanted: Sequence[Word]) -> bool | None:
     """Compare the measures of both; None where the reference is no measure alone."""
-    there = _measures(wanted)
+    there = measures(wanted)
     if not there or 2 * len(there) < len([word for word in wanted if word.text not in _STOP]):
         return None
-    given = _measures(said)
+    given = measures(said)
     return all(
         any(
             dimension == other and abs(value - measured) <= _TOLERANCE * value
@@ -120,7 +130,20 @@ def _is_list(answer: str, num_parts: int) -> bool:
     """Tell whether an answer offers many alternatives."""
     pieces = [piece for piece in _ALTERNATIVES.split(answer) if canonical(piece)]
     offers = bool(re.search(r"\bor\b", answer, re.IGNORECASE))
-    return offers and len(pieces) > num_parts + _MANY - 1
+    are_short = all(len(piece.split()) <= _SHORT for piece in pieces)
+    return (offers and len(pieces) > num_parts + _MANY - 1) or (
+        are_short and len(pieces) > num_parts + _MANY
+    )
+
+
+def _offers(answer: str, reference: str) -> bool:
+    """Tell whether an answer offers something else for a word of the reference: "edema or clot"."""
+    wanted = {word.text for word in words_of(reference)}
+    for before, after in pairwise(_OR.split(answer)):
+        pair = words_of(before)[-1:] + words_of(after)[:1]
+        if sum(word.text in wanted for word in pair) == 1 and len(pair) == 2:
+            return not _OR.search(reference)
+    return False
 
 
 def _chinese(answer: str, reference: str) -> float:
@@ -138,5 +161,6 @@ def _chinese(answer: str, reference: str) -> float:
         return 0.0
     if wanted and (wanted in said or (said and said in wanted and len(said) * 2 > len(wanted))):
         return 1.0
-    found = sum((Counter(wanted) & Counter(said)).values())
-    return found / max(1, len(wanted))
+    if not wanted or wanted[-1] not in said:  # the last character carries the meaning
+        return 0.0
+    return sum((Counter(wanted) & Counter(said)).values()) / len(wanted)

@@ -14,7 +14,7 @@ from llavamed.evaluate.scorers.open_answer import open_score
 from llavamed.evaluate.scorers.unpack import unpack
 from llavamed.evaluate.scorers.yes_no import polarity, says
 
-NAME = "strict/1"
+NAME = "strict/2"
 """Name and version; both belong beside every number that these rules give."""
 
 

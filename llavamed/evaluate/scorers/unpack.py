@@ -30,7 +30,7 @@ _KEYS = ("final_answer", "answer", "prediction", "response", "output", "result",
 _MARKER = re.compile(
     r"""(?P<strong>
         \bfinal\s+(?:answer|decision|verdict)\b\s*(?:is|:|-|=)*
-      | \b(?:the|my)\s+(?:\w+\s+)?(?:answer|response|choice)
+      | \b(?:(?:the|my)\s+(?:\w+\s+)?)?(?:answer|response|choice)
         (?:\s+(?:is|would\s+be|should\s+be)\b|\s*[:=])
       | \bi(?:\s+would|['’]d|\s+will)?\s+(?:choose|pick|select|go\s+with|opt\s+for)\b
       | \b(?:answer|ans|conclusion|verdict|result|response)\s*[:=]
@@ -40,13 +40,18 @@ _MARKER = re.compile(
     | (?P<correction>
         \bwait\b | \bcorrection\b\s*:?
       | \bsorry\b(?=\s*,?\s*(?:no|yes|i\s+mean|it|the|that|left|right|\(?[A-Z]\b))
-      | \bon\s+second\s+thoughts?\b | \bon\s+closer\s+(?:look|inspection)\b | \blooking\s+again\b
+      | \bon\s+(?:a\s+)?second\s+(?:thoughts?|look)\b
+      | \bon\s+closer\s+(?:look|inspection)\b | \blooking\s+again\b
       | \blet\s+me\s+(?:correct|rephrase)\b | \bi\s+mean\b | \bscratch\s+that\b | \bi\s+meant\b
+      | [?,]\s*no,?\s+(?=(?:the\s+)?(?:left|right|upper|middle|lower)\b|\(?[A-Z]\)?\W*\Z)
+      | \bi\s+was\s+(?:wrong|mistaken)\b | \bmy\s+(?:mistake|bad|error)\b
       | (?:^|[.;!?,\n—-]\s*)actually\b | \bno,\s+actually\b | 更正 | 不对, | 应该是
     )
     | (?P<weak>
         (?:^|[.;!?\n]\s*)(?:so|therefore|thus|hence|overall|consequently|ultimately
         |in\s+(?:conclusion|summary|short)|to\s+(?:conclude|summari[sz]e|sum\s+up))\b
+      | [,;.]\s*(?:but\s+)?(?:most\s+likely|most\s+probably|probably|more\s+likely)
+        (?=\s+\(?(?:[A-Z]|left|right)\b(?!\s+(?:and|or)\b))
       | 所以 | 因此 | 综上 | 总之
     )""",
     re.VERBOSE | re.IGNORECASE,

@@ -14,7 +14,7 @@ def _split(words: str) -> list[str]:
 YES = frozenset(
     _split(
         "yes yeah yep yup yea y true correct indeed affirmative affirmed absolutely certainly "
-        "definitely sure agreed present positive confirmed ja jawohl sí oui sim да はい 예 네"
+        "definitely sure agreed present positive confirmed ja jawohl sí oui sim sì да はい 예 네"
     )
 )
 """Words that say yes by themselves. `positive` and `present` count at the end of a sentence too."""
@@ -38,7 +38,7 @@ CHINESE_YES = _split("是的 对的 包含 包括 存在 可以 能够 属于 �
 
 _CANNOT = r"can(?:no|['’])?t|(?:could|can)\s*(?:not|n['’]?t)"
 _DECIDE = (
-    r"determined?|tell|say|assess(?:ed)?|evaluated?|answer(?:ed)?|judged?|conclude|provide|help|"
+    r"determined?|tell|say|assess(?:ed)?|evaluated?|answer(?:ed)?|judged?|conclude|provide|help|assist|"
     r"confirm(?:ed)?|diagnose|interpret|be\s+sure|rule\s+out|ruled\s+out|excluded?|"
     r"(?:see|view|access|open|process|analy[sz]e)\s+(?:the|this|your|any|an)?\s*"
     r"(?:image|picture|scan|file|photo)s?"
@@ -46,7 +46,11 @@ _DECIDE = (
 _OPEN_PHRASES = (
     rf"(?:{_CANNOT})\s+(?:be\s+)?(?:reliably\s+|definitively\s+|really\s+)?(?:{_DECIDE})",
     r"(?:not|un)\s*able\s+to\s+(?!see\s+an|see\s+evidence|identify|find|detect|visuali)\w+",
-    r"not\s+(?:possible|enough|sufficient|certain|sure|clear\s+(?:if|whether|from))",
+    r"not\s+(?:been\s+|be\s+)?(?:ruled?\s+out|excluded?)",
+    r"no\s+(?:image|picture|scan|photo|file)s?\s+(?:(?:is|was|are|were|has|have|been|here)\s+)*"
+    r"(?:provided|attached|available|given|supplied|uploaded|loaded|found)",
+    r"n/a|know\s+nothing",
+    r"not\s+(?:possible|enough|sufficient|certain|sure|clear(?:\s+(?:if|whether|from)|\W*$))",
     r"impossible\s+to\s+\w+",
     r"(?:difficult|hard)\s+to\s+(?:say|tell|determine|know|assess)",
     r"un(?:clear|certain|sure|known|determined)",
@@ -83,13 +87,21 @@ AFFIRMING = re.compile(
 YES_ALONE = re.compile(
     r"\W*(?:(?:most|very|quite|highly)\s+)?(?:likely|probably|probable)\W*"
     r"|\W*(?:(?:i\s+(?:would\s+)?(?:think|believe|guess|suppose|say)|(?:it\s+)?(?:seems|appears|looks))\s+so"
-    r"|of\s+course|(?:it|there|that|this|they|he|she)\s+(?:is|are|does|do|has|have))\W*",
+    r"|of\s+course|definitely|certainly|exactly|precisely|right|u[hm][- ]huh"
+    r"|(?:it|there|that|this|they|he|she|i|we|you)\s+(?:is|are|was|were|does|do|did|has|have|can))\W*",
     re.IGNORECASE,
 )
 NO_ALONE = re.compile(
-    r"\W*(?:(?:most|very|quite|highly)\s+)?(?:unlikely|improbable)\W*", re.IGNORECASE
+    r"\W*(?:(?:most|very|quite|highly)\s+)?(?:unlikely|improbable)\W*"
+    r"|\W*(?:hardly|i\s+doubt\s+(?:it|that|so)|in\s+no\s+way|by\s+no\s+means)\W*",
+    re.IGNORECASE,
 )
 """Answers that say yes or no when nothing else is said."""
+
+AGREEMENT = re.compile(
+    r"\b(?:that|this|you)(?:['’]?(?:s|re)|\s+(?:is|are))\s+right\b(?=\W*$|\s*[.,;!])", re.IGNORECASE
+)
+"""Sentences that call a statement right, which is no side there."""
 
 STATED = re.compile(
     r"\b(?:is|are|was|were|'s)\s+(?:(?P<yes>(?:\w+ly\s+)?(?:true|correct|(?:(?:very|most|highly)\s+)?likely|probable))"
@@ -100,8 +112,8 @@ STATED = re.compile(
 
 DENIAL_BEFORE = _split(
     "no not without absent negative lack lacks lacking free excludes excluded devoid "
-    "never neither nor non cannot unable isnt arent wasnt werent doesnt dont didnt hasnt "
-    "havent kein keine nicht sans sin ningún aucun aucune pas"
+    "never neither nor non cannot cant couldnt wont unable isnt arent wasnt werent doesnt dont "
+    "didnt hasnt havent kein keine nicht sans sin ningún aucun aucune pas"
 )
 """Words that deny what follows them."""
 
@@ -121,7 +133,7 @@ FUNCTION_WORDS = frozenset(
         "and or any some as into from has have had been being which who these those does do "
         "did i would think say believe see image picture scan shows show showing shown seen "
         "view side sided located located most likely probably evidence sign signs definite "
-        "definitely clearly clear really"
+        "definitely clearly clear really plane section slice"
     )
 )
 """Words that carry no answer of their own."""
@@ -141,6 +153,35 @@ NUMBERED = frozenset(
         "cn salter fontaine"
     )
 )
+
+PLURALS = {
+    plural: one
+    for one, plural in (
+        *(
+            (f"{stem}us", f"{stem}i")
+            for stem in _split(
+                "nucle calcul bronch thromb embol alveol foc fung loc bacill sulc gyr ram "
+                "hippocamp acin canalicul stimul"
+            )
+        ),
+        *(
+            (f"{stem}um", f"{stem}a")
+            for stem in _split(
+                "diverticul bacteri sept osti atri hil stern cran ov capitul infundibul ile"
+            )
+        ),
+        *(
+            (f"{stem}a", f"{stem}ae")
+            for stem in _split(
+                "vertebr bull fistul fossa aort papill scapul patell tibi fibul pleur burs trache "
+                "larv ampull macul areol"
+            )
+        ),
+    )
+}
+"""Latin and Greek words by their plural."""
+ENDING_IN_SES = re.compile(r"(?<=\w\w)(o|ta|y|the|re)ses$")
+"""Of plurals of words in -sis: diagnoses, metastases, epiphyses, prostheses."""
 
 ABBREVIATIONS = {
     "rul": "right upper lobe",
@@ -169,6 +210,12 @@ PHRASES: tuple[tuple[str, str], ...] = (
     (r"magnetic resonance( imag(e|es|ing)| tomography| scan)?", "mri"),
     (r"mr( imag(e|es|ing)| scan)", "mri"),
     (r"mr(?= |$)", "mri"),
+    (r"fail(s|ed)? to", "cannot"),
+    (r"w o(?= )", "without"),
+    (r"year olds?|years? old", "year"),
+    (r"unremarkable|within normal limits", "normal"),
+    (r"sagital|mid ?sagittal", "sagittal"),
+    (r"(left|right)( sided?)? (and|&) (left|right)( sided?)?", "bilateral"),
     (r"comput(ed|eri[sz]ed)( axial)? tomogra(m|phy)( scan)?", "ct"),
     (r"cat scan", "ct"),
     (r"cxr", "chest xray"),
@@ -181,72 +228,89 @@ PHRASES: tuple[tuple[str, str], ...] = (
         "withoutcontrast",
     ),
     (r"unenhanced|noncontrast|plain scan", "withoutcontrast"),
-    (r"(with|post|after)( iv| intravenous)? contrast( enhanced| enhancement)?", "withcontrast"),
+    (r"(with|w|post|after)( iv| intravenous)? contrast( enhanced| enhancement)?", "withcontrast"),
     (r"contrast enhanced|contrast enhancement", "withcontrast"),
     (r"t1 ?(w|wi|weighted)( imag(e|ing)| sequence)?", "t1"),
     (r"t2 ?(w|wi|weighted)( imag(e|ing)| sequence)?", "t2"),
     (r"t2 flair|fluid attenuated inversion recovery", "flair"),
     (r"diffusion weighted( imag(e|ing))?|diffusion weighting", "dwi"),
-    (r"postero ?anterior|posteroanterior|pa view|pa projection", "pa"),
-    (r"antero ?posterior|anteroposterior|ap view|ap projection", "ap"),
+    (r"postero ?anterior|posteroanterior|posterior (to )?anterior|pa view|pa projection", "pa"),
+    (r"antero ?posterior|anteroposterior|anterior (to )?posterior|ap view|ap projection", "ap"),
     (r"both sides|on both|both|bilaterally|bilateral|either side", "bilateral"),
     (r"unilateral", "unilateral"),
     (r"left sided?|left hand side|lt", "left"),
     (r"right sided?|right hand side|rt", "right"),
-    (r"transverse|transaxial|transversal", "axial"),
+    (r"transverse|transaxial|transversal|cross section(al)?", "axial"),
     (r"hyperintense|hyper intense|high signal", "hyperintense"),
     (r"hypointense|hypo intense|low signal", "hypointense"),
-    (r"frontal", "frontal"),
+    (r"frontal plane", "coronal"),
+    (r"nmr", "mri"),
+    (r"usg|echo(gram|grams)?", "ultrasound"),
+    (r"wom[ae]n", "female"),
+    (r"m[ae]n", "male"),
+    (r"erect|standing", "upright"),
+    (r"rounded|circular", "round"),
+    (r"mid(?= )", "middle"),
+    (r"dilatations?", "dilation"),
 )
 """Ways to write the same thing, as patterns over text whose signs have become spaces."""
 
-CLASSES: tuple[frozenset[str], ...] = tuple(
+OPPOSITES: tuple[frozenset[str], ...] = tuple(
     frozenset(words.split())
     for words in (
         "left right bilateral",
+        "upper middle lower",
+        "superior inferior",
+        "anterior posterior front back",
+        "medial lateral",
+        "proximal distal",
         "axial coronal sagittal oblique",
         "t1 t2 flair dwi adc",
         "pa ap",
-        "ct mri xray ultrasound pet petct mammography mra cta fluoroscopy endoscopy",
         "withcontrast withoutcontrast",
-        "upper middle lower",
-        "superior inferior",
-        "anterior posterior",
-        "medial lateral",
-        "proximal distal",
-        "male female man woman",
+        "male female",
         "normal abnormal",
         "benign malignant",
         "acute chronic subacute",
         "solid cystic",
         "hyperintense hypointense isointense",
         "hyperdense hypodense isodense",
-        "supine prone upright erect",
-        "black white gray grey red blue green yellow pink purple brown orange",
-        "head neck chest abdomen pelvis",
-        "lung liver kidney spleen heart brain stomach bladder pancreas",
-        "small large",
         "increased decreased",
-        "single multiple",
-        "child adult",
-        "open closed",
-        "arterial venous",
     )
+)
+"""Positions and properties: a disagreement makes an answer wrong, however many words agree."""
+
+CLASSES: tuple[frozenset[str], ...] = (
+    *OPPOSITES,
+    *(
+        frozenset(words.split())
+        for words in (
+            "ct mri xray ultrasound pet petct mammography mra cta fluoroscopy endoscopy",
+            "supine prone upright",
+            "black white gray grey red blue green yellow pink purple brown orange",
+            "head neck chest abdomen pelvis",
+            "lung liver kidney spleen heart brain stomach bladder pancreas",
+            "small large",
+            "single multiple",
+            "child adult",
+            "open closed",
+            "arterial venous",
+        )
+    ),
 )
 """Answers that exclude each other: who names one denies the others."""
 
-POSITIONS: tuple[frozenset[str], ...] = tuple(
-    frozenset(words.split())
-    for words in (
-        "left right bilateral",
-        "upper middle lower",
-        "anterior posterior front back",
-        "medial lateral",
-        "superior inferior",
-        "proximal distal",
-    )
-)
-"""Positions in which a disagreement makes an open answer wrong, however many words agree."""
+COMPLEMENTS = {
+    "normal": "abnormal",
+    "abnormal": "normal",
+    "benign": "malignant",
+    "malignant": "benign",
+    "withcontrast": "withoutcontrast",
+}
+"""Answers of which one holds where the other is denied."""
+
+COUNTS = {"none": "0", "no": "0", "single": "1", "solitary": "1", "pair": "2", "couple": "2"}
+"""Words that are numbers where a number is asked for."""
 
 LENGTHS = {
     "mm": 1.0,

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from llavamed.evaluate.scorers.vocabulary import (
     DENIAL_AFTER,
     DENIAL_BEFORE,
+    ENDING_IN_SES,
     FUNCTION_WORDS,
     NUMBER_WORDS,
     NUMBERED,
     PHRASES,
+    PLURALS,
     ROMAN,
     ROMAN_AFTER,
 )
@@ -99,7 +101,9 @@ def _form(token: str, before: str) -> str:
         return ROMAN_AFTER[token]
     if re.fullmatch(r"\d+\.0+", token):
         return token.split(".")[0]
-    return singular(spelling(token))
+    if token in FUNCTION_WORDS or token in DENIAL_BEFORE:
+        return token
+    return spelling(singular(token))
 
 
 def spelling(token: str) -> str:
@@ -114,7 +118,13 @@ def spelling(token: str) -> str:
 
 
 def singular(token: str) -> str:
-    """Drop a plural's ending."""
+    """Turn a plural into the word it is of."""
+    if token in PLURALS:
+        return PLURALS[token]
+    if len(token) > 7 and ENDING_IN_SES.search(token):
+        return token[:-3] + "sis"
+    if token.endswith(("sses", "xes", "ches", "shes")):
+        return token[:-2]
     if len(token) > 3 and token.endswith("s") and not token.endswith(("ss", "us", "is")):
         return token[:-3] + "y" if token.endswith("ies") and len(token) > 4 else token[:-1]
     return token

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from llavamed.evaluate.scorers.unpack import conclusions
 from llavamed.evaluate.scorers.vocabulary import (
     AFFIRMING,
+    AGREEMENT,
     CHINESE_NO,
     CHINESE_YES,
     DENIAL_AFTER,
@@ -23,7 +24,7 @@ from llavamed.evaluate.scorers.vocabulary import (
 from llavamed.evaluate.scorers.words import CHINESE, canonical, clauses
 
 _BOTH = re.compile(
-    r"\byes\s*(?:/|\\|\||or|and|und|ou|y)\s*no\b|\bno\s*(?:/|or|and)\s*yes\b|是否|有无|是与否"
+    r"\[\s*yes\s*,\s*no\s*\]|\[\s*no\s*,\s*yes\s*\]|\byes\s*(?:/|\\|\||or|and|und|ou|y)\s*no\b|\bno\s*(?:/|or|and)\s*yes\b|是否|有无|是与否"
 )
 _FILLERS = re.compile(
     r"\A\W*(?:(?:well|hmm+|uh|um|okay|ok|oh|answer|so|clear|very|most|probably|likely|almost"
@@ -37,6 +38,10 @@ _WORD = re.compile(r"[^\W\d_]+", re.UNICODE)
 _ALONE = re.compile(
     r"(?:^|[.;!?,\n]|\band\b|\bor\b|\bbut\b)\s*(yes|no|yeah|nope)\s*(?=[.;!?,\n]|$)", re.IGNORECASE
 )
+_LABELLED = re.compile(r"([^.;,:\n]+?)\s*(?::|\s-|–|=)\s*(yes|no)\b", re.IGNORECASE)
+"""An answer with what it answers, one of several: "effusion: no; mass: yes"."""
+_TURNED = re.compile(r"(?:\bnot|n't)\s+(?:be\s+|say\s+)?(yes|no)\s*(?:[.,;!]|$)", re.IGNORECASE)
+"""A yes or no that is denied."""
 _AFFIRMED = re.compile(r"\b(?:present|positive)\s*(?:[.!,;]|$)|\bpositive\s+for\b", re.IGNORECASE)
 
 
@@ -88,10 +93,12 @@ def _verdict(text: str, question: str, reference: str) -> object:
         return _chinese(text, reference)
     text = _straight(text)
     lead, rest = _lead(text)
-    if _BOTH.search(text.lower()):
-        remaining = _BOTH.sub(" ", text.lower())
-        lead, rest = _lead(remaining)
-        return None if lead is None else lead
+    if both := list(_BOTH.finditer(text.lower())):
+        chosen, _ = _lead(text.lower()[both[-1].end() :])
+        return _lead(_BOTH.sub(" ", text.lower()))[0] if chosen is None else chosen
+    labelled = _labelled(text, question)
+    if labelled is not None:
+        return labelled
     if lead is not None:
         alone = {word.lower() in {"yes", "yeah"} for word in _ALONE.findall(rest)}
         return None if (not lead) in alone else lead
@@ -99,9 +106,21 @@ def _verdict(text: str, question: str, reference: str) -> object:
         return None
     if YES_ALONE.fullmatch(text) or NO_ALONE.fullmatch(text):
         return bool(YES_ALONE.fullmatch(text))
+    if AGREEMENT.search(text):
+        return True
+    if turned := _TURNED.search(text):
+        return turned[1].lower() == "no"
     if called := STATED.search(text):
         return called.lastgroup == "yes"
     return _by_denial(AFFIRMING.sub(" yes ", text), question)
+
+
+def _labelled(text: str, question: str) -> bool | None:
+    """Return the answer whose label is about the question, where several are labelled."""
+    labelled = _LABELLED.findall(text)
+    asked = _content(canonical(question))
+    about = {said.lower() for label, said in labelled if _content(canonical(label)) & asked}
+    return about.pop() == "yes" if len(labelled) > 1 and len(about) == 1 else None
 
 
 def _straight(text: str) -> str:
@@ -142,7 +161,7 @@ def _lead(text: str) -> tuple[bool | None, str]:
         "keiner",
     }:
         return None, text  # the rules of denial read them
-    if word == "no" and UNDECIDED.match(body):
+    if word in {"no", "n"} and UNDECIDED.match(body):
         return None, text
     if word in YES and re.match(r"\s+not\b", rest, re.I):
         return False, rest
