@@ -15,6 +15,7 @@ from llavamed.config.engine import Engine, StageEngine
 from llavamed.config.model import Model
 from llavamed.config.section import ONE, SEVERAL, Count, Section, Seed, one_or_several
 from llavamed.config.stage import Stage
+from llavamed.config.uri import below
 
 NumWorkers = Annotated[int, Field(ge=1, le=2**16)]
 RAY_RESOURCES = ("CPU", "GPU", "memory", "object_store_memory")
@@ -181,12 +182,12 @@ class RunConfig(Section):
     @property
     def directory(self) -> str:
         """URI of the run's folder."""
-        return f"{self.storage.rstrip('/')}/{self.name}"
+        return below(self.storage, self.name)
 
     @property
     def datasets_directory(self) -> str:
         """URI of the folder with the prepared datasets."""
-        return self.data.directory or f"{self.storage.rstrip('/')}/datasets"
+        return self.data.directory or below(self.storage, "datasets")
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

@@ -1,8 +1,8 @@
 """Files and folders at any URI: a local path, `s3://`, `gs://` and whatever fsspec can open.
 
-Credentials and endpoints come from the environment, as each cloud's own tools read them
-(`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...), never from a config. A folder is complete when its
-`manifest.json` exists, which is why every writer writes that file last.
+Credentials come from the environment, as each cloud's own tools read them (`AWS_ACCESS_KEY_ID`,
+...), never from a config; `storage.access` says what else a URI may state. A folder is complete
+when its `manifest.json` exists, which is why every writer writes that file last.
 
 What fails and may pass is tried again, here and nowhere else; all writes are of whole files, so
 that doing one twice is doing it once.
@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llavamed.errors import DamagedFileError, StorageError
+from llavamed.storage.access import read_access, write_access
 from llavamed.storage.retry import ATTEMPTS, RetryingFile, with_retries
 
 MANIFEST = "manifest.json"
@@ -48,7 +49,9 @@ class Location:
         return Location(self.fs, posixpath.join(self.path, name), self.attempts)
 
     def __str__(self) -> str:
-        return self.path if self.is_local else str(self.fs.unstrip_protocol(self.path))
+        if self.is_local:
+            return self.path
+        return f"{self.fs.unstrip_protocol(self.path)}{write_access(self.fs)}"
 
     def without_retries(self) -> "Location":
         """The same place, where what fails is not tried again.
@@ -58,12 +61,13 @@ class Location:
         """
         if "s3" not in _protocols(self.fs):
             return Location(self.fs, self.path, attempts=1)
-        few = {
+        few = self.fs.config_kwargs | {
             "connect_timeout": UNRETRIED_TIMEOUT_SECONDS,
             "read_timeout": UNRETRIED_TIMEOUT_SECONDS,
             "retries": {"max_attempts": 1},
         }
-        return Location(type(self.fs)(config_kwargs=few), self.path, attempts=1)
+        arguments = self.fs.storage_options | {"config_kwargs": few}
+        return Location(type(self.fs)(**arguments), self.path, attempts=1)
 
     @property
     def name(self) -> str:
@@ -312,14 +316,16 @@ def locate(uri: str) -> Location:
     """The location a URI or path names; a relative path is below the current folder.
 
     Raises:
-        StorageError: No filesystem is known for the scheme, or it cannot be set up.
+        StorageError: No filesystem is known for the scheme, it cannot be set up, or the URI has an
+            option that is not known.
     """
     scheme = uri.split("://", 1)[0] if "://" in uri else "file"
     try:
         if scheme == "file":
             path = Path(uri.removeprefix("file://")).expanduser().absolute()
             return Location(fsspec.filesystem("file"), path.as_posix())
-        fs, path = fsspec.core.url_to_fs(uri)
+        plain, arguments = read_access(uri)
+        fs, path = fsspec.core.url_to_fs(plain, **arguments)
     except (ImportError, ValueError, OSError) as error:
         problem = str(error).splitlines()[0]
         raise StorageError(

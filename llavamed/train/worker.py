@@ -248,7 +248,8 @@ def _initial_model(job: StageJob, processor: Any, scratch: Path) -> Any:
         return build_model(job.config.model, processor, seed=job.config.seed, precision=precision)
     place = locate(job.initial_weights)
     # An export of this or another run must be complete; other folders have no manifest.
-    is_of_this_run = str(place).startswith(f"{locate(job.config.directory)}/")
+    run = locate(job.config.directory)
+    is_of_this_run = place.fs == run.fs and place.path.startswith(f"{run.path}/")
     is_ours = is_of_this_run or find(ExportManifest, place) is not None
     folder = fetch_export(place, scratch / "weights") if is_ours else job.initial_weights
     return load_model(folder, precision, job.config.model.attn_implementation)

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from llavamed.config.sources import PathVqa
+from llavamed.config.uri import below
 from llavamed.data.record import Record
 from llavamed.data.sources.files import FileOfRows, damaged
 from llavamed.data.sources.parquet import ParquetFiles
@@ -29,13 +30,13 @@ class PathVqaSource:
 
     def __init__(self, read: PathVqa) -> None:
         self._folder = locate(read.path)
-        self._path = read.path.rstrip("/")
+        self._path = read.path
         self._split = read.split
 
     @cached_property
     def _files(self) -> "_Pickle | ParquetFiles":
         if (self._folder / "data").exists():
-            pattern = f"{self._path}/data/{self._split}-*.parquet"
+            pattern = below(self._path, f"data/{self._split}-*.parquet")
             return ParquetFiles(
                 pattern, images=("image",), required=(("image",), ("question",), ("answer",))
             )
