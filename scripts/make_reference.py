@@ -210,14 +210,15 @@ def metrics_page() -> str:
 
 def files_page() -> str:
     """Describe the manifests and tables that a run leaves, from their typed models and schemas."""
-    from llavamed.corpus import figures
+    from llavamed.corpus import figures, samples
+    from llavamed.corpus.dialogues import table as dialogues
     from llavamed.data import record
     from llavamed.evaluate import answers
     from llavamed.storage import manifest
 
     models = [
         value
-        for module in (manifest, answers)
+        for module in (manifest, answers, dialogues)
         for value in vars(module).values()
         if isinstance(value, type)
         and issubclass(value, BaseModel)
@@ -239,6 +240,8 @@ def files_page() -> str:
         (record.QUARANTINE_SCHEMA, "quarantine.parquet"),
         (figures.FIGURES_SCHEMA, "figures.parquet"),
         (answers.ANSWERS_SCHEMA, "answers.parquet"),
+        (dialogues.DIALOGUE_SCHEMA, "dialogues-*.parquet"),
+        (samples.SAMPLE_SCHEMA, "samples/*.parquet"),
     ):
         rows = [[f"`{field.name}`", f"`{field.type}`"] for field in schema]
         parts += [f"## {title}\n", table(["column", "Arrow type"], rows)]

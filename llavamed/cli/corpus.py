@@ -6,12 +6,9 @@ from typing import Annotated
 
 import typer
 
+from llavamed.cli.options import ConfigFile, Overrides, console, load_run
+
 app = typer.Typer(help="Make training data from open literature.", no_args_is_help=True)
-
-
-@app.callback()
-def corpus() -> None:
-    """Keep the commands below one word, however many there are."""
 
 
 @app.command()
@@ -39,3 +36,62 @@ def figures(
             }
             for figure in article.figures:
                 typer.echo(json.dumps(shared | asdict(figure), ensure_ascii=False))
+
+
+@app.command()
+def dialogues(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Say what it takes, and ask nothing.")
+    ] = False,
+    judge_only: Annotated[
+        bool, typer.Option("--judge-only", help="Filter what was written before, and ask nothing.")
+    ] = False,
+    write_batch: Annotated[
+        str | None,
+        typer.Option(help="Write requests without an answer to this folder, for the Batch API."),
+    ] = None,
+    read_batch: Annotated[
+        list[str] | None, typer.Option(help="Keep the answers of this output file; repeatable.")
+    ] = None,
+) -> None:
+    """Write dialogues about the selected figures with a language model, and filter them."""
+    run = load_run(config, overrides)
+    from llavamed.cli.corpus_tables import show_dialogues, show_plan
+    from llavamed.corpus.dialogues.job import DialogueJob
+
+    job = DialogueJob(run)
+    if judge_only:
+        show_dialogues(job.judge_again(), console)
+        return
+    if read_batch:
+        counts = job.read_batches(read_batch)
+        lines = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+        console.print(f"lines: {lines}", soft_wrap=True, highlight=False)
+    plan = job.plan()
+    show_plan(plan, job.settings, console)
+    if write_batch is not None:
+        names = job.write_batches(write_batch)
+        console.print(f"{write_batch}: {len(names)} files", soft_wrap=True, highlight=False)
+    elif not estimate:
+        show_dialogues(job.run(plan), console)
+
+
+@app.command()
+def pairs(overrides: Overrides = None, config: ConfigFile = None) -> None:
+    """Write the captions of the selected figures as samples of the alignment stage."""
+    run = load_run(config, overrides)
+    from llavamed.config.corpus import Pairs
+    from llavamed.corpus.pairs import write_pairs
+    from llavamed.storage.location import locate
+
+    corpus = locate(run.corpus_directory)
+    settings = Pairs() if run.corpus is None else run.corpus.pairs
+    counts = write_pairs(corpus / "select", corpus / "samples", settings)
+    console.print(
+        f"{corpus / 'samples'}: {counts['pairs']} pairs, {counts['unfit_length']} captions too "
+        "short or too long",
+        soft_wrap=True,
+        highlight=False,
+    )

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from llavamed.config.corpus import Corpus
 from llavamed.config.data import Data
 from llavamed.config.engine import Engine, StageEngine
 from llavamed.config.model import Model
@@ -169,6 +170,8 @@ class RunConfig(Section):
     """When checkpoints are written, and which are kept."""
     tracking: Tracking = Tracking()
     """Where metrics go."""
+    corpus: Corpus | None = None
+    """How data is made from open literature. Only `llavamed corpus` reads it."""
 
     def engine_of(self, stage: Stage) -> Engine:
         """Return the engine of a stage: the run's, with what the stage itself sets."""
@@ -188,6 +191,12 @@ class RunConfig(Section):
     def datasets_directory(self) -> str:
         """URI of the folder with the prepared datasets."""
         return self.data.directory or below(self.storage, "datasets")
+
+    @property
+    def corpus_directory(self) -> str:
+        """URI of the folder of the corpus."""
+        own = None if self.corpus is None else self.corpus.directory
+        return own or f"{self.storage.rstrip('/')}/corpus"
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

@@ -3,6 +3,7 @@
 Reading is pure, so that answers are read again, by other rules, without being paid for again.
 """
 
+import posixpath
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -78,6 +79,11 @@ class AnswerCache:
     def write(self, key: str, entry: dict[str, Any]) -> None:
         """Keep an entry, whole or not at all. Raises: StorageError."""
         self._place(key).write_json(entry)
+
+    def keys(self) -> set[str]:
+        """Return the keys of all entries, by one listing. Raises: StorageError."""
+        names = (posixpath.basename(path) for path in self._folder.list_files())
+        return {name.removesuffix(".json") for name in names if name.endswith(".json")}
 
     def _place(self, key: str) -> Location:
         return self._folder / key[:2] / f"{key}.json"

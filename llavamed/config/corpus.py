@@ -1,0 +1,130 @@
+"""The `corpus` section: how open literature becomes training data.
+
+Each step has a section of its own: `select`, `pairs` and `dialogues`.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from llavamed.config.endpoint import Endpoint
+from llavamed.config.section import Count, Fraction, Name, Section, Seed
+
+Licence = Literal["CC0", "CC BY", "CC BY-SA", "CC BY-ND", "CC BY-NC", "CC BY-NC-SA", "CC BY-NC-ND"]
+"""Licences by the codes of PubMed Central. NC forbids commercial use, and ND forbids to share what
+is adapted, which crops and dialogues are."""
+
+
+class Classifier(Section):
+    """A model that compares a picture with descriptions of modalities, such as CLIP or SigLIP."""
+
+    weights: Annotated[str, Field(min_length=1)]
+    """Folder, or name on the hub, of a model in the form of transformers."""
+    revision: str | None = None
+    """Commit, tag or branch on the hub."""
+    batch_size: Count = 32
+    """Number of pictures at once."""
+    use_gpu: bool = False
+    """Reserve a GPU per worker."""
+    num_workers: Count = 1
+    """Number of workers that hold the model."""
+    min_score: Fraction = 0.5
+    """Smallest probability of the modality among all descriptions."""
+
+
+class Select(Section):
+    """Which figures are kept. Every refusal is a row with its reason."""
+
+    licences: tuple[Licence, ...] = ("CC0", "CC BY")
+    """Licences of the articles whose figures are kept."""
+    third_party: tuple[Literal["no", "unclear", "yes"], ...] = ("no",)
+    """Verdicts on whether a figure belongs to somebody else that are kept."""
+    modalities: tuple[Name, ...] = ("chest_xray", "mri", "ct_scan", "histology", "gross")
+    """Modalities to keep, by their names in the lexicon."""
+    lexicon: str | None = None
+    """URI of a YAML file with the words and descriptions of modalities. By default that of the
+    package."""
+    min_modality_score: Fraction = 0.6
+    """Smallest score that the words of a caption must give its modality."""
+    classifier: Classifier | None = None
+    """A model that must agree with the words. By default the words decide alone."""
+    panels: Literal["refuse", "keep"] = "refuse"
+    """What becomes of figures of several panels."""
+    min_side: Count = 224
+    """Smallest width and height of a picture, in pixels."""
+    duplicate_bits: Annotated[int, Field(ge=0, le=24)] | None = 10
+    """Two pictures that differ in at most so many of 256 bits are duplicates, of which the first is
+    kept. null keeps all."""
+    evaluation_sets: tuple[str, ...] = ()
+    """URIs of prepared datasets that no kept picture may be in."""
+    evaluation_bits: Annotated[int, Field(ge=0, le=128)] = 40
+    """Most bits in which a picture differs from one of an evaluation set that it equals."""
+    read_text: bool = False
+    """Read the text within pictures, and refuse those with a date, an identifier or a name. Needs
+    the package rapidocr, of the extra `ocr`."""
+
+
+class Dialogues(Section):
+    """How dialogues are written from captions and mentions."""
+
+    endpoint: Endpoint
+    """The language model that writes them."""
+    num_dialogues: Count | None = None
+    """Largest number of figures to ask about, shared out evenly over the modalities. By default
+    all that are selected."""
+    seed: Seed = 0
+    """Seed for the choice of figures and the place of the image. A larger `num_dialogues` with the
+    same seed adds figures to the chosen ones while all modalities have enough."""
+    prompt: str | None = None
+    """URI of a YAML file with instructions and examples. By default those of the package."""
+    filters: str | None = None
+    """URI of a YAML file with the rules that dialogues must pass. By default those of the
+    package."""
+    num_examples: Annotated[int, Field(ge=0, le=32)] = 3
+    """Number of examples to show, those of the figure's modality first."""
+    max_tokens: Count = 800
+    """Largest number of tokens of a dialogue."""
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = 0.0
+    """Temperature that dialogues are drawn with. null leaves it to the endpoint."""
+    send_image: bool = False
+    """Send the picture, too. The model must be able to see."""
+    checker: Endpoint | None = None
+    """A second model that scores each dialogue against the notes it was written from. The rules of
+    kind `score` read the scores. By default there is none."""
+    dialogues_per_file: Count = 1000
+    """Number of dialogues per Parquet file, the unit of what is finished."""
+
+
+class Pairs(Section):
+    """How captions become samples of the alignment stage."""
+
+    seed: Seed = 0
+    """Seed for the choice of prompts and the place of the image."""
+    concise_words: Count = 30
+    """A caption of fewer words answers a prompt that asks for a short description. Source: about a
+    quarter of the captions of PMC-15M are shorter than 30 words."""
+    min_words: Count = 4
+    """A figure whose caption has fewer words gives no pair."""
+    max_words: Count = 400
+    """A figure whose caption has more words gives no pair."""
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> Self:
+        if self.min_words > self.max_words:
+            raise ValueError(
+                f"min_words={self.min_words}: is more than max_words={self.max_words}; lower it"
+            )
+        return self
+
+
+class Corpus(Section):
+    """A corpus, made step by step below one folder."""
+
+    directory: str | None = None
+    """URI of the folder. By default the folder `corpus` in `storage`."""
+    select: Select = Select()
+    """Which figures are kept."""
+    pairs: Pairs = Pairs()
+    """How captions become samples of the alignment stage."""
+    dialogues: Dialogues | None = None
+    """How dialogues are written. By default none are."""

@@ -1,0 +1,1 @@
+"""Instruction dialogues from captions: ask a language model, filter what it says, keep it all."""

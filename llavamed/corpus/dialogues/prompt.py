@@ -1,0 +1,145 @@
+"""What a language model is asked: our instructions, examples of the modality, and the notes.
+
+The texts are data, `prompt.yaml` in the package or a file of one's own in the same form. Whatever
+a request depends on is in its key, so a changed text asks anew and an unchanged one never does.
+"""
+
+from collections.abc import Sequence
+from importlib import resources
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from llavamed.errors import ConfigError
+from llavamed.llm.request import Image, Message, Request, strict
+from llavamed.storage.fingerprint import fingerprint
+from llavamed.storage.location import locate
+
+MAX_NOTES_CHARACTERS = 8000
+"""The most characters of mentions that are shown; whole paragraphs beyond that are left out."""
+
+Speaker = Literal["user", "assistant"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SpokenTurn(_Part):
+    """One turn as the model writes it."""
+
+    speaker: Speaker
+    text: str
+
+
+class WrittenDialogue(_Part):
+    """The form of an answer, which endpoints constrain it to."""
+
+    turns: list[SpokenTurn]
+
+
+class Example(_Part):
+    """Notes on an invented image, and a good dialogue about it. Question and answer alternate."""
+
+    domain: str
+    caption: str
+    mentions: tuple[str, ...] = ()
+    turns: Annotated[tuple[str, ...], Field(min_length=2)]
+
+    def written(self) -> WrittenDialogue:
+        """Return the dialogue as a model should write it."""
+        speakers: tuple[Speaker, Speaker] = ("user", "assistant")
+        return WrittenDialogue(
+            turns=[
+                SpokenTurn(speaker=speakers[number % 2], text=text)
+                for number, text in enumerate(self.turns)
+            ]
+        )
+
+
+class Prompt(_Part):
+    """Instructions and examples."""
+
+    system: str
+    examples: tuple[Example, ...] = ()
+
+    @property
+    def hash(self) -> str:
+        """Return the hash of all that is the same in every request."""
+        return fingerprint([self.model_dump(mode="json"), strict(WrittenDialogue)])
+
+    def request(
+        self,
+        caption: str,
+        mentions: Sequence[str],
+        domain: str,
+        *,
+        num_examples: int,
+        max_tokens: int,
+        temperature: float | None,
+        seed: int | None,
+        image: Image | None = None,
+    ) -> Request:
+        """Return the request for one figure's dialogue.
+
+        Args:
+            caption: Its caption.
+            mentions: Paragraphs that mention it.
+            domain: Its modality, whose examples come nearest to the question.
+            num_examples: Number of examples to show.
+            max_tokens: Largest number of tokens of the answer.
+            temperature: 0 asks for the likeliest answer; None leaves it to the endpoint.
+            seed: Seed for endpoints that have one.
+            image: The picture, for models that see.
+        """
+        others = [each for each in self.examples if each.domain != domain]
+        own = [each for each in self.examples if each.domain == domain]
+        shown = [*others, *own][-num_examples:] if num_examples else []
+        messages = [Message("system", (self.system,))]
+        for each in shown:
+            messages.append(Message("user", (notes(each.caption, each.mentions),)))
+            messages.append(Message("assistant", (each.written().model_dump_json(),)))
+        asked = notes(caption, mentions)
+        messages.append(Message("user", (asked,) if image is None else (image, asked)))
+        return Request(
+            tuple(messages),
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            schema=WrittenDialogue,
+        )
+
+
+def notes(caption: str, mentions: Sequence[str]) -> str:
+    """Return a figure's caption and mentions as the model reads them."""
+    lines = [f"Notes beneath the image: {caption}"]
+    left = MAX_NOTES_CHARACTERS
+    for mention in mentions:
+        left -= len(mention)
+        if left < 0:
+            break
+        lines.append(f"Where the authors refer to it: {mention}")
+    return "\n".join(lines)
+
+
+def load_prompt(path: str | None) -> Prompt:
+    """Read the prompt of a file at any URI, or the one of the package.
+
+    Raises:
+        ConfigError: The file cannot be read or is no prompt.
+    """
+    try:
+        if path is None:
+            package = resources.files("llavamed.corpus.dialogues")
+            text = (package / "prompt.yaml").read_text(encoding="utf-8")
+        else:
+            text = locate(path).read_bytes().decode()
+        return Prompt.model_validate(yaml.safe_load(text))
+    except FileNotFoundError as error:
+        raise ConfigError(f"prompt={path}: no such file; check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError, ValidationError) as error:
+        raise ConfigError(
+            f"prompt={path}: is no prompt ({' '.join(str(error).split())[:200]}); give system and "
+            "examples as the prompt.yaml of the package has them"
+        ) from error

@@ -1,0 +1,284 @@
+"""Dialogues from a local endpoint with the protocol's faults: none lost, none paid for twice."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import yaml
+from PIL import Image
+from tenacity import wait_none
+
+from llavamed.config.load import load_config
+from llavamed.config.sources import Parquet
+from llavamed.corpus.dialogues.job import DialogueJob
+from llavamed.corpus.dialogues.prompt import load_prompt
+from llavamed.corpus.dialogues.table import DIALOGUE_SCHEMA
+from llavamed.corpus.figures import write_figures
+from llavamed.data.record import check_record
+from llavamed.data.sources import open_source
+from llavamed.errors import ConfigError, DataError, EndpointError
+from llavamed.llm import client
+from llavamed.storage.location import locate
+from tests.conftest import CONFIGS
+from tests.support.chat_endpoint import MAY_PASS, chat_endpoint
+from tests.support.corpus_figures import selected
+
+PRICES = "{input: 1, output: 1}"
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch):
+    monkeypatch.setattr(client, "WAIT", wait_none())
+
+
+@pytest.fixture
+def endpoint():
+    with chat_endpoint() as there:
+        there.say = say
+        yield there
+
+
+def number_of(body):
+    """The number that stands in the caption of the figure that is asked about."""
+    asked = body["messages"][-1]["content"]
+    text = asked if isinstance(asked, str) else asked[-1]["text"]
+    return int(re.findall(r" (\d+) ", text.splitlines()[0])[0])
+
+
+def dialogue(*texts):
+    speakers = ("user", "assistant")
+    turns = [{"speaker": speakers[n % 2], "text": text} for n, text in enumerate(texts)]
+    return json.dumps({"turns": turns})
+
+
+def say(body):
+    if "Scores" in json.dumps(body.get("response_format", "")):
+        return {"content": '{"grounded": 5, "visible": 4}'}
+    words = " ".join(f"finding{chr(97 + number_of(body) % 26)}{n}" for n in "abcdefgh")
+    good = ("What does this image show?", f"It shows {words}.")
+    return {"content": dialogue(*good, "Is there anything else?", "I cannot tell.")}
+
+
+def corpus(tmp_path, endpoint, *overrides, count=20):
+    config = load_config(
+        CONFIGS / "demo.yaml",
+        [
+            f"storage={tmp_path}",
+            f"corpus.dialogues.endpoint={{url: '{endpoint.url}', model: writer}}",
+            "corpus.dialogues.dialogues_per_file=8",
+            *overrides,
+        ],
+    )
+    step = locate(config.corpus_directory) / "select"
+    figures = selected(count)
+    figures[1] = figures[1].refused("duplicate", "of another")
+    for number in range(2):
+        write_figures(step / f"{number:05d}", figures[number::2], "")
+    return config
+
+
+def run(config):
+    job = DialogueJob(config)
+    return job.run(job.plan())
+
+
+def rows(config, kind="dialogues"):
+    folder = locate(config.corpus_directory) / kind
+    names = [name for name in folder.children() if name.endswith(".parquet")]
+    return [
+        row
+        for name in names
+        for row in (folder / name).read_table().to_pylist(maps_as_pydicts="strict")
+    ]
+
+
+def test_dialogues_say_where_they_are_from_and_become_samples(tmp_path, endpoint):
+    config = corpus(tmp_path, endpoint, f"corpus.dialogues.endpoint.prices={PRICES}")
+    manifest = run(config)
+    assert (manifest.num_figures, manifest.num_dialogues, manifest.num_exchanges) == (19, 19, 19)
+    assert manifest.outcomes == {"answered": 19}
+    assert manifest.findings == {"refusal": 19}
+    assert manifest.cost == pytest.approx(19 * 12 / 1e6)
+    assert sum(manifest.modalities.values()) == 19
+    found = rows(config)
+    assert list(found[0]) == DIALOGUE_SCHEMA.names
+    for row in found:
+        assert [turn["speaker"] for turn in row["turns"]] == ["user", "assistant"] * 2
+        assert row["prompt_hash"] == load_prompt(None).hash
+        assert row["generator"] == "writer"
+        assert row["answered_by"] == "writer-2026"
+        kept = locate(config.corpus_directory) / "answers" / row["request_hash"][:2]
+        raw = (kept / f"{row['request_hash']}.json").read_json()
+        assert raw["completion"]["id"] == row["response_id"]
+    source = open_source(
+        Parquet(
+            source="parquet",
+            path=f"{config.corpus_directory}/samples/instruct-*.parquet",
+            image_folder=config.corpus_directory,
+        )
+    )
+    records = [source.parse(row) for row in source.rows()]
+    assert {record.id for record in records} == {row["figure_id"] for row in found}
+    for record in records:
+        check_record(record)
+        assert len(record.turns) == 2
+        assert record.images[0]
+        assert record.licence == "CC BY"
+    places = {record.turns[0].text.startswith("<image>") for record in records}
+    assert places == {True, False}
+
+
+def test_faults_are_tried_again_and_each_figure_gets_its_own_answer(tmp_path, endpoint):
+    config = corpus(tmp_path, endpoint, "corpus.dialogues.endpoint.timeout_seconds=0.5")
+    endpoint.fail(*(fault for fault in MAY_PASS if fault != "hang"))
+    manifest = run(config)
+    assert manifest.outcomes == {"answered": 19}
+    for row in rows(config):
+        mark = chr(97 + (int(row["pmcid"][3:]) - 1) % 26)
+        assert f"finding{mark}" in row["exchanges"][0]["answer"]
+
+
+def test_what_fails_for_good_is_a_row_with_its_reason(tmp_path, endpoint):
+    kinds = {
+        0: {"content": "no JSON at all"},
+        2: {"refusal": "I will not."},
+        3: {"content": "{", "finish_reason": "length"},
+        4: {"content": dialogue("Is it the liver?")},
+    }
+    endpoint.say = lambda body: kinds.get(number_of_any(body)) or say(body)
+
+    def number_of_any(body):
+        # The request for a repair ends with a complaint; the figure stands before it.
+        texts = [turn["content"] for turn in body["messages"] if turn["role"] == "user"]
+        text = texts[-1] if texts[-1].startswith("Notes") else texts[-2]
+        return int(re.findall(r" (\d+) ", text.splitlines()[0])[0])
+
+    config = corpus(tmp_path, endpoint, "corpus.dialogues.endpoint.max_in_flight=1")
+    manifest = run(config)
+    assert manifest.outcomes == {"answered": 16, "cut_off": 1, "malformed": 1, "refused": 1}
+    assert manifest.findings == {"refusal": 15, "turn_order": 1}
+    assert (manifest.num_figures, manifest.num_dialogues) == (19, 15)
+    assert {row["outcome"] for row in rows(config) if not row["turns"]} == {
+        "cut_off",
+        "malformed",
+        "refused",
+    }
+
+
+def test_a_stopped_run_goes_on_and_pays_for_no_answer_twice(tmp_path, endpoint):
+    config = corpus(tmp_path, endpoint)
+    endpoint.fail(*[None] * 7, "402", times=1)
+    with pytest.raises(EndpointError, match="answers 402"):
+        run(config)
+    run(config)
+    assert run(config).outcomes == {"answered": 19}
+    assert sorted(endpoint.answered.values()) == [1] * 19
+
+
+def test_other_rules_judge_the_same_answers_for_nothing(tmp_path, endpoint):
+    config = corpus(tmp_path, endpoint, "corpus.dialogues.num_dialogues=10")
+    first = run(config)
+    asked = len(endpoint.bodies)
+    rules = tmp_path / "rules.yaml"
+    kept = {"name": "any", "kind": "count", "drops": "dialogue", "at_most": 8}
+    rules.write_text(yaml.safe_dump({"version": 2, "rules": [kept]}))
+    changed = load_config_with(config, f"corpus.dialogues.filters={rules}")
+    second = DialogueJob(changed).judge_again()
+    assert len(endpoint.bodies) == asked == 10
+    assert (first.num_exchanges, second.num_exchanges) == (10, 20)
+    assert first.filters_hash != second.filters_hash
+    assert run(changed) == second
+    assert len(endpoint.bodies) == asked
+    assert len(rows(config, "samples")) == 10
+
+
+def load_config_with(config, override):
+    from llavamed.config.load import override_config
+
+    return override_config(config, [override])
+
+
+def test_fewer_dialogues_leave_no_files_behind(tmp_path, endpoint):
+    config = corpus(tmp_path, endpoint)
+    run(config)
+    assert len(rows(config)) == 19
+    run(load_config_with(config, "corpus.dialogues.num_dialogues=5"))
+    assert {row["modality"] for row in rows(config)} == {
+        "chest_xray",
+        "ct_scan",
+        "gross",
+        "histology",
+        "mri",
+    }
+    assert len(rows(config)) == len(rows(config, "samples")) == 5
+
+
+def test_a_checker_scores_each_dialogue_once(tmp_path, endpoint):
+    checker = f"corpus.dialogues.checker={{url: '{endpoint.url}', model: judge, prices: {PRICES}}}"
+    config = corpus(tmp_path, endpoint, checker)
+    manifest = run(config)
+    assert manifest.checker == "judge"
+    found = rows(config)
+    assert all(row["scores"] == {"grounded": 5.0, "visible": 4.0} for row in found)
+    assert all(row["checker_cost"] > 0 for row in found)
+    assert run(config) == manifest
+    assert sorted(endpoint.answered.values()) == [1] * 38
+
+
+def test_the_estimate_comes_first_and_the_budget_stops_before_the_first_call(tmp_path, endpoint):
+    limits = ["corpus.dialogues.endpoint.max_cost=0.0001"]
+    config = corpus(tmp_path, endpoint, f"corpus.dialogues.endpoint.prices={PRICES}", *limits)
+    job = DialogueJob(config)
+    plan = job.plan()
+    assert (plan.num_figures, plan.num_answered, plan.writing.num_requests) == (19, 0, 19)
+    with pytest.raises(ConfigError, match=r"max_cost=0.0001: 19 requests may cost .*num_dialogues"):
+        job.run(plan)
+    assert endpoint.bodies == []
+    run(load_config_with(config, "corpus.dialogues.endpoint.max_cost=null"))
+    assert DialogueJob(config).plan().num_answered == 19
+    assert run(config).num_figures == 19
+
+
+def test_answers_of_a_batch_file_are_not_asked_for_again(tmp_path, endpoint):
+    config = corpus(tmp_path, endpoint)
+    job = DialogueJob(config)
+    (name,) = job.write_batches(str(tmp_path / "batch"))
+    lines = [json.loads(line) for line in (tmp_path / "batch" / name).read_text().splitlines()]
+    output = tmp_path / "output.jsonl"
+    output.write_text(
+        "\n".join(
+            json.dumps(
+                {
+                    "custom_id": line["custom_id"],
+                    "response": {"status_code": 200, "body": endpoint.completion(line["body"])},
+                }
+            )
+            for line in reversed(lines)
+        )
+    )
+    assert job.read_batches([str(output)]) == {"answered": 19}
+    assert run(config).outcomes == {"answered": 19}
+    assert endpoint.bodies == []
+
+
+def test_a_picture_is_sent_where_the_model_sees(tmp_path, endpoint):
+    config = corpus(tmp_path, endpoint, "corpus.dialogues.send_image=true", count=3)
+    for each in selected(3):
+        file = tmp_path / "corpus" / each.pictures[0].path
+        file.parent.mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(file)
+    assert run(config).outcomes == {"answered": 2}
+    kinds = [part["type"] for part in endpoint.bodies[0]["messages"][-1]["content"]]
+    assert kinds == ["image_url", "text"]
+
+
+def test_dialogues_need_a_model_and_figures(tmp_path, endpoint):
+    config = corpus(tmp_path, endpoint, count=3)
+    with pytest.raises(ConfigError, match=r"corpus.dialogues: must be set; name a language model"):
+        DialogueJob(load_config_with(config, "corpus.dialogues=null"))
+    step = locate(config.corpus_directory) / "select"
+    step.remove()
+    write_figures(step / "00000", [replace(selected(1)[0], refusal="size")], "")
+    with pytest.raises(DataError, match=r"no figure is selected; run `llavamed corpus select` fi"):
+        DialogueJob(config).plan()
