@@ -75,7 +75,7 @@ def difference_intervals(
     """Estimate the mean difference of each row of `others` to `first`, item by item.
 
     Args:
-        first: Scores between 0 and 1, shape (items,).
+        first: Scores between 0 and 1, shape (items,), or (rows, items) to pair the rows.
         others: Scores of the same items, shape (rows, items).
         clusters: Number of each item's cluster, shape (items,).
         confidence: Probability that an interval is to contain the true difference.

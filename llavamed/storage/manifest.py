@@ -297,6 +297,34 @@ class ExportManifest(Manifest):
     of the largest logit."""
 
 
+class EstimateFacts(Facts):
+    """A mean with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class GroupScores(Facts):
+    """What is measured over a group of questions."""
+
+    by: str
+    """What the group is made by: `all`, or a field of the answers such as `question_type`."""
+    name: str
+    """What its questions have there."""
+    part: Literal["all", "closed", "open", "pairs"]
+    """Which of its questions: all, those of one answer type, or pairs, right only together."""
+    num_questions: int
+    """Of pairs: the number of pairs."""
+    num_images: int
+    """Number of clusters that the intervals rest on."""
+    scores: dict[str, dict[str, EstimateFacts]]
+    """Means by condition and measure."""
+    gains: dict[str, dict[str, EstimateFacts]]
+    """How much higher the trained model scores than each control, by measure, question by
+    question. That over `blank_image` is called grounding."""
+
+
 class ScoresManifest(Manifest):
     """What an evaluation found, and all that it depends on."""
 

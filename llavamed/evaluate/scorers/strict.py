@@ -25,15 +25,15 @@ def score(item: Item) -> float:
     question with lettered options asks for a letter, and one whose reference is yes or no, as a
     word, asks for that.
     """
-    return _score(item) or 0.0
+    return verdict(item) or 0.0
 
 
 def is_answered(item: Item) -> bool:
     """Tell whether a prediction makes a choice, right or wrong; one to an open question always."""
-    return _score(item) is not None
+    return verdict(item) is not None
 
 
-def _score(item: Item) -> float | None:
+def verdict(item: Item) -> float | None:
     """Score one item; None where the answer makes no choice."""
     answer = unpack(item.prediction, item.question)
     if isinstance(item.options, Mapping):

@@ -1,0 +1,188 @@
+"""Score answers under every condition, in groups, with intervals and gains over the controls."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llavamed.evaluate.answers import Answer
+from llavamed.evaluate.measures import LEGACY, MEASURES, STRICT, Part, measure
+from llavamed.evaluate.statistics import (
+    Estimate,
+    Floats,
+    Indices,
+    cluster_indices,
+    difference_intervals,
+    mean_intervals,
+)
+from llavamed.storage.manifest import EstimateFacts, GroupScores
+
+Flags: TypeAlias = NDArray[np.bool_]
+Facts: TypeAlias = dict[str, dict[str, EstimateFacts]]
+
+BLANK = "blank_image"
+"""The control whose distance from the trained model is called grounding."""
+GROUPS: tuple[Literal["question_type", "organ", "modality", "domain", "language"], ...] = (
+    "question_type",
+    "organ",
+    "modality",
+    "domain",
+    "language",
+)
+"""What questions are grouped by, where they have it."""
+_PARTS: tuple[Part, ...] = ("all", "closed", "open")
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Scored answers."""
+
+    groups: tuple[GroupScores, ...]
+    values: Mapping[str, Mapping[str, Floats]]
+    """By condition and measure the value of every item, shape (items,)."""
+
+
+def find_group(
+    groups: Sequence[GroupScores], part: str = "all", by: str = "all", name: str = "all"
+) -> GroupScores | None:
+    """Return the group of these questions, None where there is none."""
+    wanted = (part, by, name)
+    return next((each for each in groups if (each.part, each.by, each.name) == wanted), None)
+
+
+def score_answers(answers: Mapping[str, Sequence[Answer]]) -> Scored:
+    """Score the answers of every condition.
+
+    Items that share an image are a cluster in every interval; an item without an image is one of
+    its own.
+
+    Args:
+        answers: By condition, of the same items in the same order, as `read_answers` returns them.
+            The first condition is under test.
+    """
+    items = next(iter(answers.values()))
+    values = {condition: measure(given) for condition, given in answers.items()}
+    clusters = cluster_indices(
+        [f"image {each.image}" if each.image else f"item {each.id}" for each in items]
+    )
+    groups = []
+    for by, name, members in _memberships(items):
+        for part in _PARTS:
+            chosen = members & _is_of(part, items)
+            if chosen.any() and (part != "all" or by == "all"):
+                groups.append(
+                    _score_items(by, name, part, np.flatnonzero(chosen), values, clusters)
+                )
+    if pairs := _pairs(items):
+        groups.append(_score_pairs(pairs, values, clusters))
+    return Scored(tuple(groups), values)
+
+
+def _memberships(items: Sequence[Answer]) -> list[tuple[str, str, Flags]]:
+    """Return what makes each group, its name, and which items belong to it."""
+    found: list[tuple[str, str, Flags]] = [("all", "all", np.ones(len(items), dtype=bool))]
+    for by in GROUPS:
+        labels = [getattr(each, by) for each in items]
+        names = sorted(set(labels))
+        if names != [""]:
+            found += [(by, name, np.array([each == name for each in labels])) for name in names]
+    return found
+
+
+def _is_of(part: Part, items: Sequence[Answer]) -> Flags:
+    return np.array([part in ("all", each.answer_type.lower()) for each in items], dtype=bool)
+
+
+def _score_items(
+    by: str,
+    name: str,
+    part: Part,
+    positions: Indices,
+    values: Mapping[str, Mapping[str, Floats]],
+    clusters: Indices,
+) -> GroupScores:
+    names = [each.name for each in MEASURES if each.part in ("all", part)]
+    tables = {
+        condition: np.stack([given[each][positions] for each in names])
+        for condition, given in values.items()
+    }
+    scores, gains = _estimate(names, tables, clusters[positions])
+    return GroupScores(
+        by=by,
+        name=name,
+        part=part,
+        num_questions=len(positions),
+        num_images=len(np.unique(clusters[positions])),
+        scores=scores,
+        gains=gains,
+    )
+
+
+def _pairs(items: Sequence[Answer]) -> list[list[int]]:
+    """Return the positions of the items of each pair."""
+    places: dict[str, list[int]] = {}
+    for place, item in enumerate(items):
+        if item.pair:
+            places.setdefault(item.pair, []).append(place)
+    return list(places.values())
+
+
+def _score_pairs(
+    pairs: Sequence[Sequence[int]],
+    values: Mapping[str, Mapping[str, Floats]],
+    clusters: Indices,
+) -> GroupScores:
+    """Score pairs of items, each of which is as right as its least right item."""
+    names = [STRICT, LEGACY]
+    tables = {
+        condition: np.array([[given[each][pair].min() for pair in pairs] for each in names])
+        for condition, given in values.items()
+    }
+    those = clusters[[pair[0] for pair in pairs]]
+    scores, gains = _estimate(names, tables, those)
+    return GroupScores(
+        by="all",
+        name="all",
+        part="pairs",
+        num_questions=len(pairs),
+        num_images=len(np.unique(those)),
+        scores=scores,
+        gains=gains,
+    )
+
+
+def _estimate(
+    names: Sequence[str], tables: Mapping[str, Floats], clusters: Indices
+) -> tuple[Facts, Facts]:
+    """Estimate the means of every condition, and how much higher the first one is than each other.
+
+    Args:
+        names: Of the measures, one a row of each table.
+        tables: Values by condition, shape (measures, items).
+        clusters: Number of each item's cluster, shape (items,).
+    """
+    conditions = list(tables)
+    means = mean_intervals(np.concatenate(list(tables.values())), clusters)
+    scores = _by_condition(conditions, names, means)
+    if len(conditions) == 1:
+        return scores, {}
+    first, *controls = tables.values()
+    differences = difference_intervals(
+        np.concatenate(controls), np.tile(first, (len(controls), 1)), clusters
+    )
+    return scores, _by_condition(conditions[1:], names, differences)
+
+
+def _by_condition(
+    conditions: Sequence[str], names: Sequence[str], estimates: Sequence[Estimate]
+) -> Facts:
+    rows = iter(estimates)
+    found: Facts = {}
+    for condition in conditions:
+        found[condition] = {}
+        for name in names:
+            row = next(rows)
+            found[condition][name] = EstimateFacts(value=row.value, low=row.low, high=row.high)
+    return found
