@@ -47,6 +47,12 @@ _FIELDS = (
 )
 
 
+_QUESTIONS = (
+    "JSON lines of {question_id, image, text, gpt4_answer, fig_caption, in_text_mention, domain, "
+    "type}, at any URI, or of {id, image, question, reference, caption, mentions, domain, type}."
+)
+
+
 @app.command("score")
 def score_file(
     file: Annotated[str, typer.Argument(help=_FIELDS)],
@@ -127,3 +133,48 @@ def compare_files(
         names = [f"{letter}: {file}" for letter, file in letters.items()]
         locate(plot).write_bytes(draw_comparison(compared, names, scorer))
         print_line(console, f"Plot: {plot}")
+
+
+@app.command("judge")
+def judge_answers(
+    questions: Annotated[str, typer.Argument(help=_QUESTIONS)],
+    answers: Annotated[str, typer.Argument(help="JSON lines of {question_id, text}, at any URI.")],
+    endpoint: Annotated[
+        str, typer.Option(help="YAML file of the judge: url, model, limits, prices, max_cost.")
+    ],
+    output: Annotated[str, typer.Option(help="Folder for the verdicts, at any URI.")],
+    cache: Annotated[
+        str | None, typer.Option(help="Folder of raw answers; default: `cache` in the output.")
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Largest number of tokens of a verdict.")
+    ] = 512,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Say what it would take, and ask nothing.")
+    ] = False,
+) -> None:
+    """Have a language model judge answers to questions about figures, beside reference answers."""
+    from llavamed.cli.tables import print_line, show_judgement
+    from llavamed.config.endpoint import Endpoint
+    from llavamed.config.load import load_section
+    from llavamed.evaluate.chat import read_chat
+    from llavamed.evaluate.judge import judge, requests_of
+    from llavamed.evaluate.judgement import write_judgement
+    from llavamed.llm.cost import estimate as estimate_cost
+    from llavamed.storage.location import locate
+
+    judge_at = load_section("endpoint", endpoint, Endpoint)
+    items = read_chat(locate(questions), locate(answers))
+    if estimate:
+        found = estimate_cost(requests_of(items, max_tokens), judge_at)
+        price = "" if found.cost is None else f", at most {found.cost:.2f} in all"
+        print_line(
+            console,
+            f"{found.num_requests:,} requests, about {found.prompt_tokens:,} tokens of prompts and "
+            f"at most {found.max_completion_tokens:,} of verdicts{price}",
+        )
+        return
+    folder = locate(output)
+    judgement = judge(items, judge_at, cache or str(folder / "cache"), max_tokens)
+    show_judgement(write_judgement(folder, judgement, judge_at), console)
+    print_line(console, f"Verdicts: {folder}")

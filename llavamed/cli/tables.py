@@ -12,10 +12,11 @@ from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.data.prepared.decontaminate import Contamination, Criterion
 from llavamed.data.record import IMAGE_HASH_BYTES
 from llavamed.evaluate.vqa import MEASURES
-from llavamed.storage.manifest import RunSummary, ScoresManifest
+from llavamed.storage.manifest import EstimateFacts, RunSummary, ScoresManifest
 
 if TYPE_CHECKING:
     from llavamed.evaluate.compare import GroupComparison
+    from llavamed.evaluate.judgement import JudgementManifest
     from llavamed.evaluate.statistics import Estimate
     from llavamed.evaluate.summary import Group
     from llavamed.run.plan import StageCost
@@ -106,7 +107,29 @@ def show_comparison(
     )
 
 
-def _interval(estimate: "Estimate", form: str = ".3f") -> str:
+def show_judgement(found: "JudgementManifest", console: Console) -> None:
+    """Print the relative scores that a judge gave, and how its requests ended."""
+    title = f"Relative scores by {found.model}, in percent of the reference answers"
+    table = _table(title, "", "questions", "judged", "score")
+    for by, groups in found.scores.items():
+        for group in groups:
+            score = "-" if group.score is None else _interval(group.score, ".1f")
+            name = group.name if by == "all" else f"{by}: {group.name}"
+            table.add_row(name, f"{group.num_questions:,}", f"{group.num_judged:,}", score)
+    console.print(table)
+    outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in found.outcomes.items())
+    print_line(console, f"Verdicts in both orders: {outcomes}; {found.num_repaired:,} repaired")
+    if found.lead is not None:
+        print_line(console, f"An answer in the first place gets {found.lead:+.2f} points more")
+    price = "" if found.cost is None else f", {found.cost:.4f} in all"
+    print_line(
+        console,
+        f"Tokens: {found.prompt_tokens:,} of prompts, {found.completion_tokens:,} of "
+        f"verdicts{price}; prompt {found.prompt_hash}, {found.first_at} to {found.last_at}",
+    )
+
+
+def _interval(estimate: "Estimate | EstimateFacts", form: str = ".3f") -> str:
     return f"{estimate.value:{form}} [{estimate.low:{form}},{estimate.high:{form}}]"
 
 

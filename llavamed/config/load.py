@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -17,7 +17,10 @@ from pydantic import ValidationError
 from llavamed.config.messages import sentences, shown
 from llavamed.config.paths import resolve_paths
 from llavamed.config.run import RunConfig
+from llavamed.config.section import Section
 from llavamed.errors import ConfigError
+
+S = TypeVar("S", bound=Section)
 
 MAX_DEPTH = 32
 """Levels of a config; real ones have less than ten."""
@@ -96,21 +99,46 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: The file, an override or a value breaks a rule.
     """
+    tree = _read_tree("config", path, _WHOLE_CONFIG)
+    for override in overrides:
+        _apply(tree, override)
+    return resolve_paths(parse_config(tree))
+
+
+def load_section(option: str, path: str | Path, kind: type[S]) -> S:
+    """Read a file that holds one section, such as an endpoint, by the rules of a config file.
+
+    Args:
+        option: What names the file on the command line, for errors.
+        path: A local YAML file.
+        kind: The section.
+
+    Raises:
+        ConfigError: The file or a value breaks a rule.
+    """
+    fields = ", ".join(kind.model_fields)
+    tree = _read_tree(option, path, f"must be a mapping with some of {fields}; correct the file")
+    _check_plain(tree, ())
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(sentences(error, tree, kind))) from error
+
+
+def _read_tree(option: str, path: str | Path, rule: str) -> dict[str, Any]:
     try:
         tree = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise ConfigError(
-            f"config={path}: cannot be read ({error.strerror}); check the path"
+            f"{option}={path}: cannot be read ({error.strerror}); check the path"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"config={path}: not valid YAML: {_yaml_problem(error)}; correct the file"
+            f"{option}={path}: not valid YAML: {_yaml_problem(error)}; correct the file"
         ) from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"config={path}: {_WHOLE_CONFIG}")
-    for override in overrides:
-        _apply(tree, override)
-    return resolve_paths(parse_config(tree))
+        raise ConfigError(f"{option}={path}: {rule}")
+    return tree
 
 
 def override_config(config: RunConfig, overrides: Sequence[str]) -> RunConfig:

@@ -9,7 +9,7 @@ import re
 from functools import cache
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from llavamed.config.run import RunConfig
 from llavamed.config.section import ONE, SEVERAL, one_or_several
@@ -29,14 +29,24 @@ _RULES = {
 """Rules that pydantic words for programmers, by its names of them."""
 
 
-def sentences(error: ValidationError, tree: dict[str, Any]) -> list[str]:
-    """Return a sentence for every rule that a tree of plain values breaks."""
+def sentences(
+    error: ValidationError, tree: dict[str, Any], kind_of_tree: type[BaseModel] = RunConfig
+) -> list[str]:
+    """Return a sentence for every rule that a tree of plain values breaks.
+
+    Args:
+        error: What pydantic found.
+        tree: What it read.
+        kind_of_tree: The root of the tree: a whole config, or the one section of a file.
+    """
     found = []
     for fault in error.errors(include_url=False):
         key = _key(fault["loc"], tree)
         kind, value, facts = fault["type"], fault["input"], fault.get("ctx", {})
         if kind == "extra_forbidden":
-            found.append(f"{key}: unknown key; {_suggestion(fault['loc'], tree)}")
+            is_run = kind_of_tree is RunConfig
+            known = _suggestion(fault["loc"], tree) if is_run else _near(key, kind_of_tree)
+            found.append(f"{key}: unknown key; {known}")
         elif kind == "missing" and isinstance(fault["loc"][-1], int):
             key = key.rpartition(".")[0]
             found.append(f"{key}={shown(value)}: has too few items; add the others")
@@ -113,6 +123,13 @@ def _suggestion(location: Location, tree: Any) -> str:
         last = {key.rpartition(".")[2]: key for key in (*above, *reversed(below))}
         close = [last[near] for near in difflib.get_close_matches(name, last, n=1, cutoff=0.8)]
     return f"did you mean {close[0]!r}?" if close else f"use one of: {', '.join(fields)}"
+
+
+def _near(key: str, kind: type[BaseModel]) -> str:
+    """Return what to write in place of an unknown key of a file that holds one section."""
+    close = difflib.get_close_matches(key, kind.model_fields, n=1)
+    names = ", ".join(kind.model_fields)
+    return f"did you mean {close[0]!r}?" if close else f"use one of: {names}"
 
 
 @cache

@@ -41,7 +41,12 @@ def cluster_indices(keys: Sequence[str]) -> Indices:
 
 
 def mean_intervals(
-    scores: Floats, clusters: Indices, *, confidence: float = CONFIDENCE, seed: int = 0
+    scores: Floats,
+    clusters: Indices,
+    *,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
 ) -> list[Estimate]:
     """Estimate the mean of each row of scores.
 
@@ -50,15 +55,16 @@ def mean_intervals(
     too narrow; there a cluster counts as one observation, the most that clustering can cost.
 
     Args:
-        scores: Between 0 and 1, shape (rows, items).
+        scores: Within the bounds, shape (rows, items).
         clusters: Number of each item's cluster, shape (items,).
+        bounds: Lowest and highest possible score.
         confidence: Probability that an interval is to contain the true mean.
         seed: Seed for the resamples; every row gets the same ones.
     """
     num_clusters = len(np.unique(clusters))
-    estimates = _bootstrap(scores, clusters, (0.0, 1.0), confidence, seed)
+    estimates = _bootstrap(scores, clusters, bounds, confidence, seed)
     for row, values in enumerate(scores):
-        is_share = bool(np.isin(values, (0.0, 1.0)).all())
+        is_share = bounds == (0.0, 1.0) and bool(np.isin(values, (0.0, 1.0)).all())
         if is_share and min(values.sum(), (1 - values).sum()) < _FEW:
             estimates[row] = wilson_interval(float(values.mean()), num_clusters, confidence)
     return estimates

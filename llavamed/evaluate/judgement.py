@@ -1,0 +1,130 @@
+"""What a judge found, as files: `judgements.jsonl`, a line a question, and `judgement.json`."""
+
+import json
+from typing import ClassVar
+
+import numpy as np
+
+from llavamed.config.endpoint import Endpoint
+from llavamed.errors import DataError, LlavaMedError
+from llavamed.evaluate.judge import PROMPT_HASH, Judged, Judgement, relative_scores
+from llavamed.storage.fingerprint import fingerprint
+from llavamed.storage.location import Location
+from llavamed.storage.manifest import EstimateFacts, Facts, Manifest, write
+
+JUDGEMENTS = "judgements.jsonl"
+
+
+class RelativeFacts(Facts):
+    """The relative score of a group of questions, in percent of the reference answers."""
+
+    name: str
+    num_judged: int
+    """Questions of which both orders were judged; the others are in no score."""
+    num_questions: int
+    score: EstimateFacts | None
+    """Mean ratio of candidate to reference, in percent. None where nothing was judged."""
+
+
+class JudgementManifest(Manifest):
+    """What a judge found, and all that it depends on."""
+
+    VERSION: ClassVar[int] = 1
+    FILE: ClassVar[str] = "judgement.json"
+    ERROR: ClassVar[type[LlavaMedError]] = DataError
+    HINT: ClassVar[str] = "judge again; what is in the cache costs nothing"
+
+    model: str
+    """Name of the judge at its endpoint."""
+    answered_by: dict[str, int]
+    """Number of answers by the name that the endpoint gave its model."""
+    endpoint: str
+    prompt_hash: str
+    """Of the words that the judge is given; scores by other words do not compare."""
+    has_json_schema: bool
+    """Whether the endpoint held the verdicts to their form, or the prompt asked for it."""
+    first_at: str
+    """When the first of the verdicts came, ISO 8601 in UTC."""
+    last_at: str
+    items_fingerprint: str
+    """Hash of the questions, references and answers."""
+    num_questions: int
+    num_images: int
+    outcomes: dict[str, int]
+    """Requests by how they ended: `answered`, `refused`, `cut_off`, `malformed` or `failed`."""
+    num_repaired: int
+    """Requests whose first verdict broke its form, so that the judge was asked once more."""
+    lead: float | None
+    """How much higher the judge scores an answer in the first place than in the second, in points;
+    both orders are averaged, so that it is in no score."""
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float | None
+    """Price of all verdicts when they were paid for, in the currency of the prices."""
+    scores: dict[str, tuple[RelativeFacts, ...]]
+    """Relative scores of `all` questions, by `type` and by `domain`."""
+
+
+def write_judgement(
+    folder: Location, judgement: Judgement, endpoint: Endpoint
+) -> JudgementManifest:
+    """Write what a judge found; the manifest comes last. Raises: StorageError."""
+    lines = [json.dumps(_row(each), ensure_ascii=False) for each in judgement.items]
+    (folder / JUDGEMENTS).write_bytes("".join(f"{line}\n" for line in lines).encode())
+    items = [each.item for each in judgement.items]
+    leads = [each.lead for each in judgement.items if each.lead is not None]
+    manifest = JudgementManifest(
+        model=endpoint.model,
+        answered_by=dict(judgement.models),
+        endpoint=endpoint.url,
+        prompt_hash=PROMPT_HASH,
+        has_json_schema=endpoint.json_schema,
+        first_at=judgement.first_at,
+        last_at=judgement.last_at,
+        items_fingerprint=fingerprint(
+            [[item.id, item.question, item.reference, item.candidate] for item in items]
+        ),
+        num_questions=len(items),
+        num_images=len({item.image or f"item {item.id}" for item in items}),
+        outcomes=dict(judgement.outcomes),
+        num_repaired=judgement.num_repaired,
+        lead=float(np.mean(leads)) if leads else None,
+        prompt_tokens=judgement.usage.prompt_tokens,
+        completion_tokens=judgement.usage.completion_tokens,
+        cost=judgement.cost,
+        scores={
+            by: tuple(
+                RelativeFacts(
+                    name=group.name,
+                    num_judged=group.num_judged,
+                    num_questions=group.num_items,
+                    score=None
+                    if group.estimate is None
+                    else EstimateFacts(
+                        value=100 * group.estimate.value,
+                        low=100 * group.estimate.low,
+                        high=100 * group.estimate.high,
+                    ),
+                )
+                for group in groups
+            )
+            for by, groups in relative_scores(judgement.items).items()
+        },
+    )
+    write(folder, manifest)
+    return manifest
+
+
+def _row(judged: Judged) -> dict[str, object]:
+    item = judged.item
+    return {
+        "id": item.id,
+        "image": item.image,
+        "type": item.kind,
+        "domain": item.domain,
+        "reference": judged.reference,
+        "candidate": judged.candidate,
+        "relative": judged.relative,
+        "outcomes": judged.outcomes,
+        "reasons": judged.reasons,
+    }
