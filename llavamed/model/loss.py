@@ -22,7 +22,7 @@ def supervised_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
     if not len(columns):  # run even an empty pack: all workers must make the same calls
         columns = torch.zeros(1, dtype=torch.int64, device=batch.targets.device)
     return functional.cross_entropy(
-        _logits(model, batch, columns).float().flatten(0, 1),
+        column_logits(model, batch, columns).float().flatten(0, 1),
         batch.targets[:, columns].flatten(),
         ignore_index=IGNORE_INDEX,
         reduction="sum",
@@ -38,10 +38,10 @@ def sampled_logits(model: nn.Module, batch: Batch) -> torch.Tensor:
     """
     last = batch.input_ids.shape[1] - 1
     columns = torch.linspace(0, last, NUM_SAMPLED).long().unique()
-    return _logits(model, batch, columns.to(batch.input_ids.device)).float().cpu()
+    return column_logits(model, batch, columns.to(batch.input_ids.device)).float().cpu()
 
 
-def _logits(model: nn.Module, batch: Batch, columns: torch.Tensor) -> torch.Tensor:
+def column_logits(model: nn.Module, batch: Batch, columns: torch.Tensor) -> torch.Tensor:
     """Return the logits of some columns of a batch, of shape [rows, columns, vocabulary].
 
     There is no cache and no attention mask, because only then do `position_ids`, or

@@ -1,9 +1,9 @@
-"""Stop a stage whose loss jumps or whose memory runs out, and advise what would help."""
+"""Stop a stage that would train wrong or whose memory runs out, and advise what would help."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,16 @@ from llavamed.errors import TrainingError
 from llavamed.model.cost.memory import Memory, stage_memory
 from llavamed.model.cost.savings import find_savings
 from llavamed.model.freeze import PartCount
+from llavamed.model.loss import column_logits
+from llavamed.train.collectives import together
 from llavamed.train.context import Context, StepRecord
 from llavamed.train.job import can_convert, number_settings
 from llavamed.train.schedule import warmup_steps
 
 MEDIAN_OF = 50
 """The loss of a step is compared with the median loss of so many steps before it."""
+NUM_COMPARED = 16
+"""Positions behind a border of a pack at which a leak is looked for."""
 _DTYPES = {"bf16": (torch.bfloat16, torch.int16), "fp32": (torch.float32, torch.int32)}
 
 
@@ -134,6 +138,48 @@ def check_loss(
             f"raise max_loss_ratio to go on from {start}, or lower optimizer.lr and start under "
             "another name"
         )
+
+
+@torch.no_grad()
+def check_apart(stage: Stage, model: torch.nn.Module, batch: Batch, image_token: int) -> None:
+    """Find out whether the samples of a pack see each other, by changing the tokens of the first.
+
+    Language models with recurrent layers, and some that make their own masks, ignore where a sample
+    begins. The same pack is computed twice before, which measures by how much equal logits differ.
+    Every rank must call it.
+
+    Args:
+        stage: The stage.
+        model: The model to call, which is left in training mode.
+        batch: A pack on the model's device; with a single sample nothing is compared.
+        image_token: The id of the token of images, which is not changed.
+
+    Raises:
+        TrainingError: The second sample's logits follow the first sample's tokens.
+    """
+    model.eval()
+    first = batch.sample_lengths[0][0]
+    is_text = batch.input_ids[0, :first] != image_token
+    changed = batch.input_ids.clone()
+    changed[0, :first][is_text] = changed[0, :first][is_text].roll(1)
+    last = batch.input_ids.shape[1] - 1
+    columns = torch.arange(first, first + NUM_COMPARED, device=changed.device).clamp(max=last)
+    logits = [
+        column_logits(model, replace(batch, input_ids=ids), columns).float()
+        for ids in (batch.input_ids, batch.input_ids, changed)
+    ]
+    model.train()
+
+    def compare() -> None:
+        noise, leak = ((each - logits[0]).abs().max().item() for each in logits[1:])
+        if len(batch.sample_lengths[0]) > 1 and leak > 10 * noise:
+            raise TrainingError(
+                f"stages.{stage.name}.packing=true: the language model lets samples of a pack see "
+                f"each other: other tokens in the first move the logits of the second by {leak:.2g}"
+                "; set it to false, without max_tokens"
+            )
+
+    together(compare)
 
 
 @contextmanager

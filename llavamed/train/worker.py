@@ -30,6 +30,7 @@ from llavamed.train.collectives import together
 from llavamed.train.context import Context, PreemptionWatch, StepRecord
 from llavamed.train.engine import TrainingEngine
 from llavamed.train.guard import (
+    check_apart,
     check_loss,
     check_moved,
     explained_memory,
@@ -92,6 +93,9 @@ def train_stage(job: StageJob, context: Context) -> bool:
             config=job.config.engine_of(job.stage),
             world_size=context.world_size,
         )
+        if job.stage.packing:
+            pack = next(loader.steps())[0].to(context.device)
+            check_apart(job.stage, engine.model, pack, data.image_token_id)
         history, seconds_before = _resume(job, engine, context)
         started -= seconds_before
         with Saver(job, engine, num_saved_steps=len(history)) as saver:

@@ -1,17 +1,29 @@
-"""Attention within each sample: equal to a mask for every language model, without one."""
+"""Samples of a pack are apart for every language model, without a mask, or it trains no packs."""
 
+import json
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoConfig, CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 
+from llavamed.config.load import override_config
+from llavamed.config.run import RunConfig
 from llavamed.data.feed.loader import Batch
+from llavamed.errors import TrainingError
 from llavamed.model.attention import PER_SAMPLE, attend_per_sample
 from llavamed.model.loss import supervised_loss
+from llavamed.run.curriculum import plan_curriculum
+from llavamed.run.preflight import check_settings
+from llavamed.train.context import local_context
+from llavamed.train.guard import check_apart
+from tests.support.training_setup import make_job, run_stage, small_config
 
 IMAGE_TOKEN = 127
 LENGTHS = (23, 4, 17)
+LLAMA4 = {"attention_chunk_size": 8, "num_local_experts": 2, "head_dim": 8}
 LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": 6},
@@ -89,13 +101,56 @@ def test_it_computes_what_a_mask_does_without_making_one(
     assert (apart[1] - masked[1]).norm() < 1e-5 * masked[1].norm()
 
 
+LEAKING: dict[str, dict[str, Any]] = {
+    "biogpt": {},
+    "qwen3_5_text": {
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "head_dim": 8,
+    },
+    "gpt_oss": {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 16},
+}
+
+
+@pytest.mark.parametrize("kind", [*LANGUAGE_MODELS, "gpt_neox", "llama4_text", *LEAKING])
+def test_a_language_model_whose_samples_see_each_other_trains_no_packs(
+    kind: str, tiny_config: RunConfig
+) -> None:
+    settings = LANGUAGE_MODELS | LEAKING | {"gpt_neox": {}, "llama4_text": LLAMA4}
+    model = make_llava(kind, **settings[kind])
+    attend_per_sample(model)
+    leaks = r"stages.align.packing=true: the language model lets samples .* by [\d.e-]+; set it to"
+    expected = pytest.raises(TrainingError, match=leaks) if kind in LEAKING else nullcontext()
+    with local_context(lambda _: None), expected:
+        check_apart(tiny_config.stages[0], model, pack(), IMAGE_TOKEN)
+    assert model.training
+
+
+def test_a_language_model_that_trains_no_packs_trains_padded(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    biogpt = {"model_type": "biogpt", "vocab_size": 320, "num_hidden_layers": 2}
+    biogpt |= {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    model = f"model.language_model.config={json.dumps(biogpt)}"
+    own = (f"storage={tmp_path}", f"data.directory={tmp_path}/datasets")
+    config = small_config(tiny_config, model, *own)
+    with pytest.raises(TrainingError, match="set it to false, without max_tokens"):
+        run_stage(make_job(config))
+    padded = override_config(config, ["stages.align.packing=false", "stages.align.max_tokens=null"])
+    plans = plan_curriculum(padded)[:1]
+    check_settings(plans, [make_job(padded)])
+    assert run_stage(make_job(padded)).steps == 6
+
+
 def test_layers_that_see_chunks_keep_their_mask() -> None:
-    model = make_llava("llama4_text", attention_chunk_size=8, num_local_experts=2, head_dim=8)
+    model = make_llava("llama4_text", **LLAMA4)
     attend_per_sample(model)
     assert model.config.text_config._attn_implementation == "sdpa"
 
 
-def test_a_config_is_saved_without_it(tmp_path: Any) -> None:
+def test_a_config_is_saved_without_it(tmp_path: Path) -> None:
     model = make_llava("llama")
     attend_per_sample(model)
     model.save_pretrained(tmp_path)
