@@ -214,11 +214,11 @@ def files_page() -> str:
     from llavamed.corpus.dialogues import table as dialogues
     from llavamed.data import record
     from llavamed.evaluate import answers
-    from llavamed.storage import manifest
+    from llavamed.storage import manifest, run_progress
 
     models = [
         value
-        for module in (manifest, answers, dialogues)
+        for module in (manifest, run_progress, answers, dialogues)
         for value in vars(module).values()
         if isinstance(value, type)
         and issubclass(value, BaseModel)

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 def show_summary(summary: RunSummary, console: Console) -> None:
     """Print what a run has come to."""
-    stages = _table("Stages", "stage", "steps", "loss first -> last", "tokens/s", "seconds")
+    heads = ("steps", "loss first -> last", "tokens/s", "seconds", "GPU hours", "cost")
+    stages = _table("Stages", "stage", *heads)
     for stage in summary.stages:
         stages.add_row(
             stage.name,
@@ -32,6 +33,8 @@ def show_summary(summary: RunSummary, console: Console) -> None:
             f"{stage.loss_first:.3f} -> {stage.loss_last:.3f}",
             f"{stage.tokens_per_second:,.0f}",
             f"{stage.seconds:.0f}",
+            f"{stage.gpu_seconds / 3600:.2f}",
+            "unknown" if stage.cost is None else f"{money(stage.cost)} {summary.currency}",
         )
     console.print(stages)
     for found in summary.evaluations:
@@ -158,6 +161,9 @@ def show_plan(costs: Sequence["StageCost"], console: Console) -> None:
     ]
     rows["exaFLOPs"] = [f"{cost.flops / 1e18:.3g}" for cost in costs]
     rows["hours"] = [f"{cost.hours:.3g}" for cost in costs]
+    rows[f"cost, {first.prices.currency}"] = [
+        "unknown" if cost.cost is None else money(cost.cost) for cost in costs
+    ]
     for name, cells in rows.items():
         table.add_row(name, *cells)
     console.print(table)
@@ -170,7 +176,7 @@ def show_plan(costs: Sequence["StageCost"], console: Console) -> None:
             ]
             hint = f"set {' or '.join(changes)}" if changes else "use larger GPUs, or more of them"
             print_line(console, f"! {cost.name} does not fit: {hint}")
-    print_line(console, f"All stages: {sum(cost.hours for cost in costs):.3g} hours")
+    print_line(console, describe_total(costs))
 
 
 def show_contamination(found: Contamination, console: Console) -> None:
@@ -215,6 +221,24 @@ def show_removal(found: Contamination, without: PreparedDataset | None, console:
     else:
         text = f"Removed {what}; {without.num_samples:,} are left, the others in the quarantine"
     print_line(console, text)
+
+
+def describe_total(costs: Sequence["StageCost"]) -> str:
+    """Return a sentence of what all stages cost together, and by which prices."""
+    prices, gpu = costs[0].prices, costs[0].accelerator
+    hours = sum(cost.hours for cost in costs)
+    known = [cost.cost for cost in costs if cost.cost is not None]
+    if len(known) < len(costs):
+        return f"All stages: {hours:.3g} hours; gpu_prices.hourly has no price for {gpu}"
+    return (
+        f"All stages: {hours:.3g} hours and {money(sum(known))} {prices.currency}, at "
+        f"{prices.hourly[gpu]:g} a GPU and hour as of {prices.date} (gpu_prices)"
+    )
+
+
+def money(amount: float) -> str:
+    """Return an amount with cents where they matter."""
+    return f"{amount:,.0f}" if amount >= 1000 else f"{amount:,.2f}"
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -13,6 +13,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from llavamed.config.corpus import Corpus
 from llavamed.config.data import Data
 from llavamed.config.engine import Engine, StageEngine
+from llavamed.config.gpu_prices import GpuPrices, shipped_prices
 from llavamed.config.model import Model
 from llavamed.config.section import ONE, SEVERAL, Count, Section, Seed, one_or_several
 from llavamed.config.stage import Stage
@@ -172,6 +173,8 @@ class RunConfig(Section):
     """Where metrics go."""
     corpus: Corpus | None = None
     """How data is made from open literature. Only `llavamed corpus` reads it."""
+    gpu_prices: GpuPrices = Field(default_factory=shipped_prices)
+    """What GPUs cost. By default the table that comes with llavamed, `config/gpu_prices.yaml`."""
 
     def engine_of(self, stage: Stage) -> Engine:
         """Return the engine of a stage: the run's, with what the stage itself sets."""

@@ -28,6 +28,7 @@ from llavamed.run.preflight import (
 )
 from llavamed.run.progress import Progress
 from llavamed.run.ray_cluster import ray_cluster
+from llavamed.run.record import RunRecord
 from llavamed.run.resources import told_what_is_missing
 from llavamed.run.track_results import (
     stage_settings,
@@ -48,6 +49,7 @@ from llavamed.storage.manifest import (
     find,
     write,
 )
+from llavamed.storage.run_progress import Spending
 from llavamed.train.context import StepRecord
 from llavamed.train.job import StageJob, order_of
 
@@ -84,19 +86,20 @@ def run_curriculum(config: RunConfig, progress: Progress, *, take_over: bool = F
     check_tracking(config)
     with hold_lease(directory, hint=_HINT, take_over=take_over) as lease:
         check_settings(plans, make_jobs(config, plans))
-        ensure_processor(config)
-        with ray_cluster(config):
-            datasets = prepare(config, _datasets_of(plans), progress.prepared)
-            jobs = make_jobs(config, plans, _fingerprints(datasets), lease)
-            check_settings(plans, jobs)
-            for plan, job in zip(plans, jobs, strict=True):  # all, before the first one trains
-                check_stage(plan, job, plan.data(datasets))
+        with RunRecord(config, plans, lease, progress) as record:
+            ensure_processor(config)
+            with ray_cluster(config):
+                datasets = prepare(config, _datasets_of(plans), record.prepared)
+                jobs = make_jobs(config, plans, _fingerprints(datasets), lease)
+                check_settings(plans, jobs)
+                for plan, job in zip(plans, jobs, strict=True):  # all, before the first one trains
+                    check_stage(plan, job, plan.data(datasets))
+                lease.check()
+                (directory / CONFIG).write_bytes(dump_config(config).encode())
+                with _tracked(config, lease) as tracker:
+                    summary = _run(config, plans, jobs, datasets, tracker, record)
             lease.check()
-            (directory / CONFIG).write_bytes(dump_config(config).encode())
-            with _tracked(config, lease) as tracker:
-                summary = _run(config, plans, jobs, datasets, tracker, progress)
-        lease.check()
-        write(directory, summary)
+            write(directory, summary)
     return summary
 
 
@@ -145,11 +148,11 @@ def evaluate_stages(
     with hold_lease(locate(config.directory), hint=_HINT) as lease:
         everything = plan_curriculum(config)
         check_settings(everything, make_jobs(config, everything))
-        with ray_cluster(config):
-            datasets = prepare(config, _datasets_of(plans), progress.prepared)
+        with RunRecord(config, everything, lease, progress) as record, ray_cluster(config):
+            datasets = prepare(config, _datasets_of(plans), record.prepared)
             with _tracked(config, lease) as tracker:
                 found = [
-                    _evaluate(config, plan, datasets, lease, tracker, progress) for plan in plans
+                    _evaluate(config, plan, datasets, lease, tracker, record) for plan in plans
                 ]
                 track_everything(config, everything, tracker)
     return found
@@ -174,20 +177,21 @@ def _run(
     jobs: list[StageJob],
     datasets: dict[str, PreparedDataset],
     tracker: Tracker,
-    progress: Progress,
+    record: RunRecord,
 ) -> RunSummary:
     lease = jobs[-1].lease
     assert lease is not None
     stages, evaluations = [], {}
     for plan, job in zip(plans, jobs, strict=True):
-        result = plan.result() or _train(config, plan, job, datasets, tracker, progress)
+        result = plan.result() or _train(config, plan, job, datasets, tracker, record)
+        record.stage_finished(plan.stage.name, result)
         track_stage(config, plan, tracker)
-        stages.append(_stage_summary(plan, result))
         if plan.stage.evaluation is not None:
             found = plan.scores(config.datasets_directory)
-            found = found or _evaluate(config, plan, datasets, lease, tracker, progress)
+            found = found or _evaluate(config, plan, datasets, lease, tracker, record)
             track_evaluation(config, plan, found, tracker)
             evaluations[plan.stage.name] = found
+        stages.append(_stage_summary(plan, result, record.spent(plan.stage.name)))
     lease.check()
     track_end(config, plans, evaluations, tracker)
     return RunSummary(
@@ -197,6 +201,8 @@ def _run(
         stages=tuple(stages),
         scores=list(evaluations.values())[-1].scores if evaluations else {},
         evaluations=tuple(evaluations.values()),
+        currency=config.gpu_prices.currency,
+        prices_date=config.gpu_prices.date,
     )
 
 
@@ -214,7 +220,7 @@ def _train(
     job: StageJob,
     datasets: dict[str, PreparedDataset],
     tracker: Tracker,
-    progress: Progress,
+    record: RunRecord,
 ) -> ExportManifest:
     """Train one stage and track it; returns the export's manifest."""
     data, name = plan.data(datasets), plan.stage.name
@@ -223,21 +229,22 @@ def _train(
     run = tracker.start(name, stage_settings(config, plan))
     for dataset in data.datasets:
         run.log_dataset(dataset, "training")
-    progress.stage_started(name, order_of(plan.stage, data, config.seed).num_steps)
+    record.stage_started(name, order_of(plan.stage, data, config.seed).num_steps)
 
     def on_records(records: list[StepRecord]) -> None:
-        progress.trained(records)
+        record.trained(records)
         try:
             run.log_records(records)
         except TrackingError as error:  # no reason to stop training: all is sent at its end
             logger.warning("metrics are held back: %s", error)
 
-    while not fit(job, locate(config.directory) / "ray", on_records):
+    folder = locate(config.directory) / "ray"
+    while not fit(job, folder, record.workers_started, on_records):
         logger.warning("train %s: a machine is taken away; goes on elsewhere", name)
     job.lease.check()
     result = plan.result()
     assert result is not None, "the workers ended without an error and without an export"
-    progress.stage_finished(name, result)
+    record.stage_trained(name, result)
     return result
 
 
@@ -247,7 +254,7 @@ def _evaluate(
     datasets: dict[str, PreparedDataset],
     lease: Lease,
     tracker: Tracker,
-    progress: Progress,
+    record: RunRecord,
 ) -> ScoresManifest:
     lease.check()
     settings, result = plan.stage.evaluation, plan.result()
@@ -255,12 +262,13 @@ def _evaluate(
     assert result is not None
     run = tracker.start(f"{plan.stage.name}-evaluation", settings.model_dump(mode="json"))
     run.log_dataset(datasets[settings.data], "evaluation")
+    record.evaluation_started(plan.stage.name)
     started = time.monotonic()
     has_answered = threading.Event()
 
     def on_progress(done: int, total: int) -> None:
         has_answered.set()
-        progress.answered(done, total)
+        record.answered(done, total)
 
     with told_what_is_missing(config.scaling, has_answered):
         found = evaluate(
@@ -273,11 +281,12 @@ def _evaluate(
             lease=lease,
             on_progress=on_progress,
         )
+    record.stage_finished(plan.stage.name, result)
     run.log_scores({"seconds": time.monotonic() - started})
     return found
 
 
-def _stage_summary(plan: StagePlan, result: ExportManifest) -> StageSummary:
+def _stage_summary(plan: StagePlan, result: ExportManifest, spent: Spending) -> StageSummary:
     return StageSummary(
         name=plan.stage.name,
         steps=result.steps,
@@ -288,6 +297,8 @@ def _stage_summary(plan: StagePlan, result: ExportManifest) -> StageSummary:
         seconds=result.seconds,
         step_seconds=result.step_seconds,
         export=str(plan.export),
+        gpu_seconds=spent.gpu_seconds,
+        cost=spent.cost,
     )
 
 

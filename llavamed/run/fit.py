@@ -22,7 +22,7 @@ from llavamed.data.prepare.ray_failures import explain_failure, find_our_error
 from llavamed.errors import LlavaMedError, TrainingError
 from llavamed.run.resources import told_what_is_missing
 from llavamed.storage.location import Location
-from llavamed.train.context import StepRecord, local_context, ray_context
+from llavamed.train.context import StepRecord, Workers, local_context, ray_context
 from llavamed.train.job import StageJob
 from llavamed.train.prometheus import WorkerMetrics
 from llavamed.train.worker import train_stage
@@ -31,6 +31,9 @@ from llavamed.train.worker import train_stage
 @dataclass(frozen=True)
 class Started:
     """A worker runs; no more waiting for resources."""
+
+    rank: int
+    workers: Workers
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ Message = Started | Steps | Failed | logging.LogRecord
 def fit(
     job: StageJob,
     folder: Location,
+    on_started: Callable[[Workers], None],
     on_records: Callable[[list[StepRecord]], None],
 ) -> bool:
     """Train a stage on its workers until its export lies in storage, or a machine is taken away.
@@ -61,6 +65,7 @@ def fit(
     Args:
         job: What to train.
         folder: Where Ray keeps its own account of the run.
+        on_started: Called, in a thread of this process, when workers run, also after a restart.
         on_records: Called, in a thread of this process, with the records that rank 0 reports.
 
     Returns:
@@ -72,11 +77,12 @@ def fit(
     """
     if job.config.scaling.launcher == "local":
         with local_context(on_records) as context:
+            on_started(context.workers())
             return train_stage(job, context)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     # Beside the driver: with any other machine it could be lost, and every retry would miss it.
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-    listener = _Listener(queue, on_records)
+    listener = _Listener(queue, on_started, on_records)
     trainer = _trainer(job, folder, queue)
     try:
         # The listener hears out its queue at the end, so the workers must have stopped by then.
@@ -154,8 +160,8 @@ def _train_worker(settings: dict[str, Any]) -> bool:
     queue: Queue = settings["queue"]
     job: StageJob = settings["job"]
     _send_logs(queue)
-    queue.put(Started())
     context = ray_context(lambda records: queue.put(Steps(records)))
+    queue.put(Started(context.rank, context.workers()))
     metrics = WorkerMetrics(job.config.name, job.stage.name, context.rank)
     return train_stage(job, replace(context, observe=metrics.observe))
 
@@ -186,8 +192,14 @@ class _StopOnOurErrors(UserCallback):
 class _Listener:
     """Passes on what workers put into the queue, in a thread, for as long as it is entered."""
 
-    def __init__(self, queue: Queue, on_records: Callable[[list[StepRecord]], None]) -> None:
-        self._queue, self._on_records = queue, on_records
+    def __init__(
+        self,
+        queue: Queue,
+        on_started: Callable[[Workers], None],
+        on_records: Callable[[list[StepRecord]], None],
+    ) -> None:
+        self._queue = queue
+        self._on_started, self._on_records = on_started, on_records
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="listener", daemon=True)
         self.fatal: LlavaMedError | None = None
@@ -217,6 +229,8 @@ class _Listener:
     def _take(self, message: Message) -> None:
         self.has_heard.set()
         match message:
+            case Started(rank=0):
+                self._on_started(message.workers)
             case Steps(records):
                 self._on_records(records)
             case Failed(error):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from llavamed.config.data import Dataset, Declared
+from llavamed.config.gpu_prices import GpuPrices
 from llavamed.config.load import override_config
 from llavamed.config.run import RunConfig
 from llavamed.config.stage import Stage
@@ -54,6 +55,9 @@ class StageCost:
     """What would save memory, where the stage does not fit."""
     flops: float
     hours: float
+    cost: float | None
+    """Price of the GPUs for that time, None where it is not in `gpu_prices`."""
+    prices: GpuPrices
     assumed: tuple[str, ...]
     """What is assumed of datasets that are not prepared, in sentences."""
 
@@ -128,6 +132,7 @@ def _plan_stage(
     workers = config.scaling.most_workers
     # Where the passes of a step do not come out even, all wait for those who have one more.
     at_work = stage.num_lanes / (math.ceil(stage.num_lanes / workers) * workers)
+    hours = computed / (workers * at_work * gpu.flops_per_second * mfu) / 3600
     return StageCost(
         name=stage.name,
         accelerator=accelerator,
@@ -145,7 +150,9 @@ def _plan_stage(
         memory=memory,
         savings=() if fits else tuple(find_savings(config, stage, memory_of)),
         flops=flops,
-        hours=computed / (workers * at_work * gpu.flops_per_second * mfu) / 3600,
+        hours=hours,
+        cost=config.gpu_prices.cost(accelerator, hours * 3600 * workers),
+        prices=config.gpu_prices,
         assumed=_assumed(config, stage, prepared),
     )
 

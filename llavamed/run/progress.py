@@ -20,6 +20,28 @@ _RATE_SECONDS = 30.0
 logger = logging.getLogger(__name__)
 
 
+class Rate:
+    """The mean rate of the last half minute, or of all the time where it is less."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def forget(self) -> None:
+        """Begin anew, for other work."""
+        self._seen.clear()
+
+    def update(self, done: int) -> float:
+        """Note how much is done now, and return the rate in units a second; 0 if unknown."""
+        seen, now = self._seen, time.monotonic()
+        if seen and done < seen[-1][1]:  # A worker died, and steps are taken again.
+            seen.clear()
+        seen.append((now, done))
+        while len(seen) > 2 and now - seen[1][0] >= _RATE_SECONDS:
+            seen.popleft()
+        started, first = seen[0]
+        return (done - first) / max(1e-9, now - started)
+
+
 class Progress:
     """Shows what a run does, how far it is, how fast, and how long it still takes.
 
@@ -38,7 +60,7 @@ class Progress:
             )
         self._task = ""
         self._printed = 0.0
-        self._seen: deque[tuple[float, int]] = deque()
+        self._rate = Rate()
         self._stage = ("", 0)
 
     def __enter__(self) -> "Progress":
@@ -88,8 +110,8 @@ class Progress:
         if task != self._task:
             self._hide_bar()
             self._task, self._printed = task, 0.0
-            self._seen.clear()
-        rate = self._rate(now, done)
+            self._rate.forget()
+        rate = self._rate.update(done)
         timing = f"{rate:,.1f} {unit}/s  left {_clock((total - done) / rate)}" if rate else ""
         text = f"{done}/{total}{detail}  {timing}".rstrip()
         if done >= total:  # the last line of a task stays
@@ -101,17 +123,6 @@ class Progress:
             return
         self._printed = now
         logger.info("%s  %s", task, text)
-
-    def _rate(self, now: float, done: int) -> float:
-        """Give the mean rate since some seconds ago; 0 while nothing is known."""
-        seen = self._seen
-        if seen and done < seen[-1][1]:  # A worker died, and steps are taken again.
-            seen.clear()
-        seen.append((now, done))
-        while len(seen) > 2 and now - seen[1][0] >= _RATE_SECONDS:
-            seen.popleft()
-        started, first = seen[0]
-        return (done - first) / max(1e-9, now - started)
 
     def _show_bar(self, done: int, total: int, text: str) -> None:
         assert self._bar is not None

@@ -18,6 +18,7 @@ from llavamed.run.tracking import TrackedRun, Tracker
 from llavamed.storage.fingerprint import fingerprint
 from llavamed.storage.location import locate
 from llavamed.storage.manifest import ScoresManifest
+from llavamed.storage.run_progress import Spending, StageProgress, find_progress
 from llavamed.train.history import read_history
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,9 @@ def track_stage(config: RunConfig, plan: StagePlan, tracker: Tracker) -> None:
     _track_datasets(config, plan.stage.mixture, run, "training")
     history = read_history(plan.export)
     run.log_result(f"{config.name}-{name}", str(plan.export), result, history)
+    spent = _stage_progress(config, name)
+    if spent is not None:
+        run.log_scores(_costs(spent.training))
     run.finish(result.fingerprint)
 
 
@@ -65,6 +69,9 @@ def track_evaluation(
     run = tracker.start(name, settings.model_dump(mode="json"))
     _track_datasets(config, {settings.data: 1.0}, run, "evaluation")
     run.log_scores(flat_scores(found.scores))
+    spent = _stage_progress(config, plan.stage.name)
+    if spent is not None:
+        run.log_scores(_costs(spent.evaluation))
     for file in (REPORT, RESULTS):
         run.log_text((plan.evaluation / file).read_bytes().decode(), file)
     run.finish(found.fingerprint)
@@ -97,6 +104,8 @@ def track_end(
     for stage, found in evaluations.items():
         values = flat_scores(found.scores)
         scores |= values | {f"{stage}.{name}": value for name, value in values.items()}
+    if (progress := find_progress(locate(config.directory))) is not None:
+        scores |= _costs(progress.spent)
     if (last := results[-1]) is not None:
         logger.info(tracker.register_model(str(plans[-1].export), last))
     tracker.finish(scores, end)
@@ -123,6 +132,19 @@ def flat_scores(scores: Mapping[str, Mapping[str, float | None]]) -> dict[str, f
         for name, value in values.items()
         if value is not None
     }
+
+
+def _stage_progress(config: RunConfig, stage: str) -> StageProgress | None:
+    """Return what the run's record tells of a stage, None where it was lost."""
+    progress = find_progress(locate(config.directory))
+    stages = {each.name: each for each in progress.stages} if progress else {}
+    return stages.get(stage)
+
+
+def _costs(spent: Spending) -> dict[str, float]:
+    """Return what something has cost as metrics, without a price that is unknown."""
+    cost = {} if spent.cost is None else {"cost": spent.cost}
+    return {"gpu_seconds": spent.gpu_seconds} | cost
 
 
 def _track_datasets(

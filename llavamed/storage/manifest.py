@@ -361,12 +361,16 @@ class StageSummary(Facts):
     seconds: float
     step_seconds: dict[str, float]
     export: str
+    gpu_seconds: float
+    """Number of GPUs times the seconds for which training and evaluation held them."""
+    cost: float | None
+    """Price of that time, null where the price of the GPU is unknown."""
 
 
 class RunSummary(Manifest):
     """A finished run."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     FILE: ClassVar[str] = "summary.json"
     ERROR: ClassVar[type[LlavaMedError]] = CheckpointError
     HINT: ClassVar[str] = "use the program that wrote it, or another run name"
@@ -379,6 +383,10 @@ class RunSummary(Manifest):
     scores: dict[str, dict[str, float | None]]
     """Those of the last evaluation."""
     evaluations: tuple[ScoresManifest, ...]
+    currency: str
+    """Currency of every cost."""
+    prices_date: str
+    """Day of the prices."""
 
 
 class LeaseRecord(Manifest):

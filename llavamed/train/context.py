@@ -11,8 +11,20 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from llavamed.model.cost.flops import accelerator_name
+
 StepRecord = dict[str, float]
 """The metrics of one optimizer step, including `step`."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The workers of a stage, once they run."""
+
+    number: int
+    num_gpus: int
+    accelerator: str | None
+    """Ray's name of their GPU model, None if it is unknown or there is none."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,13 @@ class Context:
 """
     observe: Callable[[StepRecord], None] = lambda _: None
     """Called by every rank with the record of each step, as soon as the step is done."""
+
+    def workers(self) -> Workers:
+        """Describe all workers of the stage, which have equal devices."""
+        if self.device.type != "cuda":
+            return Workers(self.world_size, 0, None)
+        name = accelerator_name(torch.cuda.get_device_name(self.device))
+        return Workers(self.world_size, self.world_size, name)
 
 
 PREEMPTION_CHECK_SECONDS = 1.0

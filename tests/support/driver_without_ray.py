@@ -14,6 +14,7 @@ from llavamed.evaluate.generate import Answerer, Control, batches_of
 from llavamed.evaluate.vqa import Answer
 from llavamed.run import driver
 from llavamed.run.progress import Progress
+from llavamed.train.context import Workers
 from llavamed.train.job import StageJob
 from tests.support.training_setup import prepared, run_stage, small_config
 
@@ -31,6 +32,7 @@ class Done:
     def __init__(self) -> None:
         self.names: list[str] = []
         self.meanwhile: dict[str, Callable[[], object]] = {}
+        self.workers = Workers(1, 0, None)
 
     def note(self, name: str) -> None:
         self.names.append(name)
@@ -52,8 +54,9 @@ def done(monkeypatch: pytest.MonkeyPatch) -> Done:
     def prepare(config: RunConfig, names: list[str], *_: Any) -> dict[str, PreparedDataset]:
         return {name: prepared(config, name) for name in names}
 
-    def fit(job: StageJob, folder: Any, on_records: Any) -> bool:
+    def fit(job: StageJob, folder: Any, on_started: Any, on_records: Any) -> bool:
         done.note("train")
+        on_started(done.workers)
         run_stage(job, on_records)
         done.note("trained")
         return True

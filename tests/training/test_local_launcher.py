@@ -10,7 +10,7 @@ from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError
 from llavamed.run.fit import fit
 from llavamed.storage.location import MANIFEST, locate
-from llavamed.train.context import StepRecord
+from llavamed.train.context import StepRecord, Workers
 from tests.support.training_setup import (
     assert_same_weights,
     exported_weights,
@@ -31,7 +31,9 @@ def test_a_local_stage_trains_here_and_without_ray(tiny_config: RunConfig, tmp_p
         processes.add(os.getpid())
         records.extend(new)
 
-    assert fit(job, locate(str(tmp_path)), on_records)
+    started: list[Workers] = []
+    assert fit(job, locate(str(tmp_path)), started.append, on_records)
+    assert [each.number for each in started] == [1]
     assert processes == {os.getpid()}
     steps = (locate(job.export) / MANIFEST).read_json()["steps"]
     assert [record["step"] for record in records] == list(range(1, steps + 1))

@@ -52,6 +52,15 @@ class Workload:
     """Sum of the squared length of each sample, to which attention is proportional."""
 
 
+def accelerator_name(device: str) -> str | None:
+    """Return Ray's name of a GPU, or None if it is unknown.
+
+    Args:
+        device: CUDA's name of the device.
+    """
+    return _DEVICES.get(device)
+
+
 def peak_flops(device: str) -> float | None:
     """Return the dense bfloat16 operations a second of a GPU, or None if it is unknown.
 
