@@ -61,7 +61,7 @@ def ours(lengths: Integers) -> dict[str, float]:
     assert packs.sum() == lengths.sum()
     assert packs.max() <= CAPACITY
     ideal = -(-int(lengths.sum()) // (LANES * CAPACITY))
-    result = _score(packs.ravel(), packs.size * CAPACITY, packs.ravel())
+    result = score(packs.ravel(), packs.size * CAPACITY, packs.ravel())
     return result | {"steps": epoch.num_steps, "steps_ideal": ideal}
 
 
@@ -82,7 +82,7 @@ def trl(lengths: Integers) -> dict[str, float]:
         packs += [CAPACITY - left for left in room]
     filled = np.random.default_rng(0).permutation(np.array(packs))
     assert filled.sum() == lengths.sum()
-    return _score(filled, len(filled) * CAPACITY, filled)
+    return score(filled, len(filled) * CAPACITY, filled)
 
 
 def pad_to_longest(lengths: Integers) -> dict[str, float]:
@@ -129,10 +129,10 @@ def _padded(lengths: Integers, order: Integers, width: int = 0) -> dict[str, flo
     size = _batch_size(lengths)
     batches = [lengths[order[i : i + size]] for i in range(0, len(order), size)]
     padded = np.array([len(batch) * max(width, int(batch.max())) for batch in batches])
-    return _score(np.array([int(batch.sum()) for batch in batches]), int(padded.sum()), padded)
+    return score(np.array([int(batch.sum()) for batch in batches]), int(padded.sum()), padded)
 
 
-def _score(useful: Integers, processed: int, work: Integers) -> dict[str, float]:
+def score(useful: Integers, processed: int, work: Integers) -> dict[str, float]:
     """Score forward passes, listed in the order in which they are dealt to the ranks.
 
     Args:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
@@ -10,6 +11,9 @@ from tenacity import wait_none
 
 from llavamed.config.load import load_config
 from llavamed.config.run import RunConfig
+
+if TYPE_CHECKING:
+    from tests.support.faulty_s3 import FaultyS3
 
 CONFIGS = Path(__file__).parents[1] / "ray_jobs" / "configs"
 
@@ -56,6 +60,22 @@ def s3_uri() -> Iterator[str]:
         yield "s3://llavamed-test"
     s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def module_proxy(s3_uri: str) -> Iterator["FaultyS3"]:
+    """The way to S3 of a module's tests."""
+    from tests.support.faulty_s3 import proxy_to_s3
+
+    with proxy_to_s3() as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def faulty(module_proxy: "FaultyS3") -> "FaultyS3":
+    """The way to S3 of a module's tests, whole until a test tells it to fail."""
+    module_proxy.heal()
+    return module_proxy
 
 
 @pytest.fixture(scope="session")

@@ -63,7 +63,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
-class _Failure(Exception):
+class _TryError(Exception):
     """One attempt without an answer.
 
     Attributes:
@@ -177,7 +177,7 @@ class Client:
             if entry is None:
                 try:
                     entry = await self._ask(request, key)
-                except _Failure as failure:
+                except _TryError as failure:
                     return self._failed(key, failure)
         return read_answer(key, entry, request, self.endpoint, is_cached=is_cached)
 
@@ -199,7 +199,7 @@ class Client:
             return entry
 
         retrying = AsyncRetrying(
-            retry=retry_if_exception(lambda error: isinstance(error, _Failure) and error.may_pass),
+            retry=retry_if_exception(lambda error: isinstance(error, _TryError) and error.may_pass),
             stop=stop_after_attempt(self.endpoint.attempts),
             wait=lambda state: _failure(state).wait_seconds + WAIT(state),
             before_sleep=self._warn,
@@ -207,7 +207,7 @@ class Client:
         )
         try:
             return await retrying(attempt)
-        except _Failure as failure:
+        except _TryError as failure:
             failure.attempts = attempts
             raise
 
@@ -223,7 +223,7 @@ class Client:
             # Where the endpoint does not count, what was set aside is the only bound.
             spent = cost(usage, prices) if prices and not usage.is_estimated else reserved
             return completion
-        except _Failure as failure:
+        except _TryError as failure:
             spent = reserved if failure.is_lost else 0.0
             self._pace.hold(failure.wait_seconds)
             raise
@@ -243,24 +243,24 @@ class Client:
             raise self._refusal(error) from error
         except (openai.APITimeoutError, TimeoutError) as error:
             limit = self.endpoint.timeout_seconds
-            raise _Failure(f"no whole answer in {limit:g} s", "timeout", is_lost=True) from error
+            raise _TryError(f"no whole answer in {limit:g} s", "timeout", is_lost=True) from error
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
             was_sent = type(cause).__name__ != "ConnectError"
             detail = f"{type(cause).__name__}: {cause}"
-            raise _Failure(detail, "connection", is_lost=was_sent) from error
+            raise _TryError(detail, "connection", is_lost=was_sent) from error
         except UnicodeEncodeError as error:
-            raise _Failure(f"its text is not Unicode: {error}", "text", may_pass=False) from error
+            raise _TryError(f"its text is not Unicode: {error}", "text", may_pass=False) from error
         try:
             completion = json.loads(response.content)
         except ValueError:
             completion = None
         if not is_completion(completion):
             detail = f"the body is no chat completion: {self._without_key(response.text)}"
-            raise _Failure(detail, "body", status=200, is_lost=True)
+            raise _TryError(detail, "body", status=200, is_lost=True)
         return dict(completion)
 
-    def _refusal(self, error: Any) -> "_Failure | EndpointError":
+    def _refusal(self, error: Any) -> "_TryError | EndpointError":
         """Read a response whose status is an error, an `openai.APIStatusError`."""
         status = error.status_code
         said = error.body.get("message") if isinstance(error.body, dict) else None
@@ -276,14 +276,14 @@ class Client:
         if wait > MOST_WAIT_SECONDS:
             detail = f"asks to wait {wait:.0f} s, longer than {MOST_WAIT_SECONDS:.0f}; {detail}"
             wait, may_pass = 0.0, False
-        return _Failure(detail, error.code, status, wait, may_pass)
+        return _TryError(detail, error.code, status, wait, may_pass)
 
     def _without_key(self, text: str) -> str:
         """Return what an endpoint said in one short line; some repeat the key."""
         line = " ".join(text.split())
         return (line.replace(self._key, "***") if self._key else line)[:_MESSAGE_LENGTH]
 
-    def _failed(self, key: str, failure: _Failure) -> Answer:
+    def _failed(self, key: str, failure: _TryError) -> Answer:
         """Return the row of a request that failed, unless too many do."""
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= DOWN_AFTER:
@@ -360,8 +360,8 @@ def _api_key(endpoint: Endpoint) -> str | None:
     return key
 
 
-def _failure(state: RetryCallState) -> _Failure:
+def _failure(state: RetryCallState) -> _TryError:
     assert state.outcome is not None
     failure = state.outcome.exception()
-    assert isinstance(failure, _Failure)
+    assert isinstance(failure, _TryError)
     return failure

@@ -27,6 +27,8 @@ from llavamed.train.job import StageJob
 from llavamed.train.prometheus import WorkerMetrics
 from llavamed.train.worker import train_stage
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Started:
@@ -229,8 +231,10 @@ class _Listener:
     def _take(self, message: Message) -> None:
         self.has_heard.set()
         match message:
-            case Started(rank=0):
-                self._on_started(message.workers)
+            case Started(rank, workers):
+                logger.debug("worker %d runs", rank)
+                if rank == 0:
+                    self._on_started(workers)
             case Steps(records):
                 self._on_records(records)
             case Failed(error):

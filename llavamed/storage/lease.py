@@ -30,14 +30,13 @@ EXPIRY_SECONDS = 30.0
 """A holder whose beat is seen to stand still for so long is gone."""
 PATIENCE_SECONDS = 600.0
 """A storage that cannot be read for so long, while a holder is watched, ends the watch."""
+SETTLE_SECONDS = 0.3
+"""Wait before a lease is read back where the storage lets two attempts create the same file: then
+the last writer holds it."""
 
 logger = logging.getLogger(__name__)
 _held_here: set[str] = set()
 """Tokens of the leases that this process holds."""
-
-_SETTLE_SECONDS = 0.3
-"""Wait before a lease is read back where the storage lets two attempts create the same file: then
-the last writer holds it."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Lease:
             LeaseError: One has; this one must not write any more.
             StorageError: The lease cannot be read.
         """
-        found = _newest(self.folder)
+        found = newest_lease(self.folder)
         if found is None or found.token != self.token:
             by = f"{found.holder}, attempt {found.attempt}" if found else "somebody"
             raise LeaseError(
@@ -118,7 +117,7 @@ def hold_lease(
 
 
 def _acquire(folder: Location, hint: str, take_over: bool) -> Lease:
-    before = _newest(folder)
+    before = newest_lease(folder)
     if before is not None and not (take_over or before.released or _died_here(before)):
         logger.info(
             "%s: waiting to see whether %s, which held it, still lives", folder, before.holder
@@ -145,11 +144,11 @@ def _claim(lease: Lease, hint: str) -> None:
         logger.warning(
             "%s: the storage lets two attempts create the same file; waiting %.1f s to see whether "
             "another one does",
-            *(folder, _SETTLE_SECONDS),
+            *(folder, SETTLE_SECONDS),
         )
         _write(lease)
-        time.sleep(_SETTLE_SECONDS)
-    found = _newest(folder)
+        time.sleep(SETTLE_SECONDS)
+    found = newest_lease(folder)
     if found is not None and found.token != lease.token:
         raise _refusal(folder, found, hint)
     for name in (folder / LEASE).children():
@@ -170,7 +169,7 @@ def _wait_for_silence(folder: Location, found: LeaseRecord, hint: str) -> None:
         time.sleep(min(1.0, BEAT_SECONDS / 2))
         asked = time.monotonic()  # what an answer tells may be as old as the question
         try:
-            now = _newest(watched)
+            now = newest_lease(watched)
         except StorageError:
             still_since = asked = time.monotonic()
             if still_since - started > PATIENCE_SECONDS:
@@ -206,8 +205,8 @@ def _name(attempt: int) -> str:
     return f"{attempt:06d}.json"
 
 
-def _newest(folder: Location) -> LeaseRecord | None:
-    """Read the record of the newest attempt."""
+def newest_lease(folder: Location) -> LeaseRecord | None:
+    """Return the record of the newest attempt on a folder, or None before the first one."""
     while names := [name for name in (folder / LEASE).children() if name.endswith(".json")]:
         with suppress(FileNotFoundError):  # a newer attempt has deleted it in between
             return read(LeaseRecord, folder / LEASE, name=names[-1])

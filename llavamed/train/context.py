@@ -110,10 +110,10 @@ def local_context(report: Callable[[list[StepRecord]], None]) -> Iterator[Contex
         yield Context(0, 1, torch.device("cuda", 0) if on_gpu else torch.device("cpu"), report)
     finally:
         dist.destroy_process_group()
-        _forget_groups()
+        forget_groups()
 
 
-def _forget_groups() -> None:
+def forget_groups() -> None:
     """Make DeepSpeed forget the process group, so that the next stage can run in this process.
 
     DeepSpeed keeps the first groups in module variables and has no call to reset them.

@@ -165,7 +165,6 @@ def test_pods_fetch_their_weights(s3_uri: str, tmp_path: Path) -> None:
     assert (tmp_path / "weights" / "shards" / "model-1.safetensors").is_file()
 
 
-@pytest.mark.slow
 def test_the_one_step_curriculum_of_helm_test_runs(tmp_path: Path) -> None:
     with mlflow_server({}, tmp_path, {}, {}) as url:
         container = hook_pods({})["llavamed-test-curriculum"]["containers"][0]

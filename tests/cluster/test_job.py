@@ -135,13 +135,12 @@ def test_a_job_runs_to_the_end(cluster: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_a_config_error_ends_a_job_with_a_sentence(cluster: dict[str, str]) -> None:
-    started = time.monotonic()
     code, log = submit(cluster, "stages.align.optimiser.lr=1")
     assert code == 1
     assert "demo.yaml" in log, "without --config the job says that it takes the demo"
     assert "stages.align.optimiser: unknown key; did you mean 'optimizer'?" in log
     assert "Traceback" not in log.split("unknown key")[0]
-    assert time.monotonic() - started < 60
+    assert "prepare" not in log, "nothing has begun"
 
 
 def test_a_job_is_stopped(cluster: dict[str, str], tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_no_peer_processes_fewer_tokens_than_are_useful(packing: ModuleType, pee
 
 def test_a_straggler_makes_all_workers_wait(packing: ModuleType) -> None:
     work = packing.np.array([100] * 7 + [200])
-    assert packing._score(work, 1600, work) == {
+    assert packing.score(work, 1600, work) == {
         "full": 900 / 1600,
         "useful": 900 / 1600,
         "passes": 1,

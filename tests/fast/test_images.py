@@ -1,13 +1,12 @@
 import io
 import json
-import time
 from contextlib import suppress
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
 from llavamed.errors import SampleError
 from llavamed.processor.images import (
@@ -164,10 +163,9 @@ def test_every_kind_of_image_becomes_its_colours(data, colour, square, pad):
 @each
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [10_000, 40_000, 2**31 - 1])
-def test_a_bomb_is_refused_before_it_is_decoded(side, images):
-    start = time.monotonic()
+def test_a_bomb_is_refused_before_it_is_decoded(side, images, monkeypatch):
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("it is decoded"))
     reason, detail = refusal(claim(side, side), images)
-    assert time.monotonic() - start < 0.5
     assert reason == "image_too_large"
     assert str(side) in detail or str(side * side) in detail
 

@@ -17,11 +17,9 @@ from llavamed.data.prepare.shards import Chunk, ShardReport, ShardWriter
 from llavamed.data.prepared.dataset import INDEX, open_prepared, shard_name
 from llavamed.errors import DataError, StorageError
 from llavamed.storage.location import MANIFEST, Location, locate
-from tests.support.faulty_s3 import FOR_EVER, Fault, FaultyS3, _proxy, faulty
+from tests.support.faulty_s3 import FOR_EVER, Fault, FaultyS3
 from tests.support.manifests import dataset_manifest
 from tests.support.small_datasets import Prepared, prepare
-
-__all__ = ["_proxy", "faulty"]
 
 PASSING: tuple[Fault, ...] = ("500", "503", "reset", "lost", "cut")
 NUM_SAMPLES = 24

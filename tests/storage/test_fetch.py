@@ -8,9 +8,7 @@ import pytest
 from llavamed.errors import StorageError
 from llavamed.storage.fetch import fetch_once
 from llavamed.storage.location import locate
-from tests.support.faulty_s3 import FaultyS3, _proxy, faulty
-
-__all__ = ["_proxy", "faulty"]
+from tests.support.faulty_s3 import FaultyS3
 
 
 @pytest.fixture

@@ -14,13 +14,11 @@ import pytest
 from llavamed.data.prepared.dataset import hold_datasets
 from llavamed.errors import LeaseError, StorageError
 from llavamed.storage import lease
-from llavamed.storage.lease import LEASE, Lease
+from llavamed.storage.lease import LEASE, Lease, newest_lease
 from llavamed.storage.location import Location, locate
 from llavamed.storage.manifest import write
-from tests.support.faulty_s3 import FOR_EVER, FaultyS3, _proxy, faulty
+from tests.support.faulty_s3 import FOR_EVER, FaultyS3
 from tests.support.log_messages import on_log
-
-__all__ = ["_proxy", "faulty"]
 
 spawn = multiprocessing.get_context("spawn")
 
@@ -30,7 +28,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beats come fast; but on a busy machine they come late, so silence is long unless wanted."""
     monkeypatch.setattr(lease, "BEAT_SECONDS", 0.1)
     monkeypatch.setattr(lease, "EXPIRY_SECONDS", 120.0)
-    monkeypatch.setattr(lease, "_SETTLE_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.05)
 
 
 hold_lease = partial(lease.hold_lease, hint="wait")
@@ -65,7 +63,7 @@ def holder(tmp_path: Path) -> Iterator[multiprocessing.Process]:
 
 def look_away(folder: Location, **changes: object) -> None:
     """Make the lease that of another machine."""
-    found = lease._newest(folder)
+    found = newest_lease(folder)
     assert found is not None
     write(folder / LEASE, found.replace(**changes), name=f"{found.attempt:06d}.json")
 
@@ -104,17 +102,14 @@ def test_another_living_process_is_seen(holder: multiprocessing.Process, tmp_pat
 
 
 def test_a_killed_process_of_this_machine_is_not_waited_for(
-    holder: multiprocessing.Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    holder: multiprocessing.Process, tmp_path: Path
 ) -> None:
     holder.kill()
     holder.join()
-
-    def watch(*_: object) -> None:
-        pytest.fail("it is waited for")
-
-    monkeypatch.setattr(lease, "_wait_for_silence", watch)
-    with hold_lease(locate(str(tmp_path / "run"))) as held:
+    said: list[str] = []
+    with on_log(said.append), hold_lease(locate(str(tmp_path / "run"))) as held:
         assert held.attempt == 2
+    assert said == [], "it is waited for"
 
 
 def test_a_silent_holder_elsewhere_is_gone_after_a_while(
@@ -178,21 +173,22 @@ def test_a_storage_that_stays_away_ends_the_watch(
 
 
 def beat(held: Lease) -> None:
-    lease._write(held, beat=1)
+    write(held.folder / LEASE, held.record(beat=1), name=f"{held.attempt:06d}.json")
 
 
 def test_who_is_taken_over_finds_out_and_stays_quiet(
-    folder: Location, monkeypatch: pytest.MonkeyPatch
+    folder: Location,
 ) -> None:
-    monkeypatch.setattr(lease, "BEAT_SECONDS", 1e6)  # no beat but those of this test
-    with hold_lease(folder) as first, hold_lease(folder, take_over=True) as second:
-        message = r"attempt=1: .* was taken over by process \d+ on .*, attempt 2; this attempt"
-        with pytest.raises(LeaseError, match=message):
-            first.check()
-        monkeypatch.setattr(lease, "BEAT_SECONDS", 0.0)
-        lease._beat(first, threading.Event())  # comes to an end, for it beats no more
-        second.check()
-    found = lease._newest(folder)
+    with hold_lease(folder) as first:
+        (beating,) = (thread for thread in threading.enumerate() if thread.name == "lease")
+        with hold_lease(folder, take_over=True) as second:
+            message = r"attempt=1: .* was taken over by process \d+ on .*, attempt 2; this attempt"
+            with pytest.raises(LeaseError, match=message):
+                first.check()
+            beating.join(60)
+            assert not beating.is_alive(), "it beats on"
+            second.check()
+    found = newest_lease(folder)
     assert found is not None
     assert (found.attempt, found.released) == (2, True)
 
@@ -233,7 +229,7 @@ def test_an_attempt_whose_number_was_taken_is_refused(
     with ExitStack() as holder:
         with pytest.raises(LeaseError, match=r"attempt 3 since"), hold_lease(folder):
             pytest.fail("two hold it")
-        assert lease._newest(folder).attempt == 3
+        assert newest_lease(folder).attempt == 3
 
 
 def test_an_answer_that_is_lost_does_not_refuse_who_was_first(
@@ -249,7 +245,7 @@ def test_an_answer_that_is_lost_does_not_refuse_who_was_first(
 def test_of_many_that_come_together_one_holds(
     folder: Location, is_exclusive: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "_SETTLE_SECONDS", 0.0 if is_exclusive else 1.5)
+    monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.0 if is_exclusive else 1.5)
     if not is_exclusive:
         monkeypatch.setattr(Location, "can_create_exclusively", lambda _: False)
     start, end, outcomes = threading.Barrier(4), threading.Barrier(4), []

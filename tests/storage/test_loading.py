@@ -4,7 +4,6 @@ import io
 import re
 import threading
 import time
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from llavamed.errors import DataError, StorageError
 from llavamed.processor.images import from_planes, normalize_pixels
 from llavamed.processor.turns import IGNORE_INDEX
 from llavamed.storage.location import Location, locate
+from tests.support.samples_held import SamplesHeld
 from tests.support.small_datasets import (
     IMAGE_TOKEN,
     IMAGES,
@@ -221,14 +221,14 @@ def test_an_error_while_reading_reaches_the_consumer_at_its_step(prepared: Prepa
     order = prepared.order(num_lanes=1, num_epochs=1)
     loader = prepared.loader(order)
     broken = int(prepared.dataset.groups[order.samples(order.num_steps - 1)[0][0]])
-    read = loader._read
+    read = loader.read
 
     def read_or_fail(samples: Integers) -> Any:
         if broken in prepared.dataset.groups[samples]:
             raise MemoryError("no room for the row group")
         return read(samples)
 
-    loader._read = read_or_fail  # type: ignore[method-assign]
+    loader.read = read_or_fail  # type: ignore[method-assign]
     taken: list[list[Batch]] = []
     with pytest.raises(MemoryError, match="no room for the row group"):
         taken.extend(loader.steps())
@@ -240,29 +240,13 @@ def test_an_error_while_reading_reaches_the_consumer_at_its_step(prepared: Prepa
 def test_samples_held_are_those_of_a_window_a_lane(tmp_path: Path, num_samples: int) -> None:
     prepared = prepare(str(tmp_path / "figures"), num_samples, num_images=(0,))
     loader = prepared.loader(prepared.order(num_lanes=2))
-    held, most = 0, 0
-    read = loader._read
-
-    def dropped() -> None:
-        nonlocal held
-        held -= 1
-
-    def counted_read(samples: Integers) -> Any:
-        nonlocal held, most
-        kept = read(samples)
-        for sample in kept.values():
-            weakref.finalize(sample, dropped)
-        held += len(kept)
-        most = max(most, held)
-        return kept
-
-    loader._read = counted_read  # type: ignore[method-assign]
+    held = SamplesHeld(loader)
     for _ in loader.steps():
         pass
-    assert held == 0
+    assert held.now == 0
     window = WINDOW_ROW_GROUPS * 8  # samples
     ahead = (READ_AHEAD_STEPS + 1) * 16  # steps may reach into the next window
-    assert most <= 2 * (window + ahead)
+    assert held.most <= 2 * (window + ahead)
 
 
 def test_it_reads_from_s3(s3_uri: str) -> None:

@@ -19,9 +19,7 @@ from llavamed.errors import DamagedFileError, StorageError
 from llavamed.storage import lease, retry
 from llavamed.storage.location import MANIFEST, Location, check_writable, locate
 from llavamed.storage.retry import ATTEMPTS, WAIT, with_retries
-from tests.support.faulty_s3 import FOR_EVER, OF_A_BODY, OF_ANY_REQUEST, FaultyS3, _proxy, faulty
-
-__all__ = ["_proxy", "faulty"]
+from tests.support.faulty_s3 import FOR_EVER, OF_A_BODY, OF_ANY_REQUEST, FaultyS3
 
 DATA = bytes(range(256)) * 50
 TABLE = pa.table({"number": list(range(1000))})

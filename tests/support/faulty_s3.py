@@ -1,7 +1,7 @@
 """A proxy in front of the tests' S3 server, which fails as real ones do, on request.
 
-Tests that import the fixtures `faulty` and `_proxy` get S3 through it, with the client's own tries
-switched off: they take seconds, and what is tested is ours.
+Tests that use the fixture `faulty` get S3 through it, with the client's own tries switched off:
+those take seconds, and what is tested is ours.
 """
 
 import http.client
@@ -12,6 +12,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
@@ -88,8 +89,9 @@ class FaultyS3:
             return fault
 
 
-@pytest.fixture(scope="module")
-def _proxy(s3_uri: str) -> Iterator[FaultyS3]:
+@contextmanager
+def proxy_to_s3() -> Iterator[FaultyS3]:
+    """Lead S3's clients of this process through a proxy."""
     proxy = FaultyS3(os.environ["AWS_ENDPOINT_URL"])
     handler = type("Handler", (_Handler,), {"proxy": proxy})
     with (
@@ -108,13 +110,6 @@ def _proxy(s3_uri: str) -> Iterator[FaultyS3]:
         yield proxy
         s3fs.S3FileSystem.clear_instance_cache()
         server.shutdown()
-
-
-@pytest.fixture
-def faulty(_proxy: FaultyS3) -> FaultyS3:
-    """The way to S3 of a module's tests, whole until a test tells it to fail."""
-    _proxy.heal()
-    return _proxy
 
 
 class _Handler(BaseHTTPRequestHandler):

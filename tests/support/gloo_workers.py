@@ -17,7 +17,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from llavamed.data.feed.loader import Batch, StageLoader
-from llavamed.train.context import Context, _forget_groups
+from llavamed.train.context import Context, forget_groups
 from llavamed.train.engine import TrainingEngine
 from llavamed.train.worker import train_stage
 from tests.support.log_messages import on_log
@@ -97,7 +97,7 @@ def _work(
         with on_log(warn, level=logging.WARNING):
             train_stage(job, Context(rank, num_workers, torch.device("cpu"), lambda _: None))
         dist.destroy_process_group()
-        _forget_groups()
+        forget_groups()
 
 
 def _take_notes(folder: Path, rank: int, snapshot: Any, load: Any, steps: Any) -> None:
@@ -107,11 +107,11 @@ def _take_notes(folder: Path, rank: int, snapshot: Any, load: Any, steps: Any) -
     def note(engine: TrainingEngine, event: str) -> None:
         state = _gather(engine)
         if rank == 0:
-            torch.save(state, folder / f"{event}-{engine._engine.global_steps}.pt")
+            torch.save(state, folder / f"{event}-{engine.model.global_steps}.pt")
 
     def noted_snapshot(self: TrainingEngine) -> dict[str, Any]:
         files = snapshot(self)
-        if self._engine.global_steps:  # a state that is about to be loaded is no save
+        if self.model.global_steps:  # a state that is about to be loaded is no save
             note(self, "saved")
         return files
 
@@ -134,8 +134,8 @@ def _gather(engine: TrainingEngine) -> dict[str, torch.Tensor]:
     """Of each trained parameter the fp32 weight and both moments, whole on every rank."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-    inner, found = engine._engine, {}
-    if engine._zero_stage in (1, 2):
+    inner, found = engine.model, {}
+    if engine.layout.zero_stage in (1, 2):
         # DeepSpeed links these accessors within the first group's first step, before the second's.
         inner.optimizer._hp_optimizer_states_linked = False
         inner.optimizer._lazy_init_hp_params_optimizer_state()

@@ -19,11 +19,9 @@ from llavamed.storage import lease
 from llavamed.storage.lease import hold_lease
 from llavamed.storage.location import locate
 from llavamed.storage.manifest import ExportManifest, RunSummary, ScoresManifest, find, read, write
-from tests.support.driver_without_ray import Done, done, quiet, scored_config
+from tests.support.driver_without_ray import Done, quiet, scored_config
 from tests.support.manifests import export_manifest
 from tests.support.training_setup import small_config
-
-__all__ = ["done"]
 
 
 def tracked(config: RunConfig) -> dict[str, Run]:

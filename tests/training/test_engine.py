@@ -210,7 +210,7 @@ def test_a_worker_without_a_share_cannot_resume_from_another_number(
     with local_context(lambda _: None):
         engine = TrainingEngine(model, stage=config.stages[0], config=config.engine, world_size=1)
         engine.check_universal(engine.layout)
-        for parameter in engine._engine.optimizer.bit16_groups[1]:
+        for parameter in engine.model.optimizer.bit16_groups[1]:
             parameter._hp_mapping = None  # as on the last of so many workers
         with pytest.raises(ConfigError, match=r"num_workers=1: leaves a worker none of 32 weights"):
             engine.check_universal(engine.layout)

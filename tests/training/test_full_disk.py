@@ -4,13 +4,13 @@ import resource
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from llavamed.config.run import RunConfig
 from llavamed.errors import CheckpointError
-from llavamed.storage.location import Location, locate
+from llavamed.storage.location import locate
 from llavamed.storage.manifest import ExportManifest, find
 from llavamed.train import worker
 from llavamed.train.checkpoint.listing import complete_checkpoints
@@ -47,14 +47,14 @@ def fill_scratch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fill_target(monkeypatch: pytest.MonkeyPatch) -> None:
-    copy = Location._copy_from
+    put_file = LocalFileSystem.put_file
 
-    def copy_to_full_disk(target: Location, file: Path) -> None:
-        if "/export/" in target.path:
+    def put_on_full_disk(fs: LocalFileSystem, source: str, target: str) -> None:
+        if "/export/" in target:
             raise OSError(28, "No space left on device")
-        copy(target, file)
+        put_file(fs, source, target)
 
-    monkeypatch.setattr(Location, "_copy_from", copy_to_full_disk)
+    monkeypatch.setattr(LocalFileSystem, "put_file", put_on_full_disk)
 
 
 FULL = {

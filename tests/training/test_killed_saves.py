@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from llavamed.config.run import RunConfig
-from llavamed.storage.location import Location, locate
+from llavamed.storage.location import locate
 from llavamed.train.checkpoint import save as saver
 from llavamed.train.checkpoint.listing import complete_checkpoints
 from llavamed.train.job import StageJob
@@ -46,23 +47,22 @@ def at_the_second_save(owner: Any, name: str) -> None:
 
 
 def copied() -> None:
-    at_the_second_save(saver, "_upload")
+    at_the_second_save(saver, "publish")
 
 
 def half_uploaded() -> None:
-    copy, num_copied = Location._copy_from, 0
+    put_file, num_copied = LocalFileSystem.put_file, 0
 
-    def call(target: Location, file: Path) -> None:
+    def call(fs: LocalFileSystem, source: str, target: str) -> None:
         nonlocal num_copied
-        num_copied += SECOND in target.path
+        num_copied += SECOND in target
         if num_copied == 2:
-            data = file.read_bytes()
-            Path(target.path).parent.mkdir(parents=True, exist_ok=True)
-            Path(target.path).write_bytes(data[: len(data) // 2])
+            data = Path(source).read_bytes()
+            Path(target).write_bytes(data[: len(data) // 2])
             die()
-        copy(target, file)
+        put_file(fs, source, target)
 
-    Location._copy_from = call  # type: ignore[method-assign]
+    LocalFileSystem.put_file = call
 
 
 def uploaded() -> None:
@@ -70,7 +70,7 @@ def uploaded() -> None:
 
 
 def completed() -> None:
-    at_the_second_save(saver.Saver, "_collect")
+    at_the_second_save(saver, "names_to_keep")
 
 
 LEFT = {copied: 0, half_uploaded: 2, uploaded: 4, completed: 5}

@@ -15,6 +15,7 @@ from llavamed.data.feed.order import WINDOW_ROW_GROUPS, Share, StageOrder, order
 from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import ConfigError, DataError
 from llavamed.run.plan import plan_run
+from tests.support.samples_held import SamplesHeld
 from tests.support.small_datasets import prepare
 from tests.support.training_setup import make_job, mixture, prepared, run_stage, small_config
 
@@ -153,11 +154,11 @@ def test_row_groups_of_many_passes_are_not_held_between_them(tmp_path: Path) -> 
         shares=data.shares,
     )
     loader = StageLoader(data, whole, rank=0, world_size=1, packing=True)
-    steps = loader._steps(0)
-    most = 0
-    for _ in steps:
-        most = max(most, len(steps.gi_frame.f_locals["step"].reads))
-    assert most <= 4 * WINDOW_ROW_GROUPS < len(np.unique(data.groups))
+    held = SamplesHeld(loader)
+    for _ in loader.steps():
+        pass
+    assert held.now == 0
+    assert held.most <= 4 * WINDOW_ROW_GROUPS * np.bincount(data.groups).max() < data.num_samples
 
 
 def test_a_stage_trains_on_a_mixture(tiny_config: RunConfig) -> None:

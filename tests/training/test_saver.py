@@ -17,7 +17,7 @@ from llavamed.train.checkpoint import save as saver
 from llavamed.train.checkpoint.listing import complete_checkpoints
 from llavamed.train.context import StepRecord
 from llavamed.train.job import StageJob
-from tests.support.faulty_s3 import FOR_EVER, FaultyS3, _proxy, faulty
+from tests.support.faulty_s3 import FOR_EVER, FaultyS3
 from tests.support.training_setup import (
     LEARNING,
     Interrupted,
@@ -27,8 +27,6 @@ from tests.support.training_setup import (
     run_stage,
     small_config,
 )
-
-__all__ = ["_proxy", "faulty"]
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +47,13 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def before_upload(monkeypatch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
     """Have the thread do this when the state is copied and no file of it is up."""
-    upload = saver._upload
+    publish = saver.publish
 
-    def act_and_upload(*args: Any) -> Any:
+    def act_and_publish(*args: Any) -> Any:
         action()
-        return upload(*args)
+        return publish(*args)
 
-    monkeypatch.setattr(saver, "_upload", act_and_upload)
+    monkeypatch.setattr(saver, "publish", act_and_publish)
 
 
 def test_a_checkpoint_is_of_the_step_it_was_asked_at_however_late_it_is_written(

@@ -12,9 +12,7 @@ from llavamed.run.driver import run_curriculum
 from llavamed.run.mlflow_client import tracking_uri
 from llavamed.storage.location import locate
 from llavamed.train.history import read_history
-from tests.support.driver_without_ray import Done, done, quiet, scored_config
-
-__all__ = ["done"]
+from tests.support.driver_without_ray import Done, quiet, scored_config
 
 STEPS = 3
 

@@ -128,7 +128,7 @@ class StageLoader:
                 packs = [self._pack(epoch, lane, step) for lane in self.lanes]
                 for visit in np.unique(np.concatenate([pack.visits for pack in packs])).tolist():
                     if visit in wanted:
-                        reads[visit] = readers.submit(self._read, wanted.pop(visit))
+                        reads[visit] = readers.submit(self.read, wanted.pop(visit))
                 yield _Step(packs, reads)
             start += len(steps)
 
@@ -136,8 +136,12 @@ class StageLoader:
         places = epoch.places(lane, step)
         return _Pack(epoch.samples[places], epoch.visits[places])
 
-    def _read(self, samples: Integers) -> dict[int, _Sample]:
-        """Read one row group and return the wanted samples of it."""
+    def read(self, samples: Integers) -> dict[int, _Sample]:
+        """Read a row group and return the wanted samples of it; `steps` calls it in threads.
+
+        Args:
+            samples: int64 positions in the index, all of one row group.
+        """
         table = self.data.read_group(int(self.data.groups[samples[0]]), _COLUMNS)
         ids, images = table.column("id"), table.column("pixels")
         input_ids, lengths = _flat(table.column("input_ids"))

@@ -104,7 +104,7 @@ class ShardWriter:
         size = self._config.data.row_group_size
         if good:
             folder = locate(self._config.datasets_directory) / chunk.dataset
-            write_shard(folder, chunk.shard, _shard_table(good, size), size)
+            write_shard(folder, chunk.shard, shard_table(good, size), size)
         index = [
             {
                 "shard": chunk.shard,
@@ -173,7 +173,7 @@ class ShardWriter:
         return stored, hash_image(pixels)
 
 
-def _shard_table(samples: list[dict[str, Any]], row_group_size: int) -> pa.Table:
+def shard_table(samples: list[dict[str, Any]], row_group_size: int) -> pa.Table:
     """Build a table of `SHARD_SCHEMA` one row group at a time: an Arrow array holds at most 2 GiB.
 
     Raises:
