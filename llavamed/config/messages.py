@@ -111,6 +111,8 @@ def _suggestion(location: Location, tree: Any) -> str:
     above: list[str] = []
     for depth in range(len(here) - 1, -1, -1):
         around, key = _fields_at(here[:depth]), _key(here[:depth], tree)
+        if key == _key(here, tree):  # the other forms of source, beside the one that is chosen
+            continue
         above += [f"{key}.{field}" if key else field for field in around]
         if around:
             break

@@ -42,6 +42,11 @@ MISTAKES = {
         "data.datasets.captions.read.num_image=3",
         "data.datasets.captions.read.num_image: unknown key; did you mean 'num_images'?",
     ),
+    "key of another form of source": (
+        "data.datasets.captions.read={source: llava_json, path: a, image_folder: b, num_images: 1}",
+        "data.datasets.captions.read.num_images: unknown key; use one of: source, path, "
+        "image_folder, licence",
+    ),
     "missing key": (
         "data.datasets.more.max_bad_fraction=0",
         "data.datasets.more.read: must be set; add it to the file or as "
