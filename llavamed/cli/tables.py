@@ -12,7 +12,8 @@ from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.data.prepared.decontaminate import Contamination, Criterion
 from llavamed.data.record import IMAGE_HASH_BYTES
 from llavamed.evaluate.vqa import MEASURES
-from llavamed.storage.manifest import EstimateFacts, RunSummary, ScoresManifest
+from llavamed.storage.manifest import EstimateFacts, ScoresManifest
+from llavamed.storage.run_progress import RunSummary
 
 if TYPE_CHECKING:
     from llavamed.evaluate.compare import GroupComparison

@@ -43,13 +43,11 @@ from llavamed.storage.lease import Lease, hold_lease
 from llavamed.storage.location import check_writable, locate
 from llavamed.storage.manifest import (
     ExportManifest,
-    RunSummary,
     ScoresManifest,
-    StageSummary,
     find,
     write,
 )
-from llavamed.storage.run_progress import Spending
+from llavamed.storage.run_progress import RunSummary, Spending, StageSummary
 from llavamed.train.context import StepRecord
 from llavamed.train.job import StageJob, order_of
 

@@ -349,46 +349,6 @@ class ScoresManifest(Manifest):
     """URI of the page for people."""
 
 
-class StageSummary(Facts):
-    """A finished stage in a run's summary."""
-
-    name: str
-    steps: int
-    loss_first: float
-    loss_last: float
-    tokens_per_second: float
-    mfu: float | None
-    seconds: float
-    step_seconds: dict[str, float]
-    export: str
-    gpu_seconds: float
-    """Number of GPUs times the seconds for which training and evaluation held them."""
-    cost: float | None
-    """Price of that time, null where the price of the GPU is unknown."""
-
-
-class RunSummary(Manifest):
-    """A finished run."""
-
-    VERSION: ClassVar[int] = 2
-    FILE: ClassVar[str] = "summary.json"
-    ERROR: ClassVar[type[LlavaMedError]] = CheckpointError
-    HINT: ClassVar[str] = "use the program that wrote it, or another run name"
-
-    name: str
-    fingerprint: str
-    """Of the whole config."""
-    tracking_uri: str
-    stages: tuple[StageSummary, ...]
-    scores: dict[str, dict[str, float | None]]
-    """Those of the last evaluation."""
-    evaluations: tuple[ScoresManifest, ...]
-    currency: str
-    """Currency of every cost."""
-    prices_date: str
-    """Day of the prices."""
-
-
 class LeaseRecord(Manifest):
     """One attempt's hold on a folder."""
 

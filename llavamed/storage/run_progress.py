@@ -1,10 +1,10 @@
-"""How far a run is: a small file in its folder, which tools and dashboards read."""
+"""How far a run is, and what it has come to: small files in its folder, which tools read."""
 
 from typing import ClassVar, Literal
 
 from llavamed.errors import CheckpointError, DamagedFileError, LlavaMedError
 from llavamed.storage.location import Location
-from llavamed.storage.manifest import Facts, Manifest, find
+from llavamed.storage.manifest import Facts, Manifest, ScoresManifest, find
 
 
 class Spending(Facts):
@@ -90,6 +90,46 @@ class RunProgress(Manifest):
     """Day of the prices."""
     stages: tuple[StageProgress, ...]
     """All stages in order."""
+
+
+class StageSummary(Facts):
+    """A finished stage in a run's summary."""
+
+    name: str
+    steps: int
+    loss_first: float
+    loss_last: float
+    tokens_per_second: float
+    mfu: float | None
+    seconds: float
+    step_seconds: dict[str, float]
+    export: str
+    gpu_seconds: float
+    """Number of GPUs times the seconds for which training and evaluation held them."""
+    cost: float | None
+    """Price of that time, null where the price of the GPU is unknown."""
+
+
+class RunSummary(Manifest):
+    """A finished run."""
+
+    VERSION: ClassVar[int] = 2
+    FILE: ClassVar[str] = "summary.json"
+    ERROR: ClassVar[type[LlavaMedError]] = CheckpointError
+    HINT: ClassVar[str] = "use the program that wrote it, or another run name"
+
+    name: str
+    fingerprint: str
+    """Of the whole config."""
+    tracking_uri: str
+    stages: tuple[StageSummary, ...]
+    scores: dict[str, dict[str, float | None]]
+    """Those of the last evaluation."""
+    evaluations: tuple[ScoresManifest, ...]
+    currency: str
+    """Currency of every cost."""
+    prices_date: str
+    """Day of the prices."""
 
 
 def find_progress(folder: Location) -> RunProgress | None:

@@ -25,7 +25,8 @@ from llavamed.run.curriculum import plan_curriculum
 from llavamed.run.driver import run_curriculum
 from llavamed.run.progress import Progress
 from llavamed.storage.location import Location, locate
-from llavamed.storage.manifest import RunSummary, read
+from llavamed.storage.manifest import read
+from llavamed.storage.run_progress import RunSummary
 from llavamed.train.checkpoint.listing import complete_checkpoints, read_checkpoint
 from llavamed.train.history import read_history
 from tests.support.log_messages import on_log

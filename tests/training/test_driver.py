@@ -18,7 +18,8 @@ from llavamed.run.tracking import Tracker
 from llavamed.storage import lease
 from llavamed.storage.lease import hold_lease
 from llavamed.storage.location import locate
-from llavamed.storage.manifest import ExportManifest, RunSummary, ScoresManifest, find, read, write
+from llavamed.storage.manifest import ExportManifest, ScoresManifest, find, read, write
+from llavamed.storage.run_progress import RunSummary
 from tests.support.driver_without_ray import Done, quiet, scored_config
 from tests.support.manifests import export_manifest
 from tests.support.training_setup import small_config

@@ -17,8 +17,7 @@ from llavamed.run.progress import Progress
 from llavamed.run.record import RunRecord
 from llavamed.storage.lease import hold_lease
 from llavamed.storage.location import locate
-from llavamed.storage.manifest import RunSummary
-from llavamed.storage.run_progress import RunProgress, Spending, find_progress
+from llavamed.storage.run_progress import RunProgress, RunSummary, Spending, find_progress
 from llavamed.train.context import Workers
 from tests.support.driver_without_ray import Done, done, quiet, scored_config
 from tests.support.log_messages import on_log
