@@ -7,6 +7,7 @@
     ├── StorageError      a file or folder cannot be read or written
     │   └── DamagedFileError   a file is not as it was written
     ├── CheckpointError   a checkpoint or export is missing, partial or of another run
+    │   └── DamagedCheckpointError   it is complete and not as it was written; resuming skips it
     ├── LeaseError        another attempt holds the folder or has taken it over
     ├── TrainingError     training cannot continue (a loss is not finite, a worker died)
     ├── TrackingError     the MLflow server refuses a request
@@ -64,6 +65,10 @@ class DamagedFileError(StorageError):
 
 class CheckpointError(LlavaMedError):
     """A checkpoint or an export is missing, partial, or does not fit this run."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A complete checkpoint cannot be read as it was written."""
 
 
 class LeaseError(LlavaMedError):

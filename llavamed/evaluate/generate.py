@@ -18,17 +18,17 @@ import torch
 
 from llavamed.config.evaluation import Evaluation
 from llavamed.config.run import RunConfig
-from llavamed.data.prepare.ray_data import (
-    actor_restarts,
-    carry_errors,
-    configure_ray_data,
-    iter_rows,
-)
 from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.evaluate.vqa import Answer
 from llavamed.model.export import fetch_export
 from llavamed.model.generation import Generator, Prompt
 from llavamed.model.llava import build_model, load_model
+from llavamed.parallel.pipeline import (
+    actor_restarts,
+    carry_errors,
+    configure_ray_data,
+    iter_rows,
+)
 from llavamed.processor.build import load_processor
 from llavamed.processor.encode import get_template
 from llavamed.processor.images import to_png

@@ -18,8 +18,8 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from llavamed.data.prepare.ray_failures import explain_failure, find_our_error
 from llavamed.errors import LlavaMedError, TrainingError
+from llavamed.parallel.failures import explain_failure, find_our_error
 from llavamed.run.resources import told_what_is_missing
 from llavamed.storage.location import Location
 from llavamed.train.context import StepRecord, Workers, local_context, ray_context

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import ray.data
 
-from llavamed.data.prepare.ray_data import CarriedError, carry_errors, configure_ray_data, iter_rows
 from llavamed.errors import ConfigError, DataError, LlavaMedError, SampleError, StorageError
+from llavamed.parallel.pipeline import CarriedError, carry_errors, configure_ray_data, iter_rows
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 

@@ -24,7 +24,7 @@ MAX_FUNCTION_LINES = 80
 ONLY_IN = {
     # What hides Ray from the loop and what runs on the cluster; nothing else needs one.
     "ray": {
-        *("data/prepare/ray_data.py", "data/prepare/ray_failures.py", "data/prepare/job.py"),
+        *("parallel/pipeline.py", "parallel/failures.py", "data/prepare/job.py"),
         *("evaluate/generate.py", "run/resources.py"),
         *("run/ray_cluster.py", "run/fit.py", "train/context.py", "train/prometheus.py"),
     },

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from llavamed.config.run import RunConfig
 from llavamed.data.feed.loader import StageLoader
-from llavamed.data.feed.order import WINDOW_ROW_GROUPS, Share, StageOrder, order_stage
-from llavamed.data.prepared.mixture import Mixture
+from llavamed.data.feed.order import WINDOW_ROW_GROUPS, StageOrder, order_stage
+from llavamed.data.prepared.mixture import Mixture, Share
 from llavamed.errors import ConfigError, DataError
 from llavamed.run.plan import plan_run
 from tests.support.samples_held import SamplesHeld

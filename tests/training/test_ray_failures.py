@@ -7,8 +7,8 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError, WorkerCrashedError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from llavamed.data.prepare.ray_failures import explain_failure, find_our_error
 from llavamed.errors import DataError
+from llavamed.parallel.failures import explain_failure, find_our_error
 from llavamed.run.resources import num_workers_that_fit
 
 HINT = "set stages.align.max_tokens lower"

@@ -16,25 +16,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import NamedTuple
 
 import numpy as np
 
 from llavamed.data.feed.packing import Integers, fill_packs
+from llavamed.data.prepared.mixture import Share
 from llavamed.errors import DataError
 
 WINDOW_ROW_GROUPS = 8
 """Row groups a lane shuffles and packs together; more of them mix better and take more memory."""
 
 _EMPTY: Integers = np.empty(0, dtype=np.int64)
-
-
-class Share(NamedTuple):
-    """One dataset's share of the index."""
-
-    num_samples: int
-    passes: float = 1.0
-    """How often an epoch passes over it. At 0.5, an epoch takes one half and the next the other."""
 
 
 @dataclass(frozen=True)

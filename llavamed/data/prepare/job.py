@@ -24,12 +24,6 @@ from transformers import LlavaProcessor
 
 from llavamed.config.data import Dataset
 from llavamed.config.run import RunConfig
-from llavamed.data.prepare.ray_data import (
-    actor_restarts,
-    carry_errors,
-    configure_ray_data,
-    iter_rows,
-)
 from llavamed.data.prepare.shards import MAX_UNREAD_KEYS, Chunk, ShardReport, ShardWriter
 from llavamed.data.prepared.dataset import (
     PROCESSOR,
@@ -41,6 +35,12 @@ from llavamed.data.prepared.questions import check_questions
 from llavamed.data.prepared.sample_tables import join
 from llavamed.data.sources import open_source
 from llavamed.errors import DataError, SampleError
+from llavamed.parallel.pipeline import (
+    actor_restarts,
+    carry_errors,
+    configure_ray_data,
+    iter_rows,
+)
 from llavamed.processor.build import (
     build_processor,
     image_settings,

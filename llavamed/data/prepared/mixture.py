@@ -2,14 +2,22 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from llavamed.data.feed.order import Share
 from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.processor.images import ImageSettings, Pixels
+
+
+class Share(NamedTuple):
+    """One dataset's share of a joint index."""
+
+    num_samples: int
+    passes: float = 1.0
+    """How often an epoch passes over it. At 0.5, an epoch takes one half and the next the other."""
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,8 @@
 """List the checkpoints of a stage by their manifests alone; the driver needs nothing heavier."""
 
-from llavamed.errors import CheckpointError, DamagedFileError
+from llavamed.errors import DamagedCheckpointError, DamagedFileError
 from llavamed.storage.location import MANIFEST, Location
 from llavamed.storage.manifest import CheckpointManifest, read
-
-
-class DamagedCheckpointError(CheckpointError):
-    """A complete checkpoint cannot be read as it was written."""
 
 
 def complete_checkpoints(folder: Location) -> list[str]:

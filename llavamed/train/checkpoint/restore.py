@@ -24,13 +24,12 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 
-from llavamed.errors import CheckpointError
+from llavamed.errors import CheckpointError, DamagedCheckpointError
 from llavamed.storage.fingerprint import differences
 from llavamed.storage.location import Location
 from llavamed.storage.manifest import CheckpointManifest, FileFacts
 from llavamed.storage.scratch import scratch_errors, scratch_folder
 from llavamed.train.checkpoint.listing import (
-    DamagedCheckpointError,
     complete_checkpoints,
     read_checkpoint,
 )

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from llavamed.errors import CheckpointError, StorageError
+from llavamed.errors import CheckpointError, DamagedCheckpointError, StorageError
 from llavamed.storage.location import MANIFEST, Location, locate
 from llavamed.storage.manifest import CheckpointManifest, FileFacts, write
 from llavamed.storage.scratch import scratch_folder
-from llavamed.train.checkpoint.listing import DamagedCheckpointError, read_checkpoint
+from llavamed.train.checkpoint.listing import read_checkpoint
 from llavamed.train.checkpoint.restore import RANDOM, publish, random_state
 from llavamed.train.checkpoint.retention import Saved, names_to_keep
 from llavamed.train.collectives import together

@@ -10,8 +10,8 @@ import ray.data
 from ray.data.exceptions import SystemException
 from ray.exceptions import RayError
 
-from llavamed.data.prepare.ray_failures import explain_failure, iter_causes
 from llavamed.errors import LlavaMedError
+from llavamed.parallel.failures import explain_failure, iter_causes
 
 
 class CarriedError(Exception):
