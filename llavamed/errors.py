@@ -12,6 +12,7 @@
     ├── TrainingError     training cannot continue (a loss is not finite, a worker died)
     ├── TrackingError     the MLflow server refuses a request
     ├── EndpointError     a language model cannot be reached, or costs more than allowed
+    ├── RequestError      a question to a model breaks a rule, or cannot be answered now
     └── InterruptError    a signal ended the command            exit code 128 + signal
 
 Every message has one grammar: ``key=value: the rule it breaks, with the numbers; what to do``.
@@ -85,6 +86,26 @@ class TrackingError(LlavaMedError):
 
 class EndpointError(LlavaMedError):
     """An OpenAI-compatible endpoint refuses us, is down, or would pass the budget."""
+
+
+class RequestError(LlavaMedError):
+    """A question to a model breaks a rule, or cannot be answered now.
+
+    `status` is the one of HTTP, `code` the word that programs read, and `param` the part of the
+    request that is wrong. `retry_after` is in seconds, and None where another try is of no use.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str,
+        status: int = 400,
+        param: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code, self.status, self.param, self.retry_after = code, status, param, retry_after
 
 
 class InterruptError(LlavaMedError):

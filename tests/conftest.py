@@ -110,3 +110,14 @@ def processor_folder(tiny_config: RunConfig, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("processor")
     build_processor(tiny_config.model, iter(texts)).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_export(tiny_config: RunConfig) -> Path:
+    """A complete export of `tiny_config`, trained for six steps."""
+    from tests.support.training_setup import LEARNING, make_job, run_stage, small_config
+
+    config = small_config(tiny_config, "name=tiny-export", "seed=7", *LEARNING)
+    job = make_job(config)
+    run_stage(job)
+    return Path(job.export)

@@ -18,6 +18,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from llavamed import __version__
+from llavamed.cli.chat import chat
 from llavamed.cli.corpus import app as corpus
 from llavamed.cli.data import app as data
 from llavamed.cli.evaluate import app as evaluate
@@ -59,6 +60,7 @@ app = typer.Typer(
 app.add_typer(corpus, name="corpus")
 app.add_typer(data, name="data")
 app.add_typer(evaluate, name="evaluate")
+app.command("chat")(chat)
 _EVERYWHERE = {"--debug", "--verbose", "--quiet"}
 
 

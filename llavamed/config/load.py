@@ -105,24 +105,26 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return resolve_paths(parse_config(tree))
 
 
-def load_section(option: str, path: str | Path, kind: type[S]) -> S:
+def load_section(
+    option: str, path: str | Path | None, kind: type[S], overrides: Sequence[str] = ()
+) -> S:
     """Read a file that holds one section, such as an endpoint, by the rules of a config file.
 
     Args:
         option: What names the file on the command line, for errors.
-        path: A local YAML file.
+        path: A local YAML file, or None for a section of nothing but overrides.
         kind: The section.
+        overrides: Dotted overrides, such as `limits.images=2`.
 
     Raises:
-        ConfigError: The file or a value breaks a rule.
+        ConfigError: The file, an override or a value breaks a rule.
     """
     fields = ", ".join(kind.model_fields)
-    tree = _read_tree(option, path, f"must be a mapping with some of {fields}; correct the file")
-    _check_plain(tree, ())
-    try:
-        return kind.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError("\n".join(sentences(error, tree, kind))) from error
+    rule = f"must be a mapping with some of {fields}; correct the file"
+    tree = {} if path is None else _read_tree(option, path, rule)
+    for override in overrides:
+        _apply(tree, override)
+    return _parse(kind, tree)
 
 
 def _read_tree(option: str, path: str | Path, rule: str) -> dict[str, Any]:
@@ -153,11 +155,15 @@ def parse_config(tree: dict[str, Any]) -> RunConfig:
     """Check a tree of plain values. Raises: ConfigError, naming every broken rule."""
     if not isinstance(tree, dict):
         raise ConfigError(f"config: {_WHOLE_CONFIG}")
+    return _parse(RunConfig, tree)
+
+
+def _parse(kind: type[S], tree: dict[str, Any]) -> S:
     _check_plain(tree, ())
     try:
-        return RunConfig.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(sentences(error, tree))) from error
+        raise ConfigError("\n".join(sentences(error, tree, kind))) from error
 
 
 def dump_config(config: RunConfig) -> str:

@@ -11,11 +11,12 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from llavamed.config.run import RunConfig
 from llavamed.config.section import ONE, SEVERAL, one_or_several
 
 Location = tuple[int | str, ...]
 """Where pydantic found a fault."""
+Node = dict[str, Any]
+"""A part of a JSON schema."""
 
 _RULES = {
     "dict_type": "must be a mapping",
@@ -30,7 +31,7 @@ _RULES = {
 
 
 def sentences(
-    error: ValidationError, tree: dict[str, Any], kind_of_tree: type[BaseModel] = RunConfig
+    error: ValidationError, tree: dict[str, Any], kind_of_tree: type[BaseModel]
 ) -> list[str]:
     """Return a sentence for every rule that a tree of plain values breaks.
 
@@ -39,14 +40,12 @@ def sentences(
         tree: What it read.
         kind_of_tree: The root of the tree: a whole config, or the one section of a file.
     """
-    found = []
+    found, schema = [], _schema(kind_of_tree)
     for fault in error.errors(include_url=False):
         key = _key(fault["loc"], tree)
         kind, value, facts = fault["type"], fault["input"], fault.get("ctx", {})
         if kind == "extra_forbidden":
-            is_run = kind_of_tree is RunConfig
-            known = _suggestion(fault["loc"], tree) if is_run else _near(key, kind_of_tree)
-            found.append(f"{key}: unknown key; {known}")
+            found.append(f"{key}: unknown key; {_suggestion(fault['loc'], tree, schema)}")
         elif kind == "missing" and isinstance(fault["loc"][-1], int):
             key = key.rpartition(".")[0]
             found.append(f"{key}={shown(value)}: has too few items; add the others")
@@ -99,18 +98,18 @@ def _key(location: Location, tree: Any) -> str:
     return ".".join(words)
 
 
-def _suggestion(location: Location, tree: Any) -> str:
+def _suggestion(location: Location, tree: Any, schema: Node) -> str:
     """Return what to write in place of an unknown key.
 
     The same name one level down (`lr` for `optimizer.lr`) or in a section around it is the best
     guess, then a name like it, and else all names that may stand there.
     """
     name, here = str(location[-1]), location[:-1]
-    fields = _fields_at(here)
+    fields = _fields_at(here, schema)
     below = [f"{field}.{own}" for field, names in fields.items() for own in names]
     above: list[str] = []
     for depth in range(len(here) - 1, -1, -1):
-        around, key = _fields_at(here[:depth]), _key(here[:depth], tree)
+        around, key = _fields_at(here[:depth], schema), _key(here[:depth], tree)
         if key == _key(here, tree):  # the other forms of source, beside the one that is chosen
             continue
         above += [f"{key}.{field}" if key else field for field in around]
@@ -127,51 +126,46 @@ def _suggestion(location: Location, tree: Any) -> str:
     return f"did you mean {close[0]!r}?" if close else f"use one of: {', '.join(fields)}"
 
 
-def _near(key: str, kind: type[BaseModel]) -> str:
-    """Return what to write in place of an unknown key of a file that holds one section."""
-    close = difflib.get_close_matches(key, kind.model_fields, n=1)
-    names = ", ".join(kind.model_fields)
-    return f"did you mean {close[0]!r}?" if close else f"use one of: {names}"
-
-
 @cache
-def _schema() -> dict[str, Any]:
-    return RunConfig.model_json_schema()
+def _schema(kind: type[BaseModel]) -> Node:
+    return kind.model_json_schema()
 
 
-def _fields_at(location: Location) -> dict[str, list[str]]:
+def _fields_at(location: Location, schema: Node) -> dict[str, list[str]]:
     """Return the fields of the section at a place, and for each the fields of its own section."""
-    nodes = [_schema()]
+    nodes = [schema]
     for part in location:
-        nodes = [below for node in nodes for below in _step(node, part)]
+        nodes = [below for node in nodes for below in _step(node, part, schema)]
     return {
-        name: [own for each in _options(field) for own in _names(each)]
+        name: [own for each in _options(field, schema) for own in _names(each, schema)]
         for node in nodes
         for name, field in node.get("properties", {}).items()
     }
 
 
-def _names(node: dict[str, Any]) -> list[str]:
+def _names(node: Node, schema: Node) -> list[str]:
     """Return the fields of a section, or of the sections in a list, written `*.field`."""
-    items = [own for each in _options(node.get("items", {})) for own in each.get("properties", {})]
+    listed = _options(node.get("items", {}), schema)
+    items = [own for each in listed for own in each.get("properties", {})]
     return [*node.get("properties", {}), *(f"*.{own}" for own in items)]
 
 
-def _step(node: dict[str, Any], part: int | str) -> list[dict[str, Any]]:
+def _step(node: Node, part: int | str, schema: Node) -> list[Node]:
     """Return what a schema says may stand at an item or key of a node."""
     if isinstance(part, int):
-        return _options(node.get("items", {}))
+        return _options(node.get("items", {}), schema)
     if part in node.get("properties", {}):
-        return _options(node["properties"][part])
+        return _options(node["properties"][part], schema)
     by_name = [*node.get("patternProperties", {}).values(), node.get("additionalProperties")]
-    kept = [each for below in by_name if isinstance(below, dict) for each in _options(below)]
+    found = [below for below in by_name if isinstance(below, dict)]
+    kept = [each for below in found for each in _options(below, schema)]
     is_tag = node.get("properties", {}).get("source", {}).get("const") == part
     return kept or ([node] if is_tag else [])
 
 
-def _options(node: dict[str, Any]) -> list[dict[str, Any]]:
+def _options(node: Node, schema: Node) -> list[Node]:
     """Return the schemas that a node offers, with references followed."""
     if "$ref" in node:
-        return _options(_schema()["$defs"][node["$ref"].rpartition("/")[2]])
+        return _options(schema["$defs"][node["$ref"].rpartition("/")[2]], schema)
     offered = [*node.get("anyOf", []), *node.get("oneOf", [])]
-    return [each for option in offered for each in _options(option)] or [node]
+    return [each for option in offered for each in _options(option, schema)] or [node]

@@ -81,10 +81,10 @@ class Generator:
             batch.step()
         return [answer.text for answer in answers]
 
-    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[Continuation]:
+    def stream(self, prompt: EncodedPrompt, sampling: Sampling) -> Iterator[Continuation]:
         """Answer one prompt, and yield the answer after each of its tokens."""
         answer, batch = self.begin(sampling), self.running_batch()
-        batch.join([self.encode(prompt)], [[answer]])
+        batch.join([prompt], [[answer]])
         yield answer
         while len(batch):
             batch.step()

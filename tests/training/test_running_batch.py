@@ -37,7 +37,7 @@ def prompt(number: int) -> Prompt:
 
 
 def run_alone(generator: Generator, number: int, sampling: Sampling) -> Continuation:
-    *_, last = generator.stream(prompt(number), sampling)
+    *_, last = generator.stream(generator.encode(prompt(number)), sampling)
     return last
 
 

@@ -1,0 +1,88 @@
+"""`llavamed chat`: a conversation with an export in the terminal, or one answer for a script."""
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from llavamed.cli.options import console
+
+if TYPE_CHECKING:
+    from llavamed.serve.conversation import Conversation
+
+_COMMANDS = """\
+/image FILE  put an image before the next question: a path, a URL, a DICOM file
+/reset       forget the conversation and its images
+/save FILE   write the conversation as JSON
+/quit        end (so does Ctrl-D)"""
+
+
+def chat(
+    export: Annotated[str, typer.Argument(help="Folder of an export, at any URI.")],
+    image: Annotated[
+        list[str] | None, typer.Option(help="Image of the first question; repeatable.")
+    ] = None,
+    ask: Annotated[str | None, typer.Option(help="Print the answer to this, and end.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="The most tokens of an answer.")
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(min=0, max=2, help="0 always takes the likeliest token.")
+    ] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Draw from the likeliest.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed for drawing.")] = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="Where the model runs.")
+    ] = "auto",
+) -> None:
+    """Talk to an export in the terminal, about images. Answers are those of the evaluation."""
+    from llavamed.serve.conversation import NOTICE, Conversation, Settings
+    from llavamed.serve.export import open_export
+    from llavamed.storage.location import locate
+
+    generator = open_export(locate(export), device=device)
+    conversation = Conversation(generator, Settings(max_tokens, temperature, top_p, seed))
+    for source in image or []:
+        conversation.attach(source)
+    if ask is not None:
+        _answer(conversation, ask)
+        return
+    typer.echo(NOTICE)
+    typer.echo(_COMMANDS)
+    _converse(conversation, export)
+
+
+def _converse(conversation: "Conversation", export: str) -> None:
+    """Read questions and commands until the end of the input."""
+    from llavamed.errors import RequestError, StorageError
+
+    while True:
+        try:
+            line = console.input("\n> " if console.is_terminal else "").strip()
+        except EOFError:
+            return
+        command, _, rest = line.partition(" ")
+        try:
+            match command:
+                case "":
+                    continue
+                case "/quit":
+                    return
+                case "/reset":
+                    conversation.reset()
+                case "/image":
+                    conversation.attach(rest.strip())
+                case "/save":
+                    conversation.save(rest.strip(), export)
+                    typer.echo(f"saved: {rest.strip()}")
+                case _ if command.startswith("/"):
+                    typer.echo(_COMMANDS)
+                case _:
+                    _answer(conversation, line)
+        except (RequestError, StorageError) as error:  # the conversation goes on
+            typer.echo(f"error: {error}", err=True)
+
+
+def _answer(conversation: "Conversation", question: str) -> None:
+    for piece in conversation.ask(question):
+        typer.echo(piece, nl=False)
+    typer.echo()
