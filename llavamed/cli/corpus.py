@@ -39,6 +39,19 @@ def figures(
 
 
 @app.command()
+def select(overrides: Overrides = None, config: ConfigFile = None) -> None:
+    """Select harvested figures of one panel and a known modality, and count the refusals."""
+    run = load_run(config, overrides)
+    from llavamed.cli.corpus_tables import show_selection
+    from llavamed.corpus.select.job import harvested, select_figures
+    from llavamed.run.ray_cluster import ray_cluster
+
+    harvested(run)
+    with ray_cluster(run):
+        show_selection(select_figures(run), console)
+
+
+@app.command()
 def dialogues(
     overrides: Overrides = None,
     config: ConfigFile = None,

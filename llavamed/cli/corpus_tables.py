@@ -5,7 +5,20 @@ from rich.console import Console
 from llavamed.config.corpus import Dialogues
 from llavamed.corpus.dialogues.generate import Plan
 from llavamed.corpus.dialogues.table import DialoguesManifest
+from llavamed.corpus.select.job import Selection
 from llavamed.llm.cost import Estimate
+
+
+def show_selection(selection: Selection, console: Console) -> None:
+    """Print how many figures are kept, and why the others are not."""
+    modalities = ", ".join(f"{count:,} {name}" for name, count in selection.modalities.items())
+    _line(
+        console,
+        f"{selection.num_figures:,} figures, {selection.num_kept:,} kept"
+        f"{f' ({modalities})' if modalities else ''}",
+    )
+    for reason, count in selection.refused.items():
+        _line(console, f"  {reason}: {count:,}")
 
 
 def show_plan(plan: Plan, settings: Dialogues, console: Console) -> None:

@@ -75,7 +75,7 @@ def to_pixels(
         SampleError: `corrupt_image`, `image_too_large`, `unknown_pixel_range` or
             `transparent_image`.
     """
-    pixels = _decode(data, leave)
+    pixels = decode(data, leave)
     if settings.aspect_ratio == "pad":
         pixels = _pad_to_square(pixels, settings.mean)
     height, width, _ = pixels.shape
@@ -140,7 +140,7 @@ def normalize_pixels(images: Sequence[Pixels], settings: ImageSettings) -> npt.N
     return normalized
 
 
-def _decode(data: bytes, leave: Callable[[str], None]) -> Pixels:
+def decode(data: bytes, leave: Callable[[str], None]) -> Pixels:
     """Decode an upright RGB image of any size.
 
     Raises:

@@ -1,0 +1,107 @@
+"""Why a figure is refused: each gate looks at one thing and returns a reason with its facts.
+
+The gates stand in the order of their cost: words first, then the size, then the pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from llavamed.config.corpus import Select
+from llavamed.corpus.figures import FigureRow
+from llavamed.corpus.samples import caption_of
+from llavamed.corpus.select.captions import Lexicon, decide, panel_cue
+from llavamed.corpus.select.pictures import find_panels
+from llavamed.data.prepared.content import Words, hash_image, near
+from llavamed.errors import SampleError
+from llavamed.processor.images import ImageSettings, Pixels, decode, to_pixels
+
+SEVERAL, ONE = "compound", "single"
+TEXT = "words:"
+"""Prefix of the scores that words gave."""
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """The images of a prepared dataset that is evaluated on, hashed as it was prepared."""
+
+    name: str
+    settings: ImageSettings
+    hashes: Words
+
+    def contains(self, data: bytes, max_distance: int) -> int | None:
+        """Return in how many bits an encoded picture differs from one of the set, or None."""
+        hashed = np.frombuffer(hash_image(to_pixels(data, self.settings)), dtype=np.uint64)
+        _, _, distances = near(hashed[None], self.hashes, max_distance)
+        return int(distances.min()) if len(distances) else None
+
+
+def read_words(figure: FigureRow, settings: Select, lexicon: Lexicon) -> FigureRow:
+    """Return the figure with what its rights and words say, refused by the first that speaks.
+
+    Reasons: licence, third_party, no_picture, several_pictures, no_caption, face, compound,
+    no_modality, modality_conflict, other_modality, too_small.
+    """
+    caption = caption_of(figure)
+    scores = lexicon.scores(caption)
+    named = {f"{TEXT}{name}": score for name, score in scores.items()}
+    cue = panel_cue(figure.caption)
+    verdict = decide(scores, settings.modalities, settings.min_modality_score)
+    figure = replace(
+        figure,
+        panels=SEVERAL if cue or len(figure.pictures) > 1 else ONE,
+        modality=verdict.name or "",
+        modality_score=verdict.score,
+        scores=figure.scores | named,
+    )
+    if figure.licence not in settings.licences:
+        allowed = ", ".join(settings.licences)
+        return figure.refused("licence", f"{figure.licence or 'none'}, allowed are {allowed}")
+    if figure.third_party not in settings.third_party:
+        return figure.refused("third_party", figure.third_party_quote or figure.third_party)
+    if not figure.pictures:
+        return figure.refused("no_picture", "the figure names none")
+    if len(figure.pictures) > 1:
+        return figure.refused("several_pictures", str(len(figure.pictures)))
+    if not caption.strip():
+        return figure.refused("no_caption", "neither of the figure nor of its group")
+    if face := lexicon.face(caption):
+        return figure.refused("face", face)
+    if cue and settings.panels == "refuse":
+        return figure.refused("compound", f"caption: {cue}")
+    if verdict.name is None:
+        return figure.refused(verdict.reason, verdict.detail)
+    picture = figure.pictures[0]
+    if min(picture.width, picture.height) < settings.min_side:
+        size = f"{picture.width} x {picture.height}, at least {settings.min_side} are wanted"
+        return figure.refused("too_small", size)
+    return figure
+
+
+def read_picture(
+    figure: FigureRow, data: bytes, settings: Select, evaluation: Sequence[EvaluationSet]
+) -> tuple[FigureRow, Pixels | None]:
+    """Return the figure with what its picture says, and the pixels if nothing refuses it.
+
+    Reasons: those of an image that cannot be decoded, too_small, compound, in_evaluation_set.
+    """
+    try:
+        pixels = decode(data, lambda _: None)
+        found = [(each, each.contains(data, settings.evaluation_bits)) for each in evaluation]
+    except SampleError as error:
+        return figure.refused(error.reason, error.detail), None
+    height, width, _ = pixels.shape
+    if min(height, width) < settings.min_side:
+        size = f"{width} x {height}, at least {settings.min_side} are wanted"
+        return figure.refused("too_small", size), None
+    for each, distance in found:
+        if distance is not None:
+            detail = f"{distance} bits from an image of {each.name}"
+            return figure.refused("in_evaluation_set", detail), None
+    panels = find_panels(pixels)
+    if len(panels) > 1:
+        figure = replace(figure, panels=SEVERAL)
+        if settings.panels == "refuse":
+            return figure.refused("compound", f"white gutters between {len(panels)} parts"), None
+    return figure, pixels

@@ -1,0 +1,94 @@
+"""What the pixels of a figure say: panels between white gutters, and which pictures are alike."""
+
+import numpy as np
+import numpy.typing as npt
+
+from llavamed.data.prepared.content import Words, near
+from llavamed.processor.images import Pixels
+
+Box = tuple[int, int, int, int]
+"""Left, top, right and bottom in pixels, the last two exclusive."""
+
+_MIN_GUTTER = 2
+"""Pixels; narrower white lines are parts of a picture."""
+_WHITE, _EVEN = 245, 6
+"""Least mean and largest standard deviation of a row or column of a gutter."""
+_BORDER = 0.12
+"""Part of a side at each end in which white is a margin and splits nothing. With these numbers
+none of 60 radiology images of VQA-RAD is split, and all of 60 compounds of them are whose gutters
+have 2 to 10 pixels. Black gutters are not looked for: radiographs have black margins."""
+
+
+def find_panels(pixels: Pixels) -> list[Box]:
+    """Return the panels of a figure between its white gutters: one box if it has none.
+
+    Args:
+        pixels: uint8 array of shape [height, width, 3].
+
+    Returns:
+        Boxes in reading order.
+    """
+    height, width, _ = pixels.shape
+    grey = pixels.mean(axis=2, dtype=np.float32)
+    return _split(grey, (0, 0, width, height))
+
+
+def _split(grey: npt.NDArray[np.float32], box: Box) -> list[Box]:
+    left, top, right, bottom = box
+    part = grey[top:bottom, left:right]
+    for axis, low in ((0, top), (1, left)):
+        cuts = _gutters(part if axis == 0 else part.T)
+        if not cuts:
+            continue
+        starts = [low, *(low + end for _, end in cuts)]
+        ends = [*(low + start for start, _ in cuts), low + part.shape[axis]]
+        boxes: list[Box] = []
+        for start, end in zip(starts, ends, strict=True):
+            inner = (left, start, right, end) if axis == 0 else (start, top, end, bottom)
+            boxes += _split(grey, inner)
+        return boxes
+    return [box]
+
+
+def _gutters(lines: npt.NDArray[np.float32]) -> list[tuple[int, int]]:
+    """Return the bands of white lines away from both ends, as pairs of start and end."""
+    is_white = (lines.mean(axis=1) > _WHITE) & (lines.std(axis=1) < _EVEN)
+    edges = np.flatnonzero(np.diff(np.r_[False, is_white, False].astype(np.int8)))
+    least, most = len(lines) * _BORDER, len(lines) * (1 - _BORDER)
+    return [
+        (int(start), int(end))
+        for start, end in edges.reshape(-1, 2)
+        if end - start >= _MIN_GUTTER and start >= least and end <= most
+    ]
+
+
+def find_repeats(hashes: Words, max_distance: int) -> dict[int, int]:
+    """Return the images that repeat an earlier one, each with the first that it repeats.
+
+    An image that repeats another is compared with none that comes later, so that a chain of small
+    changes keeps its first and what is far from it.
+
+    Args:
+        hashes: uint64 array of shape [images, 4], in the order of preference.
+        max_distance: Most bits in which two images of one picture differ. Two hashes that differ in
+            so many bits agree in one of `max_distance + 1` groups of bits, so that only images that
+            share a group are compared.
+    """
+    bits = np.unpackbits(
+        hashes.view(np.uint8).reshape(len(hashes), hashes.itemsize * hashes.shape[1]), axis=1
+    )
+    pairs = [np.empty((0, 2), dtype=np.int64)]
+    for group in np.array_split(np.arange(bits.shape[1]), max_distance + 1):
+        keys = np.packbits(bits[:, group], axis=1)
+        order = np.lexsort(keys.T[::-1])
+        is_new = np.any(np.diff(keys[order], axis=0), axis=1)
+        for run in np.split(order, np.flatnonzero(is_new) + 1):
+            if len(run) > 1:
+                ones, others, _ = near(hashes[run], hashes[run], max_distance)
+                earlier = run[ones] < run[others]
+                pairs.append(np.stack([run[others], run[ones]], axis=1)[earlier])
+    repeats: dict[int, int] = {}
+    for later, first in np.unique(np.concatenate(pairs), axis=0).tolist():
+        if first not in repeats:
+            repeats.setdefault(later, first)
+    return repeats

@@ -1,0 +1,396 @@
+"""The rules of selection: on captions labelled by hand, on drawn compounds, and from end to end."""
+
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from llavamed.config.corpus import Select
+from llavamed.corpus.figures import list_parts, read_figures, write_figures
+from llavamed.corpus.select.captions import decide, load_lexicon, panel_cue, split_caption
+from llavamed.corpus.select.gates import EvaluationSet, read_picture, read_words
+from llavamed.corpus.select.job import SELECT, finish
+from llavamed.corpus.select.pictures import find_panels, find_repeats
+from llavamed.corpus.select.screen import HARVEST, SCREEN, Screen
+from llavamed.corpus.select.text_in_picture import identifying
+from llavamed.data.prepared.content import hash_image
+from llavamed.errors import ConfigError
+from llavamed.processor.images import ImageSettings, to_pixels
+from llavamed.storage.location import locate
+from tests.support.corpus_figures import CAPTIONS, figure
+
+LEXICON = load_lexicon(None)
+WANTED = Select().modalities
+
+PANELS = {  # by file, a letter a figure: s single, c compound, u not told by the caption
+    "1471-2180-11-174.nxml": "sccc",
+    "PMC3310194.xml": "ssscc" + 10 * "s",
+    "PMC3491588.xml": "cccuuuccc",
+    "PMC4046972.xml": 8 * "s",
+    "PMC5819207.xml": "ucccccc",
+    "PMC6318225.xml": "scsccc",
+    "PMC7417471.nxml": 6 * "c",
+    "PMC8160429.xml": "cccs",
+    "PMC8172793.xml": "ssss",
+    "PMC8192969.xml": "ccc",
+    "S2236-89062021000100240.xml": "ssccssssss",
+    "ehp-116-1694.nxml": "ccc",
+    "elife-00666.xml": 10 * "s",
+    "hindawi-247835.xml": 6 * "s",
+    "pntd.0002065.nxml": "s",
+    "pone.0000217.nxml": "sss",
+    "pone.0046493.nxml": "cccs",
+}
+"""Labels that a person gave the figures of the golden articles by reading their captions."""
+MODALITIES = {
+    ("PMC8172793.xml", 0): "mri",
+    ("PMC8172793.xml", 2): "mri",
+    ("PMC8172793.xml", 3): "mri",
+    ("PMC8192969.xml", 1): "ct_scan",
+    ("PMC8192969.xml", 2): "histology",
+}
+"""Likewise; all others show none of the five modalities, or several."""
+
+READ = {  # invented captions and what a person reads in them
+    "Posteroanterior chest radiograph with a cavity in the left upper lobe.": "chest_xray",
+    "Chest X-ray on admission: bilateral infiltrates.": "chest_xray",
+    "CXR with an enlarged cardiac silhouette.": "chest_xray",
+    "Lateral radiograph of the chest showing an air-fluid level.": "chest_xray",
+    "Radiograph of the knee with an effusion.": None,
+    "Panoramic radiograph of the jaw.": None,
+    "Contrast-enhanced computed tomography of the abdomen with a renal mass.": "ct_scan",
+    "Axial CT scan, lung window, with ground-glass opacities.": "ct_scan",
+    "HRCT of a lung with honeycombing.": "ct_scan",
+    "PET/CT with intense uptake in a lymph node.": None,
+    "Non-contrast head CT: hyperdense crescent along the convexity.": "ct_scan",
+    "Sagittal T1-weighted image of the spine with a collapsed vertebra.": "mri",
+    "Cardiac MRI with late enhancement of the septum.": "mri",
+    "FLAIR image with hyperintense lesions.": "mri",
+    "Diffusion-weighted imaging shows restricted diffusion in the insula.": "mri",
+    "MRCP with a dilated bile duct.": "mri",
+    "CT and MRI of the pelvis in the same patient.": None,
+    "Photomicrograph of the tumour with keratin pearls.": "histology",
+    "Hematoxylin-eosin stain of the liver with bridging fibrosis, x200.": "histology",
+    "Histopathology: granulomas with giant cells.": "histology",
+    "Immunohistochemistry for CD20 with strong membranous staining.": "histology",
+    "Microscopic examination of the biopsy shows spindle cells.": "histology",
+    "Confocal immunofluorescence of cultured neurons.": None,
+    "Scanning electron micrograph of bacteria.": None,
+    "Gross appearance of the spleen with multiple nodules.": "gross",
+    "Macroscopic view of the resected colon.": "gross",
+    "Gross specimen with a fleshy tumour.": "gross",
+    "The cut surface of the uterus shows a whorled mass.": "gross",
+    "Macroscopically, the kidney is enlarged by cysts.": "gross",
+    "Histological examination of the resected specimen with clear cells.": "histology",
+    "Ultrasound of the thyroid with a hypoechoic nodule.": None,
+    "Endoscopic view of an ulcer in the antrum.": None,
+    "Kaplan-Meier curves of overall survival.": None,
+    "Flow chart of the study.": None,
+    "Schematic of the CT scanner.": None,
+    "Fundus photograph with cotton-wool spots.": None,
+    "ECG with ST elevation.": None,
+    "Mean intensity on MRI by group; error bars are standard deviations.": None,
+    "The patient on the day of surgery.": None,
+    "Coronary angiogram with an occluded artery.": None,
+}
+
+
+@pytest.fixture(scope="module")
+def golden(reference_data):
+    files = json.loads((reference_data / "golden/pmc_figures.json").read_text())["files"]
+    return {
+        name: [each["caption"] or "" for each in file["figures"]] for name, file in files.items()
+    }
+
+
+def modality(caption):
+    return decide(LEXICON.scores(caption), WANTED, Select().min_modality_score).name
+
+
+def test_panels_of_the_golden_captions_are_told_as_a_person_tells_them(golden):
+    counts = {"single": 0, "compound": 0}
+    for name, labels in PANELS.items():
+        for number, (caption, label) in enumerate(zip(golden[name], labels, strict=True)):
+            if label == "u":
+                continue
+            found = "s" if panel_cue(caption) is None else "c"
+            assert found == label, (name, number, panel_cue(caption))
+            counts["single" if label == "s" else "compound"] += 1
+    assert counts == {"single": 58, "compound": 41}
+
+
+def test_modalities_of_the_golden_captions_are_told_as_a_person_tells_them(golden):
+    for name, captions in golden.items():
+        for number, caption in enumerate(captions):
+            is_compound = PANELS[name][number] != "s"
+            wanted = MODALITIES.get((name, number))
+            if wanted or not is_compound:
+                assert modality(caption) == wanted, (name, number)
+
+
+@pytest.mark.parametrize(("caption", "wanted"), READ.items(), ids=range(len(READ)))
+def test_a_caption_names_its_modality(caption, wanted):
+    assert modality(caption) == wanted
+    assert panel_cue(caption) is None
+
+
+@pytest.mark.parametrize(
+    ("caption", "parts"),
+    [
+        (
+            "Liver. (A) CT with a mass. (B) MRI of it.",
+            ["Liver. CT with a mass.", "Liver. MRI of it."],
+        ),
+        ("A. Before surgery. B. After surgery.", ["Before surgery.", "After surgery."]),
+        ("CT shows a mass (A) and MRI shows it, too (B).", None),
+        ("CT with a mass in the liver.", None),
+        ("(A) CT. (C) MRI.", None),
+        ("(A, B) CT. (C) MRI.", ["CT.", "CT.", "MRI."]),
+    ],
+)
+def test_a_caption_is_split_where_letters_stand_before_their_texts(caption, parts):
+    letters = [chr(ord("A") + number) for number in range(len(parts or ()))]
+    assert split_caption(caption) == dict(zip(letters, parts or [], strict=True))
+
+
+def radiograph(random, width, height):
+    """A dark picture with a black margin and bright smooth structures, without white lines."""
+    small = random.integers(20, 200, (6, 6), dtype=np.uint8)
+    size = (width * 8 // 10, height * 8 // 10)
+    inner = Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
+    picture = np.zeros((height, width, 3), np.uint8)
+    top, left = height // 10, width // 10
+    grey = np.asarray(inner)
+    picture[top : top + grey.shape[0], left : left + grey.shape[1]] = grey[..., None]
+    return picture
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(2, 12), st.integers(0, 2**16))
+def test_panels_between_white_gutters_are_found_and_single_pictures_stay_whole(
+    rows, columns, gutter, seed
+):
+    random = np.random.default_rng(seed)
+    white = np.full(
+        (rows * 90 + (rows - 1) * gutter, columns * 100 + (columns - 1) * gutter, 3), 255
+    )
+    boxes = []
+    for row in range(rows):
+        for column in range(columns):
+            top, left = row * (90 + gutter), column * (100 + gutter)
+            white[top : top + 90, left : left + 100] = radiograph(random, 100, 90)
+            boxes.append((left, top, left + 100, top + 90))
+    assert find_panels(white.astype(np.uint8)) == boxes
+
+
+def test_no_radiology_image_is_split_and_every_pair_of_two_is(reference_data):
+    files = sorted((reference_data / "data/vqa-rad").rglob("*.jpg"))
+    pictures = [np.asarray(Image.open(file).convert("RGB").resize((256, 256))) for file in files]
+    assert len(pictures) == 60
+    assert sum(len(find_panels(each)) > 1 for each in pictures) == 0
+    gap = np.full((256, 4, 3), 255, np.uint8)
+    pairs = zip(pictures, pictures[1:] + pictures[:1], strict=True)
+    assert all(len(find_panels(np.hstack([one, gap, two]))) == 2 for one, two in pairs)
+
+
+@given(st.lists(st.binary(min_size=32, max_size=32), max_size=12), st.data())
+def test_repeats_are_those_that_a_comparison_with_all_earlier_ones_finds(hashes, data):
+    most = data.draw(st.integers(0, 12))
+    for each in list(hashes):
+        flips = data.draw(st.lists(st.integers(0, 255), max_size=14, unique=True))
+        bits = np.unpackbits(np.frombuffer(each, np.uint8))
+        bits[flips] ^= 1
+        hashes.append(np.packbits(bits).tobytes())
+    kept, wanted = [], {}
+    for later, each in enumerate(hashes):
+        for first in kept:
+            ones = int.from_bytes(each) ^ int.from_bytes(hashes[first])
+            if ones.bit_count() <= most:
+                wanted[later] = first
+                break
+        else:
+            kept.append(later)
+    words = np.frombuffer(b"".join(hashes), dtype=np.uint64).reshape(-1, 4)
+    assert find_repeats(words, most) == wanted
+
+
+REFUSED = {
+    "licence": {"licence": "CC BY-NC"},
+    "third_party": {"third_party": "yes", "third_party_quote": "Reproduced with permission."},
+    "no_picture": {"pictures": ()},
+    "several_pictures": {"pictures": figure().pictures * 2},
+    "no_caption": {"caption": ""},
+    "face": {"caption": "Photograph of the patient with MRI markers on the skin."},
+    "compound": {"caption": "MRI of the brain before (A) and after (B) treatment."},
+    "no_modality": {"caption": "A lesion of the thalamus."},
+    "modality_conflict": {"caption": "CT and MRI of the brain."},
+    "other_modality": {"caption": "Ultrasound of the liver."},
+    "too_small": {"pictures": (replace(figure().pictures[0], width=200),)},
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_each_gate_refuses_by_its_own_reason_and_says_why(reason):
+    assert read_words(figure(), Select(), LEXICON).is_kept
+    refused = read_words(figure(**REFUSED[reason]), Select(), LEXICON)
+    assert refused.refusal == reason
+    assert refused.refusal_detail
+
+
+def test_every_licence_is_its_own_word():
+    for allowed in ("CC BY", "CC BY-NC", "CC BY-ND", "CC BY-NC-ND"):
+        chosen = Select(licences=(allowed,))
+        kept = {
+            code
+            for code in (
+                "CC0",
+                "CC BY",
+                "CC BY-SA",
+                "CC BY-NC",
+                "CC BY-ND",
+                "CC BY-NC-ND",
+                "TDM",
+                "",
+            )
+            if read_words(figure(licence=code), chosen, LEXICON).is_kept
+        }
+        assert kept == {allowed}
+
+
+def test_a_figure_of_a_group_has_the_group_s_caption_and_its_own_panels():
+    grouped = figure(caption="", group_caption="Brain MRI with (a) FLAIR and (b) T2.", label="(a)")
+    found = read_words(grouped, Select(), LEXICON)
+    assert (found.refusal, found.modality, found.panels) == ("", "mri", "single")
+
+
+def encoded(pixels, form="PNG"):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, form)
+    return buffer.getvalue()
+
+
+def test_a_picture_is_refused_for_what_its_pixels_are():
+    random = np.random.default_rng(0)
+    good = radiograph(random, 300, 300)
+    other = radiograph(random, 300, 300)
+    own = ImageSettings(224, "pad", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    held = np.frombuffer(hash_image(to_pixels(encoded(other), own)), np.uint64).reshape(-1, 4)
+    held_out = EvaluationSet("vqa", own, held)
+
+    def verdict(data):
+        return read_picture(figure(), data, Select(), [held_out])[0].refusal
+
+    assert verdict(encoded(good)) == ""
+    assert verdict(encoded(other, "JPEG")) == "in_evaluation_set"
+    assert verdict(encoded(good[:200])) == "too_small"
+    assert (
+        verdict(encoded(np.hstack([good, np.full((300, 6, 3), 255, np.uint8), good]))) == "compound"
+    )
+    assert verdict(b"no picture") == "corrupt_image"
+
+
+@pytest.mark.parametrize(
+    "text", ["12/03/2019", "Name: X", "ID: 12345", "DOE^JOHN", "MRN 00123456", "45 Y", "20190312"]
+)
+def test_text_that_may_identify_a_person_is_found_and_not_repeated(text):
+    found = identifying(["L", text])
+    assert found is not None
+    assert text not in found
+
+
+def test_letters_and_scales_of_a_picture_are_no_identifiers():
+    assert identifying(["L", "R", "A", "5 cm", "T2", "kV 120", "WL 40", "SUPINE"]) is None
+
+
+@pytest.fixture
+def harvest(tmp_path):
+    """Two parts: one figure refused before; pictures that are a copy, absent and damaged."""
+    random = np.random.default_rng(1)
+    names = list(CAPTIONS)
+    figures = [figure(n, caption=CAPTIONS[names[n % 5]].format(n)) for n in range(10)]
+    figures[3] = figures[3].refused("retracted", "PMC4")
+    for number, each in enumerate(figures):
+        file = tmp_path / each.pictures[0].path
+        file.parent.mkdir(parents=True)
+        pixels = radiograph(random, 300, 300)
+        file.write_bytes(encoded(pixels))
+        if number == 0:
+            copy = encoded(pixels, "JPEG")
+    (tmp_path / figures[6].pictures[0].path).write_bytes(copy)
+    (tmp_path / figures[7].pictures[0].path).unlink()
+    (tmp_path / figures[8].pictures[0].path).write_bytes(b"damaged")
+    step = locate(str(tmp_path)) / HARVEST
+    write_figures(step / "00000", figures[:5], "")
+    write_figures(step / "00001", figures[5:], "")
+    return tmp_path
+
+
+def run(folder, chosen):
+    screen = Screen.load(str(folder), chosen)
+    for part in ("00000", "00001"):
+        screen.run(part)
+    return finish(locate(str(folder)), chosen, ["00000", "00001"])
+
+
+def test_every_figure_is_a_row_that_is_kept_or_has_a_reason(harvest):
+    selection = run(harvest, Select())
+    assert (selection.num_figures, selection.num_kept) == (10, 6)
+    assert selection.refused == {
+        "corrupt_image": 1,
+        "duplicate": 1,
+        "missing_picture": 1,
+        "retracted": 1,
+    }
+    rows = [
+        row for part, _ in list_parts(locate(str(harvest)) / SELECT) for row in read_figures(part)
+    ]
+    assert [row.id for row in rows] == [f"PMC{n + 1}.1-0" for n in range(10)]
+    assert [row.refusal_detail for row in rows if row.refusal == "duplicate"] == ["of PMC1.1-0"]
+    kept = [row for row in rows if row.is_kept]
+    assert {row.panels for row in kept} == {"single"}
+    assert all(row.scores[f"words:{row.modality}"] == 1.0 for row in kept)
+
+
+def test_a_part_that_is_done_is_not_read_again_and_other_settings_or_figures_are(harvest):
+    def written():
+        return {
+            file.relative_to(harvest).as_posix(): file.stat().st_mtime_ns
+            for step in (SCREEN, SELECT)
+            for file in (harvest / step).rglob("*.parquet")
+        }
+
+    run(harvest, Select())
+    first = written()
+    run(harvest, Select())
+    assert written() == first
+    selection = run(harvest, Select(duplicate_bits=None))
+    assert "duplicate" not in selection.refused
+    changed = {name for name, time in written().items() if time != first[name]}
+    assert changed == {"select/00001/figures.parquet"}
+    part = locate(str(harvest)) / HARVEST / "00000"
+    write_figures(part, [replace(row, licence="TDM") for row in read_figures(part)], "")
+    selection = run(harvest, Select(duplicate_bits=None))
+    assert selection.refused["licence"] == 4
+    assert written()["screen/00001/figures.parquet"] == first["screen/00001/figures.parquet"]
+
+
+def test_an_unknown_modality_is_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(ConfigError, match=r"modalities: xray is not in the lexicon; use some"):
+        Screen.load(str(tmp_path), Select(modalities=("xray",)))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, r"lexicon=.*: no such file"), ("version: 1", r"lexicon=.*: is no lexicon .*give vers")],
+)
+def test_a_lexicon_of_another_form_is_refused(tmp_path, content, message):
+    file = tmp_path / "words.yaml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        load_lexicon(str(file))
