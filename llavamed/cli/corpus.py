@@ -108,3 +108,20 @@ def pairs(overrides: Overrides = None, config: ConfigFile = None) -> None:
         soft_wrap=True,
         highlight=False,
     )
+
+
+@app.command()
+def card(overrides: Overrides = None, config: ConfigFile = None) -> None:
+    """Write the data card, the Croissant metadata and the attribution of a corpus."""
+    run = load_run(config, overrides)
+    from llavamed.corpus.card import write_cards
+    from llavamed.storage.location import locate
+
+    corpus = locate(run.corpus_directory)
+    counts = write_cards(corpus, run.name)
+    console.print(
+        f"{corpus}: README.md, croissant.json and attribution.csv of {counts.kept:,} figures of "
+        f"{counts.articles:,} articles",
+        soft_wrap=True,
+        highlight=False,
+    )

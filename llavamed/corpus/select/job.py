@@ -41,14 +41,14 @@ class _ScreenOnRay:
     """A worker that screens parts; Ray makes as many as it has work for."""
 
     def __init__(self, corpus: str, settings: Select) -> None:
-        from llavamed.data.prepare.ray_data import carry_errors
+        from llavamed.parallel.pipeline import carry_errors
 
         with carry_errors():
             self._screen = Screen.load(corpus, settings)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Screen a part; what is kept of it is on the storage."""
-        from llavamed.data.prepare.ray_data import carry_errors
+        from llavamed.parallel.pipeline import carry_errors
 
         with carry_errors():
             self._screen.run(row["part"])
@@ -65,7 +65,7 @@ def select_figures(config: RunConfig) -> Selection:
     """
     import ray.data
 
-    from llavamed.data.prepare.ray_data import actor_restarts, configure_ray_data, iter_rows
+    from llavamed.parallel.pipeline import actor_restarts, configure_ray_data, iter_rows
 
     settings = (config.corpus or Corpus()).select
     parts = harvested(config)
