@@ -108,6 +108,13 @@ METRICS = (
         per_worker=True,
     ),
     Metric(
+        "checkpoint_age_seconds",
+        "seconds",
+        "Time since the state of the newest complete checkpoint was copied, or since this attempt "
+        "began to train where it has completed none: what a lost machine costs.",
+        prometheus="checkpoint_age_seconds",
+    ),
+    Metric(
         "memory_bytes",
         "bytes",
         "Largest amount of GPU memory allocated so far, or the largest resident set of the process "

@@ -228,6 +228,7 @@ def _train_steps(
                 "grad_norm": grad_norm,
                 **{f"grad_norm.{k}": rounded(norm) for k, norm in engine.part_norms().items()},
                 **meter.measure(step, seconds=seconds, data_wait=data_wait),
+                "checkpoint_age_seconds": rounded(saver.age_seconds),
             }
         )
         context.observe(history[-1])

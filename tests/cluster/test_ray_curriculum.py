@@ -119,6 +119,7 @@ def check_metrics(metrics: dict[str, float], summary: RunSummary) -> None:
             "step_seconds_count": stage.steps,
             **{key: history[-1][key] for key in ("grad_norm", "learning_rate", "memory_bytes")},
             **{key: history[-1][key] for key in ("tokens_per_second", "data_wait_seconds")},
+            "checkpoint_age_seconds": history[-1]["checkpoint_age_seconds"],
         }
         for key, value in expected.items():
             name = f"ray_llavamed_{key}"

@@ -92,6 +92,7 @@ OTHER: dict[str, Any] = {
     "monitoring.dashboards": True,
     "monitoring.alerts.enabled": True,
     "monitoring.alerts.noProgressMinutes": 60,
+    "monitoring.alerts.checkpointAgeMinutes": 30,
     "monitoring.alerts.headMemoryPercent": 80,
     "monitoring.alerts.spilledGigabytes": 500,
     "mlflow.cpu": 2,

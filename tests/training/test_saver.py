@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -94,6 +95,19 @@ def test_one_save_at_most_is_under_way(
     names = ["step-000001", "step-000002", "step-000003", "step-000004"]
     assert complete_before == [[], names[:1], names[:2], names[1:3]]
     assert complete_checkpoints(place) == names[2:]
+
+
+def test_the_age_of_a_checkpoint_counts_from_its_copy(
+    tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock shows the number of steps reported, and each step tells its age before that."""
+    settings = ("checkpoint.every_steps=2", "stages.align.max_steps=6", "name=age")
+    reported: list[StepRecord] = []
+    monkeypatch.setattr(saver, "time", SimpleNamespace(monotonic=lambda: len(reported)))
+    run_stage(make_job(small_config(tiny_config, *settings)), reported.extend)
+    ages = [record["checkpoint_age_seconds"] for record in reported]
+    assert ages[:2] == [0, 1]  # counted from the start
+    assert ages[4] in (2, 0)  # from step 2, or from step 4 if its checkpoint is complete already
 
 
 def fail() -> None:

@@ -7,6 +7,7 @@ at a time: the next save and the end of the stage wait for it.
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -63,6 +64,7 @@ class Saver:
         self._job, self._engine = job, engine
         self._folder = locate(job.checkpoints)
         self._num_saved_steps = num_saved_steps
+        self._saved_at = time.monotonic()
         # The thread has its own group, so that its collectives do not mix with those of training.
         self._group = dist.new_group(backend="gloo", timeout=UPLOAD_TIMEOUT)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saver")
@@ -87,6 +89,11 @@ class Saver:
         finally:
             self._thread.shutdown()
 
+    @property
+    def age_seconds(self) -> float:
+        """Seconds of training that are lost if the stage ends now, as no checkpoint holds them."""
+        return time.monotonic() - self._saved_at
+
     def save(self, history: list[StepRecord], *, seconds: float) -> None:
         """Save the state after the steps of `history`; return once it is copied.
 
@@ -100,6 +107,7 @@ class Saver:
             LeaseError: Another attempt has taken over, and the previous save was not completed.
         """
         self.wait()
+        copied_at = time.monotonic()
         files = self._engine.snapshot()
         files[RANDOM.format(dist.get_rank())] = random_state()
         recent = history[-self._job.config.checkpoint.every_steps :]
@@ -113,7 +121,9 @@ class Saver:
             layout=self._engine.layout,
             files={},
         )
-        self._saving = self._thread.submit(self._publish, files, list(history), manifest)
+        self._saving = self._thread.submit(
+            self._publish, files, list(history), manifest, copied_at
+        )
 
     def wait(self) -> None:
         """Wait until the last save is complete.
@@ -127,7 +137,11 @@ class Saver:
             saving.result()
 
     def _publish(
-        self, files: dict[str, Any], history: list[StepRecord], manifest: CheckpointManifest
+        self,
+        files: dict[str, Any],
+        history: list[StepRecord],
+        manifest: CheckpointManifest,
+        copied_at: float,
     ) -> None:
         """Turn the copy in memory into a complete checkpoint; this runs in the thread."""
         place, is_first = self._folder / f"step-{len(history):06d}", dist.get_rank() == 0
@@ -138,6 +152,7 @@ class Saver:
             complete = manifest.replace(files=entries)
             self._together(lambda: self._complete(place, complete), is_first)
         self._num_saved_steps = len(history)
+        self._saved_at = copied_at
         with self._named(f"{self._folder}: checkpoints not to be kept cannot be deleted"):
             self._together(lambda: self._collect(place.name), is_first)
 
