@@ -1,9 +1,7 @@
-"""The plain manifests equal the chart, the image fits the pods, and the rules do bite."""
+"""The plain manifests equal the chart, nodes and queues fit it, and the rules do bite."""
 
-import fnmatch
 import importlib.util
 import re
-import tomllib
 from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
@@ -11,9 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
-from sqlalchemy import make_url
 
-from tests.support.chart_release import ROOT, objects
+from tests.support.chart_release import ROOT, objects, ray_pods
+from tests.support.dockerfile import copied, instructions
 from tests.support.kubernetes_rules import (
     Object,
     UniqueKeyLoader,
@@ -31,17 +29,6 @@ K8S = ROOT / "k8s"
 def plain(name: str) -> Object:
     (manifest,) = load_objects((K8S / name).read_text(encoding="utf-8"))
     return manifest
-
-
-def dockerfile() -> list[list[str]]:
-    """The instructions, comments dropped and continued lines joined, as words."""
-    text = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text("utf-8"), flags=re.MULTILINE)
-    lines = text.replace("\\\n", " ").splitlines()
-    return [line.split() for line in lines if line.strip()]
-
-
-def copied() -> list[str]:
-    return [source for word, *rest in dockerfile() if word == "COPY" for source in rest[:-1]]
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +79,7 @@ def test_the_jobs_head_stays_after_a_failure() -> None:
 
 def test_the_job_runs_a_script_of_the_image() -> None:
     command, script = plain("rayjob.yaml")["spec"]["entrypoint"].split()
-    (workdir,) = [words[1] for words in dockerfile() if words[0] == "WORKDIR"]
+    (workdir,) = [words[1] for words in instructions() if words[0] == "WORKDIR"]
     assert command == "python"
     assert script.startswith(f"{workdir}/ray_jobs/")
     assert (ROOT / Path(script).relative_to(workdir)).is_file()
@@ -119,41 +106,6 @@ def test_the_readme_names_values_that_exist() -> None:
             place = place[key]
     for file in re.findall(r"-f (k8s/\S+)", text):
         assert (ROOT / file).is_file()
-
-
-def test_the_image_is_pinned_and_not_root() -> None:
-    instructions = dockerfile()
-    assert [words for words in instructions if words[0] == "FROM"] == [
-        ["FROM", "python:3.11-slim-trixie"]
-    ]
-    assert instructions[-1] == ["USER", "1000:1000"]
-    installs = [" ".join(words) for words in instructions if "pip" in words]
-    assert all("--constraint constraints.txt" in i or "--no-deps" in i for i in installs)
-    assert not re.search(r"https?://", (ROOT / "Dockerfile").read_text(encoding="utf-8"))
-
-
-def test_the_image_is_made_of_files_that_the_build_sees() -> None:
-    ignored, *allowed = [
-        line for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines() if line[0] != "#"
-    ]
-    assert ignored == "*"
-    kept = [line[1:] for line in allowed if line.startswith("!")]
-    assert copied()
-    for source in copied():
-        assert (ROOT / source).exists(), source
-        assert any(fnmatch.fnmatch(source, f"{pattern}*") for pattern in kept), source
-
-
-def test_the_image_can_serve_mlflow_on_postgres_and_s3() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    install = next(" ".join(words) for words in dockerfile() if "--constraint" in words)
-    (extras,) = re.findall(r'"\.\[([\w,]+)\]"', install)
-    optional = project["optional-dependencies"]
-    chosen = [name for extra in extras.split(",") for name in optional[extra]]
-    required = project["dependencies"] + chosen
-    names = {re.split(r"[\[<>=~! ]", requirement)[0] for requirement in required}
-    driver = make_url("postgresql://host/database").get_driver_name()  # what a plain URI asks for
-    assert {"ray", "mlflow", driver, "boto3"} <= names
 
 
 def changed(path: str, value: Any) -> Object:
@@ -255,3 +207,52 @@ def quantity(amount: str | int) -> int:
     """A quantity of Kubernetes as a number."""
     number, unit = re.fullmatch(r"(\d+)(Mi|Gi|Ti)?", str(amount)).groups()  # type: ignore[union-attr]
     return int(number) * {None: 1, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}[unit]
+
+
+def placement(*presets: str) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """The labels that A100 workers look for with some presets, and the taints they tolerate."""
+    values: dict[str, Any] = {}
+    for name in presets:
+        file = ROOT / "helm" / "presets" / f"{name}.yaml"
+        group = yaml.safe_load(file.read_text(encoding="utf-8"))["ray"]["a100"]
+        values |= {f"ray.a100.{key}": value for key, value in group.items()}
+    _, _, a100 = ray_pods(objects(values))
+    return a100["nodeSelector"], a100["tolerations"]
+
+
+def is_tolerated(taint: dict[str, str], tolerations: list[dict[str, str]]) -> bool:
+    return any(
+        item["key"] == taint["key"]
+        and item["effect"] == taint["effect"]
+        and (item["operator"] == "Exists" or item["value"] == taint["value"])
+        for item in tolerations
+    )
+
+
+def test_the_nodes_of_eks_are_those_that_its_presets_look_for() -> None:
+    (group,) = plain("nodes/eks.yaml")["managedNodeGroups"]
+    given = {"node.kubernetes.io/instance-type": group["instanceType"]} | group["labels"]
+    looked_for, tolerations = placement("eks")
+    assert looked_for.items() <= given.items()
+    assert all(is_tolerated(taint, tolerations) for taint in group["taints"])
+    node = plain("nodes/karpenter.yaml")["spec"]["template"]["spec"]
+    offered = {item["key"]: item["values"] for item in node["requirements"]}
+    looked_for, tolerations = placement("eks", "eks-spot")
+    assert all(value in offered[key] for key, value in looked_for.items())
+    assert all(is_tolerated(taint, tolerations) for taint in node["taints"])
+
+
+def test_the_nodes_of_gke_and_aks_are_those_that_their_presets_look_for() -> None:
+    """What the commands of the README say; the clouds add labels and taints of their own."""
+    text = (K8S / "README.md").read_text(encoding="utf-8")
+    found = re.findall(r"--node-taints (\S+)=(\w+):(\w+)", text)
+    taints = [{"key": key, "value": value, "effect": effect} for key, value, effect in found]
+    spot, sku = taints
+    looked_for, tolerations = placement("gke", "gke-spot")
+    (gpu,) = re.findall(r"--accelerator type=([\w-]+),count=8", text)
+    assert looked_for["cloud.google.com/gke-accelerator"] == gpu
+    assert is_tolerated(spot, tolerations)
+    looked_for, tolerations = placement("aks", "aks-spot")
+    (size,) = re.findall(r"--node-vm-size (\w+)", text)
+    assert looked_for["node.kubernetes.io/instance-type"] == size
+    assert is_tolerated(sku, tolerations)
