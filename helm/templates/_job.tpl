@@ -1,3 +1,20 @@
+{{/*
+What starts all pods of the job or none, by the values that ask for it: its name, that of one of its kinds, and the
+value. Empty: Kubernetes' own scheduler, which starts pods one by one.
+*/}}
+{{- define "llavamed.gangScheduler" -}}
+{{- $job := .Values.job -}}
+{{- $volcano := dict -}}
+{{- range $key, $value := $job.labels -}}
+{{- if hasPrefix "volcano.sh/" $key }}{{ $_ := set $volcano $key $value }}{{ end -}}
+{{- end -}}
+{{- if $job.queue -}}
+{{- dict "name" "Kueue" "kind" "kueue.x-k8s.io/v1beta2/LocalQueue" "value" (printf "job.queue=%s" $job.queue) | toYaml -}}
+{{- else if $volcano -}}
+{{- dict "name" "Volcano" "kind" "scheduling.volcano.sh/v1beta1/PodGroup" "value" (printf "job.labels=%s" (toJson $volcano)) | toYaml -}}
+{{- end -}}
+{{- end }}
+
 {{/* The specification of a job with a cluster of its own. */}}
 {{- define "llavamed.jobSpec" -}}
 {{- with .Values.job -}}

@@ -2,10 +2,47 @@
 
 {{- define "llavamed.mlflowImage" -}}{{ .Values.mlflow.image | default (include "llavamed.image" .) }}{{- end }}
 
-{{/* The claim's name; empty where neither the database nor the artifacts need one. */}}
+{{- define "llavamed.postgresName" -}}{{ include "llavamed.name" . }}-postgres{{- end }}
+
+{{/* Which key of which Secret holds PostgreSQL's URI, as a secretKeyRef; empty for SQLite. */}}
+{{- define "llavamed.databaseKey" -}}
+{{- with .Values.mlflow.database -}}
+{{- if and .bundled.enabled .existingSecret.name -}}
+{{- fail (printf "mlflow.database.bundled.enabled=true: excludes a database of your own; set it to false, or take mlflow.database.existingSecret.name=%s away" .existingSecret.name) -}}
+{{- else if .bundled.enabled -}}
+{{- dict "name" (include "llavamed.postgresName" $) "key" "uri" | toYaml -}}
+{{- else if .existingSecret.name -}}
+{{- toYaml .existingSecret -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{/* A volume claim that outlives the release. Arguments: root, component, name, size. */}}
+{{- define "llavamed.claim" -}}
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata:
+  name: {{ .name }}
+  labels:
+    {{- include "llavamed.labels" .root | nindent 4 }}
+    app.kubernetes.io/component: {{ .component }}
+  annotations:
+    # Uninstalling leaves the history of the runs; the next install of this release finds it again.
+    helm.sh/resource-policy: keep
+spec:
+  accessModes: [ReadWriteOnce]
+  {{- with .root.Values.mlflow.persistence.storageClass }}
+  storageClassName: {{ . | quote }}
+  {{- end }}
+  resources:
+    requests:
+      storage: {{ .size }}
+{{- end }}
+
+{{/* The server's claim; empty where neither the database nor the artifacts need one. */}}
 {{- define "llavamed.mlflowClaim" -}}
 {{- with .Values.mlflow -}}
-{{- if not (and .database.existingSecret.name .artifacts.destination) -}}
+{{- if not (and (include "llavamed.databaseKey" $) .artifacts.destination) -}}
 {{ include "llavamed.mlflowName" $ }}
 {{- end -}}
 {{- end -}}

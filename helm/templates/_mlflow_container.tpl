@@ -1,14 +1,12 @@
 {{/* Where the records are: what the server, its migration and its garbage collection have in common. */}}
 {{- define "llavamed.mlflowStore" -}}
 - name: MLFLOW_BACKEND_STORE_URI
-  {{- with .Values.mlflow.database.existingSecret }}
-  {{- if .name }}
+  {{- with include "llavamed.databaseKey" . }}
   valueFrom:
     secretKeyRef:
-      {{- toYaml . | nindent 6 }}
+      {{- . | nindent 6 }}
   {{- else }}
   value: sqlite:////mlflow/mlflow.db
-  {{- end }}
   {{- end }}
 - name: MLFLOW_DISABLE_TELEMETRY
   value: "true"

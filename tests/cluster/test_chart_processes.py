@@ -4,21 +4,24 @@ import contextlib
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import fsspec
+import psycopg
 import pytest
 import requests
 from mlflow import MlflowClient
 
-from tests.support.chart_release import POSTGRES, hook_pods, objects, ray_pods
+from tests.support.chart_release import BUNDLED, hook_pods, objects, ray_pods
 from tests.support.container_process import ContainerProcess
 from tests.support.control_plane import free_ports
-from tests.support.kubernetes_rules import Object
+from tests.support.kubernetes_rules import Object, pod_specs
 
 SEARCH = "/api/2.0/mlflow/experiments/search"
 USERS = {"username": "admin", "password": "a long % password", "flask-secret-key": "k" * 32}
@@ -75,57 +78,94 @@ def artifacts(bucket: str) -> list[str]:
     return [path for path in fs.find(f"{bucket}/mlflow") if path.endswith("artifact.txt")]
 
 
+class Postgres:
+    """The bundled database as a process, of a user without a name, with its files in a folder."""
+
+    def __init__(self, folder: Path, programs: Path) -> None:
+        self.folder = folder
+        (self.port,) = free_ports(1)
+        (pod,) = pod_specs(objects(BUNDLED)["StatefulSet/llavamed-postgres"])
+        self.container = pod["containers"][0]
+        wrapped = any(Path("/usr/lib").glob("*/libnss_wrapper.so"))
+        # PostgreSQL does not run as root, and asks for a name where libnss-wrapper is missing.
+        named = 12345 if wrapped else pwd.getpwnam("postgres").pw_uid
+        self.user = named if os.getuid() == 0 else None
+        self.given = {"PGPORT": str(self.port), "PATH": f"{programs}:{os.environ['PATH']}"}
+
+    def uri(self, password: str) -> str:
+        return f"postgresql://mlflow:{quote(password, safe='')}@127.0.0.1:{self.port}/postgres"
+
+    @contextlib.contextmanager
+    def serving(self, password: str) -> Iterator[subprocess.Popen[str]]:
+        """Serve from when the startup probe passes; end it as a pod is ended."""
+        secrets = {"llavamed-postgres": {"password": password}}
+        container = ContainerProcess(self.container, self.folder, secrets, self.given, self.user)
+        process = container.start()
+        try:
+            container.wait_until_started(process)
+            yield process
+            stop = self.container["lifecycle"]["preStop"]
+            assert process.poll() is not None or container.ask(stop)
+        finally:
+            process.kill()
+            process.communicate(timeout=60)
+
+
 @pytest.fixture
-def postgres_uri() -> Iterator[str]:
-    """An empty PostgreSQL on loopback, whose password is not safe in a URI as it stands."""
+def postgres() -> Iterator[Postgres]:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or shutil.which("initdb")
     if not found:
         pytest.skip("initdb: not found; install PostgreSQL")
     programs = Path(found[-1] if isinstance(found, list) else found).resolve().parent
-    # PostgreSQL does not run as root, and pytest's folders are root's alone.
-    user = pwd.getpwnam("postgres") if os.getuid() == 0 else pwd.getpwuid(os.getuid())
-    account: dict[str, Any] = {"user": user.pw_uid, "group": user.pw_gid, "cwd": "/"}
-    (port,) = free_ports(1)
-    with tempfile.TemporaryDirectory() as folder:
-        password = Path(folder) / "password"
-        password.write_text("p@ss%word")
-        for path in (folder, password):
-            os.chown(path, user.pw_uid, user.pw_gid)
-        data = f"{folder}/data"
-        make = [
-            programs / "initdb",
-            "-D",
-            data,
-            "-U",
-            "mlflow",
-            f"--pwfile={password}",
-            "-A",
-            "md5",
-        ]
-        subprocess.run(make, check=True, capture_output=True, **account)
-        serve = [programs / "postgres", "-D", data, "-p", str(port), "-h", "127.0.0.1", "-k", ""]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        server = subprocess.Popen(serve, **quiet, **account)
-        ready = [programs / "pg_isready", "-h", "127.0.0.1", "-p", str(port), "-t", "30"]
-        while subprocess.run(ready, check=False, capture_output=True).returncode != 0:
-            assert server.poll() is None, "PostgreSQL ended"
-        yield f"postgresql://mlflow:p%40ss%25word@127.0.0.1:{port}/postgres"
-        server.terminate()
-        server.wait(30)
+    with tempfile.TemporaryDirectory() as folder:  # pytest's folders are of this user alone
+        yield Postgres(Path(folder), programs)
+
+
+def sign_in(uri: str) -> str | None:
+    """Ask for the number of tables; why not, where the server refuses."""
+    try:
+        with psycopg.connect(uri, connect_timeout=10) as connection:
+            connection.execute("create table if not exists kept (x int)")
+    except psycopg.OperationalError as error:
+        return str(error)
+    return None
+
+
+def test_the_bundled_database_survives_kills_and_follows_its_secret(postgres: Postgres) -> None:
+    half_made = postgres.folder / "data" / "data.partial"
+    half_made.mkdir(parents=True)
+    (half_made / "PG_VERSION").touch()
+    with postgres.serving("first") as process:
+        assert sign_in(postgres.uri("first")) is None
+        assert "password authentication failed" in (sign_in(postgres.uri("other")) or "")
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(60)
+    with postgres.serving("second"):
+        assert sign_in(postgres.uri("second")) is None
+        assert "password authentication failed" in (sign_in(postgres.uri("first")) or "")
+    assert not half_made.exists()
+    assert (postgres.folder / "data" / "data" / "postmaster.pid").exists() is False
+
+
+@pytest.fixture
+def postgres_uri(postgres: Postgres) -> Iterator[str]:
+    """The bundled database, with a password that is not safe in a URI as it stands."""
+    with postgres.serving("p@ss%word"):
+        yield postgres.uri("p@ss%word")
 
 
 def test_mlflow_on_postgres_and_a_bucket_with_passwords(
     postgres_uri: str, s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Migration, passwords, metrics, artifacts through the server, and garbage collection."""
-    values = POSTGRES | {
+    values = BUNDLED | {
         "mlflow.artifacts.destination": f"{s3_uri}/mlflow",
         "mlflow.auth.existingSecret": "users",
         "mlflow.metrics": True,
         "mlflow.gc.enabled": True,
         "mlflow.gc.olderThan": "1s",
     }
-    secrets = {"database": {"uri": postgres_uri}, "users": USERS}
+    secrets = {"llavamed-postgres": {"uri": postgres_uri}, "users": USERS}
     keys = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
     given = {key: os.environ[key] for key in keys}
     with mlflow_server(values, tmp_path, secrets, given) as url:

@@ -9,7 +9,7 @@ import ray
 import yaml
 
 from llavamed.train.metrics import METRICS
-from tests.support.chart_release import BUCKET, CHART, POSTGRES, ROOT, objects, ray_pods
+from tests.support.chart_release import BUCKET, BUNDLED, CHART, POSTGRES, ROOT, objects, ray_pods
 from tests.support.kubernetes_rules import Object, pod_specs
 
 README = (CHART / "README.md").read_text(encoding="utf-8")
@@ -41,7 +41,7 @@ PODS: dict[str, tuple[str, dict[str, str]]] = {
     "`networkPolicy.prometheus`": ("monitoring", {"app.kubernetes.io/name": "prometheus"}),
     "anybody else": ("other", {"app": "x"}),
 }
-PORTS = {8265, 5000, 8080, 44217, 44227, 6379, 10001}
+PORTS = {8265, 5000, 5432, 8080, 44217, 44227, 6379, 10001}
 
 
 def selects(selector: Object, labels: dict[str, str]) -> bool:
@@ -72,21 +72,34 @@ def allowed(policy: Object, pod: Object, source: tuple[str, dict[str, str]]) -> 
 
 def test_the_policies_allow_the_flows_of_the_table_and_no_other() -> None:
     client = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ingress"}}}
-    found = objects({"networkPolicy.clients": [client], "mlflow.metrics": True})
+    values = {"networkPolicy.clients": [client], "mlflow.metrics": True, "mlflow.gc.enabled": True}
+    found = objects(values | BUNDLED | BUCKET)
     ray_labels = found["RayCluster/llavamed"]["spec"]["headGroupSpec"]["template"]["metadata"]
-    sources = PODS | {"Ray pods of the release": ("research", ray_labels["labels"])}
+    job = found["CronJob/llavamed-mlflow-gc"]["spec"]["jobTemplate"]["spec"]
+    labels = {
+        "Ray pods of the release": ray_labels,
+        "MLflow": found["Deployment/llavamed-mlflow"]["spec"]["template"]["metadata"],
+        "its garbage collection": job["template"]["metadata"],
+    }
+    sources = PODS | {name: ("research", given["labels"]) for name, given in labels.items()}
     targets = {
         "Ray pods": (found["NetworkPolicy/llavamed-ray"], ray_pods(found)[0]),
         "MLflow": (
             found["NetworkPolicy/llavamed-mlflow"],
             found["Deployment/llavamed-mlflow"]["spec"]["template"]["spec"],
         ),
+        "the bundled PostgreSQL": (
+            found["NetworkPolicy/llavamed-postgres"],
+            found["StatefulSet/llavamed-postgres"]["spec"]["template"]["spec"],
+        ),
     }
     table: dict[tuple[str, str], set[int]] = {}
-    for source, target, ports in rows("Who may reach what"):
+    for names, target, ports in rows("Who may reach what"):
         numbers = PORTS if ports == "all" else {int(port) for port in re.findall(r"\d+", ports)}
-        table[source, target] = numbers
-    table["Ray pods of the release", "MLflow"] = table["pods of the namespace", "MLflow"]
+        table |= {(source, target): numbers for source in names.split(" and ")}
+    for source in labels:  # they are pods of the namespace, too
+        for target in ("Ray pods", "MLflow"):
+            table.setdefault((source, target), table["pods of the namespace", target])
     for name, source in sources.items():
         for target, (policy, pod) in targets.items():
             reached = allowed(policy, pod, source)

@@ -13,6 +13,7 @@ from mlflow.server.security_utils import is_allowed_host_header
 from llavamed import __version__
 from tests.support.chart_release import (
     BUCKET,
+    BUNDLED,
     CHART,
     POSTGRES,
     ROOT,
@@ -298,6 +299,14 @@ def test_notes_of_a_job_tell_how_to_follow_it() -> None:
     assert "ray job submit" not in notes
 
 
+def test_notes_of_a_job_warn_where_nothing_starts_its_pods_together() -> None:
+    two: dict[str, Any] = {"job.enabled": True, "ray.a100.replicas": 2}
+    assert "nothing starts the 2 GPU pods of the job together" in release(two)["notes"]
+    volcano = {"job.labels": {"volcano.sh/queue-name": "team"}}
+    for values in (two | {"job.queue": "team"}, two | volcano, {"job.enabled": True}):
+        assert "nothing starts" not in release(values)["notes"]
+
+
 def test_notes_tell_what_an_upgrade_changes() -> None:
     assert "delete pods -l ray.io/cluster=llavamed" in release()["notes"]
     notes = release({"ray.upgradeStrategy": "Recreate"})["notes"]
@@ -323,8 +332,8 @@ def test_the_checksum_changes_with_the_pods_only() -> None:
 
 @pytest.mark.parametrize(
     ("values", "warnings"),
-    [({}, 2), (POSTGRES, 1), (BUCKET, 1), (POSTGRES | BUCKET, 0)],
-    ids=["neither", "postgres", "bucket", "both"],
+    [({}, 2), (POSTGRES, 1), (BUNDLED | BUCKET, 1), (BUCKET, 1), (POSTGRES | BUCKET, 0)],
+    ids=["neither", "postgres", "bundled", "bucket", "both"],
 )
 def test_notes_warn_of_what_is_only_for_trials(values: dict[str, Any], warnings: int) -> None:
     notes = release(values)["notes"]

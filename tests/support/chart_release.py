@@ -11,6 +11,7 @@ from tests.support.kubernetes_rules import Object, load_objects, pod_specs
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm"
 POSTGRES = {"mlflow.database.existingSecret.name": "database"}
+BUNDLED = {"mlflow.database.bundled.enabled": True}
 BUCKET = {"mlflow.artifacts.destination": "s3://bucket/mlflow"}
 SCALED = {"ray.autoscaling.enabled": True}
 

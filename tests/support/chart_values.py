@@ -1,8 +1,13 @@
-"""Values for the chart: for each one that it has another, and the sets that tests render."""
+"""Values for the chart: for each one that it has another, and how they are given to helm."""
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
-from tests.support.chart_release import BUCKET, POSTGRES, SCALED
+import yaml
+
+from tests.support.chart_release import BUCKET, BUNDLED, POSTGRES, SCALED, nested
 
 # For every value of the chart another one; the release must then differ.
 OTHER: dict[str, Any] = {
@@ -100,6 +105,9 @@ OTHER: dict[str, Any] = {
     "mlflow.extraAllowedHosts": ["mlflow.example.org"],
     "mlflow.database.existingSecret.name": "database",
     "mlflow.database.existingSecret.key": "url",
+    "mlflow.database.bundled.enabled": True,
+    "mlflow.database.bundled.image": "registry.example.org/postgres:17.6",
+    "mlflow.database.bundled.size": "20Gi",
     "mlflow.artifacts.destination": "s3://bucket/mlflow",
     "mlflow.persistence.size": "100Gi",
     "mlflow.persistence.storageClass": "fast",
@@ -117,6 +125,7 @@ BESIDE_SECTION: dict[str, dict[str, Any]] = {
     "monitoring.labels": {"monitoring.dashboards": True},
     "mlflow.gc": COLLECTED,
     "mlflow.database.existingSecret.key": POSTGRES,
+    "mlflow.database.bundled": BUNDLED,
     "ray.autoscaling.idleTimeoutSeconds": SCALED,
     "ray.weights": {"ray.weights.uri": "s3://bucket/other"},
     "externalSecrets.store": ENTRY,
@@ -133,13 +142,40 @@ BESIDE: dict[str, dict[str, Any]] = {
 ALL = {
     name: value
     for name, value in OTHER.items()
-    if name not in ("job.enabled", "ray.a100.capabilities")
+    if name not in ("job.enabled", "ray.a100.capabilities", "mlflow.database.bundled.enabled")
 }
 VALUE_SETS: dict[str, dict[str, Any]] = {
     "default": {},
     "postgres": POSTGRES,
+    "bundled": BUNDLED,
     "bucket": BUCKET,
     "stateless": POSTGRES | BUCKET,
     "all-other": ALL,
     "all-other-fixed-size": ALL | {"ray.autoscaling.enabled": False, "ray.a100.replicas": 1},
 }
+
+
+def escaped(text: str) -> str:
+    """A value as `--set` takes it."""
+    return re.sub(r"([,{}])", r"\\\1", text)
+
+
+def given(way: str, name: str, folder: Path, value: Any) -> list[str]:
+    """The options of helm that give a value: `set`, `set-string` or `file`."""
+    if way == "file":
+        file = folder / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(nested({name: value})), encoding="utf-8")
+        return ["--values", str(file)]
+    if isinstance(value, dict | list):
+        return ["--set-json", f"{name}={json.dumps(value)}"]
+    text = json.dumps(value) if isinstance(value, bool) else str(value)
+    return [f"--{way}", f"{name}={escaped(text)}"]
+
+
+def check_refusal(said: str, name: str) -> None:
+    """The schema refuses, and names the key: as missing, or as of another type."""
+    assert "values don't meet the specifications of the schema" in said
+    *parents, leaf = name.split(".")
+    place = re.escape("/" + "/".join(parents) if parents else "")
+    missing = rf"at '{place}': missing propert(y|ies) .*'{leaf}'"
+    assert f"at '/{name.replace('.', '/')}'" in said or re.search(missing, said), (name, said)

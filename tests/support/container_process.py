@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import requests
 
@@ -25,13 +26,17 @@ class ContainerProcess:
         folder: Path,
         secrets: dict[str, dict[str, str]] | None = None,
         given: dict[str, str] | None = None,
+        user: int | None = None,
     ) -> None:
-        self.container, self.secrets = container, secrets or {}
+        self.container, self.secrets, self.user = container, secrets or {}, user
         self.places = {
             mount["mountPath"]: str(folder / mount["name"]) for mount in container["volumeMounts"]
         } | {"/app": str(ROOT), "/etc/llavamed/configs": str(ROOT / "ray_jobs" / "configs")}
         for path in self.places.values():
             Path(path).mkdir(parents=True, exist_ok=True)
+        if user is not None:
+            for path in (folder, *folder.rglob("*")):
+                os.chown(path, user, user)
         self.environment = self._environment() | (given or {})
 
     def _environment(self) -> dict[str, str]:
@@ -70,15 +75,36 @@ class ContainerProcess:
 
     def start(self, **changed: str) -> subprocess.Popen[str]:
         """Start it with an environment that has nothing else but where programs are."""
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         return subprocess.Popen(
             self.words(**changed),
-            env={"PATH": path, "PYTHONPATH": str(ROOT), "HOME": "/nonexistent", **self.environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            **self._settings(),
         )
+
+    def ask(self, action: Object) -> bool:
+        """Whether a probe or a hook succeeds: its command, run beside the container."""
+        command = action["exec"]["command"]
+        ran = subprocess.run(command, check=False, capture_output=True, **self._settings())
+        return ran.returncode == 0
+
+    def wait_until_started(self, process: subprocess.Popen[str]) -> None:
+        """Wait until the startup probe passes."""
+        probe = self.container["startupProbe"]
+        for _ in range(probe["failureThreshold"] * probe["periodSeconds"]):
+            assert process.poll() is None, process.communicate()[0]
+            if self.ask(probe):
+                return
+            time.sleep(1)
+        raise AssertionError(f"{process.args}: does not pass the startup probe")
+
+    def _settings(self) -> dict[str, Any]:
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        places = {"PATH": path, "PYTHONPATH": str(ROOT), "HOME": "/nonexistent"}
+        account = {} if self.user is None else {"user": self.user, "group": self.user, "cwd": "/"}
+        return {"env": places | self.environment, **account}
 
     def run(self, **changed: str) -> str:
         """Run it to its end; give what it printed, and fail the test where it failed."""

@@ -100,6 +100,15 @@ class Api:
             timeout=30,
         )
 
+    def kinds(self) -> Iterator[tuple[str, str, str]]:
+        """The kinds of objects that namespaces hold: where they are, their name and its plural."""
+        groups = self.get("/apis")["groups"]
+        roots = [f"/apis/{group['preferredVersion']['groupVersion']}" for group in groups]
+        for root in ["/api/v1", *roots]:
+            for resource in self.get(root)["resources"]:
+                if resource["namespaced"] and "list" in resource["verbs"]:
+                    yield root, resource["kind"], resource["name"]
+
     def get(self, path: str) -> Any:
         """An object or a list of them; None where there is none."""
         answer = self.ask("GET", path)

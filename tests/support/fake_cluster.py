@@ -39,31 +39,38 @@ NODES: dict[str, tuple[dict[str, str], list[dict[str, str]]]] = {
 }
 """Labels and taints of one node of each kind; all but the first have GPUs."""
 OPEN_KINDS = [
-    ("external-secrets.io", "ExternalSecret"),
-    ("monitoring.coreos.com", "PodMonitor"),
-    ("monitoring.coreos.com", "PrometheusRule"),
+    ("external-secrets.io", "v1", "ExternalSecret"),
+    ("kueue.x-k8s.io", "v1beta2", "LocalQueue"),
+    ("monitoring.coreos.com", "v1", "PodMonitor"),
+    ("monitoring.coreos.com", "v1", "PrometheusRule"),
+    ("scheduling.volcano.sh", "v1beta1", "PodGroup"),
 ]
 
 
 def fill(api: Api, custom_resources: Path) -> None:
     """Make the nodes, the volumes and KubeRay's custom resource definitions."""
-    for file in sorted(custom_resources.glob("*.yaml")):
-        api.create(yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader))
-    for group, kind in OPEN_KINDS:
-        api.create(open_definition(group, kind))
+    add_kuberay(api, custom_resources)
+    for group, version, kind in OPEN_KINDS:
+        api.create(open_definition(group, version, kind))
     for name, (labels, taints) in NODES.items():
         make_node(api, name, labels, taints)
     for index in range(30):
         api.create(volume(f"volume-{index}"))
+
+
+def add_kuberay(api: Api, custom_resources: Path) -> None:
+    """Make KubeRay's custom resource definitions, and wait until their kinds are served."""
+    for file in sorted(custom_resources.glob("*.yaml")):
+        api.create(yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader))
     for kind in ("rayclusters", "rayjobs"):
         api.eventually(f"/apis/ray.io/v1/{kind}", lambda found: found is not None)
 
 
-def open_definition(group: str, kind: str) -> Object:
+def open_definition(group: str, version: str, kind: str) -> Object:
     """The definition of a kind of an operator that is not here: any object of it is taken."""
     plural = f"{kind.lower()}s"
     schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    version = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
+    served = {"name": version, "served": True, "storage": True}
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -72,7 +79,7 @@ def open_definition(group: str, kind: str) -> Object:
             "group": group,
             "scope": "Namespaced",
             "names": {"kind": kind, "plural": plural},
-            "versions": [version],
+            "versions": [served | {"schema": {"openAPIV3Schema": schema}}],
         },
     }
 

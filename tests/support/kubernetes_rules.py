@@ -174,7 +174,7 @@ def pod_specs(manifest: Object) -> list[Object]:
     match manifest["kind"]:
         case "Pod":
             return [spec]
-        case "Deployment" | "DaemonSet" | "Job":
+        case "Deployment" | "StatefulSet" | "DaemonSet" | "Job":
             return [spec["template"]["spec"]]
         case "CronJob":
             return pod_specs({"kind": "Job", "spec": spec["jobTemplate"]["spec"]})

@@ -53,6 +53,21 @@ class Namespace:
         found = self.api.get(f"{root}/namespaces/{self.name}/{plural}/{name}".rstrip("/"))
         return found if name else found["items"]
 
+    def objects(self, release: str = "llavamed") -> dict[str, Object]:
+        """All that there is of a release, of every kind that the server knows, as `Kind/name`.
+
+        What controllers made of it goes with it, so it is left out.
+        """
+        found = {}
+        for root, kind, plural in self.api.kinds():
+            for item in self.api.get(f"{root}/namespaces/{self.name}/{plural}")["items"]:
+                metadata = item["metadata"]
+                labels = metadata.get("labels", {})
+                is_made = "ownerReferences" in metadata or kind == "Endpoints"
+                if labels.get("app.kubernetes.io/instance") == release and not is_made:
+                    found[f"{kind}/{metadata['name']}"] = item
+        return found
+
     def cluster(self, name: str = "llavamed") -> Object:
         """The RayCluster."""
         found: Object = self.get("ray.io/v1/rayclusters", name)

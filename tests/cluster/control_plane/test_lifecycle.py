@@ -1,35 +1,46 @@
 """Install, upgrade, roll back and uninstall on a real API server, with helm 3 and 4."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from tests.cluster.control_plane.conftest import Namespace, make_namespace
-from tests.support.chart_release import CHART, SCALED
-from tests.support.chart_values import BESIDE, OTHER
+from tests.support.chart_release import BUNDLED, CHART, SCALED
+from tests.support.chart_values import ALL, BESIDE, OTHER, check_refusal, given
 from tests.support.control_plane import Api, Helm, collection
 from tests.support.fake_cluster import make_pods
 from tests.support.kubernetes_rules import load_objects
 
 pytestmark = pytest.mark.xdist_group("control plane")
 
-KINDS = (
-    "v1/configmaps", "v1/services", "v1/serviceaccounts", "v1/persistentvolumeclaims", "v1/pods",
-    "apps/v1/deployments", "networking.k8s.io/v1/networkpolicies", "ray.io/v1/rayclusters",
-)  # fmt: skip
+KEPT = {
+    "PersistentVolumeClaim/llavamed-mlflow",
+    "PersistentVolumeClaim/llavamed-postgres",
+    "Secret/llavamed-postgres",
+}
+WITH_ALL_OBJECTS: dict[str, Any] = BUNDLED | {
+    "image.prePull": True,
+    "mlflow.metrics": True,
+    "monitoring.podMonitors": True,
+    "monitoring.dashboards": True,
+    "monitoring.alerts.enabled": True,
+}
+"""What makes an object of every kind that the chart has, but for garbage collection's."""
 
 
-def names(namespace: Namespace, release: str = "llavamed") -> set[str]:
-    """All that there is of a release, as `kind/name`."""
-    found = set()
-    for kind in KINDS:
-        for item in namespace.get(kind):
-            labels = item["metadata"].get("labels", {})
-            if labels.get("app.kubernetes.io/instance") == release:
-                found.add(f"{kind.rpartition('/')[2]}/{item['metadata']['name']}")
-    return found
+FIXED = {
+    "mlflow.persistence.size", "mlflow.persistence.storageClass", "mlflow.database.bundled.size"
+}  # fmt: skip
+"""The claims': Kubernetes lets them grow only where their storage class does, and nothing else."""
+
+
+def options(values: dict[str, Any]) -> list[str]:
+    """Options of helm that set these values."""
+    return [f"--set-json={name}={json.dumps(value)}" for name, value in values.items()]
 
 
 def replicas(namespace: Namespace) -> list[int]:
@@ -54,16 +65,19 @@ def test_install_brings_up_mlflow_and_the_rays_pods_run(namespace: Namespace) ->
     assert nodes == {"headgroup": "cpu", "cpu": "cpu", "a100": "gpu-operator"}
 
 
-def test_every_object_is_accepted_without_a_warning(namespace: Namespace) -> None:
+@pytest.mark.parametrize("values", [{}, ALL, WITH_ALL_OBJECTS], ids=["default", "all", "objects"])
+def test_every_object_is_accepted_without_a_warning(
+    values: dict[str, Any], namespace: Namespace
+) -> None:
     """Neither an unknown field nor a pod that the restricted standard would refuse."""
-    rendered = namespace.helm(
-        "template", "llavamed", str(CHART), "--namespace", namespace.name, "--kube-version=1.36.0"
-    )
+    given = [*options(values), "--namespace", namespace.name, "--kube-version=1.36.0"]
+    rendered = namespace.helm("template", "llavamed", str(CHART), *given)
     accounts_first = sorted(
         load_objects(rendered), key=lambda item: item["kind"] != "ServiceAccount"
     )
     for item in accounts_first:
-        answer = namespace.api.ask("POST", collection(item, namespace.name), item)
+        path = collection(item, namespace.name)
+        answer = namespace.api.ask("POST", path, item)
         assert answer.status_code == 201, answer.text
         assert "Warning" not in answer.headers, answer.headers["Warning"]
 
@@ -86,69 +100,137 @@ def test_upgrade_changes_counts_at_once_and_says_what_it_does_not_change(
     assert namespace.cluster()["spec"]["upgradeStrategy"] == {"type": "Recreate"}
 
 
-def test_rollback_restores_the_settings(namespace: Namespace) -> None:
-    namespace.install()
-    before = namespace.cluster()["spec"]
-    namespace.upgrade("--set", "ray.a100.replicas=2,ray.autoscaling.enabled=true,mlflow.cpu=2")
-    assert namespace.cluster()["spec"] != before
+def state(namespace: Namespace, release: str = "llavamed") -> dict[str, Any]:
+    """What the objects of a release ask for; the number of pods beside it is Kubernetes' own."""
+    return {
+        name: {key: item.get(key) for key in ("spec", "data", "metadata")}
+        | {"metadata": {key: item["metadata"].get(key) for key in ("labels", "annotations")}}
+        for name, item in namespace.objects(release).items()
+    }
+
+
+def test_rollback_restores_every_object(namespace: Namespace) -> None:
+    namespace.install(*options(BUNDLED))
+    before = state(namespace)
+    changed = {name: OTHER[name] for name in ALL.keys() - FIXED - {"extraObjects"}} | SCALED
+    namespace.upgrade("--reset-values", *options(changed))
+    assert state(namespace)["RayCluster/llavamed"] != before["RayCluster/llavamed"]
     namespace.helm("rollback", "llavamed", "1", "--namespace", namespace.name)
-    assert namespace.cluster()["spec"] == before
+    after = state(namespace)
+    assert after.keys() == before.keys()
+    for name, wanted in before.items():
+        for part in ("spec", "data"):
+            assert after[name][part] == wanted[part], name
 
 
-def test_uninstall_leaves_the_claim_only_and_the_next_install_takes_it(
-    namespace: Namespace,
-) -> None:
-    notes = namespace.install()
-    assert "`helm uninstall` leaves the claim llavamed-mlflow" in notes
-    claim = namespace.get("v1/persistentvolumeclaims", "llavamed-mlflow")["metadata"]["uid"]
+def test_uninstall_leaves_what_it_says_and_the_next_install_takes_it(namespace: Namespace) -> None:
+    notes = namespace.install(*options(WITH_ALL_OBJECTS))
+    before = namespace.objects()
+    (command,) = re.findall(r"kubectl -n \S+ delete (.*/llavamed-mlflow.*)", notes)
+    names = {name.lower(): name for name in before}
+    assert {names[word] for word in command.split()} == KEPT
     namespace.helm("uninstall", "llavamed", "--namespace", namespace.name)
     path = f"/api/v1/namespaces/{namespace.name}/pods"
     namespace.api.eventually(path, lambda found: found["items"] == [])
-    assert names(namespace) == {"persistentvolumeclaims/llavamed-mlflow"}
-    namespace.install()
-    kept = namespace.get("v1/persistentvolumeclaims", "llavamed-mlflow")["metadata"]["uid"]
-    assert kept == claim
+    assert namespace.objects().keys() == KEPT
+    namespace.install(*options(WITH_ALL_OBJECTS))
+    after = namespace.objects()
+    for name in KEPT:
+        assert after[name]["metadata"]["uid"] == before[name]["metadata"]["uid"]
+    assert after["Secret/llavamed-postgres"]["data"] == before["Secret/llavamed-postgres"]["data"]
 
 
 def test_two_releases_share_a_namespace(namespace: Namespace) -> None:
-    namespace.install()
-    first = names(namespace)
-    namespace.install(release="other")
-    assert names(namespace) == first
-    assert len(names(namespace, "other")) == len(first)
-    for policy in namespace.get("networking.k8s.io/v1/networkpolicies"):
-        release = policy["metadata"]["labels"]["app.kubernetes.io/instance"]
-        assert release in policy["spec"]["podSelector"]["matchLabels"].values()
-    service = namespace.get("v1/services", "llavamed-mlflow")["spec"]["selector"]
-    assert service["app.kubernetes.io/instance"] == "llavamed"
+    namespace.install(*options(WITH_ALL_OBJECTS))
+    first = namespace.objects()
+    namespace.install(*options(WITH_ALL_OBJECTS), release="other")
+    second = namespace.objects("other")
+    assert {name.replace("other", "llavamed") for name in second} == first.keys()
+    for item in [*first.values(), *second.values()]:
+        release = item["metadata"]["labels"]["app.kubernetes.io/instance"]
+        # What selects pods selects those of its release.
+        selectors = [item.get("spec", {}).get(key) for key in ("selector", "podSelector")]
+        for selector in filter(None, selectors):
+            assert release in selector.get("matchLabels", selector).values()
     namespace.helm("uninstall", "other", "--namespace", namespace.name)
-    assert names(namespace) == first
+    assert {name: item["metadata"]["uid"] for name, item in namespace.objects().items()} == {
+        name: item["metadata"]["uid"] for name, item in first.items()
+    }
 
 
 def test_one_release_name_serves_two_namespaces(namespace: Namespace, helm: Helm, tmp_path) -> None:
     other = make_namespace(namespace.api, helm, tmp_path)
     namespace.install()
     other.install()
+    assert namespace.objects().keys() == other.objects().keys()
     other.helm("uninstall", "llavamed", "--namespace", other.name)
     assert namespace.cluster() is not None
     assert other.cluster() is None
 
 
-FIXED = {"mlflow.persistence.size", "mlflow.persistence.storageClass"}
-"""The claim's: Kubernetes lets it grow only where its storage class does, and nothing else."""
-
-
 def test_every_section_can_be_changed_by_an_upgrade(namespace: Namespace) -> None:
     namespace.install()
-    sections: dict[str, dict[str, Any]] = {}
-    for name in sorted(OTHER.keys() - FIXED):
-        section = sections.setdefault(name.rpartition(".")[0], {})
-        section |= {key: given for key, given in BESIDE.get(name, {}).items() if key not in section}
-        section[name] = OTHER[name]
-    sections["ray.a100"] |= SCALED  # its other bounds exclude its other number of replicas
-    for values in sections.values():
-        options = [f"--set-json={key}={json.dumps(value)}" for key, value in values.items()]
-        namespace.upgrade("--reset-values", *options)
+    for section in sorted({name.rpartition(".")[0] for name in OTHER}):
+        values = {name: OTHER[name] for name in OTHER if name.rpartition(".")[0] == section}
+        for name in sorted(values):
+            values = BESIDE.get(name, {}) | values
+        # The other bounds of the A100s exclude their other number, unless the autoscaler runs.
+        values |= SCALED if section == "ray.a100" else {}
+        namespace.upgrade("--reset-values", *options(without(values, FIXED)))
+
+
+def without(values: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
+
+
+OF_A_JOB = {name: OTHER[name] for name in OTHER if name.startswith("job.")} | BUNDLED
+TOGETHER = {
+    "most": without(ALL, FIXED),
+    "job": OF_A_JOB | {"ray.a100.capabilities": OTHER["ray.a100.capabilities"]},
+}
+"""All values but the fixed ones, in sets that fit together."""
+
+
+@pytest.mark.parametrize("values", TOGETHER.values(), ids=TOGETHER)
+def test_every_value_can_be_given_to_an_upgrade_in_every_way(
+    values: dict[str, Any], namespace: Namespace, tmp_path: Path
+) -> None:
+    """By `--set`, by `--set-string` where it is a text, and by a file: the objects are the same."""
+    assert {name for part in TOGETHER.values() for name in part} == OTHER.keys() - FIXED
+    namespace.install()
+    releases = []
+    for way in ("set", "set-string", "file"):
+        words = [
+            word
+            for name, value in values.items()
+            for word in given(
+                "set" if way == "set-string" and not isinstance(value, str) else way,
+                name,
+                tmp_path,
+                value,
+            )
+        ]
+        namespace.upgrade("--reset-values", *words)
+        made = namespace.helm("get", "manifest", "llavamed", "--namespace", namespace.name)
+        releases.append(made)
+    assert releases[0] == releases[1] == releases[2]
+
+
+def test_an_upgrade_with_null_changes_nothing(namespace: Namespace) -> None:
+    namespace.install()
+    before = state(namespace)
+    nulls = [f"--set={name}=null" for name in OTHER]
+    for reuse in ("--reset-values", "--reuse-values", "--reset-then-reuse-values"):
+        path = str(CHART)
+        ran = namespace.helm.run(
+            "upgrade", "llavamed", path, "--namespace", namespace.name, reuse, *nulls
+        )
+        assert ran.returncode != 0
+        for name in OTHER:
+            check_refusal(ran.stderr, name)
+    assert state(namespace) == before
+    status = namespace.helm("history", "llavamed", "--namespace", namespace.name, "--output=json")
+    assert len(json.loads(status)) == 1
 
 
 def test_the_service_account_may_do_nothing(namespace: Namespace) -> None:

@@ -1,6 +1,5 @@
 """Every value, as a person can give it to the real helm: it works, or the schema says why not."""
 
-import json
 import re
 from pathlib import Path
 
@@ -8,31 +7,13 @@ import pytest
 import yaml
 
 from tests.support.chart_release import CHART, nested
-from tests.support.chart_values import BESIDE, OTHER
+from tests.support.chart_values import BESIDE, OTHER, check_refusal, escaped, given
 from tests.support.control_plane import Helm
 from tests.support.kubernetes_rules import core_violations, is_core, load_objects
 
 SECTIONS = sorted({name.rsplit(".", depth)[0] for name in OTHER for depth in (1, 2, 3)} - {*OTHER})
 KUBE = ("--kube-version", "1.36.0")  # a helm built from source assumes an old one
 GO = re.compile(r"<nil>|%!|nil pointer|incompatible types|error calling|map\[|executing ")
-
-
-def escaped(text: str) -> str:
-    """A value as `--set` takes it."""
-    return re.sub(r"([,{}])", r"\\\1", text)
-
-
-def given(way: str, name: str, folder: Path) -> list[str]:
-    """The options of helm that give a value."""
-    value = OTHER[name]
-    if way == "file":
-        file = folder / "values.yaml"
-        file.write_text(yaml.safe_dump(nested({name: value})), encoding="utf-8")
-        return ["--values", str(file)]
-    if isinstance(value, dict | list):
-        return ["--set-json", f"{name}={json.dumps(value)}"]
-    text = json.dumps(value) if isinstance(value, bool) else str(value)
-    return [f"--{way}", f"{name}={escaped(text)}"]
 
 
 def template(helm: Helm, *options: str) -> tuple[int, str]:
@@ -44,20 +25,11 @@ def template(helm: Helm, *options: str) -> tuple[int, str]:
     return ran.returncode, said
 
 
-def check_refusal(said: str, name: str) -> None:
-    """The schema refuses, and names the key: as missing, or as of another type."""
-    assert "values don't meet the specifications of the schema" in said
-    *parents, leaf = name.split(".")
-    place = re.escape("/" + "/".join(parents) if parents else "")
-    missing = rf"at '{place}': missing propert(y|ies) .*'{leaf}'"
-    assert f"at '/{name.replace('.', '/')}'" in said or re.search(missing, said), (name, said)
-
-
 @pytest.mark.parametrize("way", ["set", "file"])
 def test_every_value_is_taken(way: str, helm: Helm, tmp_path: Path) -> None:
     for name in OTHER:
         beside = [f"--set={key}={value}" for key, value in BESIDE.get(name, {}).items()]
-        code, said = template(helm, *beside, *given(way, name, tmp_path))
+        code, said = template(helm, *beside, *given(way, name, tmp_path, OTHER[name]))
         assert code == 0, said
         core = [item for item in load_objects(said) if is_core(item)]
         assert [violation for item in core for violation in core_violations(item)] == []
