@@ -24,8 +24,9 @@
 - name: MLFLOW_SERVER_ENABLE_JOB_EXECUTION
   value: "false"
 {{- with .Values.mlflow }}
-{{- if .artifacts.destination }}
-# Large files go in parts, from the client straight to the bucket and back.
+{{- if hasPrefix "s3://" .artifacts.destination }}
+# Large files go in parts, from the client straight to the bucket and back. Not with Google's: for that MLflow signs
+# addresses with a private key, which a pod with a cloud role has not. It sends them on in parts itself.
 - name: MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD
   value: "true"
 - name: MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD

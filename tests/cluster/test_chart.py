@@ -135,7 +135,7 @@ REFUSED = {
     "old Ray": ({"ray.version": "2.51.0"}, "/ray/version': '2.51.0' does not match"),
     "pull policy": ({"image.pullPolicy": "always"}, "/image/pullPolicy': value must be one of"),
     "short digest": ({"image.digest": "sha256:12"}, "/image/digest': 'sha256:12' does not match"),
-    "other storage": ({"mlflow.artifacts.destination": "gs://b"}, "'gs://b' does not match"),
+    "other storage": ({"mlflow.artifacts.destination": "wasb://b"}, "'wasb://b' does not match"),
     "blank": ({"mlflow.artifacts.destination": "s3://b/a b"}, "/destination': 's3://b/a b' does"),
     "scheme": ({"image.repository": "https://r.io/llavamed"}, "/image/repository': 'https://r.io"),
     "tag": ({"image.repository": "r.io/llavamed:1.0"}, "/image/repository': 'r.io/llavamed:1.0'"),

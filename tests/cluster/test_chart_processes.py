@@ -16,6 +16,7 @@ import fsspec
 import psycopg
 import pytest
 import requests
+from gcp_storage_emulator.server import create_server
 from mlflow import MlflowClient
 
 from tests.support.chart_release import BUNDLED, hook_pods, objects, ray_pods
@@ -73,7 +74,7 @@ def run_helm_test(url: str, folder: Path, values: dict[str, Any], **secrets: Any
 
 def artifacts(bucket: str) -> list[str]:
     """The files that the test of the release has logged."""
-    fs = fsspec.filesystem("s3")
+    fs = fsspec.filesystem(bucket.partition(":")[0])
     fs.invalidate_cache()
     return [path for path in fs.find(f"{bucket}/mlflow") if path.endswith("artifact.txt")]
 
@@ -166,8 +167,7 @@ def test_mlflow_on_postgres_and_a_bucket_with_passwords(
         "mlflow.gc.olderThan": "1s",
     }
     secrets = {"llavamed-postgres": {"uri": postgres_uri}, "users": USERS}
-    keys = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
-    given = {key: os.environ[key] for key in keys}
+    given = bucket_environment()
     with mlflow_server(values, tmp_path, secrets, given) as url:
         signed = (USERS["username"], USERS["password"])
         assert status(url, "llavamed-mlflow:5000") == 401
@@ -193,14 +193,52 @@ def test_mlflow_on_postgres_and_a_bucket_with_passwords(
         assert artifacts(s3_uri) == []
 
 
-def test_pods_fetch_their_weights(s3_uri: str, tmp_path: Path) -> None:
-    fs = fsspec.filesystem("s3")
+def test_the_entrypoint_of_a_job_reads_the_config_that_the_pods_mount(tmp_path: Path) -> None:
+    spec = objects({"job.enabled": True, "runConfig": "demo.yaml"})["RayJob/llavamed"]["spec"]
+    (head, *_) = pod_specs({"kind": "RayCluster", "spec": spec["rayClusterSpec"]})
+    wrong = [*spec["entrypoint"].split(), "stages.align.max_steps=0"]
+    container = head["containers"][0] | {"command": wrong, "args": []}
+    process = ContainerProcess(container, tmp_path).start()
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 2, output
+    assert "stages.align.max_steps=0" in output
+
+
+@pytest.fixture(scope="module")
+def gs_uri() -> Iterator[str]:
+    """A bucket of a stand-in for Google Cloud Storage, with the environment that leads there."""
+    (port,) = free_ports(1)
+    server = create_server("127.0.0.1", port, in_memory=True, default_bucket="llavamed-test")
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+        # gcsfs would ask for the kind of the bucket, which the stand-in cannot tell.
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        yield "gs://llavamed-test"
+    server.stop()
+
+
+def bucket_environment() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k.startswith(("AWS_", "STORAGE_", "GCSFS_"))}
+
+
+def test_mlflow_keeps_artifacts_in_google_cloud_storage(gs_uri: str, tmp_path: Path) -> None:
+    values = {"mlflow.artifacts.destination": f"{gs_uri}/mlflow"}
+    with mlflow_server(values, tmp_path, {}, bucket_environment()) as url:
+        run_helm_test(url, tmp_path, values)
+    assert len(artifacts(gs_uri)) == 1
+
+
+@pytest.mark.parametrize("bucket", ["s3_uri", "gs_uri"])
+def test_pods_fetch_their_weights(
+    bucket: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    folder = f"{request.getfixturevalue(bucket)}/weights"
     for name in ("config.json", "shards/model-1.safetensors"):
-        with fs.open(f"{s3_uri}/weights/{name}", "wb") as file:
+        with fsspec.open(f"{folder}/{name}", "wb") as file:
             file.write(name.encode())
-    _, _, a100 = ray_pods(objects({"ray.weights.uri": f"{s3_uri}/weights"}))
-    given = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-    ContainerProcess(a100["initContainers"][0], tmp_path, given=given).run()
+    _, _, a100 = ray_pods(objects({"ray.weights.uri": folder}))
+    ContainerProcess(a100["initContainers"][0], tmp_path, given=bucket_environment()).run()
     assert (tmp_path / "weights" / "config.json").read_text() == "config.json"
     assert (tmp_path / "weights" / "shards" / "model-1.safetensors").is_file()
 

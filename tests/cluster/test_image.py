@@ -50,10 +50,10 @@ def requirements() -> list[str]:
     return [*project["dependencies"], *(name for e in extras.split(",") for name in optional[e])]
 
 
-def test_the_image_can_serve_mlflow_on_postgres_and_s3() -> None:
+def test_the_image_can_serve_mlflow_on_postgres_and_buckets() -> None:
     names = {re.split(r"[\[<>=~! ]", requirement)[0] for requirement in requirements()}
     driver = make_url("postgresql://host/database").get_driver_name()  # what a plain URI asks for
-    assert {"ray", "mlflow", driver, "boto3"} <= names
+    assert {"ray", "mlflow", driver, "boto3", "gcsfs"} <= names
 
 
 def test_every_package_of_the_image_has_one_version() -> None:

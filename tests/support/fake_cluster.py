@@ -54,7 +54,7 @@ def fill(api: Api, custom_resources: Path) -> None:
         api.create(open_definition(group, version, kind))
     for name, (labels, taints) in NODES.items():
         make_node(api, name, labels, taints)
-    for index in range(30):
+    for index in range(100):
         api.create(volume(f"volume-{index}"))
 
 

@@ -22,6 +22,7 @@ KEPT = {
     "PersistentVolumeClaim/llavamed-postgres",
     "Secret/llavamed-postgres",
 }
+TESTED = {"Pod/llavamed-test-mlflow", "Pod/llavamed-test-curriculum"}
 WITH_ALL_OBJECTS: dict[str, Any] = BUNDLED | {
     "image.prePull": True,
     "mlflow.metrics": True,
@@ -129,10 +130,11 @@ def test_uninstall_leaves_what_it_says_and_the_next_install_takes_it(namespace: 
     (command,) = re.findall(r"kubectl -n \S+ delete (.*/llavamed-mlflow.*)", notes)
     names = {name.lower(): name for name in before}
     assert {names[word] for word in command.split()} == KEPT
+    namespace.helm("test", "llavamed", "--namespace", namespace.name, "--timeout=60s")
     namespace.helm("uninstall", "llavamed", "--namespace", namespace.name)
     path = f"/api/v1/namespaces/{namespace.name}/pods"
-    namespace.api.eventually(path, lambda found: found["items"] == [])
-    assert namespace.objects().keys() == KEPT
+    namespace.api.eventually(path, lambda found: len(found["items"]) == len(TESTED))
+    assert namespace.objects().keys() == KEPT | TESTED
     namespace.install(*options(WITH_ALL_OBJECTS))
     after = namespace.objects()
     for name in KEPT:
