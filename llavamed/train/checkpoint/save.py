@@ -121,9 +121,7 @@ class Saver:
             layout=self._engine.layout,
             files={},
         )
-        self._saving = self._thread.submit(
-            self._publish, files, list(history), manifest, copied_at
-        )
+        self._saving = self._thread.submit(self._publish, files, list(history), manifest, copied_at)
 
     def wait(self) -> None:
         """Wait until the last save is complete.
