@@ -1,12 +1,15 @@
 """`llavamed corpus`: make training data from open literature."""
 
 import json
+import os
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
+from llavamed.cli.logs import log_console
 from llavamed.cli.options import ConfigFile, Overrides, console, load_run
+from llavamed.errors import ConfigError, DataError
 
 app = typer.Typer(help="Make training data from open literature.", no_args_is_help=True)
 
@@ -18,7 +21,6 @@ def figures(
     """Print the figures of articles as JSON lines: captions, pictures, mentions and rights."""
     from llavamed.corpus.pmc.figures import read_article
     from llavamed.corpus.pmc.jats import parse_articles
-    from llavamed.errors import DataError
     from llavamed.storage.location import locate
 
     for file in files:
@@ -36,6 +38,47 @@ def figures(
             }
             for figure in article.figures:
                 typer.echo(json.dumps(shared | asdict(figure), ensure_ascii=False))
+
+
+@app.command()
+def harvest(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    update: Annotated[
+        bool,
+        typer.Option(
+            "--update",
+            help="Fetch what is new, and remove what was retracted, corrected or relicensed.",
+        ),
+    ] = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Say what it takes, and fetch nothing.")
+    ] = False,
+    num_cpus: Annotated[
+        int | None, typer.Option(min=1, help="CPUs of the estimate; default: this machine's.")
+    ] = None,
+) -> None:
+    """Fetch articles of PubMed Central and their figures, with Ray Data."""
+    run = load_run(config, overrides)
+    from llavamed.cli.corpus_tables import show_harvest, show_harvest_estimate
+    from llavamed.corpus.pmc import estimate as estimates
+    from llavamed.storage.location import locate
+
+    if run.corpus is None:
+        raise ConfigError("corpus=null: says not what to harvest; add a section corpus.harvest")
+    settings = run.corpus.harvest
+    if estimate:
+        cpus = num_cpus or os.cpu_count() or 1
+        show_harvest_estimate(estimates.estimate(settings, cpus), cpus, console)
+        return
+    from llavamed.corpus.pmc.job import HarvestJob
+    from llavamed.run.progress import Progress
+    from llavamed.run.ray_cluster import ray_cluster
+
+    job = HarvestJob(settings, locate(run.corpus_directory), run.max_failures)
+    with Progress(log_console) as progress, ray_cluster(run):
+        manifest = job.run(update=update, on_progress=progress.harvested)
+    show_harvest(manifest, console)
 
 
 @app.command()

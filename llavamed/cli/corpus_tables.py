@@ -1,12 +1,64 @@
 """What the commands of a corpus print."""
 
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 
 from llavamed.config.corpus import Dialogues
 from llavamed.corpus.dialogues.generate import Plan
 from llavamed.corpus.dialogues.table import DialoguesManifest
+from llavamed.corpus.pmc.estimate import Estimate as HarvestEstimate
 from llavamed.corpus.select.job import Selection
 from llavamed.llm.cost import Estimate
+
+if TYPE_CHECKING:
+    from llavamed.corpus.pmc.job import HarvestManifest
+
+
+def show_harvest_estimate(found: HarvestEstimate, num_cpus: int, console: Console) -> None:
+    """Print what a harvest takes."""
+    _line(
+        console,
+        f"{found.num_articles:,} articles to look at, {found.num_taken:,} with an allowed licence, "
+        f"about {found.num_figures:,} figures",
+    )
+    _line(
+        console,
+        f"{found.num_requests:,} requests, {_bytes(found.num_bytes)} to fetch, "
+        f"{_bytes(found.stored_bytes)} to store",
+    )
+    _line(
+        console,
+        f"{found.hours:,.1f} hours: {found.hours_of_requests:,.1f} by requests_per_second, "
+        f"{found.hours_of_cpu:,.1f} on {num_cpus} CPUs",
+    )
+
+
+def show_harvest(manifest: "HarvestManifest", console: Console) -> None:
+    """Print what was harvested, and why the rest was not."""
+    counts = manifest.counts
+    _line(
+        console,
+        f"inventory {manifest.inventory}: {manifest.num_articles:,} articles, "
+        f"{manifest.num_kept:,} with figures, {manifest.num_kept_figures:,} of "
+        f"{manifest.num_figures:,} figures kept, {manifest.num_removed:,} articles removed",
+    )
+    for title, reasons in (("articles", manifest.reasons), ("figures", manifest.refused)):
+        for reason, count in sorted(reasons.items(), key=lambda each: -each[1]):
+            _line(console, f"  {title} {reason}: {count:,}")
+    failed = ", ".join(f"{count:,} {name}" for name, count in counts.items() if "failed" in name)
+    _line(
+        console,
+        f"{counts.get('requests', 0):,} requests, {_bytes(counts.get('bytes', 0))}"
+        f"{f' ({failed})' if failed else ''}",
+    )
+
+
+def _bytes(number: float) -> str:
+    """Write a number of bytes with three digits."""
+    units = ("bytes", "kB", "MB", "GB", "TB", "PB")
+    power = next((p for p in range(len(units)) if number < 1000 ** (p + 1)), len(units) - 1)
+    return f"{number / 1000**power:.3g} {units[power]}"
 
 
 def show_selection(selection: Selection, console: Console) -> None:

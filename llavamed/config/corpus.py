@@ -1,6 +1,6 @@
 """The `corpus` section: how open literature becomes training data.
 
-Each step has a section of its own: `select`, `pairs` and `dialogues`.
+Each step has a section of its own: `harvest`, `select`, `pairs` and `dialogues`.
 """
 
 from typing import Annotated, Literal, Self
@@ -8,11 +8,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from llavamed.config.endpoint import Endpoint
+from llavamed.config.harvest import Harvest, Licence, ThirdParty
 from llavamed.config.section import Count, Fraction, Name, Section, Seed
-
-Licence = Literal["CC0", "CC BY", "CC BY-SA", "CC BY-ND", "CC BY-NC", "CC BY-NC-SA", "CC BY-NC-ND"]
-"""Licences by the codes of PubMed Central. NC forbids commercial use, and ND forbids to share what
-is adapted, which crops and dialogues are."""
 
 
 class Classifier(Section):
@@ -37,7 +34,7 @@ class Select(Section):
 
     licences: tuple[Licence, ...] = ("CC0", "CC BY")
     """Licences of the articles whose figures are kept."""
-    third_party: tuple[Literal["no", "unclear", "yes"], ...] = ("no",)
+    third_party: tuple[ThirdParty, ...] = ("no",)
     """Verdicts on whether a figure belongs to somebody else that are kept."""
     modalities: tuple[Name, ...] = ("chest_xray", "mri", "ct_scan", "histology", "gross")
     """Modalities to keep, by their names in the lexicon."""
@@ -122,6 +119,8 @@ class Corpus(Section):
 
     directory: str | None = None
     """URI of the folder. By default the folder `corpus` in `storage`."""
+    harvest: Harvest = Harvest()
+    """Which articles to take from PubMed Central."""
     select: Select = Select()
     """Which figures are kept."""
     pairs: Pairs = Pairs()

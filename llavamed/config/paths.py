@@ -52,6 +52,16 @@ def resolve_places(config: RunConfig) -> RunConfig:
         )
         for name, dataset in config.data.datasets.items()
     }
+    corpus = config.corpus
+    if corpus is not None:
+        harvest = corpus.harvest.model_copy(
+            update={
+                "source": absolute(corpus.harvest.source),
+                "articles": corpus.harvest.articles and absolute(corpus.harvest.articles),
+            }
+        )
+        own = corpus.directory and absolute(corpus.directory)
+        corpus = corpus.model_copy(update={"directory": own, "harvest": harvest})
     directory = config.data.directory
     places = {
         "directory": None if directory is None else absolute(directory),
@@ -60,6 +70,7 @@ def resolve_places(config: RunConfig) -> RunConfig:
     return config.model_copy(
         update={
             "storage": absolute(config.storage),
+            "corpus": corpus,
             "data": config.data.model_copy(update=places),
         }
     )

@@ -199,7 +199,7 @@ class RunConfig(Section):
     def corpus_directory(self) -> str:
         """URI of the folder of the corpus."""
         own = None if self.corpus is None else self.corpus.directory
-        return own or f"{self.storage.rstrip('/')}/corpus"
+        return own or below(self.storage, "corpus")
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

@@ -114,6 +114,17 @@ class FigureRow:
         """Whether nothing has refused the figure."""
         return not self.refusal
 
+    def to_plain(self) -> dict[str, Any]:
+        """Return plain values, which `from_plain` takes back."""
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Self:
+        """Return the row that `to_plain` was called on; `scores` may be pairs, as Arrow's are."""
+        lists = {name: tuple(plain[name]) for name in ("mentions", "mentions_by_range", "flags")}
+        pictures = tuple(Picture(**picture) for picture in plain["pictures"])
+        return cls(**plain | lists | {"pictures": pictures, "scores": dict(plain["scores"])})
+
     def refused(self, reason: str, detail: str) -> Self:
         """Return the figure with the reason for leaving it out; the first reason stays."""
         return replace(self, refusal=reason, refusal_detail=detail) if self.is_kept else self
@@ -154,19 +165,13 @@ FIGURES_SCHEMA = pa.schema(
 
 def to_table(rows: Sequence[FigureRow]) -> pa.Table:
     """Return a table of `FIGURES_SCHEMA`."""
-    plain = [asdict(row) | {"scores": sorted(row.scores.items())} for row in rows]
+    plain = [row.to_plain() | {"scores": sorted(row.scores.items())} for row in rows]
     return pa.Table.from_pylist(plain, FIGURES_SCHEMA)
 
 
 def from_table(table: pa.Table) -> list[FigureRow]:
     """Return the rows of a table of `FIGURES_SCHEMA`."""
-    return [_row(plain) for plain in table.to_pylist()]
-
-
-def _row(plain: dict[str, Any]) -> FigureRow:
-    lists = {name: tuple(plain[name]) for name in ("mentions", "mentions_by_range", "flags")}
-    pictures = tuple(Picture(**picture) for picture in plain["pictures"])
-    return FigureRow(**plain | lists | {"pictures": pictures, "scores": dict(plain["scores"])})
+    return [FigureRow.from_plain(plain) for plain in table.to_pylist()]
 
 
 def write_figures(part: Location, rows: Sequence[FigureRow], made_from: str) -> FiguresManifest:

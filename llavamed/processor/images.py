@@ -7,8 +7,8 @@ built.
 
 import io
 import math
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -92,6 +92,21 @@ def to_pixels(
     return np.ascontiguousarray(pixels[top : top + settings.size, left : left + settings.size])
 
 
+def read_header(data: bytes) -> tuple[str, int, int]:
+    """Return the format of an image, which is one of `FORMATS`, its width and its height.
+
+    Only the file's head is read; what follows may still be damaged.
+
+    Raises:
+        SampleError: `corrupt_image` or `image_too_large`.
+    """
+    with _image_errors(data):
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        _check_size(*image.size)
+        form = "JPEG" if image.format == "MPO" else str(image.format)  # a JPEG with more pictures
+        return form, *image.size
+
+
 def to_png(pixels: Pixels) -> bytes:
     """Encode pixels as PNG, which is lossless."""
     buffer = io.BytesIO()
@@ -147,7 +162,7 @@ def decode(data: bytes, leave: Callable[[str], None]) -> Pixels:
         SampleError: `corrupt_image`, `image_too_large`, `unknown_pixel_range` or
             `transparent_image`.
     """
-    try:
+    with _image_errors(data):
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         _check_size(*image.size)
         if image.format == "JPEG" and image.mode in {"L", "RGB"} and _is_upright(image):
@@ -166,6 +181,13 @@ def decode(data: bytes, leave: Callable[[str], None]) -> Pixels:
         if _has_pages(data):
             leave(PAGES)
         return pixels
+
+
+@contextmanager
+def _image_errors(data: bytes) -> Iterator[None]:
+    """Turn whatever Pillow raises into a SampleError."""
+    try:
+        yield
     except SampleError:
         raise
     except Image.DecompressionBombError as error:

@@ -78,6 +78,10 @@ class Progress:
         """Show how many samples of a dataset are prepared."""
         self._update(f"prepare {dataset}", done, total, "samples", "")
 
+    def harvested(self, done: int, total: int) -> None:
+        """Show how many parts of a corpus are harvested."""
+        self._update("harvest", done, total, "parts", "")
+
     def answered(self, done: int, total: int) -> None:
         """Show how many questions are answered."""
         self._update("evaluate", done, total, "answers", "")

@@ -25,7 +25,7 @@ ONLY_IN = {
     # What hides Ray from the loop and what runs on the cluster; nothing else needs one.
     "ray": {
         *("parallel/pipeline.py", "parallel/failures.py", "data/prepare/job.py"),
-        "corpus/select/job.py",
+        *("corpus/pmc/job.py", "corpus/select/job.py"),
         *("evaluate/generate.py", "run/resources.py"),
         *("run/ray_cluster.py", "run/fit.py", "train/context.py", "train/prometheus.py"),
     },

@@ -119,6 +119,64 @@ def test_a_range_names_the_figures_between(dash):
     assert [len(figure.mentions_by_range) for figure in figures] == [0, 1, 0]
 
 
+@pytest.mark.parametrize("label", ["Figure {}", "图{}", "Рис. {}", "Figura {}.", "{}"])
+@pytest.mark.parametrize("cited", ["{}", "Fig. {}", "{}a", "B"])
+def test_the_ends_of_a_range_are_what_its_references_name(label, cited):
+    figures = [FIG.format(n, "x").replace(f"Figure {n}", label.format(n)) for n in (1, 2, 3)]
+    one, three = (f'<xref ref-type="fig" rid="f{n}">{cited.format(n)}</xref>' for n in (1, 3))
+    found = read(article(f"{''.join(figures)}<p>{one}<!-- dash -->–<?pi?>{three}</p>")).figures
+    assert [len(figure.mentions_by_range) for figure in found] == [0, 1, 0]
+
+
+def test_a_range_of_panels_names_no_other_figure():
+    panels = "–".join(f'<xref ref-type="fig" rid="f1">{text}</xref>' for text in ("1A", "C"))
+    body = "".join(FIG.format(n, "x") for n in (1, 2, 3)) + f"<p>{panels}</p>"
+    assert [figure.mentions_by_range for figure in read(article(body)).figures] == [[], [], []]
+
+
+def test_a_comment_parts_no_word():
+    [figure] = read(article(FIG.format(1, "Pneu<!-- page 3 -->monia<?break?>s."))).figures
+    assert figure.caption == "Pneumonias."
+
+
+TERMS = {"nc": ["NonCommercial", "Non-Commercial", "NC"], "sa": ["ShareAlike", "Share Alike", "SA"]}
+TERMS |= {"nd": ["NoDerivs", "No-Derivatives", "NoDerivatives", "ND"]}
+
+
+@given(
+    st.sets(st.sampled_from(["nc", "nd"])) | st.sets(st.sampled_from(["nc", "sa"])),
+    st.data(),
+    st.sampled_from(["-", " ", "—", "–", "/"]),
+    st.sampled_from(["Creative Commons Attribution", "CC BY", "CC-BY", "Creative Commons CC BY"]),
+    st.sampled_from(["", " 4.0", " 4.0 International License", " License (CC 3.0)"]),
+)
+def test_a_licence_in_words_is_the_one_of_its_terms(terms, data, dash, name, version):
+    ordered = [term for term in ("nc", "nd", "sa") if term in terms]
+    spelled = [data.draw(st.sampled_from(TERMS[term])) for term in ordered]
+    words = dash.join([name, *spelled]) + version
+    permissions = f"<permissions><license><license-p>{words}</license-p></license></permissions>"
+    expected = "CC BY" + "".join(f"-{term.upper()}" for term in ordered)
+    assert read(article(front=permissions)).licence == expected
+
+
+@given(st.permutations(["by", "nc", "nd"]), st.sampled_from(["licenses", "licences"]))
+def test_the_order_of_terms_in_an_address_does_not_matter(terms, word):
+    address = f"https://creativecommons.org/{word}/{'-'.join(terms)}/1.0/"
+    assert code_of_url(address) == "CC BY-NC-ND"
+
+
+def test_the_reference_of_the_bucket_keeps_the_address_that_agrees_with_it():
+    stated = '<license xlink:href="http://creativecommons.org/licenses/by/4.0/"/>'
+    reference = (
+        "<custom-meta-group><custom-meta><meta-name>pmc-license-ref</meta-name>"
+        "<meta-value>{}</meta-value></custom-meta></custom-meta-group>"
+    )
+    for code, address in (("CC BY", "http://creativecommons.org/licenses/by/4.0/"), ("CC0", None)):
+        front = f"<permissions>{stated}</permissions>{reference.format(code)}"
+        found = read(article(front=front))
+        assert (found.licence, found.licence_url) == (code, address)
+
+
 def test_a_list_of_two_figures_is_no_range():
     one, three = (f'<xref ref-type="fig" rid="f{n}">{n}</xref>' for n in (1, 3))
     body = "".join(FIG.format(n, "x") for n in (1, 2, 3)) + f"<p>Figures {one}, {three}.</p>"
@@ -139,6 +197,21 @@ def test_a_list_of_two_figures_is_no_range():
         ("Image courtesy of the hospital.", "unclear"),
         ("Photo: A. Stranger.", "unclear"),
         ("Photo: B. Writer.", "no"),
+        ("Permission obtained from Elsevier.", "yes"),
+        ("Copyright Elsevier 2018.", "yes"),
+        ("Reproduzida com permissão de Elsevier.", "yes"),
+        ("Photograph published with permission of the patient's family.", "no"),
+        ("© 2018 The Author(s).", "no"),
+        ("© The Authors 2018. Insert © 2016 The Society.", "yes"),
+        ("Source: prepared by the authors.", "no"),
+        ("Source: World Bank.", "unclear"),
+        ("Light source: LED.", "no"),
+        ("Left image: Axial CT.", "no"),
+        ("From Smith et al. [3].", "unclear"),
+        ("Figure previously published in [3].", "unclear"),
+        ("The results were reproduced with antibody B.", "no"),
+        ("Cells were modified by heat.", "no"),
+        ("Reproduced under the terms of its licence from [3].", "unclear"),
     ],
 )
 def test_a_caption_tells_whose_the_figure_is(caption, verdict):

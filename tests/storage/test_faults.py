@@ -26,7 +26,9 @@ NUM_SAMPLES = 24
 
 
 @pytest.fixture(scope="module")
-def figures(_proxy: FaultyS3, s3_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Location:
+def figures(
+    module_proxy: FaultyS3, s3_uri: str, tmp_path_factory: pytest.TempPathFactory
+) -> Location:
     """A LLaVA dataset on S3, one of whose images is corrupt and one absent."""
     folder, random = tmp_path_factory.mktemp("figures"), np.random.default_rng(0)
     turns = [
@@ -121,7 +123,7 @@ def test_a_dataset_that_cannot_be_written_whole_is_no_dataset(
 
 
 @pytest.fixture(scope="module")
-def prepared(_proxy: FaultyS3, s3_uri: str) -> Prepared:
+def prepared(module_proxy: FaultyS3, s3_uri: str) -> Prepared:
     # Shards that are no longer fetched whole, for then S3 tells their checksum.
     return prepare(f"{s3_uri}/faults/prepared", 120, num_images=(10, 14))
 

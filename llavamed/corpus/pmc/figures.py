@@ -32,9 +32,10 @@ _NO_PICTURE = frozenset(
     {"fig", "caption", "disp-formula", "inline-formula", "supplementary-material", "permissions"}
     | {"media"}
 )
-_RANGE = re.compile(r"\s*(?:[-\u2010-\u2015\u2212~]|to|through)\s*")
+_RANGE = re.compile(
+    r"\s*(?:[-\u2010-\u2015\u2212~\u301c\uff5e\u81f3]|\b(?:to|through|thru|until|bis|hasta|at\u00e9|a|\u00e0)\b)\s*"
+)
 _LABEL = re.compile(r"^(?P<series>.*?)(?P<number>\d+)\W*$", re.DOTALL)
-_CITED = re.compile(r"(?P<series>[A-Za-z]*)\s*(?P<number>\d+)(?P<panel>[A-Za-z]?)\W*$")
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ def _add_mentions(article: Element, figures: list[Figure]) -> None:
             for figure in by_id.get(token, ()):
                 text = text or text_of(paragraph, _NOT_MENTION)
                 _append(figure.mentions, text)
-        for figure in _between(reference, by_label):
+        for figure in _between(reference, by_id, by_label):
             _append(figure.mentions_by_range, text_of(paragraph, _NOT_MENTION))
     for figure in figures:
         figure.mentions_by_range[:] = [
@@ -237,9 +238,9 @@ def _by_label(figures: list[Figure]) -> dict[tuple[str, int], Figure]:
     """Index the figures by series and number of their label: ("figure", 4), ("figure s", 1)."""
     found: dict[tuple[str, int], Figure] = {}
     for figure in figures:
-        match = _LABEL.match(figure.label or "")
-        if match:
-            found.setdefault((_series(match["series"]), int(match["number"])), figure)
+        label = _series_of(figure)
+        if label is not None:
+            found.setdefault(label, figure)
     return found
 
 
@@ -249,19 +250,36 @@ def _series(words: str) -> str:
     )
 
 
-def _between(reference: Element, by_label: dict[tuple[str, int], Figure]) -> Iterator[Figure]:
-    """Yield the figures that stand between a reference and the next, where both make a range."""
+def _between(
+    reference: Element, by_id: dict[str, list[Figure]], by_label: dict[tuple[str, int], Figure]
+) -> Iterator[Figure]:
+    """Yield the figures that stand between a reference and the next, where both make a range.
+
+    The figures that they refer to tell the ends, for their own text may name panels only.
+    """
     following = reference.getnext()
     if following is None or local(following) != "xref" or attribute(following, "ref-type") != "fig":
         return
     if not _RANGE.fullmatch(reference.tail or ""):
         return
-    first, last = (_CITED.search(text_of(each)) for each in (reference, following))
-    if first is None or last is None:
+    first, last = (_labels(each, by_id) for each in (reference, following))
+    if not first or not last or first[-1][0] != last[0][0]:
         return
-    series = _series(first["series"])
-    if last["series"] and _series(last["series"]) != series:
-        return
-    for number in range(int(first["number"]) + 1, int(last["number"])):
+    series = last[0][0]
+    for number in range(first[-1][1] + 1, last[0][1]):
         if (series, number) in by_label:
             yield by_label[series, number]
+
+
+def _labels(reference: Element, by_id: dict[str, list[Figure]]) -> list[tuple[str, int]]:
+    """Return series and number of the figures that a reference names, in their order."""
+    tokens = (attribute(reference, "rid") or "").split()
+    figures = (figure for token in tokens for figure in by_id.get(token, ()))
+    return sorted(label for figure in figures if (label := _series_of(figure)) is not None)
+
+
+def _series_of(figure: Figure) -> tuple[str, int] | None:
+    """Return series and number of a figure by its label, or by that of its group."""
+    label = figure.label or (figure.group.label if figure.group else None) or ""
+    match = _LABEL.match(label)
+    return (_series(match["series"]), int(match["number"])) if match else None

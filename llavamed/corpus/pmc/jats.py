@@ -36,7 +36,12 @@ def parse_articles(data: bytes, name: str) -> list[Element]:
     if len(data) > MAX_BYTES:
         raise DataError(f"{name}: has {len(data):,} bytes, at most {MAX_BYTES:,} are read; skip it")
     parser = etree.XMLParser(
-        resolve_entities=False, load_dtd=False, no_network=True, huge_tree=True
+        resolve_entities=False,
+        load_dtd=False,
+        no_network=True,
+        huge_tree=True,
+        remove_comments=True,
+        remove_pis=True,  # so that the text around them is one text
     )
     try:
         root = etree.fromstring(data.lstrip(), parser)

@@ -1,0 +1,87 @@
+"""What a harvest takes before it is begun: articles, figures, requests, bytes and hours.
+
+The shares and sizes are measurements of others of the bucket as a whole; a corpus of one topic or
+journal may be far from them.
+"""
+
+from dataclasses import dataclass
+
+from llavamed.config.harvest import Harvest
+
+NUM_ARTICLES = 9_129_850
+"""Articles of the inventory of 2026-09-01."""
+NUM_BY_LICENCE = {
+    "CC0": 169_017,
+    "CC BY": 5_242_023,
+    "CC BY-SA": 2_102,
+    "CC BY-ND": 11_976,
+    "CC BY-NC": 995_888,
+    "CC BY-NC-SA": 301_732,
+    "CC BY-NC-ND": 1_076_046,
+}
+"""Articles by licence, as NCBI's E-utilities count them on 2026-09-07."""
+FIGURES_PER_ARTICLE = 4.0
+"""Source: BIOMEDICA, 24 million figures of 6 million articles."""
+METADATA_BYTES = 1_000
+XML_BYTES = 74_000
+"""Mean of 308 articles of PubMed Central and Europe PMC."""
+PICTURE_BYTES = 96_000
+"""Mean of the 721,000 figures that LLaVA-Med names."""
+CPU_SECONDS_PER_REQUEST = 0.004
+CPU_SECONDS_PER_XML = 0.020
+"""Measured by benchmarks/harvest.py, with S3 on the same machine."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a harvest takes."""
+
+    num_articles: int
+    """Articles whose metadata are read."""
+    num_taken: int
+    """Articles whose licence is allowed, and whose XML is read."""
+    num_figures: int
+    num_requests: int
+    num_bytes: int
+    """Bytes to fetch."""
+    stored_bytes: int
+    """Bytes to store."""
+    hours_of_requests: float
+    """Hours that `requests_per_second` allows no less than."""
+    hours_of_cpu: float
+    """Hours that the CPUs need at least."""
+
+    @property
+    def hours(self) -> float:
+        """Hours that it takes, by whichever is slower."""
+        return max(self.hours_of_requests, self.hours_of_cpu)
+
+
+def estimate(settings: Harvest, num_cpus: int, num_articles: int = NUM_ARTICLES) -> Estimate:
+    """Estimate a harvest without looking at the bucket.
+
+    Dates, journals and types are not counted: they leave less to store, but little less to read.
+
+    Args:
+        settings: The settings.
+        num_cpus: CPUs that work on it.
+        num_articles: Articles that there are, or that are listed.
+    """
+    share = sum(NUM_BY_LICENCE[licence] for licence in settings.licences) / NUM_ARTICLES
+    if settings.max_articles is not None:
+        num_articles = min(num_articles, round(settings.max_articles / share))
+    num_taken = round(num_articles * share)
+    num_figures = round(num_taken * FIGURES_PER_ARTICLE)
+    num_requests = num_articles + num_taken + num_figures
+    stored = num_figures * PICTURE_BYTES
+    cpu_seconds = num_requests * CPU_SECONDS_PER_REQUEST + num_taken * CPU_SECONDS_PER_XML
+    return Estimate(
+        num_articles=num_articles,
+        num_taken=num_taken,
+        num_figures=num_figures,
+        num_requests=num_requests,
+        num_bytes=num_articles * METADATA_BYTES + num_taken * XML_BYTES + stored,
+        stored_bytes=stored,
+        hours_of_requests=num_requests / settings.requests_per_second / 3600,
+        hours_of_cpu=cpu_seconds / num_cpus / 3600,
+    )
