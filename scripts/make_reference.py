@@ -214,11 +214,12 @@ def files_page() -> str:
     from llavamed.corpus.dialogues import table as dialogues
     from llavamed.data import record
     from llavamed.evaluate import answers
-    from llavamed.storage import manifest, run_progress
+    from llavamed.storage import lease, run_progress
+    from llavamed.storage.manifest import dataset, scores, training
 
     models = [
         value
-        for module in (manifest, run_progress, answers, dialogues)
+        for module in (dataset, training, scores, run_progress, lease, answers, dialogues)
         for value in vars(module).values()
         if isinstance(value, type)
         and issubclass(value, BaseModel)

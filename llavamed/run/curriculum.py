@@ -140,8 +140,8 @@ def make_jobs(
             begun = plan.begun()
             before = dict.fromkeys(names, "")
             if begun is not None:
-                trained_on = begun.settings["data"]["datasets"]
-                before |= {name: facts["fingerprint"] for name, facts in trained_on.items()}
+                trained_on = begun.settings.data.datasets
+                before |= {name: facts.fingerprint for name, facts in trained_on.items()}
             known = fingerprints_now(config.datasets_directory, before)
         jobs[str(plan.export)] = StageJob(
             config=config,

@@ -14,7 +14,6 @@ from llavamed.model.quantize import load_bitsandbytes
 from llavamed.processor.pretrained import part_config, text_config, whole_config
 from llavamed.processor.tower import tower_of
 from llavamed.run.curriculum import StagePlan
-from llavamed.storage.fingerprint import differences
 from llavamed.storage.location import locate
 from llavamed.storage.manifest import CheckpointManifest, ExportManifest, find
 from llavamed.train.job import StageJob, check_conversion, order_of
@@ -101,7 +100,7 @@ def check_settings(plans: Sequence[StagePlan], jobs: Sequence[StageJob]) -> None
                     begun.layout.zero_stage, job.config.engine_of(job.stage).zero_stage
                 )
             continue
-        own = differences(begun.settings, job.settings)
+        own = begun.settings.differences(job.settings)
         if job.initial_weights in refused:  # which follows from what is named already
             follows = f"stages.{plan.stage.name}.initial_weights="
             own = [line for line in own if not line.startswith(follows)]

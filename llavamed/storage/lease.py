@@ -18,10 +18,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import ClassVar
 
 from llavamed.errors import LeaseError, LlavaMedError, StorageError
 from llavamed.storage.location import Location
-from llavamed.storage.manifest import LeaseRecord, dump, read, write
+from llavamed.storage.manifest import Manifest, dump, read, write
 
 LEASE = ".lease"
 """Folder of the attempts; no run, stage or dataset can have this name."""
@@ -37,6 +38,31 @@ the last writer holds it."""
 logger = logging.getLogger(__name__)
 _held_here: set[str] = set()
 """Tokens of the leases that this process holds."""
+
+
+class LeaseRecord(Manifest):
+    """One attempt's hold on a folder."""
+
+    VERSION: ClassVar[int] = 1
+    ERROR: ClassVar[type[LlavaMedError]] = LeaseError
+    HINT: ClassVar[str] = "end the attempt of the other program, then delete the file"
+
+    attempt: int
+    """Number of the attempt, counted from 1."""
+    token: str
+    """Random name that no other attempt has."""
+    holder: str
+    """Process and machine, for messages."""
+    host: str
+    """Name of the machine."""
+    pid: int
+    """Id of the process there."""
+    since: str
+    """When the attempt began, in UTC."""
+    beat: int
+    """Number that grows every few seconds while the holder lives."""
+    released: bool
+    """Whether the holder has given the folder back."""
 
 
 @dataclass(frozen=True)

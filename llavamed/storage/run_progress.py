@@ -96,14 +96,23 @@ class StageSummary(Facts):
     """A finished stage in a run's summary."""
 
     name: str
+    """Name of the stage."""
     steps: int
+    """Number of optimizer steps."""
     loss_first: float
+    """Loss of the first step."""
     loss_last: float
+    """Loss of the last step."""
     tokens_per_second: float
+    """Median over the steps, of all workers together."""
     mfu: float | None
+    """Median model FLOPs utilization, null where the peak of the GPU is unknown."""
     seconds: float
+    """Seconds that the stage trained."""
     step_seconds: dict[str, float]
+    """Percentiles of the seconds a step took, by name, such as `p95`."""
     export: str
+    """URI of the trained model."""
     gpu_seconds: float
     """Number of GPUs times the seconds for which training and evaluation held them."""
     cost: float | None
@@ -119,13 +128,17 @@ class RunSummary(Manifest):
     HINT: ClassVar[str] = "use the program that wrote it, or another run name"
 
     name: str
+    """Name of the run."""
     fingerprint: str
-    """Of the whole config."""
+    """Fingerprint of the whole config."""
     tracking_uri: str
+    """URI of the MLflow server or database that the run is recorded in."""
     stages: tuple[StageSummary, ...]
+    """All stages in order."""
     scores: dict[str, dict[str, float | None]]
-    """Those of the last evaluation."""
+    """Scores of the last evaluation, by control and measure."""
     evaluations: tuple[ScoresManifest, ...]
+    """Every evaluation, in the order of stages."""
     currency: str
     """Currency of every cost."""
     prices_date: str

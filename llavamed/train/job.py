@@ -15,6 +15,7 @@ from llavamed.errors import ConfigError, DataError
 from llavamed.storage.fingerprint import fingerprint
 from llavamed.storage.lease import Lease
 from llavamed.storage.location import locate
+from llavamed.storage.manifest import StageSettings, TrainedData, TrainedDataset
 
 _DECIDES_NO_NUMBER = {
     "name",
@@ -58,10 +59,10 @@ class StageJob:
     @property
     def fingerprint(self) -> str:
         """The fingerprint of `settings`, which checkpoints and exports of the stage share."""
-        return fingerprint(self.settings)
+        return fingerprint(self.settings.model_dump(mode="json"))
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> StageSettings:
         """The settings that decide the numbers the stage computes, by config key.
 
         Settings that only decide where tensors are and in which order they are summed are left out:
@@ -72,8 +73,8 @@ class StageJob:
         settings = number_settings(self.config, self.stage)
         settings["stages"][self.stage.name]["initial_weights"] = self.initial_fingerprint
         datasets = zip(self.stage.mixture, self.dataset_fingerprints, strict=True)
-        fingerprints = {name: {"fingerprint": value} for name, value in datasets}
-        return settings | {"data": {"datasets": fingerprints}}
+        used = {name: TrainedDataset(fingerprint=value) for name, value in datasets}
+        return StageSettings(**settings, data=TrainedData(datasets=used))
 
     def check_lease(self) -> None:
         """Raise LeaseError if another attempt has taken over; call it before any publishing."""

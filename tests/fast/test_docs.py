@@ -75,3 +75,8 @@ def test_every_environment_variable_is_documented():
     # DeepSpeed and torch read these; we set them for our own processes.
     used -= {"DS_ACCELERATOR", "LOCAL_RANK", "RAY_raylet_start_wait_time_s"}
     assert {name for name in used if f"`{name}`" not in page} == set()
+
+
+def test_every_field_of_a_file_is_described():
+    page = (ROOT / "docs" / "reference" / "files.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \| .* \|  \|$", page, re.MULTILINE) == []

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from llavamed.config.sources import VqaRad
 from llavamed.storage.manifest import (
     CheckpointManifest,
     DatasetManifest,
@@ -10,6 +11,8 @@ from llavamed.storage.manifest import (
     Layout,
     MadeFrom,
     ScoresManifest,
+    StageSettings,
+    TrainedData,
 )
 
 IMAGES = ImageFacts(
@@ -17,9 +20,12 @@ IMAGES = ImageFacts(
 )
 
 
+SETTINGS = StageSettings(seed=0, model={}, engine={}, stages={}, data=TrainedData(datasets={}))
+
+
 def dataset_manifest(*, images: ImageFacts = IMAGES, **facts: Any) -> DatasetManifest:
     made_from = MadeFrom(
-        read={"source": "a test"},
+        read=VqaRad(source="vqa_rad", path="/a-test"),
         tokenizer="",
         template="",
         images=images,
@@ -38,7 +44,7 @@ def export_manifest(**facts: Any) -> ExportManifest:
     known = {
         "stage": "align",
         "fingerprint": "",
-        "settings": {},
+        "settings": SETTINGS,
         "datasets": {},
         "template": "vicuna_v1",
         "template_hash": "",
@@ -59,7 +65,7 @@ def checkpoint_manifest(**facts: Any) -> CheckpointManifest:
     known = {
         "stage": "align",
         "fingerprint": "",
-        "settings": {},
+        "settings": SETTINGS,
         "step": 2,
         "seconds": 1.0,
         "loss": 1.0,

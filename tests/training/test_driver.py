@@ -110,7 +110,7 @@ def test_of_stages_that_build_on_each_other_all_are_named_once(
     for plan in plans:
         plan.folder.remove()
     check_settings(plans, make_jobs(changed, plans))
-    write(plans[0].export, export_manifest(settings={}))
+    write(plans[0].export, export_manifest())
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """What would stop a run is found before any worker starts."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,9 +9,8 @@ from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError, DataError
 from llavamed.run.curriculum import find_stage, plan_curriculum
 from llavamed.run.preflight import check_adapters, check_settings, check_stage, check_weights
-from llavamed.storage.fingerprint import differences
 from llavamed.storage.location import MANIFEST, locate
-from llavamed.storage.manifest import Layout, write
+from llavamed.storage.manifest import Layout, StageSettings, write
 from llavamed.train.job import StageJob
 from tests.support.manifests import checkpoint_manifest
 from tests.support.training_setup import make_job, mixture
@@ -56,7 +54,7 @@ def test_a_checkpoint_of_other_settings(tiny_config: RunConfig, tmp_path: Path) 
     job = make_job(config)
     place = locate(job.checkpoints) / "step-000002"
     plans = plan_curriculum(config)[:1]
-    settings = job.settings | {"seed": 5}
+    settings = job.settings.replace(seed=5)
     write(place, checkpoint_manifest(fingerprint="0123", settings=settings))
     with pytest.raises(
         ConfigError, match=r"^seed=0, was 5: other settings than .*stages/align was"
@@ -110,7 +108,9 @@ def test_a_checkpoint_of_another_zero_stage_is_refused_before_any_worker_starts(
 def test_settings_that_are_stored_and_read_again_do_not_differ(tiny_config: RunConfig) -> None:
     raw = "engine.deepspeed={zero_optimization: {overlap_comm: true}}"
     job = make_job(override_config(tiny_config, [raw]))
-    assert differences(json.loads(json.dumps(job.settings)), job.settings) == []
+    stored = StageSettings.model_validate_json(job.settings.model_dump_json())
+    assert stored.differences(job.settings) == []
+    assert stored == job.settings
     logging = raw.replace("}}", "}, steps_per_print: 7, wall_clock_breakdown: true}")
     assert make_job(override_config(tiny_config, [logging])).fingerprint == job.fingerprint
     assert make_job(tiny_config).fingerprint != job.fingerprint

@@ -64,8 +64,11 @@ class DialoguesManifest(Manifest):
     generator: str
     """The model as it was asked for."""
     checker: str | None
+    """The model that checked the answers, null where none did."""
     prompt_hash: str
+    """Hash of the prompts."""
     filters_hash: str
+    """Hash of the rules that filter."""
     selection: str
     """Hash of the selected figures that were asked about."""
     num_figures: int
@@ -73,6 +76,7 @@ class DialoguesManifest(Manifest):
     num_dialogues: int
     """Those whose dialogue passed, at least in part."""
     num_exchanges: int
+    """Pairs of a question and an answer that passed."""
     outcomes: dict[str, int]
     """Figures by how the request ended."""
     findings: dict[str, int]
@@ -80,7 +84,9 @@ class DialoguesManifest(Manifest):
     modalities: dict[str, int]
     """Dialogues that passed, by modality."""
     prompt_tokens: int
+    """Tokens of all prompts."""
     completion_tokens: int
+    """Tokens of all answers."""
     cost: float | None
     """Price of all answers when they were paid for, None without prices."""
 

@@ -53,9 +53,12 @@ from llavamed.storage.fingerprint import differences
 from llavamed.storage.location import MANIFEST, Location, check_writable, locate
 from llavamed.storage.manifest import (
     DatasetManifest,
+    Facts,
     ImageFacts,
     MadeFrom,
+    ProcessorMadeFrom,
     ProcessorManifest,
+    ProcessorModel,
     dump,
     find,
     write,
@@ -67,16 +70,6 @@ TOKENIZER_SAMPLES = 20_000
 """Samples of each dataset whose text trains a new tokenizer."""
 
 _SHOWN_KEYS = 12
-
-_PROCESSOR_FIELDS = (
-    "weights",
-    "vision_tower",
-    "language_model",
-    "tokenizer",
-    "template",
-    "image_aspect_ratio",
-)
-"""Fields of the model section that determine tokens and pixels."""
 
 OnProgress = Callable[[str, int, int], None]
 """Called with a dataset's name, its finished samples and all its samples."""
@@ -94,15 +87,13 @@ def ensure_processor(config: RunConfig) -> Location:
         DataError: The processor in the folder was made with other settings.
     """
     place = locate(config.datasets_directory) / PROCESSOR
-    fields = set(_PROCESSOR_FIELDS)
-    wanted: dict[str, Any] = {"model": config.model.model_dump(mode="json", include=fields)}
+    facts = {name: getattr(config.model, name) for name in ProcessorModel.model_fields}
+    wanted = ProcessorMadeFrom(model=ProcessorModel(**facts))
     if config.model.weights is None and config.model.tokenizer is None:
         assert config.model.language_model is not None
         if config.model.language_model.weights is None:  # then its tokenizer depends on the text
-            wanted["datasets"] = {
-                name: dataset.read.model_dump(mode="json")
-                for name, dataset in config.data.datasets.items()
-            }
+            texts = {name: dataset.read for name, dataset in config.data.datasets.items()}
+            wanted = wanted.replace(datasets=texts)
     there = find(ProcessorManifest, place)
     if there is not None:
         _check_same(there.made_from, wanted, place)
@@ -145,8 +136,7 @@ def prepare(
     for name in names:
         there = find(DatasetManifest, directory / name)
         if there is not None:
-            now = settings_of(config, name, processor).model_dump(mode="json")
-            _check_same(there.made_from.model_dump(mode="json"), now, directory / name)
+            _check_same(there.made_from, settings_of(config, name, processor), directory / name)
     if _pending(directory, names):
         with hold_datasets(directory):
             pending = _pending(directory, names)
@@ -279,7 +269,7 @@ def settings_of(config: RunConfig, name: str, processor: LlavaProcessor) -> Made
     """Return the settings a dataset is prepared with, without reading its source."""
     dataset, settings = config.data.datasets[name], config.data
     return MadeFrom(
-        read=dataset.read.model_dump(mode="json"),
+        read=dataset.read,
         tokenizer=tokenizer_hash(processor),
         template=template_hash(get_template(config.model.template), processor.tokenizer),
         images=ImageFacts(**asdict(image_settings(processor, settings.image_backend))),
@@ -366,8 +356,9 @@ def _remarks(dataset: str, unread: Counter[str], names: dict[str, int]) -> Itera
         )
 
 
-def _check_same(there: dict[str, Any], wanted: dict[str, Any], place: Location) -> None:
-    if differing := differences(there, wanted):
+def _check_same(there: Facts, wanted: Facts, place: Location) -> None:
+    before, now = (facts.model_dump(mode="json") for facts in (there, wanted))
+    if differing := differences(before, now):
         raise DataError(
             f"{place}: was prepared with other settings: {'; '.join(differing)}; restore them, set "
             "data.directory to another folder, or delete this one to prepare it again"

@@ -25,7 +25,6 @@ import torch
 import torch.distributed as dist
 
 from llavamed.errors import CheckpointError, DamagedCheckpointError
-from llavamed.storage.fingerprint import differences
 from llavamed.storage.location import Location
 from llavamed.storage.manifest import CheckpointManifest, FileFacts
 from llavamed.storage.scratch import scratch_errors, scratch_folder
@@ -237,7 +236,7 @@ def _read_own_manifest(place: Location, job: StageJob) -> CheckpointManifest:
     """
     manifest = read_checkpoint(place)
     if manifest.fingerprint != job.fingerprint:
-        differing = "; ".join(differences(manifest.settings, job.settings))
+        differing = "; ".join(manifest.settings.differences(job.settings))
         raise CheckpointError(
             f"{place}: was saved with other settings: {differing}; use the settings it was saved "
             "with, another run name, or delete it"

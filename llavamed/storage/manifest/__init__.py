@@ -1,0 +1,68 @@
+"""What a dataset, a checkpoint, an export and an evaluation say of themselves.
+
+A folder is complete when its manifest exists, so every writer writes it last.
+"""
+
+from llavamed.storage.manifest.dataset import (
+    DatasetManifest,
+    Decontamination,
+    FiguresManifest,
+    ImageFacts,
+    MadeFrom,
+    ProcessorMadeFrom,
+    ProcessorManifest,
+    ProcessorModel,
+)
+from llavamed.storage.manifest.scores import (
+    EstimateFacts,
+    GroupScores,
+    ScoresManifest,
+)
+from llavamed.storage.manifest.training import (
+    CheckpointManifest,
+    ExportManifest,
+    FileFacts,
+    Layout,
+    PartFacts,
+    StageManifest,
+    StageSettings,
+    TrainedData,
+    TrainedDataset,
+)
+from llavamed.storage.manifest.typed import (
+    Facts,
+    Manifest,
+    dump,
+    find,
+    read,
+    write,
+)
+
+__all__ = [
+    "CheckpointManifest",
+    "DatasetManifest",
+    "Decontamination",
+    "EstimateFacts",
+    "ExportManifest",
+    "Facts",
+    "FiguresManifest",
+    "FileFacts",
+    "GroupScores",
+    "ImageFacts",
+    "Layout",
+    "MadeFrom",
+    "Manifest",
+    "PartFacts",
+    "ProcessorMadeFrom",
+    "ProcessorManifest",
+    "ProcessorModel",
+    "ScoresManifest",
+    "StageManifest",
+    "StageSettings",
+    "TrainedData",
+    "TrainedDataset",
+    "dump",
+    "find",
+    "read",
+    "write",
+]
