@@ -174,5 +174,6 @@ def joined(batches: list[Batch]) -> Batch:
     return replace(
         batches[0],
         **{name: torch.cat([getattr(batch, name) for batch in batches], dim=1) for name in rows},
+        sample_lengths=(sum((batch.sample_lengths[0] for batch in batches), ()),),
         pixel_values=torch.cat([batch.pixel_values for batch in batches]),
     )
