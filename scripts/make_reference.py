@@ -212,14 +212,16 @@ def files_page() -> str:
     """Describe the manifests and tables that a run leaves, from their typed models and schemas."""
     from llavamed.corpus import figures, samples
     from llavamed.corpus.dialogues import table as dialogues
+    from llavamed.corpus.pmc import article, part, plan
     from llavamed.data import record
     from llavamed.evaluate import answers
     from llavamed.storage import lease, run_progress
     from llavamed.storage.manifest import dataset, scores, training
 
+    modules = (dataset, training, scores, run_progress, lease, answers, plan, part, dialogues)
     models = [
         value
-        for module in (dataset, training, scores, run_progress, lease, answers, dialogues)
+        for module in modules
         for value in vars(module).values()
         if isinstance(value, type)
         and issubclass(value, BaseModel)
@@ -240,6 +242,7 @@ def files_page() -> str:
         (record.CONTENT_SCHEMA, "content.parquet"),
         (record.QUARANTINE_SCHEMA, "quarantine.parquet"),
         (figures.FIGURES_SCHEMA, "figures.parquet"),
+        (article.ARTICLES_SCHEMA, "articles.parquet"),
         (answers.ANSWERS_SCHEMA, "answers.parquet"),
         (dialogues.DIALOGUE_SCHEMA, "dialogues-*.parquet"),
         (samples.SAMPLE_SCHEMA, "samples/*.parquet"),

@@ -1,18 +1,14 @@
 """What the commands of a corpus print."""
 
-from typing import TYPE_CHECKING
-
 from rich.console import Console
 
 from llavamed.config.corpus import Dialogues
 from llavamed.corpus.dialogues.generate import Plan
 from llavamed.corpus.dialogues.table import DialoguesManifest
 from llavamed.corpus.pmc.estimate import Estimate as HarvestEstimate
+from llavamed.corpus.pmc.plan import HarvestManifest
 from llavamed.corpus.select.job import Selection
 from llavamed.llm.cost import Estimate
-
-if TYPE_CHECKING:
-    from llavamed.corpus.pmc.job import HarvestManifest
 
 
 def show_harvest_estimate(found: HarvestEstimate, num_cpus: int, console: Console) -> None:
@@ -34,7 +30,7 @@ def show_harvest_estimate(found: HarvestEstimate, num_cpus: int, console: Consol
     )
 
 
-def show_harvest(manifest: "HarvestManifest", console: Console) -> None:
+def show_harvest(manifest: HarvestManifest, console: Console) -> None:
     """Print what was harvested, and why the rest was not."""
     counts = manifest.counts
     _line(

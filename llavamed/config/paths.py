@@ -44,7 +44,7 @@ def resolve_places(config: RunConfig) -> RunConfig:
                 "read": dataset.read.model_copy(
                     update={
                         key: absolute(value)
-                        for key in ("path", "image_folder")
+                        for key in ("path", "image_folder", "attested")
                         if (value := getattr(dataset.read, key, None)) is not None
                     }
                 )

@@ -1,8 +1,8 @@
 """The `data.datasets.*.read` sections: where samples come from, one section a form of source."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from llavamed.config.section import Section, Seed
 
@@ -114,8 +114,36 @@ class WebDataset(Section):
     """Licence of the data, stored with every sample that does not name its own."""
 
 
+class Scans(Section):
+    """Dialogues about DICOM and NIfTI files, in LLaVA's JSON form."""
+
+    source: Literal["scans"]
+    path: str
+    """URI of the file: a JSON list, or one JSON object per line."""
+    image_folder: str
+    """URI of the folder that contains the scans named in the file."""
+    slices_per_volume: Annotated[int, Field(ge=1, le=64)] = 1
+    """Number of slices that stand for a NIfTI volume, each an image of the sample."""
+    attested: str | None = None
+    """URI of a list of files that somebody attests to name nobody, in the form that `sha256sum`
+    writes. By default only DICOM files whose own tags attest it are read."""
+    attested_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """SHA-256 of that list. A list that was changed is refused."""
+    licence: str = ""
+    """Licence of the data, stored with every sample."""
+
+    @model_validator(mode="after")
+    def _the_list_is_signed(self) -> Self:
+        if self.attested is not None and self.attested_sha256 is None:
+            raise ValueError(
+                f"attested={self.attested}: needs attested_sha256, which signs it; set it to the "
+                "list's SHA-256"
+            )
+        return self
+
+
 Read = Annotated[
-    Phantoms | LlavaJson | VqaRad | Slake | PathVqa | PmcVqa | Parquet | WebDataset,
+    Phantoms | LlavaJson | Scans | VqaRad | Slake | PathVqa | PmcVqa | Parquet | WebDataset,
     Field(discriminator="source"),
 ]
 """Where samples come from."""

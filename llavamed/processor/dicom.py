@@ -1,11 +1,34 @@
-"""Read the picture of a DICOM file, as a viewer shows it. Needs `pip install 'llavamed[dicom]'`."""
+"""Read a picture of a DICOM file, as a viewer shows it. Needs `pip install 'llavamed[dicom]'`.
+
+The order is that of the standard: decode, rescale, window, invert. Only pixels leave this module:
+no tag, no overlay and no text of the file goes on.
+"""
 
 import io
+import math
+import warnings
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
-from PIL import Image
+import numpy.typing as npt
 
 from llavamed.errors import SampleError
+from llavamed.processor.grey_levels import (
+    Values,
+    apply_window,
+    between_percentiles,
+    to_grey_pixels,
+)
+from llavamed.processor.images import Pixels, to_png
+
+_NO_PICTURES = {"SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "DOC", "ECG", "HD"}
+"""Modalities whose objects hold no picture of a patient, though some hold pixels."""
+_MAY_SHOW_TEXT = {"US", "XA", "RF", "ES", "GM", "XC", "OT", "SC", "OP", "IVUS"}
+"""Modalities whose machines write names and dates into the picture."""
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_SOFT_TISSUE = (40.0, 400.0)
+"""Window of a CT that states none, in Hounsfield units: centre and width."""
 
 _MAGIC = slice(128, 132)
 MAX_PIXELS = 40_000_000
@@ -17,44 +40,161 @@ def is_dicom(data: bytes) -> bool:
     return data[_MAGIC] == b"DICM"
 
 
-def read_dicom(data: bytes) -> bytes:
-    """Return the first frame of a DICOM file as PNG.
+def read_dicom(data: bytes, frame: int = 0) -> bytes:
+    """Return one frame of a DICOM file as PNG of 8 bits.
 
-    Grey values go through the file's own modality and window settings. Then the smallest value
-    becomes black and the largest white. Nothing else of the file is kept.
+    Grey values go through the file's own rescaling and its first table or window; without one, a CT
+    is shown in a window for soft tissue, and others between the 0.5th and 99.5th percentile.
+
+    Args:
+        data: The file.
+        frame: Position of the frame, from 0.
 
     Raises:
-        SampleError: `dicom_support` where pydicom is not installed, `image_too_large`, or
-            `corrupt_image`.
+        SampleError: `dicom_support` where pydicom is not installed, `no_picture`, `no_such_frame`,
+            `image_too_large` or `corrupt_image`.
     """
+    dataset = _read(data)
+    modality = str(dataset.get("Modality", ""))
+    if "PixelData" not in dataset or modality in _NO_PICTURES:
+        raise SampleError("no_picture", f"it is an object of modality {modality or 'unknown'}")
+    num_frames = int(dataset.get("NumberOfFrames") or 1)
+    if not 0 <= frame < num_frames:
+        raise SampleError("no_such_frame", f"frame {frame} of {num_frames}")
+    height, width = int(dataset.get("Rows", 0)), int(dataset.get("Columns", 0))
+    if height * width > MAX_PIXELS:
+        raise SampleError(
+            "image_too_large",
+            f"{width}x{height} pixels, at most {MAX_PIXELS} of DICOM are decoded",
+        )
+    stored = _decode(dataset, frame, num_frames)
+    return to_png(
+        _to_grey(stored, dataset, frame) if stored.ndim == 2 else _to_8_bits(stored, dataset)
+    )
+
+
+def check_deidentified(data: bytes) -> None:
+    """Refuse a file whose tags do not attest that it names nobody, nor its pixels.
+
+    Source: DICOM PS3.15, Annex E.
+
+    Raises:
+        SampleError: `identifiable`, `burned_in_text`, or as `read_dicom`.
+    """
+    dataset = _read(data)
+    modality = str(dataset.get("Modality", ""))
+    is_removed = str(dataset.get("PatientIdentityRemoved", "")).strip().upper() == "YES"
+    method = dataset.get("DeidentificationMethod") or dataset.get(
+        "DeidentificationMethodCodeSequence"
+    )
+    if not is_removed or not method:
+        raise SampleError(
+            "identifiable",
+            "its tags do not say that the patient's identity was removed, and how; have it "
+            "de-identified, or list its SHA-256 in `attested`",
+        )
+    burned_in = str(dataset.get("BurnedInAnnotation", "")).strip().upper()
+    is_capture = str(dataset.get("SOPClassUID", "")).startswith(_SECONDARY_CAPTURE)
+    if burned_in == "YES" or (burned_in != "NO" and (modality in _MAY_SHOW_TEXT or is_capture)):
+        raise SampleError(
+            "burned_in_text",
+            f"BurnedInAnnotation={burned_in or 'absent'} for modality {modality or 'unknown'}: "
+            "text in the picture may name the patient; clean it, or list its SHA-256 in `attested`",
+        )
+
+
+def _read(data: bytes) -> Any:
     try:
         import pydicom
-        from pydicom import pixels
     except ImportError as error:
         raise SampleError(
             "dicom_support", "a DICOM file needs pydicom: pip install 'llavamed[dicom]'"
         ) from error
     try:
-        dataset = pydicom.dcmread(io.BytesIO(data))
-        height, width = int(dataset.Rows), int(dataset.Columns)
-        if height * width > MAX_PIXELS:
-            raise SampleError(
-                "image_too_large",
-                f"{width}x{height} pixels, at most {MAX_PIXELS} of DICOM are decoded",
-            )
-        frame = pixels.pixel_array(dataset, index=0)
-        if int(dataset.SamplesPerPixel) == 1:
-            values = pixels.apply_modality_lut(frame, dataset)
-            values = np.asarray(pixels.apply_voi_lut(values, dataset), dtype=np.float64)
-            low, high = float(values.min()), float(values.max())
-            values = (values - low) * (255 / (high - low) if high > low else 0)
-            if dataset.PhotometricInterpretation == "MONOCHROME1":
-                values = 255 - values
-            frame = np.rint(values).astype(np.uint8)
-    except SampleError:
-        raise
-    except Exception as error:  # pydicom's decoders raise whatever they meet
-        raise SampleError("corrupt_image", f"{type(error).__name__}: {error}") from error
-    buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, "PNG")
-    return buffer.getvalue()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they quote values of tags
+            return pydicom.dcmread(io.BytesIO(data))
+    except Exception as error:  # pydicom raises whatever its parser stumbles on
+        # Its text may quote a value, such as a name.
+        raise SampleError("corrupt_image", f"no DICOM file: {type(error).__name__}") from None
+
+
+def _decode(dataset: Any, index: int, num_frames: int) -> npt.NDArray[Any]:
+    """Decode one frame, colours as RGB. Raises: SampleError, `corrupt_image`."""
+    from pydicom.pixels import apply_color_lut, pixel_array
+
+    try:
+        pixels = pixel_array(dataset, index=index if num_frames > 1 else None)
+        if dataset.PhotometricInterpretation == "PALETTE COLOR":
+            colours = apply_color_lut(pixels, dataset)
+            pixels = (colours >> 8).astype(np.uint8) if colours.dtype != np.uint8 else colours
+        return pixels
+    except Exception as error:  # decoders raise whatever their C code meets
+        with suppress(Exception):
+            syntax = dataset.file_meta.TransferSyntaxUID.name
+            raise SampleError("corrupt_image", f"{syntax}: {_reason(error)}") from error
+        raise SampleError("corrupt_image", _reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+
+
+def _to_8_bits(colours: npt.NDArray[Any], dataset: Any) -> Pixels:
+    if colours.dtype == np.uint8:
+        return colours
+    largest = 2 ** int(dataset.BitsStored) - 1
+    return (colours.astype(np.float64) * (255 / largest)).round().astype(np.uint8)
+
+
+def _to_grey(pixels: npt.NDArray[Any], dataset: Any, index: int) -> npt.NDArray[np.uint8]:
+    """Map stored values to grey levels: rescale, window, invert where bright means black."""
+    from pydicom.pixels import apply_rescale
+
+    transform = _of_frame(dataset, index, "PixelValueTransformationSequence")
+    values = apply_rescale(pixels, transform).astype(np.float64)
+    padding = dataset.get("PixelPaddingValue")
+    inside = pixels != padding if padding is not None else np.ones(pixels.shape, bool)
+    window = _of_frame(dataset, index, "FrameVOILUTSequence")
+    grey = _windowed(values, window, str(dataset.get("Modality", "")), inside)
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        grey = 1 - grey
+    grey[~inside] = 0
+    return to_grey_pixels(grey)
+
+
+def _of_frame(dataset: Any, index: int, name: str) -> Any:
+    """Return the part of a dataset that holds for a frame: its own, the shared one, or itself."""
+    for groups, number in (
+        ("PerFrameFunctionalGroupsSequence", index),
+        ("SharedFunctionalGroupsSequence", 0),
+    ):
+        found = dataset.get(groups)
+        if found and number < len(found) and found[number].get(name):
+            return found[number][name][0]
+    return dataset
+
+
+def _windowed(values: Values, window: Any, modality: str, inside: npt.NDArray[np.bool_]) -> Values:
+    """Map values to 0..1 by a table, a window, a preset for CT, or percentiles."""
+    from pydicom.pixels import apply_voi
+
+    if window.get("VOILUTSequence"):
+        table = window.VOILUTSequence[0]
+        bits = int(table.LUTDescriptor[2])
+        mapped = apply_voi(values.astype(np.int64), window).astype(np.float64)
+        return np.clip(mapped / (2**bits - 1), 0, 1)
+    centre, width = _first(window, "WindowCenter"), _first(window, "WindowWidth")
+    if centre is not None and width is not None and width > 0:
+        return apply_window(values, centre, width, str(window.get("VOILUTFunction", "LINEAR")))
+    if modality == "CT":
+        return apply_window(values, *_SOFT_TISSUE)
+    return between_percentiles(values, inside)
+
+
+def _first(dataset: Any, name: str) -> float | None:
+    value = dataset.get(name)
+    if value is None or value == "":
+        return None
+    number = float(value[0] if hasattr(value, "__len__") and not isinstance(value, str) else value)
+    return number if math.isfinite(number) else None

@@ -8,7 +8,8 @@ import pytest
 
 from llavamed.config.harvest import Harvest
 from llavamed.corpus.figures import FigureRow, iter_kept
-from llavamed.corpus.pmc.job import HarvestJob, HarvestManifest
+from llavamed.corpus.pmc.job import HarvestJob
+from llavamed.corpus.pmc.plan import HarvestManifest
 from llavamed.errors import DataError
 from llavamed.storage.location import locate
 from tests.support.pmc_bucket import PmcBucket, picture

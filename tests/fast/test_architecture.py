@@ -36,6 +36,8 @@ ONLY_IN = {
     "peft": {"model/adapters.py"},
     "bitsandbytes": {"model/quantize.py"},
     "openai": {"llm/client.py"},
+    "pydicom": {"processor/dicom.py"},
+    "nibabel": {"processor/nifti.py"},
     "lxml": {"corpus/pmc/jats.py"},
     "kubernetes": set(),
     "moto": set(),

@@ -60,7 +60,7 @@ MISTAKES = {
     "source of unknown kind": (
         "data.datasets.captions.read.source=csv",
         "data.datasets.captions.read.source=\"csv\": must be one of 'phantoms', 'llava_json', "
-        "'vqa_rad', 'slake', 'path_vqa', 'pmc_vqa', 'parquet', 'webdataset'; correct it",
+        "'scans', 'vqa_rad', 'slake', 'path_vqa', 'pmc_vqa', 'parquet', 'webdataset'; correct it",
     ),
     "name with a capital": (
         "name=Demo",

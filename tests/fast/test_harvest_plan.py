@@ -4,6 +4,7 @@ import json
 import threading
 from datetime import date, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
@@ -11,7 +12,9 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from llavamed.cli.corpus import app
 from llavamed.config.harvest import Harvest
 from llavamed.corpus.pmc.estimate import estimate
 from llavamed.corpus.pmc.inventory import CANDIDATES_SCHEMA, Inventory, rank, read_inventory
@@ -28,6 +31,8 @@ from llavamed.corpus.pmc.search import find_articles, read_numbers
 from llavamed.errors import DataError
 from llavamed.storage.location import locate
 from tests.support.pmc_bucket import PmcBucket
+
+DEMO = Path(__file__).parents[2] / "ray_jobs" / "configs" / "demo.yaml"
 
 
 @pytest.fixture
@@ -179,6 +184,15 @@ def test_an_estimate_adds_up():
     few = estimate(Harvest(max_articles=60_000), num_cpus=64)
     assert abs(few.num_taken - 60_000) <= 1
     assert few.num_bytes < found.num_bytes / 50
+
+
+def test_the_command_estimates_and_fetches_nothing(tmp_path):
+    words = ["harvest", "--estimate", "--num-cpus", "64", "--config", str(DEMO)]
+    found = CliRunner().invoke(app, [*words, "corpus={harvest: {max_articles: 60000}}"])
+    assert "60,000 with an allowed licence, about 240,000 figures" in found.output
+    assert "on 64 CPUs" in found.output
+    refused = CliRunner().invoke(app, words)
+    assert "corpus=null: says not what to harvest; add a section" in str(refused.exception)
 
 
 @pytest.fixture

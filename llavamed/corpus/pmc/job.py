@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -29,6 +29,7 @@ from llavamed.corpus.pmc.part import (
     remove_articles,
 )
 from llavamed.corpus.pmc.plan import (
+    HarvestManifest,
     HarvestPlan,
     first_round,
     next_parts,
@@ -37,7 +38,7 @@ from llavamed.corpus.pmc.plan import (
     settings_of,
 )
 from llavamed.corpus.pmc.search import find_articles, read_numbers
-from llavamed.errors import DataError, LlavaMedError
+from llavamed.errors import DataError
 from llavamed.parallel.pipeline import (
     actor_restarts,
     carry_errors,
@@ -47,36 +48,12 @@ from llavamed.parallel.pipeline import (
 from llavamed.storage.fingerprint import differences
 from llavamed.storage.lease import hold_lease
 from llavamed.storage.location import MANIFEST, Location, check_writable, locate
-from llavamed.storage.manifest import Manifest, find, write
+from llavamed.storage.manifest import find, write
 
 logger = logging.getLogger(__name__)
 
 OnProgress = Callable[[int, int], None]
 """Called with the finished parts and all parts of the round."""
-
-
-class HarvestManifest(Manifest):
-    """A finished harvest."""
-
-    VERSION: ClassVar[int] = 1
-    ERROR: ClassVar[type[LlavaMedError]] = DataError
-    HINT: ClassVar[str] = "set corpus.directory to another folder"
-
-    inventory: str
-    """Date of the newest inventory."""
-    num_articles: int
-    num_kept: int
-    """Articles with a figure that was not refused."""
-    reasons: dict[str, int]
-    """Articles of which nothing was taken, by reason."""
-    num_figures: int
-    num_kept_figures: int
-    refused: dict[str, int]
-    """Refused figures by reason."""
-    counts: dict[str, int]
-    """Requests, bytes, and failed attempts by error."""
-    num_removed: int
-    """Articles that updates removed from earlier parts."""
 
 
 class HarvestJob:

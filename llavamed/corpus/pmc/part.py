@@ -40,6 +40,7 @@ class PartReport(Manifest):
     HINT: ClassVar[str] = "make the part again: delete its folder, then start the same command"
 
     num_articles: int
+    """Articles of the part."""
     num_kept: int
     """Articles with a figure that was not refused."""
     reasons: dict[str, int]

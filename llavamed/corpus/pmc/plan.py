@@ -38,11 +38,15 @@ class HarvestRound(Facts):
     inventory: str
     """Date of the inventory, or `listing`."""
     inventory_sha256: str
+    """SHA-256 of the inventory's manifest."""
     first_part: int
+    """Number of its first part; parts are counted over all rounds."""
     num_parts: int
+    """Number of its parts."""
     num_required: int
     """Parts at the beginning that `max_articles` does not leave out, for their articles changed."""
     num_articles: int
+    """Articles of the round."""
     num_replaced: int
     """Articles whose figures leave the parts of earlier rounds."""
 
@@ -58,6 +62,7 @@ class HarvestPlan(Manifest):
     settings: dict[str, Any]
     """Settings that decide what becomes of an article."""
     rounds: tuple[HarvestRound, ...]
+    """The first harvest, and the updates after it."""
 
     @property
     def last(self) -> HarvestRound:
@@ -89,6 +94,33 @@ class HarvestPlan(Manifest):
     def _round_of(self, part: int) -> tuple[int, HarvestRound]:
         number = max(n for n, each in enumerate(self.rounds) if each.first_part <= part)
         return number, self.rounds[number]
+
+
+class HarvestManifest(Manifest):
+    """A finished harvest."""
+
+    VERSION: ClassVar[int] = 1
+    ERROR: ClassVar[type[LlavaMedError]] = DataError
+    HINT: ClassVar[str] = "set corpus.directory to another folder"
+
+    inventory: str
+    """Date of the newest inventory."""
+    num_articles: int
+    """Articles of all complete parts."""
+    num_kept: int
+    """Articles with a figure that was not refused."""
+    reasons: dict[str, int]
+    """Articles of which nothing was taken, by reason."""
+    num_figures: int
+    """Figures of the articles that were read, refused ones included."""
+    num_kept_figures: int
+    """Figures that were not refused."""
+    refused: dict[str, int]
+    """Refused figures by reason."""
+    counts: dict[str, int]
+    """Requests, bytes, and failed attempts by error."""
+    num_removed: int
+    """Articles that updates removed from earlier parts."""
 
 
 def settings_of(settings: Harvest) -> dict[str, Any]:

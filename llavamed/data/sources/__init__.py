@@ -16,6 +16,7 @@ from llavamed.config.sources import (
     Phantoms,
     PmcVqa,
     Read,
+    Scans,
     Slake,
     VqaRad,
     WebDataset,
@@ -71,6 +72,7 @@ def open_source(read: Read) -> Source:
     from llavamed.data.sources.path_vqa import PathVqaSource
     from llavamed.data.sources.phantoms import PhantomSource
     from llavamed.data.sources.pmc_vqa import PmcVqaSource
+    from llavamed.data.sources.scans import ScansSource
     from llavamed.data.sources.slake import SlakeSource
     from llavamed.data.sources.vqa_rad import VqaRadSource
     from llavamed.data.sources.webdataset import WebDatasetSource
@@ -80,6 +82,8 @@ def open_source(read: Read) -> Source:
             return PhantomSource(**read.model_dump(exclude={"source"}))
         case LlavaJson():
             return LlavaJsonSource(read)
+        case Scans():
+            return ScansSource(read)
         case VqaRad():
             return VqaRadSource(read)
         case Slake():

@@ -1,0 +1,44 @@
+"""Map the values of scans to grey levels: by a window, or between percentiles."""
+
+import numpy as np
+import numpy.typing as npt
+
+from llavamed.errors import SampleError
+
+Values = npt.NDArray[np.float64]
+
+
+def apply_window(values: Values, centre: float, width: float, function: str = "LINEAR") -> Values:
+    """Map values to 0..1 by a window. Source: DICOM PS3.3, C.11.2.1.2.1 and C.11.2.1.3.
+
+    Args:
+        values: Values after rescaling.
+        centre: Centre of the window.
+        width: Width of the window, above 0.
+        function: `LINEAR`, `LINEAR_EXACT` or `SIGMOID`.
+    """
+    if function == "SIGMOID":
+        return 1 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -700, 700)))
+    if function == "LINEAR_EXACT":
+        return np.clip((values - centre) / width + 0.5, 0, 1)
+    if width <= 1:
+        return (values > centre - 0.5).astype(np.float64)
+    return np.clip((values - (centre - 0.5)) / (width - 1) + 0.5, 0, 1)
+
+
+def between_percentiles(values: Values, inside: npt.NDArray[np.bool_]) -> Values:
+    """Map values to 0..1 between the 0.5th and the 99.5th percentile of those inside."""
+    chosen = values[inside & np.isfinite(values)]
+    if not chosen.size:
+        raise SampleError("corrupt_image", "no pixel has a value")
+    low, high = np.percentile(chosen, [0.5, 99.5])
+    if high <= low:
+        low, high = float(chosen.min()), float(chosen.max())
+    if high <= low:
+        raise SampleError("corrupt_image", f"every pixel is {low:g}")
+    return np.clip((np.nan_to_num(values, nan=low) - low) / (high - low), 0, 1)
+
+
+def to_grey_pixels(levels: Values) -> npt.NDArray[np.uint8]:
+    """Return levels from 0 to 1 as uint8 of the same shape."""
+    return (levels * 255).round().astype(np.uint8)

@@ -1,0 +1,262 @@
+"""Scans become pictures by the standard's own steps, and only where they name nobody."""
+
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset
+from pydicom.pixels import apply_voi_lut, pixel_array
+
+from llavamed.config.sources import Scans
+from llavamed.data.record import check_record
+from llavamed.data.sources import fetch_image, open_source
+from llavamed.errors import DataError, SampleError
+from llavamed.processor.dicom import check_deidentified, read_dicom
+from llavamed.processor.grey_levels import apply_window
+from llavamed.processor.nifti import choose_slices, otsu, read_nifti
+
+VOLUMES = Path(nibabel.__file__).parent / "tests" / "data"
+PICTURES = [
+    *("CT_small.dcm", "MR_small.dcm", "MR_small_RLE.dcm", "MR_small_bigendian.dcm"),
+    *("MR_small_jpeg_ls_lossless.dcm", "MR_small_jp2klossless.dcm", "JPEG2000.dcm"),
+    *("693_J2KI.dcm", "J2K_pixelrep_mismatch.dcm", "image_dfl.dcm", "examples_palette.dcm"),
+    *("SC_rgb_jpeg.dcm", "SC_rgb_rle_16bit_2frame.dcm", "examples_ybr_color.dcm"),
+]
+DAMAGED = ["JPEG-lossy.dcm", "MR_truncated.dcm", "no_meta.dcm", "meta_missing_tsyntax.dcm"]
+
+
+def file(name):
+    return Path(get_testdata_file(name)).read_bytes()
+
+
+def pixels(data):
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def changed(name, **tags):
+    """A file with other tags; None removes one."""
+    dataset = pydicom.dcmread(io.BytesIO(file(name)))
+    for key, value in tags.items():
+        if value is None:
+            delattr(dataset, key)
+        else:
+            setattr(dataset, key, value)
+    buffer = io.BytesIO()
+    dataset.save_as(buffer)
+    return buffer.getvalue()
+
+
+ATTESTED = {"PatientIdentityRemoved": "YES", "DeidentificationMethod": "by hand"}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_every_syntax_is_decoded(name):
+    data = file(name)
+    dataset = pydicom.dcmread(io.BytesIO(data))
+    found = pixels(read_dicom(data))
+    assert found.shape[:2] == (dataset.Rows, dataset.Columns)
+    assert found.dtype == np.uint8
+    assert np.ptp(found) > 0
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_what_cannot_be_decoded_is_refused(name):
+    with pytest.raises(SampleError, match="corrupt_image"):
+        read_dicom(file(name))
+
+
+@pytest.mark.parametrize("name", ["liver_1frame.dcm", "rtdose.dcm", "test-SR.dcm"])
+def test_an_object_without_a_picture_is_refused(name):
+    with pytest.raises(SampleError, match="no_picture: it is an object of modality"):
+        read_dicom(file(name))
+
+
+def test_the_same_image_is_the_same_picture_in_every_syntax():
+    names = ("MR_small", "MR_small_RLE", "MR_small_jp2klossless", "MR_small_implicit")
+    found = [read_dicom(file(f"{name}.dcm")) for name in names]
+    assert len(set(found)) == 1
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({}, "identifiable: its tags do not say that the patient's identity was removed"),
+        ({"PatientIdentityRemoved": "YES"}, "identifiable"),
+        ({"PatientIdentityRemoved": "NO", "DeidentificationMethod": "x"}, "identifiable"),
+        (ATTESTED | {"BurnedInAnnotation": "YES"}, "burned_in_text: BurnedInAnnotation=YES"),
+        (
+            ATTESTED | {"Modality": "US"},
+            "burned_in_text: BurnedInAnnotation=absent for modality US",
+        ),
+        (ATTESTED | {"Modality": "US", "BurnedInAnnotation": "NO"}, None),
+        (ATTESTED, None),
+    ],
+)
+def test_a_file_that_may_name_somebody_is_refused(tags, reason):
+    data = changed("CT_small.dcm", **tags)
+    if reason is None:
+        check_deidentified(data)
+        return
+    with pytest.raises(SampleError, match=reason):
+        check_deidentified(data)
+
+
+def test_bright_is_dark_in_monochrome1():
+    plain = pixels(read_dicom(file("CT_small.dcm")))
+    data = changed("CT_small.dcm", PhotometricInterpretation="MONOCHROME1")
+    assert (pixels(read_dicom(data)) == 255 - plain).all()
+
+
+def test_the_first_of_several_windows_counts():
+    several = changed("CT_small.dcm", WindowCenter=[40, 300], WindowWidth=[80, 1500])
+    one = changed("CT_small.dcm", WindowCenter=40, WindowWidth=80)
+    wide = changed("CT_small.dcm", WindowCenter=300, WindowWidth=1500)
+    found = [pixels(read_dicom(data)) for data in (several, one, wide)]
+    assert (found[0] == found[1]).all()
+    assert (found[0] != found[2]).any()
+
+
+def test_a_table_of_values_counts_before_a_window():
+    table = Dataset()
+    table.LUTDescriptor = [4096, 0, 12]
+    table.LUTData = np.arange(4095, -1, -1, dtype="<u2").tobytes()
+    dark_is_bright = changed("MR_small.dcm", VOILUTSequence=[table])
+    found = pixels(read_dicom(dark_is_bright)).astype(int)
+    stored = pixel_array(pydicom.dcmread(io.BytesIO(dark_is_bright)))
+    assert (found == np.round((4095 - np.clip(stored, 0, 4095)) * (255 / 4095))).all()
+
+
+def test_frames_are_named_by_number_and_the_first_is_the_default():
+    data = file("examples_ybr_color.dcm")
+    number = int(pydicom.dcmread(io.BytesIO(data)).NumberOfFrames)
+    frames = [read_dicom(data, frame=each) for each in (0, number // 2)]
+    assert read_dicom(data) == frames[0] != frames[1]
+    with pytest.raises(SampleError, match=rf"no_such_frame: frame {number} of {number}"):
+        read_dicom(data, frame=number)
+
+
+@given(
+    st.lists(st.integers(-3000, 3000), min_size=1, max_size=50),
+    st.integers(-1000, 1000),
+    st.integers(2, 2000),
+)
+def test_a_window_is_that_of_the_standard(values, centre, width):
+    dataset = Dataset()
+    dataset.WindowCenter, dataset.WindowWidth = centre, width
+    dataset.PhotometricInterpretation, dataset.BitsStored, dataset.PixelRepresentation = (
+        *("MONOCHROME2", 16),
+        1,
+    )
+    array = np.array(values, np.int16)
+    expected = (apply_voi_lut(array, dataset) + 2**15) / (2**16 - 1)
+    assert np.allclose(apply_window(array.astype(float), centre, width), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["example4d.nii.gz", "anatomical.nii", "functional.nii"])
+def test_a_volume_gives_upright_slices_of_its_middle(name):
+    data = (VOLUMES / name).read_bytes()
+    image = nibabel.as_closest_canonical(nibabel.load(VOLUMES / name))
+    volume = np.asarray(image.dataobj)
+    volume = volume[..., 0] if volume.ndim == 4 else volume
+    chosen = choose_slices(volume, 3)
+    assert chosen == sorted(chosen)
+    depth = volume.shape[2]
+    assert all(0.2 * depth - 1 <= each <= 0.8 * depth for each in chosen)
+    for number, position in enumerate(chosen):
+        found = pixels(read_nifti(data, number=number, count=3)).astype(float)
+        plane = np.rot90(volume[:, :, position]).astype(float)
+        assert found.shape == plane.shape
+        assert np.corrcoef(found.ravel(), plane.ravel())[0, 1] > 0.9
+
+
+def test_an_empty_slice_is_replaced_by_the_nearest_that_is_not():
+    volume = np.zeros((8, 8, 20))
+    volume[2:6, 2:6, 13:] = 1
+    assert choose_slices(volume, 2) == [13, 13]
+
+
+@given(st.floats(0, 10), st.floats(20, 30), st.integers(5, 50), st.integers(5, 50))
+def test_the_threshold_lies_between_two_classes(dark, bright, some, others):
+    values = np.array([dark] * some + [bright] * others, np.float32)
+    assert dark <= otsu(values) < bright
+
+
+@pytest.mark.parametrize("data", [b"", b"\x1f\x8bno gzip", b"no volume" * 100])
+def test_what_is_no_volume_is_refused(data):
+    with pytest.raises(SampleError, match="corrupt_image"):
+        read_nifti(data)
+
+
+@pytest.fixture
+def scans(tmp_path):
+    """A source of a volume, a CT and a PNG, of which the first two are attested by a list."""
+    files = {
+        "brain.nii.gz": (VOLUMES / "example4d.nii.gz").read_bytes(),
+        "ct.dcm": file("CT_small.dcm"),
+        "mr.dcm": file("MR_small.dcm"),
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    turns = [
+        {"from": "human", "value": "<image>\n<image>\nWhat is it?"},
+        {"from": "gpt", "value": "A brain, and a chest."},
+    ]
+    row = {"id": "1", "image": ["brain.nii.gz", "ct.dcm"], "conversations": turns}
+    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    hashes = [hashlib.sha256(files[name]).hexdigest() for name in ("brain.nii.gz", "ct.dcm")]
+    (tmp_path / "attested").write_text("".join(f"{each}  a name\n" for each in hashes))
+    return {
+        "source": "scans",
+        "path": f"{tmp_path}/rows.json",
+        "image_folder": str(tmp_path),
+        "attested": f"{tmp_path}/attested",
+        "attested_sha256": hashlib.sha256((tmp_path / "attested").read_bytes()).hexdigest(),
+    }
+
+
+def test_a_volume_becomes_slices_with_placeholders_of_their_own(scans):
+    source = open_source(Scans(**scans, slices_per_volume=3))
+    [row] = source.rows()
+    record = source.parse(row)
+    check_record(record)
+    assert len(record.images) == 4
+    assert record.turns[0].text == "<image><image><image>\n<image>\nWhat is it?"
+    found = [pixels(fetch_image(source, each)) for each in record.images]
+    assert [each.shape for each in found] == [(96, 128)] * 3 + [(128, 128)]
+    assert (found[0] != found[2]).any()
+
+
+def test_a_scan_that_is_not_on_the_list_is_refused(scans):
+    source = open_source(Scans(**scans))
+    with pytest.raises(SampleError, match="identifiable"):
+        source.load_image("mr.dcm")
+    unlisted = open_source(Scans(**scans | {"attested": None, "attested_sha256": None}))
+    with pytest.raises(SampleError, match="nothing in a NIfTI file attests that it names nobody"):
+        unlisted.load_image("brain.nii.gz")
+
+
+def test_a_list_that_was_changed_is_refused(scans):
+    with Path(scans["attested"]).open("a") as lines:
+        lines.write("0" * 64 + "\n")
+    source = open_source(Scans(**scans))
+    with pytest.raises(
+        DataError, match=r"has the SHA-256 .*, and attested_sha256 is .*; check who"
+    ):
+        source.load_image("ct.dcm")
+    Path(scans["attested"]).unlink()
+    with pytest.raises(DataError, match=r"attested=.*: no such file; check the path"):
+        open_source(Scans(**scans)).load_image("ct.dcm")
+
+
+def test_a_list_without_its_hash_is_refused(scans):
+    with pytest.raises(ValueError, match=r"attested=.*: needs attested_sha256, which signs it"):
+        Scans(**scans | {"attested_sha256": None})
