@@ -41,13 +41,26 @@ def test_the_image_is_made_of_files_that_the_build_sees() -> None:
         assert any(fnmatch.fnmatch(source, f"{pattern}*") for pattern in kept()), source
 
 
-def requirements() -> list[str]:
-    """What the image installs, by the names of packages and their extras."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+OPTIONAL = PROJECT["optional-dependencies"]
+ELSEWHERE = {"benchmark", "cluster", "dev", "ocr"}
+"""Extras of a development machine or a laptop, and one that constraints.txt does not pin."""
+
+
+def extras() -> list[str]:
+    """The extras that the image installs."""
     install = next(" ".join(words) for words in instructions() if "--constraint" in words)
-    (extras,) = re.findall(r'"\.\[([\w,]+)\]"', install)
-    optional = project["optional-dependencies"]
-    return [*project["dependencies"], *(name for e in extras.split(",") for name in optional[e])]
+    (names,) = re.findall(r'"\.\[([\w,]+)\]"', install)
+    return names.split(",")
+
+
+def requirements() -> list[str]:
+    """The packages that the image installs, with the versions that we ask for."""
+    return [*PROJECT["dependencies"], *(name for extra in extras() for name in OPTIONAL[extra])]
+
+
+def test_the_image_runs_every_command_of_a_cluster() -> None:
+    assert set(extras()) == OPTIONAL.keys() - ELSEWHERE
 
 
 def test_the_image_can_serve_mlflow_on_postgres_and_buckets() -> None:
