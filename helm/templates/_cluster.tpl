@@ -20,6 +20,7 @@ headGroupSpec:
     dashboard-host: 0.0.0.0
     metrics-export-port: "8080"
     num-cpus: "0"
+    object-store-memory: {{ include "llavamed.objectStore" (set (deepCopy $ray.head) "name" "head") | quote }}
   template:
     {{- include "llavamed.rayPod" (dict "root" $ "group" $ray.head "head" true) | nindent 4 }}
 workerGroupSpecs:
@@ -59,7 +60,9 @@ replicas: {{ $replicas }}
 {{- end }}
 minReplicas: {{ $min }}
 maxReplicas: {{ $max }}
-rayStartParams: {metrics-export-port: "8080"}
+rayStartParams:
+  metrics-export-port: "8080"
+  object-store-memory: {{ include "llavamed.objectStore" .group | quote }}
 template:
   {{- include "llavamed.rayPod" (merge (dict "head" false) .) | nindent 2 }}
 {{- end }}

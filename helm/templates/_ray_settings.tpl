@@ -1,3 +1,22 @@
+{{/* An amount of memory such as 1.5Gi, in bytes. */}}
+{{- define "llavamed.bytes" -}}
+{{- $unit := regexFind "[A-Za-z]+$" . -}}
+{{- $factors := dict "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 "M" 1000000 "G" 1000000000 "T" 1000000000000 -}}
+{{- mulf (trimSuffix $unit . | float64) (get $factors $unit) | int64 -}}
+{{- end }}
+
+{{/*
+The size of Ray's object store, in bytes: /dev/shm but for a tenth, which NCCL uses. By itself Ray takes 30 % of the
+memory, and the disk in place of /dev/shm where that is smaller. Argument: a group's values, with its name.
+*/}}
+{{- define "llavamed.objectStore" -}}
+{{- $shared := include "llavamed.bytes" .sharedMemory | int64 -}}
+{{- if or (lt $shared 104857600) (ge $shared (include "llavamed.bytes" .memory | int64)) -}}
+{{- fail (printf "ray.%s: sharedMemory=%s is part of memory=%s, and must be less, and 100Mi or more" .name .sharedMemory .memory) -}}
+{{- end -}}
+{{- mulf $shared 0.9 | int64 -}}
+{{- end }}
+
 {{/* The nodes of a pod. Argument: a group's values. */}}
 {{- define "llavamed.placement" -}}
 {{- with .tolerations }}

@@ -156,6 +156,18 @@ REFUSED = {
         {"ray.cpu.replicas": 9},
         r"ray\.cpu: minReplicas=0 <= replicas=9 <= maxReplicas=8 does not hold",
     ),
+    "more shared memory than memory": (
+        {"ray.cpu.memory": "9G"},
+        r"ray\.cpu: sharedMemory=10Gi is part of memory=9G, and must be less",
+    ),
+    "no shared memory": (
+        {"ray.gpuGroups": [{"name": "h100", "sharedMemory": "64Mi"}]},
+        r"ray\.h100: sharedMemory=64Mi is part of memory=512Gi, and must be less, and 100Mi or",
+    ),
+    "more groups than Kueue takes": (
+        {"ray.gpuGroups": [{"name": f"group-{index}"} for index in range(16)]},
+        "/ray/gpuGroups': maxItems: got 16, want 15",
+    ),
     "two databases": (
         POSTGRES | BUNDLED,
         r"mlflow\.database\.bundled\.enabled=true: excludes a database of your own",

@@ -2,13 +2,16 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import mlflow.environment_variables
 import pytest
+import ray
 import yaml
 from mlflow.cli import server as mlflow_server
 from mlflow.server.security_utils import is_allowed_host_header
+from ray._private import services
 
 from llavamed import __version__
 from tests.support.chart_release import (
@@ -75,6 +78,31 @@ def test_memory_and_disk_of_a_ray_pod_are_bounded() -> None:
     # Where Ray logs and spills objects; kubelet evicts what takes more than it asked for.
     assert volumes[mounts["/tmp/ray"]]["emptyDir"] == {"sizeLimit": "70Gi"}
     assert cpu["containers"][0]["resources"]["limits"]["ephemeral-storage"] == "70Gi"
+
+
+@pytest.mark.parametrize("preset", ["", "trial", "gke", "eks", "aks", "h100"])
+def test_ray_keeps_its_objects_in_shared_memory(
+    preset: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Asked of Ray itself: it takes the disk where its store is larger than /dev/shm."""
+    file = CHART / "presets" / f"{preset}.yaml"
+    values = yaml.safe_load(file.read_text(encoding="utf-8")) if preset else {}
+    spec = objects(values)["RayCluster/llavamed"]["spec"]
+    for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
+        (size,) = [
+            volume["emptyDir"]["sizeLimit"]
+            for volume in group["template"]["spec"]["volumes"]
+            if volume["name"] == "shared-memory"
+        ]
+        shared = int(size.removesuffix("Gi")) * 2**30
+        store = int(group["rayStartParams"]["object-store-memory"])
+        assert 0.8 * shared < store < shared
+        for module, name in ((ray._private.utils, "get_shared_memory_bytes"),
+                             (ray._common.utils, "get_system_memory")):  # fmt: skip
+            size_of = shared if name == "get_shared_memory_bytes" else 2**41
+            monkeypatch.setattr(module, name, lambda given=size_of: given)
+        directory, *_ = services.determine_plasma_store_config(store, str(tmp_path))
+        assert directory == "/dev/shm"
 
 
 def test_a_worker_drains_before_it_is_killed() -> None:

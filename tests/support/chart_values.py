@@ -54,7 +54,7 @@ OTHER: dict[str, Any] = {
     "ray.cpu.minReplicas": 1,
     "ray.cpu.maxReplicas": 4,
     "ray.cpu.cpu": 2,
-    "ray.cpu.memory": "1.5Gi",
+    "ray.cpu.memory": "40.5Gi",
     "ray.cpu.sharedMemory": "1Gi",
     "ray.cpu.disk": "30Gi",
     "ray.cpu.nodeSelector": {"pool": "cpu"},
