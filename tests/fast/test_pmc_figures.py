@@ -177,6 +177,83 @@ def test_the_reference_of_the_bucket_keeps_the_address_that_agrees_with_it():
         assert (found.licence, found.licence_url) == (code, address)
 
 
+@pytest.mark.parametrize("head", ["", '<!DOCTYPE article SYSTEM "jats.dtd">'])
+def test_a_character_by_name_is_the_character(head):
+    data = article(FIG.format(1, "5&nbsp;&mu;m &lt; 2&#xB5;m, R&amp;D, &NotEqualTilde;"))
+    [figure] = read(head.encode() + data).figures
+    assert figure.caption == "5 μm < 2µm, R&D, ≂̸"
+
+
+def test_an_entity_that_nobody_knows_stays_as_it_is_written():
+    head = b'<!DOCTYPE article SYSTEM "jats.dtd">'
+    [figure] = read(head + article(FIG.format(1, "a &journalname; b"))).figures
+    assert figure.caption == "a &journalname; b"
+    with pytest.raises(DataError, match="is no XML"):
+        read(article(FIG.format(1, "a &journalname; b")))
+
+
+def test_the_link_of_a_waiver_for_data_is_no_licence():
+    zero = "http://creativecommons.org/publicdomain/zero/1.0/"
+    words = (
+        "Distributed under the terms of the Creative Commons Attribution License, which permits "
+        "use. The Creative Commons Public Domain Dedication waiver "
+        f'(<ext-link xlink:href="{zero}">{zero}</ext-link>) applies to the data made available.'
+    )
+    front = f"<permissions><license><license-p>{words}</license-p></license></permissions>"
+    assert read(article(front=front)).licence == "CC BY"
+
+
+@pytest.mark.parametrize(
+    ("rights", "verdict"),
+    [
+        ("<attrib>Photo: A. Stranger</attrib>", "unclear"),
+        ("<attrib>City Museum</attrib>", "unclear"),
+        ("<attrib>Source: the authors</attrib>", "no"),
+        ("<permissions><copyright-statement>© Elsevier</copyright-statement></permissions>", "yes"),
+        (
+            "<permissions><copyright-statement>© 2020 The Author(s)</copyright-statement>"
+            "</permissions>",
+            "no",
+        ),
+    ],
+)
+@pytest.mark.parametrize("group", [False, True])
+def test_rights_stand_at_a_figure_or_at_its_group(rights, verdict, group):
+    figure = FIG.format(1, "A lung.")
+    body = (
+        f"<fig-group>{rights}{figure}</fig-group>"
+        if group
+        else figure.replace("</fig>", f"{rights}</fig>")
+    )
+    [found] = read(article(body)).figures
+    assert found.third_party == verdict
+
+
+def in_floats(text):
+    """Move every figure that stands alone in a section to the floats group."""
+    figures = re.findall(r"(?<=</p>)\s*<fig [^>]*>(?:(?!<fig ).)*?</fig>", text, re.DOTALL)
+    if not figures or "floats-group" in text or "<sub-article" in text:
+        return text
+    for figure in figures:
+        text = text.replace(figure, "", 1)
+    group = f"<floats-group>{''.join(figures)}</floats-group>"
+    return text.replace("</article>", f"{group}</article>", 1)
+
+
+def test_where_a_figure_stands_changes_neither_its_caption_nor_its_mentions(golden):
+    moved = 0
+    for name, (data, _) in golden.items():
+        text = re.sub(r"\A\s*<\?xml[^>]*>", "", data.decode())
+        other = in_floats(text)
+        moved += other != text
+        before, after = (
+            {figure.id: figure for figure in read(each.encode(), name).figures}
+            for each in (text, other)
+        )
+        assert before == after, name
+    assert moved >= 3
+
+
 def test_a_list_of_two_figures_is_no_range():
     one, three = (f'<xref ref-type="fig" rid="f{n}">{n}</xref>' for n in (1, 3))
     body = "".join(FIG.format(n, "x") for n in (1, 2, 3)) + f"<p>Figures {one}, {three}.</p>"

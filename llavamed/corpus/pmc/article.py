@@ -23,7 +23,7 @@ from llavamed.corpus.pmc.metadata import (
     find_media,
     read_metadata,
 )
-from llavamed.errors import DataError, SampleError
+from llavamed.errors import DataError, LlavaMedError, SampleError
 from llavamed.processor.images import read_header
 from llavamed.storage.location import Location
 
@@ -106,6 +106,11 @@ class ArticleHarvester:
             figures = self._figures(metadata)
         except SampleError as error:
             return Harvested(replace(row, reason=error.reason, detail=error.detail[:400]))
+        except (LlavaMedError, OSError, MemoryError):
+            raise  # not the fault of this article
+        except Exception as error:
+            detail = f"{type(error).__name__}: {error}"[:400]
+            return Harvested(replace(row, reason="failed", detail=detail))
         if any(figure.refusal == UNAVAILABLE for figure in figures):
             detail = next(each.refusal_detail for each in figures if each.refusal == UNAVAILABLE)
             return Harvested(replace(row, reason=UNAVAILABLE, detail=detail))

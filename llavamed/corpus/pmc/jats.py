@@ -4,7 +4,8 @@ The files of PubMed Central, Europe PMC and publishers differ in version, namesp
 that elements are told by their local names alone.
 """
 
-import html
+import html.entities
+import re
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
@@ -17,6 +18,10 @@ Element: TypeAlias = etree._Element
 MAX_BYTES = 50 << 20
 """Articles above this size are refused; real ones rarely reach a tenth of it."""
 
+_NAMED = re.compile(rb"&([A-Za-z][A-Za-z0-9]{1,31});")
+"""An entity by its name, which a file without a document type may not have, and some do."""
+
+_OF_XML = frozenset({"amp", "lt", "gt", "quot", "apos"})
 _ASIDE = frozenset({"tex-math", "annotation", "annotation-xml"})
 """Second spellings of a formula, which are not its text."""
 
@@ -44,13 +49,22 @@ def parse_articles(data: bytes, name: str) -> list[Element]:
         remove_pis=True,  # so that the text around them is one text
     )
     try:
-        root = etree.fromstring(data.lstrip(), parser)
+        root = etree.fromstring(_NAMED.sub(_numbered, data.lstrip()), parser)
     except etree.XMLSyntaxError as error:
         raise DataError(f"{name}: is no XML: {error.msg}; fetch the file again") from error
     found = [root] if local(root) == "article" else list(descendants(root, "article"))
     if not found:
         raise DataError(f"{name}: holds no article; give a JATS file")
     return found
+
+
+def _numbered(entity: re.Match[bytes]) -> bytes:
+    """Write a character that HTML and JATS have a name for by its number; leave other entities."""
+    name = entity[1].decode()
+    characters = html.entities.html5.get(f"{name};")
+    if characters is None or name in _OF_XML:
+        return entity[0]
+    return "".join(f"&#{ord(each)};" for each in characters).encode()
 
 
 def local(node: Element) -> str:

@@ -156,7 +156,9 @@ def _stated(licence: Element) -> tuple[str | None, str | None]:
         return code_of_url(target), target
     words = _DATA_WAIVER.sub(" ", text_of(licence))
     links = [
-        target for link in descendants(licence, "ext-link") if (target := attribute(link, "href"))
+        target
+        for link in descendants(licence, "ext-link")
+        if text_of(link) in words and (target := attribute(link, "href"))
     ]
     for target in [*links, *re.findall(r"https?://\S+", words)]:
         if code := code_of_url(target):
@@ -226,31 +228,56 @@ def third_party(
 ) -> tuple[ThirdParty, str | None]:
     """Say whether a figure names an owner outside the article, and quote where.
 
-    Read are the figure's own permissions, attribution, footnotes and caption. "yes" stands for a
-    permission or a copyright, "unclear" for a credit, an adaptation or a courtesy. A credit to one
-    of the authors names nobody else.
+    Read are the permissions, attribution, footnotes and caption of the figure and of its group.
+    "yes" stands for a permission or a copyright, "unclear" for a credit, an adaptation or a
+    courtesy. A copyright of the authors and a credit to one of them name nobody else.
     """
-    for block in children(figure, "permissions"):
+    around = [above for above in figure.iterancestors() if local(above) == "fig-group"][:1]
+    for block in (each for node in [figure, *around] for each in children(node, "permissions")):
         statement = text_of(block)
         codes = [code for each in children(block, "license") if (code := _stated(each)[0])]
-        if statement and not {"CC0", "CC BY"}.intersection(codes):
+        is_own = _OF_AUTHORS.search(statement) is not None and _owner(statement) is None
+        if statement and not is_own and not {"CC0", "CC BY"}.intersection(codes):
             return "yes", statement
-    attributions = [text_of(each) for each in children(figure, "attrib")]
+    attributions = [
+        text
+        for node in [figure, *around]
+        for each in children(node, "attrib")
+        if (text := text_of(each))
+    ]
     texts = [caption, *attributions, *(text_of(each) for each in descendants(figure, "fn"))]
     for text in texts:
-        for stated in _YES.finditer(text):
-            place = stated.start()
-            if not (_OF_AUTHORS.match(text, place) or _OF_SUBJECTS.match(text, place)):
-                return "yes", _sentence(text, place)
+        place = _owner(text)
+        if place is not None:
+            return "yes", _sentence(text, place)
     for text in texts:
         if found := _ADAPTED.search(text):
             return "unclear", _sentence(text, found.start())
         for credit in _CREDIT.finditer(text):
             sentence = _sentence(text, credit.start())
-            is_own = _OWN.search(sentence) is not None
-            if not is_own and not any(name in sentence for name in authors if len(name) > 1):
+            if not _is_own(sentence, authors):
                 return "unclear", sentence
-    return ("unclear", attributions[0]) if any(attributions) else ("no", None)
+    foreign = [text for text in attributions if not _is_own(text, authors)]
+    return ("unclear", foreign[0]) if foreign else ("no", None)
+
+
+def _owner(text: str) -> int | None:
+    """Return the place of a permission or copyright of somebody else, None where there is none."""
+    places = (stated.start() for stated in _YES.finditer(text))
+    return next(
+        (
+            place
+            for place in places
+            if not (_OF_AUTHORS.match(text, place) or _OF_SUBJECTS.match(text, place))
+        ),
+        None,
+    )
+
+
+def _is_own(sentence: str, authors: frozenset[str]) -> bool:
+    """Return whether a credit names the article itself, or one of its authors."""
+    names = (name for name in authors if len(name) > 1)
+    return _OWN.search(sentence) is not None or any(name in sentence for name in names)
 
 
 def _sentence(text: str, place: int) -> str:
