@@ -228,10 +228,20 @@ def files_page() -> str:
         and value.__module__ == module.__name__
         and value.model_fields
     ]
+    names = {model.__name__.lower() for model in models}
+
+    def linked(found: re.Match[str]) -> str:
+        """Lead a link to a section of the config to its page."""
+        return found[0] if found[1] in names else f"(config.md#{found[1]})"
+
     parts = []
     for model in models:
         rows = [
-            [f"`{name}`", kind(field), field.get("description", "")]
+            [
+                f"`{name}`",
+                re.sub(r"\(#(\w+)\)", linked, kind(field)),
+                field.get("description", ""),
+            ]
             for name, field in model.model_json_schema().get("properties", {}).items()
         ]
         parts += [f"## {model.__name__}\n", f"{summary(model.__doc__)}\n"]
