@@ -149,10 +149,10 @@ def _to_8_bits(colours: npt.NDArray[Any], dataset: Any) -> Pixels:
 
 def _to_grey(pixels: npt.NDArray[Any], dataset: Any, index: int) -> npt.NDArray[np.uint8]:
     """Map stored values to grey levels: rescale, window, invert where bright means black."""
-    from pydicom.pixels import apply_rescale
+    from pydicom.pixels import apply_modality_lut
 
     transform = _of_frame(dataset, index, "PixelValueTransformationSequence")
-    values = apply_rescale(pixels, transform).astype(np.float64)
+    values = apply_modality_lut(pixels, transform).astype(np.float64)
     padding = dataset.get("PixelPaddingValue")
     inside = pixels != padding if padding is not None else np.ones(pixels.shape, bool)
     window = _of_frame(dataset, index, "FrameVOILUTSequence")

@@ -1,5 +1,6 @@
 """A harvest from a bucket that fails as real ones do loses nothing and fetches nothing twice."""
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -78,12 +79,20 @@ def test_a_fault_that_passes_loses_nothing(fault: Fault, source, whole, faulty: 
     assert counts["requests"] == counts["fetched"] + failed
 
 
-def test_faults_at_random_lose_nothing(source, whole, faulty: FaultyS3, tmp_path):
-    rows_of(source)  # the listing of inventories is read whole before
-    faulty.fail_at_random(0.2, ("500", "503", "reset", "cut"), seed=5)
-    place = harvest(source, locate(str(tmp_path)))
+def test_faults_at_random_lose_nothing_of_a_corpus_in_a_bucket(
+    source, whole, faulty: FaultyS3, s3_uri
+):
+    corpus = locate(f"{s3_uri}/corpus")
+    faulty.fail_at_random(0.1, ("500", "503", "reset", "cut"), seed=5)
+    place = harvest(source, corpus)
     assert faulty.num_faults > 10
+    faulty.heal()
     assert read_figures(place) == whole
+    for figure in whole:
+        [picture] = figure.pictures
+        data = (corpus / picture.path).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == picture.sha256
+    assert not (place / JOURNAL).exists()
 
 
 def test_what_stays_away_is_a_row_and_comes_with_the_next_run(
