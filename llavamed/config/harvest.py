@@ -16,8 +16,9 @@ ThirdParty = Literal["no", "unclear", "yes"]
 class Harvest(Section):
     """Which articles to take from PubMed Central's open subset, and how fast."""
 
-    source: str = "s3://pmc-oa-opendata?anonymous=true"
-    """URI of the bucket, or of a mirror or folder with its layout."""
+    source: str = "s3://pmc-oa-opendata?anonymous=true&endpoint=https://s3.us-east-1.amazonaws.com"
+    """URI of the bucket, or of a mirror or folder with its layout. It names its endpoint, for that
+    of the environment may be a store of one's own."""
     licences: Annotated[tuple[Licence, ...], Field(min_length=1)] = ("CC0", "CC BY")
     """Licences to take, as the bucket states them. An article that states another is refused."""
     third_party: Annotated[tuple[ThirdParty, ...], Field(min_length=1)] = ("no",)

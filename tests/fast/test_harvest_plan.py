@@ -176,6 +176,13 @@ def test_settings_that_contradict_each_other_are_refused(changes, message):
         Harvest(**changes)
 
 
+def test_the_public_bucket_is_reached_wherever_ones_own_store_is(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://minio:9000")
+    place = locate(Harvest().source)
+    assert (place.path, place.fs.anon) == ("pmc-oa-opendata", True)
+    assert place.fs.endpoint_url == "https://s3.us-east-1.amazonaws.com"
+
+
 def test_an_estimate_adds_up():
     found = estimate(Harvest(licences=["CC0", "CC BY"]), num_cpus=64)
     assert found.num_taken == 169_017 + 5_242_023
