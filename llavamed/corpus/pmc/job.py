@@ -90,14 +90,15 @@ class HarvestJob:
             LeaseError: Another process harvests into the folder.
         """
         check_writable(self._corpus)
-        with hold_lease(self._folder, hint="set corpus.directory to another folder"):
+        with hold_lease(self._folder, hint="set corpus.directory to another folder") as lease:
             plan = self._plan(update)
             again = {part for part, each in self._reports(plan).items() if _is_short(each)}
             while todo := sorted(again) or self._next(plan):
                 self._run_parts(plan, todo, on_progress)
                 again = set()
-            removed = self._remove(plan)
-            return self._finish(plan, removed)
+            lease.check()
+            self._remove_replaced(plan)
+            return self._finish(plan)
 
     def _plan(self, update: bool) -> HarvestPlan:
         plan = find(HarvestPlan, self._folder)
@@ -195,9 +196,8 @@ class HarvestJob:
         for number, _ in enumerate(iter_rows(pipeline, memory_hint=hint), start=1):
             on_progress(number, len(parts))
 
-    def _remove(self, plan: HarvestPlan) -> int:
+    def _remove_replaced(self, plan: HarvestPlan) -> None:
         """Remove from the parts of earlier rounds what the later ones replace or find gone."""
-        removed = 0
         for number, here in enumerate(plan.rounds[1:], start=1):
             names = read_replaced(self._folder, number)
             parts = [part_folder(self._folder, part) for part in self._reports(plan)]
@@ -210,14 +210,13 @@ class HarvestJob:
                 if figure.pmcid in names
                 for picture in figure.pictures
             }
-            removed += sum(remove_articles(part, names, self._corpus, keep) for part in older)
+            for part in older:
+                remove_articles(part, names, self._corpus, keep)
         self._complete.clear()  # their counts have changed
-        return removed
 
-    def _finish(self, plan: HarvestPlan, removed: int) -> HarvestManifest:
+    def _finish(self, plan: HarvestPlan) -> HarvestManifest:
         reports = self._reports(plan).values()
         figures = [manifest for _, manifest in list_parts(self._folder)]
-        before = find(HarvestManifest, self._folder)
         manifest = HarvestManifest(
             inventory=plan.last.inventory,
             num_articles=sum(each.num_articles for each in reports),
@@ -227,7 +226,7 @@ class HarvestJob:
             num_kept_figures=sum(each.num_kept for each in figures),
             refused=_total(each.refused for each in figures),
             counts=_total(each.counts for each in reports),
-            num_removed=removed + (before.num_removed if before is not None else 0),
+            num_removed=sum(each.num_replaced for each in plan.rounds),
         )
         write(self._folder, manifest)
         return manifest
