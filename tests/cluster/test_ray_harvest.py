@@ -98,6 +98,29 @@ def test_a_small_corpus_grows_and_an_update_follows_the_bucket(bucket: PmcBucket
     assert run(bucket, update=True) == updated, "nothing is new"
 
 
+def test_what_was_unavailable_comes_later_and_what_was_replaced_stays_away(
+    bucket: PmcBucket,
+) -> None:
+    one_part = {"articles_per_part": NUM_ARTICLES, "max_unavailable_fraction": 0.5}
+    file = bucket.root / "PMC7.1" / "PMC7.1.xml"
+    data = file.read_bytes()
+    file.unlink()
+    file.mkdir()  # reading a folder is an error of the file system
+    assert run(bucket, **one_part).reasons["unavailable"] == 1
+    for number in (1, 2):
+        bucket.add(number, is_retracted=True)
+    bucket.write_inventory("2026-12-24T01-00Z")
+    assert run(bucket, update=True, **one_part).reasons["unavailable"] == 1
+    file.rmdir()
+    file.write_bytes(data)
+    last = run(bucket, **one_part)
+    assert last.reasons == {"licence": NUM_ARTICLES // 6, "retracted": 2}
+    assert last.num_articles == NUM_ARTICLES
+    assert "PMC7" in kept(bucket)
+    assert not {"PMC1", "PMC2"} & kept(bucket).keys()
+    assert stored(bucket) == pictures(bucket)
+
+
 def test_a_harvest_that_is_not_finished_is_not_updated(bucket: PmcBucket) -> None:
     run(bucket, max_articles=7)
     with pytest.raises(DataError, match=r"is not finished, so that it cannot be updated; finish"):

@@ -92,12 +92,14 @@ class HarvestJob:
         check_writable(self._corpus)
         with hold_lease(self._folder, hint="set corpus.directory to another folder") as lease:
             plan = self._plan(update)
-            again = {part for part, each in self._reports(plan).items() if _is_short(each)}
-            while todo := sorted(again) or self._next(plan):
+            short = [part for part, each in self._reports(plan).items() if _is_short(each)]
+            while todo := self._next(plan):
                 self._run_parts(plan, todo, on_progress)
-                again = set()
             lease.check()
-            self._remove_replaced(plan)
+            if len(plan.rounds) > 1 and find(HarvestManifest, self._folder) is None:
+                self._remove_replaced(plan)
+            if short:
+                self._run_parts(plan, sorted(short), on_progress)
             return self._finish(plan)
 
     def _plan(self, update: bool) -> HarvestPlan:
@@ -197,21 +199,20 @@ class HarvestJob:
             on_progress(number, len(parts))
 
     def _remove_replaced(self, plan: HarvestPlan) -> None:
-        """Remove from the parts of earlier rounds what the later ones replace or find gone."""
-        for number, here in enumerate(plan.rounds[1:], start=1):
-            names = read_replaced(self._folder, number)
-            parts = [part_folder(self._folder, part) for part in self._reports(plan)]
-            newer = [place for place in parts if int(place.name) >= here.first_part]
-            older = [place for place in parts if int(place.name) < here.first_part]
-            keep = {
-                picture.path
-                for place in newer
-                for figure in read_figures(place)
-                if figure.pmcid in names
-                for picture in figure.pictures
-            }
-            for part in older:
-                remove_articles(part, names, self._corpus, keep)
+        """Remove from the parts of earlier rounds what the last one replaces or finds gone."""
+        names = read_replaced(self._folder, len(plan.rounds) - 1)
+        parts = [part_folder(self._folder, part) for part in self._reports(plan)]
+        keep = {
+            picture.path
+            for place in parts
+            if int(place.name) >= plan.last.first_part
+            for figure in read_figures(place)
+            if figure.pmcid in names
+            for picture in figure.pictures
+        }
+        for place in parts:
+            if int(place.name) < plan.last.first_part:
+                remove_articles(place, names, self._corpus, keep)
         self._complete.clear()  # their counts have changed
 
     def _finish(self, plan: HarvestPlan) -> HarvestManifest:

@@ -80,16 +80,23 @@ class HarvestPlan(Manifest):
         return fingerprint([self.settings, number, here.inventory_sha256, part])
 
     def read_part(self, folder: Location, part: int) -> list[ArticleRow]:
-        """Return the articles of a part, in order. Raises: StorageError."""
+        """Return the articles of a part that no later round replaces, in order.
+
+        Raises:
+            StorageError: They cannot be read.
+        """
         number, here = self._round_of(part)
         group = part - here.first_part
         table = (folder / f"candidates-{number}.parquet").read_parquet(
             lambda file: pq.ParquetFile(file).read_row_group(group)
         )
-        return [
+        later = range(number + 1, len(self.rounds))
+        replaced = {name for each in later for name in read_replaced(folder, each)}
+        rows = [
             ArticleRow(f"PMC{row['pmcid']}", row["version"], row["etag"])
             for row in table.to_pylist()
         ]
+        return [row for row in rows if row.pmcid not in replaced]
 
     def _round_of(self, part: int) -> tuple[int, HarvestRound]:
         number = max(n for n, each in enumerate(self.rounds) if each.first_part <= part)
