@@ -22,7 +22,7 @@ WORKDIR /app
 COPY constraints.txt pyproject.toml LICENSE ./
 COPY llavamed/__init__.py llavamed/
 RUN touch README.md \
-    && pip install --no-cache-dir --constraint constraints.txt ".[card,dicom,gcs,llm,postgres,quantize,serve]"
+    && pip install --no-cache-dir --constraint constraints.txt ".[card,dicom,gcs,llm,postgres,quantize,serve,train]"
 
 COPY README.md ./
 COPY llavamed llavamed

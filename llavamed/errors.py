@@ -13,6 +13,8 @@
     ├── TrackingError     the MLflow server refuses a request
     ├── EndpointError     a language model cannot be reached, or costs more than allowed
     ├── RequestError      a question to a model breaks a rule, or cannot be answered now
+    ├── ClusterError      Kubernetes refuses a request or cannot be reached
+    │   └── UnreachableError   it does not answer, and may do so later
     └── InterruptError    a signal ended the command            exit code 128 + signal
 
 Every message has one grammar: ``key=value: the rule it breaks, with the numbers; what to do``.
@@ -106,6 +108,14 @@ class RequestError(LlavaMedError):
     ) -> None:
         super().__init__(message)
         self.code, self.status, self.param, self.retry_after = code, status, param, retry_after
+
+
+class ClusterError(LlavaMedError):
+    """Kubernetes refuses a request, or does not have what it is asked for."""
+
+
+class UnreachableError(ClusterError):
+    """Kubernetes does not answer, which may pass."""
 
 
 class InterruptError(LlavaMedError):

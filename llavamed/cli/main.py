@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 
 from llavamed import __version__
 from llavamed.cli.chat import chat
+from llavamed.cli.cluster import app as cluster
 from llavamed.cli.corpus import app as corpus
 from llavamed.cli.data import app as data
 from llavamed.cli.evaluate import app as evaluate
@@ -26,7 +27,7 @@ from llavamed.cli.logs import configure_logging, log_console
 from llavamed.cli.options import ConfigFile, Overrides, console, find_config, load_run
 from llavamed.config.load import dump_config, load_config
 from llavamed.config.run import RunConfig
-from llavamed.errors import InterruptError, LlavaMedError
+from llavamed.errors import ConfigError, InterruptError, LlavaMedError
 
 
 class _Commands(TyperGroup):
@@ -57,6 +58,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(cluster, name="cluster")
 app.add_typer(corpus, name="corpus")
 app.add_typer(data, name="data")
 app.add_typer(evaluate, name="evaluate")
@@ -73,7 +75,11 @@ def _show_versions(asked: bool) -> None:
     names = ("ray", "torch", "transformers", "deepspeed", "mlflow")
     console.print(f"llavamed {__version__}, Python {platform.python_version()}", highlight=False)
     for name in names:
-        console.print(f"{name} {metadata.version(name)}", highlight=False)
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            version = "is not installed"
+        console.print(f"{name} {version}", highlight=False)
     raise typer.Exit
 
 
@@ -201,12 +207,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if "--debug" in words:
             raise
+        error = _explain_missing(error) or error
         is_ours = isinstance(error, LlavaMedError)
         text = str(error) if is_ours else _explain_unexpected(error)
         Console(stderr=True).print(
             f"error: {text}", style="bold red", markup=False, highlight=False, soft_wrap=True
         )
         sys.exit(error.exit_code if isinstance(error, LlavaMedError) else 1)
+
+
+def _explain_missing(error: Exception) -> ConfigError | None:
+    """Return which extra holds a package that is not installed, or None for another error."""
+    package = (getattr(error, "name", None) or "").partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError) or package in ("", "llavamed"):
+        return None
+    extra = "cluster" if package == "kubernetes" else "train"
+    return ConfigError(
+        f"package={package}: is not installed, and this command needs it; run `pip install "
+        f"'llavamed[{extra}]'`"
+    )
 
 
 def _explain_unexpected(error: Exception) -> str:

@@ -4,6 +4,8 @@ Credentials come from the environment, as each cloud's own tools read them (`AWS
 ...), never from a config; `storage.access` says what else a URI may state. A folder is complete
 when its `manifest.json` exists, which is why every writer writes that file last.
 
+Arrow is imported where a table is read or written, so that other files need no Arrow.
+
 What fails and may pass is tried again, here and nowhere else; all writes are of whole files, so
 that doing one twice is doing it once.
 """
@@ -17,15 +19,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from llavamed.errors import DamagedFileError, StorageError
 from llavamed.storage.access import read_access, write_access
 from llavamed.storage.retry import ATTEMPTS, RetryingFile, with_retries
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MANIFEST = "manifest.json"
 UNRETRIED_TIMEOUT_SECONDS = 2.0
@@ -186,8 +189,10 @@ class Location:
         """Write `value` as JSON with sorted keys, so that equal values give equal bytes."""
         self.write_bytes(to_json(value))
 
-    def read_table(self) -> pa.Table:
+    def read_table(self) -> "pa.Table":
         """The file as a Parquet table. Raises: FileNotFoundError, StorageError."""
+        import pyarrow.parquet as pq
+
         # Not pq.read_table, which takes 0.3 s to import and columns from folders named a=b.
         return self.read_parquet(
             lambda file: pq.ParquetFile(file, page_checksum_verification=True).read()
@@ -201,6 +206,7 @@ class Location:
             DamagedFileError: Arrow, with `page_checksum_verification`, finds it damaged.
             StorageError: It cannot be read, or is beyond what Arrow can.
         """
+        import pyarrow as pa
 
         def work() -> _T:
             # Without a cache: fsspec's would read tens of megabytes past each row group.
@@ -226,9 +232,12 @@ class Location:
         return DamagedFileError(f"{self}: is not {kind} ({reason}); make it again", reason)
 
     def write_table(
-        self, table: pa.Table, *, row_group_size: int | None = None, compression: str = "zstd"
+        self, table: "pa.Table", *, row_group_size: int | None = None, compression: str = "zstd"
     ) -> None:
         """Write the table as Parquet, whole or not at all."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         sink = pa.BufferOutputStream()
         pq.write_table(
             table,

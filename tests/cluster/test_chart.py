@@ -9,6 +9,7 @@ import helm_python
 import pytest
 import yaml
 
+from llavamed.cluster.rules import broken_rules
 from tests.support.chart_release import (
     BUNDLED,
     CHART,
@@ -24,7 +25,6 @@ from tests.support.kubernetes_rules import (
     core_violations,
     custom_violations,
     is_core,
-    operator_violations,
     pod_specs,
     restriction_violations,
 )
@@ -62,7 +62,7 @@ def test_kubernetes_accepts_every_object(values: dict[str, Any]) -> None:
 def test_kuberay_accepts_the_cluster(values: dict[str, Any], reference_data: Path) -> None:
     cluster = objects(values)["RayCluster/llavamed"]
     assert custom_violations(cluster, reference_data / "data" / "kuberay-crds") == []
-    assert operator_violations(cluster) == []
+    assert broken_rules(cluster) == []
 
 
 def test_every_pod_is_restricted(values: dict[str, Any]) -> None:
@@ -206,4 +206,4 @@ def test_names_that_kuberay_would_refuse_or_cut_are_refused(name: str) -> None:
 
 def test_the_longest_name_is_taken(reference_data: Path) -> None:
     cluster = objects(name="a" * 50)["RayCluster/" + "a" * 50]
-    assert operator_violations(cluster) == []
+    assert broken_rules(cluster) == []

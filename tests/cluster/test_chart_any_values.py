@@ -8,12 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from llavamed.cluster.rules import broken_rules
 from tests.support.chart_release import objects
 from tests.support.chart_values import OTHER
 from tests.support.kubernetes_rules import (
     core_violations,
     is_core,
-    operator_violations,
     pod_specs,
     restriction_violations,
 )
@@ -60,7 +60,7 @@ def test_any_value_is_rendered_or_refused_by_its_key(values: dict[str, Any]) -> 
         if is_core(item):
             assert core_violations(item) == [], name
         elif item["apiVersion"] == "ray.io/v1":
-            assert operator_violations(item) == []
+            assert broken_rules(item) == []
         assert [restriction_violations(pod) for pod in pod_specs(item)] == [[]] * len(
             pod_specs(item)
         )

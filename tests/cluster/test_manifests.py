@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from llavamed.cluster.rules import broken_rules
 from tests.support.chart_release import ROOT, objects, ray_pods
 from tests.support.dockerfile import copied, instructions
 from tests.support.kubernetes_rules import (
@@ -18,7 +19,6 @@ from tests.support.kubernetes_rules import (
     core_violations,
     custom_violations,
     load_objects,
-    operator_violations,
     pod_specs,
     restriction_violations,
 )
@@ -58,7 +58,7 @@ def test_the_cluster_is_the_charts() -> None:
 def test_kuberay_accepts_the_manifests(name: str, reference_data: Path) -> None:
     manifest = plain(name)
     assert custom_violations(manifest, reference_data / "data" / "kuberay-crds") == []
-    assert operator_violations(manifest) == []
+    assert broken_rules(manifest) == []
     assert [restriction_violations(pod) for pod in pod_specs(manifest)] == [[]] * 3
 
 
@@ -142,22 +142,26 @@ def test_the_schema_check_bites(path: str, value: Any, message: str, reference_d
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("ttlSecondsAfterFinished", 60, "ttlSecondsAfterFinished needs"),
-        ("suspend", True, "suspend needs shutdownAfterJobFinishes"),
-        ("shutdownAfterJobFinishes", True, "deletionStrategy excludes shutdownAfterJobFinishes"),
+        ("ttlSecondsAfterFinished", 60, "ttlSecondsAfterFinished: needs"),
+        ("suspend", True, "suspend=true: needs shutdownAfterJobFinishes"),
+        ("shutdownAfterJobFinishes", True, "deletionStrategy: excludes shutdownAfterJobFinishes"),
         (f"{CLUSTER}/enableInTreeAutoscaling", True, "DeleteWorkers excludes autoscaling"),
-        ("submissionMode", "InteractiveMode", "InteractiveMode excludes backoffLimit"),
-        ("clusterSelector", {"ray.io/cluster": "x"}, "clusterSelector excludes backoffLimit"),
-        (f"{CLUSTER}/rayVersion", "2.51.0", "token authentication needs 2.52"),
-        (f"{CLUSTER}/networkPolicy", {}, "networkPolicy needs a feature gate"),
-        (f"{GROUP}/minReplicas", 9, "cpu: minReplicas=9, maxReplicas=8"),
-        (f"{GROUP}/replicas", 9, "cpu: replicas=9 out of bounds"),
-        (f"{GROUP}/rayStartParams/labels", "a=b", "rayStartParams.labels belongs to"),
-        (f"{GROUP}/template/metadata/labels", {"ray.io/group": "x"}, "ray.io/group is KubeRay's"),
+        ("submissionMode", "InteractiveMode", "InteractiveMode: excludes backoffLimit"),
+        ("clusterSelector", {"ray.io/cluster": "x"}, "clusterSelector: excludes backoffLimit"),
+        (f"{CLUSTER}/rayVersion", "2.51.0", "authOptions.mode=token needs 2.52"),
+        (f"{CLUSTER}/networkPolicy", {}, "networkPolicy: needs a feature gate"),
+        (f"{GROUP}/minReplicas", 9, "group cpu: minReplicas=9 is more than maxReplicas=8"),
+        (f"{GROUP}/replicas", 9, "group cpu: replicas=9 is not between minReplicas=0"),
+        (f"{GROUP}/rayStartParams/labels", "a=b", "rayStartParams.labels: KubeRay reads labels"),
+        (
+            f"{GROUP}/template/metadata/labels",
+            {"ray.io/group": "x"},
+            "ray.io/group: is set by KubeRay",
+        ),
     ],
 )
 def test_the_operators_rules_bite(path: str, value: Any, message: str) -> None:
-    found = operator_violations(changed(path, value))
+    found = broken_rules(changed(path, value))
     assert any(message in violation for violation in found), found
 
 

@@ -12,8 +12,9 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,12 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from tests.support.kubernetes_rules import Object
 
 ADMIN = "admin-token"
+NOBODY = "nobody-token"
 TOKENS = {
     ADMIN: ("admin", '"system:masters"'),
     "controllers-token": ("system:kube-controller-manager", ""),
     "scheduler-token": ("system:kube-scheduler", ""),
+    NOBODY: ("nobody", ""),
 }
 STAGES = Path(__file__).with_name("kwok_stages.yaml")
 
@@ -82,6 +85,8 @@ class Api:
     url: str
     certificate: Path
     user: str | None = None
+    away: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+    """Kills the server; it comes back, with all it held, behind the block."""
 
     def ask(self, method: str, path: str, body: Any = None, **options: Any) -> requests.Response:
         """Send one request; unknown fields of the body are errors, and warnings are printed."""
@@ -202,8 +207,7 @@ def control_plane(folder: Path) -> Iterator[Api]:
             f"--initial-cluster=default=http://127.0.0.1:{peer}",
             "--unsafe-no-fsync",
         )
-        server = start(
-            "kube-apiserver",
+        options = (
             f"--etcd-servers=http://127.0.0.1:{etcd}",
             f"--secure-port={port}",
             "--bind-address=127.0.0.1",
@@ -217,7 +221,17 @@ def control_plane(folder: Path) -> Iterator[Api]:
             # Debian's etcd cannot report the progress of a watch, which listing by a watch needs.
             "--feature-gates=WatchList=false",
         )
-        _wait_until_ready(api, server, folder)
+        servers = [start("kube-apiserver", *options)]
+        _wait_until_ready(api, servers[-1], folder)
+
+        @contextlib.contextmanager
+        def away() -> Iterator[None]:
+            servers[-1].kill()
+            servers[-1].wait()
+            yield
+            servers.append(start("kube-apiserver", *options))
+            _wait_until_ready(api, servers[-1], folder)
+
         start(
             "kube-controller-manager",
             f"--kubeconfig={write_kubeconfig(api, folder, 'controllers-token')}",
@@ -245,7 +259,7 @@ def control_plane(folder: Path) -> Iterator[Api]:
         )
         path = "/api/v1/namespaces/default/serviceaccounts/default"
         api.eventually(path, lambda found: found is not None)
-        yield api
+        yield replace(api, away=away)
 
 
 def write_kubeconfig(api: Api, folder: Path, token: str) -> Path:

@@ -1,11 +1,10 @@
-"""What a Kubernetes API server, KubeRay's operator and a restricted namespace would refuse.
+"""What a Kubernetes API server and a restricted namespace would refuse.
 
 Each function returns the violations it found, so that a test can compare with the empty list.
 """
 
 import functools
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,6 @@ import yaml
 Object = dict[str, Any]
 
 KUBERNETES = "1.36"
-NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
-OPERATOR_LABELS = {
-    "app.kubernetes.io/name", "app.kubernetes.io/created-by", "ray.io/cluster", "ray.io/group",
-    "ray.io/node-type", "ray.io/identifier",
-}  # fmt: skip
-GATED_OPTIONS = {"networkPolicy", "tlsOptions", "historyServerOptions"}
 
 
 class UniqueKeyLoader(yaml.CSafeLoader):
@@ -97,75 +90,6 @@ def unknown_fields(schema: Object, value: Any, path: str) -> Iterator[str]:
                 yield f"{path}.{key}: unknown field"
             else:
                 yield from unknown_fields(declared, item, f"{path}.{key}")
-
-
-def operator_violations(manifest: Object) -> list[str]:
-    """KubeRay's rules that no schema states."""
-    kind, spec = manifest["kind"], manifest["spec"]
-    limit = {"RayCluster": 53, "RayJob": 47}[kind]
-    name = manifest["metadata"]["name"]
-    found = []
-    if not NAME.fullmatch(name) or len(name) > limit:
-        found.append(f"name {name}: at most {limit} characters, starting with a letter")
-    if kind == "RayJob":
-        found += _job_violations(spec)
-        spec = spec["rayClusterSpec"]
-    return found + list(_cluster_violations(spec))
-
-
-def _job_violations(spec: Object) -> list[str]:
-    rules = {
-        "suspend needs shutdownAfterJobFinishes": (
-            spec.get("suspend") and not spec.get("shutdownAfterJobFinishes")
-        ),
-        "ttlSecondsAfterFinished needs shutdownAfterJobFinishes": (
-            spec.get("ttlSecondsAfterFinished") and not spec.get("shutdownAfterJobFinishes")
-        ),
-        "deletionStrategy excludes shutdownAfterJobFinishes": (
-            "deletionStrategy" in spec and spec.get("shutdownAfterJobFinishes")
-        ),
-        "DeleteWorkers excludes autoscaling": (
-            spec["rayClusterSpec"].get("enableInTreeAutoscaling")
-            and "DeleteWorkers" in str(spec.get("deletionStrategy"))
-        ),
-        "InteractiveMode excludes backoffLimit": (
-            spec.get("submissionMode") == "InteractiveMode" and spec.get("backoffLimit")
-        ),
-        "clusterSelector excludes backoffLimit": (
-            "clusterSelector" in spec and spec.get("backoffLimit")
-        ),
-    }
-    return [rule for rule, broken in rules.items() if broken]
-
-
-def _cluster_violations(spec: Object) -> Iterator[str]:
-    major, minor, _ = (int(part) for part in spec.get("rayVersion", "0.0.0").split("."))
-    if spec.get("authOptions", {}).get("mode") == "token" and (major, minor) < (2, 52):
-        yield f"rayVersion {major}.{minor}: token authentication needs 2.52"
-    for option in GATED_OPTIONS & spec.keys():
-        yield f"{option} needs a feature gate"
-    scaled = spec.get("enableInTreeAutoscaling", False)
-    for group in spec["workerGroupSpecs"]:
-        low, high = group.get("minReplicas"), group.get("maxReplicas")
-        if low is None or high is None or low > high:
-            yield f"{group['groupName']}: minReplicas={low}, maxReplicas={high}"
-        elif not scaled and not low <= group.get("replicas", 0) <= high:
-            yield f"{group['groupName']}: replicas={group.get('replicas')} out of bounds"
-    for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
-        yield from _group_violations(group, scaled)
-
-
-def _group_violations(group: Object, scaled: bool) -> Iterator[str]:
-    for param in {"labels", "resources"} & group.get("rayStartParams", {}).keys():
-        yield f"rayStartParams.{param} belongs to the group itself"
-    template = group["template"]
-    for label in OPERATOR_LABELS & template["metadata"].get("labels", {}).keys():
-        yield f"label {label} is KubeRay's own"
-    if scaled and template["spec"].get("restartPolicy", "Never") != "Never":
-        yield "autoscaling v2 needs restartPolicy Never"
-    names = [entry["name"] for entry in template["spec"]["containers"][0]["env"]]
-    if "RAY_enable_autoscaler_v2" in names:
-        yield "RAY_enable_autoscaler_v2 is KubeRay's to set"
 
 
 def pod_specs(manifest: Object) -> list[Object]:

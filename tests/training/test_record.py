@@ -19,13 +19,12 @@ from llavamed.storage.lease import hold_lease
 from llavamed.storage.location import locate
 from llavamed.storage.run_progress import RunProgress, RunSummary, Spending, find_progress
 from llavamed.train.context import Workers
-from tests.support.driver_without_ray import Done, done, quiet, scored_config
+from tests.support.driver_without_ray import Done, quiet, scored_config
 from tests.support.log_messages import on_log
 from tests.support.manifests import export_manifest
 from tests.support.training_setup import small_config
 from tests.training.test_driver import tracked
 
-__all__ = ["done"]
 A100S = Workers(2, 2, "A100")
 PRICES = "gpu_prices={date: 2026-11-01, currency: EUR, hourly: {A100: 3600}}"
 """A second of one GPU costs one euro."""

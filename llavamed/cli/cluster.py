@@ -1,0 +1,271 @@
+"""`llavamed cluster`: run curricula on Kubernetes, watch them, and examine a cluster."""
+
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llavamed.cli.options import ConfigFile, Overrides, console, find_config
+
+if TYPE_CHECKING:
+    from llavamed.cluster.client import Cluster
+    from llavamed.cluster.kinds import Object
+    from llavamed.cluster.rayjob import Submission
+
+app = typer.Typer(help="Run on Kubernetes, and find out what is wrong.", no_args_is_help=True)
+logger = logging.getLogger(__name__)
+
+Namespace = Annotated[
+    str | None, typer.Option("--namespace", "-n", help="Default: that of the kubeconfig's context.")
+]
+Context = Annotated[
+    str | None, typer.Option("--context", help="Context of the kubeconfig; default: current.")
+]
+JobName = Annotated[str, typer.Argument(metavar="JOB", help="Name of a job, as `list` shows it.")]
+
+
+def _connect(namespace: str | None, context: str | None) -> "Cluster":
+    from llavamed.cluster.client import Cluster
+
+    return Cluster(namespace, context)
+
+
+@app.command()
+def submit(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="End another attempt that holds the run.")
+    ] = False,
+    name: Annotated[str | None, typer.Option(help="Name of the job; default: the run's.")] = None,
+    queue: Annotated[str | None, typer.Option(help="Kueue's local queue.")] = None,
+    on_cluster: Annotated[
+        bool, typer.Option("--on-cluster", help="Run on the release's standing cluster.")
+    ] = False,
+    release: Annotated[
+        str | None, typer.Option(help="Release whose image and groups it has; default: the only.")
+    ] = None,
+    template: Annotated[
+        Path | None, typer.Option(help="RayJob or RayCluster to take them from instead.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the manifest and submit nothing.")
+    ] = False,
+    gpu: Annotated[str, typer.Option(help="Ray's name of the GPU, for the plan.")] = "A100",
+    namespace: Namespace = None,
+    context: Context = None,
+) -> None:
+    """Check and plan a config, then train by it on a cluster of its own: a RayJob."""
+    from llavamed.cluster.rayjob import Submission, choose_release, make_job, make_job_on, to_yaml
+    from llavamed.config.load import load_config
+
+    file = find_config(config)
+    given = tuple(overrides or ())
+    run = load_config(file, list(given))
+    text = Path(file).read_text(encoding="utf-8")
+    submission = Submission(run, text, given, take_over=take_over, name=name, queue=queue)
+    _warn_of_local_storage(submission)
+    if not dry_run:
+        _plan(submission, gpu)
+    if template is not None:
+        job = make_job(submission, _read_template(template))
+    else:
+        from llavamed.cluster.kinds import PART_OF, RAY_CLUSTER
+
+        cluster = _connect(namespace, context)
+        clusters = cluster.find_all(RAY_CLUSTER, selector=PART_OF)
+        chosen = choose_release(clusters, release, cluster.namespace)
+        job = make_job_on(submission, chosen) if on_cluster else make_job(submission, chosen)
+    if dry_run:
+        sys.stdout.write(to_yaml(job))
+        return
+    from llavamed.cluster.kinds import RAY_JOB, name_of
+
+    cluster = _connect(namespace, context)
+    made = name_of(cluster.create(RAY_JOB, job))
+    _say(f"{made}: is submitted; `llavamed cluster status {made} --watch` shows how far it is")
+
+
+def _say(text: str) -> None:
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def _read_template(path: Path) -> "Object":
+    import yaml
+
+    from llavamed.errors import ConfigError
+
+    try:
+        documents = [each for each in yaml.safe_load_all(path.read_text(encoding="utf-8")) if each]
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"template={path}: cannot be read ({error}); check the file") from error
+    kinds = ("RayJob", "RayCluster")
+    found = [each for each in documents if isinstance(each, dict) and each.get("kind") in kinds]
+    if len(found) != 1:
+        raise ConfigError(
+            f"template={path}: holds {len(found)} RayJobs and RayClusters and must hold one; give "
+            "k8s/rayjob.yaml, or a file with one of them"
+        )
+    return found[0]
+
+
+def _warn_of_local_storage(submission: "Submission") -> None:
+    if "://" not in submission.config.storage:
+        logger.warning(
+            "storage=%s: is a folder of the cluster, so `cluster status` cannot read the progress "
+            "from here; use an object store such as s3://",
+            submission.config.storage,
+        )
+
+
+def _plan(submission: "Submission", gpu: str) -> None:
+    """Print what the run will cost, where what reckons it is installed."""
+    from importlib.util import find_spec
+
+    if find_spec("torch") is None:
+        _say("plan: is left out; `pip install 'llavamed[train]'` brings what it needs")
+        return
+    from llavamed.cli.tables import show_plan
+    from llavamed.run.plan import plan_run
+
+    show_plan(plan_run(submission.config, accelerator=gpu), console)
+
+
+@app.command("list")
+def list_jobs(namespace: Namespace = None, context: Context = None) -> None:
+    """List the jobs of a namespace, the newest first."""
+    from rich.table import Table
+
+    from llavamed.cluster.kinds import PART_OF, RAY_JOB
+    from llavamed.cluster.status import read_job
+
+    cluster = _connect(namespace, context)
+    jobs = [read_job(job) for job in cluster.find_all(RAY_JOB, selector=PART_OF)]
+    if not jobs:
+        _say(f"no jobs in namespace {cluster.namespace}")
+        return
+    table = Table("job", "run", "state", "since")
+    for job in sorted(jobs, key=lambda each: each.created, reverse=True):
+        table.add_row(job.name, job.run, job.state, f"{job.created:%Y-%m-%d %H:%M}")
+    console.print(table)
+
+
+@app.command()
+def status(
+    job: JobName,
+    watch: Annotated[bool, typer.Option("--watch", help="Until the job has ended.")] = False,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Between two looks.")] = 5.0,
+    namespace: Namespace = None,
+    context: Context = None,
+) -> None:
+    """Say how far a job is: stage, step, loss, speed, time left, GPUs and cost.
+
+    It exits with 1 when the job has failed.
+    """
+    from llavamed.cluster.kinds import RAY_JOB
+    from llavamed.cluster.status import ENDED, describe, now_utc, read_job, read_progress
+    from llavamed.errors import UnreachableError
+
+    cluster = _connect(namespace, context)
+    shown: list[tuple[str, str]] = []
+    while True:
+        try:
+            state = read_job(cluster.get(RAY_JOB, job))
+        except UnreachableError as error:
+            if not watch:
+                raise
+            logger.warning("%s; trying again", error)
+            time.sleep(seconds)
+            continue
+        lines = describe(state, read_progress(state), now_utc())
+        if lines != shown:
+            for label, text in lines:
+                _say(f"{label:<9}{text}")
+            if watch and state.state not in ENDED:
+                _say("")
+        shown = lines
+        if not watch or state.state in ENDED:
+            raise typer.Exit(1 if state.state == "failed" else 0)
+        time.sleep(seconds)
+
+
+@app.command()
+def logs(
+    job: JobName,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Between two looks.")] = 3.0,
+    namespace: Namespace = None,
+    context: Context = None,
+) -> None:
+    """Print the log of a job's driver. A lost connection is made again; nothing is judged by it."""
+    from llavamed.cluster.logs import follow as follow_log
+
+    cluster = _connect(namespace, context)
+    for text in follow_log(
+        cluster, job, follows=follow, seconds=seconds, on_problem=logger.warning
+    ):
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+@app.command()
+def stop(job: JobName, namespace: Namespace = None, context: Context = None) -> None:
+    """Stop a running job; what its run has saved stays, and the same config goes on from there."""
+    from llavamed.cluster.logs import stop as stop_job
+
+    stop_job(_connect(namespace, context), job)
+    _say(f"{job}: is told to stop; it may save a checkpoint before it ends")
+
+
+@app.command()
+def delete(
+    job: JobName,
+    force: Annotated[bool, typer.Option("--force", help="Even while it is running.")] = False,
+    namespace: Namespace = None,
+    context: Context = None,
+) -> None:
+    """Delete a job and its cluster; what its run has stored stays."""
+    from llavamed.cluster.kinds import RAY_JOB
+    from llavamed.cluster.status import read_job
+    from llavamed.errors import ClusterError
+
+    cluster = _connect(namespace, context)
+    state = read_job(cluster.get(RAY_JOB, job)).state
+    if state == "running" and not force:
+        raise ClusterError(
+            f"RayJob={job}: is running; stop it first with `llavamed cluster stop {job}`, or add "
+            "--force, which costs the steps since its last checkpoint"
+        )
+    cluster.delete(RAY_JOB, job)
+    _say(f"{job}: is deleted")
+
+
+@app.command()
+def doctor(
+    offline: Annotated[
+        list[Path] | None,
+        typer.Option(help="Examine manifests in this file, and no cluster; repeatable."),
+    ] = None,
+    namespace: Namespace = None,
+    context: Context = None,
+) -> None:
+    """Examine a cluster: one line a check, each problem with what to do.
+
+    It exits with 1 when something stops runs.
+    """
+    from llavamed.cluster.doctor import examine, exit_code
+    from llavamed.cluster.snapshot import read_manifests, take_snapshot
+
+    if offline:
+        snapshot = read_manifests(offline)
+    else:
+        cluster = _connect(namespace, context)
+        _say(f"Kubernetes {cluster.version()}, namespace {cluster.namespace}")
+        snapshot = take_snapshot(cluster)
+    findings = examine(snapshot)
+    for finding in findings:
+        _say(f"{finding.level:<8} {finding.check:<14} {finding.text}")
+    raise typer.Exit(exit_code(findings))

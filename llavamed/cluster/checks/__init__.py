@@ -1,0 +1,1 @@
+"""The checks of `doctor`: pure functions over the objects of a cluster, each yielding problems."""

@@ -1,0 +1,232 @@
+"""Talk to the API server of Kubernetes. This is the only file that knows its client.
+
+Objects are plain JSON. What may pass (a time-out, a server that starts again) is tried again; what
+does not is raised as a sentence.
+"""
+
+import base64
+import json
+import logging
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import urllib3
+from kubernetes import client, config
+from kubernetes.client.exceptions import ApiException
+from kubernetes.config.config_exception import ConfigException
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
+
+from llavamed.cluster.explain import Call, explain
+from llavamed.cluster.kinds import SECRET, SERVICE_PROXY, Kind, Object, name_of
+from llavamed.errors import ClusterError, ConfigError, UnreachableError
+from llavamed.storage import retry
+
+ATTEMPTS = 6
+TIMEOUT_SECONDS = (5.0, 30.0)
+"""What the server is given to accept a connection, and to answer."""
+SUBMISSION = "llavamed.io/submission"
+"""Annotation with a mark of one call of `create`, by which it knows its own object again."""
+_MAY_PASS = {429, 500, 502, 503, 504}
+
+logger = logging.getLogger(__name__)
+
+
+class Cluster:
+    """One cluster and namespace, as the current user sees them."""
+
+    def __init__(self, namespace: str | None = None, context: str | None = None) -> None:
+        """Read the kubeconfig, or within a pod its service account.
+
+        Args:
+            namespace: By default that of the context, or `default`.
+            context: Context of the kubeconfig. By default the current one.
+
+        Raises:
+            ConfigError: There is no kubeconfig, or it has no such context.
+        """
+        self._file = os.environ.get("KUBECONFIG")  # the client looks only when it is imported
+        settings = client.Configuration()
+        settings.retries = False  # urllib3 would try again by itself, and say nothing
+        try:
+            if is_in_pod():
+                config.load_incluster_config(client_configuration=settings)
+            else:
+                config.load_kube_config(self._file, context=context, client_configuration=settings)
+        except (ConfigException, OSError) as error:
+            raise ConfigError(
+                f"context={context or 'current'}: the kubeconfig cannot be used ({error}); set "
+                "KUBECONFIG, or name a context with --context"
+            ) from error
+        self._api = client.ApiClient(configuration=settings)
+        own = None
+        if not is_in_pod():
+            contexts, current = config.list_kube_config_contexts(self._file)
+            named = [each for each in contexts if each["name"] == context]
+            own = (named[0] if named else current)["context"].get("namespace")
+        self.namespace = namespace or own or "default"
+
+    def version(self) -> str:
+        """Return the version of Kubernetes. Raises: ClusterError."""
+        call = Call("get", Kind("Version", "", "v1", "version", is_namespaced=False), None)
+        return str(self._ask("GET", "/version", call)["gitVersion"])
+
+    def get(self, kind: Kind, name: str) -> Object:
+        """Return an object. Raises: ClusterError."""
+        found: Object = self._ask(
+            "GET", kind.path(self.namespace, name), self._call("get", kind, name)
+        )
+        return found
+
+    def find_all(self, kind: Kind, *, selector: str = "", everywhere: bool = False) -> list[Object]:
+        """Return all objects of a kind. Raises: ClusterError.
+
+        Args:
+            kind: Which objects.
+            selector: Labels that they have.
+            everywhere: In all namespaces, not only in this one.
+        """
+        namespace = None if everywhere or not kind.is_namespaced else self.namespace
+        query = urlencode({"labelSelector": selector}) if selector else ""
+        path = kind.path(namespace) + (f"?{query}" if query else "")
+        items: list[Object] = self._ask("GET", path, Call("list", kind, namespace))["items"]
+        # Items of a list do not repeat what kind they are.
+        return [{"apiVersion": kind.api_version, "kind": kind.name} | item for item in items]
+
+    def create(self, kind: Kind, thing: Object) -> Object:
+        """Create an object. Raises: ClusterError.
+
+        When the answer to the first attempt was lost, a later one finds the object that it made.
+        """
+        mark = uuid.uuid4().hex
+        annotations = thing["metadata"].get("annotations", {}) | {SUBMISSION: mark}
+        thing = thing | {"metadata": thing["metadata"] | {"annotations": annotations}}
+        call = self._call("create", kind, name_of(thing))
+        path = f"{kind.path(self.namespace)}?fieldValidation=Strict"
+
+        def recover(status: int) -> Object | None:
+            if status != 409:
+                return None
+            there = self.get(kind, name_of(thing))
+            is_ours = there["metadata"].get("annotations", {}).get(SUBMISSION) == mark
+            return there if is_ours else None
+
+        made: Object = self._ask("POST", path, call, body=thing, recover=recover)
+        return made
+
+    def delete(self, kind: Kind, name: str) -> None:
+        """Delete an object, and what it owns. Raises: ClusterError."""
+        body = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Foreground"}
+        path = kind.path(self.namespace, name)
+        self._ask("DELETE", path, self._call("delete", kind, name), body=body)
+
+    def secret(self, name: str, key: str) -> str:
+        """Return one value of a Secret. Raises: ClusterError."""
+        data = self.get(SECRET, name).get("data") or {}
+        if key not in data:
+            raise ClusterError(
+                f"Secret={name}: has no key {key}, only {', '.join(data) or 'none'}; add it"
+            )
+        return base64.b64decode(data[key]).decode()
+
+    def ask_service(
+        self, method: str, service: str, port: int, path: str, headers: Mapping[str, str]
+    ) -> Any:
+        """Send a request to a service, through the API server, and return the JSON it answers.
+
+        Raises:
+            ClusterError: The service refuses it, or has no pod behind it.
+        """
+        verb = {"GET": "get", "POST": "create"}[method]
+        call = self._call(verb, SERVICE_PROXY, service)
+        place = f"/api/v1/namespaces/{self.namespace}/services/{service}:{port}/proxy{path}"
+        return self._ask(method, place, call, headers=headers)
+
+    def _call(self, verb: str, kind: Kind, name: str) -> Call:
+        return Call(verb, kind, self.namespace if kind.is_namespaced else None, name)
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        call: Call,
+        *,
+        body: Object | None = None,
+        headers: Mapping[str, str] | None = None,
+        recover: Callable[[int], Object | None] = lambda _: None,
+    ) -> Any:
+        """Send a request, again while it fails by what may pass, and return the answer's JSON."""
+
+        def warn(state: RetryCallState) -> None:
+            error = state.outcome.exception() if state.outcome else None
+            logger.warning("%s; attempt %d of %d", error, state.attempt_number, ATTEMPTS)
+
+        retrying = Retrying(
+            retry=retry_if_exception_type(UnreachableError),
+            stop=stop_after_attempt(ATTEMPTS),
+            wait=retry.WAIT,
+            before_sleep=warn,
+            reraise=True,
+        )
+        for attempt in retrying:
+            with attempt:
+                number = attempt.retry_state.attempt_number
+                return self._ask_once(
+                    method, path, call, body, headers, recover if number > 1 else lambda _: None
+                )
+        raise AssertionError("the last attempt raises")
+
+    def _ask_once(
+        self,
+        method: str,
+        path: str,
+        call: Call,
+        body: Object | None,
+        headers: Mapping[str, str] | None,
+        recover: Callable[[int], Object | None],
+    ) -> Any:
+        host = self._api.configuration.host
+        try:
+            request = self._api.param_serialize(
+                method, path, header_params={"Accept": "application/json"} | dict(headers or {}),
+                body=body, auth_settings=["BearerToken"],
+            )  # fmt: skip
+            response = self._api.call_api(*request, _request_timeout=TIMEOUT_SECONDS)
+            status, text = response.status, response.read().decode()
+        except (urllib3.exceptions.HTTPError, ApiException, OSError) as error:
+            raise UnreachableError(
+                f"server={host}: the API server does not answer ({_reason(error)}); check that the "
+                "cluster runs and that this machine reaches it"
+            ) from error
+        if status in _MAY_PASS:
+            raise UnreachableError(explain(status, text, call))
+        if status >= 400:
+            if (recovered := recover(status)) is not None:
+                return recovered
+            raise ClusterError(explain(status, text, call, self._neighbours(status, call)))
+        return json.loads(text) if text else {}
+
+    def _neighbours(self, status: int, call: Call) -> list[str] | None:
+        """Return the names of the objects beside one that is not there."""
+        if status != 404 or not call.name or call.kind is SERVICE_PROXY:
+            return None
+        try:
+            return [name_of(item) for item in self.find_all(call.kind)]
+        except ClusterError:
+            return None
+
+
+def is_in_pod() -> bool:
+    """Return whether this is a pod without a kubeconfig, which has a service account instead."""
+    has_file = "KUBECONFIG" in os.environ or Path("~/.kube/config").expanduser().exists()
+    return "KUBERNETES_SERVICE_HOST" in os.environ and not has_file
+
+
+def _reason(error: Exception) -> str:
+    """Return what went wrong below the layers of urllib3, without addresses of objects."""
+    reason = getattr(error, "reason", None) or error
+    text = " ".join(str(reason).split())
+    return text.rpartition(">: ")[2] or type(reason).__name__

@@ -1,0 +1,96 @@
+"""Examine a cluster before GPUs wait for it: a list of checks, each a line with what to do."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from llavamed.cluster.checks import environment, manifests
+from llavamed.cluster.checks.problem import Problem
+from llavamed.cluster.kinds import (
+    CLAIM,
+    CONFIG_MAP,
+    DEPLOYMENT,
+    EVENT,
+    NODE,
+    POD,
+    QUOTA,
+    RAY_CLUSTER,
+    RAY_JOB,
+    SECRET,
+    SERVICE_ACCOUNT,
+    Kind,
+)
+from llavamed.cluster.snapshot import OPERATOR, Snapshot
+
+Level = Literal["ok", "warning", "failure"]
+EXIT_CODES: dict[Level, int] = {"ok": 0, "warning": 0, "failure": 1}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A line of the report."""
+
+    check: str
+    level: Level
+    text: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that is examined."""
+
+    name: str
+    examine: Callable[[Snapshot], Iterable[Problem]]
+    needs: tuple[Kind, ...]
+    """Kinds whose objects must be known. A kind that was not asked for passes the check over."""
+    ok: str
+    """What holds where no problem is found."""
+
+
+_RAY = (RAY_CLUSTER, RAY_JOB)
+CHECKS = (
+    Check("kuberay", environment.operator, (OPERATOR,), "the operator runs, and is new enough"),
+    Check("rules", manifests.rules, _RAY, "KubeRay accepts every RayCluster and RayJob"),
+    Check("versions", manifests.versions, _RAY, "Ray and llavamed are those of this program"),
+    Check(
+        "references",
+        environment.references,
+        (*_RAY, SECRET, CONFIG_MAP, CLAIM, SERVICE_ACCOUNT),
+        "all Secrets, ConfigMaps, claims and service accounts that pods name exist",
+    ),
+    Check("nodes", environment.nodes, (*_RAY, NODE), "nodes have what every group asks for"),
+    Check("quota", environment.quota, (*_RAY, QUOTA, POD), "no quota is in the way"),
+    Check("queue", manifests.queue, _RAY, "all workers of a job start together or not at all"),
+    Check("shared memory", manifests.shared_memory, _RAY, "/dev/shm is sized in every group"),
+    Check("network", manifests.network, _RAY, "machines of a group talk by RDMA, or there is one"),
+    Check(
+        "storage",
+        environment.storage,
+        (*_RAY, SERVICE_ACCOUNT),
+        "pods have credentials for storage",
+    ),
+    Check("mlflow", environment.mlflow, (*_RAY, DEPLOYMENT), "the MLflow server is available"),
+    Check("pods", environment.pods, (POD, EVENT), "no pod waits or fails"),
+)
+
+
+def examine(snapshot: Snapshot) -> list[Finding]:
+    """Return what each check finds, in their order: its problems, or that there is none."""
+    return [finding for check in CHECKS for finding in _findings(check, snapshot)]
+
+
+def _findings(check: Check, snapshot: Snapshot) -> list[Finding]:
+    for kind in check.needs:
+        if kind in snapshot.unreadable:
+            text = f"is not examined: {snapshot.unreadable[kind]}"
+            level: Level = "failure" if kind in _RAY else "warning"
+            return [Finding(check.name, level, text)]
+    if not all(snapshot.knows(kind) for kind in check.needs):
+        return []
+    found = [Finding(check.name, each.level, each.text) for each in check.examine(snapshot)]
+    return found or [Finding(check.name, "ok", check.ok)]
+
+
+def exit_code(findings: list[Finding]) -> int:
+    """Return 1 where a finding is a failure, else 0."""
+    return max((EXIT_CODES[finding.level] for finding in findings), default=0)

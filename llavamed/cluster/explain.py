@@ -1,0 +1,116 @@
+"""Say in one sentence what Kubernetes refuses, and what to do about it."""
+
+import json
+import re
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+from llavamed.cluster.kinds import RAY_CLUSTER, RAY_JOB, Kind
+
+INSTALL_KUBERAY = (
+    "helm install kuberay-operator kuberay/kuberay-operator --version 1.7.0 --namespace "
+    "kuberay-system --create-namespace"
+)
+_USER = re.compile(r'User "([^"]+)"')
+_CANNOT = re.compile(r"cannot \w+ resource")
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is asked of the API server."""
+
+    verb: str
+    """As roles have it: get, list, create, patch, delete."""
+    kind: Kind
+    namespace: str | None
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind.name}={self.name or '*'}"
+
+
+def explain(status: int, body: str, call: Call, existing: list[str] | None = None) -> str:
+    """Return what a refusal means and what to do.
+
+    Args:
+        status: HTTP status of the answer.
+        body: The answer, a `Status` of Kubernetes or plain text.
+        call: What was asked.
+        existing: For 404, names of the objects of the kind that there are, None if unknown.
+    """
+    answer = _parse(body)
+    said = str(answer.get("message") or body or "no reason given").strip()
+    where = f"namespace {call.namespace}" if call.namespace else "the cluster"
+    match status:
+        case 401:
+            return (
+                f"{call}: the API server refuses the credentials of the kubeconfig; sign in again, "
+                "or choose another with --context"
+            )
+        case 403 if _CANNOT.search(said):
+            return f"{call}: {_missing_rule(said, call)}"
+        case 403:
+            return (
+                f"{call}: is refused: {said}; change what it names, or ask who administers {where}"
+            )
+        case 404 if not answer.get("details", {}).get("name"):
+            return f"{call}: {_missing_kind(call.kind)}"
+        case 404:
+            if existing is None:
+                there = "its neighbours cannot be listed"
+            else:
+                there = f"there are: {', '.join(sorted(existing))}" if existing else "there is none"
+            return f"{call}: is not in {where}; {there}; check --namespace and the name"
+        case 409 if answer.get("reason") == "AlreadyExists":
+            return (
+                f"{call}: exists already in {where}; delete it with `llavamed cluster delete "
+                f"{call.name}`, or choose another --name"
+            )
+        case 409:
+            return f"{call}: was changed by somebody at the same moment; run the command again"
+        case 400 | 422:
+            return f"{call}: {_wrong_fields(answer, said)}"
+    return f"{call}: the API server answers {status}: {said}; try again, or ask who administers it"
+
+
+def _parse(body: str) -> dict[str, Any]:
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _missing_rule(said: str, call: Call) -> str:
+    """Name the rule that is missing, and the commands that an administrator grants it with."""
+    found = _USER.search(said)
+    user = found[1] if found else "USER"
+    role, kind = f"llavamed-{call.verb}-{call.kind.plural.replace('/', '-')}", "role"
+    place = f" --namespace {shlex.quote(call.namespace)}" if call.namespace else ""
+    if not call.namespace:
+        kind = "clusterrole"
+    subject = f"--user {shlex.quote(user)}"
+    if user.startswith("system:serviceaccount:"):
+        subject = f"--serviceaccount {user.removeprefix('system:serviceaccount:')}"
+    # kubectl knows the group of a subresource by that of its resource.
+    resource = call.kind.resource
+    return (
+        f"{user} may not {call.verb} {resource}; an administrator grants it with `kubectl create "
+        f"{kind} {role} --verb {call.verb} --resource {resource}{place}` and `kubectl create "
+        f"{kind}binding {role} --{kind} {role} {subject}{place}`"
+    )
+
+
+def _missing_kind(kind: Kind) -> str:
+    if kind in (RAY_JOB, RAY_CLUSTER):
+        return f"the cluster does not know the kind; install KubeRay with `{INSTALL_KUBERAY}`"
+    return f"the cluster does not know the kind {kind.resource}; install what brings it"
+
+
+def _wrong_fields(answer: dict[str, Any], said: str) -> str:
+    causes = (answer.get("details") or {}).get("causes") or []
+    fields = "; ".join(
+        f"{cause['field']}: {cause.get('message', '')}" for cause in causes if cause.get("field")
+    )
+    return f"has fields that Kubernetes refuses: {fields or said}; correct them"

@@ -1,0 +1,63 @@
+"""The kinds of Kubernetes objects that are read or written here."""
+
+from dataclasses import dataclass
+from typing import Any
+
+Object = dict[str, Any]
+"""An object of the Kubernetes API as JSON."""
+PART_OF = "app.kubernetes.io/name=llavamed"
+"""Selects the objects of the chart and of submitted jobs."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of object and its place in the API."""
+
+    name: str
+    group: str
+    """Group of its API; empty for the core."""
+    version: str
+    plural: str
+    is_namespaced: bool = True
+
+    @property
+    def api_version(self) -> str:
+        """What an object of the kind has as `apiVersion`."""
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    @property
+    def resource(self) -> str:
+        """Name of the resource as kubectl takes it, such as `rayjobs.ray.io`."""
+        return f"{self.plural}.{self.group}" if self.group else self.plural
+
+    def path(self, namespace: str | None, name: str = "") -> str:
+        """Return the path of an object, or of all in a namespace or, with None, everywhere."""
+        root = f"/apis/{self.api_version}" if self.group else f"/api/{self.version}"
+        inside = f"/namespaces/{namespace}" if self.is_namespaced and namespace else ""
+        return f"{root}{inside}/{self.plural}{f'/{name}' if name else ''}"
+
+
+RAY_JOB = Kind("RayJob", "ray.io", "v1", "rayjobs")
+RAY_CLUSTER = Kind("RayCluster", "ray.io", "v1", "rayclusters")
+NODE = Kind("Node", "", "v1", "nodes", is_namespaced=False)
+POD = Kind("Pod", "", "v1", "pods")
+EVENT = Kind("Event", "", "v1", "events")
+QUOTA = Kind("ResourceQuota", "", "v1", "resourcequotas")
+SECRET = Kind("Secret", "", "v1", "secrets")
+CONFIG_MAP = Kind("ConfigMap", "", "v1", "configmaps")
+CLAIM = Kind("PersistentVolumeClaim", "", "v1", "persistentvolumeclaims")
+SERVICE_ACCOUNT = Kind("ServiceAccount", "", "v1", "serviceaccounts")
+SERVICE = Kind("Service", "", "v1", "services")
+DEPLOYMENT = Kind("Deployment", "apps", "v1", "deployments")
+LOCAL_QUEUE = Kind("LocalQueue", "kueue.x-k8s.io", "v1beta1", "localqueues")
+SERVICE_PROXY = Kind("Service", "", "v1", "services/proxy")
+
+
+def name_of(thing: Object) -> str:
+    """Return the name of an object."""
+    return str(thing["metadata"]["name"])
+
+
+def labels_of(thing: Object) -> dict[str, str]:
+    """Return the labels of an object."""
+    return dict(thing["metadata"].get("labels") or {})

@@ -1,0 +1,134 @@
+"""The log of a job's driver, from Ray's dashboard through the API server.
+
+It is asked for again and again, and what is new is given: a connection that breaks, a pod or a head
+that starts again cost nothing, and nothing is judged by it.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llavamed.cluster.kinds import RAY_JOB
+from llavamed.cluster.status import ENDED, JobState, read_job
+from llavamed.errors import ClusterError, UnreachableError
+
+if TYPE_CHECKING:
+    from llavamed.cluster.client import Cluster
+
+DASHBOARD_PORT = 8265
+TOKEN_KEY = "auth_token"
+PATIENCE_SECONDS = 600.0
+"""Seconds for which an API server or a head may be away."""
+
+
+class LogText:
+    """The text of a log so far; gives what is new in each later one."""
+
+    def __init__(self) -> None:
+        self._text = ""
+
+    def new_lines(self, text: str) -> str:
+        """Return what `text` has beyond the text before; all of it where it is another log."""
+        goes_on = text.startswith(self._text)
+        new = text[len(self._text) :] if goes_on else text
+        self._text = text
+        return new
+
+
+def ask_dashboard(cluster: "Cluster", job: JobState, method: str, path: str) -> dict[str, str]:
+    """Send a request to the dashboard of a job's cluster.
+
+    Raises:
+        ClusterError: The job has no cluster, or its head does not answer.
+    """
+    if not job.cluster:
+        raise ClusterError(
+            f"RayJob={job.name}: has no cluster, it is {job.state}; see `llavamed cluster status "
+            f"{job.name}`"
+        )
+    token = cluster.secret(job.cluster, TOKEN_KEY)
+    # The API server takes the header Authorization for its own.
+    headers = {"X-Ray-Authorization": f"Bearer {token}"}
+    service = f"{job.cluster}-head-svc"
+    answer: dict[str, str] = cluster.ask_service(method, service, DASHBOARD_PORT, path, headers)
+    return answer
+
+
+def follow(
+    cluster: "Cluster",
+    name: str,
+    *,
+    follows: bool,
+    seconds: float,
+    on_problem: Callable[[str], None],
+) -> Iterator[str]:
+    """Yield the log of a job as it grows, until the job has ended.
+
+    Args:
+        cluster: Where it is.
+        name: Of the job.
+        follows: Go on until the job has ended; otherwise yield what there is.
+        seconds: Between two looks.
+        on_problem: Told, once each time, what keeps the log away.
+
+    Raises:
+        ClusterError: There is no such job, or its log was away for too long.
+    """
+    text, before = LogText(), ""
+    seen = time.monotonic()
+    while True:
+        look = _look(cluster, name, text)
+        yield look.new
+        if look.problem and look.problem != before:
+            on_problem(look.problem)
+        before = look.problem
+        if look.is_over or not follows:
+            return
+        if not look.problem or look.is_waiting:
+            seen = time.monotonic()
+        if time.monotonic() - seen > PATIENCE_SECONDS:
+            raise ClusterError(
+                f"RayJob={name}: its log was away for {PATIENCE_SECONDS:.0f} s: {before}; see "
+                f"`llavamed cluster status {name}`"
+            )
+        time.sleep(seconds)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What one look at a log has found."""
+
+    new: str = ""
+    problem: str = ""
+    is_over: bool = False
+    is_waiting: bool = False
+
+
+def _look(cluster: "Cluster", name: str, text: LogText) -> _Look:
+    try:
+        job = read_job(cluster.get(RAY_JOB, name))
+    except UnreachableError as error:
+        return _Look(problem=str(error))
+    is_over = job.state in ENDED
+    if not job.job_id or job.state in ("pending", "suspended"):
+        problem = f"RayJob={name}: is {job.state}, so it has no log yet"
+        return _Look(problem=problem, is_over=is_over, is_waiting=True)
+    try:
+        log = ask_dashboard(cluster, job, "GET", f"/api/jobs/{job.job_id}/logs")["logs"]
+    except ClusterError as error:
+        return _Look(problem=str(error), is_over=is_over)
+    return _Look(text.new_lines(log), is_over=is_over)
+
+
+def stop(cluster: "Cluster", name: str) -> None:
+    """Ask a job to stop: its run saves what it has and ends as interrupted.
+
+    Raises:
+        ClusterError: There is no such job, it is not running, or its head does not answer.
+    """
+    job = read_job(cluster.get(RAY_JOB, name))
+    if job.state != "running":
+        hint = "" if job.state in ENDED else f"; `llavamed cluster delete {name}` takes it away"
+        raise ClusterError(f"RayJob={name}: is {job.state}, so there is nothing to stop{hint}")
+    ask_dashboard(cluster, job, "POST", f"/api/jobs/{job.job_id}/stop")

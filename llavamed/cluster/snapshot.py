@@ -1,0 +1,104 @@
+"""What `doctor` examines: objects read from a namespace and its cluster, or from files."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from llavamed.cluster.kinds import (
+    CLAIM,
+    CONFIG_MAP,
+    DEPLOYMENT,
+    EVENT,
+    LOCAL_QUEUE,
+    NODE,
+    POD,
+    QUOTA,
+    RAY_CLUSTER,
+    RAY_JOB,
+    SECRET,
+    SERVICE,
+    SERVICE_ACCOUNT,
+    Kind,
+    Object,
+)
+from llavamed.errors import ClusterError, ConfigError, UnreachableError
+
+if TYPE_CHECKING:
+    from llavamed.cluster.client import Cluster
+
+OPERATOR = Kind("KubeRay operator", "apps", "v1", "deployments")
+"""The Deployments of the operator, in any namespace."""
+OPERATOR_LABEL = "app.kubernetes.io/name=kuberay-operator"
+_NAMESPACED = (
+    *(RAY_CLUSTER, RAY_JOB, POD, EVENT, QUOTA, SECRET, CONFIG_MAP, CLAIM, SERVICE_ACCOUNT),
+    *(SERVICE, DEPLOYMENT, LOCAL_QUEUE, NODE),
+)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Objects by their kind at one moment."""
+
+    objects: dict[Kind, list[Object]]
+    unreadable: dict[Kind, str] = field(default_factory=dict)
+    """Why the objects of a kind are not known. A kind in neither was not asked for."""
+
+    def all(self, kind: Kind) -> list[Object]:
+        """Return the objects of a kind; none where they are not known."""
+        return self.objects.get(kind, [])
+
+    def knows(self, kind: Kind) -> bool:
+        """Return whether all objects of a kind are known."""
+        return kind in self.objects
+
+    @property
+    def ray(self) -> list[Object]:
+        """All RayClusters and RayJobs, but not the clusters that KubeRay made for jobs."""
+        clusters = [
+            each for each in self.all(RAY_CLUSTER) if not each["metadata"].get("ownerReferences")
+        ]
+        return [*clusters, *self.all(RAY_JOB)]
+
+
+def take_snapshot(cluster: "Cluster") -> Snapshot:
+    """Read all that is examined; what may not be read is noted.
+
+    Raises:
+        UnreachableError: The API server does not answer.
+    """
+    found = Snapshot({})
+    for kind in (OPERATOR, *_NAMESPACED):
+        is_operator = kind is OPERATOR
+        selector = OPERATOR_LABEL if is_operator else ""
+        try:
+            found.objects[kind] = cluster.find_all(kind, selector=selector, everywhere=is_operator)
+        except UnreachableError:
+            raise
+        except ClusterError as error:
+            found.unreadable[kind] = str(error)
+    return found
+
+
+def read_manifests(paths: list[Path]) -> Snapshot:
+    """Return the RayClusters and RayJobs of manifests. Raises: ConfigError."""
+    objects: dict[Kind, list[Object]] = {RAY_CLUSTER: [], RAY_JOB: []}
+    for path in paths:
+        try:
+            documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(
+                f"offline={path}: cannot be read ({reason}); give YAML, as `helm template` prints"
+            ) from error
+        for document in documents:
+            for kind in objects:
+                if isinstance(document, dict) and document.get("kind") == kind.name:
+                    objects[kind].append(document)
+    if not any(objects.values()):
+        names = ", ".join(map(str, paths))
+        raise ConfigError(
+            f"offline={names}: holds no RayCluster and no RayJob; give what `helm template` prints"
+        )
+    return Snapshot(objects)

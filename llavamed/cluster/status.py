@@ -1,0 +1,174 @@
+"""What a submitted run does: judged by its RayJob and told by its progress file, not by its log."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from llavamed.cluster.kinds import Object, name_of
+from llavamed.cluster.rayjob import DIRECTORY, RUN
+from llavamed.errors import LlavaMedError
+from llavamed.storage.location import locate
+from llavamed.storage.run_progress import RunProgress, find_progress
+
+State = Literal["pending", "running", "suspended", "succeeded", "stopped", "failed"]
+ENDED: frozenset[State] = frozenset({"succeeded", "stopped", "failed"})
+SILENCE_SECONDS = 60.0
+"""A running job whose progress is older than this is said to be silent."""
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What KubeRay says of a job."""
+
+    name: str
+    run: str
+    directory: str | None
+    state: State
+    reason: str
+    """Why it is so, where KubeRay gives a reason."""
+    cluster: str
+    """Name of its RayCluster; empty while there is none."""
+    job_id: str
+    """Its identifier on the Ray cluster; empty while it is not submitted."""
+    created: datetime
+    attempts: int
+    """Number of clusters that were made for it."""
+
+
+def read_job(job: Object) -> JobState:
+    """Return what a RayJob says of itself."""
+    metadata, status = job["metadata"], job.get("status") or {}
+    annotations = metadata.get("annotations") or {}
+    reason = ": ".join(str(status[key]).strip() for key in ("reason", "message") if status.get(key))
+    return JobState(
+        name=name_of(job),
+        run=annotations.get(RUN, name_of(job)),
+        directory=annotations.get(DIRECTORY),
+        state=_state(status),
+        reason=reason,
+        cluster=status.get("rayClusterName", ""),
+        job_id=status.get("jobId", ""),
+        created=datetime.fromisoformat(metadata["creationTimestamp"]),
+        attempts=1 + int(status.get("failed") or 0),
+    )
+
+
+def _state(status: Object) -> State:
+    """Return the state of a job. The deployment's status rules: a job may be lost with its head."""
+    deployment, job = status.get("jobDeploymentStatus", ""), status.get("jobStatus", "")
+    if deployment in ("Failed", "ValidationFailed"):
+        return "failed"
+    if deployment in ("Suspended", "Suspending"):
+        return "suspended"
+    if deployment == "Complete":
+        ends: dict[str, State] = {"STOPPED": "stopped", "FAILED": "failed"}
+        return ends.get(job, "succeeded")
+    return "running" if deployment == "Running" and job == "RUNNING" else "pending"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the run itself says, or why that is not known."""
+
+    found: RunProgress | None
+    why_not: str = ""
+
+
+def read_progress(job: JobState) -> Progress:
+    """Read the progress of a job's run from storage, once and without waiting."""
+    if job.directory is None:
+        return Progress(None, "the job was not submitted with `llavamed cluster submit`")
+    try:
+        place = locate(job.directory)
+        if place.is_local:
+            return Progress(None, f"{job.directory} is a folder of the cluster, not of here")
+        found = find_progress(place.without_retries())
+    except LlavaMedError as error:
+        return Progress(None, str(error))
+    return Progress(found, "" if found else f"{place} has none yet")
+
+
+def describe(job: JobState, progress: Progress, now: datetime) -> list[tuple[str, str]]:
+    """Return what is known of a job as pairs of a label and a text.
+
+    Args:
+        job: From its RayJob.
+        progress: From its run.
+        now: The time, with its zone.
+    """
+    state = f"{job.state}{f', attempt {job.attempts}' if job.attempts > 1 else ''}"
+    lines = [("job", f"{job.name}  {state}")]
+    if job.reason:
+        lines.append(("reason", job.reason))
+    found = progress.found
+    if found is None:
+        return [*lines, ("progress", f"unknown: {progress.why_not}")]
+    updated = datetime.fromisoformat(found.updated_at)
+    if updated < job.created:
+        lines.append(("progress", f"of an earlier job, until {found.updated_at}; no news yet"))
+    elif found.state != "running":
+        why = f": {found.reason}" if found.reason else ""
+        lines.append(("run", f"{job.run}  attempt {found.attempt} {found.state}{why}"))
+    else:
+        lines.append(("run", f"{job.run}  attempt {found.attempt}"))
+        silent = (now - updated).total_seconds()
+        if job.state == "running" and silent > SILENCE_SECONDS:
+            lines.append(("silent", f"for {clock(silent)}: see `llavamed cluster logs {job.name}`"))
+    lines += _work(found, is_running=job.state not in ENDED)
+    lines.append(("cost", _cost(found, is_over=job.state in ENDED)))
+    return lines
+
+
+def _work(found: RunProgress, *, is_running: bool) -> list[tuple[str, str]]:
+    lines = []
+    words = {"prepare": "samples prepared", "train": "steps", "evaluate": "answers"}
+    total = "" if found.steps is None else f" of {found.steps:,}"
+    task = f"{found.step:,}{total} {words[found.task]}"
+    if found.stage is not None:
+        names = [stage.name for stage in found.stages]
+        position = f"{names.index(found.stage) + 1} of {len(names)}" if names else ""
+        task = f"{found.stage} ({position})  {task}"
+    if is_running and found.seconds_left is not None:
+        task += f", {clock(found.seconds_left)} left"
+    lines.append(("stage", task))
+    speed = []
+    if found.loss is not None:
+        speed.append(f"loss {found.loss:.4g}")
+    if found.tokens_per_second is not None:
+        speed.append(f"{found.tokens_per_second:,.0f} tokens/s")
+    if found.mfu is not None:
+        speed.append(f"{found.mfu:.1%} MFU")
+    if speed:
+        lines.append(("speed", ", ".join(speed)))
+    if is_running and found.num_workers:
+        model = f" {found.accelerator}" if found.accelerator else ""
+        lines.append(("workers", f"{found.num_workers}, on {found.num_gpus}{model} GPUs"))
+    return lines
+
+
+def _cost(found: RunProgress, *, is_over: bool) -> str:
+    hours = f"{found.spent.gpu_seconds / 3600:,.2f} GPU hours"
+    if found.spent.cost is None:
+        return f"{hours}, at an unknown price"
+    so_far = "" if is_over else " so far"
+    text = f"{found.spent.cost:,.2f} {found.currency}{so_far}, {hours}"
+    stage = next((each for each in found.stages if each.name == found.stage), None)
+    if is_over or stage is None or found.seconds_left is None:
+        return text
+    spent = stage.evaluation if found.task == "evaluate" else stage.training
+    if not spent.gpu_seconds or spent.cost is None:
+        return text
+    rest = found.seconds_left * found.num_gpus * spent.cost / spent.gpu_seconds
+    return f"{text}; about {found.spent.cost + rest:,.2f} when {found.stage} ends"
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as `1:02:03`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+def now_utc() -> datetime:
+    """Return the time."""
+    return datetime.now(UTC)

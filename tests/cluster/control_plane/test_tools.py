@@ -1,0 +1,309 @@
+"""`llavamed cluster` on a real API server: submit, watch, stop, and what it refuses.
+
+KubeRay's operator is not here: a test writes the status of a job as the operator would.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import urllib3
+
+from llavamed.cli.main import main
+from llavamed.cluster.client import Cluster
+from llavamed.cluster.kinds import RAY_JOB, name_of
+from llavamed.storage.location import locate
+from llavamed.storage.manifest import write
+from llavamed.storage.run_progress import RunProgress, Spending, StageProgress
+from tests.cluster.control_plane.conftest import Namespace, make_namespace
+from tests.conftest import CONFIGS
+from tests.support.control_plane import NOBODY, Api, Helm, program, write_kubeconfig
+from tests.support.ray_dashboard import ray_dashboard
+
+pytestmark = pytest.mark.xdist_group("control plane")
+
+Tool = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def place(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Namespace]:
+    """A namespace with a release of the chart, which the kubeconfig of the environment names."""
+    made = make_namespace(api, Helm(program("helm4")), tmp_path)
+    made.install()
+    monkeypatch.setenv("KUBECONFIG", str(made.helm.kubeconfig))
+    yield made
+    api.ask("DELETE", f"/api/v1/namespaces/{made.name}")
+
+
+@pytest.fixture
+def tool(place: Namespace, capsys: pytest.CaptureFixture[str]) -> Tool:
+    """Run `llavamed cluster` in this process; gives the exit code, the output and the errors."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(["--quiet", "cluster", *words, "--namespace", place.name])
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture
+def submit(tool: Tool, s3_uri: str) -> Callable[..., tuple[int, str, str]]:
+    """Submit the demo, whose storage is a bucket."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        config = str(CONFIGS / "demo.yaml")
+        return tool("submit", "--config", config, f"storage={s3_uri}/runs", *words)
+
+    return run
+
+
+def set_status(place: Namespace, **status: Any) -> None:
+    """Write the status of the job as the operator would."""
+    path = f"/apis/ray.io/v1/namespaces/{place.name}/rayjobs/demo/status"
+    answer = place.api.ask("PATCH", path, {"status": status})
+    assert answer.status_code == 200, answer.text
+
+
+RUNNING = {
+    "jobDeploymentStatus": "Running",
+    "jobStatus": "RUNNING",
+    "jobId": "demo-x",
+    "rayClusterName": "demo-abc",
+}
+DONE = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
+
+
+def progress(step: int, **facts: Any) -> RunProgress:
+    spent = Spending(gpu_seconds=3600.0 * step, cost=3.43 * step)
+    known = {
+        "name": "demo",
+        "attempt": 1,
+        "started_at": "2036-11-25T11:30:00+00:00",
+        "updated_at": "2036-11-25T11:59:58+00:00",
+        "task": "train",
+        "stage": "align",
+        "step": step,
+        "steps": 40,
+        "loss": 2.5,
+        "tokens_per_second": 21_345.0,
+        "mfu": 0.41,
+        "num_workers": 8,
+        "num_gpus": 8,
+        "accelerator": "A100",
+        "spent": spent,
+        "currency": "USD",
+        "prices_date": "2026-11-01",
+        "stages": (StageProgress(name="align", state="training", step=step, training=spent),),
+    }
+    return RunProgress.model_validate(known | facts)
+
+
+def test_a_run_is_submitted_watched_and_deleted(
+    place: Namespace, tool: Tool, submit: Tool, s3_uri: str
+) -> None:
+    assert tool("list")[1] == f"no jobs in namespace {place.name}\n"
+    code, out, err = submit()
+    assert code == 0, err
+    assert "demo: is submitted; `llavamed cluster status demo --watch`" in out
+    job = place.get("ray.io/v1/rayjobs", "demo")
+    image = place.cluster()["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["image"]
+    head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    assert head["containers"][0]["image"] == image
+    assert head["serviceAccountName"] == "llavamed"
+    assert "| pending |" in tool("list")[1].replace("│", "|")
+
+    code, _, err = submit()
+    assert code == 1
+    assert "RayJob=demo: exists already" in err
+    assert "`llavamed cluster delete demo`, or choose another --name" in err
+
+    set_status(place, **RUNNING)
+    write(locate(f"{s3_uri}/runs/demo"), progress(2))
+    code, out, _ = tool("status", "demo")
+    assert code == 0
+    assert out.splitlines() == [
+        "job      demo  running",
+        "run      demo  attempt 1",
+        "stage    align (1 of 1)  2 of 40 steps",
+        "speed    loss 2.5, 21,345 tokens/s, 41.0% MFU",
+        "workers  8, on 8 A100 GPUs",
+        "cost     6.86 USD so far, 2.00 GPU hours",
+    ]
+    code, _, err = tool("delete", "demo")
+    assert code == 1
+    assert "RayJob=demo: is running; stop it first with `llavamed cluster stop demo`" in err
+    set_status(place, jobDeploymentStatus="Failed", reason="AppFailed", message="it broke")
+    code, out, _ = tool("status", "demo", "--watch")
+    assert code == 1
+    assert "job      demo  failed\nreason   AppFailed: it broke\n" in out
+    assert tool("delete", "demo")[0] == 0
+    place.api.eventually(
+        f"/apis/ray.io/v1/namespaces/{place.name}/rayjobs/demo", lambda found: found is None
+    )
+
+
+def test_what_is_refused_says_what_to_do(
+    place: Namespace, tool: Tool, submit: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert submit("--name", "one")[0] == 0
+    code, _, err = tool("status", "two")
+    assert code == 1
+    assert f"RayJob=two: is not in namespace {place.name}; there are: one" in err
+    code, _, err = submit("--release", "other")
+    assert code == 1
+    assert "release=other" in err
+    assert "RayClusters of the chart: llavamed; name one with --release" in err
+    with monkeypatch.context() as patch:
+        patch.setenv("KUBECONFIG", str(write_kubeconfig(place.api, tmp_path, NOBODY)))
+        code, _, err = tool("list")
+    assert code == 1
+    assert "nobody may not list rayjobs.ray.io" in err
+    grant = err.partition("`kubectl create role ")[2].partition("`")[0]
+    assert f"--verb list --resource rayjobs.ray.io --namespace {place.name}" in grant
+    role = {"apiVersion": "rbac.authorization.k8s.io/v1"}
+    rules = [{"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["list"]}]
+    named = {"metadata": {"name": "llavamed-list-rayjobs"}}
+    place.api.create(role | named | {"kind": "Role", "rules": rules}, place.name)
+    subject = {"kind": "User", "name": "nobody", "apiGroup": "rbac.authorization.k8s.io"}
+    to = {"kind": "Role", "name": "llavamed-list-rayjobs", "apiGroup": subject["apiGroup"]}
+    binding = role | named | {"kind": "RoleBinding", "subjects": [subject], "roleRef": to}
+    place.api.create(binding, place.name)
+    with monkeypatch.context() as patch:
+        patch.setenv("KUBECONFIG", str(write_kubeconfig(place.api, tmp_path, NOBODY)))
+        for _ in range(50):  # the authorizer learns of a role a moment later
+            code, out, _ = tool("list")
+            if code == 0:
+                break
+            time.sleep(0.1)
+    assert "one" in out, "the rule that was named is enough"
+
+
+def test_a_field_that_kubernetes_refuses_is_named(place: Namespace) -> None:
+    from llavamed.errors import ClusterError
+
+    spec = {"entrypoint": "true", "submissionMode": "Telepathy"}
+    job = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "a"}, "spec": spec}
+    cluster = Cluster(place.name)
+    with pytest.raises(ClusterError, match=r"RayJob=a: has fields that .* spec\.submissionMode"):
+        cluster.create(RAY_JOB, job)
+    unknown = job | {"spec": {"entrypoint": "true", "submissionMod": "HTTPMode"}}
+    with pytest.raises(ClusterError, match=r'unknown field \\?"spec\.submissionMod'):
+        cluster.create(RAY_JOB, unknown)
+
+
+def test_a_job_whose_answer_was_lost_is_found_again(
+    place: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster(place.name)
+    send, lost = cluster._api.call_api, []
+
+    def lose_the_first(*request: Any, **options: Any) -> Any:
+        response = send(*request, **options)
+        if request[0] == "POST" and not lost:
+            lost.append(response.read())
+            raise urllib3.exceptions.ProtocolError("connection reset")
+        return response
+
+    monkeypatch.setattr(cluster._api, "call_api", lose_the_first)
+    job = {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": {"name": "once"},
+        "spec": {"entrypoint": "true", "clusterSelector": {"ray.io/cluster": "llavamed"}},
+    }
+    assert name_of(cluster.create(RAY_JOB, job)) == "once"
+    assert lost
+    assert [name_of(each) for each in cluster.find_all(RAY_JOB)] == ["once"]
+
+
+@contextmanager
+def in_background(place: Namespace, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """Run the tool in a process of its own, which is ended behind the block."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llavamed", "cluster", *words, "--namespace", place.name],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def read_until(process: subprocess.Popen[str], words: str) -> str:
+    """Read lines until one has some words."""
+    assert process.stdout is not None
+    text = ""
+    for line in process.stdout:
+        text += line
+        if words in line:
+            return text
+    raise AssertionError(text + (process.stderr.read() if process.stderr else ""))
+
+
+def test_watching_outlives_the_api_server(place: Namespace, submit: Tool, s3_uri: str) -> None:
+    folder = locate(f"{s3_uri}/runs/demo")
+    assert submit()[0] == 0
+    set_status(place, **RUNNING)
+    write(folder, progress(2))
+    with in_background(place, "status", "demo", "--watch", "--seconds", "0.2") as watching:
+        read_until(watching, "2 of 40 steps")
+        with place.api.away():
+            time.sleep(1)  # for some looks at a server that is not there
+        assert watching.poll() is None
+        write(folder, progress(5))
+        read_until(watching, "5 of 40 steps")
+        write(folder, progress(40, state="finished"))
+        set_status(place, **DONE)
+        out, err = watching.communicate(timeout=60)
+    assert watching.returncode == 0
+    assert "job      demo  succeeded" in out
+    assert "the API server does not answer" in err
+    assert "Traceback" not in err
+
+
+def test_logs_outlive_the_api_server_and_the_head(place: Namespace, submit: Tool) -> None:
+    assert submit()[0] == 0
+    set_status(place, **RUNNING)
+    with (
+        ray_dashboard(place.api, place.name, "demo-abc") as dashboard,
+        in_background(place, "logs", "demo", "--follow", "--seconds", "0.2") as following,
+    ):
+        dashboard.log = "one\ntwo\n"
+        assert read_until(following, "two") == "one\ntwo\n"
+        with place.api.away():
+            dashboard.log += "three\n"
+            time.sleep(1)
+        dashboard.log += "four\n"
+        assert read_until(following, "four") == "three\nfour\n"
+        dashboard.log = "another head\n"
+        assert read_until(following, "another") == "another head\n"
+        set_status(place, **DONE)
+        out, err = following.communicate(timeout=60)
+    assert (following.returncode, out) == (0, "")
+    assert "Traceback" not in err
+
+
+def test_a_running_job_is_told_to_stop(place: Namespace, submit: Tool, tool: Tool) -> None:
+    assert submit()[0] == 0
+    code, _, err = tool("stop", "demo")
+    assert code == 1
+    assert "RayJob=demo: is pending, so there is nothing to stop; `llavamed cluster delete" in err
+    set_status(place, **RUNNING)
+    with ray_dashboard(place.api, place.name, "demo-abc") as dashboard:
+        code, out, err = tool("stop", "demo")
+        assert code == 0, err
+        assert dashboard.stopped == ["/api/jobs/demo-x/stop"]
+    assert "demo: is told to stop" in out

@@ -1,0 +1,345 @@
+"""The checks of `doctor`, each on objects that are broken in one way, without a cluster."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llavamed.cluster.doctor import CHECKS, Finding, examine, exit_code
+from llavamed.cluster.kinds import (
+    CLAIM,
+    CONFIG_MAP,
+    DEPLOYMENT,
+    EVENT,
+    LOCAL_QUEUE,
+    NODE,
+    POD,
+    QUOTA,
+    RAY_CLUSTER,
+    RAY_JOB,
+    SECRET,
+    SERVICE_ACCOUNT,
+    Object,
+)
+from llavamed.cluster.pending import causes, unschedulable
+from llavamed.cluster.pods import groups_of, obstacles, pods_that_fit, request_of
+from llavamed.cluster.rules import broken_rules
+from llavamed.cluster.snapshot import OPERATOR, Snapshot, read_manifests
+from llavamed.errors import ConfigError
+
+K8S = Path(__file__).parents[2] / "k8s"
+LABELS = {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB"}
+TAINT = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
+AMOUNTS = {"cpu": "96", "memory": "1Ti", "ephemeral-storage": "2Ti", "nvidia.com/gpu": "8"}
+
+
+def named(name: str, **more: Any) -> Object:
+    return {"metadata": {"name": name}} | more
+
+
+def manifest(kind: str) -> Object:
+    found: Object = yaml.safe_load((K8S / f"{kind}.yaml").read_text())
+    return found
+
+
+def deployment(name: str, image: str, available: int = 1, *arguments: str) -> Object:
+    container = {"image": image, "args": list(arguments)}
+    spec = {"template": {"spec": {"containers": [container]}}}
+    return named(name, spec=spec, status={"availableReplicas": available})
+
+
+def healthy() -> Snapshot:
+    """A namespace with the release, on one A100 machine and one without GPUs."""
+    cluster = manifest("raycluster")
+    cluster["spec"]["workerGroupSpecs"][1]["maxReplicas"] = 1
+    account = named("llavamed")
+    account["metadata"]["annotations"] = {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/x"}
+    gpus = {"metadata": {"name": "gpu-0", "labels": LABELS}, "spec": {"taints": [TAINT]}}
+    without = {key: value for key, value in AMOUNTS.items() if key != "nvidia.com/gpu"}
+    return Snapshot(
+        {
+            OPERATOR: [deployment("kuberay-operator", "quay.io/kuberay/operator:v1.7.0")],
+            RAY_CLUSTER: [cluster],
+            RAY_JOB: [],
+            NODE: [
+                gpus | {"status": {"allocatable": AMOUNTS}},
+                named("cpu-0", status={"allocatable": without}),
+            ],
+            QUOTA: [],
+            POD: [],
+            EVENT: [],
+            SECRET: [],
+            CONFIG_MAP: [named("llavamed-configs")],
+            CLAIM: [],
+            SERVICE_ACCOUNT: [account],
+            DEPLOYMENT: [deployment("llavamed-mlflow", "llavamed:0.1.0")],
+            LOCAL_QUEUE: [],
+        }
+    )
+
+
+def a100(snapshot: Snapshot) -> Object:
+    group: Object = snapshot.all(RAY_CLUSTER)[0]["spec"]["workerGroupSpecs"][1]
+    return group
+
+
+def container(snapshot: Snapshot) -> Object:
+    found: Object = a100(snapshot)["template"]["spec"]["containers"][0]
+    return found
+
+
+def problems(snapshot: Snapshot) -> list[Finding]:
+    return [finding for finding in examine(snapshot) if finding.level != "ok"]
+
+
+def test_a_healthy_cluster_passes_every_check() -> None:
+    findings = examine(healthy())
+    assert [(each.check, each.level) for each in findings] == [(c.name, "ok") for c in CHECKS]
+    assert exit_code(findings) == 0
+
+
+def set_quota(found: Snapshot, hard: dict[str, str], used: dict[str, str]) -> None:
+    found.objects[QUOTA].append(named("team", status={"hard": hard, "used": used}))
+
+
+def drop_memory(found: Snapshot) -> None:
+    a100(found)["template"]["spec"]["volumes"][1]["emptyDir"] = {}
+
+
+def name_queue(found: Snapshot) -> None:
+    labels = found.all(RAY_CLUSTER)[0]["metadata"]["labels"]
+    labels["kueue.x-k8s.io/queue-name"] = "team"
+    found.objects[LOCAL_QUEUE].append(named("other"))
+
+
+WAYS: dict[str, tuple[Callable[[Snapshot], Any], str, str, str]] = {
+    "no operator": (
+        lambda found: found.objects[OPERATOR].clear(),
+        "failure", "kuberay", "no KubeRay operator runs, .* `helm install kuberay-operator",
+    ),
+    "operator down": (
+        lambda found: found.objects[OPERATOR][0].update(status={}),
+        "failure", "kuberay", "the operator /kuberay-operator is not available",
+    ),
+    "old operator": (
+        lambda found: found.objects.update({OPERATOR: [deployment("o", "a/operator:v1.3.2")]}),
+        "failure", "kuberay", r"is KubeRay 1\.3, older than 1\.7; upgrade it: `helm upgrade",
+    ),
+    "replicas": (
+        lambda found: a100(found).update(replicas=9),
+        "failure", "rules", "group a100: replicas=9 is not between minReplicas=0 and",
+    ),
+    "another Ray": (
+        lambda found: found.all(RAY_CLUSTER)[0]["spec"].update(rayVersion="2.55.1"),
+        "failure", "versions", r"rayVersion=2\.55\.1: the image has Ray 2\.60; set it to",
+    ),
+    "two images": (
+        lambda found: container(found).update(image="other/image@sha256:1"),
+        "failure", "versions", "its groups have different images .* use one",
+    ),
+    "no service account": (
+        lambda found: a100(found)["template"]["spec"].update(serviceAccountName="gone"),
+        "failure", "references", "ServiceAccount gone does not exist, and pods of llavamed/a100",
+    ),
+    "no config": (
+        lambda found: found.objects[CONFIG_MAP].clear(),
+        "failure", "references", "ConfigMap llavamed-configs does not exist",
+    ),
+    "too many GPUs": (
+        lambda found: container(found)["resources"]["requests"].update({"nvidia.com/gpu": "16"}),
+        "failure", "nodes", r"the nearest, gpu-0, lacks nvidia\.com/gpu 16 \(has 8\); add such",
+    ),
+    "cordoned": (
+        lambda found: found.all(NODE)[0]["spec"].update(unschedulable=True),
+        "failure", "nodes", "the nearest, gpu-0, lacks it is cordoned",
+    ),
+    "too few nodes": (
+        lambda found: a100(found).update(replicas=2, maxReplicas=2),
+        "warning", "nodes", "group a100: wants 2 pods, and all nodes when empty hold 1",
+    ),
+    "quota": (
+        lambda found: set_quota(found, {"requests.nvidia.com/gpu": "16"}, {
+            "requests.nvidia.com/gpu": "10"}),
+        "failure", "quota", r"team leaves requests\.nvidia\.com/gpu 6 of 16, and its pods need",
+    ),
+    "queue": (name_queue, "failure", "queue", "LocalQueue team does not exist; there are: other"),
+    "no gang": (
+        lambda found: a100(found).update(replicas=2, maxReplicas=2),
+        "warning", "queue", "its 2 GPU pods may start one by one and hold GPUs",
+    ),
+    "no memory at /dev/shm": (
+        drop_memory, "failure", "shared memory", "group a100: has no memory mounted at /dev/shm",
+    ),
+    "all memory is /dev/shm": (
+        lambda found: a100(found)["template"]["spec"]["volumes"][1]["emptyDir"].update(
+            sizeLimit="512Gi"),
+        "failure", "shared memory", "of 512Gi counts against its memory of 512Gi and fills it",
+    ),
+    "sockets": (
+        lambda found: a100(found).update(maxReplicas=4),
+        "warning", "network", r"may have 4 machines and no RDMA device, .* \(NET/Socket\)",
+    ),
+    "no credentials": (
+        lambda found: found.all(SERVICE_ACCOUNT)[0]["metadata"].pop("annotations"),
+        "warning", "storage", "has neither a Secret with credentials",
+    ),
+    "no MLflow": (
+        lambda found: found.objects[DEPLOYMENT].clear(),
+        "failure", "mlflow", "no Deployment llavamed-mlflow, which MLFLOW_TRACKING_URI names",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_broken_is_found_with_its_cause(way: str) -> None:
+    act, level, check, message = WAYS[way]
+    found = healthy()
+    act(found)
+    texts = [each.text for each in problems(found) if (each.level, each.check) == (level, check)]
+    assert texts, problems(found)
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(texts[0])
+    assert exit_code(examine(found)) >= (level == "failure")
+
+
+def test_what_may_not_be_read_is_said_and_what_is_offline_is_left_out() -> None:
+    found = healthy()
+    del found.objects[NODE]
+    found.unreadable[NODE] = "Node=*: nobody may not list nodes"
+    (finding,) = problems(found)
+    assert (finding.check, finding.level) == ("nodes", "warning")
+    assert finding.text == "is not examined: Node=*: nobody may not list nodes"
+    offline = read_manifests([K8S / "raycluster.yaml", K8S / "rayjob.yaml"])
+    checks = {each.check for each in examine(offline)}
+    assert checks == {"rules", "versions", "queue", "shared memory", "network"}
+
+
+def test_a_file_without_ray_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("kind: ConfigMap\n")
+    with pytest.raises(ConfigError, match="holds no RayCluster and no RayJob; give what `helm tem"):
+        read_manifests([file])
+    file.write_text("{")
+    with pytest.raises(ConfigError, match=r"a\.yaml: cannot be read"):
+        read_manifests([file])
+
+
+def broken_job(**changes: Any) -> list[str]:
+    job = manifest("rayjob")
+    job["spec"].update(changes)
+    return broken_rules(job)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"suspend": True}, "suspend=true: needs shutdownAfterJobFinishes"),
+        ({"ttlSecondsAfterFinished": 5}, "ttlSecondsAfterFinished: needs shutdownAfterJobFin"),
+        ({"shutdownAfterJobFinishes": True}, "deletionStrategy: excludes shutdownAfterJobFinis"),
+        ({"submissionMode": "InteractiveMode"}, "InteractiveMode: excludes backoffLimit"),
+        ({"clusterSelector": {"a": "b"}}, "must have one of rayClusterSpec and clusterSelector"),
+        ({"deletionStrategy": {"deletionRules": [{"policy": "DeleteSelf"}] * 2}}, "a rule twice"),
+    ],
+)
+def test_a_job_that_the_operator_refuses(changes: dict[str, Any], message: str) -> None:
+    assert any(message in rule for rule in broken_job(**changes)), broken_job(**changes)
+
+
+def test_our_own_manifests_break_no_rule() -> None:
+    assert broken_rules(manifest("rayjob")) == broken_rules(manifest("raycluster")) == []
+    long = manifest("raycluster")
+    long["metadata"]["name"] = "a" * 54
+    assert broken_rules(long) == [
+        f"metadata.name={'a' * 54}: has 54 characters; use lower case letters, digits and '-', "
+        "beginning with a letter, 53 at most"
+    ]
+
+
+@given(gpus=st.integers(0, 16), wanted=st.integers(1, 8), number=st.integers(0, 4))
+def test_a_pod_fits_where_nothing_is_in_its_way(gpus: int, wanted: int, number: int) -> None:
+    node = deepcopy(healthy().all(NODE)[0])
+    node["status"]["allocatable"]["nvidia.com/gpu"] = str(gpus)
+    spec = deepcopy(groups_of(manifest("raycluster"))[2].spec)
+    resources = {"nvidia.com/gpu": str(wanted)}
+    spec["containers"] = [{"resources": {"requests": resources}}]
+    assert request_of(spec) == {"nvidia.com/gpu": Fraction(wanted)}
+    assert (obstacles(spec, node) == []) == (wanted <= gpus)
+    assert pods_that_fit(spec, [node] * number) == number * (gpus // wanted)
+
+
+MESSAGE = (
+    "0/14 nodes are available: 1 Insufficient memory, 3 Insufficient nvidia.com/gpu, 2 node(s) had "
+    "untolerated taint {nvidia.com/gpu: present}, 5 node(s) didn't match Pod's node affinity/"
+    "selector, 1 node(s) were unschedulable. preemption: 0/14 nodes are available"
+)
+
+
+def test_the_schedulers_message_becomes_causes() -> None:
+    assert list(unschedulable(MESSAGE)) == [
+        "1 nodes have not enough memory free; add nodes, or wait for other work",
+        "3 nodes have not enough nvidia.com/gpu free; add nodes, or wait for other work",
+        "5 nodes have other labels than its nodeSelector; correct the selector",
+        "2 nodes have the taint nvidia.com/gpu: present; add a toleration",
+        "1 nodes are cordoned; uncordon them or add others",
+    ]
+    (cause,) = unschedulable('persistentvolumeclaim "weights" not found')
+    assert cause == "its volume claim weights does not exist; make it"
+    (cause,) = unschedulable("0/1: pod has unbound immediate PersistentVolumeClaims.")
+    assert "its volume claim is not bound" in cause
+
+
+def pod(phase: str = "Pending", **status: Any) -> Object:
+    return named("p", status={"phase": phase} | status, spec={})
+
+
+def event(reason: str, message: str, kind: str = "Pod", name: str = "p") -> Object:
+    about = {"kind": kind, "name": name}
+    return {"reason": reason, "message": message, "type": "Warning", "involvedObject": about}
+
+
+def waiting(reason: str, message: str = "m") -> list[Object]:
+    state = {"waiting": {"reason": reason, "message": message}}
+    return [{"name": "ray", "image": "i", "state": state}]
+
+
+ENDED = {"terminated": {"reason": "OOMKilled", "exitCode": 137}}
+
+
+@pytest.mark.parametrize(
+    ("pods", "events", "cause"),
+    [
+        ([pod(containerStatuses=waiting("ErrImagePull"))], [], "p: image i cannot be pulled (ErrI"),
+        ([pod(initContainerStatuses=waiting("CreateContainerConfigError", "secret x"))], [],
+         "p: container ray cannot be made: secret x; make what it names"),
+        ([pod("Running", containerStatuses=[{"name": "ray", "state": {}, "lastState": ENDED}])], [],
+         "p: container ray was killed for its memory; raise the memory"),
+        ([pod("Running", containerStatuses=waiting("CrashLoopBackOff"))], [],
+         "p: container ray ends again and again with exit code unknown"),
+        ([pod("Failed", reason="Evicted", message="low on memory")], [], "p: was taken away (Ev"),
+        ([pod()], [event("FailedMount", "no volume")], "p: cannot mount a volume: no volume"),
+        ([pod()], [event("NotTriggerScaleUp", "")], "p: no node pool can grow for it"),
+        ([named("p", status={"phase": "Pending"}, spec={"schedulingGates": [{"name": "q"}]})], [],
+         "p: waits for its queue to admit it"),
+        ([], [event("FailedCreate", "pods x is forbidden: exceeded quota: g", "RayCluster", "c")],
+         "RayCluster c: exceeded quota: g; raise the quota"),
+        ([], [event("FailedCreate", 'x violates PodSecurity "restricted"', "RayCluster", "c")],
+         'RayCluster c: violates PodSecurity "restricted"; use a namespace'),
+    ],
+)  # fmt: skip
+def test_states_and_events_become_causes(
+    pods: list[Object], events: list[Object], cause: str
+) -> None:
+    (found,) = causes(pods, events)
+    assert found.startswith(cause)
+
+
+def test_pods_with_one_cause_are_named_together_and_those_that_run_are_not() -> None:
+    many = [pod(containerStatuses=waiting("ErrImagePull")) for _ in range(3)]
+    (found,) = causes([*many, pod("Running")], [event("Scheduled", "fine")])
+    assert found.startswith("p and 2 more: image i")

@@ -1,0 +1,78 @@
+"""The part of a Ray dashboard that the tools ask, behind a service of the API server."""
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.support.control_plane import Api
+
+TOKEN = "a-token-of-ray"
+
+
+class Dashboard:
+    """What the driver has logged so far, and whether the job was told to stop."""
+
+    def __init__(self) -> None:
+        self.log = ""
+        self.stopped: list[str] = []
+
+
+@contextmanager
+def ray_dashboard(api: Api, namespace: str, cluster: str) -> Iterator[Dashboard]:
+    """Serve the dashboard of a Ray cluster that has no pods, as its head would."""
+    dashboard = Dashboard()
+
+    class Handler(BaseHTTPRequestHandler):
+        def _answer(self, body: dict[str, object]) -> None:
+            known = self.headers.get("X-Ray-Authorization") == f"Bearer {TOKEN}"
+            data = json.dumps(body if known else {"error": "no token"}).encode()
+            self.send_response(200 if known else 401)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def do_GET(self) -> None:
+            self._answer({"logs": dashboard.log})
+
+        def do_POST(self) -> None:
+            dashboard.stopped.append(self.path)
+            self._answer({"stopped": True})
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    address = _own_address()
+    server = ThreadingHTTPServer((address, 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    name, port = f"{cluster}-head-svc", server.server_address[1]
+    ports = [{"name": "dashboard", "port": 8265, "targetPort": port}]
+    meta = {"apiVersion": "v1", "metadata": {"name": name}}
+    api.create(meta | {"kind": "Service", "spec": {"ports": ports}}, namespace)
+    subset = {
+        "addresses": [{"ip": address}],
+        "ports": [{"name": "dashboard", "port": port}],
+    }
+    answer = api.ask(
+        "POST", f"/api/v1/namespaces/{namespace}/endpoints",
+        meta | {"kind": "Endpoints", "subsets": [subset]},
+    )  # fmt: skip
+    assert answer.status_code == 201, answer.text
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": cluster}}
+    api.create(secret | {"stringData": {"auth_token": TOKEN}}, namespace)
+    try:
+        yield dashboard
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def _own_address() -> str:
+    """An address of this machine that is not loopback, which the API server proxies to none of."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))
+        address: str = probe.getsockname()[0]
+        return address
