@@ -26,7 +26,7 @@ test-fast: install ## The tests that load nothing heavy; under 90 seconds
 test: install ## All tests but those of test-cluster, two at a time
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore=$(CONTROL_PLANE)
 
-test-cluster: install ## The chart on a real Kubernetes API server; the first time builds one, for ten minutes
+test-cluster: install ## The chart and the tools on a real Kubernetes API server; the first time builds one, for ten minutes
 	@LLAVAMED_CONTROL_PLANE="$$(nice scripts/control_plane.sh)" $(BIN)/python -m pytest -n 2 --dist loadgroup $(CONTROL_PLANE)
 
 test-kill: install ## Kill a run 20 times, interrupt it, take a node away, bring one; nothing may be lost

@@ -12,6 +12,7 @@ from llavamed.cli.options import ConfigFile, Overrides, console, find_config
 
 if TYPE_CHECKING:
     from llavamed.cluster.client import Cluster
+    from llavamed.cluster.doctor import Finding
     from llavamed.cluster.kinds import Object
     from llavamed.cluster.rayjob import Submission
 
@@ -59,6 +60,7 @@ def submit(
     context: Context = None,
 ) -> None:
     """Check and plan a config, then train by it on a cluster of its own: a RayJob."""
+    from llavamed.cluster.kinds import PART_OF, RAY_CLUSTER, RAY_JOB, name_of
     from llavamed.cluster.rayjob import Submission, choose_release, make_job, make_job_on, to_yaml
     from llavamed.config.load import load_config
 
@@ -68,23 +70,21 @@ def submit(
     text = Path(file).read_text(encoding="utf-8")
     submission = Submission(run, text, given, take_over=take_over, name=name, queue=queue)
     _warn_of_local_storage(submission)
-    if not dry_run:
-        _plan(submission, gpu)
-    if template is not None:
-        job = make_job(submission, _read_template(template))
-    else:
-        from llavamed.cluster.kinds import PART_OF, RAY_CLUSTER
-
-        cluster = _connect(namespace, context)
+    make = make_job_on if on_cluster else make_job
+    if dry_run and template is not None:
+        sys.stdout.write(to_yaml(make(submission, _read_template(template))))
+        return
+    cluster = _connect(namespace, context)
+    if template is None:
         clusters = cluster.find_all(RAY_CLUSTER, selector=PART_OF)
-        chosen = choose_release(clusters, release, cluster.namespace)
-        job = make_job_on(submission, chosen) if on_cluster else make_job(submission, chosen)
+        source = choose_release(clusters, release, cluster.namespace)
+    else:
+        source = _read_template(template)
+    job = make(submission, source)
     if dry_run:
         sys.stdout.write(to_yaml(job))
         return
-    from llavamed.cluster.kinds import RAY_JOB, name_of
-
-    cluster = _connect(namespace, context)
+    _plan(submission, gpu)
     made = name_of(cluster.create(RAY_JOB, job))
     _say(f"{made}: is submitted; `llavamed cluster status {made} --watch` shows how far it is")
 
@@ -129,9 +129,13 @@ def _plan(submission: "Submission", gpu: str) -> None:
         _say("plan: is left out; `pip install 'llavamed[train]'` brings what it needs")
         return
     from llavamed.cli.tables import show_plan
+    from llavamed.errors import LlavaMedError
     from llavamed.run.plan import plan_run
 
-    show_plan(plan_run(submission.config, accelerator=gpu), console)
+    try:
+        show_plan(plan_run(submission.config, accelerator=gpu), console)
+    except LlavaMedError as error:  # it may only be out of reach from here
+        _say(f"plan: is left out: {error}")
 
 
 @app.command("list")
@@ -213,11 +217,11 @@ def logs(
 
 @app.command()
 def stop(job: JobName, namespace: Namespace = None, context: Context = None) -> None:
-    """Stop a running job; what its run has saved stays, and the same config goes on from there."""
+    """Stop a running job; the same config goes on from the run's last checkpoint."""
     from llavamed.cluster.logs import stop as stop_job
 
     stop_job(_connect(namespace, context), job)
-    _say(f"{job}: is told to stop; it may save a checkpoint before it ends")
+    _say(f"{job}: is told to stop; `llavamed cluster status {job}` says when it has")
 
 
 @app.command()
@@ -243,12 +247,24 @@ def delete(
     _say(f"{job}: is deleted")
 
 
+def _show_finding(finding: "Finding") -> None:
+    _say(f"{finding.level:<8} {finding.check:<14} {finding.text}")
+
+
 @app.command()
 def doctor(
     offline: Annotated[
         list[Path] | None,
         typer.Option(help="Examine manifests in this file, and no cluster; repeatable."),
     ] = None,
+    probe: Annotated[
+        bool,
+        typer.Option("--probe", help="Start a pod of each group that tries storage and MLflow."),
+    ] = False,
+    storage: Annotated[
+        str | None, typer.Option(help="Folder in which each probe writes and deletes a file.")
+    ] = None,
+    probe_seconds: Annotated[float, typer.Option(min=1, help="What a probe may take.")] = 600.0,
     namespace: Namespace = None,
     context: Context = None,
 ) -> None:
@@ -267,5 +283,11 @@ def doctor(
         snapshot = take_snapshot(cluster)
     findings = examine(snapshot)
     for finding in findings:
-        _say(f"{finding.level:<8} {finding.check:<14} {finding.text}")
+        _show_finding(finding)
+    if probe and not offline:
+        from llavamed.cluster.probes import probe_groups
+
+        for finding in probe_groups(cluster, snapshot, storage, seconds=probe_seconds):
+            _show_finding(finding)
+            findings.append(finding)
     raise typer.Exit(exit_code(findings))

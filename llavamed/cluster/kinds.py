@@ -49,7 +49,7 @@ CLAIM = Kind("PersistentVolumeClaim", "", "v1", "persistentvolumeclaims")
 SERVICE_ACCOUNT = Kind("ServiceAccount", "", "v1", "serviceaccounts")
 SERVICE = Kind("Service", "", "v1", "services")
 DEPLOYMENT = Kind("Deployment", "apps", "v1", "deployments")
-LOCAL_QUEUE = Kind("LocalQueue", "kueue.x-k8s.io", "v1beta1", "localqueues")
+LOCAL_QUEUE = Kind("LocalQueue", "kueue.x-k8s.io", "v1beta2", "localqueues")
 SERVICE_PROXY = Kind("Service", "", "v1", "services/proxy")
 
 

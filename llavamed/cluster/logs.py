@@ -122,7 +122,7 @@ def _look(cluster: "Cluster", name: str, text: LogText) -> _Look:
 
 
 def stop(cluster: "Cluster", name: str) -> None:
-    """Ask a job to stop: its run saves what it has and ends as interrupted.
+    """Ask a job to stop: its run is interrupted, and keeps its last checkpoint.
 
     Raises:
         ClusterError: There is no such job, it is not running, or its head does not answer.

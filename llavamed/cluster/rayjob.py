@@ -173,7 +173,11 @@ def choose_release(clusters: list[Object], name: str | None, namespace: str) -> 
     Raises:
         ClusterError: There is no such release, or several.
     """
-    found = {name_of(cluster): cluster for cluster in clusters}
+    found = {
+        name_of(cluster): cluster
+        for cluster in clusters
+        if not cluster["metadata"].get("ownerReferences")  # else KubeRay made it for a job
+    }
     chosen = [found[name]] if name in found else [] if name else list(found.values())
     if len(chosen) == 1:
         return chosen[0]

@@ -36,7 +36,7 @@ class RunRecord:
         self._lease = lease.without_retries()
         self._display = display
         before = find_progress(lease.folder)
-        known = {stage.name: stage for stage in before.stages} if before else {}
+        known = {stage.name: _at_rest(stage) for stage in before.stages} if before else {}
         names = [plan.stage.name for plan in plans]
         self._stages = {name: known.get(name, StageProgress(name=name)) for name in names}
         self._now = RunProgress(
@@ -210,3 +210,8 @@ class RunRecord:
             if self._is_written:
                 logger.warning("%s is not written, and will be again: %s", now.FILE, error)
             self._is_written = False
+
+
+def _at_rest(stage: StageProgress) -> StageProgress:
+    """Return a stage as an attempt finds it that has not begun with it."""
+    return stage if stage.state == "finished" else stage.replace(state="waiting")

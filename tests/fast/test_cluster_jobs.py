@@ -147,6 +147,9 @@ def test_the_release_is_chosen_or_asked_for() -> None:
     one, other = template("raycluster"), template("raycluster")
     other["metadata"]["name"] = "second"
     assert choose_release([one], None, "research") is one
+    of_a_job = template("raycluster")
+    of_a_job["metadata"] |= {"name": "demo-abc", "ownerReferences": [{"kind": "RayJob"}]}
+    assert choose_release([one, of_a_job], None, "research") is one
     assert choose_release([one, other], "second", "research") is other
     with pytest.raises(ClusterError, match="RayClusters of the chart: llavamed, second; name one"):
         choose_release([one, other], None, "research")

@@ -70,6 +70,7 @@ def test_gpu_seconds_count_from_the_workers_start_to_the_export_in_all_attempts(
 ) -> None:
     for attempt, seconds in ((1, 14.0), (2, 35.0)):
         with suppress(TrainingError), recorded(config) as record:
+            assert progress_of(config).stages[0].state == "waiting"
             record.prepared("captions", 3, 9)
             clock[0] += 100  # nobody holds a GPU yet
             record.stage_started("align", 20)

@@ -1,5 +1,8 @@
 """`llavamed cluster doctor` on real clusters: a healthy one, and others broken in one way each."""
 
+import json
+import platform
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from llavamed import __version__
 from llavamed.cluster.client import Cluster
 from llavamed.cluster.doctor import Finding, examine
+from llavamed.cluster.probes import probe_groups
 from llavamed.cluster.snapshot import OPERATOR_LABEL, take_snapshot
 from tests.cluster.control_plane.conftest import Namespace, make_namespace
 from tests.support.control_plane import Api, Helm, program
@@ -218,3 +223,41 @@ def test_a_server_that_is_down_is_found(place: Namespace) -> None:
     (finding,) = [each for each in examined(place) if each.level == "failure"]
     assert finding.check == "mlflow"
     assert "the MLflow server llavamed-mlflow is not available" in finding.text
+
+
+def end_probes(place: Namespace, reports: dict[str, Object]) -> None:
+    """End the probe of each group with a report, as its container would."""
+    for group, report in reports.items():
+        path = f"/api/v1/namespaces/{place.name}/pods/llavamed-probe-{group}"
+        running = place.api.eventually(
+            path, lambda found: found is not None and found["status"]["phase"] == "Running"
+        )
+        image = running["spec"]["containers"][0]["image"]
+        ended = {"exitCode": 0, "message": json.dumps(report)}
+        state = {"name": "probe", "image": image, "imageID": "", "ready": False, "restartCount": 0}
+        statuses = [state | {"state": {"terminated": ended}}]
+        patch(place, f"{path}/status", {
+            "status": {"phase": "Succeeded", "containerStatuses": statuses}
+        })  # fmt: skip
+
+
+def test_a_probe_of_each_group_is_judged_and_deleted(place: Namespace) -> None:
+    place.install(*HEALTHY)
+    good = {
+        "python": platform.python_version(), "llavamed": __version__, "ray": "2.60.0",
+        "shared_memory": 2**34, "storage": "", "mlflow": "",
+    }  # fmt: skip
+    reports = {"head": good, "cpu": good, "a100": good | {"storage": "s3://b: cannot write it"}}
+    ending = threading.Thread(target=end_probes, args=(place, reports), daemon=True)
+    ending.start()
+    cluster = Cluster(place.name)
+    found = list(probe_groups(cluster, take_snapshot(cluster), "s3://b", seconds=60))
+    ending.join()
+    assert [(each.check, each.level) for each in found] == [
+        ("probe head", "ok"), ("probe cpu", "ok"), ("probe a100", "failure"),
+    ]  # fmt: skip
+    assert found[-1].text == "llavamed: storage: s3://b: cannot write it"
+    place.api.eventually(
+        f"/api/v1/namespaces/{place.name}/pods",
+        lambda pods: not any("probe" in each["metadata"]["name"] for each in pods["items"]),
+    )

@@ -1,0 +1,84 @@
+"""Examine a pod from the inside: `python -m llavamed.cluster.probe URI`, which `doctor` starts.
+
+The report is JSON in the container's termination message, so that nobody needs the right to read
+logs. It holds no secret.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llavamed.errors import LlavaMedError
+from llavamed.storage.location import check_writable, locate
+
+MESSAGE = Path("/dev/termination-log")
+"""Where Kubernetes takes the message from."""
+MAX_BYTES = 4000
+"""Kubernetes keeps 4096 bytes of a message."""
+_TIMEOUT_SECONDS = 20.0
+
+
+def report(uri: str | None, *, shared_memory: str = "/dev/shm") -> dict[str, Any]:
+    """Return what a pod can do.
+
+    Args:
+        uri: Folder to write, read and delete a file in; None for no such test.
+        shared_memory: Folder of the shared memory.
+
+    Returns:
+        Versions, the bytes of shared memory, and for storage and MLflow an empty text, or why not.
+    """
+    size = os.statvfs(shared_memory)
+    facts: dict[str, Any] = {
+        "python": platform.python_version(),
+        "llavamed": importlib.metadata.version("llavamed"),
+        "ray": _version_of("ray"),
+        "shared_memory": size.f_frsize * size.f_blocks,
+    }
+    if uri is not None:
+        facts["storage"] = _problem(lambda: check_writable(locate(uri)))
+    server = os.environ.get("MLFLOW_TRACKING_URI")
+    if server and server.startswith("http"):
+        facts["mlflow"] = _problem(lambda: _ask(f"{server.rstrip('/')}/health"))
+    return facts
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _problem(work: Callable[[], object]) -> str:
+    try:
+        work()
+    except (LlavaMedError, OSError, ValueError) as error:
+        return " ".join(str(error).split())[:600] or type(error).__name__
+    return ""
+
+
+def _ask(url: str) -> None:
+    """Ask for an answer. Raises: OSError."""
+    try:
+        urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS).close()
+    except urllib.error.HTTPError as error:
+        said = error.read(200).decode(errors="replace")
+        raise OSError(f"{url} answers {error.code}: {said}") from error
+
+
+def main(arguments: list[str], message: Path = MESSAGE) -> None:
+    """Write the report."""
+    text = json.dumps(report(arguments[0] if arguments else None))
+    message.write_text(text[:MAX_BYTES], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

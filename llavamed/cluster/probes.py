@@ -1,0 +1,134 @@
+"""Start a probe in a pod of each group, wait for its report, and judge it."""
+
+import json
+import platform
+import re
+import time
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+from llavamed import __version__
+from llavamed.cluster.checks.problem import Problem, failure, warning
+from llavamed.cluster.doctor import Finding
+from llavamed.cluster.kinds import POD, Object, name_of
+from llavamed.cluster.pods import Group, groups_of
+from llavamed.cluster.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from llavamed.cluster.client import Cluster
+
+LEAST_SHARED_MEMORY = 2**30
+"""Bytes of /dev/shm below which NCCL and Ray's object store are in trouble."""
+_ENDED = ("Succeeded", "Failed")
+_UNNEEDED = ("initContainers", "restartPolicy")
+
+
+def make_probe(cluster: Object, group: Group, uri: str | None) -> Object:
+    """Return a pod of a group, with its image, account, environment and volumes, that probes.
+
+    It asks for no GPU and for little else, so that it also starts where all GPUs are taken; node
+    selector and tolerations are the group's own.
+    """
+    spec = {key: value for key, value in deepcopy(group.spec).items() if key not in _UNNEEDED}
+    container = spec["containers"][0]
+    container |= {
+        "name": "probe",
+        "command": ["python", "-m", "llavamed.cluster.probe"],
+        "args": [] if uri is None else [uri],
+        # No limit of memory: Kubernetes would size /dev/shm by it.
+        "resources": {"requests": {"cpu": "500m", "memory": "1Gi"}},
+    }
+    for key in ("ports", "livenessProbe", "readinessProbe", "lifecycle"):
+        container.pop(key, None)
+    name = f"{name_of(cluster)}-probe-{re.sub('[^a-z0-9-]', '-', group.name)}"[:63].rstrip("-")
+    labels = {key: value for key, value in group.labels.items() if not key.startswith("ray.io/")}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": labels},
+        "spec": spec | {"containers": [container], "restartPolicy": "Never"},
+    }
+
+
+def probe_groups(
+    cluster: "Cluster", snapshot: Snapshot, uri: str | None, *, seconds: float
+) -> Iterator[Finding]:
+    """Yield what the probe of each group of each standing cluster finds; its pod is deleted.
+
+    Args:
+        cluster: Where.
+        snapshot: What is there.
+        uri: Folder in storage to write to.
+        seconds: How long a probe may take, with the start of its pod.
+
+    Raises:
+        ClusterError: A pod cannot be made or read.
+    """
+    for ray in snapshot.ray:
+        for group in groups_of(ray):
+            made = name_of(cluster.create(POD, make_probe(ray, group, uri)))
+            try:
+                found = list(_judge_pod(_wait(cluster, made, seconds), seconds))
+            finally:
+                cluster.delete(POD, made)
+            name = f"probe {group.name}"
+            yield from (Finding(name, each.level, f"{name_of(ray)}: {each.text}") for each in found)
+            if not found:
+                tried = "storage, MLflow" if uri else "MLflow"
+                yield Finding(name, "ok", f"{name_of(ray)}: {tried}, /dev/shm and versions")
+
+
+def _wait(cluster: "Cluster", name: str, seconds: float) -> Object:
+    deadline = time.monotonic() + seconds
+    while True:
+        found = cluster.get(POD, name)
+        if (found.get("status") or {}).get("phase") in _ENDED or time.monotonic() > deadline:
+            return found
+        time.sleep(min(1.0, seconds / 10))
+
+
+def _judge_pod(pod: Object, seconds: float) -> Iterator[Problem]:
+    status = pod.get("status") or {}
+    if status.get("phase") not in _ENDED:
+        yield failure(
+            f"pod {name_of(pod)} did not end within {seconds:.0f} s, it is {status.get('phase')}; "
+            "run doctor without --probe for the cause, or wait longer with --probe-seconds"
+        )
+        return
+    states = [each.get("state", {}).get("terminated", {}) for each in status["containerStatuses"]]
+    text = states[0].get("message", "")
+    try:
+        facts = json.loads(text)
+    except ValueError:
+        code = states[0].get("exitCode")
+        yield failure(f"the probe ended with code {code} and no report; read the pod's log: {text}")
+        return
+    yield from judge(facts)
+
+
+def judge(facts: dict[str, Any]) -> Iterator[Problem]:
+    """Yield what is wrong in the report of a probe."""
+    if facts.get("storage"):
+        yield failure(f"storage: {facts['storage']}")
+    if facts.get("mlflow"):
+        yield failure(f"MLflow: {facts['mlflow']}; check its Deployment and the NetworkPolicies")
+    size = facts.get("shared_memory", 0)
+    if size < LEAST_SHARED_MEMORY:
+        yield failure(
+            f"/dev/shm has {size / 2**20:.0f} MiB, too few for Ray and NCCL; set sharedMemory"
+        )
+    if facts.get("llavamed") != __version__:
+        yield warning(
+            f"the image has llavamed {facts.get('llavamed')} and this program is {__version__}; a "
+            "config of one may be refused by the other"
+        )
+    if facts.get("ray") is None:
+        yield failure("the image has no Ray; build it from our Dockerfile")
+    ours = platform.python_version().rpartition(".")[0]
+    theirs = str(facts.get("python", "")).rpartition(".")[0]
+    if theirs != ours:
+        yield warning(
+            f"the image has Python {theirs} and this machine {ours}; jobs do not mind, a Ray "
+            "Client connection from here would"
+        )
