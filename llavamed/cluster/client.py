@@ -189,10 +189,11 @@ class Cluster:
         recover: Callable[[int], Object | None],
     ) -> Any:
         host = self._api.configuration.host
+        sent = {"Accept": "application/json", "Content-Type": "application/json"}
         try:
             request = self._api.param_serialize(
-                method, path, header_params={"Accept": "application/json"} | dict(headers or {}),
-                body=body, auth_settings=["BearerToken"],
+                method, path, header_params=sent | dict(headers or {}), body=body,
+                auth_settings=["BearerToken"],
             )  # fmt: skip
             response = self._api.call_api(*request, _request_timeout=TIMEOUT_SECONDS)
             status, text = response.status, response.read().decode()

@@ -43,9 +43,13 @@ def named(name: str, **more: Any) -> Object:
     return {"metadata": {"name": name}} | more
 
 
+MANIFESTS = {
+    kind: yaml.safe_load((K8S / f"{kind}.yaml").read_text()) for kind in ("rayjob", "raycluster")
+}
+
+
 def manifest(kind: str) -> Object:
-    found: Object = yaml.safe_load((K8S / f"{kind}.yaml").read_text())
-    return found
+    return deepcopy(MANIFESTS[kind])
 
 
 def deployment(name: str, image: str, available: int = 1, *arguments: str) -> Object:
@@ -263,9 +267,10 @@ def test_our_own_manifests_break_no_rule() -> None:
 
 @given(gpus=st.integers(0, 16), wanted=st.integers(1, 8), number=st.integers(0, 4))
 def test_a_pod_fits_where_nothing_is_in_its_way(gpus: int, wanted: int, number: int) -> None:
-    node = deepcopy(healthy().all(NODE)[0])
-    node["status"]["allocatable"]["nvidia.com/gpu"] = str(gpus)
-    spec = deepcopy(groups_of(manifest("raycluster"))[2].spec)
+    allocatable = AMOUNTS | {"nvidia.com/gpu": str(gpus)}
+    node = {"metadata": {"name": "gpu-0", "labels": LABELS}, "spec": {"taints": [TAINT]}}
+    node["status"] = {"allocatable": allocatable}
+    spec = dict(groups_of(MANIFESTS["raycluster"])[2].spec)
     resources = {"nvidia.com/gpu": str(wanted)}
     spec["containers"] = [{"resources": {"requests": resources}}]
     assert request_of(spec) == {"nvidia.com/gpu": Fraction(wanted)}

@@ -190,10 +190,12 @@ def test_what_is_refused_says_what_to_do(
 def test_a_field_that_kubernetes_refuses_is_named(place: Namespace) -> None:
     from llavamed.errors import ClusterError
 
-    spec = {"entrypoint": "true", "submissionMode": "Telepathy"}
+    spec = {"entrypoint": "true", "preRunningDeadlineSeconds": 0}
     job = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "a"}, "spec": spec}
     cluster = Cluster(place.name)
-    with pytest.raises(ClusterError, match=r"RayJob=a: has fields that .* spec\.submissionMode"):
+    with pytest.raises(
+        ClusterError, match=r"RayJob=a: has fields that .* spec\.preRunningDeadlineSeconds"
+    ):
         cluster.create(RAY_JOB, job)
     unknown = job | {"spec": {"entrypoint": "true", "submissionMod": "HTTPMode"}}
     with pytest.raises(ClusterError, match=r'unknown field \\?"spec\.submissionMod'):
