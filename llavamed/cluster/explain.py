@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
-from llavamed.cluster.kinds import RAY_CLUSTER, RAY_JOB, Kind
+from llavamed.cluster.kinds import RAY_CLUSTER, RAY_JOB, SERVICE_PROXY, Kind
 
 INSTALL_KUBERAY = (
     "helm install kuberay-operator kuberay/kuberay-operator --version 1.7.0 --namespace "
@@ -41,6 +41,11 @@ def explain(status: int, body: str, call: Call, existing: list[str] | None = Non
     """
     answer = _parse(body)
     said = str(answer.get("message") or body or "no reason given").strip()
+    if call.kind is SERVICE_PROXY and answer.get("kind") != "Status":
+        return (
+            f"{call}: the service itself answers {status}: {said}; its pod may be another than "
+            "before, so try again"
+        )
     where = f"namespace {call.namespace}" if call.namespace else "the cluster"
     match status:
         case 401:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llavamed.cluster.explain import Call, explain
-from llavamed.cluster.kinds import RAY_JOB, Kind, Object
+from llavamed.cluster.kinds import RAY_JOB, SERVICE_PROXY, Kind, Object
 from llavamed.cluster.logs import LogText
 from llavamed.cluster.pods import quantity, request_of
 from llavamed.cluster.rayjob import (
@@ -312,6 +312,16 @@ def test_a_missing_rule_is_named_with_the_commands_that_grant_it() -> None:
     assert "kubectl create clusterrole llavamed-list-nodes" in cluster_wide
     quota = explain(403, answer(message="exceeded quota: gpus, requested: 8, used: 8"), CALL)
     assert "is refused: exceeded quota: gpus" in quota
+
+
+def test_what_a_service_answers_is_not_taken_for_the_api_servers_word() -> None:
+    call = Call("get", SERVICE_PROXY, "research", "demo-head-svc")
+    said = explain(404, "Job demo-x does not exist", call)
+    assert "the service itself answers 404: Job demo-x does not exist; its pod may be" in said
+    refused = answer(kind="Status", message='User "a" cannot get resource "services/proxy"')
+    assert "--verb get --resource services/proxy --namespace research" in explain(
+        403, refused, call
+    )
 
 
 @pytest.mark.parametrize(
