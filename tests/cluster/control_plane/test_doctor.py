@@ -122,6 +122,11 @@ def preempt(place: Namespace) -> None:
     place.api.create(event | said | {"involvedObject": about}, place.name)
 
 
+def queue_up(place: Namespace) -> None:
+    path = f"/apis/ray.io/v1/namespaces/{place.name}/rayclusters/llavamed"
+    patch(place, path, {"metadata": {"labels": {"kueue.x-k8s.io/queue-name": "team"}}})
+
+
 def nothing(_: Namespace) -> None:
     """Break nothing more than the values did."""
 
@@ -165,8 +170,7 @@ BROKEN = {
         ("--set=ray.version=2.52.0",), nothing, "versions", "rayVersion=2.52.0: the image has Ray"
     ),
     "queue": Broken(
-        ("--set=job.enabled=true", "--set=job.queue=team"), nothing, "queue",
-        "the cluster does not know the kind localqueues.kueue.x-k8s.io",
+        (), queue_up, "queue", "the cluster does not know the kind localqueues.kueue.x-k8s.io"
     ),
     "image": Broken(
         (), fail_to_pull, "pods",
