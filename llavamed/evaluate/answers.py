@@ -183,7 +183,7 @@ class AnswersManifest(Manifest):
 
 def to_table(answers: Iterable[Answer]) -> pa.Table:
     """Return answers as a table of `ANSWERS_SCHEMA`."""
-    rows = [asdict(answer) | {"options": _listed(answer.options)} for answer in answers]
+    rows = [asdict(answer) | {"options": from_options(answer.options)} for answer in answers]
     return pa.Table.from_pylist(rows, ANSWERS_SCHEMA)
 
 
@@ -342,7 +342,7 @@ def _answer(row: dict[str, Any], place: str) -> Answer:
     known = {
         "condition": row["condition"] or TRAINED,
         "references": tuple(references),
-        "options": _options(row["options"], f"{place}: id={id_!r}"),
+        "options": to_options(row["options"], f"{place}: id={id_!r}"),
         "answer_type": answer_type,
         "outcome": outcome,
         "tokens": row["tokens"] or 0,
@@ -352,14 +352,23 @@ def _answer(row: dict[str, Any], place: str) -> Answer:
     return Answer(**(texts | known))
 
 
-def _listed(options: Options) -> list[dict[str, str | None]]:
+def from_options(options: Options) -> list[dict[str, str | None]]:
+    """Return options as a list of letters and texts; texts without letters have null there."""
     if isinstance(options, Mapping):
         return [{"letter": letter, "text": text} for letter, text in options.items()]
     return [{"letter": None, "text": text} for text in options or ()]
 
 
-def _options(listed: list[dict[str, str | None]] | None, place: str) -> Options:
-    """Return the options of a row, from a list of letters and texts."""
+def to_options(listed: list[dict[str, str | None]] | None, place: str) -> Options:
+    """Return the options that a list of letters and texts holds.
+
+    Args:
+        listed: As `from_options` returns it.
+        place: Which row it is of, for errors.
+
+    Raises:
+        DataError: A text is missing, or letters are missing or repeated.
+    """
     if not listed:
         return None
     letters = [option["letter"] for option in listed]

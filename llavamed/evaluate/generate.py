@@ -1,176 +1,225 @@
-"""Greedy batch generation over Ray Data: a prepared dataset of questions -> answers.
+"""Answer questions under every condition, and write `answers.parquet`.
 
-Three controls answer the same prompts, made by the template the model was trained with: the trained
-model, the model as it was before the curriculum, and the trained one with every image blanked. A
-model that has learned to look beats both.
+A chunk of questions under one condition is a part, written as soon as it is answered; a command
+that was killed goes on with what is missing. A part is read again by content: an answer counts if
+model, template, decoding, prompt and shown pictures are the same, so nothing else is asked twice.
+Memory holds a chunk, whatever the number of questions.
 """
 
-import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterator
-from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal, get_args
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
-import pyarrow as pa
-import ray
-import torch
+from llavamed.errors import DamagedFileError, DataError
+from llavamed.evaluate.answers import TRAINED, Answer, iter_answers, to_table, write_answers
+from llavamed.evaluate.candidate import Answerer, Candidate, Reply
+from llavamed.evaluate.conditions import CONDITIONS, MAJORITY, UNTRAINED, Majority
+from llavamed.evaluate.questions import Question, Questions
+from llavamed.storage.location import Location, locate
 
-from llavamed.config.evaluation import Evaluation
-from llavamed.config.run import RunConfig
-from llavamed.data.prepared.dataset import PreparedDataset
-from llavamed.evaluate.vqa import Answer
-from llavamed.model.export import fetch_export
-from llavamed.model.generation import Generator, Prompt
-from llavamed.model.llava import build_model, load_model
-from llavamed.parallel.pipeline import (
-    actor_restarts,
-    carry_errors,
-    configure_ray_data,
-    iter_rows,
-)
-from llavamed.processor.build import load_processor
-from llavamed.processor.encode import get_template
-from llavamed.processor.images import to_png
-from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
-from llavamed.storage.location import locate
-
-Control = Literal["trained", "blank_image", "untrained"]
-_MEMORY_HINT = "set scaling.num_workers or the evaluation's batch_size lower"
-_COLUMNS = ["id", "pixels", "turns", "domain", "answer_type", "question_type"]
+PARTS = "parts"
 
 
-def generate(
-    config: RunConfig,
-    settings: Evaluation,
-    dataset: PreparedDataset,
-    *,
-    export: str,
-    on_progress: Callable[[int, int], None] = lambda *_: None,
-) -> dict[str, list[Answer]]:
-    """Answer every question of a dataset under each control, in the dataset's order.
+@dataclass(frozen=True)
+class Task:
+    """What is asked, whom, and where the answers go. It is sent to every worker."""
 
-    Args:
-        config: The run's; its model without training is the untrained control.
-        settings: How to answer.
-        dataset: Questions, prepared.
-        export: URI of the trained model.
-        on_progress: Told the answers given and the answers in all.
-    """
-    controls = get_args(Control)
-    items = [
-        {"control": control, "shard": shard, "row_group": row_group, "start": start}
-        for control in controls
-        for shard, row_group, start in batches_of(dataset, settings.batch_size)
-    ]
-    configure_ray_data()
-    scaling = config.scaling
-    pipeline = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        _AnswererActor,
-        fn_constructor_args=(config, settings, dataset, export),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(scaling.most_workers, len(items))),
-        num_cpus=1,
-        num_gpus=1 if scaling.use_gpu else 0,
-        **actor_restarts(config.max_failures),
-    )
-    answers: dict[str, list[Answer]] = {control: [] for control in controls}
-    for row in iter_rows(pipeline, memory_hint=_MEMORY_HINT):
-        answers[row.pop("control")].append(Answer(**row))
-        on_progress(sum(map(len, answers.values())), len(controls) * dataset.num_samples)
-    return answers
+    questions: Questions
+    candidates: Mapping[str, Candidate]
+    """Who answers under which condition."""
+    max_new_tokens: int
+    folder: str
+    """URI of the folder of the evaluation."""
 
-
-def batches_of(dataset: PreparedDataset, batch_size: int) -> Iterator[tuple[int, int, int]]:
-    """Yield shard, row group and first row of each batch of questions.
-
-    A batch is what is reported as progress, and it never spans two row groups.
-    """
-    shards, row_groups = (dataset.column(name).tolist() for name in ("shard", "row_group"))
-    sizes = Counter(zip(shards, row_groups, strict=True))
-    for (shard, row_group), num_rows in sizes.items():
-        for start in range(0, num_rows, batch_size):
-            yield shard, row_group, start
-
-
-class Answerer:
-    """Answers the questions of a dataset with one model at a time."""
-
-    def __init__(
-        self, config: RunConfig, settings: Evaluation, dataset: PreparedDataset, export: str
-    ) -> None:
-        self._config, self._settings = config, settings
-        self._dataset = dataset
-        self._scratch = tempfile.TemporaryDirectory()
-        self._folder = fetch_export(locate(export), Path(self._scratch.name))
-        self._processor = load_processor(self._folder)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._loaded: tuple[bool, Generator] | None = None
-
-    def answer(self, control: Control, shard: int, row_group: int, start: int) -> list[Answer]:
-        """Answer the batch of questions of a row group that begins at a row."""
-        rows = self._dataset.read_samples(shard, row_group, _COLUMNS)
-        batch = rows.slice(start, self._settings.batch_size).to_pylist()
-        prompts = [self._prompt(row) for row in batch]
-        predictions = self._generator(trained=control != "untrained").answer(
-            prompts,
-            max_new_tokens=self._settings.max_new_tokens,
-            blank_images=control == "blank_image",
-        )
+    @property
+    def parts(self) -> list[tuple[str, int]]:
+        """Return the condition and the chunk of every part, those of one model together."""
         return [
-            _answer(row, prompt, prediction, with_image=control == "trained")
-            for row, prompt, prediction in zip(batch, prompts, predictions, strict=True)
+            (condition, chunk)
+            for condition in self.candidates
+            for chunk in range(self.questions.num_chunks)
         ]
 
-    def _prompt(self, row: dict[str, Any]) -> Prompt:
-        turns = [Turn(turn["role"], turn["text"]) for turn in row["turns"]]
-        return Prompt(turns[:-1], [self._dataset.pixels(image) for image in row["pixels"]])
+    def place(self, condition: str, chunk: int) -> Location:
+        """Return the file of a part."""
+        return locate(self.folder) / PARTS / condition / f"{chunk:06d}.parquet"
 
-    def _generator(self, *, trained: bool) -> Generator:
-        if self._loaded is None or self._loaded[0] != trained:
-            self._loaded = None  # drop the other one first: both may not fit
-            model, precision = self._config.model, self._config.engine.precision
-            made = (
-                load_model(self._folder, precision, model.attn_implementation)
-                if trained
-                else build_model(
-                    model, self._processor, seed=self._config.seed, precision=precision
-                )
-            )
-            template = get_template(model.template)
-            self._loaded = (trained, Generator(made.to(self._device), self._processor, template))
+
+@dataclass(frozen=True)
+class Count:
+    """Answers of a part."""
+
+    total: int
+    generated: int
+    missing: int
+    """Questions that no answer came to."""
+
+
+class Worker:
+    """Answers the parts of a task with one model at a time, loaded when it is needed."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._loaded: tuple[Candidate, Answerer] | None = None
+
+    def answer(self, condition: str, chunk: int) -> Count:
+        """Answer what is missing of a part, and write it.
+
+        Raises:
+            LlavaMedError: The model cannot be loaded, or refuses all questions.
+        """
+        task = self._task
+        candidate, place = task.candidates[condition], task.place(condition, chunk)
+        asked = task.questions.read(chunk)
+        if not asked:
+            return Count(0, 0, 0)
+        # Pictures to borrow when a chunk has only one.
+        others = self._next(chunk) if condition == "shuffled" else []
+        kind = CONDITIONS[TRAINED if condition == UNTRAINED else condition]
+        shown = kind.show(asked, others)
+        keys = [answer_key(candidate, question, task.max_new_tokens) for question in shown]
+        replies = _read_part(place)
+        new = {
+            key: question for key, question in zip(keys, shown, strict=True) if key not in replies
+        }
+        if new:
+            found = self._answerer(candidate).answer(list(new.values()), task.max_new_tokens)
+            replies |= {
+                key: reply for key, reply in zip(new, found, strict=True) if reply is not None
+            }
+        rows = [
+            _row(question, show, condition, key, replies[key])
+            for question, show, key in zip(asked, shown, keys, strict=True)
+            if key in replies
+        ]
+        place.write_table(to_table(rows))
+        missing = len(asked) - len(rows)
+        return Count(len(rows), sum(key in replies for key in new), missing)
+
+    def close(self) -> None:
+        """Free the model."""
+        if self._loaded is not None:
+            self._loaded[1].close()
+        self._loaded = None
+
+    def _next(self, chunk: int) -> list[Question]:
+        following = (chunk + 1) % self._task.questions.num_chunks
+        return self._task.questions.read(following) if following != chunk else []
+
+    def _answerer(self, candidate: Candidate) -> Answerer:
+        if self._loaded is None or self._loaded[0] != candidate:
+            self.close()  # drop the other one first: both may not fit
+            self._loaded = candidate, candidate.load()
         return self._loaded[1]
 
 
-def _answer(row: dict[str, Any], prompt: Prompt, prediction: str, *, with_image: bool) -> Answer:
+def answer_key(candidate: Candidate, question: Question, max_new_tokens: int) -> str:
+    """Return the hash of all that decides the answer to a question as it is shown."""
+    facts = {
+        "model": candidate.fingerprint,
+        "template": candidate.template,
+        "max_new_tokens": max_new_tokens,
+        "turns": [[turn.role, turn.text] for turn in question.turns],
+        "pictures": [picture.sha256 for picture in question.pictures],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def answer_here(task: Task) -> Iterator[Count]:
+    """Answer all parts of a task in this process, and yield the count of each."""
+    worker = Worker(task)
+    try:
+        yield from (worker.answer(*part) for part in task.parts)
+    finally:
+        worker.close()
+
+
+def add_up(counts: Iterable[Count], on_progress: Callable[[int], None]) -> Count:
+    """Return the sum of counts, and tell the number of answers that are there after each."""
+    done = Count(0, 0, 0)
+    for each in counts:
+        done = Count(
+            done.total + each.total, done.generated + each.generated, done.missing + each.missing
+        )
+        on_progress(done.total)
+    return done
+
+
+def collect(task: Task, folder: Location, majority: Majority | None = None) -> int:
+    """Write `answers.parquet` from the parts of a task; return the number of rows.
+
+    Args:
+        task: What was answered, all of it.
+        folder: Where to write.
+        majority: If given, its answers are written as a condition of their own.
+
+    Raises:
+        DataError: A part is missing.
+    """
+
+    def rows() -> Iterator[Answer]:
+        for condition, chunk in task.parts:
+            try:
+                yield from iter_answers(task.place(condition, chunk))
+            except DataError as error:
+                if task.questions.read(chunk, with_pictures=False):
+                    raise error
+        if majority is not None:
+            first = next(iter(task.candidates))
+            for chunk in range(task.questions.num_chunks):
+                yield from _constant(task, majority, first, chunk)
+
+    return write_answers(folder, rows())
+
+
+def _constant(task: Task, majority: Majority, like: str, chunk: int) -> Iterator[Answer]:
+    asked = {each.id: each for each in task.questions.read(chunk, with_pictures=False)}
+    for answer in iter_answers(task.place(like, chunk)) if asked else ():
+        yield replace(
+            answer,
+            condition=MAJORITY,
+            prediction=majority.answer(asked[answer.id]),
+            shown_image="",
+            outcome="answered",
+            tokens=0,
+            seconds=0.0,
+            key="",
+        )
+
+
+def _row(question: Question, shown: Question, condition: str, key: str, reply: Reply) -> Answer:
     return Answer(
-        id=row["id"],
-        image=to_png(prompt.images[0]) if with_image and prompt.images else b"",
-        question=prompt.turns[-1].text.replace(IMAGE_PLACEHOLDER, "").strip(),
-        reference=row["turns"][-1]["text"],
-        prediction=prediction,
-        answer_type=row["answer_type"],
-        question_type=row["question_type"],
-        domain=row["domain"],
+        id=question.id,
+        condition=condition,
+        question=question.question,
+        references=question.references,
+        options=question.options,
+        answer_type=question.answer_type,
+        question_type=question.question_type,
+        organ=question.organ,
+        modality=question.modality,
+        domain=question.domain,
+        language=question.language,
+        pair=question.pair,
+        image=question.image,
+        shown_image=shown.image,
+        prediction=reply.text,
+        outcome=reply.outcome,
+        tokens=reply.tokens,
+        seconds=reply.seconds,
+        key=key,
     )
 
 
-class _AnswererActor:
-    """`Answerer` as Ray Data calls it: one batch of questions in, its answers out."""
-
-    def __init__(self, *args: Any) -> None:
-        self._args = args
-
-    @cached_property
-    def _answerer(self) -> Answerer:
-        """Made at the first batch: Ray tries forever to make an actor that fails at once."""
-        return Answerer(*self._args)
-
-    def __call__(self, batch: dict[str, Any]) -> pa.Table:
-        shard, row_group, start = (int(batch[key][0]) for key in ("shard", "row_group", "start"))
-        control = batch["control"][0]
-        with carry_errors():
-            answers = self._answerer.answer(control, shard, row_group, start)
-            return pa.Table.from_pylist(
-                [{"control": control} | {n: getattr(a, n) for n in a.__slots__} for a in answers]
-            )
+def _read_part(place: Location) -> dict[str, Reply]:
+    """Return the replies of a part by their keys; none where it is absent or damaged."""
+    if not place.exists():
+        return {}
+    try:
+        return {
+            answer.key: Reply(answer.prediction, answer.tokens, answer.outcome, answer.seconds)
+            for answer in iter_answers(place)
+        }
+    except (DataError, DamagedFileError):
+        return {}

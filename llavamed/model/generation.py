@@ -57,24 +57,18 @@ class Generator:
         """Return the most tokens of a prompt and its answer together."""
         return int(self._model.config.text_config.max_position_embeddings)
 
-    def answer(
-        self, prompts: Sequence[Prompt], *, max_new_tokens: int, blank_images: bool = False
-    ) -> list[str]:
+    def answer(self, prompts: Sequence[Prompt], *, max_new_tokens: int) -> list[str]:
         """Answer prompts in one batch, by greedy decoding.
 
         Args:
             prompts: The prompts to answer.
             max_new_tokens: The most tokens of an answer.
-            blank_images: Whether to replace all images by images of the mean colour.
 
         Returns:
             The answers, without surrounding white space and without the text that ends them.
         """
         answers = [self.begin(Sampling(max_new_tokens)) for _ in prompts]
         encoded = [self.encode(prompt) for prompt in prompts]
-        if blank_images:
-            for prompt in encoded:
-                prompt.pixel_values.zero_()
         batch = self.running_batch()
         batch.join(encoded, [[answer] for answer in answers])
         while len(batch):

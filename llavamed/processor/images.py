@@ -75,7 +75,15 @@ def to_pixels(
         SampleError: `corrupt_image`, `image_too_large`, `unknown_pixel_range` or
             `transparent_image`.
     """
-    pixels = decode(data, leave)
+    return fit(decode(data, leave), settings)
+
+
+def fit(pixels: Pixels, settings: ImageSettings) -> Pixels:
+    """Resize a decoded image to the training resolution, as `to_pixels` does.
+
+    Raises:
+        SampleError: `corrupt_image`, if it is a line, or `image_too_large` after padding.
+    """
     if settings.aspect_ratio == "pad":
         pixels = _pad_to_square(pixels, settings.mean)
     height, width, _ = pixels.shape
@@ -155,8 +163,12 @@ def normalize_pixels(images: Sequence[Pixels], settings: ImageSettings) -> npt.N
     return normalized
 
 
-def decode(data: bytes, leave: Callable[[str], None]) -> Pixels:
-    """Decode an upright RGB image of any size.
+def decode(data: bytes, leave: Callable[[str], None] = lambda _: None) -> Pixels:
+    """Decode an image of any size to upright RGB.
+
+    Args:
+        data: The encoded file.
+        leave: Called with `TRANSPARENCY` or `PAGES` if the file has a part that is not read.
 
     Raises:
         SampleError: `corrupt_image`, `image_too_large`, `unknown_pixel_range` or

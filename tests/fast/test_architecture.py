@@ -26,7 +26,7 @@ ONLY_IN = {
     "ray": {
         *("parallel/pipeline.py", "parallel/failures.py", "data/prepare/job.py"),
         *("corpus/pmc/job.py", "corpus/select/job.py"),
-        *("evaluate/generate.py", "run/resources.py"),
+        *("evaluate/ray_workers.py", "run/resources.py"),
         *("run/ray_cluster.py", "run/fit.py", "train/context.py", "train/prometheus.py"),
     },
     # The engine is DeepSpeed. The context may reach for the groups that DeepSpeed keeps in module

@@ -3,15 +3,14 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
 from llavamed.config.run import RunConfig
 from llavamed.data.prepared.dataset import PreparedDataset
-from llavamed.evaluate import run as evaluation
-from llavamed.evaluate.generate import Answerer, Control, batches_of
-from llavamed.evaluate.vqa import Answer
+from llavamed.evaluate import answering
+from llavamed.evaluate.generate import Count, Task, answer_here
 from llavamed.run import driver
 from llavamed.run.progress import Progress
 from llavamed.train.context import Workers
@@ -61,21 +60,13 @@ def done(monkeypatch: pytest.MonkeyPatch) -> Done:
         done.note("trained")
         return True
 
-    def generate(
-        config: RunConfig, settings: Any, dataset: PreparedDataset, *, export: str, on_progress: Any
-    ) -> dict[str, list[Answer]]:
-        answerer = Answerer(config, settings, dataset, export)
-        places = list(batches_of(dataset, settings.batch_size))
-        answers = {
-            control: [answer for place in places for answer in answerer.answer(control, *place)]
-            for control in get_args(Control)
-        }
+    def answer_on_ray(task: Task, **_: Any) -> Iterator[Count]:
+        yield from answer_here(task)
         done.note("answer")
-        return answers
 
     for module, part in ((driver, ray_cluster), (driver, prepare), (driver, fit)):
         monkeypatch.setattr(module, part.__name__, part)
-    monkeypatch.setattr(evaluation, "generate", generate)
+    monkeypatch.setattr(answering, "answer_on_ray", answer_on_ray)
     return done
 
 

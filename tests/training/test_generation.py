@@ -64,12 +64,3 @@ def test_an_answer_does_not_depend_on_what_is_answered_with_it(generator: Any) -
     single = [ask.answer([one], max_new_tokens=8)[0] for one in prompts]
     assert ask.answer(prompts, max_new_tokens=8) == single
     assert len(set(single)) == 3
-
-
-def test_a_blank_image_is_the_same_for_all(generator: Any) -> None:
-    _, ask = generator
-    prompts = [prompt("Where?", 10), prompt("Where?", 240)]
-    seen = ask.answer(prompts, max_new_tokens=8)
-    blank = ask.answer(prompts, max_new_tokens=8, blank_images=True)
-    assert seen[0] != seen[1]
-    assert blank[0] == blank[1]

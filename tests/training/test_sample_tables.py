@@ -10,7 +10,7 @@ from llavamed.data.prepare.shards import ShardReport
 from llavamed.data.prepared.dataset import open_prepared
 from llavamed.data.prepared.sample_tables import SampleTables, join, read_sample_tables
 from llavamed.errors import DataError
-from llavamed.evaluate.run import closed_references
+from llavamed.evaluate.questions import PreparedQuestions
 from llavamed.storage.location import locate
 from tests.support.manifests import dataset_manifest
 from tests.support.small_datasets import dialogue, make_row, prepare, write
@@ -88,4 +88,6 @@ def test_an_evaluation_does_not_see_removed_samples(tmp_path):
     tables.write(dataset.location)
     left = [row for number, row in enumerate(rows) if number not in leaving]
     dataset = open_prepared(dataset.location)
-    assert closed_references(dataset) == [row["turns"][-1]["text"] for row in left]
+    questions = PreparedQuestions(dataset)
+    asked = [each for chunk in range(questions.num_chunks) for each in questions.read(chunk)]
+    assert [each.references for each in asked] == [(row["turns"][-1]["text"],) for row in left]

@@ -58,24 +58,34 @@ class PmcVqaSource(FileOfRows):
         Raises:
             SampleError: `missing_key`, `malformed_row` or `unknown_answer`.
         """
-        image, text, *choices = require(row, *_COLUMNS)
+        text, choices = read_choices(row)
         if "more" in row:
             raise SampleError("malformed_row", f"{len(row['more'])} fields more than columns")
         label = row.get("Answer_label", row.get("Answer"))
         letter = str(label).strip(_BLANKS)
         if len(letter) != 1 or letter not in _LETTERS:
             raise SampleError("unknown_answer", f"the answer's letter is {label!r}, not A to D")
-        lines = [text.strip(_BLANKS)]
-        for name, choice in zip(_LETTERS, choices, strict=True):
-            words = choice.strip(_BLANKS).removeprefix(f"{name}:").strip(_BLANKS)
-            if not words:
-                raise SampleError("missing_key", f"no text of choice {name}")
-            lines.append(f"{name}: {words}")
         return question(
             row,
-            image=image,
-            text="\n".join(lines),
+            image=row["Figure_path"],
+            text="\n".join([text, *(f"{name}: {words}" for name, words in choices.items())]),
             answer=letter,
             answer_type="CLOSED",
             licence=LICENCE,
         )
+
+
+def read_choices(row: dict[str, Any]) -> tuple[str, dict[str, str]]:
+    """Return the words of a row's question, and its choices by their letters.
+
+    Raises:
+        SampleError: `missing_key`.
+    """
+    _, text, *choices = require(row, *_COLUMNS)
+    words = {
+        letter: choice.strip(_BLANKS).removeprefix(f"{letter}:").strip(_BLANKS)
+        for letter, choice in zip(_LETTERS, choices, strict=True)
+    }
+    if empty := [letter for letter, text_of in words.items() if not text_of]:
+        raise SampleError("missing_key", f"no text of choice {empty[0]}")
+    return text.strip(_BLANKS), words

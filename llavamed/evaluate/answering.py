@@ -1,0 +1,251 @@
+"""Answer the test questions of a stage, or a benchmark by any model: to `answers.parquet`."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llavamed.config.evaluation import Evaluation
+from llavamed.config.run import RunConfig
+from llavamed.data.prepared.dataset import PreparedDataset
+from llavamed.errors import ConfigError, EndpointError
+from llavamed.evaluate.answers import ANSWERS, TRAINED, AnswersManifest, Overlap
+from llavamed.evaluate.benchmarks import find_benchmark
+from llavamed.evaluate.candidate import Candidate
+from llavamed.evaluate.conditions import CONDITIONS, MAJORITY, UNTRAINED, Majority
+from llavamed.evaluate.generate import Task, add_up, answer_here, collect
+from llavamed.evaluate.listing import list_questions
+from llavamed.evaluate.probes import ProbingPairs
+from llavamed.evaluate.questions import PreparedQuestions, Questions
+from llavamed.evaluate.ray_workers import answer_on_ray
+from llavamed.storage.fingerprint import fingerprint
+from llavamed.storage.lease import Lease
+from llavamed.storage.location import Location
+from llavamed.storage.manifest import find, write
+
+OnProgress = Callable[[int, int], None]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A benchmark and how it is asked.
+
+    Attributes:
+        benchmark: Name of the benchmark.
+        path: URI of its data.
+        split: Name of the split; None for the usual one.
+        controls: Conditions beside `trained`.
+        instruction: What is written below every question; None for the benchmark's own.
+        probe: Ask probing pairs made of the questions instead of the questions.
+        max_new_tokens: Largest number of tokens of an answer.
+        max_bad_fraction: Fraction of questions that may be unusable.
+        limit: Number of questions to ask, the first ones; None for all.
+    """
+
+    benchmark: str
+    path: str
+    split: str | None = None
+    controls: tuple[str, ...] = ()
+    instruction: str | None = None
+    probe: bool = False
+    max_new_tokens: int = 64
+    max_bad_fraction: float = 0.0
+    limit: int | None = None
+
+
+def answer_stage(
+    config: RunConfig,
+    settings: Evaluation,
+    datasets: dict[str, PreparedDataset],
+    *,
+    trained: Candidate,
+    untrained: Candidate,
+    folder: Location,
+    lease: Lease,
+    overlaps: Sequence[Overlap],
+    on_progress: OnProgress = lambda *_: None,
+) -> AnswersManifest:
+    """Answer the test questions of a stage by its model and the controls.
+
+    Args:
+        config: The run's.
+        settings: What to answer and how.
+        datasets: Prepared, by name.
+        trained: The model of the stage.
+        untrained: The model that the run began with.
+        folder: Where to write.
+        lease: Of the run's folder; looked at before the answers are published.
+        overlaps: Of the training sets with the questions.
+        on_progress: Told the answers given and the answers in all.
+
+    Raises:
+        LeaseError: Another attempt has taken the run over; then nothing is published.
+    """
+    dataset = datasets[settings.data]
+    conditions = (TRAINED, *settings.controls)
+    candidates = {
+        name: untrained if name == UNTRAINED else trained for name in conditions if name != MAJORITY
+    }
+    task = Task(PreparedQuestions(dataset), candidates, settings.max_new_tokens, str(folder))
+    total = dataset.num_samples * len(candidates)
+    scaling = config.scaling
+    counts = answer_on_ray(
+        task,
+        num_workers=scaling.most_workers,
+        use_gpu=scaling.use_gpu,
+        max_failures=config.max_failures,
+    )
+    count = add_up(counts, lambda done: on_progress(done, total))
+    lease.check()
+    majority = None
+    if MAJORITY in conditions:
+        majority = Majority.of(PreparedQuestions(datasets[settings.majority]))
+    collect(task, folder, majority)
+    manifest = _manifest(
+        trained,
+        conditions,
+        max_new_tokens=settings.max_new_tokens,
+        questions=dataset.name,
+        questions_fingerprint=dataset.manifest.fingerprint,
+        num_questions=dataset.num_samples,
+        quarantined=dataset.manifest.quarantined,
+        overlaps=tuple(overlaps),
+    )
+    manifest = manifest.replace(num_generated=count.generated)
+    write(folder, manifest)
+    return manifest
+
+
+def answer_benchmark(
+    candidate: Candidate,
+    asked: Asked,
+    folder: Location,
+    *,
+    num_workers: int = 0,
+    use_gpu: bool = False,
+    on_progress: OnProgress = lambda *_: None,
+) -> AnswersManifest:
+    """Answer a benchmark by a model under every condition; nothing is asked twice.
+
+    Args:
+        candidate: Who answers.
+        asked: What is asked and how.
+        folder: Where to write.
+        num_workers: Workers of Ray Data; 0 for this process.
+        use_gpu: Reserve a GPU for each of them.
+        on_progress: Told the answers given and the answers in all.
+
+    Raises:
+        LlavaMedError: The data is incomplete or damaged, the model cannot be loaded, or questions
+            are left without an answer.
+    """
+    benchmark, split = find_benchmark(asked.benchmark, asked.split)
+    conditions = check_conditions(asked.controls)
+    listed = list_questions(
+        benchmark.name,
+        split,
+        asked.path,
+        folder,
+        instruction=asked.instruction,
+        max_bad_fraction=asked.max_bad_fraction,
+        limit=asked.limit,
+    )
+    questions: Questions = ProbingPairs(listed) if asked.probe else listed
+    num_questions = _count_pairs(questions, asked) if asked.probe else listed.num_questions
+    manifest = _manifest(
+        candidate,
+        conditions,
+        max_new_tokens=asked.max_new_tokens,
+        questions=f"{benchmark.title}{'+probes' if asked.probe else ''}",
+        prompt=benchmark.instruction if asked.instruction is None else asked.instruction,
+        split=split,
+        questions_fingerprint=listed.fingerprint,
+        num_questions=num_questions,
+        quarantined=dict(listed.quarantined),
+    )
+    before = find(AnswersManifest, folder)
+    is_there = before is not None and (folder / ANSWERS).exists()
+    if before is not None and is_there and before.fingerprint == manifest.fingerprint:
+        logger.info("evaluate: all answers are there, nothing is asked")
+        return before.replace(num_generated=0)
+    candidates = {name: candidate for name in conditions if name != MAJORITY}
+    task = Task(questions, candidates, asked.max_new_tokens, str(folder))
+    total = num_questions * len(candidates)
+    counts = (
+        answer_on_ray(task, num_workers=num_workers, use_gpu=use_gpu, max_failures=0)
+        if num_workers
+        else answer_here(task)
+    )
+    count = add_up(counts, lambda done: on_progress(done, total))
+    if count.missing:
+        raise EndpointError(
+            f"model={candidate.name}: {count.missing} of {total} questions have no answer, because "
+            "their requests failed; nothing is scored; start the same command again, which asks "
+            "only those"
+        )
+    collect(task, folder, Majority.of(questions) if MAJORITY in conditions else None)
+    manifest = manifest.replace(num_generated=count.generated)
+    write(folder, manifest)
+    return manifest
+
+
+def check_conditions(controls: Sequence[str]) -> tuple[str, ...]:
+    """Return all conditions that a model by name can have, `trained` first.
+
+    Raises:
+        ConfigError: One is unknown, or is for the stages of a run only.
+    """
+    possible = [*(name for name in CONDITIONS if name != TRAINED), MAJORITY]
+    for name in controls:
+        if name not in possible:
+            raise ConfigError(f"control={name}: is not one; use some of {', '.join(possible)}")
+    return tuple(dict.fromkeys((TRAINED, *controls)))
+
+
+def _count_pairs(questions: Questions, asked: Asked) -> int:
+    number = sum(
+        len(questions.read(chunk, with_pictures=False)) for chunk in range(questions.num_chunks)
+    )
+    if not number:
+        raise ConfigError(
+            f"probe: none of the questions of {asked.benchmark} asks whether a finding is there; "
+            "ask the questions themselves"
+        )
+    return number
+
+
+def _manifest(
+    candidate: Candidate,
+    conditions: tuple[str, ...],
+    *,
+    max_new_tokens: int,
+    questions: str,
+    questions_fingerprint: str,
+    num_questions: int,
+    quarantined: dict[str, int],
+    prompt: str = "",
+    split: str = "",
+    overlaps: tuple[Overlap, ...] | None = None,
+) -> AnswersManifest:
+    facts: dict[str, Any] = {
+        "model_fingerprint": candidate.fingerprint,
+        "template": candidate.template,
+        "max_new_tokens": max_new_tokens,
+        "questions": questions,
+        "prompt": prompt,
+        "split": split,
+        "questions_fingerprint": questions_fingerprint,
+        "conditions": conditions,
+    }
+    return AnswersManifest(
+        **facts,
+        model=candidate.name,
+        kind=candidate.kind,
+        num_questions=num_questions,
+        num_generated=0,
+        quarantined=quarantined,
+        overlaps=overlaps,
+        fingerprint=fingerprint(facts),
+    )

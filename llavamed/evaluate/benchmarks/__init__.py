@@ -1,0 +1,46 @@
+"""The benchmarks, one module each. Data is never downloaded: it is read where it lies."""
+
+from collections.abc import Mapping
+
+from llavamed.errors import ConfigError
+from llavamed.evaluate.benchmarks import (
+    medxpertqa,
+    mmmu,
+    omnimedvqa,
+    path_vqa,
+    pmc_vqa,
+    slake,
+    vqa_rad,
+)
+from llavamed.evaluate.benchmarks.benchmark import Benchmark
+
+BENCHMARKS: Mapping[str, Benchmark] = {
+    benchmark.name: benchmark
+    for benchmark in (
+        vqa_rad.BENCHMARK,
+        *slake.BENCHMARKS,
+        path_vqa.BENCHMARK,
+        pmc_vqa.BENCHMARK,
+        omnimedvqa.BENCHMARK,
+        mmmu.BENCHMARK,
+        medxpertqa.BENCHMARK,
+    )
+}
+"""Every benchmark by its name."""
+
+
+def find_benchmark(name: str, split: str | None) -> tuple[Benchmark, str]:
+    """Look up a benchmark and the name of a split of it, by default the usual one.
+
+    Raises:
+        ConfigError: There is no such benchmark or split.
+    """
+    if name not in BENCHMARKS:
+        raise ConfigError(f"benchmark={name}: is not one; use one of {', '.join(BENCHMARKS)}")
+    found = BENCHMARKS[name]
+    split = found.splits[0] if split is None else split
+    if split not in found.splits:
+        raise ConfigError(
+            f"split={split}: {name} has no such split; use one of {', '.join(found.splits)}"
+        )
+    return found, split

@@ -1,0 +1,160 @@
+"""What a benchmark is: data in its published form, a prompt, and the scorer whose rules it uses."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from llavamed.data.record import Record, check_unicode
+from llavamed.errors import SampleError
+from llavamed.evaluate.questions import Question, words_of
+from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
+
+
+class Items(Protocol):
+    """One split of a benchmark in its published form. Opening it reads nothing."""
+
+    def content_hash(self) -> str:
+        """Return a hash of the listing, without the images."""
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield the raw rows, each with an `id`. Raises: DataError."""
+
+    def ask(self, row: dict[str, Any]) -> Question:
+        """Interpret a row as a question whose pictures are not read yet. Raises: SampleError."""
+
+    def load_image(self, reference: str) -> bytes:
+        """Fetch the encoded bytes of a picture. Raises: SampleError."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark. Whoever changes its questions, prompt or scorer raises the version.
+
+    Attributes:
+        name: Its name on the command line.
+        version: Of all the rest; name and version belong beside every score.
+        splits: Names of the splits, the usual one first.
+        open: Open a split, from the URI of the data and the name of the split.
+        data: What the URI must lead to.
+        licence: Licence of the data.
+        instruction: What is written below a question that is answered in words.
+        choice_instruction: What is written below a question with lettered options.
+        scorer: Name of the scorer that its score is by.
+    """
+
+    name: str
+    version: int
+    splits: tuple[str, ...]
+    open: Callable[[str, str], Items]
+    data: str
+    licence: str
+    instruction: str = ""
+    choice_instruction: str = "Answer with the letter of the right option."
+    scorer: str = "strict"
+
+    @property
+    def title(self) -> str:
+        """Return the name and version."""
+        return f"{self.name}/{self.version}"
+
+
+def question_of(
+    record: Record, *, options: Mapping[str, str] | None = None, text: str = "", **groups: Any
+) -> Question:
+    """Return the question of a record of one question and its answer.
+
+    Args:
+        record: As a source of `llavamed.data` parses it.
+        options: Lettered options.
+        text: The words of the question, if the record's turn holds the options too.
+        **groups: `organ`, `modality`, `language` and the like, as far as they are known.
+    """
+    *turns, answer = record.turns
+    return Question(
+        id=record.id,
+        question=text or words_of(turns[-1].text),
+        references=(answer.text,),
+        options=options,
+        answer_type=record.answer_type,
+        turns=tuple(turns),
+        domain=record.domain,
+        images=record.images,
+        **({"question_type": record.question_type} | groups),
+    )
+
+
+def lettered_question(
+    id: str,
+    text: str,
+    options: Mapping[str, str],
+    letter: str,
+    *,
+    images: tuple[str, ...],
+    **groups: Any,
+) -> Question:
+    """Return a question whose answer is the letter of an option.
+
+    Args:
+        id: The item's name.
+        text: The question. Pictures without a placeholder in it or in an option come first.
+        options: The options by their letters.
+        letter: The letter of the right option.
+        images: References to the pictures, in the order of their placeholders.
+        **groups: `question_type`, `organ`, `modality` and `domain`, as far as they are known.
+
+    Raises:
+        SampleError: `unknown_answer`, if no option has this letter; `missing_key`, if the question
+            or an option has no text; or `not_unicode`.
+    """
+    if letter not in options:
+        raise SampleError("unknown_answer", f"{letter!r} is none of {', '.join(options)}")
+    if empty := [each for each, words in options.items() if not words.strip()]:
+        raise SampleError("missing_key", f"no text of option {', '.join(empty)}")
+    lines = [text.strip(), *(f"{key}: {words}" for key, words in options.items())]
+    question = _placed(id, "\n".join(lines), images)
+    return Question(
+        id=id,
+        question=words_of(text),
+        references=(letter,),
+        options={key: words_of(words) for key, words in options.items()},
+        answer_type="CLOSED",
+        turns=(Turn("user", question),),
+        images=images,
+        **groups,
+    )
+
+
+def open_question(
+    id: str, text: str, references: tuple[str, ...], *, images: tuple[str, ...], **groups: Any
+) -> Question:
+    """Return a question that is answered in words. Raises: SampleError (`missing_key`)."""
+    if not any(reference.strip() for reference in references):
+        raise SampleError("missing_key", "no answer")
+    return Question(
+        id=id,
+        question=words_of(text),
+        references=references,
+        options=None,
+        answer_type="OPEN",
+        turns=(Turn("user", _placed(id, text.strip(), images)),),
+        images=images,
+        **groups,
+    )
+
+
+def _placed(id: str, text: str, images: tuple[str, ...]) -> str:
+    """Return a text with a placeholder for each picture; those it lacks come first.
+
+    Raises:
+        SampleError: `missing_key`, `placeholder_mismatch` or `not_unicode`.
+    """
+    if not words_of(text):
+        raise SampleError("missing_key", "no question")
+    check_unicode(Record(id, (), (Turn("user", text),)))
+    missing = len(images) - text.count(IMAGE_PLACEHOLDER)
+    if missing < 0:
+        raise SampleError(
+            "placeholder_mismatch",
+            f"{text.count(IMAGE_PLACEHOLDER)} pictures in the text, {len(images)} beside it",
+        )
+    return f"{IMAGE_PLACEHOLDER}\n" * missing + text

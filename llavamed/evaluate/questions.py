@@ -1,0 +1,138 @@
+"""Questions to be asked, read in chunks, so that memory does not grow with their number."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+from llavamed.data.prepared.dataset import PreparedDataset
+from llavamed.data.record import AnswerType
+from llavamed.errors import DataError
+from llavamed.evaluate.scorers.item import Options
+from llavamed.processor.images import Pixels, decode
+from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
+
+_COLUMNS = ["id", "turns", "domain", "answer_type", "question_type"]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image of a question."""
+
+    pixels: Pixels
+    """At the resolution of the file, or as a prepared dataset stores it."""
+    sha256: str
+    """Hash of the file's bytes, or of the pixels."""
+
+    @classmethod
+    def from_pixels(cls, pixels: Pixels) -> "Picture":
+        """Return the picture of these pixels."""
+        shape = f"{pixels.shape}".encode()
+        return cls(pixels, hashlib.sha256(shape + pixels.tobytes()).hexdigest())
+
+    @classmethod
+    def from_file(cls, data: bytes) -> "Picture":
+        """Decode a file. Raises: SampleError, as `llavamed.processor.images.decode` does."""
+        return cls(decode(data), hashlib.sha256(data).hexdigest())
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One item. The fields that `Answer` has too are described there.
+
+    Attributes:
+        turns: The dialogue to continue, which ends with the user's turn; a placeholder in its text
+            stands for each picture.
+        images: References to the pictures, which a source resolves.
+        pictures: The pictures, in the order of their placeholders; empty until they are read.
+    """
+
+    id: str
+    question: str
+    references: tuple[str, ...]
+    options: Options
+    answer_type: AnswerType
+    turns: tuple[Turn, ...]
+    question_type: str = ""
+    organ: str = ""
+    modality: str = ""
+    domain: str = ""
+    language: str = ""
+    pair: str = ""
+    images: tuple[str, ...] = ()
+    pictures: tuple[Picture, ...] = field(default=(), compare=False)
+
+    @property
+    def image(self) -> str:
+        """Return the hash of the pictures: that of one, a hash of the hashes of several."""
+        return hash_pictures([picture.sha256 for picture in self.pictures])
+
+
+def hash_pictures(hashes: Sequence[str]) -> str:
+    """Return one hash for the pictures of an item; empty where there is none."""
+    if len(hashes) < 2:
+        return "".join(hashes)
+    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+
+
+class Questions(Protocol):
+    """A set of questions in chunks. It is sent to every worker, so it holds no question itself."""
+
+    @property
+    def num_chunks(self) -> int:
+        """Return the number of chunks."""
+
+    def read(self, chunk: int, *, with_pictures: bool = True) -> list[Question]:
+        """Read a chunk, with or without its pictures."""
+
+
+@dataclass(frozen=True)
+class PreparedQuestions:
+    """The questions of a prepared dataset, a chunk a row group. It needs no source any more."""
+
+    dataset: PreparedDataset
+
+    @cached_property
+    def _places(self) -> list[tuple[int, int]]:
+        return self.dataset.row_groups()
+
+    @property
+    def num_chunks(self) -> int:
+        """Return the number of row groups."""
+        return len(self._places)
+
+    def read(self, chunk: int, *, with_pictures: bool = True) -> list[Question]:
+        """Read a row group.
+
+        Raises:
+            DataError: Its shard is missing or damaged, or a sample says not how it is scored.
+        """
+        columns = [*_COLUMNS, *(["pixels"] if with_pictures else [])]
+        rows = self.dataset.read_samples(*self._places[chunk], columns).to_pylist()
+        return [self._question(row) for row in rows]
+
+    def _question(self, row: dict[str, Any]) -> Question:
+        *turns, answer = (Turn(turn["role"], turn["text"]) for turn in row["turns"])
+        if not row["answer_type"]:
+            raise DataError(
+                f"{self.dataset.location}: sample {row['id']!r} has no answer_type, by which it "
+                "would be scored; evaluate on a dataset whose source labels its questions"
+            )
+        pixels = [self.dataset.pixels(stored) for stored in row.get("pixels", ())]
+        return Question(
+            id=row["id"],
+            question=words_of(turns[-1].text),
+            references=(answer.text,),
+            options=None,
+            answer_type=row["answer_type"],
+            turns=tuple(turns),
+            question_type=row["question_type"],
+            domain=row["domain"],
+            pictures=tuple(map(Picture.from_pixels, pixels)),
+        )
+
+
+def words_of(text: str) -> str:
+    """Return the words of a turn without placeholders of images."""
+    return text.replace(IMAGE_PLACEHOLDER, "").strip()
