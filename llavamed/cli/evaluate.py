@@ -1,7 +1,8 @@
 """`llavamed evaluate`: score the models of a run, or any file of predictions."""
 
 import json
-from typing import Annotated, Any, Literal
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 import typer.core
@@ -9,17 +10,141 @@ import typer.core
 from llavamed.cli.logs import log_console
 from llavamed.cli.options import ConfigFile, Overrides, console, load_run
 
+if TYPE_CHECKING:
+    from llavamed.evaluate.candidate import Candidate
+
 
 class _RunsByDefault(typer.core.TyperGroup):
     """A group whose command `run` may be left out: `llavamed evaluate --config FILE`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put `run` in front of arguments that name no command."""
-        names = {*self.commands, *ctx.help_option_names}
+        names = {*self.commands, *ctx.help_option_names, "--list"}
         return super().parse_args(ctx, args if args and args[0] in names else ["run", *args])
 
 
 app = typer.Typer(cls=_RunsByDefault, help="Score models and predictions.")
+
+
+def _list_benchmarks(is_wanted: bool) -> None:
+    if is_wanted:
+        from llavamed.cli.tables import show_benchmarks
+
+        show_benchmarks(console)
+        raise typer.Exit
+
+
+@app.callback()
+def evaluate(
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--list", callback=_list_benchmarks, is_eager=True, help="Print the benchmarks."
+        ),
+    ] = False,
+) -> None:
+    """Score models and predictions."""
+
+
+@app.command("answer")
+def answer_questions(
+    benchmark: Annotated[str, typer.Option(help="Name of a benchmark; see `evaluate --list`.")],
+    data: Annotated[str, typer.Option(help="URI of its data.")],
+    output: Annotated[str, typer.Option(help="Folder for the answers, at any URI.")],
+    model: Annotated[
+        str | None, typer.Argument(help="An export, or a folder or hub name of another model.")
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(help="YAML file of an endpoint instead: url, model, limits, prices."),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Default: the benchmark's usual one.")] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Answer under this condition too: blank_image, noise, shuffled, question_only or "
+            "majority; repeatable."
+        ),
+    ] = None,
+    probe: Annotated[
+        bool,
+        typer.Option("--probe", help="Ask pairs about findings that are there and not there."),
+    ] = False,
+    instruction: Annotated[
+        str | None, typer.Option(help="Line below every question. Default: the benchmark's own.")
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(help="Template of ours, for a model without a chat template.")
+    ] = None,
+    precision: Annotated[Literal["bf16", "fp32"], typer.Option(help="Of the weights.")] = "bf16",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 32,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Workers of Ray; 0 answers in this process.")
+    ] = 0,
+    use_gpu: Annotated[bool, typer.Option("--gpu", help="Reserve a GPU for each worker.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask the first questions only.")] = None,
+    max_bad_fraction: Annotated[
+        float, typer.Option(min=0, max=1, help="Fraction of questions that may be unusable.")
+    ] = 0.0,
+) -> None:
+    """Have a model answer a benchmark, and show how it scores beside the controls.
+
+    Start the same command again to go on: nothing is asked twice.
+    """
+    from llavamed.errors import ConfigError
+
+    if (model is None) == (endpoint is None):
+        raise ConfigError("model, endpoint: give one of the two, a model or --endpoint FILE")
+    from llavamed.cli.tables import print_line, show_answers
+    from llavamed.evaluate.answering import Asked, answer_benchmark
+    from llavamed.evaluate.answers import ANSWERS, read_answers
+    from llavamed.run.progress import Progress
+    from llavamed.storage.location import locate
+
+    folder = locate(output)
+    asked = Asked(
+        benchmark=benchmark,
+        path=data,
+        split=split,
+        controls=tuple(control or ()),
+        instruction=instruction,
+        probe=probe,
+        max_new_tokens=max_new_tokens,
+        max_bad_fraction=max_bad_fraction,
+        limit=limit,
+    )
+    candidate: Candidate
+    if endpoint is not None:
+        from llavamed.config.endpoint import Endpoint
+        from llavamed.config.load import load_section
+        from llavamed.evaluate.endpoint_model import EndpointCandidate
+
+        section = load_section("endpoint", endpoint, Endpoint)
+        candidate = EndpointCandidate(section, cache=str(folder / "cache"))
+    else:
+        from llavamed.evaluate.find_candidate import find_candidate
+
+        candidate = find_candidate(
+            str(model), template=template, precision=precision, batch_size=batch_size
+        )
+    with ExitStack() as stack:
+        progress = stack.enter_context(Progress(log_console))
+        if workers:
+            from llavamed.config.run import Scaling
+            from llavamed.run.ray_cluster import ray_for
+
+            stack.enter_context(ray_for(Scaling(num_workers=workers, use_gpu=use_gpu)))
+        made = answer_benchmark(
+            candidate,
+            asked,
+            folder,
+            num_workers=workers,
+            use_gpu=use_gpu,
+            on_progress=progress.answered,
+        )
+    show_answers(made, read_answers(folder / ANSWERS), console)
+    print_line(console, f"Answers: {folder / ANSWERS}")
 
 
 @app.command("run")

@@ -16,6 +16,7 @@ from llavamed.storage.manifest import EstimateFacts, ScoresManifest
 from llavamed.storage.run_progress import RunSummary
 
 if TYPE_CHECKING:
+    from llavamed.evaluate.answers import Answer, AnswersManifest
     from llavamed.evaluate.compare import GroupComparison
     from llavamed.evaluate.judgement import JudgementManifest
     from llavamed.evaluate.statistics import Estimate
@@ -135,6 +136,43 @@ def show_judgement(found: "JudgementManifest", console: Console) -> None:
 
 def _interval(estimate: "Estimate | EstimateFacts", form: str = ".3f") -> str:
     return f"{estimate.value:{form}} [{estimate.low:{form}},{estimate.high:{form}}]"
+
+
+def show_answers(
+    made: "AnswersManifest", answers: Mapping[str, Sequence["Answer"]], console: Console
+) -> None:
+    """Print how each condition of an evaluation scores by the strict rules."""
+    from llavamed.evaluate.measures import STRICT
+    from llavamed.evaluate.scoring import find_group, score_answers
+
+    scored = score_answers(answers)
+    title = f"Strict scores of {made.model} on {made.questions} {made.split} (95 % intervals)"
+    parts = [
+        group
+        for part in ("closed", "open", "all")
+        if (group := find_group(scored.groups, part)) is not None
+    ]
+    table = _table(title, "", *(f"{group.part} ({group.num_questions:,})" for group in parts))
+    for condition in answers:
+        table.add_row(condition, *(_interval(group.scores[condition][STRICT]) for group in parts))
+    console.print(table)
+    for reason, number in made.quarantined.items():
+        print_line(console, f"Not asked: {number:,} questions, {reason}")
+    print_line(console, f"Generated now: {made.num_generated:,} different answers")
+
+
+def show_benchmarks(console: Console) -> None:
+    """Print the benchmarks that can be answered."""
+    from llavamed.evaluate.benchmarks import BENCHMARKS
+
+    table = Table("benchmark", "version", "splits", "licence", "data", title="Benchmarks")
+    table.title_justify = "left"
+    for column in table.columns:
+        column.overflow = "fold"
+    for each in BENCHMARKS.values():
+        version, splits = str(each.version), ", ".join(each.splits)
+        table.add_row(each.name, version, splits, each.licence, each.data)
+    console.print(table)
 
 
 def show_plan(costs: Sequence["StageCost"], console: Console) -> None:

@@ -17,7 +17,7 @@ from llavamed.processor.turns import Turn
 
 _ARTICLE = r"(?:(?:a|an|any|the|evidence of|signs? of)\s+)*"
 _PRESENCE = re.compile(
-    rf"\s*(?:is|are)\s+there\s+{_ARTICLE}(?P<finding>[^,;?]+?)"
+    rf"\s*(?P<verb>is|are)\s+there\s+{_ARTICLE}(?P<finding>[^,;?]+?)"
     rf"(?P<place>\s+(?:in|on|at|within|of|near|around|present in|seen in)\s+[^?]*)?\s*\?\s*",
     re.IGNORECASE,
 )
@@ -54,7 +54,7 @@ def negate(question: str) -> str | None:
     finding = _PRESENT_WORDS.sub("", found["finding"].strip())
     if not finding:
         return None
-    return f"Is {finding}{found['place'] or ''} absent?"
+    return f"{found['verb'].capitalize()} {finding}{found['place'] or ''} absent?"
 
 
 def _flipped(questions: Sequence[Question]) -> list[Question]:

@@ -203,7 +203,7 @@ def _until_end(tokens: list[int], ends: set[int]) -> tuple[int, bool]:
 
 
 def _processor(source: str) -> Any:
-    processor = load_pretrained(AutoProcessor, source, _KEY)
+    processor = load_pretrained(AutoProcessor, source, _KEY, backend="pil")
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
         raise ConfigError(
             f"{_KEY}={source}: its processor, a {type(processor).__name__}, does not take pictures "

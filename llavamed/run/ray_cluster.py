@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from llavamed.config.run import RunConfig
+from llavamed.config.run import RunConfig, Scaling
 from llavamed.errors import LlavaMedError
 from llavamed.run.job_storage import check_storage
 from llavamed.run.resources import check_local_resources
@@ -20,6 +20,22 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def ray_cluster(config: RunConfig) -> Iterator[None]:
+    """Join or start a Ray for a run, as `ray_for` does.
+
+    Raises:
+        LlavaMedError: Ray does not answer or does not start.
+        ConfigError: This machine lacks what the workers reserve, or the storage is a folder of one
+            machine and the cluster has several.
+    """
+    is_ours = not ray.is_initialized()
+    with ray_for(config.scaling):
+        if is_ours:
+            check_storage(config, sum(node["Alive"] for node in ray.nodes()))
+        yield
+
+
+@contextmanager
+def ray_for(scaling: Scaling) -> Iterator[None]:
     """Join the cluster this process belongs to, or start one here for as long as needed.
 
     `RAY_ADDRESS`, which Ray sets for a submitted job, names the cluster. One started here has token
@@ -27,8 +43,7 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
 
     Raises:
         LlavaMedError: Ray does not answer or does not start.
-        ConfigError: This machine lacks what the workers reserve, or the storage is a folder of one
-            machine and the cluster has several.
+        ConfigError: This machine lacks what the workers reserve.
     """
     if ray.is_initialized():
         yield
@@ -41,7 +56,7 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Ray's own 30 s are too few where the disk is cold and the cores are busy.
         os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
-        wanted = config.scaling.most_workers * config.scaling.resources_per_worker.get("CPU", 1)
+        wanted = scaling.most_workers * scaling.resources_per_worker.get("CPU", 1)
         settings["num_cpus"] = max(os.cpu_count() or 1, int(wanted))
         settings["include_dashboard"] = False
     on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -59,8 +74,7 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own prints a C++ stack
     try:
         if address == "local":
-            check_local_resources(config.scaling)
-        check_storage(config, sum(node["Alive"] for node in ray.nodes()))
+            check_local_resources(scaling)
         yield
     finally:
         ray.shutdown()
