@@ -1,7 +1,7 @@
 """`llavamed evaluate`: score the models of a run, or any file of predictions."""
 
 import json
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -92,10 +92,6 @@ def answer_questions(
 
     Start the same command again to go on: nothing is asked twice.
     """
-    from llavamed.errors import ConfigError
-
-    if (model is None) == (endpoint is None):
-        raise ConfigError("model, endpoint: give one of the two, a model or --endpoint FILE")
     from llavamed.cli.tables import print_line, show_answers
     from llavamed.evaluate.answering import Asked, answer_benchmark
     from llavamed.evaluate.answers import ANSWERS, read_answers
@@ -114,27 +110,8 @@ def answer_questions(
         max_bad_fraction=max_bad_fraction,
         limit=limit,
     )
-    candidate: Candidate
-    if endpoint is not None:
-        from llavamed.config.endpoint import Endpoint
-        from llavamed.config.load import load_section
-        from llavamed.evaluate.endpoint_model import EndpointCandidate
-
-        section = load_section("endpoint", endpoint, Endpoint)
-        candidate = EndpointCandidate(section, cache=str(folder / "cache"))
-    else:
-        from llavamed.evaluate.find_candidate import find_candidate
-
-        candidate = find_candidate(
-            str(model), template=template, precision=precision, batch_size=batch_size
-        )
-    with ExitStack() as stack:
-        progress = stack.enter_context(Progress(log_console))
-        if workers:
-            from llavamed.config.run import Scaling
-            from llavamed.run.ray_cluster import ray_for
-
-            stack.enter_context(ray_for(Scaling(num_workers=workers, use_gpu=use_gpu)))
+    candidate = _candidate(model, endpoint, str(folder / "cache"), template, precision, batch_size)
+    with Progress(log_console) as progress, _workers(workers, use_gpu=use_gpu):
         made = answer_benchmark(
             candidate,
             asked,
@@ -145,6 +122,43 @@ def answer_questions(
         )
     show_answers(made, read_answers(folder / ANSWERS), console)
     print_line(console, f"Answers: {folder / ANSWERS}")
+
+
+def _candidate(
+    model: str | None,
+    endpoint: str | None,
+    cache: str,
+    template: str | None,
+    precision: Literal["bf16", "fp32"],
+    batch_size: int,
+) -> "Candidate":
+    """Return the model that is asked, by its name or the file of its endpoint."""
+    from llavamed.config.endpoint import Endpoint
+    from llavamed.config.load import load_section
+    from llavamed.errors import ConfigError
+
+    if (model is None) == (endpoint is None):
+        raise ConfigError(
+            f"model={model}, endpoint={endpoint}: must be one of the two; name a model, "
+            "or --endpoint FILE"
+        )
+    if model is None:
+        from llavamed.evaluate.endpoint_model import EndpointCandidate
+
+        return EndpointCandidate(load_section("endpoint", endpoint, Endpoint), cache)
+    from llavamed.evaluate.find_candidate import find_candidate
+
+    return find_candidate(model, template=template, precision=precision, batch_size=batch_size)
+
+
+def _workers(number: int, *, use_gpu: bool) -> AbstractContextManager[None]:
+    """Join or start a Ray for so many workers; nothing for none."""
+    if not number:
+        return nullcontext()
+    from llavamed.config.run import Scaling
+    from llavamed.run.ray_cluster import ray_for
+
+    return ray_for(Scaling(num_workers=number, use_gpu=use_gpu))
 
 
 @app.command("run")

@@ -213,7 +213,8 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatEndpoint]:
 
 
 def asks(endpoint: ChatEndpoint, tmp_path: Path, **facts: Any) -> EndpointCandidate:
-    section = Endpoint(url=endpoint.url, model="peer", max_in_flight=2, attempts=2, **facts)
+    known = {"model": "peer", "max_in_flight": 2, "attempts": 2}
+    section = Endpoint(url=endpoint.url, **(known | facts))
     return EndpointCandidate(section, str(tmp_path / "cache"))
 
 
@@ -223,7 +224,7 @@ def test_an_endpoint_is_sent_the_prompt_and_the_pictures(
     folder = locate(str(tmp_path / "out"))
     endpoint.fail("429", "500", None, "cut")  # which may pass
     made = answer_benchmark(
-        asks(endpoint, tmp_path), rad(tmp_path, controls=("question_only",)), folder
+        asks(endpoint, tmp_path, attempts=4), rad(tmp_path, controls=("question_only",)), folder
     )
     assert (made.kind, made.model, made.num_generated) == ("endpoint", "peer", 6)
     found = read_answers(folder / ANSWERS)

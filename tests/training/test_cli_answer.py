@@ -1,0 +1,60 @@
+"""`llavamed evaluate answer` and `--list` from the command line."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llavamed.cli import main as cli
+from llavamed.evaluate.answers import ANSWERS, read_answers
+from llavamed.evaluate.benchmarks import BENCHMARKS
+from llavamed.storage.location import locate
+from tests.support.benchmark_files import vqa_rad
+from tests.support.small_models import save_llava_next
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*words: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["evaluate", *words])
+        printed = capsys.readouterr()
+        return int(caught.value.code or 0), printed.out, printed.err
+
+    return call
+
+
+def test_the_benchmarks_are_listed(run: Run) -> None:
+    code, out, _ = run("--list")
+    assert code == 0
+    assert all(name in out for name in BENCHMARKS)
+
+
+def test_a_model_by_its_folder_answers_a_benchmark(run: Run, tmp_path: Path) -> None:
+    vqa_rad(tmp_path / "data")
+    model = save_llava_next(tmp_path / "model")
+    words = ["answer", str(model), "--benchmark", "vqa-rad", "--data", str(tmp_path / "data")]
+    words += ["--output", str(tmp_path / "out"), "--precision", "fp32", "--max-new-tokens", "4"]
+    code, out, err = run(*words, "--control", "noise")
+    assert code == 0, err
+    assert "Generated now: 6 different answers" in out
+    assert "closed (2)" in out
+    found = read_answers(locate(str(tmp_path / "out")) / ANSWERS)
+    assert list(found) == ["trained", "noise"]
+    code, out, err = run(*words, "--control", "noise")
+    assert "all answers are there, nothing is asked" in err
+    assert "Generated now: 0 different answers" in out
+
+
+def test_one_model_is_named(run: Run, tmp_path: Path) -> None:
+    words = ["--benchmark", "vqa-rad", "--data", "data", "--output", str(tmp_path / "out")]
+    code, _, err = run("answer", *words)
+    assert code == 2
+    assert "model=None, endpoint=None: must be one of the two; name a model, or" in err
+    code, _, err = run("answer", "model", "--endpoint", "file.yaml", *words)
+    assert "model=model, endpoint=file.yaml: must be one of the two" in err
+    assert not (tmp_path / "out").exists()
