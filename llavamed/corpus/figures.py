@@ -7,9 +7,10 @@ that are complete when their manifest exists:
     CORPUS/harvest/00000/figures.parquet    one row a figure, kept or refused
     CORPUS/harvest/00000/manifest.json      a `FiguresManifest`, written last
 
-A step reads the parts of the step before and writes parts of the same names with all their rows: it
-fills columns in and refuses figures, and never drops a row. `fingerprint` in the manifest of a part
-tells whether a part has changed since another step read it. Memory holds one part at a time.
+A step reads the parts of the step before and writes parts of the same names with all their rows:
+it fills columns in, refuses figures and adds the panels of one, and never drops a row.
+`fingerprint` in the manifest of a part tells whether it has changed since another step read it.
+Memory holds one part at a time.
 """
 
 import hashlib
@@ -103,11 +104,13 @@ class FigureRow:
     refusal: str = ""
     """Reason for which the figure is left out; empty where it is kept."""
     refusal_detail: str = ""
+    panel: str = ""
+    """Letter of the panel, where a row is a panel that the selection cut out of a figure."""
 
     @property
     def id(self) -> str:
-        """Identifier that no other figure of a corpus has, such as `PMC123.2-4`."""
-        return f"{self.pmcid}.{self.version}-{self.number}"
+        """Identifier that no other row of a corpus has: `PMC123.2-4`, of a panel `PMC123.2-4A`."""
+        return f"{self.pmcid}.{self.version}-{self.number}{self.panel}"
 
     @property
     def is_kept(self) -> bool:
@@ -157,7 +160,7 @@ FIGURES_SCHEMA = pa.schema(
         ("modality_score", pa.float64()),
         ("scores", pa.map_(pa.string(), pa.float64())),
         ("flags", pa.list_(pa.string())),
-        *((name, pa.string()) for name in ("refusal", "refusal_detail")),
+        *((name, pa.string()) for name in ("refusal", "refusal_detail", "panel")),
     ]
 )
 """Schema of `figures.parquet`; its columns are the fields of `FigureRow`, in order."""

@@ -199,6 +199,17 @@ def load_config_with(config, override):
     return override_config(config, [override])
 
 
+def test_a_model_that_repeats_an_example_is_found(tmp_path, endpoint):
+    example = load_prompt(None).examples[0].written().model_dump_json()
+    endpoint.say = lambda body: {"content": example}
+    config = corpus(tmp_path, endpoint, count=3)
+    manifest = run(config)
+    assert manifest.num_dialogues == 0
+    assert manifest.findings["near_duplicate"] == 2
+    found = [each["found"] for row in rows(config) for each in row["findings"]]
+    assert "example 0" in found
+
+
 def test_fewer_dialogues_leave_no_files_behind(tmp_path, endpoint):
     config = corpus(tmp_path, endpoint)
     run(config)

@@ -1,5 +1,6 @@
 """The rules of selection: on captions labelled by hand, on drawn compounds, and from end to end."""
 
+import hashlib
 import io
 import json
 from dataclasses import replace
@@ -283,7 +284,8 @@ def test_a_picture_is_refused_for_what_its_pixels_are():
     held_out = EvaluationSet("vqa", own, held)
 
     def verdict(data):
-        return read_picture(figure(), data, Select(), [held_out])[0].refusal
+        [(judged, _)] = read_picture(figure(), data, Select(), LEXICON, [held_out])
+        return judged.refusal
 
     assert verdict(encoded(good)) == ""
     assert verdict(encoded(other, "JPEG")) == "in_evaluation_set"
@@ -354,6 +356,40 @@ def test_every_figure_is_a_row_that_is_kept_or_has_a_reason(harvest):
     kept = [row for row in rows if row.is_kept]
     assert {row.panels for row in kept} == {"single"}
     assert all(row.scores[f"words:{row.modality}"] == 1.0 for row in kept)
+
+
+def test_a_figure_is_split_into_panels_that_are_figures_of_their_own(tmp_path):
+    random = np.random.default_rng(2)
+    parts = [radiograph(random, 300, 300) for _ in range(3)]
+    gap = np.full((300, 6, 3), 255, np.uint8)
+    pixels = np.hstack([parts[0], gap, parts[1], gap, parts[2]])
+    split = "One patient. (A) Chest CT. (B) Brain MRI. (C) Ultrasound of the liver."
+    rows = [
+        figure(0, caption=split),
+        figure(1, caption="(A) Chest CT. (B) Brain MRI."),
+        figure(2, caption="Brain MRI."),
+    ]
+    for each in rows:
+        file = tmp_path / each.pictures[0].path
+        file.parent.mkdir(parents=True)
+        file.write_bytes(encoded(pixels))
+    write_figures(locate(str(tmp_path)) / HARVEST / "00000", rows, "")
+    chosen = Select(panels="split")
+    Screen.load(str(tmp_path), chosen).run("00000")
+    selection = finish(locate(str(tmp_path)), chosen, ["00000"])
+    assert (selection.num_figures, selection.num_kept) == (6, 2)
+    assert selection.refused == {"compound": 3, "other_modality": 1}
+    found = read_figures(locate(str(tmp_path)) / SELECT / "00000")
+    assert [each.id for each in found[:5]] == [
+        *("PMC1.1-0", "PMC1.1-0A", "PMC1.1-0B", "PMC1.1-0C", "PMC2.1-0")
+    ]
+    assert found[0].refusal_detail == "split into 3 panels"
+    for each, part, modality in zip(found[1:3], parts, ["ct_scan", "mri"], strict=False):
+        assert (each.modality, each.panels) == (modality, "single")
+        assert each.caption.startswith("One patient. ")
+        stored = (tmp_path / each.pictures[0].path).read_bytes()
+        assert hashlib.sha256(stored).hexdigest() == each.pictures[0].sha256
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(stored))), part)
 
 
 def test_a_part_that_is_done_is_not_read_again_and_other_settings_or_figures_are(harvest):

@@ -195,7 +195,7 @@ def judge_again(writer: Writer, places: Places) -> DialoguesManifest:
 async def _judge_and_write(
     parts: AsyncIterator[list[Row]], writer: Writer, places: Places
 ) -> DialoguesManifest:
-    earlier, tally = Repeats(), Tally()
+    earlier, tally = _examples(writer.prompt), Tally()
     asked: list[str] = []
     names: list[str] = []
     async for rows in parts:
@@ -224,6 +224,14 @@ async def _judge_and_write(
     )
     write(places.dialogues, manifest)
     return manifest
+
+
+def _examples(prompt: Prompt) -> Repeats:
+    """Return the examples as earlier dialogues: small models answer with one of them."""
+    earlier = Repeats()
+    for number, example in enumerate(prompt.examples):
+        earlier.add(f"example {number}", " ".join(example.turns), 1.0)
+    return earlier
 
 
 async def _written(

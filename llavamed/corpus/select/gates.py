@@ -9,15 +9,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from llavamed.config.corpus import Select
-from llavamed.corpus.figures import FigureRow
+from llavamed.corpus.figures import FigureRow, Picture
 from llavamed.corpus.samples import caption_of
-from llavamed.corpus.select.captions import Lexicon, decide, panel_cue
+from llavamed.corpus.select.captions import Lexicon, decide, panel_cue, split_caption
 from llavamed.corpus.select.pictures import find_panels
 from llavamed.data.prepared.content import Words, hash_image, near
 from llavamed.errors import SampleError
 from llavamed.processor.images import ImageSettings, Pixels, decode, to_pixels
 
 SEVERAL, ONE = "compound", "single"
+Judged = tuple[FigureRow, Pixels | None]
+"""A figure with its verdicts, and its pixels where nothing refuses it."""
 TEXT = "words:"
 """Prefix of the scores that words gave."""
 
@@ -68,6 +70,8 @@ def read_words(figure: FigureRow, settings: Select, lexicon: Lexicon) -> FigureR
         return figure.refused("no_caption", "neither of the figure nor of its group")
     if face := lexicon.face(caption):
         return figure.refused("face", face)
+    if cue and settings.panels == "split":
+        return figure  # each panel is judged by its own words
     if cue and settings.panels == "refuse":
         return figure.refused("compound", f"caption: {cue}")
     if verdict.name is None:
@@ -80,9 +84,13 @@ def read_words(figure: FigureRow, settings: Select, lexicon: Lexicon) -> FigureR
 
 
 def read_picture(
-    figure: FigureRow, data: bytes, settings: Select, evaluation: Sequence[EvaluationSet]
-) -> tuple[FigureRow, Pixels | None]:
-    """Return the figure with what its picture says, and the pixels if nothing refuses it.
+    figure: FigureRow,
+    data: bytes,
+    settings: Select,
+    lexicon: Lexicon,
+    evaluation: Sequence[EvaluationSet],
+) -> list[Judged]:
+    """Return the figure with what its picture says, and its panels where it is split.
 
     Reasons: those of an image that cannot be decoded, too_small, compound, in_evaluation_set.
     """
@@ -90,18 +98,52 @@ def read_picture(
         pixels = decode(data, lambda _: None)
         found = [(each, each.contains(data, settings.evaluation_bits)) for each in evaluation]
     except SampleError as error:
-        return figure.refused(error.reason, error.detail), None
+        return [(figure.refused(error.reason, error.detail), None)]
     height, width, _ = pixels.shape
     if min(height, width) < settings.min_side:
         size = f"{width} x {height}, at least {settings.min_side} are wanted"
-        return figure.refused("too_small", size), None
+        return [(figure.refused("too_small", size), None)]
     for each, distance in found:
         if distance is not None:
             detail = f"{distance} bits from an image of {each.name}"
-            return figure.refused("in_evaluation_set", detail), None
-    panels = find_panels(pixels)
-    if len(panels) > 1:
-        figure = replace(figure, panels=SEVERAL)
-        if settings.panels == "refuse":
-            return figure.refused("compound", f"white gutters between {len(panels)} parts"), None
-    return figure, pixels
+            return [(figure.refused("in_evaluation_set", detail), None)]
+    boxes = find_panels(pixels)
+    if settings.panels == "keep" or (len(boxes) == 1 and figure.panels == ONE):
+        return [(figure, pixels)]
+    figure = replace(figure, panels=SEVERAL)
+    parts = split_caption(figure.caption) if settings.panels == "split" else {}
+    if len(parts) != len(boxes):
+        letters = f", {len(parts)} letters with a text" if settings.panels == "split" else ""
+        detail = f"{len(boxes)} parts between white gutters{letters}"
+        return [(figure.refused("compound", detail), None)]
+    panels = [
+        _panel(figure, letter, part, pixels[top:bottom, left:right], settings, lexicon)
+        for (letter, part), (left, top, right, bottom) in zip(parts.items(), boxes, strict=True)
+    ]
+    return [(figure.refused("compound", f"split into {len(boxes)} panels"), None), *panels]
+
+
+def _panel(
+    figure: FigureRow,
+    letter: str,
+    caption: str,
+    pixels: Pixels,
+    settings: Select,
+    lexicon: Lexicon,
+) -> Judged:
+    """Return a panel of a figure as a figure of its own, judged by its own words and size."""
+    height, width, _ = pixels.shape
+    whole = figure.pictures[0]
+    picture = Picture(
+        path=f"{whole.path}.{letter}.png",
+        source=whole.source,
+        md5="",
+        sha256="",
+        num_bytes=0,
+        width=width,
+        height=height,
+        format="png",
+    )
+    own = replace(figure, panel=letter, caption=caption, group_caption="", pictures=(picture,))
+    judged = read_words(own, settings, lexicon)
+    return judged, np.ascontiguousarray(pixels) if judged.is_kept else None

@@ -4,9 +4,10 @@ A part is read, judged and written as a whole, on any machine, without Ray. Pict
 a few at a time.
 """
 
+import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -15,12 +16,12 @@ import pyarrow as pa
 from llavamed.config.corpus import Select
 from llavamed.corpus.figures import FigureRow, read_figures, write_figures
 from llavamed.corpus.select.captions import Lexicon, load_lexicon
-from llavamed.corpus.select.gates import EvaluationSet, read_picture, read_words
+from llavamed.corpus.select.gates import EvaluationSet, Judged, read_picture, read_words
 from llavamed.corpus.select.text_in_picture import TextReader, identifying
 from llavamed.data.prepared.content import as_words, hash_image
 from llavamed.data.prepared.dataset import CONTENT, open_prepared
 from llavamed.data.record import IMAGE_HASH_BYTES
-from llavamed.processor.images import ImageSettings, Pixels
+from llavamed.processor.images import ImageSettings, Pixels, to_png
 from llavamed.storage.fingerprint import fingerprint
 from llavamed.storage.location import Location, locate
 from llavamed.storage.manifest import FiguresManifest, find, read
@@ -113,16 +114,23 @@ class Screen:
         self, figures: list[FigureRow], pool: ThreadPoolExecutor
     ) -> Iterator[tuple[FigureRow, bytes | None]]:
         data = pool.map(self._read, figures)
-        judged = [self._picture(each, read) for each, read in zip(figures, data, strict=True)]
+        judged = [
+            each
+            for figure, read in zip(figures, data, strict=True)
+            for each in self._picture(figure, read)
+        ]
         if self._zero_shot is not None:
             self._compare(self._zero_shot, judged)
         for figure, pixels in judged:
             if figure.is_kept and pixels is not None:
                 figure = self._text(figure, pixels)
-            hashed = hash_image(pixels) if figure.is_kept and pixels is not None else None
+            hashed = None
+            if figure.is_kept and pixels is not None:
+                hashed = hash_image(pixels)
+                figure = self._store_panel(figure, pixels) if figure.panel else figure
             yield figure, hashed
 
-    def _compare(self, model: "ZeroShot", judged: list[tuple[FigureRow, Pixels | None]]) -> None:
+    def _compare(self, model: "ZeroShot", judged: list[Judged]) -> None:
         """Add the verdict of the zero-shot model to the figures whose pixels are there."""
         from llavamed.corpus.select.zero_shot import agree
 
@@ -141,12 +149,24 @@ class Screen:
         except FileNotFoundError:
             return None
 
-    def _picture(self, figure: FigureRow, data: bytes | None) -> tuple[FigureRow, Pixels | None]:
+    def _picture(self, figure: FigureRow, data: bytes | None) -> list[Judged]:
         if not figure.is_kept:
-            return figure, None
+            return [(figure, None)]
         if data is None:
-            return figure.refused("missing_picture", figure.pictures[0].path), None
-        return read_picture(figure, data, self.settings, self.evaluation)
+            return [(figure.refused("missing_picture", figure.pictures[0].path), None)]
+        return read_picture(figure, data, self.settings, self.lexicon, self.evaluation)
+
+    def _store_panel(self, figure: FigureRow, pixels: Pixels) -> FigureRow:
+        """Write the picture of a panel, and return the panel with its size and hashes."""
+        data = to_png(pixels)
+        facts = {
+            "md5": hashlib.md5(data, usedforsecurity=False).hexdigest(),
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "num_bytes": len(data),
+        }
+        picture = replace(figure.pictures[0], **facts)  # type: ignore[arg-type]
+        (self.corpus / picture.path).write_bytes(data)
+        return replace(figure, pictures=(picture,))
 
     def _text(self, figure: FigureRow, pixels: Pixels) -> FigureRow:
         if not self.settings.read_text:
