@@ -6,10 +6,10 @@ CONFIG ?= ray_jobs/configs/demo.yaml
 CONTROL_PLANE := tests/cluster/control_plane
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-kill test-cluster check benchmark lint types k8s docs reference format clean
+.PHONY: help install demo demo-corpus test test-fast test-kill test-cluster check benchmark lint types k8s docs reference format clean
 
 help: ## List the verbs
-	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 install: $(VENV)/.installed ## Create .venv and install llavamed with all it needs, at the tested versions
 
@@ -19,6 +19,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: install ## The whole curriculum on built-in data: align, instruct, vqa, evaluate; 2 cores, no GPU
 	@RAY_ADDRESS=local $(BIN)/python ray_jobs/train.py --config $(CONFIG)
+
+demo-corpus: install ## From articles to a trained model, on articles made for it: harvest, select, dialogues, align, instruct
+	@RAY_ADDRESS=local $(BIN)/python -m scripts.demo_corpus runs/demo-corpus/mirror
 
 test-fast: install ## The tests that load nothing heavy; under 90 seconds
 	@$(BIN)/python -m pytest -n 2 tests/fast

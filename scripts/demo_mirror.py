@@ -4,7 +4,6 @@ Every word and picture is made here. The pictures are llavamed's phantoms; the c
 drawn. A few articles are not to be used, each for another reason, so that the demo shows refusals.
 """
 
-import gzip
 import hashlib
 import json
 from dataclasses import dataclass
@@ -17,8 +16,6 @@ from llavamed.data.sources.phantom_images import KINDS, SIDES, SIZES, Scene, dra
 
 FIRST_ID = 9_000_001
 IMAGE_SIZE = 96
-INVENTORY = "inventory-reports/pmc-oa-opendata/metadata"
-DATE = "2026-01-01T01-00Z"
 
 _NAMES = {"CT": "Axial CT scan", "MRI": "T2-weighted MRI", "X-ray": "Chest radiograph"}
 _ODD = {
@@ -78,7 +75,7 @@ class Article:
 
 
 def write_mirror(folder: Path, num_articles: int, seed: int = 0) -> None:
-    """Write the articles and the inventory of them.
+    """Write the articles.
 
     Args:
         folder: Where to write, in the form of the bucket.
@@ -86,7 +83,6 @@ def write_mirror(folder: Path, num_articles: int, seed: int = 0) -> None:
         seed: Seed of all that is drawn.
     """
     random = np.random.default_rng(seed)
-    rows = []
     for number in range(num_articles):
         article = _article(number, random)
         files = {f"{article.pmcid}.1.xml": article.xml}
@@ -99,12 +95,8 @@ def write_mirror(folder: Path, num_articles: int, seed: int = 0) -> None:
             (own / name).write_bytes(data)
         metadata = json.dumps(_metadata(article, files)).encode()
         (own / f"{article.pmcid}.1.json").write_bytes(metadata)
-        key = f"metadata/{article.pmcid}.1.json"
         (folder / "metadata").mkdir(exist_ok=True)
-        (folder / key).write_bytes(metadata)
-        etag = hashlib.md5(metadata).hexdigest()
-        rows.append(f'"pmc-oa-opendata","{key}","2026-01-01T00:00:00.000Z","{etag}"\n')
-    _write_inventory(folder, "".join(rows).encode())
+        (folder / "metadata" / f"{article.pmcid}.1.json").write_bytes(metadata)
 
 
 def _article(number: int, random: np.random.Generator) -> Article:
@@ -155,24 +147,6 @@ def _metadata(article: Article, files: dict[str, bytes]) -> dict[str, object]:
         "pdf_url": None,
         "media_urls": [address(name) for name in names[1:]],
     }
-
-
-def _write_inventory(folder: Path, rows: bytes) -> None:
-    data = gzip.compress(rows, mtime=0)
-    name = f"{INVENTORY}/data/0.csv.gz"
-    manifest = {
-        "sourceBucket": "pmc-oa-opendata",
-        "destinationBucket": "arn:aws:s3:::pmc-oa-opendata",
-        "version": "2016-11-30",
-        "creationTimestamp": "1767229200000",
-        "fileFormat": "CSV",
-        "fileSchema": "Bucket, Key, LastModifiedDate, ETag",
-        "files": [{"key": name, "size": len(data), "MD5checksum": hashlib.md5(data).hexdigest()}],
-    }
-    (folder / INVENTORY / "data").mkdir(parents=True)
-    (folder / name).write_bytes(data)
-    (folder / INVENTORY / DATE).mkdir()
-    (folder / INVENTORY / DATE / "manifest.json").write_text(json.dumps(manifest))
 
 
 def _picture(place: int) -> str:

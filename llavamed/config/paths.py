@@ -7,6 +7,7 @@ like a name on the hub.
 import os
 from pathlib import Path
 
+from llavamed.config.corpus import Select
 from llavamed.config.model import Pretrained
 from llavamed.config.run import RunConfig
 
@@ -61,7 +62,9 @@ def resolve_places(config: RunConfig) -> RunConfig:
             }
         )
         own = corpus.directory and absolute(corpus.directory)
-        corpus = corpus.model_copy(update={"directory": own, "harvest": harvest})
+        select = _resolve_select(corpus.select)
+        steps = {"directory": own, "harvest": harvest, "select": select}
+        corpus = corpus.model_copy(update=steps)
     directory = config.data.directory
     places = {
         "directory": None if directory is None else absolute(directory),
@@ -74,6 +77,17 @@ def resolve_places(config: RunConfig) -> RunConfig:
             "data": config.data.model_copy(update=places),
         }
     )
+
+
+def _resolve_select(select: Select) -> Select:
+    """Return the section with local places as absolute paths; a worker reads them."""
+    model = select.classifier
+    places = {
+        "lexicon": select.lexicon and absolute(select.lexicon),
+        "evaluation_sets": tuple(map(absolute, select.evaluation_sets)),
+        "classifier": model and model.model_copy(update={"weights": resolve(model.weights)}),
+    }
+    return select.model_copy(update=places)
 
 
 def absolute(uri: str) -> str:

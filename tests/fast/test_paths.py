@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llavamed.config.load import dump_config, load_config
-from llavamed.config.paths import resolve
+from llavamed.config.paths import resolve, resolve_places
 from llavamed.config.run import RunConfig
+from tests.conftest import CONFIGS
 
 PARTS = st.lists(st.text("ab~.", min_size=1, max_size=3), min_size=1, max_size=4)
 
@@ -64,3 +65,27 @@ def test_local_paths_of_a_config_are_absolute(
     os.chdir("/")
     file.write_text(dump_config(config))
     assert load_config(file) == config
+
+
+def test_local_places_of_a_corpus_are_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("clip").mkdir()
+    config = load_config(
+        CONFIGS / "demo-corpus.yaml",
+        [
+            "corpus.directory=here",
+            "corpus.select.lexicon=words.yaml",
+            "corpus.select.evaluation_sets=[sets/vqa, 's3://bucket/vqa']",
+            "corpus.select.classifier={weights: ./clip}",
+        ],
+    )
+    corpus = resolve_places(config).corpus
+    assert corpus is not None
+    assert corpus.select.classifier is not None
+    assert corpus.directory == str(tmp_path / "here")
+    assert corpus.harvest.source == str(tmp_path / "runs/demo-corpus/mirror")
+    assert corpus.select.lexicon == str(tmp_path / "words.yaml")
+    assert corpus.select.evaluation_sets == (str(tmp_path / "sets/vqa"), "s3://bucket/vqa")
+    assert corpus.select.classifier.weights == str(tmp_path / "clip")
