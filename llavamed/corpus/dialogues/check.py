@@ -24,7 +24,7 @@ needs something else, such as the history of the patient; 1 if most do."""
 
 
 class Scores(BaseModel):
-    """The form of a check."""
+    """Two scores from 1 to 5."""
 
     grounded: Annotated[int, Field(ge=1, le=5)]
     visible: Annotated[int, Field(ge=1, le=5)]

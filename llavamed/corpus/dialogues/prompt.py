@@ -27,14 +27,16 @@ class _Part(BaseModel):
 
 
 class SpokenTurn(_Part):
-    """One turn as the model writes it."""
+    """One turn."""
 
     speaker: Speaker
     text: str
 
 
 class WrittenDialogue(_Part):
-    """The form of an answer, which endpoints constrain it to."""
+    """A dialogue about an image, turn by turn."""
+
+    # Endpoints show the docstrings of an answer's form to the model.
 
     turns: list[SpokenTurn]
 
