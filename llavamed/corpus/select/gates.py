@@ -108,7 +108,7 @@ def read_picture(
             detail = f"{distance} bits from an image of {each.name}"
             return [(figure.refused("in_evaluation_set", detail), None)]
     boxes = find_panels(pixels)
-    if settings.panels == "keep" or (len(boxes) == 1 and figure.panels == ONE):
+    if settings.panels == "keep" or (len(boxes) == 1 and figure.panels != SEVERAL):
         return [(figure, pixels)]
     figure = replace(figure, panels=SEVERAL)
     parts = split_caption(figure.caption) if settings.panels == "split" else {}
