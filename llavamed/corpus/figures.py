@@ -16,17 +16,21 @@ Memory holds one part at a time.
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, Self
 
 import pyarrow as pa
 
-from llavamed.storage.location import MANIFEST, Location
-from llavamed.storage.manifest import FiguresManifest, read, write
+from llavamed.storage.location import Location
+from llavamed.storage.manifest import FiguresManifest, find, write
 
 FIGURES = "figures.parquet"
 IMAGES = "images"
 ROWS_PER_GROUP = 1024
+NUM_THREADS = 16
+"""Small files that are read at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +235,10 @@ def list_parts(step: Location) -> list[tuple[Location, FiguresManifest]]:
         StorageError: A manifest cannot be read, or is damaged.
     """
     parts = [step / name for name in step.children() if name.isdigit()]
-    return [(part, read(FiguresManifest, part)) for part in parts if (part / MANIFEST).exists()]
+    with ThreadPoolExecutor(NUM_THREADS) as pool:  # a large corpus has thousands of parts
+        manifests = pool.map(partial(find, FiguresManifest), parts)
+        found = zip(parts, manifests, strict=True)
+        return [(part, manifest) for part, manifest in found if manifest is not None]
 
 
 def iter_kept(step: Location) -> Iterator[FigureRow]:

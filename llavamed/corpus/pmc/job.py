@@ -16,11 +16,10 @@ import pyarrow as pa
 import ray
 
 from llavamed.config.harvest import Harvest
-from llavamed.corpus.figures import list_parts, read_figures
+from llavamed.corpus.figures import NUM_THREADS, list_parts, read_figures
 from llavamed.corpus.pmc.fetch import UNAVAILABLE
 from llavamed.corpus.pmc.inventory import CANDIDATES_SCHEMA, read_inventory
 from llavamed.corpus.pmc.part import (
-    NUM_THREADS,
     PartReport,
     find_part,
     harvest_part,

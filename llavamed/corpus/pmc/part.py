@@ -18,7 +18,7 @@ from typing import ClassVar
 import pyarrow as pa
 
 from llavamed.config.harvest import Harvest
-from llavamed.corpus.figures import read_figures, write_figures
+from llavamed.corpus.figures import NUM_THREADS, read_figures, write_figures
 from llavamed.corpus.pmc.article import ARTICLES_SCHEMA, ArticleHarvester, ArticleRow, Harvested
 from llavamed.corpus.pmc.fetch import UNAVAILABLE, Fetcher
 from llavamed.errors import DataError, LlavaMedError
@@ -27,8 +27,6 @@ from llavamed.storage.manifest import FiguresManifest, Manifest, find, read, wri
 
 ARTICLES = "articles.parquet"
 JOURNAL = "done"
-NUM_THREADS = 16
-"""Files of a journal that are read at once."""
 
 
 class PartReport(Manifest):
