@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= ray_jobs/configs/demo.yaml
+EXPORT ?= runs/demo/stages/vqa/export
 CONTROL_PLANE := tests/cluster/control_plane
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-corpus test test-fast test-kill test-cluster check benchmark lint types k8s docs reference format clean
+.PHONY: help install demo demo-corpus chat test test-fast test-kill test-cluster check benchmark lint types k8s docs reference format clean
 
 help: ## List the verbs
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -22,6 +23,9 @@ demo: install ## The whole curriculum on built-in data: align, instruct, vqa, ev
 
 demo-corpus: install ## From articles to a trained model, on articles made for it: harvest, select, dialogues, align, instruct
 	@RAY_ADDRESS=local $(BIN)/python -m scripts.demo_corpus runs/demo-corpus/mirror
+
+chat: install ## Open the page on the model that `make demo` has trained; EXPORT names another
+	@$(BIN)/llavamed serve $(EXPORT)
 
 test-fast: install ## The tests that load nothing heavy; under 90 seconds
 	@$(BIN)/python -m pytest -n 2 tests/fast

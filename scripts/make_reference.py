@@ -53,14 +53,29 @@ def cell(text: str) -> str:
 def config_page() -> str:
     """Describe every setting, from the JSON Schema of the config."""
     from llavamed.config.run import RunConfig
+    from llavamed.config.serving import Serving
 
-    schema = RunConfig.model_json_schema()
-    sections = [("", schema), *((name, node) for name, node in sorted(schema["$defs"].items()))]
+    parts = [*settings_tables("RunConfig", RunConfig), *settings_tables("Serving", Serving)]
+    return page(
+        "Configuration",
+        "A config is one YAML file. `RunConfig` is its root; a type in the second column that "
+        "names a section of this page is a mapping with the settings of that section. Any setting "
+        "can be overridden on the command line by its dotted name: "
+        "`stages.align.optimizer.lr=1e-3`. `llavamed config --schema` prints the same facts as "
+        "JSON Schema. `Serving` is the root of a file for `llavamed serve`.",
+        *parts,
+    )
+
+
+def settings_tables(title: str, kind_of_tree: type[BaseModel]) -> list[str]:
+    """Describe the settings of a root and of the sections below it, a table each."""
+    schema = kind_of_tree.model_json_schema()
+    sections = [(title, schema), *sorted(schema.get("$defs", {}).items())]
     parts = []
     for name, node in sections:
         if "properties" not in node:
             continue
-        parts.append(f"## {name or 'RunConfig'}\n")
+        parts.append(f"## {name}\n")
         if node.get("description"):
             parts.append(f"{' '.join(node['description'].split())}\n")
         required = set(node.get("required", ()))
@@ -74,15 +89,7 @@ def config_page() -> str:
             for key, field in node["properties"].items()
         ]
         parts.append(table(["setting", "type", "default", "what it does"], rows))
-    return page(
-        "Configuration",
-        "A config is one YAML file. `RunConfig` is its root; a type in the second column that "
-        "names a section of this page is a mapping with the settings of that section. Any setting "
-        "can be overridden on the command line by its dotted name: "
-        "`stages.align.optimizer.lr=1e-3`. `llavamed config --schema` prints the same facts as "
-        "JSON Schema.",
-        *parts,
-    )
+    return parts
 
 
 def described(field: dict[str, Any], schema: dict[str, Any]) -> str:

@@ -86,3 +86,27 @@ def _answer(conversation: "Conversation", question: str) -> None:
     for piece in conversation.ask(question):
         typer.echo(piece, nl=False)
     typer.echo()
+
+
+def serve(
+    export: Annotated[
+        str | None, typer.Argument(help="Folder of an export, at any URI; not with engine_url.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. limits.images=2")
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option(help="YAML file with settings of the service.")
+    ] = None,
+) -> None:
+    """Serve an export: OpenAI's chat completions, and a page to talk to it."""
+    from llavamed.config.load import load_section
+    from llavamed.config.serving import Serving
+
+    words = list(overrides or [])
+    if export is not None and "=" in export.partition("://")[0]:  # a setting, and no export
+        words, export = [export, *words], None
+    serving = load_section("config", config, Serving, words)
+    from llavamed.serve.launch import serve as run
+
+    run(export, serving, typer.echo)

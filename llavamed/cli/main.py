@@ -18,7 +18,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from llavamed import __version__
-from llavamed.cli.chat import chat
+from llavamed.cli.chat import chat, serve
 from llavamed.cli.cluster import app as cluster
 from llavamed.cli.corpus import app as corpus
 from llavamed.cli.data import app as data
@@ -63,6 +63,7 @@ app.add_typer(corpus, name="corpus")
 app.add_typer(data, name="data")
 app.add_typer(evaluate, name="evaluate")
 app.command("chat")(chat)
+app.command("serve")(serve)
 _EVERYWHERE = {"--debug", "--verbose", "--quiet"}
 
 

@@ -42,6 +42,7 @@ def show_summary(summary: RunSummary, console: Console) -> None:
     for found in summary.evaluations:
         show_scores(found, console)
     print_line(console, f"Model:   {summary.stages[-1].export}")
+    print_line(console, f"Talk:    {_installed('llavamed')} serve {summary.stages[-1].export}")
     print_line(console, f"MLflow:  {_mlflow_command(summary.tracking_uri)}")
 
 
@@ -303,7 +304,10 @@ def _mlflow_command(uri: str) -> str:
     """How to look at the runs: a server's address, or the command that serves a database."""
     if uri.startswith("http"):
         return uri
-    command = Path(sys.executable).with_name("mlflow")
-    if command.is_relative_to(Path.cwd()):
-        command = command.relative_to(Path.cwd())
-    return f"{command} server --backend-store-uri {uri}"
+    return f"{_installed('mlflow')} server --backend-store-uri {uri}"
+
+
+def _installed(name: str) -> Path:
+    """Return the path of a command of this environment, as short as it works from here."""
+    command = Path(sys.executable).with_name(name)
+    return command.relative_to(Path.cwd()) if command.is_relative_to(Path.cwd()) else command

@@ -11,6 +11,10 @@ _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 """What a decoder writes for the first bytes of a character whose other bytes have not come yet."""
 
 
+COLDEST = 1e-5
+"""Lower temperatures mean 0: divided by them, logits would leave the range of float32."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How the tokens of an answer are chosen, and where the answer ends."""
@@ -93,7 +97,8 @@ class Continuation:
             logits: float32 tensor of shape [vocabulary], on any device.
             likeliest: The token with the largest logit.
         """
-        token = self._draw(logits) if self.sampling.temperature > 0 else likeliest
+        is_drawn = self.sampling.temperature >= COLDEST
+        token = self._draw(logits) if is_drawn else likeliest
         if self.sampling.num_logprobs is not None:
             self.logprobs.append(_record(logits, token, self.sampling.num_logprobs))
         self.token_ids.append(token)

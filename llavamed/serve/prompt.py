@@ -89,7 +89,7 @@ def _text(message: Message, number: int, generator: Generator) -> str:
             param=key,
         )
     for text in texts:
-        _check_special_tokens(text, key, generator)
+        _check_text(text, key, generator)
     num_named = sum(text.count(IMAGE_PLACEHOLDER) for text in texts)
     if num_named not in {0, num_images}:
         raise RequestError(
@@ -104,7 +104,13 @@ def _text(message: Message, number: int, generator: Generator) -> str:
     return "\n".join(words)
 
 
-def _check_special_tokens(text: str, key: str, generator: Generator) -> None:
+def _check_text(text: str, key: str, generator: Generator) -> None:
+    if re.search("[\ud800-\udfff]", text):
+        raise RequestError(
+            f"{key}: its text holds half a character (a lone surrogate); send valid Unicode",
+            code="invalid_text",
+            param=key,
+        )
     for found in re.finditer(special_token_pattern(generator.tokenizer), text):
         if found[0] != IMAGE_PLACEHOLDER:
             raise RequestError(

@@ -28,11 +28,12 @@ ONLY_IN = {
         *("corpus/pmc/job.py", "corpus/select/job.py"),
         *("evaluate/ray_workers.py", "run/resources.py"),
         *("run/ray_cluster.py", "run/fit.py", "train/context.py", "train/prometheus.py"),
+        "serve/cluster.py",
     },
     # The engine is DeepSpeed. The context may reach for the groups that DeepSpeed keeps in module
     # variables (`NOTHING_BUT` below), for it makes the process group and must end it.
     "deepspeed": {"train/engine.py", "train/context.py"},
-    "mlflow": {"run/mlflow_client.py", "run/tracking.py"},
+    "mlflow": {"run/mlflow_client.py", "run/tracking.py", "serve/traces.py"},
     "peft": {"model/adapters.py"},
     "bitsandbytes": {"model/quantize.py"},
     "openai": {"llm/client.py"},

@@ -120,6 +120,9 @@ def test_logprobs_are_those_of_the_model(model: Any) -> None:
 def test_top_p_leaves_only_the_likeliest_tokens(model: Any) -> None:
     _, generator = model
     greedy = run_alone(generator, 1, Sampling(8))
+    for cold in (1e-300, 1e-9, 1e-4):
+        frozen = run_alone(generator, 1, Sampling(8, temperature=cold, seed=1))
+        assert frozen.token_ids == greedy.token_ids
     narrow = run_alone(generator, 1, Sampling(8, temperature=1.0, top_p=1e-6, seed=1))
     assert narrow.token_ids == greedy.token_ids
     drawn = {tuple(run_alone(generator, 1, Sampling(8, 1.5, seed=n)).token_ids) for n in range(5)}

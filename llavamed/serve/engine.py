@@ -1,0 +1,220 @@
+"""Answer requests of many clients with one model: a thread keeps one running batch going."""
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+
+from llavamed.errors import LlavaMedError, RequestError
+from llavamed.model.continuation import Continuation, Sampling, TokenLogprobs
+from llavamed.model.generation import Generator
+from llavamed.model.running_batch import EncodedPrompt
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One answer of a request as it stands after a token."""
+
+    index: int
+    text: str
+    num_tokens: int
+    finish_reason: str | None
+    logprobs: tuple[TokenLogprobs, ...]
+    """Of all tokens so far."""
+
+
+@dataclass(eq=False)
+class _Job:
+    """A request: its answers, and the queue in which its client reads them."""
+
+    prompt: EncodedPrompt
+    answers: list[Continuation]
+    loop: asyncio.AbstractEventLoop
+    told: "asyncio.Queue[list[Progress] | LlavaMedError]" = field(default_factory=asyncio.Queue)
+    is_given_up: bool = False
+
+    @property
+    def has_ended(self) -> bool:
+        return all(answer.finish_reason is not None for answer in self.answers)
+
+    def tell(self, news: list[Progress] | LlavaMedError) -> None:
+        """Pass news to the client, which may have gone with its event loop."""
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self.told.put_nowait, news)
+
+
+class Engine:
+    """The running batch of one model, and the requests that wait to join it."""
+
+    def __init__(self, generator: Generator, *, max_batch_size: int, max_waiting: int) -> None:
+        self._generator = generator
+        self._max_batch_size, self._max_waiting = max_batch_size, max_waiting
+        self._waiting: deque[_Job] = deque()
+        self._running: list[_Job] = []
+        self._batch = generator.running_batch()
+        self._changed = threading.Condition()
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._run, name="llavamed-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def num_waiting(self) -> int:
+        """Return the number of requests that wait."""
+        return len(self._waiting)
+
+    @property
+    def batch_size(self) -> int:
+        """Return the number of answers that are being generated."""
+        return len(self._batch)
+
+    @property
+    def is_alive(self) -> bool:
+        """Return whether requests are answered."""
+        return self._thread.is_alive()
+
+    async def answer(
+        self, prompt: EncodedPrompt, samplings: Sequence[Sampling]
+    ) -> AsyncGenerator[list[Progress]]:
+        """Answer a prompt, and yield what has changed, until all its answers have ended.
+
+        A caller that stops reading gives the request up, and its answers leave the batch.
+
+        Raises:
+            RequestError: Too many requests wait, or the model fails.
+        """
+        job = _Job(
+            prompt,
+            [self._generator.begin(sampling) for sampling in samplings],
+            asyncio.get_running_loop(),
+        )
+        with self._changed:
+            if self._is_closed:
+                raise RequestError(
+                    "service: is stopping; try again", code="stopping", status=503, retry_after=5
+                )
+            if len(self._waiting) >= self._max_waiting:
+                raise RequestError(
+                    f"queue: {self._max_waiting} requests wait already; try again later",
+                    code="queue_full",
+                    status=429,
+                    retry_after=1 + len(self._waiting) // self._max_batch_size,
+                )
+            self._waiting.append(job)
+            self._changed.notify()
+        is_open = True
+        try:
+            while is_open:
+                news = await job.told.get()
+                if isinstance(news, LlavaMedError):
+                    is_open = False
+                    raise news
+                is_open = any(each.finish_reason is None for each in news)
+                yield news
+        finally:
+            if is_open:
+                with self._changed:
+                    job.is_given_up = True
+                    self._changed.notify()
+
+    def close(self) -> None:
+        """End the thread. Requests that are not answered yet fail."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._waiting or self._running or self._is_closed):
+                    self._changed.wait()
+                if self._is_closed:
+                    break
+                new = self._admit()
+            self._drop_given_up()
+            self._join(new)
+            self._step()
+        stopping = RequestError(
+            "service: has stopped; try again", code="stopping", status=503, retry_after=5
+        )
+        for job in (*self._running, *self._waiting):
+            job.tell(stopping)
+
+    def _admit(self) -> list[_Job]:
+        """Take those out of the queue that the batch has room for, in the order they came."""
+        room = self._max_batch_size - len(self._batch)
+        new = []
+        while self._waiting and (
+            self._waiting[0].is_given_up or len(self._waiting[0].answers) <= room
+        ):
+            job = self._waiting.popleft()
+            if not job.is_given_up:
+                room -= len(job.answers)
+                new.append(job)
+        return new
+
+    def _drop_given_up(self) -> None:
+        gone = [job for job in self._running if job.is_given_up]
+        if gone:
+            self._batch.remove([answer for job in gone for answer in job.answers])
+            self._running = [job for job in self._running if not job.is_given_up]
+
+    def _join(self, new: list[_Job]) -> None:
+        """Let requests join the batch; where that fails, one by one, so that only one fails."""
+        if not new:
+            return
+        try:
+            self._batch.join([job.prompt for job in new], [job.answers for job in new])
+        except Exception as error:
+            if len(new) == 1:
+                self._fail(new, error)
+                return
+            for job in new:
+                self._join([job])
+            return
+        self._running += new
+        self._publish(new)
+
+    def _step(self) -> None:
+        if not len(self._batch):
+            return
+        try:
+            self._batch.step()
+        except Exception as error:  # the batch may be half done, so nobody can go on with it
+            failed, self._running = self._running, []
+            self._batch = self._generator.running_batch()
+            self._fail(failed, error)
+        else:
+            self._publish(self._running)
+
+    def _publish(self, jobs: list[_Job]) -> None:
+        for job in list(jobs):
+            job.tell(
+                [
+                    Progress(
+                        index,
+                        answer.text,
+                        len(answer.token_ids),
+                        answer.finish_reason,
+                        tuple(answer.logprobs),
+                    )
+                    for index, answer in enumerate(job.answers)
+                ]
+            )
+        self._running = [job for job in self._running if not job.has_ended]
+
+    def _fail(self, jobs: list[_Job], error: Exception) -> None:
+        """Tell clients that the model failed. Its words go to the log, and hold no prompt."""
+        logger.error("the model failed: %s: %s", type(error).__name__, error)
+        for job in jobs:
+            job.tell(
+                RequestError(
+                    f"model: failed with {type(error).__name__}; try again, or ask less at once",
+                    code="model_failed",
+                    status=500,
+                )
+            )

@@ -1,0 +1,90 @@
+"""Start the service in one process: load the model, listen, say where, and drain at the end."""
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+
+import uvicorn
+
+from llavamed.config.serving import LOOPBACK, Serving
+from llavamed.errors import ConfigError
+from llavamed.serve.access import read_tokens
+from llavamed.serve.backend import Backend, EngineBackend, LocalBackend
+from llavamed.serve.export import open_export
+from llavamed.serve.service import Service
+from llavamed.storage.location import locate
+
+logger = logging.getLogger(__name__)
+
+
+def make_backend(export: str | None, serving: Serving) -> Backend:
+    """Return what answers: the model of an export, or the engine of the settings.
+
+    Raises:
+        CheckpointError: The export is incomplete or damaged.
+        ConfigError: Neither or both are given, or the engine's key is missing.
+    """
+    if (export is None) == (serving.engine_url is None):
+        raise ConfigError(
+            f"engine_url={serving.engine_url or 'null'}: name an export or the address of an "
+            "engine, one of the two"
+        )
+    if export is not None:
+        return LocalBackend(open_export(locate(export), device=serving.device), serving)
+    key = None
+    if serving.engine_key_env is not None:
+        key = os.environ.get(serving.engine_key_env)
+        if key is None:
+            raise ConfigError(
+                f"engine_key_env={serving.engine_key_env}: is not set in the environment; set it"
+            )
+    return EngineBackend(serving, key)
+
+
+def serve(export: str | None, serving: Serving, tell: Callable[[str], None]) -> None:
+    """Serve until a signal comes, and let running requests end.
+
+    Args:
+        export: Folder of the export, at any URI, or None for an engine.
+        serving: The settings.
+        tell: Prints a line for the operator.
+
+    Raises:
+        CheckpointError: The export is incomplete or damaged.
+        ConfigError: The settings do not fit together, or the port is taken.
+    """
+    tokens, made = read_tokens(serving)
+    listener = _listen(serving)
+    service = Service(serving, make_backend(export, serving), tokens)
+    port = listener.getsockname()[1]
+    host = "127.0.0.1" if serving.host in {"0.0.0.0", "::", *LOOPBACK} else serving.host
+    address = f"http://{host}:{port}"
+    # Browsers send no fragment to the server, so the token is in no log.
+    tell(f"page: {address}/{f'#token={made}' if made else ''}")
+    tell(f"API:  {address}/v1 (model {serving.name})")
+    if made:
+        tell(f"token, made for this start: {made}")
+    config = uvicorn.Config(
+        service.app(),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(serving.drain_seconds),
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listen(serving: Serving) -> socket.socket:
+    family = socket.AF_INET6 if ":" in serving.host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((serving.host, serving.port))
+    except OSError as error:
+        raise ConfigError(
+            f"port={serving.port}: cannot listen there at host={serving.host} "
+            f"({error.strerror}); choose another"
+        ) from error
+    listener.set_inheritable(True)
+    return listener

@@ -1,0 +1,267 @@
+"""OpenAI's chat completions: what a request may say, and the form of answers and errors.
+
+Fields that clients send unasked are accepted at their defaults. What would change an answer and is
+not supported is refused, and fields that nobody knows are ignored.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from llavamed.errors import RequestError
+
+MAX_STOPS = 4
+MAX_TOP_LOGPROBS = 20
+_DEFAULTS: dict[str, tuple[Any, ...]] = {
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "functions": ([],),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "audio": (),
+}
+"""Fields that change an answer and are not supported, with the values that change nothing."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+
+class TextPart(_Model):
+    """A piece of text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(_Model):
+    """Where an image is. `detail` is accepted, and makes no difference to a tower of one size."""
+
+    url: str
+    detail: Literal["auto", "low", "high"] = "auto"
+
+
+class ImagePart(_Model):
+    """An image."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class ChatMessage(_Model):
+    """One turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part]
+
+
+class StreamOptions(_Model):
+    """What a stream ends with."""
+
+    include_usage: bool = False
+
+
+class ChatRequest(_Model):
+    """The body of a request for chat completions."""
+
+    model: str
+    messages: list[ChatMessage]
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
+    stop: (
+        Annotated[str, StringConstraints(min_length=1)]
+        | Annotated[
+            list[Annotated[str, StringConstraints(min_length=1)]], Field(max_length=MAX_STOPS)
+        ]
+        | None
+    ) = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        None, validation_alias=AliasChoices("max_completion_tokens", "max_tokens")
+    )
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Return the texts that end an answer."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+
+def parse_request(data: bytes) -> ChatRequest:
+    """Read the body of a request.
+
+    Raises:
+        RequestError: It is not JSON, lacks a field, or asks for what is not supported.
+    """
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(
+            "body: is not valid JSON; correct it", code="invalid_json", param=None
+        ) from error
+    if not isinstance(body, dict):
+        raise RequestError("body: must be a JSON object; correct it", code="invalid_json")
+    for name, neutral in _DEFAULTS.items():
+        if body.get(name) is not None and body[name] not in neutral:
+            raise RequestError(
+                f"{name}: is not supported; leave it out", code="unsupported", param=name
+            )
+    try:
+        return ChatRequest.model_validate(body)
+    except ValidationError as error:
+        raise _refuse(error) from None  # the error holds what was sent
+
+
+def _refuse(error: ValidationError) -> RequestError:
+    """Return the first broken rule, without the value that breaks it, which may be an image."""
+    fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    names = [str(part) for part in fault["loc"] if part not in _TAGS]
+    key = ".".join(names)
+    rule = fault["msg"][0].lower() + fault["msg"][1:]
+    return RequestError(
+        f"{key}: {rule.replace('input should', 'must')}; correct it",
+        code="invalid_value",
+        param=names[0] if names else None,
+    )
+
+
+_TAGS = {"text", "image_url", "str", "list[tagged-union[TextPart,ImagePart]]"}
+"""What pydantic puts into the place of a fault to name the option of a union."""
+
+
+def error_body(error: RequestError) -> dict[str, Any]:
+    """Return an error in OpenAI's form."""
+    kinds = {401: "authentication_error", 429: "rate_limit_error"}
+    kind = kinds.get(error.status)
+    if kind is None:
+        kind = "server_error" if error.status >= 500 else "invalid_request_error"
+    return {
+        "error": {
+            "message": str(error),
+            "type": kind,
+            "param": error.param,
+            "code": error.code,
+        }
+    }
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of a request and of all its answers."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+    def body(self) -> dict[str, int]:
+        """Return the counts in OpenAI's form."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One answer, or what is new of it."""
+
+    index: int
+    text: str
+    finish_reason: str | None
+    logprobs: Sequence[dict[str, Any]] | None = None
+    """What `token_logprob` makes of each token, or None where nobody asked."""
+
+    def _logprobs(self) -> dict[str, Any] | None:
+        return None if self.logprobs is None else {"content": list(self.logprobs), "refusal": None}
+
+    def whole(self) -> dict[str, Any]:
+        """Return it as a choice of a whole answer."""
+        return {
+            "index": self.index,
+            "message": {"role": "assistant", "content": self.text, "refusal": None},
+            "logprobs": self._logprobs(),
+            "finish_reason": self.finish_reason,
+        }
+
+    def delta(self) -> dict[str, Any]:
+        """Return it as a choice of one chunk of a stream."""
+        return {
+            "index": self.index,
+            "delta": {"content": self.text} if self.text or not self.finish_reason else {},
+            "logprobs": self._logprobs(),
+            "finish_reason": self.finish_reason,
+        }
+
+
+def token_logprob(text: str, logprob: float, likeliest: Sequence[tuple[str, float]]) -> Any:
+    """Return the probability of a token in OpenAI's form."""
+
+    def entry(text: str, logprob: float) -> dict[str, Any]:
+        return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode())}
+
+    return {**entry(text, logprob), "top_logprobs": [entry(*each) for each in likeliest]}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What all parts of the answer to one request have in common."""
+
+    id: str
+    model: str
+    created: int
+
+    @classmethod
+    def to(cls, request_id: str, model: str) -> "Reply":
+        """Return the reply to a request that has come now."""
+        return cls(f"chatcmpl-{request_id}", model, int(time.time()))
+
+    def whole(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
+        """Return the body of a whole answer."""
+        return self._body("chat.completion", [each.whole() for each in choices]) | {
+            "usage": usage.body()
+        }
+
+    def opening(self, index: int) -> dict[str, Any]:
+        """Return the first chunk of a stream."""
+        delta = {"role": "assistant", "content": ""}
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+        return self._body("chat.completion.chunk", [choice])
+
+    def chunk(self, choice: Choice) -> dict[str, Any]:
+        """Return a further chunk of a stream."""
+        return self._body("chat.completion.chunk", [choice.delta()])
+
+    def closing(self, usage: Usage) -> dict[str, Any]:
+        """Return the chunk that tells the usage of a stream."""
+        return self._body("chat.completion.chunk", []) | {"usage": usage.body()}
+
+    def _body(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+        }
+
+
+def event(body: dict[str, Any] | str) -> bytes:
+    """Return a server-sent event."""
+    text = body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)
+    return f"data: {text}\n\n".encode()
+
+
+DONE = event("[DONE]")

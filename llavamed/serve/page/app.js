@@ -1,0 +1,307 @@
+// The conversation: what was asked and answered, how it is shown, and what the buttons do.
+import { ask, get, ServiceError } from "./client.js";
+import { find, make } from "./dom.js";
+import { saveJson, saveMarkdown } from "./files.js";
+import { render } from "./markdown.js";
+import { askOpinion, prepareOpinion } from "./opinion.js";
+import { prepareViewer, view } from "./viewer.js";
+
+const EXAMPLES = [
+  "What does this image show?",
+  "Which organ is shown, and in which plane?",
+  "Is there an abnormality? Where?",
+  "Describe the image for a report.",
+];
+
+const here = new URL("v1", document.baseURI).href;
+const service = { url: here, model: "", token: "", info: null };
+let turns = [];
+let attached = [];
+let running = null;
+
+const endpoints = () => {
+  const second = { url: find("second-url").value.trim() || here, model: find("second-model").value.trim() || service.model, token: find("second-token").value };
+  if (second.url === here && !second.token) second.token = service.token;
+  return find("compare").checked ? [service, second] : [service];
+};
+
+function complain(text) {
+  find("problem").textContent = text;
+  find("problem").hidden = !text;
+}
+
+// Connecting
+
+async function connect() {
+  try {
+    service.info = await get(new URL("info", document.baseURI), service.token);
+    service.model = service.info.model;
+    find("model").textContent = service.model;
+    document.title = `${service.model} · chat`;
+    complain("");
+  } catch (error) {
+    find("model").textContent = "Not connected";
+    complain(error.message);
+    if (error.status === 401 && !find("settings").open) {
+      find("settings").showModal();
+      find("token").focus();
+    }
+  }
+}
+
+function takeToken() {
+  const given = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (!given) return;
+  service.token = find("token").value = given;
+  history.replaceState(null, "", location.pathname); // it must not stay in the history
+}
+
+// Images
+
+const readAs = (blob) =>
+  new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(reader.error);
+    reader.readAsDataURL(blob);
+  });
+
+async function attach(files) {
+  const most = service.info?.limits.image_bytes ?? Infinity;
+  for (const file of files) {
+    if (file.size > most) {
+      complain(`${file.name}: has ${file.size} bytes, at most ${most} are read.`);
+      continue;
+    }
+    attached.push({ name: file.name || "pasted image", url: await readAs(file), blob: file });
+  }
+  showAttached();
+  find("question").focus();
+}
+
+function thumbnail(image, properties = {}) {
+  const label = `Look at ${image.name}`;
+  const button = make("button", { type: "button", title: label, onclick: () => view(image).catch(() => complain(`${image.name}: this browser cannot show it.`)), ...properties });
+  button.setAttribute("aria-label", label);
+  if (image.blob.type.startsWith("image/")) {
+    const picture = make("img", { src: image.url, alt: "" });
+    picture.addEventListener("error", () => picture.replaceWith(image.name));
+    button.append(picture);
+  } else {
+    button.append(image.name);
+  }
+  return button;
+}
+
+function showAttached() {
+  find("attached").replaceChildren(
+    ...attached.map((image, place) => {
+      const remove = make("button", { type: "button", className: "remove", onclick: () => { attached.splice(place, 1); showAttached(); find("question").focus(); } }, "×");
+      remove.setAttribute("aria-label", `Remove ${image.name}`);
+      return make("li", {}, thumbnail(image, { className: "show" }), remove);
+    }),
+  );
+}
+
+// Showing the conversation
+
+function showTurn(turn) {
+  const number = turns.indexOf(turn);
+  const question = make("div", { className: "question" });
+  question.append(make("h2", { className: "unseen" }, "You"));
+  if (turn.images.length) {
+    question.append(make("ul", { className: "images" }, ...turn.images.map((image) => make("li", {}, thumbnail(image)))));
+  }
+  question.append(make("div", { className: "text" }, turn.question));
+  question.append(make("div", { className: "tools" }, make("button", { type: "button", className: "small", onclick: () => edit(number) }, "Edit")));
+  const answers = make("div", { className: turn.answers.length > 1 ? "answers two" : "answers" }, ...turn.answers.map((answer) => showAnswer(turn, answer)));
+  turn.node.replaceChildren(question, answers);
+}
+
+function showAnswer(turn, answer) {
+  answer.node = make("article", { className: "answer" });
+  fillAnswer(turn, answer);
+  return answer.node;
+}
+
+function fillAnswer(turn, answer) {
+  const text = make("div", { className: answer.isRunning ? "text waiting" : "text" }, ...render(answer.text));
+  const parts = [make("h2", { className: "who" }, answer.model), text];
+  answer.node.classList.toggle("failed", Boolean(answer.error));
+  if (answer.error) parts.push(make("p", { className: "error" }, answer.error));
+  if (answer.reason === "length") parts.push(make("p", { className: "hint" }, "The answer reached its longest length."));
+  if (answer.reason === "stopped") parts.push(make("p", { className: "hint" }, "You stopped this answer."));
+  if (!answer.isRunning) parts.push(answerTools(turn, answer));
+  answer.node.replaceChildren(...parts);
+}
+
+function answerTools(turn, answer) {
+  const tools = make("div", { className: "tools" });
+  const add = (label, onclick) => tools.append(make("button", { type: "button", className: "small", onclick }, label));
+  if (answer.text) add("Copy", () => navigator.clipboard.writeText(answer.text).catch(() => complain("This browser does not allow copying.")));
+  if (turn === turns.at(-1)) add(answer.error ? "Try again" : "Regenerate", () => regenerate(turn));
+  if (service.info?.feedback && answer.id && answer.endpoint === service) {
+    add("Good", () => askOpinion(service, turn, answer, "up", complain));
+    add("Bad", () => askOpinion(service, turn, answer, "down", complain));
+  }
+  return tools;
+}
+
+function showAll() {
+  find("welcome").hidden = turns.length > 0;
+  find("log").replaceChildren(...turns.map((turn) => turn.node));
+  for (const turn of turns) showTurn(turn);
+}
+
+const isAtEnd = () => innerHeight + scrollY > document.documentElement.scrollHeight - 120;
+
+function showRunning(isRunning) {
+  find("send").hidden = isRunning;
+  find("stop").hidden = !isRunning;
+}
+
+// Asking
+
+function messagesFor(place, upTo) {
+  return turns.slice(0, upTo + 1).flatMap((turn, number) => {
+    const images = turn.images.map((image) => ({ type: "image_url", image_url: { url: image.url } }));
+    const asked = { role: "user", content: [...images, { type: "text", text: turn.question }] };
+    const answer = turn.answers[place] ?? turn.answers[0];
+    return number === upTo ? [asked] : [asked, { role: "assistant", content: answer.text }];
+  });
+}
+
+function settings() {
+  const body = { temperature: Number(find("temperature").value) };
+  const limit = find("max-tokens").value;
+  const seed = find("seed").value;
+  if (limit) body.max_tokens = Number(limit);
+  if (seed) body.seed = Number(seed);
+  return body;
+}
+
+async function answerOne(turn, answer, place, signal) {
+  let isPlanned = false;
+  const show = () => {
+    isPlanned = false;
+    if (!answer.isRunning) return;
+    const follow = isAtEnd();
+    fillAnswer(turn, answer);
+    if (follow) scrollTo(0, document.documentElement.scrollHeight);
+  };
+  try {
+    const body = { ...answer.settings, messages: messagesFor(place, turns.indexOf(turn)) };
+    const { id, reason } = await ask(answer.endpoint, body, signal, (text) => {
+      answer.text = text;
+      if (!isPlanned) requestAnimationFrame(show);
+      isPlanned = true;
+    });
+    Object.assign(answer, { id, reason });
+  } catch (error) {
+    if (error.name === "AbortError") answer.reason = "stopped";
+    else answer.error = error instanceof ServiceError ? error.message : `This page failed: ${error.message}`;
+  }
+  const follow = isAtEnd();
+  answer.isRunning = false;
+  answer.time = new Date().toISOString();
+  fillAnswer(turn, answer);
+  if (follow) scrollTo(0, document.documentElement.scrollHeight);
+}
+
+async function answer(turn) {
+  running = new AbortController();
+  const { signal } = running;
+  const chosen = settings();
+  turn.answers = endpoints().map((endpoint) => ({ endpoint, model: endpoint.model, settings: chosen, text: "", error: null, reason: null, id: null, isRunning: true }));
+  showRunning(true);
+  showAll();
+  scrollTo(0, document.documentElement.scrollHeight);
+  find("status").textContent = "Waiting for the answer.";
+  await Promise.all(turn.answers.map((each, place) => answerOne(turn, each, place, signal)));
+  if (signal === running?.signal) {
+    running = null;
+    showRunning(false);
+  }
+  find("status").textContent = turn.answers.map((each) => `${each.model}: ${each.error ?? each.text}`).join(" ");
+}
+
+async function send() {
+  const question = find("question").value.trim();
+  if (running || (!question && !attached.length)) return;
+  complain("");
+  if (!service.model) await connect();
+  if (!service.model) return;
+  const turn = { question, images: attached, answers: [], node: make("li") };
+  turns.push(turn);
+  attached = [];
+  find("question").value = "";
+  grow();
+  showAttached();
+  await answer(turn);
+}
+
+async function regenerate(turn) {
+  if (!running) await answer(turn);
+  find("question").focus();
+}
+
+function edit(number) {
+  running?.abort();
+  const turn = turns[number];
+  turns = turns.slice(0, number);
+  attached = turn.images;
+  find("question").value = turn.question;
+  grow();
+  showAttached();
+  showAll();
+  find("question").focus();
+}
+
+function grow() {
+  const field = find("question");
+  field.style.height = "auto";
+  field.style.height = `${Math.min(field.scrollHeight + 2, 200)}px`;
+}
+
+// Wiring
+
+const pictures = (list) => [...list].filter((file) => file.type.startsWith("image/") || /\.dcm$|dicom/i.test(file.name + file.type));
+
+find("composer").addEventListener("submit", (event) => { event.preventDefault(); send(); });
+find("question").addEventListener("input", grow);
+find("question").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    event.preventDefault();
+    send();
+  }
+});
+find("files").addEventListener("change", async (event) => { await attach(event.target.files); event.target.value = ""; });
+find("stop").addEventListener("click", () => { running?.abort(); find("question").focus(); });
+document.addEventListener("keydown", (event) => { if (event.key === "Escape" && !document.querySelector("dialog[open]")) running?.abort(); });
+document.addEventListener("paste", (event) => {
+  const found = pictures(event.clipboardData.files);
+  if (found.length) { event.preventDefault(); attach(found); }
+});
+document.addEventListener("dragover", (event) => { event.preventDefault(); document.body.classList.add("dropping"); });
+document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) document.body.classList.remove("dropping"); });
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  document.body.classList.remove("dropping");
+  attach(pictures(event.dataTransfer.files));
+});
+find("new").addEventListener("click", () => { running?.abort(); turns = []; attached = []; showAttached(); showAll(); complain(""); find("question").focus(); });
+find("save-json").addEventListener("click", () => saveJson(turns, service));
+find("save-markdown").addEventListener("click", () => saveMarkdown(turns, service));
+find("open-settings").addEventListener("click", () => find("settings").showModal());
+find("settings").addEventListener("close", () => {
+  const isNew = service.token !== find("token").value.trim();
+  service.token = find("token").value.trim();
+  if (isNew || !service.model) connect();
+  find("question").focus();
+});
+find("examples").append(...EXAMPLES.map((text) => make("li", {}, make("button", { type: "button", onclick: () => { find("question").value = text; grow(); find("question").focus(); } }, text))));
+
+prepareViewer();
+prepareOpinion();
+takeToken();
+connect();

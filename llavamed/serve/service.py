@@ -1,0 +1,376 @@
+"""The service: OpenAI's chat completions and the page, with tokens, limits and records."""
+
+import asyncio
+import logging
+import re
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from llavamed import __version__
+from llavamed.config.serving import Serving
+from llavamed.errors import RequestError
+from llavamed.llm.request import Image, Message
+from llavamed.serve.access import Access
+from llavamed.serve.backend import Backend, Update
+from llavamed.serve.feedback import parse_feedback
+from llavamed.serve.images import read_messages
+from llavamed.serve.openai import (
+    DONE,
+    ChatRequest,
+    Choice,
+    Reply,
+    Usage,
+    error_body,
+    event,
+    parse_request,
+)
+from llavamed.serve.page import POLICY, read_page
+from llavamed.serve.records import LineFile, Metrics, Record
+from llavamed.serve.stream import (
+    CLIENT_CLOSED,
+    ClientGoneError,
+    EventStream,
+    first_of,
+    unless_gone,
+    with_first,
+)
+
+if TYPE_CHECKING:
+    from llavamed.serve.traces import Traces
+
+logger = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+    "X-Research-Use-Only": "true",
+}
+Handler = Callable[["Service", Request, Record], Awaitable[Response]]
+
+
+class Service:
+    """Answers the requests of one model."""
+
+    def __init__(self, serving: Serving, backend: Backend, tokens: tuple[str, ...]) -> None:
+        self.serving, self.backend = serving, backend
+        self.access = Access(tokens, serving.limits.requests_per_minute)
+        self.metrics = Metrics(backend.load)
+        self._page_files = read_page()
+        self._policy = POLICY.format(origins=" ".join(serving.page_origins))
+        self._audit = LineFile(serving.audit_log) if serving.audit_log else None
+        self._traces = _make_traces(serving.tracking_uri)
+        self._feedback = LineFile(serving.feedback_file) if serving.feedback_file else None
+
+    def app(self) -> Starlette:
+        """Return the application that a server or Ray Serve runs."""
+        routes = [
+            Route("/v1/chat/completions", self._guard(Service.chat), methods=["POST"]),
+            Route("/v1/models", self._guard(Service.models), methods=["GET"]),
+            Route("/v1/models/{name:path}", self._guard(Service.models), methods=["GET"]),
+            Route("/feedback", self._guard(Service.feedback), methods=["POST"]),
+            Route("/info", self._guard(Service.info), methods=["GET"]),
+            Route("/health", self._health, methods=["GET"]),
+            Route("/metrics", self._metrics, methods=["GET"]),
+            Route("/", self._page, methods=["GET"]),
+            Route("/page/{name}", self._page, methods=["GET"]),
+        ]
+        handlers = {404: self._no_route, 405: self._no_route}
+
+        @asynccontextmanager
+        async def lifespan(_: Starlette) -> AsyncIterator[None]:
+            yield
+            await self.backend.close()
+            if self._traces is not None:
+                await asyncio.to_thread(self._traces.close)
+
+        app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
+        if self.serving.origins:
+            from starlette.middleware.cors import CORSMiddleware
+
+            app.add_middleware(
+                CORSMiddleware,
+                allow_origins=list(self.serving.origins),
+                allow_methods=["GET", "POST"],
+                allow_headers=["Authorization", "Content-Type"],
+            )
+        return app
+
+    async def chat(self, request: Request, record: Record) -> Response:
+        """Answer a request for chat completions."""
+        asked = parse_request(await self._read_body(request))
+        self._check(asked)
+        record.model, record.is_stream = asked.model, asked.stream
+        messages = await read_messages(asked.messages, self.serving)
+        self._note(record, messages)
+        updates = self.backend.answer(asked, messages)
+        reply = Reply.to(record.request_id, asked.model)
+        # Errors before the first token still have a status of their own.
+        first = await unless_gone(request.receive, first_of(updates))
+        record.first_token_seconds = record.seconds
+        if asked.stream:
+            options = asked.stream_options
+            events = self._events(
+                reply, first, updates, record, with_usage=bool(options and options.include_usage)
+            )
+            return EventStream(events, record, self.end)
+        body = await unless_gone(
+            request.receive, self._whole(reply, first, updates, record, asked.n or 1)
+        )
+        return JSONResponse(body)
+
+    async def models(self, request: Request, _: Record) -> Response:
+        """Return the models, or the one of a name."""
+        model = {"id": self.serving.name, "object": "model", "created": 0, "owned_by": "llavamed"}
+        name = request.path_params.get("name")
+        if name is None:
+            return JSONResponse({"object": "list", "data": [model]})
+        self._check_model(name)
+        return JSONResponse(model)
+
+    async def info(self, _: Request, __: Record) -> Response:
+        """Return what the page needs to know."""
+        return JSONResponse(
+            {
+                "model": self.serving.name,
+                "version": __version__,
+                "feedback": self._feedback is not None,
+                "limits": self.serving.limits.model_dump(),
+            }
+        )
+
+    async def feedback(self, request: Request, record: Record) -> Response:
+        """Keep the opinion of a user who agreed to it."""
+        if self._feedback is None:
+            raise RequestError(
+                "feedback_file=null: no opinions are taken here; set it to take them",
+                code="not_found",
+                status=404,
+            )
+        line = parse_feedback(await self._read_body(request))
+        await asyncio.to_thread(self._feedback.add, {"request_id": record.request_id, **line})
+        return JSONResponse({"kept": True})
+
+    def _guard(self, handler: Handler) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Let a handler do its work for known clients, and turn errors into OpenAI's form."""
+
+        async def guarded(request: Request) -> Response:
+            given = request.headers.get("x-request-id", "")
+            is_usable = _REQUEST_ID.fullmatch(given)
+            record = Record(given if is_usable else uuid.uuid4().hex)
+            try:
+                record.client = self.access.client(request.headers.get("authorization"))
+                self.access.count(record.client)
+                response = await handler(self, request, record)
+            except RequestError as error:
+                response = _refusal(error)
+                record.status, record.code = error.status, error.code
+            except ClientGoneError:
+                response = Response(status_code=CLIENT_CLOSED)
+                record.status, record.is_cancelled = CLIENT_CLOSED, True
+            except asyncio.CancelledError:  # Ray Serve cancels the handler of a lost client
+                record.status, record.is_cancelled = CLIENT_CLOSED, True
+                self.end(record)
+                raise
+            except Exception as error:
+                logger.exception("request %s failed", record.request_id)
+                response = _refusal(_unexpected(error))
+                record.status, record.code = 500, "internal_error"
+            if not isinstance(response, EventStream):
+                self.end(record)
+            response.headers.update({**_HEADERS, "X-Request-Id": record.request_id})
+            return response
+
+        return guarded
+
+    def end(self, record: Record) -> None:
+        """Count a request that has ended, and write it to the audit log and to MLflow."""
+        record.count(self.metrics)
+        for log in (self._audit, self._traces):
+            if log is not None:
+                log.add(record.line(with_content=self.serving.log_content))
+
+    async def _read_body(self, request: Request) -> bytes:
+        """Return the body of a request, of which no more is read than the limit."""
+        limit, seconds = self.serving.limits.body_bytes, self.serving.limits.read_seconds
+        declared = request.headers.get("content-length", "0")
+        data = bytearray()
+        try:
+            async with asyncio.timeout(seconds):
+                if not declared.isdigit() or int(declared) > limit:
+                    raise _too_large(limit)
+                async for chunk in request.stream():
+                    data += chunk
+                    if len(data) > limit:
+                        raise _too_large(limit)
+        except TimeoutError as error:
+            raise RequestError(
+                f"body: has not arrived within {seconds:g} seconds; send it again",
+                code="request_timeout",
+                status=408,
+            ) from error
+        return bytes(data)
+
+    def _check(self, asked: ChatRequest) -> None:
+        """Raise RequestError if a request asks for another model, or for too much."""
+        self._check_model(asked.model)
+        limits = self.serving.limits
+        for name, value, most in (
+            ("n", asked.n, min(limits.answers, self.serving.max_batch_size)),
+            ("max_tokens", asked.max_tokens, limits.max_tokens),
+        ):
+            if value is not None and value > most:
+                raise RequestError(
+                    f"{name}={value}: at most {most} here; ask for less",
+                    code="invalid_value",
+                    param=name,
+                )
+
+    def _check_model(self, name: str) -> None:
+        if name != self.serving.name:
+            raise RequestError(
+                f"model={name[:80]}: there is none of this name; use {self.serving.name}",
+                code="model_not_found",
+                status=404,
+                param="model",
+            )
+
+    def _note(self, record: Record, messages: list[Message]) -> None:
+        parts = [part for message in messages for part in message.parts]
+        images = [part for part in parts if isinstance(part, Image)]
+        record.num_images = len(images)
+        record.num_image_bytes = sum(len(image.data) for image in images)
+        if self.serving.log_content:
+            record.questions = [part for part in parts if isinstance(part, str)]
+
+    def _count(self, record: Record, update: Update) -> None:
+        record.prompt_tokens = update.usage.prompt_tokens
+        record.completion_tokens = update.usage.completion_tokens
+        for choice in update.choices:
+            if choice.finish_reason is not None:
+                record.finish_reasons.append(choice.finish_reason)
+            if self.serving.log_content:
+                before = record.answers.get(choice.index, "")
+                record.answers[choice.index] = before + choice.text
+
+    async def _whole(
+        self, reply: Reply, first: Update, updates: AsyncGenerator[Update], record: Record, n: int
+    ) -> dict[str, Any]:
+        """Return the body of a whole answer."""
+        texts, logprobs = [""] * n, [[] for _ in range(n)]  # type: list[str], list[list[Any]]
+        ends: list[str | None] = [None] * n
+        has_logprobs = False
+        async for update in with_first(first, updates):
+            self._count(record, update)
+            for each in update.choices:
+                texts[each.index] += each.text
+                ends[each.index] = each.finish_reason or ends[each.index]
+                if each.logprobs is not None:
+                    has_logprobs = True
+                    logprobs[each.index] += each.logprobs
+        choices = [
+            Choice(index, text, ends[index], logprobs[index] if has_logprobs else None)
+            for index, text in enumerate(texts)
+        ]
+        return reply.whole(choices, Usage(record.prompt_tokens, record.completion_tokens))
+
+    async def _events(
+        self,
+        reply: Reply,
+        first: Update,
+        updates: AsyncGenerator[Update],
+        record: Record,
+        *,
+        with_usage: bool,
+    ) -> AsyncGenerator[bytes]:
+        """Yield the events of a stream. An error after its first token is one of them."""
+        opened: set[int] = set()
+        try:
+            async for update in with_first(first, updates):
+                self._count(record, update)
+                for choice in update.choices:
+                    if choice.index not in opened:
+                        opened.add(choice.index)
+                        yield event(reply.opening(choice.index))
+                    if choice.text or choice.finish_reason or choice.logprobs:
+                        yield event(reply.chunk(choice))
+            if with_usage:
+                usage = Usage(record.prompt_tokens, record.completion_tokens)
+                yield event(reply.closing(usage))
+            yield DONE
+        except RequestError as error:
+            record.status, record.code = error.status, error.code
+            yield event(error_body(error))
+        except Exception as error:
+            logger.exception("request %s failed", record.request_id)
+            record.status, record.code = 500, "internal_error"
+            yield event(error_body(_unexpected(error)))
+
+    async def _health(self, _: Request) -> Response:
+        try:
+            self.backend.check()
+        except RequestError as error:
+            return _refusal(error)
+        return JSONResponse({"status": "ok"}, headers=_HEADERS)
+
+    async def _metrics(self, _: Request) -> Response:
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def _page(self, request: Request) -> Response:
+        found = self._page_files.get(request.path_params.get("name", "index.html"))
+        if found is None:
+            return await self._no_route(request, None)
+        data, media_type = found
+        headers = {**_HEADERS, "Content-Security-Policy": self._policy}
+        return Response(data, media_type=media_type, headers=headers)
+
+    async def _no_route(self, request: Request, _: Exception | None) -> Response:
+        return _refusal(
+            RequestError(
+                f"{request.method}: nothing is at this address; ask POST /v1/chat/completions",
+                code="not_found",
+                status=404,
+            )
+        )
+
+
+def _make_traces(uri: str | None) -> "Traces | None":
+    """Return the traces of the settings; MLflow takes seconds to import, so only where asked."""
+    if uri is None:
+        return None
+    from llavamed.serve.traces import Traces
+
+    return Traces(uri)
+
+
+def _too_large(limit: int) -> RequestError:
+    return RequestError(
+        f"body: has more than {limit} bytes; send fewer or smaller images",
+        code="request_too_large",
+        status=413,
+    )
+
+
+def _unexpected(error: Exception) -> RequestError:
+    return RequestError(
+        f"service: unexpected {type(error).__name__}; report it with the id of the request",
+        code="internal_error",
+        status=500,
+    )
+
+
+def _refusal(error: RequestError) -> Response:
+    headers = dict(_HEADERS)
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(error_body(error), status_code=error.status, headers=headers)
