@@ -54,7 +54,14 @@ def make_export(folder: str, language_model: str | None) -> None:
     place, template = locate(folder), get_template(config.model.template)
     write_export(place, model, model.state_dict(), processor)
     facts: dict[str, Any] = dict.fromkeys(("fingerprint", "stage"), "random")
-    facts |= {key: {} for key in ("settings", "datasets", "step_seconds", "parts")}
+    facts |= {key: {} for key in ("datasets", "step_seconds", "parts")}
+    facts["settings"] = {
+        "seed": 0,
+        "model": {},
+        "engine": {},
+        "stages": {},
+        "data": {"datasets": {}},
+    }
     facts |= dict.fromkeys(("steps", "num_tokens"), 0)
     numbers = ("loss_first", "loss_last", "tokens_per_second", "seconds", "logits_difference")
     facts |= dict.fromkeys(numbers, 0.0)

@@ -57,6 +57,7 @@ def serve(export: str | None, serving: Serving, tell: Callable[[str], None]) -> 
     tokens, made = read_tokens(serving)
     listener = _listen(serving)
     service = Service(serving, make_backend(export, serving), tokens)
+    listener.listen()  # clients may come as soon as they know the address
     port = listener.getsockname()[1]
     host = "127.0.0.1" if serving.host in {"0.0.0.0", "::", *LOOPBACK} else serving.host
     address = f"http://{host}:{port}"

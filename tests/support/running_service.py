@@ -1,5 +1,7 @@
 """The service on this machine, in a thread of the test, with what a client needs to reach it."""
 
+import base64
+import io
 import json
 import threading
 import time
@@ -10,7 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import openai
 import uvicorn
+from PIL import Image as Picture
 
 from llavamed.config.load import load_section
 from llavamed.config.serving import Serving
@@ -79,3 +84,26 @@ def run_service(
     yield running
     server.should_exit = True
     thread.join()
+
+
+def png(shade: int = 90, size: int = 24) -> bytes:
+    pixels = np.full((size, size, 3), shade, dtype=np.uint8)
+    pixels[: size // 2] = 255 - shade
+    buffer = io.BytesIO()
+    Picture.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def data_url(data: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def content(question: str, *images: bytes) -> Any:
+    parts = [{"type": "image_url", "image_url": {"url": data_url(each)}} for each in images]
+    return [*parts, {"type": "text", "text": question}]
+
+
+def ask(client: openai.OpenAI, said: Any, **fields: Any) -> Any:
+    messages: Any = [{"role": "user", "content": said}]
+    fields = {"max_tokens": 12} | fields
+    return client.chat.completions.create(model="llavamed", messages=messages, **fields)
