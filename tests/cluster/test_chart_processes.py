@@ -52,8 +52,28 @@ def status(url: str, host: str, **options: Any) -> int:
     return found
 
 
-def test_mlflow_on_sqlite_answers_to_its_names_only(tmp_path: Path) -> None:
-    with mlflow_server({}, tmp_path, {}, {}) as url:
+@pytest.fixture(scope="module")
+def gs_uri() -> Iterator[str]:
+    """A bucket of a stand-in for Google Cloud Storage, with the environment that leads there."""
+    (port,) = free_ports(1)
+    server = create_server("127.0.0.1", port, in_memory=True, default_bucket="llavamed-test")
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+        # gcsfs would ask for the kind of the bucket, which the stand-in cannot tell.
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        yield "gs://llavamed-test"
+    server.stop()
+
+
+def bucket_environment() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k.startswith(("AWS_", "STORAGE_", "GCSFS_"))}
+
+
+def test_mlflow_answers_to_its_names_only(gs_uri: str, tmp_path: Path) -> None:
+    """On SQLite, with artifacts in Google Cloud Storage."""
+    values = {"mlflow.artifacts.destination": f"{gs_uri}/mlflow"}
+    with mlflow_server(values, tmp_path, {}, bucket_environment()) as url:
         service = "llavamed-mlflow.research.svc.cluster.local"
         names = ["llavamed-mlflow:5000", f"{service}:5000", "localhost:5000", "127.0.0.1"]
         assert {name: status(url, name) for name in names} == dict.fromkeys(names, 200)
@@ -62,8 +82,9 @@ def test_mlflow_on_sqlite_answers_to_its_names_only(tmp_path: Path) -> None:
         # The kubelet probes by the pod's address.
         probe = requests.get(f"{url}/health", headers={"Host": "10.1.2.3:5000"}, timeout=60)
         assert probe.status_code == 200
-        run_helm_test(url, tmp_path, {})
+        run_helm_test(url, tmp_path, values)
     assert (tmp_path / "data" / "mlflow.db").is_file()
+    assert len(artifacts(gs_uri)) == 1
 
 
 def run_helm_test(url: str, folder: Path, values: dict[str, Any], **secrets: Any) -> None:
@@ -202,31 +223,6 @@ def test_the_entrypoint_of_a_job_reads_the_config_that_the_pods_mount(tmp_path: 
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 2, output
     assert "stages.align.max_steps=0" in output
-
-
-@pytest.fixture(scope="module")
-def gs_uri() -> Iterator[str]:
-    """A bucket of a stand-in for Google Cloud Storage, with the environment that leads there."""
-    (port,) = free_ports(1)
-    server = create_server("127.0.0.1", port, in_memory=True, default_bucket="llavamed-test")
-    server.start()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
-        # gcsfs would ask for the kind of the bucket, which the stand-in cannot tell.
-        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-        yield "gs://llavamed-test"
-    server.stop()
-
-
-def bucket_environment() -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if k.startswith(("AWS_", "STORAGE_", "GCSFS_"))}
-
-
-def test_mlflow_keeps_artifacts_in_google_cloud_storage(gs_uri: str, tmp_path: Path) -> None:
-    values = {"mlflow.artifacts.destination": f"{gs_uri}/mlflow"}
-    with mlflow_server(values, tmp_path, {}, bucket_environment()) as url:
-        run_helm_test(url, tmp_path, values)
-    assert len(artifacts(gs_uri)) == 1
 
 
 @pytest.mark.parametrize("bucket", ["s3_uri", "gs_uri"])
