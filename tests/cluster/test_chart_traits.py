@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import promql_parser
 import ray
 import yaml
 
@@ -204,10 +205,15 @@ def test_dashboards_and_alerts_ask_for_metrics_that_exist() -> None:
         item for item in found.values() if "grafana_dashboard" in item["metadata"]["labels"]
     ]
     assert len(dashboards) == 3
-    asked = metric_names(json.dumps(found["PrometheusRule/llavamed"]))
+    (group,) = found["PrometheusRule/llavamed"]["spec"]["groups"]
+    queries = [rule["expr"] for rule in group["rules"]]
     for item in dashboards:
         (text,) = item["data"].values()
-        asked |= metric_names(json.dumps(json.loads(text)["panels"]))
+        panels = json.loads(text)["panels"]
+        queries += [target["expr"] for panel in panels for target in panel["targets"]]
+    for query in queries:
+        promql_parser.parse(query.replace("$__rate_interval", "5m"))  # Grafana's variable
+    asked = metric_names(" ".join(queries))
     assert len(asked) > 15
     assert asked <= of_ray | {f"ray_llavamed_{name}" for name in ours}
     for item in [*dashboards, found["PrometheusRule/llavamed"]]:

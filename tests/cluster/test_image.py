@@ -44,7 +44,7 @@ def test_the_image_is_made_of_files_that_the_build_sees() -> None:
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 OPTIONAL = PROJECT["optional-dependencies"]
 ELSEWHERE = {"benchmark", "cluster", "dev", "ocr"}
-"""Extras of a development machine or a laptop, and one that constraints.txt does not pin."""
+"""Extras of a development machine or a laptop, and the reading of text in pictures."""
 
 
 def extras() -> list[str]:
