@@ -15,6 +15,7 @@
     ├── RequestError      a question to a model breaks a rule, or cannot be answered now
     ├── ClusterError      Kubernetes refuses a request or cannot be reached
     │   └── UnreachableError   it does not answer, and may do so later
+    ├── GateError         a model breaks the policy             exit code 3
     └── InterruptError    a signal ended the command            exit code 128 + signal
 
 Every message has one grammar: ``key=value: the rule it breaks, with the numbers; what to do``.
@@ -116,6 +117,12 @@ class ClusterError(LlavaMedError):
 
 class UnreachableError(ClusterError):
     """Kubernetes does not answer, which may pass."""
+
+
+class GateError(LlavaMedError):
+    """A model does not meet the policy that decides which model is the champion."""
+
+    exit_code = 3
 
 
 class InterruptError(LlavaMedError):

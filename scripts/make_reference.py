@@ -221,11 +221,22 @@ def files_page() -> str:
     from llavamed.corpus.dialogues import table as dialogues
     from llavamed.corpus.pmc import article, part, plan
     from llavamed.data import record
-    from llavamed.evaluate import answers
+    from llavamed.evaluate import answers, judgement
     from llavamed.storage import lease, run_progress
     from llavamed.storage.manifest import dataset, scores, training
 
-    modules = (dataset, training, scores, run_progress, lease, answers, plan, part, dialogues)
+    modules = (
+        dataset,
+        training,
+        scores,
+        run_progress,
+        lease,
+        answers,
+        judgement,
+        plan,
+        part,
+        dialogues,
+    )
     models = [
         value
         for module in modules

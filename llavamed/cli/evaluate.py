@@ -9,6 +9,7 @@ import typer.core
 
 from llavamed.cli.logs import log_console
 from llavamed.cli.options import ConfigFile, Overrides, console, load_run
+from llavamed.cli.verdicts import gate_model, judge_answers, write_model_card
 
 if TYPE_CHECKING:
     from llavamed.evaluate.candidate import Candidate
@@ -186,15 +187,19 @@ _FIELDS = (
 )
 
 
-_QUESTIONS = (
-    "JSON lines of {question_id, image, text, gpt4_answer, fig_caption, in_text_mention, domain, "
-    "type}, at any URI, or of {id, image, question, reference, caption, mentions, domain, type}."
+_RESULT = (
+    "Folder of a run, an export or an evaluation, a file answers.parquet, or a file of "
+    f"predictions, at any URI. {_FIELDS}"
+)
+_RESULTS = (
+    "Two or more, at any URI: folders of runs, exports or evaluations, files answers.parquet, or "
+    f"files of predictions. {_FIELDS}"
 )
 
 
 @app.command("score")
 def score_file(
-    file: Annotated[str, typer.Argument(help=_FIELDS)],
+    file: Annotated[str, typer.Argument(help=_RESULT)],
     scorer: Annotated[
         list[str] | None, typer.Option(help="Name of a scorer; repeatable; default: all.")
     ] = None,
@@ -202,22 +207,25 @@ def score_file(
         bool, typer.Option("--items", help="Print one JSON line {id, score} an item instead.")
     ] = False,
 ) -> None:
-    """Score a file of predictions, whoever made it, by one scorer or by all."""
+    """Score the answers of a model, whoever made them, by one scorer or by all."""
     import numpy as np
 
     from llavamed.cli.tables import print_line, show_scorers
     from llavamed.errors import ConfigError
     from llavamed.evaluate.compare import no_answer_shares
-    from llavamed.evaluate.scorers.predictions import SCORERS, find_scorer, read_predictions
+    from llavamed.evaluate.results import read_results
+    from llavamed.evaluate.scorers.item import score_best
+    from llavamed.evaluate.scorers.predictions import SCORERS, find_scorer
     from llavamed.evaluate.summary import describe_clusters, group_items, summarize
-    from llavamed.storage.location import locate
 
     names = scorer or list(SCORERS)
     rules = {name: find_scorer(name) for name in names}
     if items and len(rules) != 1:
         raise ConfigError(f"scorer={','.join(names)}: --items takes one; add --scorer NAME")
-    found = read_predictions(locate(file))
-    scores = {name: np.array([rule(item) for item in found]) for name, rule in rules.items()}
+    found = read_results(file)
+    scores = {
+        name: np.array([score_best(rule, item) for item in found]) for name, rule in rules.items()
+    }
     if items:
         for item, value in zip(found, scores[names[0]].tolist(), strict=True):
             typer.echo(json.dumps({"id": item.id, "score": value}, ensure_ascii=False))
@@ -231,8 +239,8 @@ def score_file(
 
 
 @app.command("compare")
-def compare_files(
-    files: Annotated[list[str], typer.Argument(help=f"Two or more. {_FIELDS}")],
+def compare_results(
+    files: Annotated[list[str], typer.Argument(help=_RESULTS)],
     scorer: Annotated[str, typer.Option(help="Name of a scorer.")] = "strict",
     by: Annotated[
         Literal["answer_type", "question_type", "domain"],
@@ -242,13 +250,14 @@ def compare_files(
         str | None, typer.Option(help="Draw it to this file, a PNG at any URI.")
     ] = None,
 ) -> None:
-    """Compare files of predictions of the same questions, each with the first."""
+    """Compare runs, exports or files of predictions on the same questions, each with the first."""
     from string import ascii_uppercase
 
     from llavamed.cli.tables import print_line, show_comparison
     from llavamed.errors import ConfigError
     from llavamed.evaluate.compare import align, compare, no_answer_shares
-    from llavamed.evaluate.scorers.predictions import find_scorer, read_predictions
+    from llavamed.evaluate.results import read_results
+    from llavamed.evaluate.scorers.predictions import find_scorer
     from llavamed.evaluate.summary import describe_clusters
     from llavamed.storage.location import locate
 
@@ -260,7 +269,7 @@ def compare_files(
         )
     if plot is not None and not plot.endswith(".png"):
         raise ConfigError(f"plot={plot}: must end in .png; choose such a name")
-    aligned = align({file: read_predictions(locate(file)) for file in files})
+    aligned = align({file: read_results(file) for file in files})
     items = list(aligned.values())
     compared = compare(items, rule, by)
     letters = dict(zip(ascii_uppercase, files, strict=False))
@@ -274,46 +283,6 @@ def compare_files(
         print_line(console, f"Plot: {plot}")
 
 
-@app.command("judge")
-def judge_answers(
-    questions: Annotated[str, typer.Argument(help=_QUESTIONS)],
-    answers: Annotated[str, typer.Argument(help="JSON lines of {question_id, text}, at any URI.")],
-    endpoint: Annotated[
-        str, typer.Option(help="YAML file of the judge: url, model, limits, prices, max_cost.")
-    ],
-    output: Annotated[str, typer.Option(help="Folder for the verdicts, at any URI.")],
-    cache: Annotated[
-        str | None, typer.Option(help="Folder of raw answers; default: `cache` in the output.")
-    ] = None,
-    max_tokens: Annotated[
-        int, typer.Option(min=1, help="Largest number of tokens of a verdict.")
-    ] = 512,
-    estimate: Annotated[
-        bool, typer.Option("--estimate", help="Say what it would take, and ask nothing.")
-    ] = False,
-) -> None:
-    """Have a language model judge answers to questions about figures, beside reference answers."""
-    from llavamed.cli.tables import print_line, show_judgement
-    from llavamed.config.endpoint import Endpoint
-    from llavamed.config.load import load_section
-    from llavamed.evaluate.chat import read_chat
-    from llavamed.evaluate.judge import judge, requests_of
-    from llavamed.evaluate.judgement import write_judgement
-    from llavamed.llm.cost import estimate as estimate_cost
-    from llavamed.storage.location import locate
-
-    judge_at = load_section("endpoint", endpoint, Endpoint)
-    items = read_chat(locate(questions), locate(answers))
-    if estimate:
-        found = estimate_cost(requests_of(items, max_tokens), judge_at)
-        price = "" if found.cost is None else f", at most {found.cost:.2f} in all"
-        print_line(
-            console,
-            f"{found.num_requests:,} requests, about {found.prompt_tokens:,} tokens of prompts and "
-            f"at most {found.max_completion_tokens:,} of verdicts{price}",
-        )
-        return
-    folder = locate(output)
-    judgement = judge(items, judge_at, cache or str(folder / "cache"), max_tokens)
-    show_judgement(write_judgement(folder, judgement, judge_at), console)
-    print_line(console, f"Verdicts: {folder}")
+app.command("judge")(judge_answers)
+app.command("gate")(gate_model)
+app.command("card")(write_model_card)

@@ -23,6 +23,7 @@ from llavamed.cli.cluster import app as cluster
 from llavamed.cli.corpus import app as corpus
 from llavamed.cli.data import app as data
 from llavamed.cli.evaluate import app as evaluate
+from llavamed.cli.evaluate import compare_results
 from llavamed.cli.logs import configure_logging, log_console
 from llavamed.cli.options import ConfigFile, Overrides, console, find_config, load_run
 from llavamed.config.load import dump_config, load_config
@@ -62,6 +63,7 @@ app.add_typer(cluster, name="cluster")
 app.add_typer(corpus, name="corpus")
 app.add_typer(data, name="data")
 app.add_typer(evaluate, name="evaluate")
+app.command("compare")(compare_results)
 app.command("chat")(chat)
 app.command("serve")(serve)
 _EVERYWHERE = {"--debug", "--verbose", "--quiet"}

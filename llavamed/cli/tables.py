@@ -11,17 +11,20 @@ from rich.table import Table
 from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.data.prepared.decontaminate import Contamination, Criterion
 from llavamed.data.record import IMAGE_HASH_BYTES
-from llavamed.evaluate.vqa import MEASURES
 from llavamed.storage.manifest import EstimateFacts, ScoresManifest
 from llavamed.storage.run_progress import RunSummary
 
 if TYPE_CHECKING:
     from llavamed.evaluate.answers import Answer, AnswersManifest
     from llavamed.evaluate.compare import GroupComparison
+    from llavamed.evaluate.gates import Check
     from llavamed.evaluate.judgement import JudgementManifest
     from llavamed.evaluate.statistics import Estimate
     from llavamed.evaluate.summary import Group
     from llavamed.run.plan import StageCost
+
+_BOTH = ("strict", "legacy")
+"""Measures that stand side by side in every table."""
 
 
 def show_summary(summary: RunSummary, console: Console) -> None:
@@ -48,12 +51,24 @@ def show_summary(summary: RunSummary, console: Console) -> None:
 
 def show_scores(found: ScoresManifest, console: Console) -> None:
     """Print the scores of an evaluation with its controls, and a few of the answers."""
-    title = f"Scores on {found.num_questions} questions of {found.dataset}"
-    scores = _table(title, "", *(measure.title.lower() for measure in MEASURES))
-    for control, values in found.scores.items():
-        cells = [values.get(measure.name) for measure in MEASURES]
-        scores.add_row(control, *("-" if cell is None else f"{cell:.3f}" for cell in cells))
+    title = f"Scores on {found.num_questions:,} questions of {found.dataset}"
+    shown = [
+        (group, name)
+        for group in found.groups
+        if group.by == "all" and group.part != "all"
+        for name in (*_BOTH, *(["token_recall"] if group.part == "open" else []))
+    ]
+    heads = [f"{group.part} {name.replace('_', ' ')}" for group, name in shown]
+    scores = _table(title, "", *heads)
+    for condition in found.conditions:
+        scores.add_row(
+            condition, *(_interval(group.scores[condition][name]) for group, name in shown)
+        )
     console.print(scores)
+    rules = ", ".join(found.rules[name] for name in _BOTH)
+    print_line(
+        console, f"Rules: {rules}; 95 % intervals, clustered by image: {found.num_images:,} images"
+    )
     samples = _table("Sample predictions", *found.samples[0])
     for sample in found.samples:
         samples.add_row(*(value.replace("\n", " ")[:40] for value in sample.values()))
@@ -111,6 +126,16 @@ def show_comparison(
         "p: sign-flip test by cluster, Holm-adjusted over the groups; McNemar: exact, takes "
         "questions for independent, not adjusted",
     )
+
+
+def show_checks(checks: Sequence["Check"], console: Console) -> None:
+    """Print every rule of a policy with what was found."""
+    table = _table("Policy", "rule", "met", "found")
+    for column in table.columns[1:]:
+        column.justify = "left"
+    for check in checks:
+        table.add_row(check.rule, "yes" if check.is_met else "NO", check.found)
+    console.print(table)
 
 
 def show_judgement(found: "JudgementManifest", console: Console) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from llavamed.errors import DataError
 from llavamed.evaluate.scorers import strict
-from llavamed.evaluate.scorers.item import Item, Rule
+from llavamed.evaluate.scorers.item import Item, Rule, score_best
 from llavamed.evaluate.statistics import (
     Estimate,
     Floats,
@@ -21,7 +21,7 @@ from llavamed.evaluate.statistics import (
 from llavamed.evaluate.summary import Group, GroupKey, group_items
 
 _ASKED = (
-    *("question", "reference", "answer_type", "options"),
+    *("question", "reference", "other_references", "answer_type", "options"),
     *("image", "question_type", "domain"),
 )
 """What belongs to the question, and must therefore be the same in every file that states it."""
@@ -116,7 +116,7 @@ def compare(
     Raises:
         DataError: No item says what it is to be grouped by.
     """
-    scores = np.array([[rule(item) for item in items] for items in files])
+    scores = np.array([[score_best(rule, item) for item in items] for items in files])
     *groups, everything = [
         _compare(group, scores[:, group.positions]) for group in group_items(files[0], by)
     ]

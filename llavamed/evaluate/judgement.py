@@ -19,9 +19,11 @@ class RelativeFacts(Facts):
     """The relative score of a group of questions, in percent of the reference answers."""
 
     name: str
+    """What its questions have: `all`, a type or a domain."""
     num_judged: int
     """Questions of which both orders were judged; the others are in no score."""
     num_questions: int
+    """Number of questions."""
     score: EstimateFacts | None
     """Mean ratio of candidate to reference, in percent. None where nothing was judged."""
 
@@ -39,6 +41,7 @@ class JudgementManifest(Manifest):
     answered_by: dict[str, int]
     """Number of answers by the name that the endpoint gave its model."""
     endpoint: str
+    """Address of the judge's API."""
     prompt_hash: str
     """Of the words that the judge is given; scores by other words do not compare."""
     has_json_schema: bool
@@ -46,10 +49,13 @@ class JudgementManifest(Manifest):
     first_at: str
     """When the first of the verdicts came, ISO 8601 in UTC."""
     last_at: str
+    """When the last of them came."""
     items_fingerprint: str
     """Hash of the questions, references and answers."""
     num_questions: int
+    """Number of questions."""
     num_images: int
+    """Number of images, or questions without one, that the intervals rest on."""
     outcomes: dict[str, int]
     """Requests by how they ended: `answered`, `refused`, `cut_off`, `malformed` or `failed`."""
     num_repaired: int
@@ -58,7 +64,9 @@ class JudgementManifest(Manifest):
     """How much higher the judge scores an answer in the first place than in the second, in points;
     both orders are averaged, so that it is in no score."""
     prompt_tokens: int
+    """Tokens of all prompts."""
     completion_tokens: int
+    """Tokens of all verdicts."""
     cost: float | None
     """Price of all verdicts when they were paid for, in the currency of the prices."""
     scores: dict[str, tuple[RelativeFacts, ...]]

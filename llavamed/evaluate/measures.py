@@ -60,6 +60,9 @@ MEASURES = (
 )
 """Every measure: files, MLflow, tables and the page are made from this list."""
 
+RULES = {each.name: each.rules for each in MEASURES}
+"""Name and version of the rules of each measure."""
+
 
 def measure(answers: Iterable[Answer]) -> dict[str, Floats]:
     """Measure every answer.

@@ -1,181 +1,116 @@
-"""What an evaluation leaves behind: a results file for programs and a page for people.
+"""The page of an evaluation for people: scores with intervals, controls, failures, samples.
 
-Both are made in memory; the caller knows where they go. Both take the answers of every control
-by its name, the model under test first ("trained", "untrained", "blank_image"), and join them by
-question id, never by position. The page is one file that needs no network: thumbnails are embedded,
-and its content security policy forbids any request. They cost about 15 kB a question, which is why
-the number of questions shown is limited; the tables always count all of them.
+The page is one file that needs no network: thumbnails are embedded, and its content security policy
+forbids any request. They cost about 15 kB a question, which is why the number of questions shown is
+limited; the tables always count all of them.
 """
 
 import base64
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 from PIL import Image
 
-from llavamed.errors import DataError
-from llavamed.evaluate.vqa import (
-    MEASURES,
-    SCORER,
-    Answer,
-    Scores,
-    majority_control,
-    score,
-    score_answer,
-    score_by,
-)
+from llavamed.evaluate.answers import Answer
+from llavamed.evaluate.failures import CATEGORIES, RIGHT
+from llavamed.evaluate.measures import LEGACY, MEASURES, STRICT, Measure
+from llavamed.evaluate.published import CAVEATS, PUBLISHED
+from llavamed.evaluate.scoring import BLANK, GROUPS, find_group
 from llavamed.pages.environment import page_environment
+from llavamed.storage.manifest import EstimateFacts, GroupScores, ScoresManifest
 
 THUMBNAIL_PIXELS = 384
 """Longest side of an image on the page: sharp on a dense screen, small in the file."""
-
-_NO_SCORES = score([])
-
-Answers: TypeAlias = Mapping[str, Sequence[Answer]]
+_PARTS = {"closed": "Closed questions", "open": "Open questions", "pairs": "Pairs, right together"}
 
 
 @dataclass(frozen=True, slots=True)
-class Heading:
-    """What was evaluated, so that a page found alone still explains its numbers."""
+class Shown:
+    """One question on the page, with the answer and its measures under every condition."""
 
-    run: str
-    export: str
-    template: str
-    dataset: str
+    answers: Mapping[str, Answer]
+    values: Mapping[str, Mapping[str, float]]
+    category: str
+    """How the answer under the first condition fails."""
 
-
-@dataclass(frozen=True, slots=True)
-class _Reply:
-    """One control's answer on a card."""
-
-    label: str
-    text: str
-    score: float
+    @property
+    def asked(self) -> Answer:
+        """Return the answer under the first condition."""
+        return next(iter(self.answers.values()))
 
 
 @dataclass(frozen=True, slots=True)
-class _Card:
-    """One question on the page. `replies` begins with the model under test."""
+class _Part:
+    """The table of the questions of one answer type."""
 
-    answer: Answer
-    image: str
-    replies: list[_Reply]
+    title: str
+    group: GroupScores
+    measures: list[Measure]
 
 
 @dataclass(frozen=True, slots=True)
 class _Breakdown:
-    """The scores once more, a row for each value of one property, a column for each control."""
+    """The scores once more, a row for each value of one property and answer type."""
 
     title: str
-    rows: list[tuple[str, list[Scores]]]
-
-
-def render_results(answers: Answers) -> bytes:
-    """Write JSON lines, one a question, with the prediction and the score of every control.
-
-    Raises:
-        DataError: The controls did not answer the same questions.
-    """
-    lines = []
-    for replies in _join(answers):
-        asked = next(iter(replies.values()))
-        row = {
-            "id": asked.id,
-            "question": asked.question,
-            "reference": asked.reference,
-            "answer_type": asked.answer_type,
-            "question_type": asked.question_type,
-            "domain": asked.domain,
-            "scorer": SCORER,
-            "predictions": {control: reply.prediction for control, reply in replies.items()},
-            "scores": {control: score_answer(reply) for control, reply in replies.items()},
-        }
-        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    return "".join(lines).encode()
+    groups: list[GroupScores]
 
 
 def render_page(
-    heading: Heading, answers: Answers, *, majority: str | None = None, max_cards: int = 60
+    scores: ScoresManifest,
+    shown: Sequence[Shown],
+    pictures: Mapping[str, bytes],
+    *,
+    title: str,
 ) -> str:
     """Draw the scores and a sample of the questions as one HTML page.
 
     Args:
-        heading: What was evaluated.
-        answers: The answers of each control, the model under test first.
-        majority: The answer that the majority control gives to every closed question; None
-            leaves that control out.
-        max_cards: How many questions to show at most, spread evenly over all of them, because
-            the head of a sorted dataset is no sample of it.
-
-    Raises:
-        DataError: The controls did not answer the same questions.
+        scores: What was found.
+        shown: The questions to show.
+        pictures: Encoded images by the id of the question, as far as they are there.
+        title: Heading of the page.
     """
-    questions = _join(answers)
-    by_control = {_label(control): replies for control, replies in answers.items()}
-    if majority is not None:
-        asked = next(iter(answers.values()))
-        by_control[f'Always "{majority}"'] = majority_control(asked, majority)
-    num_cards = min(max_cards, len(questions))
-    shown = [questions[number * len(questions) // num_cards] for number in range(num_cards)]
     environment = page_environment("llavamed.evaluate")
-    environment.filters["percent"] = _percent
+    environment.filters |= {"percent": _percent, "points": _points, "label": _label}
     return environment.get_template("report.html.j2").render(
-        heading=heading,
-        scorer=SCORER,
-        measures=MEASURES,
-        scores={label: score(replies) for label, replies in by_control.items()},
-        breakdowns=_break_down(by_control),
-        cards=[_card(replies) for replies in shown],
-        num_questions=len(questions),
-    )
-
-
-def _join(answers: Answers) -> list[dict[str, Answer]]:
-    """Collect what every control answered, by question, in the order of the first control."""
-    by_id = {
-        control: {reply.id: reply for reply in replies} for control, replies in answers.items()
-    }
-    first, *others = by_id
-    for control, replies in by_id.items():
-        if len(replies) != len(answers[control]):
-            raise DataError(
-                f"control={control!r}: {len(answers[control])} answers to {len(replies)} "
-                "questions; give every question of the dataset an id of its own"
-            )
-        if odd := sorted(replies.keys() ^ by_id[first].keys()):
-            raise DataError(
-                f"control={control!r}: answers other questions than {first!r}, {len(odd)} differ, "
-                f"the first is {odd[0]!r}; generate both from the same prepared dataset"
-            )
-    return [{control: by_id[control][id_] for control in (first, *others)} for id_ in by_id[first]]
-
-
-def _break_down(by_control: Answers) -> list[_Breakdown]:
-    """Score by question type and by domain; a property that no question has gives no table."""
-    breakdowns = []
-    keys: tuple[Literal["question_type", "domain"], ...] = ("question_type", "domain")
-    for key in keys:
-        groups = [score_by(replies, key) for replies in by_control.values()]
-        names = groups[0]
-        if any(names):
-            rows = [(name, [group.get(name, _NO_SCORES) for group in groups]) for name in names]
-            breakdowns.append(_Breakdown(key.replace("_", " "), rows))
-    return breakdowns
-
-
-def _card(replies: Mapping[str, Answer]) -> _Card:
-    asked = next(iter(replies.values()))
-    return _Card(
-        answer=asked,
-        image=_thumbnail(asked.image) if asked.image else "",
-        replies=[
-            _Reply(_label(control), reply.prediction, score_answer(reply))
-            for control, reply in replies.items()
+        title=title,
+        found=scores,
+        rules={STRICT: scores.rules[STRICT], LEGACY: scores.rules[LEGACY]},
+        parts=_parts(scores),
+        blank=BLANK,
+        breakdowns=_breakdowns(scores),
+        failures=[
+            (CATEGORIES[category], count, category == RIGHT)
+            for category, count in scores.failures.items()
         ],
+        published=PUBLISHED,
+        caveats=CAVEATS,
+        cards=shown,
+        categories=CATEGORIES,
+        thumbnails={id_: _thumbnail(data) for id_, data in pictures.items()},
+        strict=STRICT,
+        legacy=LEGACY,
     )
+
+
+def _parts(scores: ScoresManifest) -> list[_Part]:
+    found = []
+    for part, title in _PARTS.items():
+        group = find_group(scores.groups, part)
+        if group is not None:
+            there = next(iter(group.scores.values()))
+            found.append(_Part(title, group, [each for each in MEASURES if each.name in there]))
+    return found
+
+
+def _breakdowns(scores: ScoresManifest) -> list[_Breakdown]:
+    """Return the groups by each property; a property that no question has gives no table."""
+    by_property = {by: [each for each in scores.groups if each.by == by] for by in GROUPS}
+    return [
+        _Breakdown(by.replace("_", " "), groups) for by, groups in by_property.items() if groups
+    ]
 
 
 def _thumbnail(image: bytes) -> str:
@@ -188,10 +123,14 @@ def _thumbnail(image: bytes) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(shrunk.getvalue()).decode()
 
 
-def _label(control: str) -> str:
-    return control.replace("_", " ").capitalize()
+def _label(name: str) -> str:
+    return name.replace("_", " ").capitalize()
 
 
-def _percent(share: float | None) -> str:
-    """Show a share with one decimal, and none as a dash: no question is not zero percent."""
-    return "\u2013" if share is None else f"{100 * share:.1f}"
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _points(estimate: EstimateFacts) -> str:
+    """Show a difference in points with its sign and its interval."""
+    return f"{100 * estimate.value:+.1f} [{100 * estimate.low:+.1f}, {100 * estimate.high:+.1f}]"

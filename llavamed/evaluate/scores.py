@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from llavamed.config.evaluation import Evaluation
-from llavamed.evaluate.vqa import SCORER
+from llavamed.evaluate.measures import RULES
 from llavamed.storage.fingerprint import fingerprint
 
 
@@ -22,6 +22,6 @@ def scores_fingerprint(
             "settings": settings.model_dump(mode="json", exclude={"num_cards"}),
             "export": export_fingerprint,
             "datasets": dict(datasets),
-            "scorer": SCORER,
+            "rules": RULES,
         }
     )

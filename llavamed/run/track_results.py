@@ -12,7 +12,7 @@ from typing import Any
 from llavamed.config.run import RunConfig
 from llavamed.data.prepared.dataset import open_prepared
 from llavamed.errors import DataError
-from llavamed.evaluate.run import REPORT, RESULTS
+from llavamed.evaluate.publish import REPORT
 from llavamed.run.curriculum import StagePlan
 from llavamed.run.tracking import TrackedRun, Tracker
 from llavamed.storage.fingerprint import fingerprint
@@ -61,7 +61,7 @@ def track_stage(config: RunConfig, plan: StagePlan, tracker: Tracker) -> None:
 def track_evaluation(
     config: RunConfig, plan: StagePlan, found: ScoresManifest, tracker: Tracker
 ) -> None:
-    """Tell of the scores of a stage, with the page and the answers. Raises: TrackingError."""
+    """Tell of the scores of a stage, with all groups and the page. Raises: TrackingError."""
     name, settings = f"{plan.stage.name}-evaluation", plan.stage.evaluation
     assert settings is not None, "a stage with scores has an evaluation"
     if tracker.has_recorded(name, found.fingerprint):
@@ -72,7 +72,7 @@ def track_evaluation(
     spent = _stage_progress(config, plan.stage.name)
     if spent is not None:
         run.log_scores(_costs(spent.evaluation))
-    for file in (REPORT, RESULTS):
+    for file in (REPORT, ScoresManifest.FILE):
         run.log_text((plan.evaluation / file).read_bytes().decode(), file)
     run.finish(found.fingerprint)
 

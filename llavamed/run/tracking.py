@@ -50,6 +50,8 @@ _STEPS_PER_REQUEST = 1000 // (2 * len(METRICS))
 """A request holds a thousand values at most, and a step is logged whole or not at all."""
 ALIAS = "current"
 """Of the newest version of a registered model; MLflow keeps `latest` for itself."""
+CHAMPION = "champion"
+"""Of the version of a registered model that last met the policy of its gate."""
 
 
 def check_tracking(config: RunConfig) -> None:
@@ -97,8 +99,18 @@ class Tracker:
             an export in a local folder is only registered in a database here.
         """
         name = self._config.name
-        if locate(export).is_local and not self.uri.startswith("sqlite"):
+        version = self._register(name, export, result)
+        if version is None:
             return f"model {name}: not registered, for {self.uri} cannot read {export}"
+        known = self._client.search_model_versions(f"name = '{name}'")
+        if version >= max(int(each.version) for each in known):
+            self._client.set_registered_model_alias(name, ALIAS, str(version))
+        return f"model {name}: version {version} in the registry is {export}"
+
+    def _register(self, name: str, export: str, result: ExportManifest) -> int | None:
+        """Return the version of an export; None where the server cannot read it."""
+        if locate(export).is_local and not self.uri.startswith("sqlite"):
+            return None
         tags = {"export": export, "stage": result.stage, "fingerprint": result.fingerprint}
         if not self._is_registered(name):
             try:
@@ -108,12 +120,45 @@ class Tracker:
                     raise
         known = self._client.search_model_versions(f"name = '{name}'")
         mine = [int(each.version) for each in known if tags.items() <= each.tags.items()]
-        if not mine:
-            new = self._client.create_model_version(name, export, run_id=self._parent, tags=tags)
-            mine = [int(new.version)]
-        if mine[0] >= max([int(each.version) for each in known], default=0):
-            self._client.set_registered_model_alias(name, ALIAS, str(mine[0]))
-        return f"model {name}: version {mine[0]} in the registry is {export}"
+        if mine:
+            return mine[0]
+        new = self._client.create_model_version(name, export, run_id=self._parent, tags=tags)
+        return int(new.version)
+
+    def champion(self, name: str) -> dict[str, str] | None:
+        """Return the tags of the version of a registered model that is its champion, if any."""
+        if not self._is_registered(name):
+            return None
+        found = self._client.get_registered_model(name).aliases.get(CHAMPION)
+        if found is None:
+            return None
+        return dict(self._client.get_model_version(name, str(found)).tags)
+
+    def promote(self, name: str, export: str, result: ExportManifest, tags: dict[str, str]) -> str:
+        """Move the alias `champion` of a registered model to an export.
+
+        Args:
+            name: Of the registered model, which is made if there is none.
+            export: URI of the export.
+            result: Its manifest.
+            tags: Why it is the champion, and where its evaluation is.
+
+        Returns:
+            A sentence of what was done.
+
+        Raises:
+            TrackingError: The server refuses, or cannot read an export in a local folder.
+        """
+        version = self._register(name, export, result)
+        if version is None:
+            raise TrackingError(
+                f"tracking.uri={self.uri}: cannot read {export}, a folder of this machine; train "
+                "into a storage that the server reaches"
+            )
+        for key, value in tags.items():
+            self._client.set_model_version_tag(name, str(version), key, value)
+        self._client.set_registered_model_alias(name, CHAMPION, str(version))
+        return f"model {name}: version {version} is the champion"
 
     def finish(self, scores: Mapping[str, float], fingerprint: str = "") -> None:
         """Close the parent run.

@@ -59,8 +59,8 @@ def test_curriculum_trains_evaluates_tracks_and_finds_itself_finished(
         LlavaForConditionalGeneration.from_pretrained(stage.export)
         assert AutoProcessor.from_pretrained(stage.export).chat_template
     for control in ("trained", "untrained", "blank_image"):
-        assert 0 <= summary.scores[control]["closed_accuracy"] <= 1
-        assert 0 <= summary.scores[control]["open_recall"] <= 1
+        assert 0 <= summary.scores[control]["closed_strict"] <= 1
+        assert 0 <= summary.scores[control]["open_token_recall"] <= 1
     assert read(RunSummary, locate(small.directory)) == summary
     assert "left" in text
     assert "train instruct  6/6" in text
@@ -135,7 +135,7 @@ def check_tracking(summary: RunSummary) -> None:
     runs = {each.info.run_name: each for each in client.search_runs([experiment.experiment_id])}
     assert set(runs) == {"demo", "align", "instruct", "vqa", "vqa-evaluation"}
     parent = runs.pop("demo")
-    assert parent.data.metrics["trained.open_recall"] >= 0
+    assert parent.data.metrics["trained.open_token_recall"] >= 0
     for child in runs.values():
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert child.info.status == "FINISHED"

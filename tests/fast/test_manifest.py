@@ -41,7 +41,7 @@ EXAMPLES: list[Manifest] = [
         made_from="01", fingerprint="23", num_figures=3, num_kept=1, refused={"md5_mismatch": 2}
     ),
     export_manifest(mfu=0.4, step_seconds={"p95": 0.25}),
-    scores_manifest(scores={"trained": {"open_recall": None}}),
+    scores_manifest(conditions=("trained",), failures={"right": 1}, overlaps={"rad": {"image": 1}}),
 ]
 FOUND = st.sampled_from(EXAMPLES)
 PLAIN = st.recursive(

@@ -1,6 +1,7 @@
+"""Answers in a folder become scores and a page that people read without a network."""
+
 import base64
 import io
-import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -9,10 +10,15 @@ import pytest
 from PIL import Image
 
 from llavamed.errors import DataError
-from llavamed.evaluate.report import THUMBNAIL_PIXELS, Heading, render_page, render_results
-from llavamed.evaluate.vqa import SCORER, Answer
+from llavamed.evaluate.answers import ANSWERS, Answer, AnswersManifest, Overlap, write_answers
+from llavamed.evaluate.failures import CATEGORIES, categorize
+from llavamed.evaluate.measures import RULES, measure
+from llavamed.evaluate.publish import REPORT, publish_scores
+from llavamed.evaluate.published import CAVEATS, PUBLISHED
+from llavamed.evaluate.report import THUMBNAIL_PIXELS
+from llavamed.storage.location import locate
+from llavamed.storage.manifest import ScoresManifest, read, write
 
-HEADING = Heading("rad-7b", "s3://runs/rad-7b/exports/instruct", "mistral", "VQA-RAD test")
 EVIL = """</dd><script>alert("x")</script><img src=x onerror='alert(1)'>"""
 
 
@@ -22,16 +28,59 @@ def png(size=(900, 600), mode="L"):
     return buffer.getvalue()
 
 
-def controls():
-    """Four questions: the model has one closed of two right and 1 and 1/2 of two open."""
-    trained = [
-        Answer("q1", png(), "Is there a mass?", "no", "No.", "CLOSED", "PRES", "chest"),
-        Answer("q2", b"", "Is it enlarged?", "yes", "normal", "CLOSED", "SIZE", "chest"),
-        Answer("q3", b"", "Which organ?", "liver", "The liver", "OPEN", "ORGAN", "abdomen"),
-        Answer("q4", b"", "Which plane?", "mid sagittal", "sagittal", "OPEN", "PRES", "head"),
+def answer(id_, question, reference, prediction, kind, **others):
+    options = others.pop("options", None)
+    return Answer(
+        *(id_, "trained", question, (reference,), options, kind), prediction=prediction, **others
+    )
+
+
+def four():
+    """Four questions: the model has one closed of two right, and one and a half of two open."""
+    return [
+        answer("q1", "Is there a mass?", "no", "No.", "CLOSED", question_type="PRES", image="a"),
+        answer("q2", "Is it enlarged?", "yes", "normal", "CLOSED", question_type="SIZE", image="a"),
+        answer("q3", "Which organ?", "liver", "The liver", "OPEN", domain="abdomen"),
+        answer("q4", "Which findings?", "mass and effusion", "mass", "OPEN", domain="head"),
     ]
-    untrained = [replace(answer, prediction="yes") for answer in reversed(trained)]
-    return {"trained": trained, "untrained": untrained}
+
+
+def conditions(answers):
+    return [
+        *answers,
+        *(replace(each, condition="blank_image", prediction="yes") for each in reversed(answers)),
+        *(replace(each, condition="majority", prediction="no") for each in answers),
+    ]
+
+
+def answers_manifest(**facts):
+    known = {
+        "model": "s3://runs/rad-7b/export",
+        "kind": "export",
+        "model_fingerprint": "model0",
+        "template": "template0",
+        "max_new_tokens": 64,
+        "questions": "VQA-RAD",
+        "prompt": "Answer briefly.",
+        "split": "test",
+        "questions_fingerprint": "questions0",
+        "num_questions": 4,
+        "conditions": ("trained", "blank_image", "majority"),
+        "num_generated": 12,
+        "quarantined": {},
+        "overlaps": None,
+        "fingerprint": "answers0",
+    }
+    return AnswersManifest.model_validate(known | facts)
+
+
+def publish(folder, rows=None, facts=None, **options):
+    """Return the scores and the text of the page."""
+    where = locate(str(folder))
+    write_answers(where, conditions(four()) if rows is None else rows)
+    write(where, answers_manifest(**(facts or {})))
+    found = publish_scores(where, title="rad-7b", **options)
+    return found, (where / REPORT).read_bytes().decode()
 
 
 class Page(HTMLParser):
@@ -57,7 +106,7 @@ class Page(HTMLParser):
         return [attrs for name, attrs in self.tags if name == tag]
 
     def cards(self):
-        return [li["class"].split() for li in self.all("li") if "card" in li["class"].split()]
+        return [li["class"].split() for li in self.all("li") if "card" in li.get("class", "")]
 
 
 def table_rows(html):
@@ -66,77 +115,76 @@ def table_rows(html):
     return [" ".join(Page(row).text.split()) for row in rows]
 
 
-def test_results_hold_every_question_once_with_every_control_joined_by_id():
-    rows = [json.loads(line) for line in render_results(controls()).decode().splitlines()]
-    assert [row["id"] for row in rows] == ["q1", "q2", "q3", "q4"]
-    assert rows[1] == {
-        "id": "q2",
-        "question": "Is it enlarged?",
-        "reference": "yes",
-        "answer_type": "CLOSED",
-        "question_type": "SIZE",
-        "domain": "chest",
-        "scorer": SCORER,
-        "predictions": {"trained": "normal", "untrained": "yes"},
-        "scores": {"trained": 0, "untrained": 1},
-    }
-    assert rows[3]["scores"] == {"trained": 0.5, "untrained": 0}
+def test_the_scores_are_a_manifest_that_names_all_they_depend_on(tmp_path):
+    found, _ = publish(tmp_path)
+    assert read(ScoresManifest, locate(str(tmp_path))) == found
+    assert found.rules == RULES
+    assert (found.dataset, found.split, found.questions_fingerprint) == (
+        *("VQA-RAD", "test"),
+        "questions0",
+    )
+    assert (found.model_fingerprint, found.template) == ("model0", "template0")
+    assert (found.decoding, found.prompt) == ("greedy, at most 64 tokens", "Answer briefly.")
+    assert (found.num_questions, found.num_images) == (4, 3)
+    assert found.scores["trained"]["closed_strict"] == 0.5
+    assert found.scores["trained"]["closed_legacy"] == 0.5  # "normal" holds no "yes"
+    assert found.scores["trained"]["open_strict"] == 0.75
+    assert found.scores["blank_image"]["closed_strict"] == 0.5
+    assert found.failures == {"right": 2, "partial": 1, "no_choice": 1}
+    assert [each["question"] for each in found.samples] == [each.question for each in four()]
 
 
-def test_results_keep_a_line_a_question_whatever_the_text():
-    odd = "one\ntwo\u2028three \u03bcm"
-    answers = {"trained": [replace(controls()["trained"][0], prediction=odd)]}
-    (line,) = render_results(answers).removesuffix(b"\n").split(b"\n")
-    assert json.loads(line)["predictions"]["trained"] == odd
-
-
-def test_the_page_says_what_was_evaluated():
-    page = Page(render_page(HEADING, controls()))
-    for fact in (HEADING.run, HEADING.export, HEADING.template, HEADING.dataset, SCORER):
+def test_the_page_says_what_was_evaluated_and_by_which_rules(tmp_path):
+    found, html = publish(tmp_path)
+    page = Page(html)
+    for fact in (
+        *("rad-7b", found.model, "VQA-RAD, test", "template0", "model0", "questions0"),
+        *(f"{RULES['strict']} and {RULES['legacy']}", found.decoding, "Answer briefly."),
+        "4 of 3 images",
+    ):
         assert fact in page.text
-    assert "4 (2 closed, 2 open)" in page.text
 
 
-def test_the_page_shows_the_scores_of_every_control():
-    rows = table_rows(render_page(HEADING, controls(), majority="no"))
-    assert "Trained 50.0 75.0" in rows
-    assert "Untrained 50.0 0.0" in rows
-    assert 'Always "no" 50.0 \u2013' in rows
+def test_the_page_shows_strict_beside_legacy_with_intervals_for_every_condition(tmp_path):
+    _, html = publish(tmp_path)
+    rows = table_rows(html)
+    [closed] = [row for row in rows if row.startswith("Trained 50.0") and row.count(" to ") == 3]
+    assert re.match(r"Trained 50\.0 [\d.]+ to [\d.]+ 50\.0 [\d.]+ to [\d.]+ 50\.0", closed)
+    assert any(row.startswith("Blank image 50.0") for row in rows)
+    assert any(row.startswith("Majority 50.0") for row in rows)
+    [grounding] = [row for row in rows if row.startswith("Blank image (grounding) open")]
+    assert "+75.0 [" in grounding
 
 
-def test_the_page_leaves_the_majority_out_where_there_is_none():
-    assert "Always" not in render_page(HEADING, controls())
-
-
-def test_the_page_breaks_down_by_question_type_and_domain():
-    rows = table_rows(render_page(HEADING, controls(), majority="no"))
-    # closed: n, trained, untrained, majority; open: n, trained, untrained
-    assert "PRES 1 100.0 0.0 100.0 1 50.0 0.0" in rows
-    assert "SIZE 1 0.0 100.0 0.0 0 \u2013 \u2013" in rows
-    assert "abdomen 0 \u2013 \u2013 \u2013 1 100.0 0.0" in rows
-
-
-def test_a_property_that_no_question_has_gives_no_table():
-    plain = {
-        control: [replace(answer, question_type="", domain="") for answer in answers]
-        for control, answers in controls().items()
+def test_the_page_breaks_down_by_what_questions_have(tmp_path):
+    _, html = publish(tmp_path)
+    rows = table_rows(html)
+    assert any(row.startswith("PRES closed 1 1 100.0") for row in rows)
+    assert any(row.startswith("abdomen open 1 1 100.0") for row in rows)
+    assert {tag["id"] for tag in Page(html).all("h2") if tag.get("id", "").startswith("by-")} == {
+        *("by-1", "by-2"),
     }
-    assert len(Page(render_page(HEADING, plain)).all("table")) == 1
+    plain = [replace(each, question_type="", domain="") for each in four()]
+    _, html = publish(tmp_path, plain)
+    assert 'id="by-1"' not in html
+    assert 'id="gains"' not in html
 
 
-def test_a_card_is_marked_by_what_the_first_control_answered():
-    page = Page(render_page(HEADING, controls()))
+def test_a_card_is_marked_by_what_the_first_condition_answered(tmp_path):
+    _, html = publish(tmp_path)
+    page = Page(html)
     assert page.cards() == [
         ["card", "closed"],
         ["card", "closed", "missed"],
         ["card", "open"],
         ["card", "open", "missed"],
     ]
-    assert "50 % recalled" in page.text
+    assert "strict 50 %" in page.text
+    assert CATEGORIES["no_choice"] in page.text
 
 
-def test_every_filter_says_how_many_it_shows():
-    html = render_page(HEADING, controls())
+def test_every_filter_says_how_many_it_shows(tmp_path):
+    _, html = publish(tmp_path)
     buttons = Page(html).all("button")
     assert [button["data-show"] for button in buttons] == ["all", "wrong", "closed", "open"]
     assert [button["aria-pressed"] for button in buttons] == ["true", "false", "false", "false"]
@@ -144,22 +192,31 @@ def test_every_filter_says_how_many_it_shows():
 
 
 @pytest.mark.parametrize(
-    ("max_cards", "shown"), [(0, []), (1, ["q1"]), (2, ["q1", "q3"]), (9, ["q1", "q2", "q3", "q4"])]
+    ("num_cards", "shown"),
+    [(0, []), (1, ["q1"]), (2, ["q1", "q3"]), (9, ["q1", "q2", "q3", "q4"])],
 )
-def test_cards_are_limited_and_spread_over_the_dataset(max_cards, shown):
-    html = render_page(HEADING, controls(), max_cards=max_cards)
+def test_cards_are_limited_and_spread_and_only_their_pictures_are_asked_for(
+    tmp_path, num_cards, shown
+):
+    wanted = []
+
+    def find_pictures(ids):
+        wanted.append(sorted(ids))
+        return {"q1": png()}
+
+    found, html = publish(tmp_path, num_cards=num_cards, find_pictures=find_pictures)
     assert re.findall(r"<span>(q\d)</span>", html) == shown
     assert (f"{len(shown)} of 4" in html) == (len(shown) < 4)
-    assert "4 (2 closed, 2 open)" in html, "the limit must not touch the counts"
+    assert wanted == [shown]
+    assert found.num_questions == 4, "the limit must not touch the counts"
 
 
-def test_no_text_can_become_markup():
-    evil = Answer(EVIL, b"", EVIL, EVIL, EVIL, "OPEN", EVIL, EVIL)
-    html = render_page(
-        Heading(EVIL, EVIL, EVIL, EVIL),
-        {"trained": [evil], EVIL: [evil]},
-        majority=EVIL,
-    )
+def test_no_text_can_become_markup(tmp_path):
+    evil = answer(EVIL, EVIL, EVIL, EVIL, "OPEN", question_type=EVIL, domain=EVIL, organ=EVIL)
+    rows = [replace(evil, options={"A": EVIL}), replace(evil, options={"A": EVIL}, condition=EVIL)]
+    facts = dict.fromkeys(("model", "questions", "split", "prompt", "template"), EVIL)
+    overlaps = (Overlap(dataset=EVIL, num_samples=1, shared={"image": 1}),)
+    _, html = publish(tmp_path, rows, facts | {"overlaps": overlaps})
     page = Page(html)
     assert len(page.all("script")) == 1
     assert page.all("img") == []
@@ -167,8 +224,8 @@ def test_no_text_can_become_markup():
     assert 'alert("x")' in page.text, "shown as text instead"
 
 
-def test_the_page_needs_no_network():
-    html = render_page(HEADING, controls())
+def test_the_page_needs_no_network(tmp_path):
+    _, html = publish(tmp_path, find_pictures=lambda ids: dict.fromkeys(ids, png()))
     page = Page(html)
     loaded = [
         value
@@ -176,6 +233,7 @@ def test_the_page_needs_no_network():
         for name, value in attrs.items()
         if name in ("src", "href", "srcset", "action", "data")
     ]
+    assert len(loaded) == 4
     assert all(value.startswith("data:image/jpeg;base64,") for value in loaded)
     assert "@import" not in html
     assert "url(" not in html
@@ -184,38 +242,83 @@ def test_the_page_needs_no_network():
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1"])
-def test_images_are_embedded_as_thumbnails_with_a_name(mode):
-    answer = replace(controls()["trained"][0], image=png((900, 600), mode))
-    (image,) = Page(render_page(HEADING, {"trained": [answer]})).all("img")
+def test_images_are_embedded_as_thumbnails_with_a_name(tmp_path, mode):
+    _, html = publish(tmp_path, find_pictures=lambda _: {"q1": png((900, 600), mode)})
+    (image,) = Page(html).all("img")
     assert image["alt"] == "Image of question q1"
     decoded = base64.b64decode(image["src"].partition(",")[2])
     with Image.open(io.BytesIO(decoded)) as thumbnail:
         assert thumbnail.size == (THUMBNAIL_PIXELS, THUMBNAIL_PIXELS * 2 // 3)
 
 
-def test_a_question_without_image_or_answer_says_so():
-    answer = replace(controls()["trained"][1], prediction=" \n")
-    page = Page(render_page(HEADING, {"trained": [answer]}))
+def test_a_question_without_image_or_answer_says_so(tmp_path):
+    _, html = publish(tmp_path, [replace(four()[1], prediction=" \n")])
+    page = Page(html)
     assert "no image" in page.text
     assert "no answer" in page.text
 
 
-def test_an_empty_dataset_gives_a_page():
-    assert "0 (0 closed, 0 open)" in render_page(HEADING, {"trained": [], "untrained": []})
-    assert render_results({"trained": []}) == b""
+@pytest.mark.parametrize(
+    ("overlaps", "said"),
+    [
+        (None, "Unknown: nobody recorded what the model was trained on."),
+        ((), "No training set is known to this run."),
+        (
+            (Overlap(dataset="rad", num_samples=1793, shared={"image": 1793, "pair": 12}),),
+            "rad 1,793 1,793 12",
+        ),
+    ],
+)
+def test_what_the_model_has_seen_stands_beside_the_scores(tmp_path, overlaps, said):
+    found, html = publish(tmp_path, facts={"overlaps": overlaps})
+    assert said in " ".join(Page(html).text.split())
+    if overlaps:
+        assert found.overlaps == {"rad": {"samples": 1793, "image": 1793, "pair": 12}}
 
 
-@pytest.mark.parametrize("render", [render_results, lambda answers: render_page(HEADING, answers)])
-def test_controls_that_answered_other_questions_are_refused(render):
-    answers = controls()
-    del answers["untrained"][0]
-    match = r"control='untrained': answers other questions than 'trained', 1 differ.*'q4'"
-    with pytest.raises(DataError, match=match):
-        render(answers)
+def test_the_published_table_stands_beside_ours_with_its_caveats(tmp_path):
+    _, html = publish(tmp_path)
+    rows, text = table_rows(html), Page(html).text
+    assert f"rad-7b, {RULES['legacy']} VQA-RAD 66.7 50.0" in rows
+    assert len(PUBLISHED) == 4
+    assert "LLaVA-Med from Vicuna VQA-RAD 64.4 82.0" in rows
+    assert all(caveat in text for caveat in CAVEATS)
 
 
-def test_an_id_given_twice_is_refused():
-    answers = controls()
-    answers["trained"].append(answers["trained"][0])
-    with pytest.raises(DataError, match="control='trained': 5 answers to 4 questions"):
-        render_results(answers)
+def test_answers_without_their_manifest_are_not_scored(tmp_path):
+    write_answers(locate(str(tmp_path)), four())
+    with pytest.raises(DataError, match=r"has no answers\.json, so its answers are not complete"):
+        publish_scores(locate(str(tmp_path)), title="x")
+
+
+def test_nothing_is_written_once_another_attempt_has_taken_over(tmp_path):
+    def taken():
+        raise DataError("taken over")
+
+    with pytest.raises(DataError, match="taken over"):
+        publish(tmp_path, before_writing=taken)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.json", ANSWERS]
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "kind", "changes", "category"),
+    [
+        ("Yes", "yes", "CLOSED", {}, "right"),
+        ("Yes", "no", "CLOSED", {}, "yes_for_no"),
+        ("None seen", "yes", "CLOSED", {}, "no_for_yes"),
+        ("", "yes", "CLOSED", {}, "empty"),
+        ("I must not say", "yes", "CLOSED", {"outcome": "refused"}, "refused"),
+        ("Maybe", "yes", "CLOSED", {}, "no_choice"),
+        ("B", "A", "CLOSED", {"options": {"A": "CT", "B": "MRI"}}, "other_option"),
+        ("right", "left", "CLOSED", {}, "opposite"),
+        ("right lobe", "left lobe", "OPEN", {}, "opposite"),
+        ("spleen", "liver", "OPEN", {}, "other"),
+        ("The image shows the", "liver", "OPEN", {"outcome": "cut_off"}, "cut_off"),
+        ("The liver, which", "liver", "OPEN", {"outcome": "cut_off"}, "right"),
+        ("mass", "mass and cyst", "OPEN", {}, "partial"),
+    ],
+)
+def test_answers_are_sorted_by_how_they_fail(prediction, reference, kind, changes, category):
+    given = answer("1", "?", reference, prediction, kind, **changes)
+    values = {name: float(found[0]) for name, found in measure([given]).items()}
+    assert categorize(given, values) == category

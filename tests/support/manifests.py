@@ -14,6 +14,7 @@ from llavamed.storage.manifest import (
     StageSettings,
     TrainedData,
 )
+from llavamed.storage.run_progress import RunSummary, StageSummary
 
 IMAGES = ImageFacts(
     size=8, aspect_ratio="square", mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), backend="exact"
@@ -78,13 +79,54 @@ def checkpoint_manifest(**facts: Any) -> CheckpointManifest:
 def scores_manifest(**facts: Any) -> ScoresManifest:
     known = {
         "dataset": "test-questions",
-        "scores": {},
-        "samples": (),
+        "split": "",
+        "questions_fingerprint": "",
         "num_questions": 0,
-        "scorer": "",
-        "export": "",
+        "num_images": 0,
+        "model": "",
+        "model_fingerprint": "",
+        "template": "",
+        "prompt": "",
+        "decoding": "",
+        "rules": {},
+        "conditions": (),
+        "groups": (),
+        "failures": {},
+        "overlaps": None,
+        "samples": (),
         "datasets": {},
         "fingerprint": "",
         "report": "",
     }
     return ScoresManifest.model_validate(known | facts)
+
+
+def stage_summary(**facts: Any) -> StageSummary:
+    known = {
+        "name": "align",
+        "steps": 1,
+        "loss_first": 1.0,
+        "loss_last": 0.5,
+        "tokens_per_second": 1.0,
+        "mfu": None,
+        "seconds": 1.0,
+        "step_seconds": {},
+        "export": "",
+        "gpu_seconds": 0.0,
+        "cost": None,
+    }
+    return StageSummary.model_validate(known | facts)
+
+
+def run_summary(**facts: Any) -> RunSummary:
+    known = {
+        "name": "run",
+        "fingerprint": "",
+        "tracking_uri": "",
+        "stages": (),
+        "scores": {},
+        "evaluations": (),
+        "currency": "USD",
+        "prices_date": "2026-01-01",
+    }
+    return RunSummary.model_validate(known | facts)

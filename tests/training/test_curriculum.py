@@ -64,7 +64,7 @@ def test_scores_of_anything_else_are_not_taken(scored, change, monkeypatch):
         longer = plan.stage.evaluation.model_copy(update={"max_new_tokens": 65})
         plan = replace(plan, stage=plan.stage.model_copy(update={"evaluation": longer}))
     elif change == "scorer":
-        monkeypatch.setattr(scores, "SCORER", "exact-token/0")
+        monkeypatch.setattr(scores, "RULES", {"strict": "strict/0"})
     else:
         name = "test-questions" if change == "test set" else "questions"
         write(datasets / name, dataset_manifest(fingerprint="other"))

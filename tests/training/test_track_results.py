@@ -39,7 +39,7 @@ def check_told(config: RunConfig) -> None:
     history = read_history(locate(config.directory) / "stages" / "align" / "export")
     assert [point.step for point in points] == [1, 2, 3]
     assert [point.value for point in points] == [record["loss"] for record in history]
-    assert "align.trained.open_recall" in runs[config.name].data.metrics
+    assert "align.trained.open_token_recall" in runs[config.name].data.metrics
     assert len(client.search_model_versions(f"name = '{config.name}'")) == 1
 
 

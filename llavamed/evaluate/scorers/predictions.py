@@ -107,7 +107,9 @@ def _item(line: bytes, place: str) -> Item:
         reference=row["reference"],
         answer_type=answer_type,
         options=_options(row.get("options"), place),
-        **{key: str(label).strip() for key, label in labels.items()},
+        image=str(labels.get("image", "")).strip(),
+        question_type=str(labels.get("question_type", "")).strip(),
+        domain=str(labels.get("domain", "")).strip(),
     )
 
 

@@ -1,35 +1,12 @@
-import math
-
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from llavamed.errors import DataError
 from llavamed.evaluate.scorers.exact_token import is_closed_correct, open_recall, tokens_of
-from llavamed.evaluate.vqa import (
-    Answer,
-    Scores,
-    majority_answer,
-    majority_control,
-    score,
-    score_answer,
-    score_by,
-)
 
 TEXTS = st.text(max_size=60)
 # Letters that spell no article and no number, so that a word is one token wherever it stands.
 WORDS = st.text("bdgkmprs", min_size=1, max_size=6)
-
-
-def scores_of(closed_accuracy, open_recall, num_closed, num_open):
-    return Scores(
-        {"closed_accuracy": closed_accuracy, "open_recall": open_recall},
-        {"closed_accuracy": num_closed, "open_recall": num_open},
-    )
-
-
-def answered(id_, reference, prediction, answer_type="CLOSED", question_type="", domain=""):
-    return Answer(id_, b"", "?", reference, prediction, answer_type, question_type, domain)
 
 
 @pytest.mark.parametrize(
@@ -157,56 +134,3 @@ def test_repetition_gains_nothing(word, reference, times):
 )
 def test_open_recall(prediction, reference, recall):
     assert open_recall(prediction, reference) == pytest.approx(recall)
-
-
-def test_score_averages_over_questions_and_not_over_tokens():
-    answers = [
-        answered("1", "yes", "Yes."),
-        answered("2", "no", "normal"),
-        answered("3", "left", "left"),
-        answered("4", "mass", "mass", "OPEN"),
-        answered("5", "one two three five", "one", "OPEN"),
-    ]
-    assert score(iter(answers)) == scores_of(pytest.approx(2 / 3), pytest.approx(0.625), 3, 2)
-
-
-def test_no_question_is_not_zero():
-    assert score([]) == scores_of(None, None, 0, 0)
-    assert score([answered("1", "yes", "no")]) == scores_of(0, None, 1, 0)
-
-
-@pytest.mark.parametrize("answer_type", ["", "open", "CLOSED "])
-def test_an_answer_of_unknown_type_is_refused(answer_type):
-    with pytest.raises(DataError, match=r"answer_type='.*' of 'q-7': must be OPEN or CLOSED"):
-        score_answer(answered("q-7", "yes", "yes", answer_type))
-
-
-def test_score_by_splits_without_loss():
-    answers = [
-        answered("1", "yes", "yes", question_type="SIZE", domain="chest"),
-        answered("2", "no", "yes", question_type="PRES", domain="chest"),
-        answered("3", "mass", "mass", "OPEN", question_type="PRES", domain="head"),
-    ]
-    by_type = score_by(answers, "question_type")
-    assert list(by_type) == ["PRES", "SIZE"]
-    assert by_type == {"PRES": scores_of(0, 1, 1, 1), "SIZE": scores_of(1, None, 1, 0)}
-    assert score_by(answers, "domain") == {
-        "chest": scores_of(0.5, None, 2, 0),
-        "head": scores_of(None, 1, 0, 1),
-    }
-
-
-def test_majority_is_the_commonest_answer_however_written():
-    assert majority_answer(["No", "yes", "no.", "left"]) == "no"
-    assert majority_answer(["yes", "no"]) == majority_answer(["no", "yes"]) == "no"
-    assert majority_answer([]) is None
-
-
-@given(st.lists(st.sampled_from(["yes", "no", "left", "right"]), min_size=1))
-def test_the_majority_control_scores_the_share_of_the_majority(references):
-    answers = [answered(str(number), text, "?") for number, text in enumerate(references)]
-    answers.append(answered("open", "mass", "mass", "OPEN"))
-    scores = score(majority_control(answers, majority_answer(references)))
-    share = max(map(references.count, references)) / len(references)
-    assert math.isclose(scores.means["closed_accuracy"], share)
-    assert list(scores.counts.values()) == [len(references), 0]

@@ -1,0 +1,34 @@
+"""The policy that decides whether a model becomes the champion: a YAML file of its own."""
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field
+
+from llavamed.config.section import Fraction, Section
+
+Score: TypeAlias = str
+"""A measure of a part of the questions, such as `closed_strict` or `open_token_f1`."""
+Shared = Literal["image", "question", "pair", "text"]
+"""What a training sample has in common with a test question."""
+Points = Annotated[float, Field(ge=-1, le=1)]
+
+
+class GatePolicy(Section):
+    """What a model must meet to become the champion. A rule that is left out is not checked."""
+
+    min_scores: Annotated[dict[Score, Fraction], Field(default_factory=dict)]
+    """Least scores, which the lower bounds of their intervals must reach."""
+    min_grounding: Annotated[dict[Score, Points], Field(default_factory=dict)]
+    """Least gains over the blank image, which the lower bounds of their intervals must reach."""
+    max_no_answer: Fraction | None = None
+    """Largest share of closed questions without an answer, at the upper bound of its interval."""
+    max_overlap: Annotated[dict[Shared, Fraction], Field(default_factory=dict)]
+    """Largest share of the samples of any training set that match a test question, by what they
+    share. A training set that nobody knows breaks the rule."""
+    export_verified: bool = True
+    """The export is complete, and was loaded back and compared when it was written."""
+    licences: tuple[str, ...] | None = None
+    """Licences that training samples may have. A sample without one has the licence `""`."""
+    max_loss: Annotated[dict[Score, Fraction], Field(default_factory=dict)]
+    """Most that a score may fall below the champion's, at the lower bound of the interval of the
+    paired difference. Without a champion there is nothing to fall below."""

@@ -1,0 +1,140 @@
+"""Cards of a model and of a dataset, in the form of Hugging Face, made from manifests alone."""
+
+from collections.abc import Mapping
+
+from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from llavamed.evaluate.failures import CATEGORIES
+from llavamed.evaluate.measures import LEGACY, STRICT
+from llavamed.storage.manifest import (
+    DatasetManifest,
+    EstimateFacts,
+    ExportManifest,
+    GroupScores,
+    ScoresManifest,
+)
+
+MODEL_CARD = "model_card.md"
+
+Licences = Mapping[str, int]
+"""Number of samples by licence; that of a sample without one is empty."""
+
+
+def render_model_card(
+    name: str,
+    scores: ScoresManifest,
+    export: ExportManifest | None,
+    *,
+    training: Mapping[str, DatasetManifest],
+    licences: Mapping[str, Licences],
+    initial_weights: str | None,
+) -> str:
+    """Write the card of a model as Markdown with a YAML head.
+
+    Args:
+        name: Of the model.
+        scores: What its evaluation found.
+        export: The manifest of its export, None where it is not ours.
+        training: The datasets that it was trained on, in all stages, by name.
+        licences: Of their samples, by dataset.
+        initial_weights: What its first stage started from.
+    """
+    groups = [each for each in scores.groups if each.by == "all" and each.part != "all"]
+    metadata = ModelCardData(
+        language="en",
+        library_name="transformers",
+        pipeline_tag="image-text-to-text",
+        tags=["llava", "biomedical", "research-only"],
+        datasets=list(training) or None,
+        base_model=initial_weights,
+        model_name=name,
+        eval_results=[result for group in groups for result in _results(scores, group)],
+    )
+    return (
+        _environment()
+        .get_template("model_card.md.j2")
+        .render(
+            metadata=metadata.to_yaml(),
+            name=name,
+            scores=scores,
+            export=export,
+            groups=groups,
+            training=training,
+            licences=licences,
+            initial_weights=initial_weights,
+            failures=[(CATEGORIES[name], count) for name, count in scores.failures.items()],
+        )
+    )
+
+
+def render_data_card(name: str, facts: DatasetManifest, licences: Licences) -> str:
+    """Write the card of a prepared dataset as Markdown with a YAML head.
+
+    Args:
+        name: Of the dataset.
+        facts: Its manifest.
+        licences: Of its samples.
+    """
+    metadata = DatasetCardData(
+        language="en",
+        pretty_name=name,
+        task_categories=["visual-question-answering"],
+        tags=["biomedical", "research-only"],
+    )
+    return (
+        _environment()
+        .get_template("data_card.md.j2")
+        .render(metadata=metadata.to_yaml(), name=name, facts=facts, licences=licences)
+    )
+
+
+def _results(scores: ScoresManifest, group: GroupScores) -> list[EvalResult]:
+    """Return the results of the first condition as the head of a card has them, in percent."""
+    found = group.scores[scores.conditions[0]]
+    return [
+        EvalResult(
+            task_type="visual-question-answering",
+            dataset_type=scores.dataset,
+            dataset_name=scores.dataset,
+            dataset_split=scores.split or None,
+            metric_type=f"{group.part}_{measure}",
+            metric_name=f"{group.part} questions, {scores.rules[measure]}",
+            metric_value=round(100 * found[measure].value, 2),
+        )
+        for measure in (STRICT, LEGACY)
+    ]
+
+
+def _environment() -> Environment:
+    # Markdown, not HTML: `cell` escapes what would end a cell of a table.
+    environment = Environment(
+        loader=PackageLoader("llavamed.evaluate", ""),
+        autoescape=False,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"cell": _cell, "interval": _interval, "licences": _licences}
+    return environment
+
+
+def _cell(text: str) -> str:
+    """Make a text fit into one line or one cell of a table, as text and not as markup."""
+    line = " ".join(str(text).split())
+    for sign in "\\|<>[]`*_":
+        line = line.replace(sign, f"\\{sign}")
+    return line
+
+
+def _interval(estimate: EstimateFacts, sign: str = "") -> str:
+    form = f"{sign}.1f"
+    low, high = 100 * estimate.low, 100 * estimate.high
+    return f"{100 * estimate.value:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def _licences(counts: Licences) -> str:
+    """Say which licences samples have, the commonest first."""
+    ordered = sorted(counts.items(), key=lambda each: (-each[1], each[0]))
+    return ", ".join(f"{name or 'not stated'} ({count:,})" for name, count in ordered) or "none"

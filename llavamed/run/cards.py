@@ -1,0 +1,70 @@
+"""Write the cards of a stage's model and of the datasets that it was trained on."""
+
+from collections import Counter
+
+from llavamed.config.run import RunConfig
+from llavamed.data.prepared.dataset import PreparedDataset, open_prepared
+from llavamed.errors import DataError
+from llavamed.evaluate.cards import MODEL_CARD, render_data_card, render_model_card
+from llavamed.run.curriculum import StagePlan, find_stage, plan_curriculum
+from llavamed.storage.location import Location, locate
+
+
+def write_cards(config: RunConfig, stage: str | None, folder: Location) -> list[str]:
+    """Write a model card and a card a training set; return the names of the files.
+
+    Args:
+        config: The run's.
+        stage: Name of the stage, None for the last one.
+        folder: Where to write.
+
+    Raises:
+        DataError: The stage is not scored with what the config says now, or a training set is gone.
+        StorageError: The folder cannot be written.
+    """
+    plan = find_stage(config, stage)
+    scores = plan.scores(config.datasets_directory)
+    if scores is None:
+        raise DataError(
+            f"stage={plan.stage.name}: is not scored with the model, data and settings of this "
+            "config; run `llavamed evaluate` first"
+        )
+    datasets = training_sets(config, plan)
+    licences = {name: count_licences(dataset) for name, dataset in datasets.items()}
+    cards = {
+        MODEL_CARD: render_model_card(
+            config.name,
+            scores,
+            plan.result(),
+            training={name: dataset.manifest for name, dataset in datasets.items()},
+            licences=licences,
+            initial_weights=plan_curriculum(config)[0].initial_weights,
+        )
+    }
+    for name, dataset in datasets.items():
+        cards[f"data_card-{name}.md"] = render_data_card(name, dataset.manifest, licences[name])
+    for file, text in cards.items():
+        (folder / file).write_bytes(text.encode())
+    return list(cards)
+
+
+def training_sets(config: RunConfig, plan: StagePlan) -> dict[str, PreparedDataset]:
+    """Return what a model was trained on, in its own stage and those before it, by name.
+
+    Raises:
+        DataError: A dataset is gone or not complete.
+    """
+    names = [stage.name for stage in config.stages]
+    stages = config.stages[: names.index(plan.stage.name) + 1]
+    folder = locate(config.datasets_directory)
+    wanted = dict.fromkeys(name for stage in stages for name in stage.mixture)
+    return {name: open_prepared(folder / name) for name in wanted}
+
+
+def count_licences(dataset: PreparedDataset) -> Counter[str]:
+    """Count the samples of a dataset by licence, which is empty where the source states none."""
+    counts: Counter[str] = Counter()
+    for shard, row_group in dataset.row_groups():
+        table = dataset.read_samples(shard, row_group, ["licence"])
+        counts.update(licence or "" for licence in table.column("licence").to_pylist())
+    return counts
