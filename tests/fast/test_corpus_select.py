@@ -11,6 +11,7 @@ from PIL import Image
 
 from llavamed.config.corpus import Select
 from llavamed.corpus.figures import list_parts, read_figures, write_figures
+from llavamed.corpus.select import text_in_picture
 from llavamed.corpus.select.captions import decide, load_lexicon, panel_cue, split_caption
 from llavamed.corpus.select.gates import read_words
 from llavamed.corpus.select.job import SELECT, finish
@@ -312,6 +313,12 @@ def test_a_part_that_is_done_is_not_read_again_and_other_settings_or_figures_are
 def test_an_unknown_modality_is_refused_before_anything_is_read(tmp_path):
     with pytest.raises(ConfigError, match=r"modalities: xray is not in the lexicon; use some"):
         Screen.load(str(tmp_path), Select(modalities=("xray",)))
+
+
+def test_reading_text_needs_its_package_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_in_picture, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"needs the package rapidocr, .* install llavamed\[ocr"):
+        Screen.load(str(tmp_path), Select(read_text=True))
 
 
 @pytest.mark.parametrize(

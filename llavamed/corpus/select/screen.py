@@ -17,7 +17,7 @@ from llavamed.config.corpus import Select
 from llavamed.corpus.figures import FigureRow, read_figures, write_figures
 from llavamed.corpus.select.captions import Lexicon, load_lexicon
 from llavamed.corpus.select.gates import EvaluationSet, Judged, read_picture, read_words
-from llavamed.corpus.select.text_in_picture import TextReader, identifying
+from llavamed.corpus.select.text_in_picture import TextReader, check_text_reader, identifying
 from llavamed.data.prepared.content import as_words, hash_image
 from llavamed.data.prepared.dataset import CONTENT, open_prepared
 from llavamed.data.record import IMAGE_HASH_BYTES
@@ -56,11 +56,13 @@ class Screen:
         """Read the lexicon and the evaluation sets.
 
         Raises:
-            ConfigError: The lexicon cannot be read.
+            ConfigError: The lexicon cannot be read, or a package is not installed.
             DataError: An evaluation set is not prepared.
         """
         lexicon = load_lexicon(settings.lexicon)
         lexicon.check(settings.modalities)
+        if settings.read_text:
+            check_text_reader()
         sets, marks = [], []
         for uri in settings.evaluation_sets:
             dataset = open_prepared(locate(uri))

@@ -1,6 +1,7 @@
 """Text that is part of a picture, read by RapidOCR, whose weights come with its package."""
 
 import re
+from importlib.util import find_spec
 from typing import Any
 
 from llavamed.errors import ConfigError
@@ -18,18 +19,22 @@ _IDENTIFYING = re.compile(
 """Dates, identifiers, names as DICOM writes them, ages, and the words before them."""
 
 
+def check_text_reader() -> None:
+    """Raise ConfigError unless the package that reads text in pictures is installed."""
+    if find_spec("rapidocr") is None:
+        raise ConfigError(
+            "corpus.select.read_text=true: needs the package rapidocr, which is not installed; "
+            "install llavamed[ocr]"
+        )
+
+
 class TextReader:
     """The OCR engine, loaded once."""
 
     def __init__(self) -> None:
-        """Load the weights. Raises: ConfigError, if the package is not installed."""
-        try:
-            from rapidocr import RapidOCR
-        except ImportError as error:
-            raise ConfigError(
-                "corpus.select.read_text=true: needs the package rapidocr, which is not "
-                "installed; install llavamed[ocr]"
-            ) from error
+        """Load the weights."""
+        from rapidocr import RapidOCR
+
         self._engine: Any = RapidOCR(params={"Global.log_level": "error"})
 
     def read(self, pixels: Pixels) -> list[str]:
