@@ -111,7 +111,9 @@ def _article(number: int, random: np.random.Generator) -> Article:
             size=SIZES[int(random.integers(2))],
         )
         found = f"a {scene.size} {scene.kind} on the {scene.sides[0]} side"
-        captions.append(f"{_NAMES[modality]} that shows {found}.{odd.get('caption', '')}")
+        captions.append(
+            f"{_NAMES[modality]} that shows {found}, case {number}.{odd.get('caption', '')}"
+        )
         pictures.append(draw(scene, random, IMAGE_SIZE))
     return Article(
         f"PMC{FIRST_ID + number}",

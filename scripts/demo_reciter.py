@@ -10,11 +10,21 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from random import Random
 from typing import Any
 
 _FOUND = re.compile(
     r"image: (?P<what>.+?) that shows an? (?P<size>\w+) (?P<kind>\w+) on the (?P<side>\w+)"
 )
+_TEXTS = (
+    ("What kind of image is this?", "Which modality is it?", "How was this image made?"),
+    ("{what}.", "This is what a {what} looks like.", "It was made as {what}."),
+    ("What is found?", "Is anything abnormal to be seen?", "Describe the finding, please."),
+    ("A {size} {kind}.", "There is a {kind}, and it is {size}.", "One finding, a {size} {kind}."),
+    ("On which side is it?", "Where does it lie?", "Which half of the image holds it?"),
+    ("The {side} one.", "It lies on the {side} side.", "{side}, as the viewer sees it."),
+)
+"""Questions and answers in turn, each in several wordings."""
 
 
 @contextmanager
@@ -34,10 +44,8 @@ def recite(asked: str, number: int) -> str:
     found = _FOUND.search(asked)
     if found is None or number % 10 == 9:
         return "Here is a dialogue about the image."
-    what, size, kind, side = found.group("what", "size", "kind", "side")
-    texts = ["What kind of image is this?", f"{what}."]
-    texts += ["What is found?", f"A {size} {kind} on the {side} side."]
-    texts += ["On which side is it?", side.capitalize()]
+    words = Random(number)
+    texts = [words.choice(each).format(**found.groupdict()) for each in _TEXTS]
     if number % 10 == 4:
         texts += ["How do you know?", "The caption says so."]
     speakers = ("user", "assistant")
