@@ -240,7 +240,8 @@ def main() -> int:
             at_least=bound,
         )
         for name, each in found.items()
-        for number, bound in ((1, 0.8), (8, 1.5))
+        # A token of the demo's model takes 2 ms, of which HTTP has its part.
+        for number, bound in ((1, 0.6 if name == "demo" else 0.9), (8, 1.5))
     ]
     endured = found["demo"]["soak"]
     gates.append(gate(f"lost of {endured['requests']} requests", endured["lost"], at_most=0))

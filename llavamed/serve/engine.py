@@ -5,6 +5,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from llavamed.errors import LlavaMedError, RequestError
@@ -43,7 +44,7 @@ class _Job:
 
     def tell(self, news: list[Progress] | LlavaMedError) -> None:
         """Pass news to the client, which may have gone with its event loop."""
-        if not self.loop.is_closed():
+        with suppress(RuntimeError):  # the loop is closed
             self.loop.call_soon_threadsafe(self.told.put_nowait, news)
 
 
@@ -93,9 +94,7 @@ class Engine:
         )
         with self._changed:
             if self._is_closed:
-                raise RequestError(
-                    "service: is stopping; try again", code="stopping", status=503, retry_after=5
-                )
+                raise _stopped()
             if len(self._waiting) >= self._max_waiting:
                 raise RequestError(
                     f"queue: {self._max_waiting} requests wait already; try again later",
@@ -128,21 +127,30 @@ class Engine:
         self._thread.join()
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not (self._waiting or self._running or self._is_closed):
-                    self._changed.wait()
-                if self._is_closed:
-                    break
-                new = self._admit()
-            self._drop_given_up()
-            self._join(new)
-            self._step()
-        stopping = RequestError(
-            "service: has stopped; try again", code="stopping", status=503, retry_after=5
-        )
-        for job in (*self._running, *self._waiting):
-            job.tell(stopping)
+        """Answer requests until the end, and let no client wait for a thread that has ended."""
+        try:
+            while self._continue():
+                pass
+        except Exception as error:
+            logger.exception("the model has stopped: %s", type(error).__name__)
+        with self._changed:
+            self._is_closed = True
+            left = [*self._running, *self._waiting]
+        for job in left:
+            job.tell(_stopped())
+
+    def _continue(self) -> bool:
+        """Give each running answer its next token, and return whether to go on."""
+        with self._changed:
+            while not (self._waiting or self._running or self._is_closed):
+                self._changed.wait()
+            if self._is_closed:
+                return False
+            new = self._admit()
+        self._drop_given_up()
+        self._join(new)
+        self._step()
+        return True
 
     def _admit(self) -> list[_Job]:
         """Take those out of the queue that the batch has room for, in the order they came."""
@@ -218,3 +226,9 @@ class Engine:
                     status=500,
                 )
             )
+
+
+def _stopped() -> RequestError:
+    return RequestError(
+        "service: has stopped; try again", code="stopping", status=503, retry_after=5
+    )

@@ -120,7 +120,9 @@ def parse_request(data: bytes) -> ChatRequest:
                 f"{name}: is not supported; leave it out", code="unsupported", param=name
             )
     try:
-        return ChatRequest.model_validate(body)
+        # Clients send null for what they leave to the service.
+        given = {name: value for name, value in body.items() if value is not None}
+        return ChatRequest.model_validate(given)
     except ValidationError as error:
         raise _refuse(error) from None  # the error holds what was sent
 

@@ -19,6 +19,7 @@ from llavamed.errors import ConfigError
 from llavamed.model.generation import Generator
 from llavamed.model.running_batch import RunningBatch
 from llavamed.serve.backend import LocalBackend
+from llavamed.serve.engine import Engine
 from llavamed.serve.export import open_export
 from llavamed.serve.launch import serve
 from llavamed.storage.location import locate
@@ -201,6 +202,24 @@ def test_only_those_in_the_batch_fail_with_the_model(
             list(ask(client, "Why?", stream=True))
     assert running.chat("Why?", max_tokens=3)[0] == 200
     assert "secret" not in caplog.text
+
+
+def test_no_client_waits_for_a_model_that_has_stopped(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving = settings()
+    with run_service(serving, LocalBackend(generator, serving)) as service:
+        assert service.send("/health", token=None)[0] == 200
+
+        def stop(*_: Any) -> None:
+            raise RuntimeError("no more")
+
+        monkeypatch.setattr(Engine, "_publish", stop)
+        status, body = service.chat("Why?", max_tokens=3)
+        assert (status, body["error"]["message"]) == (503, "service: has stopped; try again")
+        assert service.chat("Why?")[0] == 503
+        status, body = service.send("/health", token=None)
+        assert (status, body["error"]["code"]) == (503, "model_stopped")
 
 
 def test_settings_that_do_not_fit_are_refused(

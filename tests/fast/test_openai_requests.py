@@ -1,0 +1,88 @@
+"""Whatever a client sends is a request or a refusal in OpenAI's form, and never another error."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llavamed.errors import RequestError
+from llavamed.serve.openai import Choice, Reply, Usage, error_body, parse_request
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda below: st.lists(below, max_size=3) | st.dictionaries(st.text(max_size=8), below),
+    max_leaves=8,
+)
+FIELDS = (
+    *("model", "messages", "stream", "stream_options", "temperature", "top_p", "seed", "n"),
+    *("stop", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "tools"),
+    *("response_format", "logit_bias", "presence_penalty", "user", "unknown"),
+)
+PARTS = st.fixed_dictionaries(
+    {"type": st.sampled_from(["text", "image_url", "audio"])},
+    optional={"text": PLAIN, "image_url": PLAIN | st.fixed_dictionaries({"url": PLAIN})},
+)
+MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant", "robot"])},
+        optional={"content": PLAIN | st.lists(PARTS, max_size=3)},
+    ),
+    max_size=3,
+)
+BODIES = st.dictionaries(st.sampled_from(FIELDS), PLAIN | MESSAGES)
+
+
+@given(BODIES.map(lambda body: json.dumps(body).encode()) | st.binary(max_size=40))
+def test_any_body_is_a_request_or_a_refusal(data: bytes) -> None:
+    try:
+        parse_request(data)
+    except RequestError as error:
+        refusal = error
+    else:
+        return
+    body = json.loads(json.dumps(error_body(refusal)))["error"]
+    assert body.keys() == {"message", "type", "param", "code"}
+    assert body["type"] == "invalid_request_error"
+    assert refusal.status == 400
+
+
+GOOD: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Why?"}]}
+
+
+@given(st.text(min_size=20, max_size=60))
+def test_a_refusal_does_not_repeat_what_was_sent(secret: str) -> None:
+    for body in (
+        GOOD | {"temperature": secret + "x"},
+        GOOD | {"messages": [{"role": secret, "content": "x"}]},
+        GOOD | {"messages": [{"role": "user", "content": [{"type": secret}]}]},
+        GOOD | {"response_format": {"type": secret}},
+    ):
+        with pytest.raises(RequestError) as caught:
+            parse_request(json.dumps(body).encode())
+        assert secret not in str(caught.value)
+        assert caught.value.__cause__ is None
+
+
+def test_null_means_the_default_and_the_newer_name_wins() -> None:
+    body = GOOD | {"max_completion_tokens": None, "max_tokens": 5, "stream": None, "stop": None}
+    asked = parse_request(json.dumps(body).encode())
+    assert (asked.max_tokens, asked.stream, asked.stops) == (5, False, ())
+    both = parse_request(json.dumps(GOOD | {"max_completion_tokens": 3, "max_tokens": 5}).encode())
+    assert both.max_tokens == 3
+
+
+def test_a_whole_answer_and_a_stream_say_the_same() -> None:
+    reply, usage = Reply("chatcmpl-1", "m", 0), Usage(3, 2)
+    whole = reply.whole([Choice(0, "Yes.", "stop")], usage)
+    assert whole["choices"][0]["message"] == {
+        "role": "assistant",
+        "content": "Yes.",
+        "refusal": None,
+    }
+    assert whole["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    parts = [reply.chunk(Choice(0, text, end)) for text, end in (("Yes", None), (".", "stop"))]
+    assert "".join(part["choices"][0]["delta"]["content"] for part in parts) == "Yes."
+    assert reply.closing(usage)["choices"] == []
+    assert {part["id"] for part in (whole, *parts)} == {"chatcmpl-1"}
