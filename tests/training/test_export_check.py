@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from llavamed.config.run import RunConfig
 from llavamed.data.prepared.dataset import open_prepared
 from llavamed.errors import CheckpointError
+from llavamed.model.attention import attend_per_sample, per_sample_arguments
 from llavamed.model.export import (
     Trained,
     check_export,
@@ -44,6 +45,7 @@ def trained(tiny_config: RunConfig) -> tuple[Any, Any, Trained]:
     config = small_config(tiny_config)
     processor = processor_of(config)
     model = build_model(config.model, processor, seed=0, precision="fp32").eval()
+    attend_per_sample(model)  # as in training
     batch = step_batches(config)[0][0]
     dataset = open_prepared(locate(make_job(config).datasets[0]))
     return (
@@ -101,6 +103,7 @@ def test_logits_are_sampled_from_the_first_position_to_the_last(
             pixel_values=batch.pixel_values,
             position_ids=batch.position_ids,
             use_cache=False,
+            **per_sample_arguments(model, batch.sample_lengths),
         ).logits
     assert expected.logits.shape == (1, 64, whole.shape[-1])
     torch.testing.assert_close(expected.logits[:, 0], whole[:, 0])
@@ -200,7 +203,7 @@ def test_no_stage_starts_from_an_export_that_failed(
     assert place.exists()
     assert find(ExportManifest, place) is None
     with pytest.raises(CheckpointError, match=r"no export there"):
-        fetch_export(place, Path(config.storage))
+        fetch_export(place)
     with pytest.raises(CheckpointError, match=r"no export there"):
         run_stage(make_job(config, stage=1))
     monkeypatch.undo()
