@@ -1,7 +1,6 @@
 """`llavamed data`: look at data, before and after it is prepared. The same rules as `cli`."""
 
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -108,6 +107,7 @@ def inspect(
     from llavamed.data.inspect.terminal import show_refusals, show_sample
     from llavamed.data.prepared.dataset import PROCESSOR, PreparedDataset, open_prepared
     from llavamed.processor.build import load_processor
+    from llavamed.storage.fetch import fetch_once
     from llavamed.storage.location import MANIFEST, locate
 
     directory = locate(run.datasets_directory)
@@ -118,8 +118,7 @@ def inspect(
     refusals = read_refusals(prepared) if quarantined else []
     if not quarantined and isinstance(prepared, PreparedDataset):
         rows = find_samples(prepared, ids) if ids else pick_samples(prepared, number, seed)
-        with tempfile.TemporaryDirectory() as scratch:
-            tokenizer = load_processor((directory / PROCESSOR).download(Path(scratch))).tokenizer
+        tokenizer = load_processor(Path(fetch_once(str(directory / PROCESSOR)))).tokenizer
         samples = read_samples(prepared, rows, tokenizer)
     if html is not None:
         locate(html).write_bytes(render_samples(prepared, samples, refusals).encode())

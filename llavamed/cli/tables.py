@@ -1,5 +1,6 @@
 """The tables a command ends with."""
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -326,10 +327,10 @@ def print_line(console: Console, text: str) -> None:
 
 
 def _mlflow_command(uri: str) -> str:
-    """How to look at the runs: a server's address, or the command that serves a database."""
+    """Return how to look at the runs: a server's address, or the command that serves a database."""
     if uri.startswith("http"):
         return uri
-    return f"{_installed('mlflow')} server --backend-store-uri {uri}"
+    return shlex.join([str(_installed("mlflow")), "server", "--backend-store-uri", uri])
 
 
 def _installed(name: str) -> Path:

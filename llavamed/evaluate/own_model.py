@@ -1,7 +1,6 @@
 """Evaluate models of ours: an export, or the model a run begins with."""
 
 import gc
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -160,10 +159,9 @@ def _load(
     batch_size: int,
     make: Callable[[Path, LlavaProcessor], LlavaForConditionalGeneration],
 ) -> GeneratorAnswerer:
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = fetch_export(locate(export), Path(scratch))
-        processor = load_processor(folder)
-        model = make(folder, processor).to("cuda" if torch.cuda.is_available() else "cpu")
+    folder = fetch_export(locate(export))
+    processor = load_processor(folder)
+    model = make(folder, processor).to("cuda" if torch.cuda.is_available() else "cpu")
     return GeneratorAnswerer(Generator(model, processor, get_template(template)), batch_size)
 
 

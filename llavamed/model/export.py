@@ -20,10 +20,11 @@ from llavamed.model.llava import load_model
 from llavamed.model.loss import sampled_logits
 from llavamed.processor.build import image_settings, load_processor, num_image_tokens
 from llavamed.processor.encode import encode_prompt, get_template, template_hash
-from llavamed.processor.own_template import OwnTemplate
+from llavamed.processor.own_template import own_template
 from llavamed.processor.templates import TOKENIZER
 from llavamed.processor.token_labels import Segment, flatten, write_out_first_spaces
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
+from llavamed.storage.fetch import fetch_once
 from llavamed.storage.location import MANIFEST, Location
 from llavamed.storage.manifest import ExportManifest, find
 from llavamed.storage.scratch import scratch_folder
@@ -172,14 +173,13 @@ def copy_export(source: Location, target: Location) -> None:
     """
     if target.children():
         raise CheckpointError(f"{target}: is not empty; name a new folder")
-    with scratch_folder() as scratch:
-        folder = fetch_export(source, scratch)
-        _load(folder, "bf16", "sdpa")
-        target.upload(folder)
+    folder = fetch_export(source)
+    _load(folder, "bf16", "sdpa")
+    target.upload(folder)
 
 
-def fetch_export(place: Location, scratch: Path) -> Path:
-    """Download a complete export.
+def fetch_export(place: Location) -> Path:
+    """Fetch a complete export, once for all processes of this machine.
 
     Returns:
         The local folder.
@@ -191,7 +191,7 @@ def fetch_export(place: Location, scratch: Path) -> Path:
         raise CheckpointError(
             f"{place}: no export there ({MANIFEST} is missing); train the stage that makes it first"
         )
-    return place.download(scratch)
+    return Path(fetch_once(str(place)))
 
 
 def _load(
@@ -229,7 +229,7 @@ def _check_processor(place: Location, processor: LlavaProcessor, trained: Traine
     if template.name == TOKENIZER:
         # The processor may write another date, and final spaces that belong to the answer.
         is_same_template = processor.chat_template == tokenizer.chat_template
-        text = OwnTemplate(tokenizer).label([_QUESTION], prompt=True).words
+        text = own_template(tokenizer).label([_QUESTION], prompt=True).words
     else:
         is_same_template = True
         message = {"role": _QUESTION.role, "content": _QUESTION.text}

@@ -18,7 +18,7 @@ from llavamed.model.running_batch import EncodedPrompt, RunningBatch
 from llavamed.processor.build import image_settings, num_image_tokens
 from llavamed.processor.encode import Template, encode_prompt, stop_strings
 from llavamed.processor.images import Pixels, normalize_pixels
-from llavamed.processor.own_template import OwnTemplate
+from llavamed.processor.own_template import own_template
 from llavamed.processor.token_labels import special_token_pattern
 from llavamed.processor.turns import Turn
 
@@ -129,7 +129,7 @@ def end_token_ids(processor: LlavaProcessor) -> list[int]:
     turns = [Turn("user", "question"), Turn("assistant", words)]
     # Without a template, or with one that refuses this dialogue, only the tokenizer's token ends.
     with suppress(SampleError, ConfigError):
-        text = OwnTemplate(tokenizer).label(turns)
+        text = own_template(tokenizer).label(turns)
         last = text.words.rindex(words) + len(words)
         trained = "".join(
             letter

@@ -1,1 +1,1 @@
-"""Work that is handed to Ray: pipelines over data, and why a worker has failed."""
+"""Work that is handed to Ray: pipelines over data, what workers warn of, and why one has failed."""

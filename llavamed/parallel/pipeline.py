@@ -12,6 +12,7 @@ from ray.exceptions import RayError
 
 from llavamed.errors import LlavaMedError
 from llavamed.parallel.failures import explain_failure, iter_causes
+from llavamed.parallel.logs import hear_workers, queue_of_driver, send_logs
 
 
 class CarriedError(Exception):
@@ -25,13 +26,14 @@ class CarriedError(Exception):
 
 @contextmanager
 def carry_errors() -> Iterator[None]:
-    """Carry errors of a worker's code to the driver unchanged.
+    """Carry errors of a worker's code to the driver unchanged, and warnings to its log.
 
     Raises:
         CarriedError: For any error.
     """
     try:
-        yield
+        with send_logs(queue_of_driver()):
+            yield
     except Exception as error:
         try:
             packed = pickle.dumps(error)
@@ -44,7 +46,7 @@ def carry_errors() -> Iterator[None]:
 def iter_rows(
     pipeline: Any, *, memory_hint: str = "give the machines more memory"
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a pipeline.
+    """Yield the rows of a pipeline, and log what its workers warn of.
 
     Args:
         pipeline: A Ray Data dataset.
@@ -55,7 +57,8 @@ def iter_rows(
             sentence of ours without Ray's text.
     """
     try:
-        yield from pipeline.iter_rows()
+        with hear_workers():
+            yield from pipeline.iter_rows()
     except (RayError, SystemException) as error:
         raise _of_ours(error, memory_hint) from error
 

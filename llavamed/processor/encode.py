@@ -17,7 +17,7 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 from llavamed.errors import SampleError
-from llavamed.processor.own_template import OwnTemplate
+from llavamed.processor.own_template import own_template
 from llavamed.processor.templates import (
     TEMPLATES,
     TOKENIZER,
@@ -92,7 +92,7 @@ def check_template(template: Template, tokenizer: "PreTrainedTokenizerBase") -> 
     """
     image_token_id(tokenizer)
     if template.name == TOKENIZER:
-        OwnTemplate(tokenizer)
+        own_template(tokenizer)
     else:
         bind(template, tokenizer)
 
@@ -120,7 +120,7 @@ def encode(
         ConfigError: The tokenizer does not fit the template.
     """
     if template.name == TOKENIZER:
-        tokens = tokenize(OwnTemplate(tokenizer).label(turns), tokenizer)
+        tokens = tokenize(own_template(tokenizer).label(turns), tokenizer)
     else:
         bound = bind(template, tokenizer)
         segments = render(turns, bound)
@@ -157,7 +157,7 @@ def encode_prompt(
             "no_question", "the last turn must be the user's for a model to answer it"
         )
     if template.name == TOKENIZER:
-        tokens = tokenize(OwnTemplate(tokenizer).label(turns, prompt=True), tokenizer)
+        tokens = tokenize(own_template(tokenizer).label(turns, prompt=True), tokenizer)
     else:
         bound = bind(template, tokenizer)
         tokens = _label_by_segment(render(turns, bound, prompt=True), bound, tokenizer)

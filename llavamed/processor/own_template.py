@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
@@ -51,6 +52,15 @@ class _Written:
     """Start and stop of each span between `{% generation %}` marks, in order."""
 
 
+def own_template(tokenizer: "PreTrainedTokenizerBase") -> "OwnTemplate":
+    """Return the chat template of a tokenizer, made once for as long as neither changes.
+
+    Raises:
+        ConfigError: The tokenizer has no template, or the template is not valid Jinja.
+    """
+    return _make(tokenizer, own_chat_template(tokenizer), _turn_ends(tokenizer))
+
+
 class OwnTemplate:
     """The chat template of a tokenizer.
 
@@ -58,10 +68,19 @@ class OwnTemplate:
         ConfigError: The tokenizer has no template, or the template is not valid Jinja.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", source: str, ends: re.Pattern[str]
+    ) -> None:
+        """Find out in which form the template takes the content of a turn.
+
+        Args:
+            tokenizer: The tokenizer.
+            source: Its chat template.
+            ends: Pattern of the special tokens that end a turn.
+        """
         self._tokenizer = tokenizer
-        self._source = _fix_date(own_chat_template(tokenizer))
-        self._ends = _turn_ends(tokenizer)
+        self._source = _fix_date(source)
+        self._ends = ends
         self._in_parts = _FORMS[0]
         self._in_parts = max(_FORMS, key=self._count_probes)
 
@@ -285,6 +304,9 @@ def _take_out(text: str, mark: str) -> tuple[str, dict[str, list[int]]]:
 
 def _rewrites(what: str) -> SampleError:
     return SampleError("template_rewrites", f"the chat template {what}")
+
+
+_make = lru_cache(maxsize=4)(OwnTemplate)
 
 
 def _turn_ends(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:

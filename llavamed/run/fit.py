@@ -1,7 +1,6 @@
 """Ray Train's part of a stage: the trainer, what its workers report, when it gives up."""
 
 import logging
-import logging.handlers
 import threading
 import uuid
 from collections.abc import Callable
@@ -16,10 +15,10 @@ from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.queue import Empty, Queue
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from llavamed.errors import LlavaMedError, TrainingError
 from llavamed.parallel.failures import explain_failure, find_our_error
+from llavamed.parallel.logs import log_record, queue_beside_driver, send_logs
 from llavamed.run.resources import told_what_is_missing
 from llavamed.storage.location import Location
 from llavamed.train.context import StepRecord, Workers, local_context, ray_context
@@ -81,9 +80,7 @@ def fit(
         with local_context(on_records) as context:
             on_started(context.workers())
             return train_stage(job, context)
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    # Beside the driver: with any other machine it could be lost, and every retry would miss it.
-    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    queue = queue_beside_driver()
     listener = _Listener(queue, on_started, on_records)
     trainer = _trainer(job, folder, queue)
     try:
@@ -161,19 +158,11 @@ def _train_worker(settings: dict[str, Any]) -> bool:
     """Train the stage on one worker; Ray Train calls it on each."""
     queue: Queue = settings["queue"]
     job: StageJob = settings["job"]
-    _send_logs(queue)
     context = ray_context(lambda records: queue.put(Steps(records)))
     queue.put(Started(context.rank, context.workers()))
     metrics = WorkerMetrics(job.config.name, job.stage.name, context.rank)
-    return train_stage(job, replace(context, observe=metrics.observe))
-
-
-def _send_logs(queue: Queue) -> None:
-    """Send what this process warns of to the driver, which shows it."""
-    ours = logging.getLogger("llavamed")
-    handler = logging.handlers.QueueHandler(queue)
-    handler.setLevel(logging.WARNING)
-    ours.addHandler(handler)
+    with send_logs(queue):
+        return train_stage(job, replace(context, observe=metrics.observe))
 
 
 class _StopOnOurErrors(UserCallback):
@@ -240,4 +229,4 @@ class _Listener:
             case Failed(error):
                 self.fatal = error
             case logging.LogRecord():
-                logging.getLogger(message.name).handle(message)
+                log_record(message)

@@ -11,6 +11,7 @@ from typing import Any
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
 
 import mlflow
+import mlflow.store.db.utils
 from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 from mlflow import MlflowClient
@@ -22,6 +23,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from llavamed.config.run import RunConfig
 from llavamed.errors import TrackingError
 from llavamed.storage.location import locate
+
+mlflow.store.db.utils.MAX_RETRY_COUNT = 5
+"""MLflow tries ten times, for 101 seconds, whenever a database does not answer; this is three."""
+os.environ.setdefault("PGCONNECT_TIMEOUT", "10")  # in seconds; or else PostgreSQL's client has none
 
 _ELSEWHERE = "or set tracking.uri to another server"
 _PROBLEMS = (

@@ -13,7 +13,6 @@ from llavamed.processor.build import load_processor
 from llavamed.processor.encode import get_template, template_hash
 from llavamed.storage.location import Location
 from llavamed.storage.manifest import ExportManifest, read
-from llavamed.storage.scratch import scratch_folder
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -28,17 +27,16 @@ def open_export(place: Location, *, device: Device = "auto") -> Generator:
     Raises:
         CheckpointError: The export is incomplete or damaged, or was made with another template.
     """
-    with scratch_folder() as scratch:
-        folder = fetch_export(place, scratch)
-        manifest = read(ExportManifest, place)
-        model = load_model(folder, _precision(place), "sdpa")
-        try:
-            processor = load_processor(folder)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise CheckpointError(
-                f"{place}: its processor cannot be loaded: {reason}; copy the export once more"
-            ) from error
+    folder = fetch_export(place)
+    manifest = read(ExportManifest, place)
+    model = load_model(folder, _precision(place), "sdpa")
+    try:
+        processor = load_processor(folder)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{place}: its processor cannot be loaded: {reason}; copy the export once more"
+        ) from error
     template = get_template(manifest.template)
     found = template_hash(template, processor.tokenizer)
     if found != manifest.template_hash:

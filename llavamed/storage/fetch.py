@@ -2,20 +2,25 @@
 
 The copy lies below the machine's folder for temporary files (`TMPDIR`) and is named after what the
 source holds, so a source that changes is fetched anew and a copy that is complete is used as it is.
+A copy that nothing has asked for in a day is deleted when another one is fetched.
 """
 
 import fcntl
 import hashlib
 import json
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llavamed.errors import StorageError
 from llavamed.storage.location import locate
 
+KEEP_SECONDS = 24 * 3600.0
+"""A copy is kept for so long after it was last asked for."""
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
 _IDENTITY = ("size", "ETag", "etag", "md5Hash", "LastModified", "mtime", "updated")
 """What filesystems tell of a file that changes with its content."""
@@ -52,11 +57,21 @@ def fetch_once(source: str, *, weights: bool = True) -> str:
     folder = cache / hashlib.sha256(text.encode()).hexdigest()[:16]
     with _locked(folder.with_suffix(".lock")):
         if not folder.is_dir():
+            _delete_unused(cache)
             with tempfile.TemporaryDirectory(dir=cache) as scratch:
                 partial = Path(scratch) / "files"
                 place.download_files(list(files), partial)
                 partial.rename(folder)
+        os.utime(folder)  # the time of its last use
     return str(folder)
+
+
+def _delete_unused(cache: Path) -> None:
+    """Delete the copies that are not used any more, and what fetches that were killed have left."""
+    for folder in cache.iterdir():
+        with suppress(FileNotFoundError):  # deleted by another process
+            if folder.is_dir() and time.time() - folder.stat().st_mtime > KEEP_SECONDS:
+                shutil.rmtree(folder)
 
 
 def _own_folder() -> Path:

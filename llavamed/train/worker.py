@@ -21,9 +21,9 @@ from llavamed.model.freeze import PartCount, freeze
 from llavamed.model.llava import build_model, load_model
 from llavamed.model.loss import sampled_logits, supervised_loss
 from llavamed.processor.build import load_processor
+from llavamed.storage.fetch import fetch_once
 from llavamed.storage.location import Location, locate
 from llavamed.storage.manifest import ExportManifest, PartFacts, find, write
-from llavamed.storage.scratch import scratch_folder
 from llavamed.train.checkpoint.restore import restore_checkpoint, seed_random_state
 from llavamed.train.checkpoint.save import Saver
 from llavamed.train.collectives import together
@@ -64,9 +64,8 @@ def train_stage(job: StageJob, context: Context) -> bool:
     started = time.monotonic()
     torch.manual_seed(job.config.seed)
     data = open_mixture(job)
-    with scratch_folder() as scratch:
-        processor = load_processor(locate(job.processor).download(scratch / "processor"))
-        model = _initial_model(job, processor, scratch)
+    processor = load_processor(Path(fetch_once(job.processor)))
+    model = _initial_model(job, processor)
     attend_per_sample(model)
     if job.stage.lora is not None:
         add_adapters(model, job.stage.lora, seed=job.config.seed, device=context.device)
@@ -247,7 +246,7 @@ def _train_steps(
     return True
 
 
-def _initial_model(job: StageJob, processor: Any, scratch: Path) -> Any:
+def _initial_model(job: StageJob, processor: Any) -> Any:
     precision = job.config.engine_of(job.stage).precision
     if job.initial_weights is None:
         return build_model(job.config.model, processor, seed=job.config.seed, precision=precision)
@@ -256,7 +255,7 @@ def _initial_model(job: StageJob, processor: Any, scratch: Path) -> Any:
     run = locate(job.config.directory)
     is_of_this_run = place.fs == run.fs and place.path.startswith(f"{run.path}/")
     is_ours = is_of_this_run or find(ExportManifest, place) is not None
-    folder = fetch_export(place, scratch / "weights") if is_ours else job.initial_weights
+    folder = fetch_export(place) if is_ours else job.initial_weights
     return load_model(folder, precision, job.config.model.attn_implementation)
 
 

@@ -1,5 +1,6 @@
 """What goes wrong in Ray Data's workers reaches the driver as an error of ours, word for word."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import ray.data
 
 from llavamed.errors import ConfigError, DataError, LlavaMedError, SampleError, StorageError
 from llavamed.parallel.pipeline import CarriedError, carry_errors, configure_ray_data, iter_rows
+from tests.support.log_messages import on_log
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
@@ -36,6 +38,25 @@ def failing(error: Exception) -> Callable[[dict[str, Any]], dict[str, Any]]:
                 raise error
 
     return Fail  # type: ignore[return-value]
+
+
+def test_what_workers_warn_of_reaches_the_log_of_the_driver() -> None:
+    class Warn:
+        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+            with carry_errors():
+                logging.getLogger("llavamed.of.a.worker").warning("row %d is odd", batch["id"][0])
+                logging.getLogger("llavamed.of.a.worker").info("not so important")
+            return batch
+
+    configure_ray_data()
+    said: list[str] = []
+    for _ in range(2):  # the second pipeline of a driver is heard, too
+        pipeline = ray.data.range(3, override_num_blocks=3).map_batches(
+            Warn, compute=ray.data.ActorPoolStrategy(size=1), num_cpus=0.5
+        )
+        with on_log(said.append):
+            assert len(list(iter_rows(pipeline))) == 3
+    assert sorted(said) == sorted(2 * [f"row {number} is odd" for number in range(3)])
 
 
 @pytest.mark.parametrize("name", ERRORS)

@@ -24,7 +24,12 @@ MAX_FUNCTION_LINES = 80
 ONLY_IN = {
     # What hides Ray from the loop and what runs on the cluster; nothing else needs one.
     "ray": {
-        *("parallel/pipeline.py", "parallel/failures.py", "data/prepare/job.py"),
+        *(
+            "parallel/pipeline.py",
+            "parallel/failures.py",
+            "parallel/logs.py",
+            "data/prepare/job.py",
+        ),
         *("corpus/pmc/job.py", "corpus/select/job.py"),
         *("evaluate/ray_workers.py", "run/resources.py"),
         *("run/ray_cluster.py", "run/fit.py", "train/context.py", "train/prometheus.py"),

@@ -1,5 +1,6 @@
 """What lies in object storage is fetched once a machine, and anew when it changes."""
 
+import os
 import threading
 from pathlib import Path
 
@@ -79,3 +80,18 @@ def test_a_folder_of_another_user_is_not_trusted(
     folder.symlink_to(other)
     with pytest.raises(StorageError, match=r"TMPDIR=.* belongs to another user; set TMPDIR to a"):
         fetch_once(source)
+
+
+def test_a_copy_that_nothing_asks_for_any_more_is_deleted(machine: Path, s3_uri: str) -> None:
+    old, used, new = (put(f"{s3_uri}/{name}", config_json="{}") for name in ("old", "used", "new"))
+    unused, kept = Path(fetch_once(old)), Path(fetch_once(used))
+    killed = unused.parent / "left-behind"
+    killed.mkdir()
+    for folder in (unused, kept, killed):
+        os.utime(folder, (0, 0))
+    assert fetch_once(used) == str(kept), "used again"
+    fetch_once(new)
+    assert (kept / "config.json").exists()
+    assert not unused.exists()
+    assert not killed.exists()
+    assert (Path(fetch_once(old)) / "config.json").read_text() == "{}"

@@ -296,7 +296,7 @@ def test_an_export_holds_what_its_manifest_tells(
 ) -> None:
     model, folder = published
     assert find(ExportManifest, locate(str(folder))) == export_manifest()
-    loaded = load_model(fetch_export(locate(str(folder)), folder), "fp32", "sdpa")
+    loaded = load_model(fetch_export(locate(str(folder))), "fp32", "sdpa")
     assert_same_weights(loaded.state_dict(), model.state_dict())
 
 
@@ -344,7 +344,7 @@ def test_an_export_that_was_never_finished_is_none(tmp_path: Path) -> None:
     place = locate(str(tmp_path))
     assert find(ExportManifest, place) is None
     with pytest.raises(CheckpointError, match=r"no export there \(manifest.json is missing\)"):
-        fetch_export(place, tmp_path)
+        fetch_export(place)
 
 
 def test_copying_an_export_checks_it_and_spares_what_is_there(

@@ -1,5 +1,6 @@
 """What MLflow, its databases and its servers get wrong, each with what to do about it."""
 
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -113,6 +114,16 @@ def test_a_database_that_is_not_as_this_mlflow_makes_it(
     connection.close()
     with pytest.raises(TrackingError, match=rf"^tracking.uri=sqlite:///\S+/mlflow.db: {message}"):
         Tracker(in_folder(tiny_config, tmp_path)).start("align", {})
+
+
+def test_a_database_that_is_away_costs_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("mlflow.store.db.utils.time.sleep", slept.append)
+    message = r"^tracking.uri=postgresql://me:\*\*\*@127.0.0.1:9/runs: does not answer \("
+    with pytest.raises(TrackingError, match=message):
+        Client("postgresql://me:secret@127.0.0.1:9/runs").get_experiment_by_name("llavamed")
+    assert 0 < sum(slept) < 5
+    assert int(os.environ["PGCONNECT_TIMEOUT"]) <= 10
 
 
 @pytest.fixture

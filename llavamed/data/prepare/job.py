@@ -10,7 +10,6 @@ with `drop_duplicates`.
 import json
 import logging
 import pickle
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -49,6 +48,7 @@ from llavamed.processor.build import (
     tokenizer_hash,
 )
 from llavamed.processor.encode import check_template, get_template, template_hash
+from llavamed.storage.fetch import fetch_once
 from llavamed.storage.fingerprint import differences
 from llavamed.storage.location import MANIFEST, Location, check_writable, locate
 from llavamed.storage.manifest import (
@@ -63,6 +63,7 @@ from llavamed.storage.manifest import (
     find,
     write,
 )
+from llavamed.storage.scratch import scratch_folder
 
 logger = logging.getLogger(__name__)
 
@@ -99,10 +100,10 @@ def ensure_processor(config: RunConfig) -> Location:
         _check_same(there.made_from, wanted, place)
         return place
     processor = build_processor(config.model, _texts(config))
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         processor.save_pretrained(folder)
-        (Path(folder) / MANIFEST).write_bytes(dump(ProcessorManifest(made_from=wanted)))
-        place.upload(Path(folder))
+        (folder / MANIFEST).write_bytes(dump(ProcessorManifest(made_from=wanted)))
+        place.upload(folder)
     return place
 
 
@@ -131,8 +132,7 @@ def prepare(
     directory = locate(config.datasets_directory)
     check_writable(directory)
     place = ensure_processor(config)
-    with tempfile.TemporaryDirectory() as scratch:
-        processor = load_processor(place.download(Path(scratch)))
+    processor = load_processor(Path(fetch_once(str(place))))
     for name in names:
         there = find(DatasetManifest, directory / name)
         if there is not None:

@@ -3,7 +3,6 @@
 Ray Data distributes this work over the cluster; the module itself needs no Ray.
 """
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -31,6 +30,7 @@ from llavamed.processor.build import image_settings, load_processor, num_image_t
 from llavamed.processor.encode import encode, get_template
 from llavamed.processor.images import to_pixels, to_planes
 from llavamed.processor.turns import IGNORE_INDEX
+from llavamed.storage.fetch import fetch_once
 from llavamed.storage.location import locate
 
 MAX_UNREAD_KEYS = 50
@@ -65,9 +65,8 @@ class ShardWriter:
     """Writes shards. Each worker creates one, so that the tokenizer is loaded once."""
 
     def __init__(self, config: RunConfig, processor: str) -> None:
-        self._scratch = tempfile.TemporaryDirectory()
         self._config = config
-        self._processor = load_processor(locate(processor).download(Path(self._scratch.name)))
+        self._processor = load_processor(Path(fetch_once(processor)))
         self._images = image_settings(self._processor, config.data.image_backend)
         self._template = get_template(config.model.template)
         self._sources = {
