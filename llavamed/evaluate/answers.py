@@ -8,7 +8,7 @@ file may be ours or anyone's: it needs the columns `id`, `prediction`, `referenc
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from itertools import islice
 from typing import Any, ClassVar, Literal, get_args
 
@@ -183,27 +183,37 @@ class AnswersManifest(Manifest):
 
 def to_table(answers: Iterable[Answer]) -> pa.Table:
     """Return answers as a table of `ANSWERS_SCHEMA`."""
-    rows = [asdict(answer) | {"options": from_options(answer.options)} for answer in answers]
+    names = [name for name in ANSWERS_SCHEMA.names if name != "options"]
+    rows = [
+        {name: getattr(answer, name) for name in names} | {"options": from_options(answer.options)}
+        for answer in answers
+    ]
     return pa.Table.from_pylist(rows, ANSWERS_SCHEMA)
 
 
 def write_answers(folder: Location, answers: Iterable[Answer]) -> int:
-    """Write `answers.parquet` into a folder, whole or not at all, and return the number of rows.
+    """Write `answers.parquet` into a folder, as `write_tables` does."""
+    rows = iter(answers)
+    groups = iter(lambda: list(islice(rows, ROW_GROUP)), [])
+    return write_tables(folder, map(to_table, groups))
 
-    Only one row group is in memory at once.
+
+def write_tables(folder: Location, tables: Iterable[pa.Table]) -> int:
+    """Write `answers.parquet` of tables, whole or not at all, and return the number of rows.
+
+    Only one table is in memory at once; each becomes a row group.
 
     Raises:
         StorageError: It cannot be written.
     """
-    rows = iter(answers)
     count = 0
     with scratch_folder() as scratch:
         with pq.ParquetWriter(
             scratch / ANSWERS, ANSWERS_SCHEMA, compression="zstd", write_page_checksum=True
         ) as file:
-            while some := list(islice(rows, ROW_GROUP)):
-                file.write_table(to_table(some))
-                count += len(some)
+            for table in tables:
+                file.write_table(table)
+                count += table.num_rows
         folder.upload(scratch)
     return count
 

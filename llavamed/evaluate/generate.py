@@ -11,8 +11,10 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+import pyarrow as pa
+
 from llavamed.errors import DamagedFileError, DataError
-from llavamed.evaluate.answers import TRAINED, Answer, iter_answers, to_table, write_answers
+from llavamed.evaluate.answers import TRAINED, Answer, iter_answers, to_table, write_tables
 from llavamed.evaluate.candidate import Answerer, Candidate, Reply
 from llavamed.evaluate.conditions import CONDITIONS, MAJORITY, UNTRAINED, Majority
 from llavamed.evaluate.questions import Question, Questions
@@ -158,19 +160,22 @@ def collect(task: Task, folder: Location, majority: Majority | None = None) -> i
         DataError: A part is missing.
     """
 
-    def rows() -> Iterator[Answer]:
+    def tables() -> Iterator[pa.Table]:
         for condition, chunk in task.parts:
+            place = task.place(condition, chunk)
             try:
-                yield from iter_answers(task.place(condition, chunk))
-            except DataError as error:
+                yield place.read_table()
+            except FileNotFoundError as error:
                 if task.questions.read(chunk, with_pictures=False):
-                    raise error
+                    raise DataError(
+                        f"{place}: no such part; start again, which answers what is missing"
+                    ) from error
         if majority is not None:
             first = next(iter(task.candidates))
             for chunk in range(task.questions.num_chunks):
-                yield from _constant(task, majority, first, chunk)
+                yield to_table(_constant(task, majority, first, chunk))
 
-    return write_answers(folder, rows())
+    return write_tables(folder, tables())
 
 
 def _constant(task: Task, majority: Majority, like: str, chunk: int) -> Iterator[Answer]:

@@ -21,12 +21,10 @@ from llavamed.errors import DataError, SampleError
 from llavamed.evaluate.answers import from_options, to_options
 from llavamed.evaluate.benchmarks import BENCHMARKS
 from llavamed.evaluate.benchmarks.benchmark import Items
-from llavamed.evaluate.questions import Picture, Question
+from llavamed.evaluate.questions import CHUNK, Picture, Question
 from llavamed.processor.turns import Turn
 from llavamed.storage.location import Location, locate
 
-CHUNK = 64
-"""Questions of a chunk: what a worker holds at once, and what a killed one answers again."""
 QUESTIONS, QUARANTINE = "questions", "quarantine.parquet"
 _NUM_THREADS = 8
 _TURN = pa.struct([("role", pa.string()), ("text", pa.string())])

@@ -13,6 +13,8 @@ from llavamed.evaluate.scorers.item import Options
 from llavamed.processor.images import Pixels, decode
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
 
+CHUNK = 128
+"""Questions of a chunk: what a worker holds at once, and what a killed one answers again."""
 _COLUMNS = ["id", "turns", "domain", "answer_type", "question_type"]
 
 
@@ -89,28 +91,34 @@ class Questions(Protocol):
 
 @dataclass(frozen=True)
 class PreparedQuestions:
-    """The questions of a prepared dataset, a chunk a row group. It needs no source any more."""
+    """The questions of a prepared dataset, which needs no source any more."""
 
     dataset: PreparedDataset
 
     @cached_property
-    def _places(self) -> list[tuple[int, int]]:
-        return self.dataset.row_groups()
+    def _chunks(self) -> list[list[tuple[int, int]]]:
+        """Shard and row group of the row groups of each chunk."""
+        places = self.dataset.row_groups()
+        width = max(1, CHUNK // self.dataset.manifest.made_from.row_group_size)
+        return [places[start : start + width] for start in range(0, len(places), width)]
 
     @property
     def num_chunks(self) -> int:
-        """Return the number of row groups."""
-        return len(self._places)
+        """Return the number of chunks, which are row groups or several of them."""
+        return len(self._chunks)
 
     def read(self, chunk: int, *, with_pictures: bool = True) -> list[Question]:
-        """Read a row group.
+        """Read a chunk.
 
         Raises:
             DataError: Its shard is missing or damaged, or a sample says not how it is scored.
         """
         columns = [*_COLUMNS, *(["pixels"] if with_pictures else [])]
-        rows = self.dataset.read_samples(*self._places[chunk], columns).to_pylist()
-        return [self._question(row) for row in rows]
+        return [
+            self._question(row)
+            for shard, row_group in self._chunks[chunk]
+            for row in self.dataset.read_samples(shard, row_group, columns).to_pylist()
+        ]
 
     def _question(self, row: dict[str, Any]) -> Question:
         *turns, answer = (Turn(turn["role"], turn["text"]) for turn in row["turns"])

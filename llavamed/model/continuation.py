@@ -84,6 +84,8 @@ class Continuation:
     @property
     def text(self) -> str:
         """Return the answer so far, without white space around it and the text that ends it."""
+        if self._read < len(self.token_ids):
+            self._decode()
         if self.finish_reason is None:
             shown = self._decoded[: len(self._decoded) - self._held_back()]
         else:
@@ -105,7 +107,8 @@ class Continuation:
         if token in self._end_tokens:
             self.finish_reason = "stop"
         else:
-            self._decode()
+            if self._stop:  # else nobody reads the text before it is asked for
+                self._decode()
             if self.finish_reason is None and len(self.token_ids) >= self.sampling.max_new_tokens:
                 self.finish_reason = "length"
         if self.finish_reason is not None:
