@@ -2,6 +2,7 @@
 
 import json
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -12,7 +13,10 @@ from llavamed.cli.options import ConfigFile, Overrides, console, load_run
 from llavamed.cli.verdicts import gate_model, judge_answers, write_model_card
 
 if TYPE_CHECKING:
+    from llavamed.evaluate.answers import AnswersManifest
     from llavamed.evaluate.candidate import Candidate
+    from llavamed.evaluate.questions import Questions
+    from llavamed.storage.location import Location
 
 
 class _RunsByDefault(typer.core.TyperGroup):
@@ -93,9 +97,7 @@ def answer_questions(
 
     Start the same command again to go on: nothing is asked twice.
     """
-    from llavamed.cli.tables import print_line, show_answers
     from llavamed.evaluate.answering import Asked, answer_benchmark
-    from llavamed.evaluate.answers import ANSWERS, read_answers
     from llavamed.run.progress import Progress
     from llavamed.storage.location import locate
 
@@ -113,7 +115,7 @@ def answer_questions(
     )
     candidate = _candidate(model, endpoint, str(folder / "cache"), template, precision, batch_size)
     with Progress(log_console) as progress, _workers(workers, use_gpu=use_gpu):
-        made = answer_benchmark(
+        made, questions = answer_benchmark(
             candidate,
             asked,
             folder,
@@ -121,8 +123,24 @@ def answer_questions(
             use_gpu=use_gpu,
             on_progress=progress.answered,
         )
-    show_answers(made, read_answers(folder / ANSWERS), console)
+    _publish(folder, made, questions)
+
+
+def _publish(folder: "Location", made: "AnswersManifest", questions: "Questions") -> None:
+    """Write the scores and the page of answers, and show them."""
+    from llavamed.cli.tables import print_line, show_answers
+    from llavamed.evaluate.answers import ANSWERS
+    from llavamed.evaluate.publish import publish_scores
+    from llavamed.evaluate.questions import find_pictures
+
+    found = publish_scores(
+        folder,
+        title=f"{made.model} on {made.questions}",
+        find_pictures=partial(find_pictures, questions),
+    )
+    show_answers(made, found.groups, console)
     print_line(console, f"Answers: {folder / ANSWERS}")
+    print_line(console, f"Page:    {found.report}")
 
 
 def _candidate(

@@ -12,11 +12,11 @@ from rich.table import Table
 from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.data.prepared.decontaminate import Contamination, Criterion
 from llavamed.data.record import IMAGE_HASH_BYTES
-from llavamed.storage.manifest import EstimateFacts, ScoresManifest
+from llavamed.storage.manifest import EstimateFacts, GroupScores, ScoresManifest
 from llavamed.storage.run_progress import RunSummary
 
 if TYPE_CHECKING:
-    from llavamed.evaluate.answers import Answer, AnswersManifest
+    from llavamed.evaluate.answers import AnswersManifest
     from llavamed.evaluate.compare import GroupComparison
     from llavamed.evaluate.gates import Check
     from llavamed.evaluate.judgement import JudgementManifest
@@ -165,22 +165,19 @@ def _interval(estimate: "Estimate | EstimateFacts", form: str = ".3f") -> str:
     return f"{estimate.value:{form}} [{estimate.low:{form}},{estimate.high:{form}}]"
 
 
-def show_answers(
-    made: "AnswersManifest", answers: Mapping[str, Sequence["Answer"]], console: Console
-) -> None:
+def show_answers(made: "AnswersManifest", groups: Sequence[GroupScores], console: Console) -> None:
     """Print how each condition of an evaluation scores by the strict rules."""
     from llavamed.evaluate.measures import STRICT
-    from llavamed.evaluate.scoring import find_group, score_answers
+    from llavamed.evaluate.scoring import find_group
 
-    scored = score_answers(answers)
     title = f"Strict scores of {made.model} on {made.questions} {made.split} (95 % intervals)"
     parts = [
         group
         for part in ("closed", "open", "all")
-        if (group := find_group(scored.groups, part)) is not None
+        if (group := find_group(groups, part)) is not None
     ]
     table = _table(title, "", *(f"{group.part} ({group.num_questions:,})" for group in parts))
-    for condition in answers:
+    for condition in made.conditions:
         table.add_row(condition, *(_interval(group.scores[condition][STRICT]) for group in parts))
     console.print(table)
     for reason, number in made.quarantined.items():

@@ -126,7 +126,7 @@ def answer_benchmark(
     num_workers: int = 0,
     use_gpu: bool = False,
     on_progress: OnProgress = lambda *_: None,
-) -> AnswersManifest:
+) -> tuple[AnswersManifest, Questions]:
     """Answer a benchmark by a model under every condition; nothing is asked twice.
 
     Args:
@@ -136,6 +136,9 @@ def answer_benchmark(
         num_workers: Workers of Ray Data; 0 for this process.
         use_gpu: Reserve a GPU for each of them.
         on_progress: Told the answers given and the answers in all.
+
+    Returns:
+        What is written beside the answers, and the questions.
 
     Raises:
         LlavaMedError: The data is incomplete or damaged, the model cannot be loaded, or questions
@@ -169,7 +172,7 @@ def answer_benchmark(
     is_there = before is not None and (folder / ANSWERS).exists()
     if before is not None and is_there and before.fingerprint == manifest.fingerprint:
         logger.info("evaluate: all answers are there, nothing is asked")
-        return before.replace(num_generated=0)
+        return before.replace(num_generated=0), questions
     candidates = {name: candidate for name in conditions if name != MAJORITY}
     task = Task(questions, candidates, asked.max_new_tokens, str(folder))
     total = num_questions * len(candidates)
@@ -188,7 +191,7 @@ def answer_benchmark(
     collect(task, folder, Majority.of(questions) if MAJORITY in conditions else None)
     manifest = manifest.replace(num_generated=count.generated)
     write(folder, manifest)
-    return manifest
+    return manifest, questions
 
 
 def check_conditions(controls: Sequence[str]) -> tuple[str, ...]:

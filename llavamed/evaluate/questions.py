@@ -1,7 +1,7 @@
 """Questions to be asked, read in chunks, so that memory does not grow with their number."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -10,7 +10,7 @@ from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.data.record import AnswerType
 from llavamed.errors import DataError
 from llavamed.evaluate.scorers.item import Options
-from llavamed.processor.images import Pixels, decode
+from llavamed.processor.images import Pixels, decode, to_png
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
 
 CHUNK = 128
@@ -144,3 +144,17 @@ class PreparedQuestions:
 def words_of(text: str) -> str:
     """Return the words of a turn without placeholders of images."""
     return text.replace(IMAGE_PLACEHOLDER, "").strip()
+
+
+def find_pictures(questions: Questions, ids: Collection[str]) -> dict[str, bytes]:
+    """Return the first picture of some questions, as PNG by id.
+
+    Chunks without such a question are read without their pictures.
+    """
+    found = {}
+    for chunk in range(questions.num_chunks):
+        if any(each.id in ids for each in questions.read(chunk, with_pictures=False)):
+            for question in questions.read(chunk):
+                if question.id in ids and question.pictures:
+                    found[question.id] = to_png(question.pictures[0].pixels)
+    return found

@@ -1,6 +1,7 @@
 """The evaluation of a run: answer, score, report. Its scores, written last, make it complete."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from llavamed.config.evaluation import Evaluation
 from llavamed.config.run import RunConfig
@@ -9,9 +10,8 @@ from llavamed.evaluate.answering import answer_stage
 from llavamed.evaluate.answers import Overlap
 from llavamed.evaluate.own_model import InitialCandidate, export_candidate
 from llavamed.evaluate.publish import publish_scores
-from llavamed.evaluate.questions import PreparedQuestions
+from llavamed.evaluate.questions import PreparedQuestions, find_pictures
 from llavamed.evaluate.scores import scores_fingerprint
-from llavamed.processor.images import to_png
 from llavamed.storage.lease import Lease
 from llavamed.storage.location import Location
 from llavamed.storage.manifest import ScoresManifest
@@ -70,25 +70,10 @@ def evaluate(
     return publish_scores(
         folder,
         title=config.name,
-        find_pictures=lambda ids: find_pictures(datasets[settings.data], ids),
+        find_pictures=partial(find_pictures, PreparedQuestions(datasets[settings.data])),
         num_cards=settings.num_cards,
         model_fingerprint=export_fingerprint,
         datasets=used,
         scores_fingerprint=scores_fingerprint(settings, export_fingerprint, used),
         before_writing=lease.check,
     )
-
-
-def find_pictures(dataset: PreparedDataset, ids: Collection[str]) -> dict[str, bytes]:
-    """Return the first image of some questions of a dataset, as PNG by id.
-
-    Row groups without such a question are read without their images.
-    """
-    questions = PreparedQuestions(dataset)
-    found = {}
-    for chunk in range(questions.num_chunks):
-        if any(each.id in ids for each in questions.read(chunk, with_pictures=False)):
-            for question in questions.read(chunk):
-                if question.id in ids and question.pictures:
-                    found[question.id] = to_png(question.pictures[0].pixels)
-    return found

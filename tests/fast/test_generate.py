@@ -150,9 +150,7 @@ def test_a_part_that_is_gone_is_no_answer(tmp_path: Path) -> None:
     task = task_of(tmp_path)
     run(task)
     task.place("trained", 1).remove()
-    with pytest.raises(
-        DataError, match=r"trained/000001\.parquet: no such part; start again"
-    ):
+    with pytest.raises(DataError, match=r"trained/000001\.parquet: no such part; start again"):
         collect(task, locate(task.folder))
     assert not (locate(task.folder) / ANSWERS).exists()
 

@@ -25,7 +25,7 @@ from llavamed.model.llava import build_model, load_model
 from llavamed.processor.encode import get_template, template_hash
 from llavamed.processor.images import fit
 from llavamed.processor.turns import Turn
-from llavamed.storage.location import locate
+from llavamed.storage.location import Location, locate
 from llavamed.storage.manifest import write
 from tests.support.asked_questions import question
 from tests.support.benchmark_files import vqa_rad
@@ -40,6 +40,10 @@ QUESTIONS = [
     question(4, turns=(Turn("user", "Why?"),), pictures=()),
     question(6, question="Is there a mass?"),
 ]
+
+
+def answer(candidate: Candidate, asked: Asked, folder: Location) -> AnswersManifest:
+    return answer_benchmark(candidate, asked, folder)[0]
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +175,7 @@ def test_a_model_that_is_not_ours_answers_a_benchmark_beside_its_controls(
 ) -> None:
     asked = rad(tmp_path, controls=("blank_image", "question_only", "majority"))
     folder = locate(str(tmp_path / "out"))
-    made = answer_benchmark(candidate_of(llava_next), asked, folder)
+    made = answer(candidate_of(llava_next), asked, folder)
     assert (made.questions, made.split, made.num_questions) == ("vqa-rad/1", "test", 3)
     assert made.conditions == ("trained", "blank_image", "question_only", "majority")
     # A blank picture is the same for both questions of a size, and so are their answers' keys.
@@ -179,15 +183,15 @@ def test_a_model_that_is_not_ours_answers_a_benchmark_beside_its_controls(
     found = read_answers(folder / ANSWERS)
     assert [len(rows) for rows in found.values()] == [3] * 4
     assert {each.tokens > 0 for each in found["trained"]} == {True}
-    again = answer_benchmark(candidate_of(llava_next), asked, folder)
+    again = answer(candidate_of(llava_next), asked, folder)
     assert again == made.replace(num_generated=0)
     more = rad(tmp_path, controls=("blank_image", "question_only", "noise"))
-    assert answer_benchmark(candidate_of(llava_next), more, folder).num_generated == 3
+    assert answer(candidate_of(llava_next), more, folder).num_generated == 3
 
 
 def test_probing_pairs_are_asked_instead_of_the_questions(llava_next: Path, tmp_path: Path) -> None:
     folder = locate(str(tmp_path / "out"))
-    made = answer_benchmark(candidate_of(llava_next), rad(tmp_path, probe=True), folder)
+    made = answer(candidate_of(llava_next), rad(tmp_path, probe=True), folder)
     rows = read_answers(folder / ANSWERS)["trained"]
     assert made.questions == "vqa-rad/1+probes"
     assert made.num_questions == len(rows) == 6
@@ -197,7 +201,7 @@ def test_probing_pairs_are_asked_instead_of_the_questions(llava_next: Path, tmp_
     file = tmp_path / "data" / "testset.json"
     file.write_text(file.read_text().replace("Is there", "Has it"))
     with pytest.raises(ConfigError, match="probe: none of the questions of vqa-rad asks whether"):
-        answer_benchmark(candidate_of(llava_next), rad(tmp_path, probe=True), folder)
+        answer(candidate_of(llava_next), rad(tmp_path, probe=True), folder)
 
 
 def test_an_unknown_control_is_refused() -> None:
@@ -223,7 +227,7 @@ def test_an_endpoint_is_sent_the_prompt_and_the_pictures(
 ) -> None:
     folder = locate(str(tmp_path / "out"))
     endpoint.fail("429", "500", None, "cut")  # which may pass
-    made = answer_benchmark(
+    made = answer(
         asks(endpoint, tmp_path, attempts=4), rad(tmp_path, controls=("question_only",)), folder
     )
     assert (made.kind, made.model, made.num_generated) == ("endpoint", "peer", 6)
@@ -247,7 +251,7 @@ def test_a_refusal_is_an_answer_and_a_request_that_cannot_be_taken_too(
     endpoint.fail("400")
     endpoint.say = lambda body: {"content": None, "refusal": "I cannot help with that."}
     folder = locate(str(tmp_path / "out"))
-    made = answer_benchmark(asks(endpoint, tmp_path), rad(tmp_path), folder)
+    made = answer(asks(endpoint, tmp_path), rad(tmp_path), folder)
     rows = read_answers(folder / ANSWERS)["trained"]
     assert {each.outcome for each in rows} == {"refused"}
     assert sorted(each.prediction for each in rows) == ["", *["I cannot help with that."] * 2]
@@ -260,7 +264,7 @@ def test_answers_that_are_cut_off_or_empty_are_kept_as_such(
     said = iter(["", "a long", "word"])
     endpoint.say = lambda body: {"content": (text := next(said)), "finish_reason": _end(text)}
     folder = locate(str(tmp_path / "out"))
-    answer_benchmark(asks(endpoint, tmp_path), rad(tmp_path), folder)
+    answer(asks(endpoint, tmp_path), rad(tmp_path), folder)
     rows = read_answers(folder / ANSWERS)["trained"]
     assert sorted((each.prediction, each.outcome) for each in rows) == [
         ("", "answered"),
@@ -280,21 +284,19 @@ def test_an_endpoint_that_is_down_scores_nothing_and_is_asked_for_the_rest_later
     endpoint.hold = lambda text: False
     endpoint.fail(None, "500", "500", "500", "500")
     with pytest.raises(EndpointError, match="model=peer: 2 of 3 questions have no answer, because"):
-        answer_benchmark(asks(endpoint, tmp_path), rad(tmp_path), folder)
+        answer(asks(endpoint, tmp_path), rad(tmp_path), folder)
     assert not (folder / ANSWERS).exists()
-    made = answer_benchmark(asks(endpoint, tmp_path), rad(tmp_path), folder)
+    made = answer(asks(endpoint, tmp_path), rad(tmp_path), folder)
     assert made.num_generated == 2
     endpoint.fail("401")
     with pytest.raises(EndpointError, match=r"answers 401 .* to every request"):
-        answer_benchmark(asks(endpoint, tmp_path), rad(tmp_path, controls=("noise",)), folder)
+        answer(asks(endpoint, tmp_path), rad(tmp_path, controls=("noise",)), folder)
 
 
 def test_the_manifest_tells_what_the_answers_depend_on(llava_next: Path, tmp_path: Path) -> None:
     def fingerprint(**facts: Any) -> str:
         folder = locate(str(tmp_path / "out"))
-        made: AnswersManifest = answer_benchmark(
-            candidate_of(llava_next), rad(tmp_path, **facts), folder
-        )
+        made: AnswersManifest = answer(candidate_of(llava_next), rad(tmp_path, **facts), folder)
         return made.fingerprint
 
     prints = {

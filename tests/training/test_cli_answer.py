@@ -45,6 +45,8 @@ def test_a_model_by_its_folder_answers_a_benchmark(run: Run, tmp_path: Path) -> 
     assert "closed (2)" in out
     found = read_answers(locate(str(tmp_path / "out")) / ANSWERS)
     assert list(found) == ["trained", "noise"]
+    assert (tmp_path / "out" / "report.html").read_text().count("data:image/") >= 3
+    assert (tmp_path / "out" / "scores.json").exists()
     code, out, err = run(*words, "--control", "noise")
     assert "all answers are there, nothing is asked" in err
     assert "Generated now: 0 different answers" in out

@@ -42,9 +42,10 @@ def test_a_stage_leaves_answers_under_the_conditions_it_names(
 
 
 def test_every_training_set_is_compared_with_the_questions(
-    tiny_config: RunConfig, caplog: pytest.LogCaptureFixture
+    tiny_config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = small_config(tiny_config, "data.datasets.test-questions.read.num_images=2")
+    few = "data.datasets.test-questions.read.num_images=2"
+    config = small_config(tiny_config, few, f"data.directory={tmp_path}")
     for name in ("captions", "test-questions"):
         prepared(config, name)
     with caplog.at_level(logging.WARNING):
