@@ -1,4 +1,4 @@
-"""Saving a checkpoint: how long training stands still, beside saving while it waits for the end.
+"""Measure how long training stops for a checkpoint, beside saving before it continues.
 
 One worker trains a stack of linear layers by ZeRO-2 in bf16, 14 bytes of state a parameter, and
 saves it to a local folder and to an S3 server on this machine; the two ways of saving take turns.
@@ -78,7 +78,7 @@ class Training:
         self.history = [RECORD] * NUM_RECORDS
 
     def step(self) -> float:
-        """Take a step; gives its seconds."""
+        """Take a step, and return its seconds."""
         begin = time.monotonic()
         self.engine.backward(self.engine.model(self.rows).float().square().sum(), ROWS)
         self.engine.step(0.0)  # all the work of a step, and nothing that diverges
@@ -86,13 +86,13 @@ class Training:
         return time.monotonic() - begin
 
     def saver(self, place: str) -> Saver:
-        """What saves it there."""
+        """Return the saver of this training."""
         job = replace(self.job, checkpoints=place)
         return Saver(job, self.engine, num_saved_steps=0)
 
 
 def save_and_wait(training: Training, saver: Saver) -> dict[str, float]:
-    """Save as if training had to wait for the end; `copy` is the part that it does have to."""
+    """Save while training waits until the end. `copy` is the part for which it always waits."""
     begin = time.monotonic()
     saver.save(training.history, seconds=0.0)
     copied = time.monotonic()
@@ -101,7 +101,7 @@ def save_and_wait(training: Training, saver: Saver) -> dict[str, float]:
 
 
 def save_and_train(training: Training, saver: Saver) -> dict[str, float]:
-    """Save while steps are taken, until the checkpoint is complete."""
+    """Save while training goes on, until the checkpoint is complete."""
     quiet = median(training.step() for _ in range(3))
     begin = time.monotonic()
     saver.save(training.history, seconds=0.0)
@@ -116,7 +116,7 @@ def save_and_train(training: Training, saver: Saver) -> dict[str, float]:
 
 
 def compare(training: Training, place: str, num_rounds: int) -> dict[str, Any]:
-    """Both ways in turn; the first save, of either, is not among them."""
+    """Measure both ways in turn, without the first save of either."""
     rounds = []
     with training.saver(place) as saver:
         training.step()
@@ -136,7 +136,7 @@ def compare(training: Training, place: str, num_rounds: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Run it; 1 when a gate is missed."""
+    """Run the benchmark, and return 1 if a gate is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="17 M parameters and 5 rounds")
     quick = parser.parse_args().quick

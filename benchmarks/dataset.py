@@ -1,4 +1,4 @@
-"""A prepared dataset out of nothing, and the same samples in the form other loaders read.
+"""Make a prepared dataset of random samples, and the same samples for other loaders.
 
 Every second picture is grey, as most of radiology is. They are smooth shapes with a little noise on
 a flat ground, and compress as well as real ones: by LZ4 the grey to 0.79 of their bytes (60 images
@@ -44,7 +44,7 @@ def make_dataset(
     rows_per_shard: int = ROWS_PER_SHARD,
     row_group: int = ROW_GROUP,
 ) -> PreparedDataset:
-    """Write a dataset as the preparation writes it: one image a sample, 150 tokens of text."""
+    """Write a dataset as the preparation does, with one image and 150 tokens of text per sample."""
     index = []
     for shard, start in enumerate(range(0, num_samples, rows_per_shard)):
         numbers = range(start, min(start + rows_per_shard, num_samples))
@@ -88,7 +88,7 @@ def make_dataset(
 
 
 def write_tars(prepared: Path, folder: Path) -> None:
-    """The same samples as webdataset reads them: raw pixels and the tokens as JSON."""
+    """Write the same samples for webdataset: raw pixels, and the tokens as JSON."""
     folder.mkdir()
     for shard in sorted((prepared / "shards").iterdir()):
         with tarfile.open(folder / f"{shard.stem}.tar", "w") as tar:

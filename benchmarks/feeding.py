@@ -34,13 +34,13 @@ from llavamed.storage.location import locate
 
 
 def measure(name: str, folder: Path) -> dict[str, Any]:
-    """Two epochs of one loader: the first batch of the first, the rates of the second."""
+    """Measure two epochs of a loader: the first batch of the first, the rates of the second."""
     first_batch = epoch(name, folder)["first_batch_seconds"]
     return {**epoch(name, folder), "first_batch_seconds": first_batch}
 
 
 def epoch(name: str, folder: Path) -> dict[str, float]:
-    """One epoch, from the making of the loader on. The consumer only touches the batches."""
+    """Run one epoch with the creation of the loader. The consumer only touches the batches."""
     cpu, start = cpu_seconds(), time.monotonic()
     first, images, touched = 0.0, 0, 0.0
     for input_ids, targets, pixel_values in LOADERS[name](folder):
@@ -56,7 +56,7 @@ def epoch(name: str, folder: Path) -> dict[str, float]:
 
 
 def contents(name: str, folder: Path) -> dict[str, Any]:
-    """A hash of all samples that a loader delivers, in whatever order."""
+    """Return a hash of all samples that a loader delivers, in any order."""
     seen = []
     for input_ids, targets, pixel_values in LOADERS[name](folder):
         for ids, target, pixels in zip(input_ids, targets, pixel_values, strict=True):
@@ -86,7 +86,7 @@ def in_process(task: str, name: str, folder: Path) -> dict[str, Any]:
 
 
 def alone(task: str, name: str, folder: Path) -> None:
-    """What that process does, all on one processor."""
+    """Do the work of that process, on one processor."""
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     if name == "Ray Data":
         import ray
@@ -98,7 +98,7 @@ def alone(task: str, name: str, folder: Path) -> None:
 
 
 def make_data(folder: Path, num_images: int) -> None:
-    """The dataset, and the copies of it that some loaders need."""
+    """Make the dataset, and the copies of it that some loaders need."""
     prepared = folder / "prepared"
     make_dataset(locate(str(prepared)), num_images)
     write_tars(prepared, folder / "tars")
@@ -106,7 +106,7 @@ def make_data(folder: Path, num_images: int) -> None:
 
 
 def gates(medians: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
-    """Ours beside the others, and beside torch for the first batch."""
+    """Compare ours with the others, and with torch for the first batch."""
     rates = {name: values["images_per_cpu_second"] for name, values in medians.items()}
     ours = rates.pop("ours")
     del rates[MAPPED]
@@ -127,7 +127,7 @@ def gates(medians: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    """Run it; 1 when a gate is missed."""
+    """Run the benchmark, and return 1 if a gate is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="2,048 images and 3 rounds")
     parser.add_argument("--only", nargs="+", choices=LOADERS, default=list(LOADERS))

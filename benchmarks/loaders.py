@@ -40,14 +40,14 @@ Sample = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.uint8]]
 
 
 class Collate:
-    """Samples -> tensors, the same way for every peer."""
+    """Collate samples into tensors in the same way for every peer."""
 
     def __init__(self, dataset: PreparedDataset) -> None:
         self.images = dataset.images
         self.pad_token = dataset.manifest.pad_token_id
 
     def __call__(self, samples: Sequence[Sample]) -> Tensors:
-        """Pad on the right and normalise."""
+        """Pad on the right and normalize."""
         length = max(len(input_ids) for input_ids, _, _ in samples)
         input_ids = np.full((len(samples), length), self.pad_token, dtype=np.int64)
         targets = np.full((len(samples), length), IGNORE_INDEX, dtype=np.int64)
@@ -61,11 +61,11 @@ class Collate:
         )
 
     def sample(self, input_ids: Any, labels: Any, pixels: Any) -> Sample:
-        """A sample of raw columns."""
+        """Return a sample of raw columns."""
         return np.asarray(input_ids), np.asarray(labels), from_planes(pixels, self.images.size)
 
     def samples(self, table: pa.Table) -> list[Sample]:
-        """All samples of a table, without a Python object for each token or a copy of pixels."""
+        """Return all samples of a table, without an object for each token or a copy of pixels."""
         columns = {name: table.column(name).combine_chunks() for name in COLUMNS}
         lists = [columns[name] for name in ("input_ids", "labels")]
         parts = [
@@ -80,7 +80,7 @@ class Collate:
 
 
 def ours(folder: Path) -> Iterator[Tensors]:
-    """`StageLoader`, one worker with one lane."""
+    """Load with `StageLoader`, as one worker with one lane."""
     data = Mixture((open_prepared(locate(str(folder / "prepared"))),))
     groups = data.groups
     order = order_stage(
@@ -91,7 +91,7 @@ def ours(folder: Path) -> Iterator[Tensors]:
 
 
 class _RowGroups(torch.utils.data.Dataset[Sample]):
-    """Map-style: a sample by its number; the last row groups used are kept."""
+    """A map-style dataset, which keeps the row groups that were used last."""
 
     def __init__(self, dataset: PreparedDataset) -> None:
         self.collate = Collate(dataset)

@@ -1,4 +1,4 @@
-"""Memory at 1, 10 and 100 times the rows, while preparing a dataset and while loading it.
+"""Measure memory at 1, 10 and 100 times the rows, while a dataset is prepared and loaded.
 
 Each task is a process of its own. Its memory is that of the whole process tree, Ray's processes and
 the object store included, sampled while it runs. Counted beside it: what the object store spilled
@@ -36,7 +36,7 @@ DEMO = Path(__file__).parents[1] / "ray_jobs" / "configs" / "demo.yaml"
 
 
 def run_config(folder: Path, num_rows: int) -> RunConfig:
-    """The demo's model on so many captions of small pictures, in small shards."""
+    """Return the demo's model with a number of captions of small pictures, in small shards."""
     return load_config(
         DEMO,
         [
@@ -49,7 +49,7 @@ def run_config(folder: Path, num_rows: int) -> RunConfig:
 
 
 def make_processor(folder: Path, num_rows: int) -> dict[str, Any]:
-    """The tokenizer, of which preparing is not measured: it is trained on the first texts only."""
+    """Make the tokenizer, which is not measured, because it is trained on the first texts only."""
     from llavamed.data.prepare.job import ensure_processor
 
     ensure_processor(run_config(folder, num_rows))
@@ -89,7 +89,7 @@ def make(folder: Path, num_rows: int) -> dict[str, Any]:
 
 
 def load(folder: Path, num_rows: int) -> dict[str, Any]:
-    """One epoch of a worker with two lanes of packs."""
+    """Load one epoch of a worker with two lanes of packs."""
     from llavamed.data.feed.loader import StageLoader
     from llavamed.data.feed.order import order_stage
     from llavamed.data.prepared.dataset import open_prepared
@@ -117,12 +117,12 @@ class Progress:
         self._passed: list[tuple[int, float]] = []
 
     def add(self, rows: int) -> None:
-        """So many rows are done in all."""
+        """Note the number of rows that are done."""
         while len(self._passed) < 3 and rows >= self._marks[len(self._passed)]:
             self._passed.append((rows, process_tree.cpu_seconds()))
 
     def summary(self) -> dict[str, float]:
-        """Seconds in all; and CPU seconds a row of the last 45 % by those of the 45 % before."""
+        """Return all seconds, and the CPU seconds per row of the last 45 % over the 45 % before."""
         early, late = ((b[1] - a[1]) / max(1, b[0] - a[0]) for a, b in pairwise(self._passed))
         return {"seconds": time.monotonic() - self._start, "late_by_early": late / (early or 1)}
 
@@ -148,7 +148,7 @@ def watch(task: str, folder: Path, num_rows: int) -> dict[str, Any]:
 
 
 def judge(task: str, runs: dict[int, dict[str, Any]]) -> tuple[dict[str, Any], list[Any]]:
-    """What a row costs, and the gates, from the runs by number of rows."""
+    """Return what a row costs, and the gates, from the runs by number of rows."""
     few, some, many = sorted(runs)
     growth = (runs[many]["held_bytes"] - runs[some]["held_bytes"]) / (many - some)
     flat = runs[many]["held_bytes"] / runs[few]["held_bytes"]
@@ -163,7 +163,7 @@ def judge(task: str, runs: dict[int, dict[str, Any]]) -> tuple[dict[str, Any], l
 
 
 def main() -> int:
-    """Run it; 1 when a gate is missed."""
+    """Run the benchmark, and return 1 if a gate is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="100 rows at once, not 500")
     parser.add_argument("--only", choices=("prepare", "load"), help="one of the two tasks")

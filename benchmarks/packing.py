@@ -1,4 +1,4 @@
-"""Useful tokens of all that a model processes: our packs beside padding, grouping, TRL's packs.
+"""Measure the share of useful tokens: our packs beside padding, grouping and TRL's packs.
 
 Two numbers for each. `full`: useful tokens / processed tokens, where padding counts, and a pack
 counts whole, as memory and compiled shapes see it. `useful`: the same with stragglers: the workers
@@ -39,7 +39,7 @@ TRL_BATCH = 1000
 
 
 def draw_lengths(corpus: str, num_samples: int, seed: int = 0) -> Integers:
-    """Tokens of each sample."""
+    """Draw the number of tokens of each sample."""
     mean, sigma, image = CORPORA[corpus]
     random = np.random.default_rng(seed)
     text = random.lognormal(np.log(mean) - sigma**2 / 2, sigma, num_samples)
@@ -47,14 +47,14 @@ def draw_lengths(corpus: str, num_samples: int, seed: int = 0) -> Integers:
 
 
 def order(lengths: Integers) -> EpochOrder:
-    """One epoch of ours."""
+    """Return one epoch of our order."""
     groups = np.arange(len(lengths)) // ROW_GROUP
     stage = order_stage(groups, lengths, seed=0, num_lanes=LANES, capacity=CAPACITY, num_epochs=1)
     return stage.epochs[0]
 
 
 def ours(lengths: Integers) -> dict[str, float]:
-    """Lanes of packs; a lane that ran out counts as an empty pack."""
+    """Score our packs; a lane that has run out counts as an empty pack."""
     epoch = order(lengths)
     steps, lanes = range(epoch.num_steps), range(LANES)
     packs = np.array([[lengths[epoch.pack(lane, step)].sum() for lane in lanes] for step in steps])
@@ -147,7 +147,7 @@ def score(useful: Integers, processed: int, work: Integers) -> dict[str, float]:
 
 
 def seconds_per_100k(num_samples: int) -> Iterator[float]:
-    """CPU seconds to order an epoch of 100,000 samples, three times."""
+    """Return the CPU seconds to order an epoch of 100,000 samples, three times."""
     lengths = draw_lengths("captions 224 px", num_samples)
     for _ in range(3):
         start = time.process_time()
@@ -156,7 +156,7 @@ def seconds_per_100k(num_samples: int) -> Iterator[float]:
 
 
 def run(num_samples: int) -> dict[str, dict[str, dict[str, float]]]:
-    """Scores by contender and corpus."""
+    """Return scores by contender and corpus."""
     return {
         name: {corpus: score(draw_lengths(corpus, num_samples)) for corpus in CORPORA}
         for name, score in CONTENDERS.items()
@@ -164,7 +164,7 @@ def run(num_samples: int) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def gates(scores: dict[str, dict[str, float]]) -> list[dict[str, object]]:
-    """Useful tokens of all that our packs process, for each corpus."""
+    """Return a gate on the useful tokens of our packs for each corpus."""
     measure = f"useful of all tokens, packs of {CAPACITY}"
     return [
         gate(f"{measure}, {corpus}{words}", score[name], at_least=0.97)
@@ -174,7 +174,7 @@ def gates(scores: dict[str, dict[str, float]]) -> list[dict[str, object]]:
 
 
 def main() -> int:
-    """Run it; 1 when a gate is missed."""
+    """Run the benchmark, and return 1 if a gate is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="20,000 samples, not 200,000")
     quick = parser.parse_args().quick

@@ -1,4 +1,4 @@
-"""Images a CPU second: our two backends beside transformers' CLIPImageProcessorPil.
+"""Measure images per CPU second: our two backends beside transformers' CLIPImageProcessorPil.
 
     python benchmarks/prepare_images.py [--quick] [--images FOLDER]
 
@@ -38,7 +38,7 @@ Work = Callable[[bytes], Any]
 
 
 def draw(seed: int, *, grey: bool) -> bytes:
-    """A JPEG of smooth structures, edges and fine texture."""
+    """Draw a JPEG with smooth structures, edges and fine texture."""
     random = np.random.default_rng(seed)
     width, height = (int(side * random.uniform(0.8, 1.2)) for side in (558, 507))
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
@@ -60,7 +60,7 @@ def draw(seed: int, *, grey: bool) -> bytes:
 
 
 def works(size: int) -> dict[str, Work]:
-    """What is compared, by name."""
+    """Return the functions that are compared, by name."""
     exact = ImageSettings(size, "square", CLIP_MEAN, CLIP_STD)
     fast = ImageSettings(size, "square", CLIP_MEAN, CLIP_STD, "fast")
     theirs = CLIPImageProcessorPil(
@@ -85,7 +85,7 @@ def works(size: int) -> dict[str, Work]:
 
 
 def compare(compared: dict[str, Work], images: list[bytes]) -> dict[str, float]:
-    """How far the fast backend is off, once the exact one is found equal to transformers."""
+    """Check that the exact backend equals transformers, and return the error of the fast one."""
     levels = []
     for data in images:
         made = {name: work(data) for name, work in compared.items()}
@@ -106,7 +106,7 @@ def compare(compared: dict[str, Work], images: list[bytes]) -> dict[str, float]:
 def measure(
     compared: dict[str, Work], images: list[bytes], rounds: int
 ) -> dict[str, report.Spread]:
-    """Images a CPU second of each: median, least and largest of the rounds."""
+    """Return images per CPU second of each: median, least and largest of the rounds."""
     rates: dict[str, list[float]] = {name: [] for name in compared}
     for number in range(rounds + 1):
         names = list(compared) if number % 2 else list(compared)[::-1]

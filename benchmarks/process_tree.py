@@ -1,4 +1,4 @@
-"""CPU time and memory of a process and all below it: workers are somebody's cost."""
+"""Measure CPU time and memory of a process with all its children."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import psutil
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process and all below it, of finished ones too once they are waited for."""
+    """Return the CPU seconds of this process and its children, finished ones included."""
     total = 0.0
     for process in _tree(psutil.Process()):
         try:
@@ -18,7 +18,7 @@ def cpu_seconds() -> float:
 
 
 def memory(root: psutil.Process) -> dict[str, int]:
-    """Memory of a process and all below it, in bytes.
+    """Return the memory of a process and its children, in bytes.
 
     `held` is the proportional share of anonymous and shared memory. PSS and USS count the pages of
     files too, libraries above all, which other processes on the machine happen to share or not.

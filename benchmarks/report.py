@@ -1,4 +1,4 @@
-"""What a benchmark leaves behind: its numbers, the machine they are of, a plot and its gates.
+"""Write the result of a benchmark: its numbers, the machine, a plot and its gates.
 
 python benchmarks/report.py writes the gates of all results as the table of README.md.
 """
@@ -29,7 +29,7 @@ def write(name: str, result: Mapping[str, Any]) -> Path:
 
 
 def environment() -> dict[str, Any]:
-    """The processor, the GPU if there is one, and the versions of what is measured."""
+    """Return the processor, the GPU if there is one, and the versions of what is measured."""
     import torch
 
     info = Path("/proc/cpuinfo")
@@ -54,7 +54,7 @@ def _version(package: str) -> str | None:
 def gate(
     measure: str, value: float, *, at_least: float | None = None, at_most: float | None = None
 ) -> dict[str, Any]:
-    """A number that must not be worse than its bound; a result's `gates` are its table's rows."""
+    """Return a gate: a number that must not be worse than its bound, and a row of the table."""
     passed = (at_least is None or value >= at_least) and (at_most is None or value <= at_most)
     bound = f">= {at_least:g}" if at_least is not None else f"<= {at_most:g}"
     return {"measure": measure, "value": round(value, 4), "bound": bound, "passed": passed}
@@ -70,7 +70,7 @@ def finish(name: str, result: Mapping[str, Any]) -> int:
 
 
 def table() -> str:
-    """The gates of all results that were not quick, as Markdown."""
+    """Return the gates of all results that were not quick, as Markdown."""
     lines = ["| benchmark | measure | value | gate |", "|---|---|---|---|"]
     for path in sorted(RESULTS.glob("*.json")):
         if path.stem.endswith("-quick"):

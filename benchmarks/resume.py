@@ -1,4 +1,4 @@
-"""Resuming late in an epoch: seconds to the first batch, beside resuming early in it.
+"""Measure the seconds to the first batch when resuming late in an epoch, beside early.
 
 The position is a step number and the order is known from the index, so nothing is replayed and both
 take as long. Step 0 is shown beside them and is faster for another reason: the lanes' first windows
@@ -39,7 +39,7 @@ SLACK_SECONDS = 0.02
 
 
 def first_batch_seconds(data: Mixture, order: StageOrder, start: int) -> float:
-    """Seconds from the loader's making to its first batch."""
+    """Return the seconds from the creation of a loader to its first batch."""
     begin = time.monotonic()
     loader = StageLoader(data, order, rank=0, world_size=1, packing=True)
     steps = loader.steps(start)
@@ -53,7 +53,7 @@ def first_batch_seconds(data: Mixture, order: StageOrder, start: int) -> float:
 
 
 def compare(place: Location, num_rounds: int, *, cold: bool = False) -> dict[str, Any]:
-    """Medians of the starts, taken in turn."""
+    """Return the medians of the starts, which are taken in turn."""
     data = Mixture((open_prepared(place),))
     begin = time.monotonic()
     order = order_stage(
@@ -97,7 +97,7 @@ def drop_file_cache(folder: Path) -> None:
 
 @contextmanager
 def s3_server() -> Iterator[str]:
-    """A bucket of an S3 server in a process of its own; the environment leads there."""
+    """Provide a bucket of an S3 server in its own process, and the environment for it."""
     import s3fs
 
     with socket.socket() as probe:
@@ -125,7 +125,7 @@ def s3_server() -> Iterator[str]:
 
 
 def main() -> int:
-    """Run it; 1 when a gate is missed."""
+    """Run the benchmark, and return 1 if a gate is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="4,096 images and 9 rounds")
     quick = parser.parse_args().quick

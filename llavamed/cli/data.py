@@ -131,7 +131,7 @@ def inspect(
 
 
 def _is_override(word: str) -> bool:
-    """Tell a setting from a sample's id, which may hold an equals sign too."""
+    """Return whether a word is a setting and not the id of a sample, which may contain `=` too."""
     return "=" in word and word.partition("=")[0].partition(".")[0] in RunConfig.model_fields
 
 

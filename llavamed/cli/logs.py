@@ -31,7 +31,7 @@ _LIBRARY_SETTINGS = {
 
 
 def configure_logging(verbosity: Verbosity) -> None:
-    """Show our messages from a level on, and those of libraries with `verbose` only.
+    """Show our messages from a level on, and messages of libraries only with `verbose`.
 
     May be called again, and then replaces what the call before has set up.
     """

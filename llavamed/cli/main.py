@@ -1,4 +1,4 @@
-"""The `llavamed` command: reads a config, calls what does the work, prints what came of it.
+"""The `llavamed` command: it reads a config, does the work and prints the result.
 
 Heavy imports stay inside the commands, after the config is read, so that help and configuration
 errors come at once.
@@ -32,7 +32,7 @@ from llavamed.errors import ConfigError, InterruptError, LlavaMedError
 
 
 class _Commands(TyperGroup):
-    """The commands, which Ctrl-C or SIGTERM end by a sentence; click would say "Aborted!"."""
+    """The commands, which end with a sentence at Ctrl-C or SIGTERM; click would say "Aborted!"."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command, and turn an interrupt into an error of ours."""
@@ -95,16 +95,19 @@ def common(
         bool, typer.Option("--version", callback=_show_versions, is_eager=True, help=_VERSIONS)
     ] = False,
 ) -> None:
-    """Take options of every command; `main` reads them itself, wherever they stand."""
+    """Accept the options of every command; `main` reads them itself, wherever they stand."""
 
 
 @app.command()
 def prepare(
     overrides: Overrides = None,
     config: ConfigFile = None,
-    dataset: Annotated[list[str] | None, typer.Option(help="Only this one; repeatable.")] = None,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(help="Name of a dataset; repeatable. By default all are prepared."),
+    ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Compare with the sources as they are now instead.")
+        bool, typer.Option("--check", help="Only compare finished datasets with their sources.")
     ] = False,
 ) -> None:
     """Prepare datasets: validate, tokenise and shard them, with Ray Data."""
@@ -135,10 +138,12 @@ def plan(
     overrides: Overrides = None,
     config: ConfigFile = None,
     gpu: Annotated[str, typer.Option(help="Ray's name of the GPU.")] = "A100",
-    num_gpus: Annotated[int | None, typer.Option(help="Default: the config's workers.")] = None,
-    mfu: Annotated[float, typer.Option(help="Assumed model-FLOPs utilisation.")] = 0.4,
+    num_gpus: Annotated[
+        int | None, typer.Option(help="Number of GPUs. By default the workers of the config.")
+    ] = None,
+    mfu: Annotated[float, typer.Option(help="Assumed model FLOPs utilization.")] = 0.4,
 ) -> None:
-    """Say what a run will do and cost: steps, tokens, memory, hours. Starts nothing."""
+    """Show what a run will do and cost: steps, tokens, memory, hours. This starts nothing."""
     run = load_run(config, overrides)
     from llavamed.cli.tables import show_plan
     from llavamed.run.plan import plan_run
@@ -170,7 +175,9 @@ def export(
     target: Annotated[str, typer.Argument(help="Folder to write, at any URI.")],
     overrides: Overrides = None,
     config: ConfigFile = None,
-    stage: Annotated[str | None, typer.Option(help="Default: the last one.")] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="Name of the stage. By default the last one.")
+    ] = None,
 ) -> None:
     """Copy a finished stage's model to a folder, after loading it with plain transformers."""
     run = load_run(config, overrides)
@@ -200,7 +207,7 @@ def show_config(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; a user's error is a sentence and an exit code, not a traceback."""
+    """Run the command line. An error of a user ends it with a sentence and an exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     configure_logging(
         "verbose" if "--verbose" in words else "quiet" if "--quiet" in words else "normal"
@@ -232,7 +239,7 @@ def _explain_missing(error: Exception) -> ConfigError | None:
 
 
 def _explain_unexpected(error: Exception) -> str:
-    """Say that the program is wrong, and keep the traceback in a file: it may not come again."""
+    """Explain that the program has a mistake, and keep the traceback, which may not come again."""
     with tempfile.NamedTemporaryFile(
         "w", prefix="llavamed-", suffix=".txt", delete=False, encoding="utf-8"
     ) as file:

@@ -1,4 +1,4 @@
-"""What the commands of the command line share: which config a run has, and where they print."""
+"""Shared by all commands: how to find the config of a run, and where to print."""
 
 import logging
 import os
@@ -35,7 +35,7 @@ def find_config(path: str | None) -> str:
 
 
 def load_run(path: str | None, overrides: list[str] | None) -> RunConfig:
-    """Read the config of a run, say which, and make its paths hold for every process.
+    """Read the config of a run, log its path, and make its own paths valid in every process.
 
     Raises:
         ConfigError: No config was given, or it breaks a rule.

@@ -1,4 +1,4 @@
-"""The tables a command ends with."""
+"""Print the tables that commands end with."""
 
 import shlex
 import sys
@@ -29,7 +29,7 @@ _BOTH = ("strict", "legacy")
 
 
 def show_summary(summary: RunSummary, console: Console) -> None:
-    """Print what a run has come to."""
+    """Print the summary of a run."""
     heads = ("steps", "loss first -> last", "tokens/s", "seconds", "GPU hours", "cost")
     stages = _table("Stages", "stage", *heads)
     for stage in summary.stages:
@@ -243,7 +243,7 @@ def show_plan(costs: Sequence["StageCost"], console: Console) -> None:
 
 
 def show_contamination(found: Contamination, console: Console) -> None:
-    """Print how much of a training set is in evaluation sets too, by each way to match."""
+    """Print how much of a training set evaluation sets have too, by each way to match."""
     total, names = found.dataset.num_samples, [other.name for other in found.against]
     title = f"Samples of {found.dataset.name} ({total:,}) that match"
     counts = _table(title, "by", *names, *(["any"] if len(names) > 1 else []))
@@ -274,7 +274,7 @@ def show_contamination(found: Contamination, console: Console) -> None:
 
 
 def show_removal(found: Contamination, without: PreparedDataset | None, console: Console) -> None:
-    """Print what removing has done to a training set; without it, what it would do."""
+    """Print how removing has changed a training set, or how it would change it."""
     total, leaving = found.dataset.num_samples, found.count(found.by)
     what = f"{leaving:,} of {total:,} samples ({leaving / total:.1%}) by {' or '.join(found.by)}"
     if without is None:

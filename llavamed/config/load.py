@@ -1,4 +1,4 @@
-"""From a YAML file and `key=value` overrides to a `RunConfig`, with errors a person can act on.
+"""Turn a YAML file and `key=value` overrides into a `RunConfig`, with errors a person can act on.
 
 The file is the only source, the overrides come after it, and nothing else counts: no second file,
 no interpolation, no environment. YAML is read as its version 1.2 has it, and only what builds plain
@@ -29,7 +29,7 @@ _WHOLE_CONFIG = "must be a mapping with name, storage, model ...; correct the fi
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that builds nothing but plain values, and in which a key stands only once."""
+    """Loads YAML with plain values only, and refuses a key that stands twice."""
 
     depth = 0
 
@@ -173,7 +173,7 @@ def dump_config(config: RunConfig) -> str:
 
 
 def _check_plain(value: Any, place: tuple[str, ...]) -> None:
-    """Refuse what is no plain value, or one that no file or library behind us could hold."""
+    """Refuse a value that is not plain, or that some file or library could not hold."""
     key = ".".join(place) or "config"
     if len(place) > MAX_DEPTH:
         raise ConfigError(f"{'.'.join(place[:3])}: has more than {MAX_DEPTH} levels; flatten it")
@@ -206,7 +206,7 @@ def _check_plain(value: Any, place: tuple[str, ...]) -> None:
 
 
 def _is_text(value: str) -> bool:
-    """Whether a text can be written to any file: no control characters or half characters."""
+    """Return whether any file can hold a text: no control characters or half characters."""
     return not re.search("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]", value)
 
 
@@ -215,7 +215,7 @@ def _problem(problem: str, at: Any) -> yaml.constructor.ConstructorError:
 
 
 def _yaml_problem(error: Exception) -> str:
-    """Return what is wrong where, in one line and without the text around it."""
+    """Return the problem and its place in one line, without the text around it."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"

@@ -1,4 +1,4 @@
-"""From the errors pydantic raises to sentences a person can act on.
+"""Turn the errors of pydantic into sentences a person can act on.
 
 A sentence shows single values and never the content of a section, which may hold a secret.
 """
@@ -69,7 +69,7 @@ def sentences(
 
 
 def shown(value: Any) -> str:
-    """Return a single value in short; of a mapping or list only that it is one."""
+    """Return a short form of a value; a mapping or list is shown without its content."""
     if isinstance(value, dict | list):
         opening, closing = "{}" if isinstance(value, dict) else "[]"
         return f"{opening}{'...' if value else ''}{closing}"
@@ -78,7 +78,7 @@ def shown(value: Any) -> str:
 
 
 def _key(location: Location, tree: Any) -> str:
-    """Return a person's name for a place: stages by name, without the marks pydantic adds."""
+    """Return the key of a place as a user writes it, with stages by name."""
     words: list[str] = []
     node: Any = tree
     for part in location:

@@ -1,1 +1,1 @@
-"""The driver: what is finished, what runs next, and who is told."""
+"""Drive a run: find what is finished, run what is next, and record it."""

@@ -1,4 +1,4 @@
-"""What runs, from which weights, and what is finished. Pure but for looking into storage."""
+"""Plan the stages: what runs, from which weights, and what is finished in storage."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -26,37 +26,37 @@ from llavamed.train.job import StageJob
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage of the curriculum and where its things lie."""
+    """One stage of the curriculum, and the places of its files."""
 
     stage: Stage
     initial_weights: str | None
-    """Export or hub name to start from; none: the model the config describes."""
+    """Export or hub name to start from, or None for the model that the config describes."""
     folder: Location
 
     @property
     def datasets(self) -> list[str]:
-        """Names of the datasets it trains on and is scored with."""
+        """Names of the datasets that it trains on and is scored with."""
         settings = self.stage.evaluation
         return [*self.stage.mixture, *(settings.datasets if settings else ())]
 
     def data(self, prepared: dict[str, PreparedDataset]) -> Mixture:
-        """What it trains on."""
+        """Return the datasets that it trains on, as one."""
         shares = self.stage.mixture
         return Mixture(tuple(prepared[name] for name in shares), tuple(shares.values()))
 
     @property
     def export(self) -> Location:
-        """Where the trained model is published."""
+        """Place of the trained model."""
         return self.folder / "export"
 
     @property
     def evaluation(self) -> Location:
-        """Where the answers and scores of the model are published."""
+        """Place of the answers and scores of the model."""
         return self.folder / "evaluation"
 
     @property
     def checkpoints(self) -> Location:
-        """Where the state to resume from is saved."""
+        """Place of the states to resume from."""
         return self.folder / "checkpoints"
 
     def result(self) -> ExportManifest | None:
@@ -64,7 +64,7 @@ class StagePlan:
         return find(ExportManifest, self.export)
 
     def begun(self) -> ExportManifest | CheckpointManifest | None:
-        """Return what says how the stage was trained so far, or None when nothing is saved."""
+        """Return the export or newest checkpoint of the stage, or None when nothing is saved."""
         return self.result() or newest_checkpoint(self.checkpoints)
 
     def scores(self, datasets: str) -> ScoresManifest | None:
@@ -94,7 +94,7 @@ class StagePlan:
 
 
 def fingerprints_now(folder: str, before: dict[str, str]) -> dict[str, str]:
-    """Return fingerprints of datasets as they are; of those that are gone, as they were before."""
+    """Return the fingerprints of datasets now, and for those that are gone the ones before."""
     found = dict(before)
     for name in before:
         with suppress(FileNotFoundError):
@@ -103,7 +103,7 @@ def fingerprints_now(folder: str, before: dict[str, str]) -> dict[str, str]:
 
 
 def plan_curriculum(config: RunConfig) -> list[StagePlan]:
-    """The stages in order, each with the weights it starts from."""
+    """Return the stages in order, each with the weights it starts from."""
     plans: dict[str, StagePlan] = {}
     before: str | None = None
     for stage in config.stages:
@@ -121,7 +121,7 @@ def make_jobs(
     fingerprints: Mapping[str, str] | None = None,
     lease: Lease | None = None,
 ) -> list[StageJob]:
-    """Return what the workers of each stage are told.
+    """Return the job of each stage, which its workers get.
 
     Args:
         config: The run.
@@ -159,7 +159,7 @@ def make_jobs(
 
 
 def find_stage(config: RunConfig, name: str | None) -> StagePlan:
-    """A stage by name, or the last one. Raises: ConfigError."""
+    """Return a stage by name, or the last one. Raises: ConfigError."""
     plans = {plan.stage.name: plan for plan in plan_curriculum(config)}
     if name is None:
         return list(plans.values())[-1]

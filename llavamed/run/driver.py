@@ -1,8 +1,8 @@
-"""The whole run, stage after stage: prepare, train, evaluate, sum up.
+"""Run the whole curriculum, stage after stage: prepare, train, evaluate, summarize.
 
-What is finished is found in storage and not done again, so the same command goes on where the last
-one stopped. When nothing is left to do, Ray is not even started. The record of a run, in its folder
-and in MLflow, is written only after all checks have passed.
+Finished work is found in storage and not repeated, so the same command continues where the last one
+stopped. If nothing is left to do, Ray is not started. The record of a run, in its folder and in
+MLflow, is written only after all checks have passed.
 """
 
 import logging
@@ -61,15 +61,15 @@ _HINT = (
 
 
 def run_curriculum(config: RunConfig, progress: Progress, *, take_over: bool = False) -> RunSummary:
-    """Do what is left of a run and return its summary, which also lies in its folder.
+    """Do the rest of a run and return its summary, which is also written to its folder.
 
     Args:
         config: The run.
-        progress: Told how it goes.
-        take_over: Go on although another attempt holds the run's folder, and end that one.
+        progress: Shows the progress.
+        take_over: Continue even if another attempt holds the run's folder, and end that attempt.
 
     Raises:
-        LlavaMedError: Something that a user can mend is wrong; what was finished stays finished.
+        LlavaMedError: The run cannot go on for a reason that a user can fix; finished work is kept.
     """
     directory = locate(config.directory)
     plans = plan_curriculum(config)
@@ -105,7 +105,7 @@ def run_curriculum(config: RunConfig, progress: Progress, *, take_over: bool = F
 def prepare_datasets(
     config: RunConfig, names: list[str], progress: Progress
 ) -> dict[str, PreparedDataset]:
-    """Prepare datasets, all of the config by default. Raises: LlavaMedError."""
+    """Prepare the named datasets, by default all of the config. Raises: LlavaMedError."""
     for name in names:
         config.data.check_name(name)
     check_writable(locate(config.datasets_directory))
@@ -116,10 +116,10 @@ def prepare_datasets(
 
 
 def check_datasets(config: RunConfig, names: list[str]) -> None:
-    """Compare prepared datasets, all of the config by default, with their sources. Starts no Ray.
+    """Compare the named datasets, by default all of the config, with their sources, without Ray.
 
     Raises:
-        LlavaMedError: A source has changed since, or a dataset is not prepared.
+        LlavaMedError: A source has changed, or a dataset is not prepared.
     """
     for name in names:
         config.data.check_name(name)
@@ -129,7 +129,7 @@ def check_datasets(config: RunConfig, names: list[str]) -> None:
 def evaluate_stages(
     config: RunConfig, stage: str | None, progress: Progress
 ) -> list[ScoresManifest]:
-    """Score finished stages, also when they were scored before.
+    """Score finished stages, including those that were scored before.
 
     Raises:
         LlavaMedError: There is no such stage, it is not trained yet or was trained with other
@@ -159,7 +159,7 @@ def evaluate_stages(
 
 @contextmanager
 def _tracked(config: RunConfig, lease: Lease) -> Iterator[Tracker]:
-    """Track a run; an error of ours closes it as failed, unless another attempt has it by now."""
+    """Track a run, and close it as failed at an error, unless another attempt has taken it over."""
     tracker = Tracker(config)
     try:
         yield tracker
@@ -221,7 +221,7 @@ def _train(
     tracker: Tracker,
     record: RunRecord,
 ) -> ExportManifest:
-    """Train one stage and track it; returns the export's manifest."""
+    """Train one stage, track it, and return the manifest of its export."""
     data, name = plan.data(datasets), plan.stage.name
     assert job.lease is not None
     job.lease.check()
@@ -310,7 +310,7 @@ def _stage_summary(plan: StagePlan, result: ExportManifest, spent: Spending) -> 
 
 
 def _finished_summary(config: RunConfig, plans: list[StagePlan]) -> RunSummary | None:
-    """Return the summary of a run of exactly this config that has ended, or None."""
+    """Return the summary of a finished run of exactly this config, or None."""
     summary = find(RunSummary, locate(config.directory))
     if summary is None or summary.fingerprint != fingerprint(config.model_dump(mode="json")):
         return None

@@ -1,4 +1,4 @@
-"""Ray Train's part of a stage: the trainer, what its workers report, when it gives up."""
+"""Train a stage with Ray Train: start workers, hear what they report, and decide when to stop."""
 
 import logging
 import threading
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Started:
-    """A worker runs; no more waiting for resources."""
+    """A worker has started, so resources are not waited for any more."""
 
     rank: int
     workers: Workers
@@ -39,7 +39,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Steps:
-    """Records of steps that were taken, from rank 0."""
+    """Records of the last steps, from rank 0."""
 
     records: list[StepRecord]
 
@@ -52,7 +52,7 @@ class Failed:
 
 
 Message = Started | Steps | Failed | logging.LogRecord
-"""What reaches the driver while a stage is trained; a log record comes from any worker."""
+"""A message to the driver while a stage trains; any worker may send log records."""
 
 
 def fit(
@@ -64,8 +64,8 @@ def fit(
     """Train a stage on its workers until its export lies in storage, or a machine is taken away.
 
     Args:
-        job: What to train.
-        folder: Where Ray keeps its own account of the run.
+        job: The stage.
+        folder: Folder for Ray's own files.
         on_started: Called, in a thread of this process, when workers run, also after a restart.
         on_records: Called, in a thread of this process, with the records that rank 0 reports.
 
@@ -74,7 +74,7 @@ def fit(
 
     Raises:
         TrainingError: Workers died more often than `max_failures`.
-        LlavaMedError: What one of ours raised in a worker.
+        LlavaMedError: An error of ours in a worker.
     """
     if job.config.scaling.launcher == "local":
         with local_context(on_records) as context:
@@ -111,9 +111,9 @@ def _explain(job: StageJob, error: Exception) -> LlavaMedError:
 
 
 class _Trainer(TorchTrainer):
-    """Ray Train's trainer, whose workers end at once when Ctrl-C leaves the `with` around it.
+    """Ray Train's trainer, as a context that ends its workers at once when Ctrl-C leaves it.
 
-    Ray's own handler of Ctrl-C would end this process, too, with the exit code of a success.
+    Ray's own handler of Ctrl-C would also end this process, with the exit code of a success.
     """
 
     _controller: Any = None
@@ -166,13 +166,13 @@ def _train_worker(settings: dict[str, Any]) -> bool:
 
 
 class _StopOnOurErrors(UserCallback):
-    """Ends the fit at an error of ours: it would come again, however often a worker is replaced."""
+    """Ends the fit at an error of ours, which would come again with every new worker."""
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called by Ray's controller, by keyword, when workers failed."""
+        """Raise the error of ours that ended a worker, if any; Ray's controller calls this."""
         for error in worker_exceptions.values():
             ours = find_our_error(error)
             if ours is not None:
@@ -181,7 +181,7 @@ class _StopOnOurErrors(UserCallback):
 
 
 class _Listener:
-    """Passes on what workers put into the queue, in a thread, for as long as it is entered."""
+    """Passes on what workers put into the queue, in a thread that runs within its context."""
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
-"""Where a submitted job writes: `ray job submit` runs it in a folder that Ray throws away.
+"""Choose where a submitted job writes, since `ray job submit` runs it in a temporary folder.
 
 With `--working-dir` the driver's folder is a copy in Ray's package cache, another one for every
-changed file, which Ray deletes when it likes. So a relative path to write to means a folder of the
-head's home instead, which lasts and is the same for every submission.
+changed file, which Ray may delete at any time. So a relative path to write to is taken below a
+folder in the home of the head, which lasts and is the same for every submission.
 """
 
 import os
@@ -21,9 +21,9 @@ def job_folder() -> Path:
 
 
 def settle_storage(config: RunConfig) -> RunConfig:
-    """Return the config with paths to write to that last beyond a submitted job.
+    """Return the config with paths to write to that outlast a submitted job.
 
-    Outside of a job, and where the paths are absolute or URIs, it is the config as it was.
+    Outside of a job, and if the paths are absolute or URIs, the config stays as it is.
     """
     if IN_A_JOB not in os.environ:
         return config
@@ -34,7 +34,7 @@ def settle_storage(config: RunConfig) -> RunConfig:
 
 
 def check_storage(config: RunConfig, num_machines: int) -> None:
-    """Refuse a folder of the head alone where other machines would write, too.
+    """Refuse a folder that only the head has if other machines would write there too.
 
     Raises:
         ConfigError: A path was relative, and the job runs on a cluster of several machines.

@@ -1,4 +1,4 @@
-"""What a run will do and cost, before anything is started: steps, tokens, memory, hours.
+"""Compute what a run will do and cost before it starts: steps, tokens, memory, hours.
 
 Reads the index of a dataset that is prepared, or else what the config declares of it, and never any
 weights. Hours assume the model-FLOPs utilisation they are asked for.
@@ -33,7 +33,7 @@ from llavamed.train.job import order_of
 
 @dataclass(frozen=True)
 class StageCost:
-    """One stage's arithmetic."""
+    """What one stage does and costs."""
 
     name: str
     accelerator: str
@@ -65,7 +65,7 @@ class StageCost:
 def plan_run(
     config: RunConfig, *, accelerator: str, num_gpus: int | None = None, mfu: float = 0.4
 ) -> list[StageCost]:
-    """The cost of every stage.
+    """Return what every stage does and costs.
 
     Args:
         config: The run.
@@ -88,7 +88,7 @@ def plan_run(
 
 
 def find_accelerator(name: str) -> Accelerator:
-    """A GPU by name. Raises: ConfigError."""
+    """Return a GPU by name. Raises: ConfigError."""
     if name not in ACCELERATORS:
         known = ", ".join(ACCELERATORS)
         raise ConfigError(f"gpu={name}: its speed is not known; use one of: {known}")
@@ -158,7 +158,7 @@ def _plan_stage(
 
 
 def _name(mixture: dict[str, float]) -> str:
-    """`dialogues + 0.5 captions`."""
+    """Return the name of a mixture, such as `dialogues + 0.5 captions`."""
     return " + ".join(
         name if passes == 1 else f"{passes:g} {name}" for name, passes in mixture.items()
     )
@@ -190,7 +190,7 @@ class _Load:
 def _assumed(
     config: RunConfig, stage: Stage, prepared: dict[str, PreparedDataset]
 ) -> tuple[str, ...]:
-    """Say what is assumed of the lengths of datasets that are only declared."""
+    """Return what is assumed about the lengths of datasets that are only declared."""
     sentences = []
     for name in stage.mixture:
         declared = config.data.datasets[name].declared
@@ -248,7 +248,7 @@ def _declared_load(
     epoch = sum(declared.num_samples * passes for declared, passes in shares)
 
     def mean(key: str) -> float:
-        """Over the samples of an epoch."""
+        """Return the mean over the samples of an epoch."""
         total = sum(getattr(each, key) * each.num_samples * passes for each, passes in shares)
         return total / epoch
 
@@ -291,7 +291,7 @@ def _declared_load(
 def _declared_lengths(
     config: RunConfig, shares: list[tuple[Declared, float]], image_tokens: int
 ) -> tuple[Floats, Floats]:
-    """Return lengths that samples of an epoch have, in tokens, and how often each occurs."""
+    """Return the lengths of the samples of an epoch in tokens, and how often each occurs."""
     lengths, weights = [], []
     for declared, passes in shares:
         text = lognormal_lengths(declared.mean_text_tokens, declared.text_tokens_spread)
@@ -303,7 +303,7 @@ def _declared_lengths(
 def _declared(
     config: RunConfig, name: str, prepared: dict[str, PreparedDataset], image_tokens: int
 ) -> Declared:
-    """What is known of a dataset: counted when it is prepared, else declared."""
+    """Return what is known about a dataset: its counts if it is prepared, else its declaration."""
     if name in prepared:
         facts, num_samples = prepared[name].manifest, prepared[name].num_samples
         lengths = Mixture((prepared[name],)).column("num_tokens")

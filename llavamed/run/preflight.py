@@ -1,4 +1,4 @@
-"""What would stop a run, found before any GPU waits for it."""
+"""Find what would stop a run before any GPU waits for it."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ from llavamed.train.job import StageJob, check_conversion, order_of
 
 
 def check_weights(config: RunConfig, plans: list[StagePlan]) -> None:
-    """Find out whether all weights a run starts from can be had, and whether images fit them.
+    """Check that all weights a run starts from can be read, and that images fit them.
 
     Raises:
         ConfigError: They cannot be found, or an image cannot pass through one of the models.
@@ -46,7 +46,7 @@ def check_weights(config: RunConfig, plans: list[StagePlan]) -> None:
 
 
 def _check_same_images(first: LlavaConfig, shape: LlavaConfig, key: str) -> None:
-    """Refuse initial weights whose images are not those the run's datasets are prepared for."""
+    """Refuse initial weights whose images differ from those that the datasets are prepared for."""
     facts = []
     for config in (first, shape):
         tower = tower_of(config.vision_config, f"{key}: vision_config")
@@ -61,7 +61,7 @@ def _check_same_images(first: LlavaConfig, shape: LlavaConfig, key: str) -> None
 
 
 def check_adapters(config: RunConfig, plans: list[StagePlan]) -> None:
-    """Find out whether the language model has the layers that stages adapt. Raises: ConfigError."""
+    """Check that the language model has the layers that stages adapt. Raises: ConfigError."""
     adapted = [plan.stage.lora for plan in plans if plan.stage.lora is not None]
     if adapted:
         with torch.device("meta"):
@@ -71,7 +71,7 @@ def check_adapters(config: RunConfig, plans: list[StagePlan]) -> None:
 
 
 def check_packages(plans: list[StagePlan]) -> None:
-    """Find out whether optional packages that stages need are installed. Raises: ConfigError."""
+    """Check that optional packages that stages need are installed. Raises: ConfigError."""
     for plan in plans:
         key, lora = f"stages.{plan.stage.name}", plan.stage.lora
         if plan.stage.optimizer.name == "adamw_8bit":
@@ -81,7 +81,7 @@ def check_packages(plans: list[StagePlan]) -> None:
 
 
 def check_settings(plans: Sequence[StagePlan], jobs: Sequence[StageJob]) -> None:
-    """Find out whether stages were begun or finished with other settings than a run has now.
+    """Check that no stage was begun or finished with other settings than the run has now.
 
     Raises:
         ConfigError: Some were. It names each key with both values. Or a checkpoint cannot be
@@ -115,7 +115,7 @@ def check_settings(plans: Sequence[StagePlan], jobs: Sequence[StageJob]) -> None
 
 
 def check_stage(plan: StagePlan, job: StageJob, data: Mixture) -> None:
-    """Find out whether a stage's data is there and fits its packs.
+    """Check that the data of a stage exists and fits its packs.
 
     Raises:
         DataError: A shard is missing, or a sample is longer than a pack.

@@ -1,4 +1,4 @@
-"""How far a run is: a live bar on a terminal, and in a log a line every few seconds."""
+"""Show how far a run is: by a live bar on a terminal, by a line every few seconds in a log."""
 
 import logging
 import time
@@ -21,17 +21,17 @@ logger = logging.getLogger(__name__)
 
 
 class Rate:
-    """The mean rate of the last half minute, or of all the time where it is less."""
+    """The mean rate of the last half minute, or of all the time if that is shorter."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int]] = deque()
 
     def forget(self) -> None:
-        """Begin anew, for other work."""
+        """Start again, for other work."""
         self._seen.clear()
 
     def update(self, done: int) -> float:
-        """Note how much is done now, and return the rate in units a second; 0 if unknown."""
+        """Note how much is done now, and return the rate in units per second, or 0 if unknown."""
         seen, now = self._seen, time.monotonic()
         if seen and done < seen[-1][1]:  # A worker died, and steps are taken again.
             seen.clear()
@@ -43,13 +43,13 @@ class Rate:
 
 
 class Progress:
-    """Shows what a run does, how far it is, how fast, and how long it still takes.
+    """Shows what a run does, how far it is, how fast, and how much time is left.
 
     Use it as a context manager: leaving it takes the bar away.
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        """Show no bar where there is no console, or where the console is no terminal."""
+        """Show no bar without a console, or if the console is not a terminal."""
         self._bar: Bar | None = None
         self._row: TaskID | None = None
         if console is not None and console.is_terminal and logger.isEnabledFor(logging.INFO):
@@ -92,14 +92,14 @@ class Progress:
         logger.info("train %s: %d steps; starting the workers", stage, num_steps)
 
     def trained(self, records: list[StepRecord]) -> None:
-        """Show the last of the steps that were trained."""
+        """Show the last step that was trained."""
         name, num_steps = self._stage
         last = records[-1]
         detail = f"  {progress_text(last)}"
         self._update(f"train {name}", int(last["step"]), num_steps, "steps", detail)
 
     def stage_finished(self, stage: str, result: ExportManifest) -> None:
-        """Say what a stage that was exported has come to."""
+        """Log the result of a stage that was exported."""
         counts = ", ".join(
             f"{part} {facts.num_trained:,} of {facts.num_trained + facts.num_frozen:,}"
             for part, facts in result.parts.items()

@@ -1,4 +1,4 @@
-"""The Ray that a command works on: the one it was submitted to, or one of its own."""
+"""Connect a command to Ray: to the cluster it was submitted to, or to one of its own."""
 
 import logging
 import os
@@ -36,7 +36,7 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
 
 @contextmanager
 def ray_for(scaling: Scaling) -> Iterator[None]:
-    """Join the cluster this process belongs to, or start one here for as long as needed.
+    """Join the cluster of this process, or start one on this machine for the time of the context.
 
     `RAY_ADDRESS`, which Ray sets for a submitted job, names the cluster. One started here has token
     authentication, which is Ray's default where RAY_AUTH_MODE is not set: then it makes the token.
@@ -82,7 +82,7 @@ def ray_for(scaling: Scaling) -> Iterator[None]:
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Keep what C++ writes to stderr while Ray starts from users, unless they asked for it."""
+    """Hide what C++ writes to stderr while Ray starts, except with `--verbose`."""
     if logger.isEnabledFor(logging.DEBUG):
         yield
         return
@@ -97,7 +97,7 @@ def _silent_stderr() -> Iterator[None]:
 
 
 def _quiet_ray() -> int:
-    """Keep what Ray logs from users, unless they asked for it; gives the level for its loggers."""
+    """Hide what Ray logs, except with `--verbose`, and return the level for its loggers."""
     if logger.isEnabledFor(logging.DEBUG):
         return logging.INFO
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # or else C++ writes to stderr
@@ -107,7 +107,7 @@ def _quiet_ray() -> int:
 
 
 def check_port(address: str) -> None:
-    """Raise OSError where nobody listens, for which Ray itself would wait two minutes."""
+    """Raise OSError if nobody listens, for which Ray itself would wait two minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()

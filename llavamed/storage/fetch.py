@@ -88,7 +88,7 @@ def _own_folder() -> Path:
 
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
-    """Let one process of this machine in at a time; the system unlocks for one that is killed."""
+    """Let in one process of this machine at a time; the system unlocks for a killed one."""
     with file.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

@@ -1,11 +1,11 @@
-"""One writer at a time: a folder's lease, held by one attempt and seen by all others.
+"""Let one attempt at a time write to a folder, by a lease that all others see.
 
-Every attempt creates a file of its own number below `.lease`, which only one of many can do, and
-writes a new beat into it every few seconds. The highest number holds the folder. Whoever comes
-later watches its beat: one that moves is a holder alive, and the later one is refused; one that
-stands still is a holder that was killed, and the next number is taken. No clock is compared with
-another machine's. A holder looks again before it publishes anything, so one that was taken over
-stops by itself, and a beat of it that comes late changes nothing.
+Every attempt creates a file with its own number below `.lease`, which only one of many can do, and
+writes a new beat into it every few seconds. The highest number holds the folder. A later attempt
+watches the beat: if it moves, the holder is alive and the later attempt is refused; if it stands
+still, the holder was killed and the next number is taken. Clocks of different machines are never
+compared. A holder looks again before it publishes anything, so a holder that was taken over stops
+by itself, and a beat that it writes late changes nothing.
 """
 
 import logging
@@ -28,9 +28,9 @@ LEASE = ".lease"
 """Folder of the attempts; no run, stage or dataset can have this name."""
 BEAT_SECONDS = 5.0
 EXPIRY_SECONDS = 30.0
-"""A holder whose beat is seen to stand still for so long is gone."""
+"""A holder whose beat stands still for this long is gone."""
 PATIENCE_SECONDS = 600.0
-"""A storage that cannot be read for so long, while a holder is watched, ends the watch."""
+"""Watching a holder ends with an error if the storage cannot be read for this long."""
 SETTLE_SECONDS = 0.3
 """Wait before a lease is read back where the storage lets two attempts create the same file: then
 the last writer holds it."""
@@ -76,14 +76,14 @@ class Lease:
     since: str
 
     def without_retries(self) -> "Lease":
-        """Return the same lease, of which a look or a beat that fails is not tried again."""
+        """Return the same lease, whose reads and writes are not tried again if they fail."""
         return replace(self, folder=self.folder.without_retries())
 
     def check(self) -> None:
         """Check that no other attempt has taken over.
 
         Raises:
-            LeaseError: One has; this one must not write any more.
+            LeaseError: Another one has, so this attempt must not write any more.
             StorageError: The lease cannot be read.
         """
         found = newest_lease(self.folder)
@@ -95,7 +95,7 @@ class Lease:
             )
 
     def record(self, *, beat: int = 0, released: bool = False) -> LeaseRecord:
-        """Return what the attempt's file says."""
+        """Return the content of the attempt's file."""
         return LeaseRecord(
             attempt=self.attempt,
             token=self.token,
@@ -118,13 +118,13 @@ def hold_lease(
     """Hold the lease of a folder, beating in a thread until the end.
 
     Args:
-        folder: Whose lease.
-        hint: What one can do who is refused, beside ending the holder; for the error.
-        take_over: Do not ask whether its holder is alive.
+        folder: The folder.
+        hint: For the error, what a user can do beside ending the holder.
+        take_over: Take the lease even if its holder is alive.
 
     Raises:
         LeaseError: Another attempt holds it and is alive.
-        StorageError: The folder cannot be written, or not be read for long enough.
+        StorageError: The folder cannot be written, or cannot be read for too long.
     """
     lease = _acquire(folder, hint, take_over)
     ended = threading.Event()
@@ -245,7 +245,7 @@ def _write(lease: Lease, *, beat: int = 0, released: bool = False) -> None:
 
 
 def _died_here(found: LeaseRecord) -> bool:
-    """Return whether the holder was a process of this machine that is no more."""
+    """Return whether the holder was a process of this machine that has ended."""
     if found.host != socket.gethostname():
         return False
     if found.pid == os.getpid():

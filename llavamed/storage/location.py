@@ -6,8 +6,8 @@ when its `manifest.json` exists, which is why every writer writes that file last
 
 Arrow is imported where a table is read or written, so that other files need no Arrow.
 
-What fails and may pass is tried again, here and nowhere else; all writes are of whole files, so
-that doing one twice is doing it once.
+An operation that fails for a reason that may pass is tried again. Every write is of a whole file,
+so a write that is repeated has the effect of one.
 """
 
 import json
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 UNRETRIED_TIMEOUT_SECONDS = 2.0
-"""What an S3 server is given to answer, where nobody waits for it."""
+"""Time in which an S3 server must answer a request that is not tried again."""
 _PARTIAL = ".partial"
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
 """Filesystems whose folders are only parts of names, and whose makedirs would make a bucket."""
@@ -42,7 +42,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Location:
-    """A file or folder: its filesystem and its path there, and how often it is tried."""
+    """A file or folder: its filesystem, its path there, and how often operations are tried."""
 
     fs: fsspec.AbstractFileSystem
     path: str
@@ -57,10 +57,10 @@ class Location:
         return f"{self.fs.unstrip_protocol(self.path)}{write_access(self.fs)}"
 
     def without_retries(self) -> "Location":
-        """The same place, where what fails is not tried again.
+        """Return the same place, where an operation that fails is not tried again.
 
-        An S3 server that does not answer is given up within seconds; any other operation goes on
-        for a minute and more, which a long run may need.
+        An S3 server that does not answer is given up within seconds. Other operations are tried
+        for more than a minute, which a long run may need.
         """
         if "s3" not in _protocols(self.fs):
             return Location(self.fs, self.path, attempts=1)
@@ -79,7 +79,7 @@ class Location:
 
     @property
     def is_local(self) -> bool:
-        """Whether this is a path of this machine."""
+        """Whether the path is on this machine."""
         return "file" in _protocols(self.fs)
 
     @property
@@ -88,26 +88,30 @@ class Location:
         return _protocols(self.fs)
 
     def _make_parent(self, path: str) -> None:
-        """Make the folder of a file, but never a bucket: its name may be misspelt."""
+        """Create the folder of a file, but never a bucket, whose name may be misspelt."""
         if not _BUCKETS.intersection(_protocols(self.fs)):
             self.fs.makedirs(posixpath.dirname(path), exist_ok=True)
 
     def exists(self) -> bool:
-        """Whether a file or folder is there now."""
+        """Return whether a file or folder exists now."""
         self.fs.invalidate_cache()  # another process may have written it
         return with_retries(self, "look at", lambda: bool(self.fs.exists(self.path)))
 
     @contextmanager
     def open(self, **options: Any) -> Iterator[BinaryIO]:
-        """The file to read from, with options for fsspec. Raises: FileNotFoundError, StorageError.
+        """Open the file for reading, with options for fsspec.
 
         A read that fails is tried again from where it began.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            StorageError: It cannot be read.
         """
         with with_retries(self, "read", lambda: self.fs.open(self.path, "rb", **options)) as raw:
             yield cast("BinaryIO", RetryingFile(self, raw))
 
     def read_bytes(self, start: int | None = None, end: int | None = None) -> bytes:
-        """The whole file, or its bytes from `start` to before `end`.
+        """Return the whole file, or its bytes from `start` to before `end`.
 
         Raises:
             FileNotFoundError: There is no such file.
@@ -117,7 +121,7 @@ class Location:
         return cast("bytes", data)
 
     def write_bytes(self, data: bytes) -> None:
-        """Write the whole file or nothing, also when killed half way."""
+        """Write the whole file or nothing, even if the process is killed half way."""
         with_retries(self, "write", lambda: self._write(data))
 
     def _write(self, data: bytes) -> None:
@@ -130,7 +134,7 @@ class Location:
 
     @contextmanager
     def _unfinished(self, data: bytes) -> Iterator[Path]:
-        """Write a local file of another name beside this one; it is gone in the end."""
+        """Write a local file under another name beside this one, and delete it in the end."""
         unfinished = Path(f"{self.path}.{uuid.uuid4().hex[:8]}{_PARTIAL}")
         try:
             unfinished.write_bytes(data)
@@ -141,8 +145,8 @@ class Location:
     def create(self, data: bytes) -> bool:
         """Write the whole file unless there is one; return whether this call wrote it.
 
-        Of several that create the same file at once only one is told True, if the storage can
-        `create_exclusively`. One whose success was lost on its way is told False.
+        Only one of several callers at once gets True, if `can_create_exclusively`. A caller whose
+        answer was lost on its way gets False.
         """
         return with_retries(self, "write", lambda: self._create(data))
 
@@ -159,10 +163,10 @@ class Location:
         return True
 
     def can_create_exclusively(self) -> bool:
-        """Find out whether `create` in this folder tells one of many callers True, and only one.
+        """Return whether `create` in this folder gives True to exactly one of many callers.
 
-        Object stores promise it where they know If-None-Match, and file systems where they have
-        hard links; what fsspec does for others is to look first, which is too early.
+        Object stores promise it if they know If-None-Match, and file systems if they have hard
+        links. For others fsspec looks for the file first, which is too early.
         """
         if not self.is_local and not _BUCKETS.intersection(_protocols(self.fs)):
             return False
@@ -175,7 +179,7 @@ class Location:
             probe.remove()
 
     def read_json(self) -> Any:
-        """The file as JSON. Raises: FileNotFoundError, StorageError."""
+        """Return the file as JSON. Raises: FileNotFoundError, StorageError."""
 
         def read() -> Any:
             try:
@@ -190,7 +194,7 @@ class Location:
         self.write_bytes(to_json(value))
 
     def read_table(self) -> "pa.Table":
-        """The file as a Parquet table. Raises: FileNotFoundError, StorageError."""
+        """Return the file as a Parquet table. Raises: FileNotFoundError, StorageError."""
         import pyarrow.parquet as pq
 
         # Not pq.read_table, which takes 0.3 s to import and columns from folders named a=b.
@@ -199,7 +203,7 @@ class Location:
         )
 
     def read_parquet(self, read: Callable[[BinaryIO], _T]) -> _T:
-        """What `read` makes of the file, opened for Arrow.
+        """Return what `read` makes of the file, which is opened for Arrow.
 
         Raises:
             FileNotFoundError: There is no such file.
@@ -252,7 +256,7 @@ class Location:
         self.write_bytes(sink.getvalue().to_pybytes())
 
     def children(self) -> list[str]:
-        """Names of what lies in this folder, sorted; empty when there is no such folder."""
+        """Return the sorted names in this folder, or none if there is no such folder."""
         self.fs.invalidate_cache()
         try:
             found = with_retries(self, "list", lambda: self.fs.ls(self.path, detail=False))
@@ -262,7 +266,7 @@ class Location:
         return sorted(name for name in names if not name.endswith(_PARTIAL))
 
     def remove(self) -> None:
-        """Delete the file, or the folder with all in it; nothing when it is not there."""
+        """Delete the file, or the folder with all its content, if it exists."""
 
         def remove() -> None:
             if self.fs.exists(self.path):
@@ -285,7 +289,7 @@ class Location:
         self.fs.put_file(str(file), self.path)
 
     def download(self, folder: Path) -> Path:
-        """A local folder with all of this one: itself when it is local, else a copy in `folder`.
+        """Return a local folder with the content of this one: itself if local, else a copy.
 
         Raises:
             StorageError: There is no such folder, or it cannot be read.
@@ -322,7 +326,7 @@ def _protocols(fs: fsspec.AbstractFileSystem) -> tuple[str, ...]:
 
 
 def locate(uri: str) -> Location:
-    """The location a URI or path names; a relative path is below the current folder.
+    """Return the location that a URI or path names; a relative path starts at the current folder.
 
     Raises:
         StorageError: No filesystem is known for the scheme, it cannot be set up, or the URI has an
@@ -345,7 +349,7 @@ def locate(uri: str) -> Location:
 
 
 def check_writable(location: Location) -> None:
-    """Write, read and delete a small file, so that a run fails before it has cost anything.
+    """Write, read and delete a small file, so that a run fails before it costs anything.
 
     Raises:
         StorageError: The place cannot be reached or written.

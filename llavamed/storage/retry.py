@@ -1,8 +1,8 @@
-"""Trying again what may pass, and saying in one sentence what does not.
+"""Try an operation again if its failure may pass, and explain in one sentence if it does not.
 
-The clients of object stores try a request a few times within seconds. That leaves what outlasts it
-(a server that starts again), what they take for final (a checksum that differs), and what no client
-sees (a file system on the network). One rule for all of it stands here, around whole operations.
+The clients of object stores try a request a few times within seconds. They do not cover a server
+that starts again, errors that they take for final, such as a checksum that differs, or a file
+system on the network. This module covers them by one rule, which is applied to whole operations.
 """
 
 import errno
@@ -24,11 +24,11 @@ from tenacity import (
 from llavamed.errors import DamagedFileError, StorageError
 
 ATTEMPTS = 6
-"""Times an operation is tried."""
+"""Number of times an operation is tried."""
 LAST_ATTEMPT_SECONDS = 300.0
-"""No attempt begins later than this after the first."""
+"""Time after the first attempt at which no other one begins."""
 WAIT = wait_exponential_jitter(initial=1, max=30, jitter=1)
-"""Between attempts: 1, 2, 4, 8, 16 seconds, and up to one more, so that workers come one by one.
+"""Wait 1, 2, 4, 8 and 16 seconds between attempts, and up to one more, so that workers spread out.
 
 With the clients' own tries, a server may be away for about a minute.
 """
@@ -53,26 +53,26 @@ _T = TypeVar("_T")
 
 
 class Place(Protocol):
-    """What an operation is done to: prints as its name, and knows how often to try."""
+    """The object of an operation: it prints as its name, and has a number of attempts."""
 
     @property
     def attempts(self) -> int:
-        """How often to try."""
+        """Number of times to try an operation."""
 
 
 def with_retries(place: Place, verb: str, work: Callable[[], _T]) -> _T:
-    """Do `work`, and again while it fails by what may pass; each failure is a line of warning.
+    """Do `work`, and do it again while it fails for a reason that may pass. Log each failure.
 
-    What is read damaged is read again at once, for bytes also change on their way.
+    A file that is read damaged is read again at once, because bytes also change on their way.
 
     Args:
-        place: What it is done to.
-        verb: What is done, for messages.
-        work: Done from its beginning each time.
+        place: The object of the operation.
+        verb: The operation, for messages.
+        work: The operation, which starts at its beginning each time.
 
     Raises:
-        FileNotFoundError: What should be read is not there.
-        StorageError: It fails by what does not pass, or at the last attempt too.
+        FileNotFoundError: The file to read does not exist.
+        StorageError: It fails for another reason, or at the last attempt too.
     """
 
     def wait(state: RetryCallState) -> float:
@@ -99,14 +99,14 @@ def with_retries(place: Place, verb: str, work: Callable[[], _T]) -> _T:
 
 
 class RetryingFile(io.RawIOBase):
-    """A file to read, of which each read is tried again from where it began."""
+    """A file for reading, each of whose reads is tried again from where it began."""
 
     def __init__(self, place: Place, raw: Any) -> None:
         self._place = place
         self._raw = raw
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Up to `size` bytes, all when negative. Raises: StorageError."""
+        """Return up to `size` bytes, or all if it is negative. Raises: StorageError."""
         start = self.tell()
 
         def read() -> bytes:
@@ -116,33 +116,33 @@ class RetryingFile(io.RawIOBase):
         return with_retries(self._place, "read", read)
 
     def readinto(self, buffer: Any, /) -> int:
-        """Fill `buffer` as far as the file goes. Raises: StorageError."""
+        """Fill `buffer` up to the end of the file. Raises: StorageError."""
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
-        """Go to a byte, which fetches nothing."""
+        """Move to a byte without fetching anything."""
         return int(self._raw.seek(offset, whence))
 
     def tell(self) -> int:
-        """The byte that is read next."""
+        """Return the position of the next byte."""
         return int(self._raw.tell())
 
     def readable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
 
 @contextmanager
 def _readable_errors(place: Place, verb: str) -> Iterator[None]:
-    """Turn the many errors of the many filesystems into one sentence.
+    """Turn the errors of all filesystems into one sentence.
 
-    A file that is missing where it should be read stays a FileNotFoundError.
+    A FileNotFoundError of a file to read stays as it is.
     """
     try:
         yield
@@ -160,7 +160,7 @@ def _readable_errors(place: Place, verb: str) -> Iterator[None]:
 
 
 def _may_pass(error: BaseException) -> bool:
-    """Whether the same may succeed later; not where it waits for somebody to mend something."""
+    """Return whether the same operation may succeed later without anybody doing something."""
     if isinstance(error, ConnectionError | TimeoutError | DamagedFileError):
         return True
     client = _client(error)
@@ -172,7 +172,7 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def _client(error: BaseException) -> str:
-    """The package whose error it is."""
+    """Return the package that has raised an error."""
     return type(error).__module__.split(".")[0]
 
 

@@ -1,4 +1,4 @@
-"""Temporary folders of this machine, whose errors are sentences: a full disk is not a traceback."""
+"""Make temporary folders, with errors that say what to do when a disk is full."""
 
 import tempfile
 from collections.abc import Iterator
@@ -15,10 +15,10 @@ _SAFETENSORS = "SafetensorError"
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Make a temporary folder, deleted in the end.
+    """Make a temporary folder, which is deleted in the end.
 
     Raises:
-        StorageError: It cannot be made, or does not take what is written into it.
+        StorageError: It cannot be made, or a file cannot be written into it.
     """
     with scratch_errors(), tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
@@ -26,7 +26,7 @@ def scratch_folder() -> Iterator[Path]:
 
 @contextmanager
 def scratch_errors() -> Iterator[None]:
-    """Turn what writing into a temporary folder raises into a sentence. Raises: StorageError."""
+    """Turn an error of writing into a temporary folder into a sentence. Raises: StorageError."""
     try:
         yield
     except Exception as error:
