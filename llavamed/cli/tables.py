@@ -53,19 +53,7 @@ def show_summary(summary: RunSummary, console: Console) -> None:
 def show_scores(found: ScoresManifest, console: Console) -> None:
     """Print the scores of an evaluation with its controls, and a few of the answers."""
     title = f"Scores on {found.num_questions:,} questions of {found.dataset}"
-    shown = [
-        (group, name)
-        for group in found.groups
-        if group.by == "all" and group.part != "all"
-        for name in (*_BOTH, *(["token_recall"] if group.part == "open" else []))
-    ]
-    heads = [f"{group.part} {name.replace('_', ' ')}" for group, name in shown]
-    scores = _table(title, "", *heads)
-    for condition in found.conditions:
-        scores.add_row(
-            condition, *(_interval(group.scores[condition][name]) for group, name in shown)
-        )
-    console.print(scores)
+    console.print(_scores_table(title, found.groups, found.conditions))
     rules = ", ".join(found.rules[name] for name in _BOTH)
     print_line(
         console, f"Rules: {rules}; 95 % intervals, clustered by image: {found.num_images:,} images"
@@ -75,6 +63,25 @@ def show_scores(found: ScoresManifest, console: Console) -> None:
         samples.add_row(*(value.replace("\n", " ")[:40] for value in sample.values()))
     console.print(samples)
     print_line(console, f"Answers: {found.report}")
+
+
+def _scores_table(title: str, groups: Sequence[GroupScores], conditions: Sequence[str]) -> Table:
+    """Return a row a condition, with strict and legacy side by side for each type of question."""
+    shown = [
+        (group, name)
+        for group in groups
+        if group.by == "all" and group.part != "all"
+        for name in (*_BOTH, *(["token_recall"] if group.part == "open" else []))
+    ]
+    heads = [
+        f"{group.part} ({group.num_questions:,}) {name.replace('_', ' ')}" for group, name in shown
+    ]
+    table = _table(title, "", *heads)
+    for condition in conditions:
+        table.add_row(
+            condition, *(_interval(group.scores[condition][name]) for group, name in shown)
+        )
+    return table
 
 
 def show_scorers(
@@ -166,20 +173,9 @@ def _interval(estimate: "Estimate | EstimateFacts", form: str = ".3f") -> str:
 
 
 def show_answers(made: "AnswersManifest", groups: Sequence[GroupScores], console: Console) -> None:
-    """Print how each condition of an evaluation scores by the strict rules."""
-    from llavamed.evaluate.measures import STRICT
-    from llavamed.evaluate.scoring import find_group
-
-    title = f"Strict scores of {made.model} on {made.questions} {made.split} (95 % intervals)"
-    parts = [
-        group
-        for part in ("closed", "open", "all")
-        if (group := find_group(groups, part)) is not None
-    ]
-    table = _table(title, "", *(f"{group.part} ({group.num_questions:,})" for group in parts))
-    for condition in made.conditions:
-        table.add_row(condition, *(_interval(group.scores[condition][STRICT]) for group in parts))
-    console.print(table)
+    """Print how each condition of an evaluation scores, strict beside legacy."""
+    title = f"Scores of {made.model} on {made.questions} {made.split} (95 % intervals)"
+    console.print(_scores_table(title, groups, made.conditions))
     for reason, number in made.quarantined.items():
         print_line(console, f"Not asked: {number:,} questions, {reason}")
     print_line(console, f"Generated now: {made.num_generated:,} different answers")

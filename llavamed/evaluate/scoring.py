@@ -31,7 +31,7 @@ GROUPS: tuple[Literal["question_type", "organ", "modality", "domain", "language"
     "domain",
     "language",
 )
-"""What questions are grouped by, where they have it."""
+"""What questions are grouped by, where they differ in it."""
 _PARTS: tuple[Part, ...] = ("all", "closed", "open")
 
 
@@ -86,7 +86,7 @@ def _memberships(items: Sequence[Answer]) -> list[tuple[str, str, Flags]]:
     for by in GROUPS:
         labels = [getattr(each, by) for each in items]
         names = sorted(set(labels))
-        if names != [""]:
+        if len(names) > 1:
             found += [(by, name, np.array([each == name for each in labels])) for name in names]
     return found
 

@@ -152,3 +152,9 @@ def test_every_measure_names_the_rules_that_it_goes_by():
     rules = {each.name: each.rules for each in MEASURES}
     assert (rules["strict"], rules["legacy"]) == (strict.NAME, legacy.NAME)
     assert rules["bleu_1"].startswith("sacrebleu 2.")
+
+
+def test_what_all_questions_have_alike_makes_no_group():
+    alike = [replace(each, language="en", organ="") for each in answers()["trained"]]
+    found = score_answers({"trained": alike})
+    assert {each.by for each in found.groups} == {"all", "question_type"}
