@@ -16,17 +16,23 @@ autoscalerOptions:
     {{- include "llavamed.containerSecurity" "" | nindent 4 }}
 {{- end }}
 headGroupSpec:
-  rayStartParams:
-    dashboard-host: 0.0.0.0
-    metrics-export-port: "8080"
-    num-cpus: "0"
-    object-store-memory: {{ include "llavamed.objectStore" (set (deepCopy $ray.head) "name" "head") | quote }}
-  template:
-    {{- include "llavamed.rayPod" (dict "root" $ "group" $ray.head "head" true) | nindent 4 }}
+  {{- include "llavamed.headGroup" (dict "root" $ "serve" false) | nindent 2 }}
 workerGroupSpecs:
   {{- range include "llavamed.groups" . | fromYamlArray }}
-  - {{ include "llavamed.workerGroup" (dict "root" $ "group" .) | nindent 4 | trim }}
+  - {{ include "llavamed.workerGroup" (dict "root" $ "group" . "serve" false) | nindent 4 | trim }}
   {{- end }}
+{{- end }}
+
+{{/* The head. Arguments: root, serve. */}}
+{{- define "llavamed.headGroup" -}}
+{{- $group := set (deepCopy .root.Values.ray.head) "name" "head" -}}
+rayStartParams:
+  dashboard-host: 0.0.0.0
+  metrics-export-port: "8080"
+  num-cpus: "0"
+  object-store-memory: {{ include "llavamed.objectStore" $group | quote }}
+template:
+  {{- include "llavamed.rayPod" (merge (dict "group" $group "head" true) .) | nindent 2 }}
 {{- end }}
 
 {{/* The values of each worker group, with its name: cpu, a100, and what ray.gpuGroups changes of a100. */}}
@@ -44,9 +50,9 @@ workerGroupSpecs:
 {{- toYaml $groups -}}
 {{- end }}
 
-{{/* One worker group. Arguments: root, group. */}}
+{{/* One worker group. Arguments: root, group, serve. */}}
 {{- define "llavamed.workerGroup" -}}
-{{- $autoscaling := .root.Values.ray.autoscaling.enabled -}}
+{{- $autoscaling := and .root.Values.ray.autoscaling.enabled (not .serve) -}}
 {{- /* Helm reads a number of --set as int64 and one of a file as float64; templates cannot compare the two. */}}
 {{- $min := int .group.minReplicas -}}
 {{- $max := int .group.maxReplicas -}}

@@ -3,7 +3,8 @@
 
 {{/*
 The pod of the head and of the worker groups.
-Arguments: root (the chart's top scope), group (its values: those of ray.head, ray.cpu or ray.a100), head (bool).
+Arguments: root (the chart's top scope), group (its values: those of ray.head, ray.cpu or ray.a100), head (bool), and
+serve (bool) for the pods of the service.
 */}}
 {{- define "llavamed.rayPod" -}}
 {{- $ray := .root.Values.ray -}}
@@ -13,15 +14,19 @@ metadata:
     # Not app.kubernetes.io/name: KubeRay's services select by its own value of it.
     app.kubernetes.io/part-of: llavamed
     app.kubernetes.io/instance: {{ include "llavamed.name" .root | quote }}
-    app.kubernetes.io/component: {{ ternary "ray-head" "ray-worker" .head }}
+    app.kubernetes.io/component: {{ .serve | ternary "serve" (ternary "ray-head" "ray-worker" .head) }}
   annotations:
+    {{- if .serve }}
+    # Another model makes other pods: KubeRay brings them up beside the old ones, and then moves the requests.
+    llavamed/export: {{ .root.Values.serve.export | quote }}
+    {{- end }}
     # Losing the head ends the job, losing a worker restarts it: no node is removed under them by choice.
     cluster-autoscaler.kubernetes.io/safe-to-evict: "false"
     karpenter.sh/do-not-disrupt: "true"
 spec:
   {{- include "llavamed.podBase" .root | nindent 2 }}
   # Only the autoscaler, in the head's pod, talks to the Kubernetes API.
-  automountServiceAccountToken: {{ and .head $ray.autoscaling.enabled }}
+  automountServiceAccountToken: {{ and .head $ray.autoscaling.enabled (not .serve) }}
   terminationGracePeriodSeconds: {{ int $ray.terminationGracePeriodSeconds }}
   {{- with $ray.priorityClass }}
   priorityClassName: {{ . | quote }}
@@ -61,6 +66,9 @@ spec:
         {{- include "llavamed.resources" .group | nindent 8 }}
       ports:
         - {name: metrics, containerPort: 8080}
+        {{- if .serve }}
+        - {name: serve, containerPort: 8000}
+        {{- end }}
         {{- if .head }}
         - {name: gcs, containerPort: 6379}
         - {name: dashboard, containerPort: 8265}

@@ -79,6 +79,11 @@ nodeSelector:
 - name: RAY_JOB_STOP_WAIT_TIME_S
   value: {{ int $values.ray.jobStopWaitSeconds | quote }}
 {{- end }}
+{{- if .serve }}
+- name: LLAVAMED_SERVE_TOKEN
+  valueFrom:
+    secretKeyRef: {name: {{ $values.serve.existingSecret | quote }}, key: token}
+{{- end }}
 - name: RAY_USAGE_STATS_ENABLED
   value: "0"
 - name: MLFLOW_DISABLE_TELEMETRY

@@ -34,6 +34,13 @@ env:
   {{- include "llavamed.trackingEnv" .root | nindent 2 }}
   - name: RAY_ADDRESS
     value: local
+  {{- if .root.Values.serve.enabled }}
+  - name: LLAVAMED_SERVE_URL
+    value: http://{{ include "llavamed.name" .root }}-serve-serve-svc:8000
+  - name: LLAVAMED_SERVE_TOKEN
+    valueFrom:
+      secretKeyRef: {name: {{ .root.Values.serve.existingSecret | quote }}, key: token}
+  {{- end }}
   - name: RAY_USAGE_STATS_ENABLED
     value: "0"
   - name: MLFLOW_DISABLE_TELEMETRY

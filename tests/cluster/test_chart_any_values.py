@@ -38,7 +38,7 @@ VALUES = st.recursive(
     ),
     max_leaves=4,
 )
-OURS = re.compile(r"(ray|job|mlflow|externalSecrets)\b[\w.]*[:=]|runConfig=|release name")
+OURS = re.compile(r"(ray|job|serve|mlflow|externalSecrets)\b[\w.]*[:=]|runConfig=|release name")
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])

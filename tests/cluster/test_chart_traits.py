@@ -10,7 +10,16 @@ import ray
 import yaml
 
 from llavamed.train.metrics import METRICS
-from tests.support.chart_release import BUCKET, BUNDLED, CHART, POSTGRES, ROOT, objects, ray_pods
+from tests.support.chart_release import (
+    BUCKET,
+    BUNDLED,
+    CHART,
+    POSTGRES,
+    ROOT,
+    SERVED,
+    objects,
+    ray_pods,
+)
 from tests.support.kubernetes_rules import Object, pod_specs
 
 README = (CHART / "README.md").read_text(encoding="utf-8")
@@ -42,7 +51,7 @@ PODS: dict[str, tuple[str, dict[str, str]]] = {
     "`networkPolicy.prometheus`": ("monitoring", {"app.kubernetes.io/name": "prometheus"}),
     "anybody else": ("other", {"app": "x"}),
 }
-PORTS = {8265, 5000, 5432, 8080, 44217, 44227, 6379, 10001}
+PORTS = {8265, 5000, 5432, 8000, 8080, 44217, 44227, 6379, 10001}
 
 
 def selects(selector: Object, labels: dict[str, str]) -> bool:
@@ -74,7 +83,7 @@ def allowed(policy: Object, pod: Object, source: tuple[str, dict[str, str]]) -> 
 def test_the_policies_allow_the_flows_of_the_table_and_no_other() -> None:
     client = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ingress"}}}
     values = {"networkPolicy.clients": [client], "mlflow.metrics": True, "mlflow.gc.enabled": True}
-    found = objects(values | BUNDLED | BUCKET)
+    found = objects(values | BUNDLED | BUCKET | SERVED)
     ray_labels = found["RayCluster/llavamed"]["spec"]["headGroupSpec"]["template"]["metadata"]
     job = found["CronJob/llavamed-mlflow-gc"]["spec"]["jobTemplate"]["spec"]
     labels = {
@@ -89,6 +98,10 @@ def test_the_policies_allow_the_flows_of_the_table_and_no_other() -> None:
             found["NetworkPolicy/llavamed-mlflow"],
             found["Deployment/llavamed-mlflow"]["spec"]["template"]["spec"],
         ),
+        "the service": (
+            found["NetworkPolicy/llavamed-serve"],
+            pod_specs(found["RayService/llavamed-serve"])[0],
+        ),
         "the bundled PostgreSQL": (
             found["NetworkPolicy/llavamed-postgres"],
             found["StatefulSet/llavamed-postgres"]["spec"]["template"]["spec"],
@@ -99,7 +112,7 @@ def test_the_policies_allow_the_flows_of_the_table_and_no_other() -> None:
         numbers = PORTS if ports == "all" else {int(port) for port in re.findall(r"\d+", ports)}
         table |= {(source, target): numbers for source in names.split(" and ")}
     for source in labels:  # they are pods of the namespace, too
-        for target in ("Ray pods", "MLflow"):
+        for target in ("Ray pods", "MLflow", "the service"):
             table.setdefault((source, target), table["pods of the namespace", target])
     for name, source in sources.items():
         for target, (policy, pod) in targets.items():

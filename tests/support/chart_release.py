@@ -13,6 +13,11 @@ CHART = ROOT / "helm"
 POSTGRES = {"mlflow.database.existingSecret.name": "database"}
 BUNDLED = {"mlflow.database.bundled.enabled": True}
 BUCKET = {"mlflow.artifacts.destination": "s3://bucket/mlflow"}
+SERVED: dict[str, Any] = {
+    "serve.enabled": True,
+    "serve.export": "s3://bucket/runs/other/exports/vqa",
+    "serve.existingSecret": "token",
+}
 SCALED = {"ray.autoscaling.enabled": True}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from tests.support.chart_release import BUCKET, BUNDLED, POSTGRES, SCALED, nested
+from tests.support.chart_release import BUCKET, BUNDLED, POSTGRES, SCALED, SERVED, nested
 
 # For every value of the chart another one; the release must then differ.
 OTHER: dict[str, Any] = {
@@ -84,6 +84,14 @@ OTHER: dict[str, Any] = {
     "job.keepFailedSeconds": 60,
     "job.queue": "team",
     "job.labels": {"volcano.sh/queue-name": "team"},
+    "serve.enabled": True,
+    "serve.export": "s3://bucket/runs/demo/exports/vqa",
+    "serve.existingSecret": "service-token",
+    "serve.replicas": 2,
+    "serve.gpus": 0,
+    "serve.cpu": 8,
+    "serve.memory": "64Gi",
+    "serve.disk": "90Gi",
     "mlflow.image": "registry.example.org/mlflow:3.17.2",
     "mlflow.priorityClass": "services",
     "mlflow.extraEnv": [{"name": "MLFLOW_LOGGING_LEVEL", "value": "DEBUG"}],
@@ -120,6 +128,7 @@ ENTRY = STORED | {"externalSecrets.storageKey": "team"}
 COLLECTED = POSTGRES | BUCKET | {"mlflow.gc.enabled": True}
 # Sections and values that matter only beside these.
 BESIDE_SECTION: dict[str, dict[str, Any]] = {
+    "serve": SERVED,
     "job": {"job.enabled": True},
     "monitoring.alerts": {"monitoring.alerts.enabled": True},
     "monitoring.labels": {"monitoring.dashboards": True},
@@ -148,6 +157,7 @@ VALUE_SETS: dict[str, dict[str, Any]] = {
     "default": {},
     "postgres": POSTGRES,
     "bundled": BUNDLED,
+    "served": SERVED,
     "bucket": BUCKET,
     "stateless": POSTGRES | BUCKET,
     "all-other": ALL,

@@ -62,7 +62,7 @@ def add_kuberay(api: Api, custom_resources: Path) -> None:
     """Make KubeRay's custom resource definitions, and wait until their kinds are served."""
     for file in sorted(custom_resources.glob("*.yaml")):
         api.create(yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader))
-    for kind in ("rayclusters", "rayjobs"):
+    for kind in ("rayclusters", "rayjobs", "rayservices"):
         api.eventually(f"/apis/ray.io/v1/{kind}", lambda found: found is not None)
 
 

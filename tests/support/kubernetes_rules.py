@@ -104,6 +104,8 @@ def pod_specs(manifest: Object) -> list[Object]:
             return pod_specs({"kind": "Job", "spec": spec["jobTemplate"]["spec"]})
         case "RayJob":
             return pod_specs({"kind": "RayCluster", "spec": spec["rayClusterSpec"]})
+        case "RayService":
+            return pod_specs({"kind": "RayCluster", "spec": spec["rayClusterConfig"]})
         case "RayCluster":
             groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
             return [group["template"]["spec"] for group in groups]

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.cluster.control_plane.conftest import Namespace, make_namespace
-from tests.support.chart_release import BUNDLED, CHART, SCALED
+from tests.support.chart_release import BUNDLED, CHART, SCALED, SERVED
 from tests.support.chart_values import ALL, BESIDE, OTHER, check_refusal, given
 from tests.support.control_plane import Api, Helm, collection
 from tests.support.fake_cluster import make_pods
@@ -22,14 +22,18 @@ KEPT = {
     "PersistentVolumeClaim/llavamed-postgres",
     "Secret/llavamed-postgres",
 }
-TESTED = {"Pod/llavamed-test-mlflow", "Pod/llavamed-test-curriculum"}
-WITH_ALL_OBJECTS: dict[str, Any] = BUNDLED | {
-    "image.prePull": True,
-    "mlflow.metrics": True,
-    "monitoring.podMonitors": True,
-    "monitoring.dashboards": True,
-    "monitoring.alerts.enabled": True,
-}
+TESTED = {f"Pod/llavamed-test-{name}" for name in ("mlflow", "curriculum", "serve")}
+WITH_ALL_OBJECTS: dict[str, Any] = (
+    BUNDLED
+    | SERVED
+    | {
+        "image.prePull": True,
+        "mlflow.metrics": True,
+        "monitoring.podMonitors": True,
+        "monitoring.dashboards": True,
+        "monitoring.alerts.enabled": True,
+    }
+)
 """What makes an object of every kind that the chart has, but for garbage collection's."""
 
 
