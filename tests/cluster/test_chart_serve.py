@@ -34,6 +34,7 @@ def test_ray_serve_runs_our_application_with_its_settings() -> None:
     config = ServeDeploySchema.model_validate(
         yaml.safe_load(service(ON_CPUS)["spec"]["serveConfigV2"])
     )
+    assert (config.http_options.host, config.http_options.port) == ("0.0.0.0", 8000)
     (application,) = config.applications
     assert application.import_path == f"{app.__module__}:{app.__name__}"
     replicas = Replicas.model_validate(application.args)
