@@ -11,6 +11,7 @@ import typer.core
 from llavamed.cli.logs import log_console
 from llavamed.cli.options import ConfigFile, Overrides, console, load_run
 from llavamed.cli.verdicts import gate_model, judge_answers, write_model_card
+from llavamed.config.engine import Precision
 
 if TYPE_CHECKING:
     from llavamed.evaluate.answers import AnswersManifest
@@ -81,7 +82,7 @@ def answer_questions(
     template: Annotated[
         str | None, typer.Option(help="Template of ours, for a model without a chat template.")
     ] = None,
-    precision: Annotated[Literal["bf16", "fp32"], typer.Option(help="Of the weights.")] = "bf16",
+    precision: Annotated[Precision, typer.Option(help="Number format of the weights.")] = "bf16",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 64,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 32,
     workers: Annotated[
@@ -148,7 +149,7 @@ def _candidate(
     endpoint: str | None,
     cache: str,
     template: str | None,
-    precision: Literal["bf16", "fp32"],
+    precision: Precision,
     batch_size: int,
 ) -> "Candidate":
     """Return the model that is asked, by its name or the file of its endpoint."""

@@ -11,8 +11,6 @@ from typing import Literal, Protocol
 from llavamed.evaluate.answers import Outcome
 from llavamed.evaluate.questions import Question
 
-Precision = Literal["bf16", "fp32"]
-
 
 @dataclass(frozen=True, slots=True)
 class Reply:

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,12 +11,17 @@ import llavamed.model.cost.savings
 import llavamed.train.worker
 from llavamed.config.load import override_config
 from llavamed.config.run import RunConfig
+from llavamed.data.feed.order import order_stage
+from llavamed.data.prepared.mixture import Share
 from llavamed.errors import ConfigError, DataError, LeaseError, TrainingError
+from llavamed.processor.build import build_processor
 from llavamed.run.curriculum import make_jobs, plan_curriculum
-from llavamed.run.preflight import check_settings, check_stage
+from llavamed.run.preflight import check_adapters, check_settings, check_stage
 from llavamed.storage.lease import hold_lease
 from llavamed.storage.location import locate
 from llavamed.train.context import StepRecord
+from llavamed.train.guard import check_loss
+from llavamed.train.job import check_conversion
 from tests.support.training_setup import (
     LEARNING,
     make_job,
@@ -147,3 +153,68 @@ def test_a_stage_that_trained_nothing_trains_under_another_name(tiny_config: Run
     with pytest.raises(ConfigError, match=r"lr=0.001, was 1e-30: .*use another name"):
         check_settings(plans[:1], make_jobs(raised, plans)[:1])
     assert run_stage(make_job(override_config(raised, ["name=moving"]))).steps == 6
+
+
+@pytest.mark.parametrize(("saved", "now"), [(0, 2), (3, 1), (1, 3), (2, 0)])
+def test_a_run_goes_on_with_the_zero_stage_that_a_refusal_names(saved: int, now: int) -> None:
+    with pytest.raises(ConfigError, match=r"only 1 and 2 can be converted") as caught:
+        check_conversion(saved, now)
+    (advised,) = re.findall(r"set it to (\d)", str(caught.value))
+    check_conversion(saved, int(advised))
+
+
+def test_a_stage_of_too_few_passes_trains_when_either_is_raised() -> None:
+    def order(passes: float, num_epochs: int) -> int:
+        return order_stage(
+            np.zeros(8, dtype=np.int64),
+            np.ones(8, dtype=np.int64),
+            seed=0,
+            num_lanes=1,
+            capacity=1,
+            num_epochs=num_epochs,
+            shares=[Share(8, passes)],
+        ).num_steps
+
+    with pytest.raises(DataError, match="raise the passes, or num_train_epochs"):
+        order(0.01, 1)
+    assert order(0.5, 1) > 0
+    assert order(0.01, 50) > 0
+
+
+def test_adapters_go_on_the_layers_that_a_refusal_names(tiny_config: RunConfig) -> None:
+    lora = "stages.instruct.lora"
+    wrong = override_config(tiny_config, [f"{lora}={{target_modules: [q_porj]}}"])
+    with pytest.raises(ConfigError, match="use some of") as caught:
+        check_adapters(wrong, plan_curriculum(wrong))
+    names = re.findall(r"use some of: (.+)$", str(caught.value))[0]
+    right = override_config(wrong, [f"{lora}.target_modules=[{names}]"])
+    check_adapters(right, plan_curriculum(right))
+    coarse = override_config(tiny_config, [f"{lora}={{quantize: nf4}}"])
+    with pytest.raises(ConfigError, match="set it to none"):
+        check_adapters(coarse, plan_curriculum(coarse))
+    plain = override_config(coarse, [f"{lora}.quantize=none"])
+    check_adapters(plain, plan_curriculum(plain))
+
+
+def test_a_model_takes_the_size_of_vocabulary_that_it_is_told(tiny_config: RunConfig) -> None:
+    key = "model.language_model.config.vocab_size"
+    small = override_config(tiny_config, [f"{key}=8"])
+    texts = ["USER: what is seen? ASSISTANT: a lesion."]
+    with pytest.raises(ConfigError, match="set it to at least") as caught:
+        build_processor(small.model, iter(texts))
+    (size,) = re.findall(r"at least (\d+)", str(caught.value))
+    large = override_config(tiny_config, [f"{key}={size}"])
+    assert len(build_processor(large.model, iter(texts)).tokenizer) <= int(size)
+
+
+@pytest.mark.parametrize(("least", "loss"), [(2.0, 3.0), (1.5, 40.0)])
+def test_a_raised_ratio_lets_the_loss_pass(
+    tiny_config: RunConfig, least: float, loss: float
+) -> None:
+    key = "stages.align.max_loss_ratio"
+    config = override_config(tiny_config, [f"{key}={least}"])
+    history = [{"loss": 1.0}] * 40
+    with pytest.raises(TrainingError, match="raise max_loss_ratio to go on from"):
+        check_loss(config, config.stages[0], history, loss, 100)
+    raised = override_config(config, [f"{key}={loss}"])
+    check_loss(raised, raised.stages[0], history, loss, 100)
