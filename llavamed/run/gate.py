@@ -1,4 +1,4 @@
-"""Decide whether a stage's model becomes the champion, and say so to MLflow's registry."""
+"""Decide whether the model of a stage becomes the champion, and record it in MLflow."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""MLflow's client: where its server is, a database made whole, and errors that say what to do."""
+"""Connect to MLflow: find its server, create a database, and explain errors."""
 
 import fcntl
 import os
@@ -131,13 +131,13 @@ def tracking_uri(config: RunConfig) -> str:
 
 
 def shown_uri(uri: str) -> str:
-    """Return a URI without the password that one of the environment may hold."""
+    """Return a URI without its password."""
     return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)
 
 
 @contextmanager
 def readable_errors(uri: str) -> Iterator[None]:
-    """Turn every error of MLflow and of what is below it into a sentence. Raises: TrackingError."""
+    """Turn errors of MLflow and of its libraries into a sentence. Raises: TrackingError."""
     try:
         yield
     except (MlflowException, SQLAlchemyError, CommandError, OSError, ImportError) as error:
@@ -161,7 +161,7 @@ class Client:
 
 
 def _sqlite_uri(path: Path) -> str:
-    """Return the URI of a database file, whatever its path holds."""
+    """Return the URI of a database file, with special characters of its path escaped."""
     database = path.as_posix().replace("%", "%25").replace("?", "%3F")
     # MLflow makes a folder of the quoted name for `sqlite://`, but not where a driver is named.
     scheme = "sqlite" if database == path.as_posix() else "sqlite+pysqlite"
@@ -169,7 +169,7 @@ def _sqlite_uri(path: Path) -> str:
 
 
 def _make_database(uri: str) -> None:
-    """Make a new SQLite database aside, under a lock, and put it in its place when it is whole.
+    """Create a SQLite database beside its place, under a lock, and move it there once complete.
 
     Two runs that start at once would both create its tables, and one that is killed would leave
     half of them, which MLflow does not mend.

@@ -1,4 +1,4 @@
-"""The record of a run in progress: shown to whoever watches, and kept in the run's folder."""
+"""Keep the record of a run in progress, and show it to the user."""
 
 import logging
 import threading
@@ -213,5 +213,5 @@ class RunRecord:
 
 
 def _at_rest(stage: StageProgress) -> StageProgress:
-    """Return a stage as an attempt finds it that has not begun with it."""
+    """Return a stage as it is before an attempt works on it."""
     return stage if stage.state == "finished" else stage.replace(state="waiting")

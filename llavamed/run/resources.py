@@ -1,4 +1,4 @@
-"""Whether a cluster has what the workers of a run ask for, and what it lacks."""
+"""Check whether a cluster has what the workers of a run ask for, and say what it lacks."""
 
 import logging
 import threading
@@ -40,7 +40,7 @@ def num_workers_that_fit(nodes: list[dict[str, float]], wanted: dict[str, float]
 
 
 def check_local_resources(scaling: Scaling) -> None:
-    """Refuse workers that a Ray on this machine alone can never place. Raises: ConfigError."""
+    """Refuse workers for which this machine alone has no room. Raises: ConfigError."""
     missing = _missing(scaling)
     if missing is not None:
         raise ConfigError(
@@ -51,7 +51,7 @@ def check_local_resources(scaling: Scaling) -> None:
 
 @contextmanager
 def told_what_is_missing(scaling: Scaling, has_started: threading.Event) -> Iterator[None]:
-    """Say every half minute what the cluster lacks, until workers have started."""
+    """Log every half minute what the cluster lacks, until workers have started."""
     is_over = threading.Event()
 
     def watch() -> None:
@@ -70,7 +70,7 @@ def told_what_is_missing(scaling: Scaling, has_started: threading.Event) -> Iter
 
 
 def _in_use(scaling: Scaling) -> str:
-    """Say what is free where there is room for all workers."""
+    """Return what is free when there is room for all workers."""
     free = ray.available_resources()
     names = resources_of_a_worker(scaling)
     there = ", ".join(f"{name} {free.get(name, 0):g}" for name in names)
@@ -78,7 +78,7 @@ def _in_use(scaling: Scaling) -> str:
 
 
 def _missing(scaling: Scaling) -> str | None:
-    """Say what alive nodes lack for the least number of workers, or return none."""
+    """Return what the nodes lack for the least number of workers, or None."""
     wanted = resources_of_a_worker(scaling)
     nodes: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]
     room = num_workers_that_fit([node["Resources"] for node in nodes], wanted)

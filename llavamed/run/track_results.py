@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def track_everything(config: RunConfig, plans: list[StagePlan], tracker: Tracker) -> None:
-    """Tell all that lies in storage; nothing is touched where MLflow has it all.
+    """Record everything that is in storage and not yet in MLflow.
 
     Raises:
         TrackingError: MLflow refuses.
@@ -43,7 +43,7 @@ def track_everything(config: RunConfig, plans: list[StagePlan], tracker: Tracker
 
 
 def track_stage(config: RunConfig, plan: StagePlan, tracker: Tracker) -> None:
-    """Tell of a finished stage: all its steps, its sums and its model. Raises: TrackingError."""
+    """Record a finished stage: its steps, sums and model. Raises: TrackingError."""
     name, result = plan.stage.name, plan.result()
     assert result is not None, "only a finished stage has a result"
     if tracker.has_recorded(name, result.fingerprint):
@@ -61,7 +61,7 @@ def track_stage(config: RunConfig, plan: StagePlan, tracker: Tracker) -> None:
 def track_evaluation(
     config: RunConfig, plan: StagePlan, found: ScoresManifest, tracker: Tracker
 ) -> None:
-    """Tell of the scores of a stage, with all groups and the page. Raises: TrackingError."""
+    """Record the scores of a stage, with all groups and the page. Raises: TrackingError."""
     name, settings = f"{plan.stage.name}-evaluation", plan.stage.evaluation
     assert settings is not None, "a stage with scores has an evaluation"
     if tracker.has_recorded(name, found.fingerprint):
@@ -112,7 +112,7 @@ def track_end(
 
 
 def stage_settings(config: RunConfig, plan: StagePlan) -> dict[str, Any]:
-    """Return what the run of a stage shows as its parameters."""
+    """Return the parameters that the run of a stage shows."""
     settings = plan.stage.model_dump(mode="json", exclude={"evaluation", "engine"})
     scaling = config.scaling.model_dump(mode="json")
     engine = config.engine_of(plan.stage).model_dump(mode="json")
@@ -150,7 +150,7 @@ def _costs(spent: Spending) -> dict[str, float]:
 def _track_datasets(
     config: RunConfig, names: Mapping[str, float], run: TrackedRun, context: str
 ) -> None:
-    """Tell what a run has read, as far as it is still there."""
+    """Record the datasets that a run has read, if they still exist."""
     for name in names:
         with suppress(DataError):
             run.log_dataset(open_prepared(locate(config.datasets_directory) / name), context)

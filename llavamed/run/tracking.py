@@ -1,4 +1,4 @@
-"""The runs of a curriculum in MLflow. Only the driver writes, whatever the server.
+"""Record the runs of a curriculum in MLflow. Only the driver writes to it.
 
 The curriculum is a parent run, each stage and each evaluation a child. Runs are found again by tag,
 so that a job started again goes on in the same runs, and what was logged is not logged twice. No
@@ -55,7 +55,7 @@ CHAMPION = "champion"
 
 
 def check_tracking(config: RunConfig) -> None:
-    """Ask for an answer before any work is done. Raises: TrackingError."""
+    """Check that MLflow answers before any work is done. Raises: TrackingError."""
     Tracker(config)
 
 
@@ -72,17 +72,17 @@ class Tracker:
         self._find_experiment()
 
     def start(self, name: str, params: dict[str, Any]) -> "TrackedRun":
-        """Open the child run of a stage or of an evaluation, again when it exists."""
+        """Open the child run of a stage or of an evaluation, or open it again if it exists."""
         run_id = self._open_run(f"{self._key}/{name}", name, {_PARENT: self._parent})
         self._log_params(run_id, params)
         return TrackedRun(self._client, self._experiment, run_id)
 
     def has_recorded(self, name: str, fingerprint: str) -> bool:
-        """Return whether a child run has come to its end with the result of this fingerprint."""
+        """Return whether a child run has finished with the result of this fingerprint."""
         return self._has_recorded(f"{self._key}/{name}", fingerprint)
 
     def has_finished(self, fingerprint: str) -> bool:
-        """Return whether the parent run has come to its end with this fingerprint."""
+        """Return whether the parent run has finished with this fingerprint."""
         return self._has_recorded(self._key, fingerprint)
 
     def register_model(self, export: str, result: ExportManifest) -> str:
@@ -258,7 +258,7 @@ class Tracker:
 
 
 def _plain(key: str) -> str:
-    """Return a key as a filter of MLflow can hold it: its strings know no way to write a quote."""
+    """Return a key without quotes, which the filters of MLflow cannot contain."""
     return quote(key, safe="/:@ +,=")
 
 
@@ -341,7 +341,7 @@ class TrackedRun:
     def log_result(
         self, name: str, export: str, result: ExportManifest, history: Sequence[StepRecord]
     ) -> None:
-        """Record a finished stage: what the workers could not tell before they ended, and its sums.
+        """Record a finished stage: its sums, and the steps that workers could not report.
 
         Args:
             name: Of its model.
