@@ -222,6 +222,8 @@ def measure(name: str, language_model: str | None, *, quick: bool) -> dict[str, 
     print(f"{name}: plain loop {plain:.1f} tokens/s")
     for number, found in clients.items():
         print(f"{name}: {number} clients", *(f"{key}={each:.3f}" for key, each in found.items()))
+    if endurance is not None:
+        print(f"{name}: soak", *(f"{key}={each:g}" for key, each in endurance.items()), flush=True)
     return {"plain_tokens_per_second": plain, "clients": clients, "soak": endurance}
 
 
