@@ -191,7 +191,7 @@ WAYS: dict[str, tuple[Callable[[Snapshot], Any], str, str, str]] = {
     ),
     "no credentials": (
         lambda found: found.all(SERVICE_ACCOUNT)[0]["metadata"].pop("annotations"),
-        "warning", "storage", "has neither a Secret with credentials",
+        "warning", "storage", "llavamed: head, cpu, a100 have neither a Secret with credentials",
     ),
     "no MLflow": (
         lambda found: found.objects[DEPLOYMENT].clear(),

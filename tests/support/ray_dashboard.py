@@ -52,8 +52,9 @@ def ray_dashboard(api: Api, namespace: str, cluster: str) -> Iterator[Dashboard]
     ports = [{"name": "dashboard", "port": 8265, "targetPort": port}]
     meta = {"apiVersion": "v1", "metadata": {"name": name}}
     api.create(meta | {"kind": "Service", "spec": {"ports": ports}}, namespace)
+    pod = _head_pod(api, namespace, cluster, address)
     subset = {
-        "addresses": [{"ip": address}],
+        "addresses": [{"ip": address, "targetRef": pod}],
         "ports": [{"name": "dashboard", "port": port}],
     }
     answer = api.ask(
@@ -68,6 +69,31 @@ def ray_dashboard(api: Api, namespace: str, cluster: str) -> Iterator[Dashboard]
     finally:
         server.shutdown()
         server.server_close()
+
+
+def _head_pod(api: Api, namespace: str, cluster: str, address: str) -> dict[str, str]:
+    """Make a pod of the address, and return a reference: the API server proxies to pods only."""
+    security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": f"{cluster}-head"},
+        "spec": {
+            "schedulingGates": [{"name": "test/held"}],  # or a node would give it an address
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": 1000,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": [{"name": "ray-head", "image": "ray", "securityContext": security}],
+        },
+    }
+    api.create(pod, namespace)
+    path = f"/api/v1/namespaces/{namespace}/pods/{cluster}-head/status"
+    status = {"status": {"podIP": address, "podIPs": [{"ip": address}]}}
+    answer = api.ask("PATCH", path, status)
+    assert answer.status_code == 200, answer.text
+    return {"kind": "Pod", "namespace": namespace, "name": f"{cluster}-head"}
 
 
 def _own_address() -> str:

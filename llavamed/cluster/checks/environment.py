@@ -202,6 +202,7 @@ def _add(total: Amounts, more: Amounts) -> None:
 def storage(snapshot: Snapshot) -> Iterator[Problem]:
     """Examine whether pods have a source of credentials for object storage."""
     accounts = {name_of(each): each for each in snapshot.all(SERVICE_ACCOUNT)}
+    without: dict[str, list[str]] = {}
     for thing, group in each_group(snapshot):
         account = accounts.get(group.spec.get("serviceAccountName") or "default", {})
         annotations = (account.get("metadata") or {}).get("annotations") or {}
@@ -211,11 +212,13 @@ def storage(snapshot: Snapshot) -> Iterator[Problem]:
         names = {each["name"] for each in containers[0].get("env") or []}
         has_secret = bool(containers[0].get("envFrom")) or "AWS_ACCESS_KEY_ID" in names
         if not (has_role or has_secret):
-            yield warning(
-                f"{title(thing)}: group {group.name} has neither a Secret with credentials "
-                "(storage.existingSecret) nor a cloud role (serviceAccount.annotations); it "
-                "reaches only storage that its nodes may reach"
-            )
+            without.setdefault(title(thing), []).append(group.name)
+    for where, names_of_groups in without.items():
+        yield warning(
+            f"{where}: {', '.join(names_of_groups)} have neither a Secret with credentials "
+            "(storage.existingSecret) nor a cloud role (serviceAccount.annotations); they reach "
+            "only storage that their nodes may reach"
+        )
 
 
 def mlflow(snapshot: Snapshot) -> Iterator[Problem]:

@@ -1,7 +1,7 @@
 """KubeRay's own operator on what the chart makes, where LLAVAMED_KUBERAY_OPERATOR names its binary.
 
 It runs outside the cluster, as a process. Its rules are checked without it, too:
-tests/support/kubernetes_rules.py.
+llavamed/cluster/rules.py.
 """
 
 import os

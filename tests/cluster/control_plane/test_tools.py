@@ -26,7 +26,8 @@ from tests.conftest import CONFIGS
 from tests.support.control_plane import NOBODY, Api, Helm, program, write_kubeconfig
 from tests.support.ray_dashboard import ray_dashboard
 
-pytestmark = pytest.mark.xdist_group("control plane")
+# A tool that prints nothing would be waited for.
+pytestmark = [pytest.mark.xdist_group("control plane"), pytest.mark.timeout(120)]
 
 Tool = Callable[..., tuple[int, str, str]]
 
