@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayError
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -76,11 +76,12 @@ def _name() -> str:
 
 
 def _listen(queue: Queue, is_over: threading.Event) -> None:
-    while True:
+    # An exception may keep the context open beyond Ray's end, and a call would start another Ray.
+    while ray.is_initialized():
         try:
             log_record(queue.get(timeout=_POLL_SECONDS))
         except Empty:
             if is_over.is_set():
                 return
-        except RayActorError:  # the queue is gone with the cluster
+        except RayError:  # the queue is gone with the cluster
             return
