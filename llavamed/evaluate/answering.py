@@ -162,7 +162,7 @@ def answer_benchmark(
         conditions,
         max_new_tokens=asked.max_new_tokens,
         questions=f"{benchmark.title}{'+probes' if asked.probe else ''}",
-        prompt=benchmark.instruction if asked.instruction is None else asked.instruction,
+        prompt=benchmark.prompt if asked.instruction is None else asked.instruction,
         split=split,
         questions_fingerprint=listed.fingerprint,
         num_questions=num_questions,

@@ -43,6 +43,7 @@ def test_a_question_has_all_that_is_shown_and_scored(name: str, tmp_path: Path) 
     found = asked(name, tmp_path)
     assert found
     assert BENCHMARKS[name].scorer in SCORERS
+    assert BENCHMARKS[name].prompt == (CHOICE if any(each.options for each in found) else "")
     for question in found:
         text = question.turns[-1].text
         assert text.count(IMAGE_PLACEHOLDER) == len(question.pictures) >= 1

@@ -9,6 +9,8 @@ from llavamed.errors import SampleError
 from llavamed.evaluate.questions import Question, words_of
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
 
+BY_LETTER = "Answer with the letter of the right option."
+
 
 class Items(Protocol):
     """One split of a benchmark in its published form. Opening it reads nothing."""
@@ -49,13 +51,18 @@ class Benchmark:
     data: str
     licence: str
     instruction: str = ""
-    choice_instruction: str = "Answer with the letter of the right option."
+    choice_instruction: str = ""
     scorer: str = "strict"
 
     @property
     def title(self) -> str:
         """Return the name and version."""
         return f"{self.name}/{self.version}"
+
+    @property
+    def prompt(self) -> str:
+        """Return all that is written below questions, for a manifest."""
+        return " | ".join(filter(None, (self.instruction, self.choice_instruction)))
 
 
 def question_of(

@@ -12,6 +12,7 @@ from llavamed.data.sources.json_rows import JsonFolder
 from llavamed.data.sources.records import require
 from llavamed.errors import SampleError
 from llavamed.evaluate.benchmarks.benchmark import (
+    BY_LETTER,
     Benchmark,
     lettered_question,
 )
@@ -68,4 +69,5 @@ BENCHMARK = Benchmark(
     open=MedXpertQaItems,
     data="a folder with MM/test.jsonl and images",
     licence="MIT",
+    choice_instruction=BY_LETTER,
 )

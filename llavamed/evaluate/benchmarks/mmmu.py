@@ -17,6 +17,7 @@ from llavamed.data.sources.pictures import embedded_picture, reference_of
 from llavamed.data.sources.records import require
 from llavamed.errors import SampleError
 from llavamed.evaluate.benchmarks.benchmark import (
+    BY_LETTER,
     Benchmark,
     lettered_question,
     open_question,
@@ -122,4 +123,5 @@ BENCHMARK = Benchmark(
     open=MmmuItems,
     data=f"a folder with {', '.join(SUBJECTS)}, each with validation-*.parquet",
     licence="Apache-2.0",
+    choice_instruction=BY_LETTER,
 )

@@ -14,6 +14,7 @@ from llavamed.data.sources.json_rows import stream_json
 from llavamed.data.sources.records import require
 from llavamed.errors import SampleError
 from llavamed.evaluate.benchmarks.benchmark import (
+    BY_LETTER,
     Benchmark,
     lettered_question,
 )
@@ -83,4 +84,5 @@ BENCHMARK = Benchmark(
     open=OmniMedVqaItems,
     data="a folder with QA_information and Images",
     licence="of each source",
+    choice_instruction=BY_LETTER,
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 from llavamed.config.sources import PmcVqa
 from llavamed.data.sources.pmc_vqa import LICENCE, PmcVqaSource, read_choices
-from llavamed.evaluate.benchmarks.benchmark import Benchmark, question_of
+from llavamed.evaluate.benchmarks.benchmark import BY_LETTER, Benchmark, question_of
 from llavamed.evaluate.questions import Question
 
 _SECOND_VERSION = "_2"
@@ -38,4 +38,5 @@ BENCHMARK = Benchmark(
     open=_open,
     data="a folder with test_clean.csv, test.csv and images; test_2.csv and images_2",
     licence=LICENCE,
+    choice_instruction=BY_LETTER,
 )
