@@ -292,7 +292,8 @@ def _is_article(text: str, letter: str, start: int) -> bool:
         return False
     after = text[start + 1 :]
     if re.match(
-        r"\s*(?:$|[.,;:)\]!?/&]|(?:is|and|or|nor|but|because|since|as|was|seems|looks)\b)", after
+        r"\s*(?:$|[.,;:)\]!?/&]|(?:is|and|or|nor|not|but|because|since|as|was|seems|looks)\b)",
+        after,
     ):
         return letter == "I" and bool(re.match(r"\s+(?:was|and)\b", after))
     return True

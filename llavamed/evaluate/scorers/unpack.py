@@ -43,7 +43,8 @@ _MARKER = re.compile(
       | \bon\s+(?:a\s+)?second\s+(?:thoughts?|look)\b
       | \bon\s+closer\s+(?:look|inspection)\b | \blooking\s+again\b
       | \blet\s+me\s+(?:correct|rephrase)\b | \bi\s+mean\b | \bscratch\s+that\b | \bi\s+meant\b
-      | [?,]\s*no,?\s+(?=(?:the\s+)?(?:left|right|upper|middle|lower)\b|\(?[A-Z]\)?\W*\Z)
+      | \bi\s+take\s+that\s+back\b | \bi\s+stand\s+corrected\b
+      | [?,]\s*no[,.]?\s+(?=(?:the\s+)?(?:left|right|upper|middle|lower)\b|\(?[A-Z]\)?\W*\Z)
       | \bi\s+was\s+(?:wrong|mistaken)\b | \bmy\s+(?:mistake|bad|error)\b
       | (?:^|[.;!?,\n—-]\s*)actually\b | \bno,\s+actually\b | 更正 | 不对, | 应该是
     )
@@ -52,6 +53,7 @@ _MARKER = re.compile(
         |in\s+(?:conclusion|summary|short)|to\s+(?:conclude|summari[sz]e|sum\s+up))\b
       | [,;.]\s*(?:but\s+)?(?:most\s+likely|most\s+probably|probably|more\s+likely)
         (?=\s+\(?(?:[A-Z]|left|right)\b(?!\s+(?:and|or)\b))
+      | \b(?:it\s+is|it['’]s|leaving|leaves)\s+(?=\(?[A-Z]\)?\W*\Z)
       | 所以 | 因此 | 综上 | 总之
     )""",
     re.VERBOSE | re.IGNORECASE,
@@ -132,7 +134,7 @@ def _without_question(text: str, question: str) -> str:
     asked = unicodedata.normalize("NFKC", question).strip()
     if asked:
         words = r"\s+".join(re.escape(word) for word in asked.split())
-        repeated = re.compile(rf"\A\W*(?:question\s*:)?\s*{words}\s*", re.IGNORECASE)
+        repeated = re.compile(rf"\A\W*(?:q(?:uestion)?\s*:)?\s*{words}\s*", re.IGNORECASE)
         found = repeated.match(text)
         if found and text[found.end() :].strip():
             return text[found.end() :]

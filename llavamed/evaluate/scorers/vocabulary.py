@@ -39,17 +39,17 @@ CHINESE_YES = _split("是的 对的 包含 包括 存在 可以 能够 属于 �
 _CANNOT = r"can(?:no|['’])?t|(?:could|can)\s*(?:not|n['’]?t)"
 _DECIDE = (
     r"determined?|tell|say|assess(?:ed)?|evaluated?|answer(?:ed)?|judged?|conclude|provide|help|assist|"
-    r"confirm(?:ed)?|diagnose|interpret|be\s+sure|rule\s+out|ruled\s+out|excluded?|"
+    r"confirm(?:ed)?|diagnose|interpret|be\s+sure|rule\s+(?:(?:it|that|this)\s+)?out|ruled\s+out|excluded?|"
     r"(?:see|view|access|open|process|analy[sz]e)\s+(?:the|this|your|any|an)?\s*"
     r"(?:image|picture|scan|file|photo)s?"
 )
 _OPEN_PHRASES = (
-    rf"(?:{_CANNOT})\s+(?:be\s+)?(?:reliably\s+|definitively\s+|really\s+)?(?:{_DECIDE})",
+    rf"(?:{_CANNOT})\s+(?:be\s+)?(?:\w+ly\s+)?(?:{_DECIDE})",
     r"(?:not|un)\s*able\s+to\s+(?!see\s+an|see\s+evidence|identify|find|detect|visuali)\w+",
     r"not\s+(?:been\s+|be\s+)?(?:ruled?\s+out|excluded?)",
     r"no\s+(?:image|picture|scan|photo|file)s?\s+(?:(?:is|was|are|were|has|have|been|here)\s+)*"
     r"(?:provided|attached|available|given|supplied|uploaded|loaded|found)",
-    r"n/a|know\s+nothing",
+    r"n/a|know\s+nothing|no\s?(?:one|body)\s+(?:can|could|knows)",
     r"not\s+(?:possible|enough|sufficient|certain|sure|clear(?:\s+(?:if|whether|from)|\W*$))",
     r"impossible\s+to\s+\w+",
     r"(?:difficult|hard)\s+to\s+(?:say|tell|determine|know|assess)",
@@ -144,6 +144,12 @@ NUMBER_WORDS = {
         _split("zero one two three four five six seven eight nine ten eleven twelve")
     )
 }
+NUMBER_WORDS |= {
+    word: str(10 * number)
+    for number, word in enumerate(
+        _split("twenty thirty forty fifty sixty seventy eighty ninety hundred"), start=2
+    )
+}
 ROMAN = {"ii": "2", "iii": "3", "iv": "4", "vi": "6", "vii": "7", "viii": "8", "ix": "9"}
 ROMAN_AFTER = {"i": "1", "v": "5", "x": "10"}
 """Roman numerals that are words too; numbers only behind one of `NUMBERED`."""
@@ -227,7 +233,8 @@ PHRASES: tuple[tuple[str, str], ...] = (
         r"(non|without|no|un) ?(iv |intravenous )?contrast( enhanced| enhancement)?",
         "withoutcontrast",
     ),
-    (r"unenhanced|noncontrast|plain scan", "withoutcontrast"),
+    (r"unenhanced|non ?enhanced|noncontrast|pre ?contrast|plain scan", "withoutcontrast"),
+    (r"contrast (is |was )?not (given|used|administered)", "withoutcontrast"),
     (r"(with|w|post|after)( iv| intravenous)? contrast( enhanced| enhancement)?", "withcontrast"),
     (r"contrast enhanced|contrast enhancement", "withcontrast"),
     (r"t1 ?(w|wi|weighted)( imag(e|ing)| sequence)?", "t1"),

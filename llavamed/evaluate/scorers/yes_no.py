@@ -42,7 +42,16 @@ _LABELLED = re.compile(r"([^.;,:\n]+?)\s*(?::|\s-|–|=)\s*(yes|no)\b", re.IGNOR
 """An answer with what it answers, one of several: "effusion: no; mass: yes"."""
 _TURNED = re.compile(r"(?:\bnot|n't)\s+(?:be\s+|say\s+)?(yes|no)\s*(?:[.,;!]|$)", re.IGNORECASE)
 """A yes or no that is denied."""
-_AFFIRMED = re.compile(r"\b(?:present|positive)\s*(?:[.!,;]|$)|\bpositive\s+for\b", re.IGNORECASE)
+_GREETING = re.compile(
+    r"\A\W*(?:sure|certainly|of\s+course|absolutely|(?:great|good)\s+question)\s*[!.,:]\s*(?=\S)",
+    re.IGNORECASE,
+)
+"""Courtesy, where a yes or no follows it."""
+_AFFIRMED = re.compile(
+    r"\b(?:is|are|was|were)\s+(?:\w+ly\s+)?present\b"
+    r"|\b(?:present|positive)\s*(?:[.!,;]|$)|\bpositive\s+for\b",
+    re.IGNORECASE,
+)
 
 
 def polarity(reference: str) -> bool | None:
@@ -92,6 +101,8 @@ def _verdict(text: str, question: str, reference: str) -> object:
     if CHINESE.search(text):
         return _chinese(text, reference)
     text = _straight(text)
+    if (greeting := _GREETING.match(text)) and _lead(text[greeting.end() :])[0] is not None:
+        text = text[greeting.end() :]
     lead, rest = _lead(text)
     if both := list(_BOTH.finditer(text.lower())):
         chosen, _ = _lead(text.lower()[both[-1].end() :])
