@@ -46,13 +46,14 @@ class _ScreenOnRay:
         with carry_errors():
             self._screen = Screen.load(corpus, settings)
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Screen a part; what is kept of it is on the storage."""
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Screen parts; what comes of them is in the storage."""
         from llavamed.parallel.pipeline import carry_errors
 
         with carry_errors():
-            self._screen.run(row["part"])
-        return row
+            for part in batch["part"]:
+                self._screen.run(str(part))
+        return batch
 
 
 def select_figures(config: RunConfig) -> Selection:
@@ -72,12 +73,15 @@ def select_figures(config: RunConfig) -> Selection:
     Screen.load(config.corpus_directory, settings)  # what is wrong with it is wrong on all workers
     configure_ray_data()
     classifier = settings.classifier
-    most = min(len(parts), 64) if classifier is None else classifier.num_workers
+    most = len(parts) if classifier is None else classifier.num_workers
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    most = max(1, min(most, len(parts), cpus - 1))
     rows = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts))
-    pipeline = rows.map(
+    pipeline = rows.map_batches(
         _ScreenOnRay,
         fn_constructor_args=(config.corpus_directory, settings),
-        concurrency=(1, most),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
         num_cpus=1,
         num_gpus=1 if classifier is not None and classifier.use_gpu else 0,
         **actor_restarts(config.max_failures),
