@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from llavamed.cli import main as cli
+from llavamed.cli.options import console
 from llavamed.evaluate.answers import ANSWERS, read_answers
 from llavamed.evaluate.benchmarks import BENCHMARKS
 from llavamed.storage.location import locate
@@ -17,7 +18,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(console, "width", 200)
 
     def call(*words: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as caught:
