@@ -146,8 +146,9 @@ class Engine:
                 self._changed.wait()
             if self._is_closed:
                 return False
+        self._drop_given_up()  # before others are admitted: it makes room, and it may fail
+        with self._changed:
             new = self._admit()
-        self._drop_given_up()
         self._join(new)
         self._step()
         return True
@@ -182,6 +183,8 @@ class Engine:
                 self._fail(new, error)
                 return
             for job in new:
+                # Some may have their first token already.
+                job.answers = [self._generator.begin(answer.sampling) for answer in job.answers]
                 self._join([job])
             return
         self._running += new

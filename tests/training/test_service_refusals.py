@@ -1,5 +1,6 @@
 """What the service refuses, and that nothing else fails by it."""
 
+import asyncio
 import re
 import socket
 import threading
@@ -16,10 +17,12 @@ import pytest
 from llavamed.config.load import load_section
 from llavamed.config.serving import Serving
 from llavamed.errors import ConfigError
-from llavamed.model.generation import Generator
+from llavamed.model.continuation import Sampling
+from llavamed.model.generation import Generator, Prompt
 from llavamed.model.running_batch import RunningBatch
+from llavamed.processor.turns import Turn
 from llavamed.serve.backend import LocalBackend
-from llavamed.serve.engine import Engine
+from llavamed.serve.engine import Engine, _Job
 from llavamed.serve.export import open_export
 from llavamed.serve.launch import serve
 from llavamed.storage.location import locate
@@ -204,8 +207,29 @@ def test_only_those_in_the_batch_fail_with_the_model(
     assert "secret" not in caplog.text
 
 
-def test_no_client_waits_for_a_model_that_has_stopped(
+def test_requests_that_fail_to_join_together_begin_anew_one_by_one(
     generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = RunningBatch._append
+
+    def fail_for_several(batch: RunningBatch, rows: list[Any], *rest: Any) -> None:
+        if len(rows) > 1:
+            raise RuntimeError("out of memory")
+        append(batch, rows, *rest)
+
+    monkeypatch.setattr(RunningBatch, "_append", fail_for_several)
+    engine = Engine(generator, max_batch_size=4, max_waiting=4)
+    engine.close()  # its thread; the batch is tried from here
+    loop, prompt = asyncio.new_event_loop(), generator.encode(Prompt([Turn("user", "Why?")], []))
+    jobs = [_Job(prompt, [generator.begin(Sampling(3))], loop) for _ in range(2)]
+    engine._join(jobs)
+    loop.close()
+    assert [len(job.answers[0].token_ids) for job in jobs] == [1, 1]
+
+
+@pytest.mark.parametrize("step", ["_drop_given_up", "_publish"])
+def test_no_client_waits_for_a_model_that_has_stopped(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     serving = settings()
     with run_service(serving, LocalBackend(generator, serving)) as service:
@@ -214,7 +238,7 @@ def test_no_client_waits_for_a_model_that_has_stopped(
         def stop(*_: Any) -> None:
             raise RuntimeError("no more")
 
-        monkeypatch.setattr(Engine, "_publish", stop)
+        monkeypatch.setattr(Engine, step, stop)
         status, body = service.chat("Why?", max_tokens=3)
         assert (status, body["error"]["message"]) == (503, "service: has stopped; try again")
         assert service.chat("Why?")[0] == 503
