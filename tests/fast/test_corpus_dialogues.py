@@ -11,6 +11,7 @@ from tenacity import wait_none
 
 from llavamed.config.load import load_config
 from llavamed.config.sources import Parquet
+from llavamed.corpus.dialogues.generate import Plan, check_cost
 from llavamed.corpus.dialogues.job import DialogueJob
 from llavamed.corpus.dialogues.prompt import load_prompt
 from llavamed.corpus.dialogues.table import DIALOGUE_SCHEMA
@@ -19,6 +20,7 @@ from llavamed.data.record import check_record
 from llavamed.data.sources import open_source
 from llavamed.errors import ConfigError, DataError, EndpointError
 from llavamed.llm import client
+from llavamed.llm.cost import Estimate
 from llavamed.storage.location import locate
 from tests.conftest import CONFIGS
 from tests.support.chat_endpoint import MAY_PASS, chat_endpoint
@@ -249,6 +251,14 @@ def test_the_estimate_comes_first_and_the_budget_stops_before_the_first_call(tmp
     run(load_config_with(config, "corpus.dialogues.endpoint.max_cost=null"))
     assert DialogueJob(config).plan().num_answered == 19
     assert run(config).num_figures == 19
+
+
+def test_a_budget_of_the_checker_is_for_all_figures(tmp_path, endpoint):
+    checker = f"{{url: '{endpoint.url}', model: judge, prices: {PRICES}, max_cost: 20}}"
+    config = corpus(tmp_path, endpoint, f"corpus.dialogues.checker={checker}")
+    plan = Plan(19, 10, Estimate(9, 1, 1, None), Estimate(19, 1, 1, 38.0))
+    with pytest.raises(ConfigError, match=r"checker.max_cost=20: .*; raise it, or ask about 10 fig"):
+        check_cost(plan, DialogueJob(config).settings)
 
 
 def test_answers_of_a_batch_file_are_not_asked_for_again(tmp_path, endpoint):

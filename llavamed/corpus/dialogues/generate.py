@@ -125,7 +125,7 @@ def plan_dialogues(figures: Figures, writer: Writer, answers: str) -> Plan:
                 yield request
 
     writing = estimate(unanswered(), endpoint)
-    return Plan(counts["figures"], counts["answered"], writing, _checking(figures, writer, writing))
+    return Plan(counts["figures"], counts["answered"], writing, _checking(figures, writer))
 
 
 def check_cost(plan: Plan, settings: Dialogues) -> None:
@@ -134,16 +134,16 @@ def check_cost(plan: Plan, settings: Dialogues) -> None:
     Raises:
         ConfigError: An estimate passes the `max_cost` of its endpoint.
     """
-    limits = [("endpoint", settings.endpoint, plan.writing)]
+    limits = [("endpoint", settings.endpoint, plan.writing, plan.num_answered)]
     if settings.checker is not None and plan.checking is not None:
-        limits.append(("checker", settings.checker, plan.checking))
-    for key, endpoint, needed in limits:
+        limits.append(("checker", settings.checker, plan.checking, 0))  # it counts all figures
+    for key, endpoint, needed, num_free in limits:
         most = endpoint.max_cost
         if most is not None and needed.cost is not None and needed.cost > most:
             fitting = int(needed.num_requests * most / needed.cost)
             raise ConfigError(
                 f"dialogues.{key}.max_cost={most:g}: {needed.num_requests} requests may cost "
-                f"{needed.cost:.6g}; raise it, or ask about {plan.num_answered + fitting} figures "
+                f"{needed.cost:.6g}; raise it, or ask about {num_free + fitting} figures "
                 "by dialogues.num_dialogues"
             )
 
@@ -332,8 +332,11 @@ def _sample(row: Row, seed: int) -> Row:
     )
 
 
-def _checking(figures: Figures, writer: Writer, writing: Estimate) -> Estimate | None:
-    """Estimate the checks of what is not written yet, by the longest dialogue it can be."""
+def _checking(figures: Figures, writer: Writer) -> Estimate | None:
+    """Estimate the checks of all dialogues, by the longest that each can be.
+
+    Which are checked already is not known: their words, which decide the request, are not read.
+    """
     endpoint = writer.settings.checker
     if endpoint is None:
         return None
