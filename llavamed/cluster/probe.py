@@ -20,22 +20,22 @@ from llavamed.storage.location import check_writable, locate
 
 MESSAGE = Path("/dev/termination-log")
 """Where Kubernetes takes the message from."""
+SHARED_MEMORY = "/dev/shm"
 MAX_BYTES = 4000
 """Kubernetes keeps 4096 bytes of a message."""
 _TIMEOUT_SECONDS = 20.0
 
 
-def report(uri: str | None, *, shared_memory: str = "/dev/shm") -> dict[str, Any]:
+def report(uri: str | None) -> dict[str, Any]:
     """Return what a pod can do.
 
     Args:
         uri: Folder to write, read and delete a file in; None for no such test.
-        shared_memory: Folder of the shared memory.
 
     Returns:
         Versions, the bytes of shared memory, and for storage and MLflow an empty text, or why not.
     """
-    size = os.statvfs(shared_memory)
+    size = os.statvfs(SHARED_MEMORY)
     facts: dict[str, Any] = {
         "python": platform.python_version(),
         "llavamed": importlib.metadata.version("llavamed"),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import bdtr, ndtr, ndtri, stdtrit
 
 CONFIDENCE = 0.95
+"""Probability that an interval is to contain what it estimates."""
 NUM_RESAMPLES = 2_000
 NUM_FLIPS = 9_999
 _FEW = 10
@@ -45,7 +46,6 @@ def mean_intervals(
     clusters: Indices,
     *,
     bounds: tuple[float, float] = (0.0, 1.0),
-    confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> list[Estimate]:
     """Estimate the mean of each row of scores.
@@ -58,25 +58,19 @@ def mean_intervals(
         scores: Within the bounds, shape (rows, items).
         clusters: Number of each item's cluster, shape (items,).
         bounds: Lowest and highest possible score.
-        confidence: Probability that an interval is to contain the true mean.
         seed: Seed for the resamples; every row gets the same ones.
     """
     num_clusters = len(np.unique(clusters))
-    estimates = _bootstrap(scores, clusters, bounds, confidence, seed)
+    estimates = _bootstrap(scores, clusters, bounds, seed)
     for row, values in enumerate(scores):
         is_share = bounds == (0.0, 1.0) and bool(np.isin(values, (0.0, 1.0)).all())
         if is_share and min(values.sum(), (1 - values).sum()) < _FEW:
-            estimates[row] = wilson_interval(float(values.mean()), num_clusters, confidence)
+            estimates[row] = wilson_interval(float(values.mean()), num_clusters)
     return estimates
 
 
 def difference_intervals(
-    first: Floats,
-    others: Floats,
-    clusters: Indices,
-    *,
-    confidence: float = CONFIDENCE,
-    seed: int = 0,
+    first: Floats, others: Floats, clusters: Indices, *, seed: int = 0
 ) -> list[Estimate]:
     """Estimate the mean difference of each row of `others` to `first`, item by item.
 
@@ -84,18 +78,13 @@ def difference_intervals(
         first: Scores between 0 and 1, shape (items,), or (rows, items) to pair the rows.
         others: Scores of the same items, shape (rows, items).
         clusters: Number of each item's cluster, shape (items,).
-        confidence: Probability that an interval is to contain the true difference.
         seed: Seed for the resamples; every row gets the same ones.
     """
-    return _bootstrap(others - first, clusters, (-1.0, 1.0), confidence, seed)
+    return _bootstrap(others - first, clusters, (-1.0, 1.0), seed)
 
 
 def _bootstrap(
-    values: Floats,
-    clusters: Indices,
-    bounds: tuple[float, float],
-    confidence: float,
-    seed: int,
+    values: Floats, clusters: Indices, bounds: tuple[float, float], seed: int
 ) -> list[Estimate]:
     """Estimate means by expanded percentile intervals of a bootstrap over clusters.
 
@@ -112,7 +101,7 @@ def _bootstrap(
     if num_clusters == 1:
         low, high = (np.full(len(means), bound) for bound in bounds)
     else:
-        quantile = stdtrit(num_clusters - 1, (1 - confidence) / 2)
+        quantile = stdtrit(num_clusters - 1, (1 - CONFIDENCE) / 2)
         tail = float(ndtr(quantile * np.sqrt(num_clusters / (num_clusters - 1))))
         low, high = np.quantile(_resampled_means(values, clusters, seed), [tail, 1 - tail], axis=0)
     # Rounding alone may put the bounds of equal values beside them.

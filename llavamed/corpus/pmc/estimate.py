@@ -58,17 +58,18 @@ class Estimate:
         return max(self.hours_of_requests, self.hours_of_cpu)
 
 
-def estimate(settings: Harvest, num_cpus: int, num_articles: int = NUM_ARTICLES) -> Estimate:
+def estimate(settings: Harvest, num_cpus: int) -> Estimate:
     """Estimate a harvest without looking at the bucket.
 
-    Dates, journals and types are not counted: they leave less to store, but little less to read.
+    Dates, journals and types are not counted: they leave less to store, but little less to read. A
+    list of articles or a query is not counted either, so that all articles are the most there are.
 
     Args:
         settings: The settings.
         num_cpus: CPUs that work on it.
-        num_articles: Articles that there are, or that are listed.
     """
     share = sum(NUM_BY_LICENCE[licence] for licence in settings.licences) / NUM_ARTICLES
+    num_articles = NUM_ARTICLES
     if settings.max_articles is not None:
         num_articles = min(num_articles, round(settings.max_articles / share))
     num_taken = round(num_articles * share)
