@@ -257,7 +257,7 @@ def test_a_budget_of_the_checker_is_for_all_figures(tmp_path, endpoint):
     checker = f"{{url: '{endpoint.url}', model: judge, prices: {PRICES}, max_cost: 20}}"
     config = corpus(tmp_path, endpoint, f"corpus.dialogues.checker={checker}")
     plan = Plan(19, 10, Estimate(9, 1, 1, None), Estimate(19, 1, 1, 38.0))
-    with pytest.raises(ConfigError, match=r"checker.max_cost=20: .*; raise it, or ask about 10 fig"):
+    with pytest.raises(ConfigError, match=r"checker.max_cost=20: .* or ask about 10 figures by"):
         check_cost(plan, DialogueJob(config).settings)
 
 
