@@ -130,10 +130,10 @@ def _decode(dataset: Any, index: int, num_frames: int) -> npt.NDArray[Any]:
             pixels = (colours >> 8).astype(np.uint8) if colours.dtype != np.uint8 else colours
         return pixels
     except Exception as error:  # decoders raise whatever their C code meets
-        with suppress(Exception):
+        syntax = "unknown transfer syntax"
+        with suppress(Exception):  # a damaged header names none
             syntax = dataset.file_meta.TransferSyntaxUID.name
-            raise SampleError("corrupt_image", f"{syntax}: {_reason(error)}") from error
-        raise SampleError("corrupt_image", _reason(error)) from error
+        raise SampleError("corrupt_image", f"{syntax}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:

@@ -20,7 +20,7 @@ from llavamed.config.sources import Scans
 from llavamed.data.record import check_record
 from llavamed.data.sources import fetch_image, open_source
 from llavamed.errors import DataError, SampleError
-from llavamed.processor.dicom import check_deidentified, read_dicom
+from llavamed.processor.dicom import _decode, check_deidentified, read_dicom
 from llavamed.processor.grey_levels import apply_window
 from llavamed.processor.nifti import choose_slices, otsu, read_nifti
 
@@ -72,6 +72,14 @@ def test_every_syntax_is_decoded(name):
 def test_what_cannot_be_decoded_is_refused(name):
     with pytest.raises(SampleError, match="corrupt_image"):
         read_dicom(file(name))
+
+
+def test_what_cannot_be_decoded_names_its_transfer_syntax():
+    dataset = pydicom.dcmread(io.BytesIO(file("CT_small.dcm")))
+    del dataset.PixelData
+    syntax = dataset.file_meta.TransferSyntaxUID.name
+    with pytest.raises(SampleError, match=f"corrupt_image: {syntax}: "):
+        _decode(dataset, 0, 1)
 
 
 @pytest.mark.parametrize("name", ["liver_1frame.dcm", "rtdose.dcm", "test-SR.dcm"])
