@@ -24,7 +24,7 @@ class GatePolicy(Section):
     """Largest share of closed questions without an answer, at the upper bound of its interval."""
     max_overlap: Annotated[dict[Shared, Fraction], Field(default_factory=dict)]
     """Largest share of the samples of any training set that match a test question, by what they
-    share. A training set that nobody knows breaks the rule."""
+    share. A training set that is unknown or gone breaks the rule."""
     export_verified: bool = True
     """The export is complete, and was loaded back and compared when it was written."""
     licences: tuple[str, ...] | None = None

@@ -6,7 +6,6 @@ Ray's in `scaling`, DeepSpeed's in `engine`, Hugging Face's in `model.*.config`.
 """
 
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
@@ -17,7 +16,7 @@ from llavamed.config.gpu_prices import GpuPrices, shipped_prices
 from llavamed.config.model import Model
 from llavamed.config.section import ONE, SEVERAL, Count, Section, Seed, one_or_several
 from llavamed.config.stage import Stage
-from llavamed.config.uri import below
+from llavamed.config.uri import below, check_no_password
 
 NumWorkers = Annotated[int, Field(ge=1, le=2**16)]
 RAY_RESOURCES = ("CPU", "GPU", "memory", "object_store_memory")
@@ -134,15 +133,7 @@ class Tracking(Section):
 
     @model_validator(mode="after")
     def _holds_no_password(self) -> Self:
-        try:
-            password = urlsplit(self.uri or "").password
-        except ValueError as error:
-            raise ValueError(f"uri: is no valid URI ({error}); correct it") from error
-        if password is not None:
-            raise ValueError(
-                "uri: holds a password, and a config is shown and stored; remove it and set "
-                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
-            )
+        check_no_password(self.uri, "uri")
         return self
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from llavamed.config.section import Count, Section
+from llavamed.config.uri import check_no_password
 
 _Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 _Host = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
@@ -97,4 +98,5 @@ class Serving(Section):
             raise ValueError(
                 "log_content=true: nothing would hold them; set audit_log or tracking_uri"
             )
+        check_no_password(self.tracking_uri, "tracking_uri")
         return self

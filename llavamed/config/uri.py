@@ -4,6 +4,8 @@ Options stand at the end of an `s3://` URI, after a `?`, and travel with it to e
 URIs and local paths have none, and keep their question marks.
 """
 
+from urllib.parse import urlsplit
+
 _WITH_OPTIONS = ("s3://", "s3a://")
 
 
@@ -19,3 +21,16 @@ def below(uri: str, name: str) -> str:
     """Return the URI of a name below a folder, reached in the same way."""
     folder, options = split_options(uri)
     return f"{folder.rstrip('/')}/{name}" + (f"?{options}" if options else "")
+
+
+def check_no_password(uri: str | None, key: str) -> None:
+    """Raise ValueError if the URI of an MLflow server holds a password, or is none."""
+    try:
+        password = urlsplit(uri or "").password
+    except ValueError as error:
+        raise ValueError(f"{key}: is no valid URI ({error}); correct it") from error
+    if password is not None:
+        raise ValueError(
+            f"{key}: holds a password, and a config is shown and stored; remove it and set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
+        )

@@ -13,7 +13,7 @@ from llavamed.evaluate.answers import ANSWERS, TRAINED, AnswersManifest, Overlap
 from llavamed.evaluate.benchmarks import find_benchmark
 from llavamed.evaluate.candidate import Candidate
 from llavamed.evaluate.conditions import CONDITIONS, MAJORITY, UNTRAINED, Majority
-from llavamed.evaluate.generate import Task, add_up, answer_here, collect
+from llavamed.evaluate.generate import Count, Task, add_up, answer_here, collect
 from llavamed.evaluate.listing import list_questions
 from llavamed.evaluate.probes import ProbingPairs
 from llavamed.evaluate.questions import PreparedQuestions, Questions
@@ -64,7 +64,7 @@ def answer_stage(
     untrained: Candidate,
     folder: Location,
     lease: Lease,
-    overlaps: Sequence[Overlap],
+    overlaps: tuple[Overlap, ...] | None,
     on_progress: OnProgress = lambda *_: None,
 ) -> AnswersManifest:
     """Answer the test questions of a stage by its model and the controls.
@@ -77,7 +77,7 @@ def answer_stage(
         untrained: The model that the run began with.
         folder: Where to write.
         lease: Of the run's folder; looked at before the answers are published.
-        overlaps: Of the training sets with the questions.
+        overlaps: Of the training sets with the questions, None where one is unknown.
         on_progress: Told the answers given and the answers in all.
 
     Raises:
@@ -98,6 +98,7 @@ def answer_stage(
         max_failures=config.max_failures,
     )
     count = add_up(counts, lambda done: on_progress(done, total))
+    _check_complete(trained, count, total)
     lease.check()
     majority = None
     if MAJORITY in conditions:
@@ -111,7 +112,7 @@ def answer_stage(
         questions_fingerprint=dataset.manifest.fingerprint,
         num_questions=dataset.num_samples,
         quarantined=dataset.manifest.quarantined,
-        overlaps=tuple(overlaps),
+        overlaps=overlaps,
     )
     manifest = manifest.replace(num_generated=count.generated)
     write(folder, manifest)
@@ -182,16 +183,21 @@ def answer_benchmark(
         else answer_here(task)
     )
     count = add_up(counts, lambda done: on_progress(done, total))
+    _check_complete(candidate, count, total)
+    collect(task, folder, Majority.of(questions) if MAJORITY in conditions else None)
+    manifest = manifest.replace(num_generated=count.generated)
+    write(folder, manifest)
+    return manifest, questions
+
+
+def _check_complete(candidate: Candidate, count: Count, total: int) -> None:
+    """Refuse answers that lack some, as when requests failed. Raises: EndpointError."""
     if count.missing:
         raise EndpointError(
             f"model={candidate.name}: {count.missing} of {total} questions have no answer, because "
             "their requests failed; nothing is scored; start the same command again, which asks "
             "only those"
         )
-    collect(task, folder, Majority.of(questions) if MAJORITY in conditions else None)
-    manifest = manifest.replace(num_generated=count.generated)
-    write(folder, manifest)
-    return manifest, questions
 
 
 def check_conditions(controls: Sequence[str]) -> tuple[str, ...]:

@@ -176,7 +176,7 @@ class AnswersManifest(Manifest):
     quarantined: dict[str, int]
     """Questions that cannot be asked, by reason."""
     overlaps: tuple[Overlap, ...] | None = None
-    """Of every training set with the questions. None where nobody knows the training sets."""
+    """Of every training set with the questions. None where a training set is unknown."""
     fingerprint: str
     """Of all that decides the answers."""
 

@@ -123,7 +123,7 @@ def _overlap(policy: GatePolicy, scores: ScoresManifest) -> Iterator[Check]:
     for way, most in policy.max_overlap.items():
         rule = f"max_overlap.{way}={most:g}"
         if scores.overlaps is None:
-            yield Check(rule, False, "nobody knows the training sets of this model")
+            yield Check(rule, False, "a training set of this model is unknown")
             continue
         shares = {
             name: counts.get(way, 0) / max(1, counts["samples"])

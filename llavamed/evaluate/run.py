@@ -1,6 +1,6 @@
 """The evaluation of a run: answer, score, report. Its scores, written last, make it complete."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 from llavamed.config.evaluation import Evaluation
@@ -26,7 +26,7 @@ def evaluate(
     export_fingerprint: str,
     folder: Location,
     lease: Lease,
-    overlaps: Sequence[Overlap],
+    overlaps: tuple[Overlap, ...] | None,
     on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> ScoresManifest:
     """Answer the test questions, score them, and write results, page and scores.
@@ -39,7 +39,7 @@ def evaluate(
         export_fingerprint: Of what the model was trained with.
         folder: Where to write.
         lease: Of the run's folder; looked at before anything is written.
-        overlaps: Of the training sets with the questions.
+        overlaps: Of the training sets with the questions, None where one is unknown.
         on_progress: Told the answers given and the answers in all.
 
     Returns:

@@ -75,7 +75,7 @@ def test_answers_without_a_choice_are_limited_at_the_upper_bound():
 @pytest.mark.parametrize(
     ("overlaps", "most", "is_met", "found"),
     [
-        (None, 1, False, "nobody knows the training sets of this model"),
+        (None, 1, False, "a training set of this model is unknown"),
         ({}, 0, True, "no training set"),
         ({"rad": {"samples": 1000, "pair": 3}}, 0.003, True, "3 of 1,000 samples of rad (0.300%)"),
         ({"rad": {"samples": 1000, "pair": 3}}, 0, False, "which is 0.300% too many"),

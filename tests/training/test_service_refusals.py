@@ -258,6 +258,7 @@ def test_settings_that_do_not_fit_are_refused(
     for words, text in (
         (["open_access=true", "host=0.0.0.0"], "open_access=true: host=0.0.0.0 is reached from"),
         (["log_content=true"], "log_content=true: nothing would hold them"),
+        (["tracking_uri=https://me:secret@mlflow.example"], "tracking_uri: holds a password"),
         ([f"token_file={short}"], "must hold tokens of at least 16 letters"),
         ([f"token_file={tmp_path}/none"], "cannot be read as text; write a token a line"),
         ([f"port={port}"], rf"port={port}: cannot listen there at host=127.0.0.1"),

@@ -49,11 +49,15 @@ def test_every_training_set_is_compared_with_the_questions(
     for name in ("captions", "test-questions"):
         prepared(config, name)
     with caplog.at_level(logging.WARNING):
-        names = ["captions", "captions", "test-questions", "questions"]
-        found = find_overlaps(config, names, "test-questions")
-    assert [overlap.dataset for overlap in found] == ["captions"]
-    assert found[0].shared.keys() == {"image", "question", "pair", "text"}
+        found = find_overlaps(config, ["captions", "captions", "test-questions"], "test-questions")
+        unknown = find_overlaps(config, ["captions", "questions"], "test-questions")
+    assert found is not None
+    captions, same = found
+    assert (captions.dataset, same.dataset) == ("captions", "test-questions")
+    assert captions.shared.keys() == {"image", "question", "pair", "text"}
+    assert set(same.shared.values()) == {same.num_samples}
     assert "test-questions: is trained on and evaluated on" in caplog.text
+    assert unknown is None
     assert "questions: not compared with test-questions: " in caplog.text
 
 

@@ -75,7 +75,7 @@ class ScoresManifest(Manifest):
     """Answers under the first condition by how they fail."""
     overlaps: dict[str, dict[str, int]] | None
     """Of each training set, how many samples it has and how many share an `image`, a `question`, a
-    `pair` or a `text` with the questions. None where nobody knows the training sets."""
+    `pair` or a `text` with the questions. None where a training set is unknown."""
     samples: tuple[dict[str, str], ...]
     """A few questions with the answer under every condition."""
     datasets: dict[str, str]
