@@ -150,25 +150,25 @@ def check_apart(stage: Stage, model: torch.nn.Module, batch: Batch, image_token:
 
     Args:
         stage: The stage.
-        model: The model to call, which is left in training mode.
+        model: The model to call, in training mode.
         batch: A pack on the model's device; with a single sample nothing is compared.
         image_token: The id of the token of images, which is not changed.
 
     Raises:
         TrainingError: The second sample's logits follow the first sample's tokens.
     """
-    model.eval()
     first = batch.sample_lengths[0][0]
     is_text = batch.input_ids[0, :first] != image_token
     changed = batch.input_ids.clone()
     changed[0, :first][is_text] = changed[0, :first][is_text].roll(1)
     last = batch.input_ids.shape[1] - 1
     columns = torch.arange(first, first + NUM_COMPARED, device=changed.device).clamp(max=last)
-    logits = [
-        column_logits(model, replace(batch, input_ids=ids), columns).float()
-        for ids in (batch.input_ids, batch.input_ids, changed)
-    ]
-    model.train()
+    logits = []
+    with torch.random.fork_rng():
+        for ids in (batch.input_ids, batch.input_ids, changed):
+            torch.manual_seed(0)  # the same dropout; a model in evaluation would repack four bits
+            tried = replace(batch, input_ids=ids)
+            logits.append(column_logits(model, tried, columns).float())
 
     def compare() -> None:
         noise, leak = ((each - logits[0]).abs().max().item() for each in logits[1:])

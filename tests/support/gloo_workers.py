@@ -119,9 +119,9 @@ def _take_notes(folder: Path, rank: int, snapshot: Any, load: Any, steps: Any) -
         load(self, source, **how)
         note(self, "restored")
 
-    def noted_steps(self: StageLoader, *, start: int = 0) -> Iterator[list[Batch]]:
-        for step, batches in enumerate(steps(self, start=start), start=start):
-            if not samples or step > samples[-1][0]:  # an export is checked with the first again
+    def noted_steps(self: StageLoader, *, start: int | None = None) -> Iterator[list[Batch]]:
+        for step, batches in enumerate(steps(self, start=start or 0), start=start or 0):
+            if start is not None:  # else the first batch is read to check something by it
                 samples.append((step, [name for batch in batches for name in batch.sample_ids]))
                 (folder / f"samples-{rank}.json").write_text(json.dumps(samples))
             yield batches
