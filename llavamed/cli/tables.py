@@ -30,17 +30,18 @@ _BOTH = ("strict", "legacy")
 
 def show_summary(summary: RunSummary, console: Console) -> None:
     """Print the summary of a run."""
-    heads = ("steps", "loss first -> last", "tokens/s", "seconds", "GPU hours", "cost")
-    stages = _table("Stages", "stage", *heads)
+    heads = ("steps", "loss first -> last", "tokens/s", "seconds")
+    used_gpus = any(stage.gpu_seconds for stage in summary.stages)
+    stages = _table("Stages", "stage", *heads, *(("GPU hours", "cost") if used_gpus else ()))
     for stage in summary.stages:
+        price = "unknown" if stage.cost is None else f"{money(stage.cost)} {summary.currency}"
         stages.add_row(
             stage.name,
             f"{stage.steps:,}",
             f"{stage.loss_first:.3f} -> {stage.loss_last:.3f}",
             f"{stage.tokens_per_second:,.0f}",
             f"{stage.seconds:.0f}",
-            f"{stage.gpu_seconds / 3600:.2f}",
-            "unknown" if stage.cost is None else f"{money(stage.cost)} {summary.currency}",
+            *((f"{stage.gpu_seconds / 3600:.2f}", price) if used_gpus else ()),
         )
     console.print(stages)
     for found in summary.evaluations:
@@ -58,29 +59,32 @@ def show_scores(found: ScoresManifest, console: Console) -> None:
     print_line(
         console, f"Rules: {rules}; 95 % intervals, clustered by image: {found.num_images:,} images"
     )
-    samples = _table("Sample predictions", *found.samples[0])
+    columns = ("question", "reference", *found.conditions)
+    samples = _table("Sample predictions", *columns)
     for sample in found.samples:
-        samples.add_row(*(value.replace("\n", " ")[:40] for value in sample.values()))
+        samples.add_row(*(sample[name].replace("\n", " ")[:40] for name in columns))
     console.print(samples)
     print_line(console, f"Answers: {found.report}")
 
 
 def _scores_table(title: str, groups: Sequence[GroupScores], conditions: Sequence[str]) -> Table:
-    """Return a row a condition, with strict and legacy side by side for each type of question."""
+    """Return a row a condition, with strict and legacy side by side for each type of question.
+
+    Each cell has its interval below, so that the table fits into 80 columns.
+    """
+    parts = [group for group in groups if group.by == "all" and group.part != "all"]
     shown = [
         (group, name)
-        for group in groups
-        if group.by == "all" and group.part != "all"
+        for group in parts
         for name in (*_BOTH, *(["token_recall"] if group.part == "open" else []))
     ]
-    heads = [
-        f"{group.part} ({group.num_questions:,}) {name.replace('_', ' ')}" for group, name in shown
-    ]
-    table = _table(title, "", *heads)
+    sizes = ", ".join(f"{group.num_questions:,} {group.part}" for group in parts)
+    heads = [f"{group.part}\n{name.replace('_', ' ')}" for group, name in shown]
+    table = _table(f"{title}: {sizes}", "", *heads)
     for condition in conditions:
-        table.add_row(
-            condition, *(_interval(group.scores[condition][name]) for group, name in shown)
-        )
+        found = [group.scores[condition][name] for group, name in shown]
+        cells = [f"{each.value:.3f}\n{each.low:.2f}-{each.high:.2f}" for each in found]
+        table.add_row(condition, *cells)
     return table
 
 
