@@ -155,7 +155,8 @@ def cli_page() -> str:
         "Command line",
         "Every command that reads a config takes `--config FILE` (or the file that "
         "`LLAVAMED_CONFIG` names) and overrides as `KEY=VALUE`. It exits with 0 on success, 2 when "
-        "the config breaks a rule, and 1 on any other error. An error is one sentence that says "
+        "the config breaks a rule, 3 when `evaluate gate` refuses a model, 128 plus the number of "
+        "the signal that ended it, and 1 on any other error. An error is one sentence that says "
         "what to do.",
         *parts,
     )
