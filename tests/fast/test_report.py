@@ -261,7 +261,7 @@ def test_a_question_without_image_or_answer_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("overlaps", "said"),
     [
-        (None, "Unknown: nobody recorded what the model was trained on."),
+        (None, "Unknown: a training set of the model is not recorded or is gone."),
         ((), "No training set is known to this run."),
         (
             (Overlap(dataset="rad", num_samples=1793, shared={"image": 1793, "pair": 12}),),
