@@ -106,8 +106,7 @@ def test_a_failure_that_passes_changes_nothing_but_the_log(
     lines = [
         record.getMessage() for record in caplog.records if record.name == "llavamed.storage.retry"
     ]
-    slow = sum("timeout" in line.lower() for line in lines)  # of a busy machine, beside the fault
-    assert 1 <= len(lines) <= times + slow
+    assert 1 <= len(lines) <= times
     for line in lines:
         assert str(folder) in line
         assert f"of {ATTEMPTS} failed, the next comes in" in line
