@@ -7,12 +7,12 @@ file of {question_id, text}. Plain names are read too: `id`, `question`, `refere
 """
 
 import io
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from llavamed.errors import DataError
+from llavamed.evaluate.scorers.predictions import read_object
 from llavamed.storage.location import Location
 
 _IMAGE_MARK = "<image>"
@@ -82,7 +82,7 @@ def _rows(file: Location) -> Iterator[tuple[str, dict[str, Any], str]]:
             for number, line in enumerate(io.BufferedReader(raw), 1):  # type: ignore[type-var]
                 if not line.strip():
                     continue
-                row, place = _object(line, f"{file}:{number}"), f"{file}:{number}"
+                row, place = read_object(line, f"{file}:{number}"), f"{file}:{number}"
                 id_ = row.get("id", row.get("question_id"))
                 if not isinstance(id_, str | int) or isinstance(id_, bool) or id_ == "":
                     raise DataError(f"{place}: id={id_!r} is no text or number; write a name")
@@ -97,16 +97,6 @@ def _rows(file: Location) -> Iterator[tuple[str, dict[str, Any], str]]:
         raise DataError(f"{file}: no such file; check the path") from error
     if not seen:
         raise DataError(f"{file}: holds no object; write one a line")
-
-
-def _object(line: bytes, place: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{place}: is not JSON ({error}); write one JSON object a line") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{place}: is a {type(row).__name__}; write one JSON object a line")
-    return row
 
 
 def _text(row: dict[str, Any], place: str, *names: str) -> str:

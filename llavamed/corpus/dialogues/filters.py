@@ -10,18 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
-from importlib import resources
 from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from llavamed.corpus.dialogues.prompt import Speaker, SpokenTurn
 from llavamed.corpus.dialogues.repeats import Repeats
+from llavamed.corpus.shipped import load_shipped
 from llavamed.data.prepared.content import fold
-from llavamed.errors import ConfigError
 from llavamed.storage.fingerprint import fingerprint
-from llavamed.storage.location import locate
 
 _NUMBER = re.compile(r"(?<![\w.,])\d+(?:[.,]\d+)*")
 
@@ -249,20 +246,14 @@ def load_filters(path: str | None) -> Filters:
     Raises:
         ConfigError: The file cannot be read or breaks the form of rules.
     """
-    try:
-        if path is None:
-            package = resources.files("llavamed.corpus.dialogues")
-            text = (package / "filters.yaml").read_text(encoding="utf-8")
-        else:
-            text = locate(path).read_bytes().decode()
-        return Filters.model_validate(yaml.safe_load(text))
-    except FileNotFoundError as error:
-        raise ConfigError(f"filters={path}: no such file; check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError, ValidationError) as error:
-        raise ConfigError(
-            f"filters={path}: are no rules ({' '.join(str(error).split())[:200]}); give version "
-            "and rules as the filters.yaml of the package has them"
-        ) from error
+    return load_shipped(
+        Filters,
+        path,
+        package="llavamed.corpus.dialogues",
+        key="filters",
+        verdict="are no rules",
+        parts="version and rules",
+    )
 
 
 def _found(

@@ -5,16 +5,13 @@ a request depends on is in its key, so a changed text asks anew and an unchanged
 """
 
 from collections.abc import Sequence
-from importlib import resources
 from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from llavamed.errors import ConfigError
+from llavamed.corpus.shipped import load_shipped
 from llavamed.llm.request import Image, Message, Request, strict
 from llavamed.storage.fingerprint import fingerprint
-from llavamed.storage.location import locate
 
 MAX_NOTES_CHARACTERS = 8000
 """The most characters of mentions that are shown; whole paragraphs beyond that are left out."""
@@ -131,17 +128,11 @@ def load_prompt(path: str | None) -> Prompt:
     Raises:
         ConfigError: The file cannot be read or is no prompt.
     """
-    try:
-        if path is None:
-            package = resources.files("llavamed.corpus.dialogues")
-            text = (package / "prompt.yaml").read_text(encoding="utf-8")
-        else:
-            text = locate(path).read_bytes().decode()
-        return Prompt.model_validate(yaml.safe_load(text))
-    except FileNotFoundError as error:
-        raise ConfigError(f"prompt={path}: no such file; check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError, ValidationError) as error:
-        raise ConfigError(
-            f"prompt={path}: is no prompt ({' '.join(str(error).split())[:200]}); give system and "
-            "examples as the prompt.yaml of the package has them"
-        ) from error
+    return load_shipped(
+        Prompt,
+        path,
+        package="llavamed.corpus.dialogues",
+        key="prompt",
+        verdict="is no prompt",
+        parts="system and examples",
+    )

@@ -8,14 +8,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import resources
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from llavamed.corpus.shipped import load_shipped
 from llavamed.errors import ConfigError
 from llavamed.storage.fingerprint import fingerprint
-from llavamed.storage.location import locate
 
 STRONG, WEAK = 1.0, 0.5
 MARGIN = 0.3
@@ -185,20 +183,14 @@ def load_lexicon(path: str | None) -> Lexicon:
     Raises:
         ConfigError: The file cannot be read or is no lexicon.
     """
-    try:
-        if path is None:
-            package = resources.files("llavamed.corpus.select")
-            text = (package / "lexicon.yaml").read_text(encoding="utf-8")
-        else:
-            text = locate(path).read_bytes().decode()
-        return Lexicon.model_validate(yaml.safe_load(text))
-    except FileNotFoundError as error:
-        raise ConfigError(f"lexicon={path}: no such file; check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError, ValidationError) as error:
-        raise ConfigError(
-            f"lexicon={path}: is no lexicon ({' '.join(str(error).split())[:200]}); give version, "
-            "modalities, others and faces as the lexicon.yaml of the package has them"
-        ) from error
+    return load_shipped(
+        Lexicon,
+        path,
+        package="llavamed.corpus.select",
+        key="lexicon",
+        verdict="is no lexicon",
+        parts="version, modalities, others and faces",
+    )
 
 
 def _marks(caption: str) -> Iterator[tuple[re.Match[str], str]]:

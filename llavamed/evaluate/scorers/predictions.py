@@ -78,13 +78,27 @@ def read_items(lines: Iterable[bytes], name: str) -> Iterator[Item]:
         raise DataError(f"{name}: holds no item; write one JSON object a line")
 
 
-def _item(line: bytes, place: str) -> Item:
+def read_object(line: bytes, place: str) -> dict[str, Any]:
+    """Return the JSON object of a line.
+
+    Args:
+        line: The line.
+        place: File and number of the line, for errors.
+
+    Raises:
+        DataError: The line is not JSON, or no object.
+    """
     try:
         row = json.loads(line)
     except ValueError as error:
         raise DataError(f"{place}: is not JSON ({error}); write one JSON object a line") from error
     if not isinstance(row, dict):
         raise DataError(f"{place}: is a {type(row).__name__}; write one JSON object a line")
+    return row
+
+
+def _item(line: bytes, place: str) -> Item:
+    row = read_object(line, place)
     absent = [key for key in ("id", "prediction", "reference", "answer_type") if key not in row]
     if absent:
         raise DataError(f"{place}: lacks {', '.join(absent)}; add it to the object")
