@@ -72,11 +72,11 @@ def harvest(
         show_harvest_estimate(estimates.estimate(settings, cpus), cpus, console)
         return
     from llavamed.corpus.pmc.job import HarvestJob
-    from llavamed.run.progress import Progress
+    from llavamed.run.progress import ProgressDisplay
     from llavamed.run.ray_cluster import ray_cluster
 
     job = HarvestJob(settings, locate(run.corpus_directory), run.max_failures)
-    with Progress(log_console) as progress, ray_cluster(run):
+    with ProgressDisplay(log_console) as progress, ray_cluster(run):
         manifest = job.run(update=update, on_progress=progress.harvested)
     show_harvest(manifest, console)
 

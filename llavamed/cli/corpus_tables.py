@@ -5,10 +5,10 @@ from rich.console import Console
 from llavamed.config.corpus import Dialogues
 from llavamed.corpus.dialogues.generate import Plan
 from llavamed.corpus.dialogues.table import DialoguesManifest
-from llavamed.corpus.pmc.estimate import Estimate as HarvestEstimate
+from llavamed.corpus.pmc.estimate import HarvestEstimate
 from llavamed.corpus.pmc.plan import HarvestManifest
 from llavamed.corpus.select.job import Selection
-from llavamed.llm.cost import Estimate
+from llavamed.llm.cost import CostEstimate
 
 
 def show_harvest_estimate(found: HarvestEstimate, num_cpus: int, console: Console) -> None:
@@ -100,7 +100,7 @@ def show_dialogues(manifest: DialoguesManifest, console: Console) -> None:
     )
 
 
-def _estimate(estimate: Estimate) -> str:
+def _estimate(estimate: CostEstimate) -> str:
     price = "" if estimate.cost is None else f", cost up to {estimate.cost:.4g}"
     return (
         f"{estimate.num_requests:,} requests, about {estimate.prompt_tokens:,} tokens of prompts "

@@ -99,7 +99,7 @@ def answer_questions(
     Start the same command again to go on: nothing is asked twice.
     """
     from llavamed.evaluate.answering import Asked, answer_benchmark
-    from llavamed.run.progress import Progress
+    from llavamed.run.progress import ProgressDisplay
     from llavamed.storage.location import locate
 
     folder = locate(output)
@@ -115,7 +115,7 @@ def answer_questions(
         limit=limit,
     )
     candidate = _candidate(model, endpoint, str(folder / "cache"), template, precision, batch_size)
-    with Progress(log_console) as progress, _workers(workers, use_gpu=use_gpu):
+    with ProgressDisplay(log_console) as progress, _workers(workers, use_gpu=use_gpu):
         made, questions = answer_benchmark(
             candidate,
             asked,
@@ -191,9 +191,9 @@ def run_stages(
     run = load_run(config, overrides)
     from llavamed.cli.tables import show_scores
     from llavamed.run.driver import evaluate_stages
-    from llavamed.run.progress import Progress
+    from llavamed.run.progress import ProgressDisplay
 
-    with Progress(log_console) as progress:
+    with ProgressDisplay(log_console) as progress:
         evaluated = evaluate_stages(run, stage, progress)
     for found in evaluated:
         show_scores(found, console)

@@ -113,9 +113,9 @@ def prepare(
     """Prepare datasets: validate, tokenise and shard them, with Ray Data."""
     run = load_run(config, overrides)
     from llavamed.run.driver import check_datasets, prepare_datasets
-    from llavamed.run.progress import Progress
+    from llavamed.run.progress import ProgressDisplay
 
-    with Progress(log_console) as progress:
+    with ProgressDisplay(log_console) as progress:
         if check:
             check_datasets(run, dataset or [])
             return
@@ -163,9 +163,9 @@ def train(
     run = load_run(config, overrides)
     from llavamed.cli.tables import show_summary
     from llavamed.run.driver import run_curriculum
-    from llavamed.run.progress import Progress
+    from llavamed.run.progress import ProgressDisplay
 
-    with Progress(log_console) as progress:
+    with ProgressDisplay(log_console) as progress:
         summary = run_curriculum(run, progress, take_over=take_over)
     show_summary(summary, console)
 

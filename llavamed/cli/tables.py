@@ -18,10 +18,10 @@ from llavamed.storage.run_progress import RunSummary
 if TYPE_CHECKING:
     from llavamed.evaluate.answers import AnswersManifest
     from llavamed.evaluate.compare import GroupComparison
-    from llavamed.evaluate.gates import Check
+    from llavamed.evaluate.gates import RuleResult
     from llavamed.evaluate.judgement import JudgementManifest
     from llavamed.evaluate.statistics import Estimate
-    from llavamed.evaluate.summary import Group
+    from llavamed.evaluate.summary import QuestionGroup
     from llavamed.run.plan import StageCost
 
 _BOTH = ("strict", "legacy")
@@ -89,7 +89,7 @@ def _scores_table(title: str, groups: Sequence[GroupScores], conditions: Sequenc
 
 
 def show_scorers(
-    groups: Sequence["Group"], scores: Mapping[str, Sequence["Estimate"]], console: Console
+    groups: Sequence["QuestionGroup"], scores: Mapping[str, Sequence["Estimate"]], console: Console
 ) -> None:
     """Print the mean score of each group of questions with its interval, a row a scorer."""
     heads = [f"{group.name} ({len(group.positions):,})" for group in groups]
@@ -140,7 +140,7 @@ def show_comparison(
     )
 
 
-def show_checks(checks: Sequence["Check"], console: Console) -> None:
+def show_checks(checks: Sequence["RuleResult"], console: Console) -> None:
     """Print every rule of a policy with what was found."""
     table = _table("Policy", "rule", "met", "found")
     for column in table.columns[1:]:

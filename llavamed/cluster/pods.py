@@ -18,7 +18,7 @@ Amounts = dict[str, Fraction]
 
 
 @dataclass(frozen=True)
-class Group:
+class PodGroup:
     """The pods of one group of a Ray cluster: the head, or workers."""
 
     name: str
@@ -80,18 +80,18 @@ def cluster_spec(thing: Object) -> Object | None:
     return spec
 
 
-def groups_of(thing: Object) -> list[Group]:
+def groups_of(thing: Object) -> list[PodGroup]:
     """Return the groups of a RayCluster or of a RayJob's own cluster, the head first."""
     spec = cluster_spec(thing)
     return [] if spec is None else list(_groups(spec))
 
 
-def _groups(spec: Object) -> Iterator[Group]:
+def _groups(spec: Object) -> Iterator[PodGroup]:
     for group in [spec.get("headGroupSpec", {}), *spec.get("workerGroupSpecs", [])]:
         template = group.get("template", {})
         is_head = "groupName" not in group
         least = group.get("minReplicas", 0)
-        yield Group(
+        yield PodGroup(
             name=group.get("groupName", "head"),
             spec=template.get("spec", {}),
             replicas=1 if is_head else group.get("replicas", least) or 0,

@@ -12,7 +12,7 @@ from llavamed import __version__
 from llavamed.cluster.checks.problem import Problem, failure, warning
 from llavamed.cluster.doctor import Finding
 from llavamed.cluster.kinds import POD, Object, name_of
-from llavamed.cluster.pods import Group, groups_of
+from llavamed.cluster.pods import PodGroup, groups_of
 from llavamed.cluster.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _ENDED = ("Succeeded", "Failed")
 _UNNEEDED = ("initContainers", "restartPolicy")
 
 
-def make_probe(cluster: Object, group: Group, uri: str | None) -> Object:
+def make_probe(cluster: Object, group: PodGroup, uri: str | None) -> Object:
     """Return a pod of a group, with its image, account, environment and volumes, that probes.
 
     It asks for no GPU and for little else, so that it also starts where all GPUs are taken; node

@@ -67,28 +67,28 @@ def _state(status: Object) -> State:
 
 
 @dataclass(frozen=True)
-class Progress:
+class ProgressReport:
     """What the run itself says, or why that is not known."""
 
     found: RunProgress | None
     why_not: str = ""
 
 
-def read_progress(job: JobState) -> Progress:
+def read_progress(job: JobState) -> ProgressReport:
     """Read the progress of a job's run from storage, once and without waiting."""
     if job.directory is None:
-        return Progress(None, "the job was not submitted with `llavamed cluster submit`")
+        return ProgressReport(None, "the job was not submitted with `llavamed cluster submit`")
     try:
         place = locate(job.directory)
         if place.is_local:
-            return Progress(None, f"{job.directory} is a folder of the cluster, not of here")
+            return ProgressReport(None, f"{job.directory} is a folder of the cluster, not of here")
         found = find_progress(place.without_retries())
     except LlavaMedError as error:
-        return Progress(None, str(error))
-    return Progress(found, "" if found else f"{place} has none yet")
+        return ProgressReport(None, str(error))
+    return ProgressReport(found, "" if found else f"{place} has none yet")
 
 
-def describe(job: JobState, progress: Progress, now: datetime) -> list[tuple[str, str]]:
+def describe(job: JobState, progress: ProgressReport, now: datetime) -> list[tuple[str, str]]:
     """Return what is known of a job as pairs of a label and a text.
 
     Args:

@@ -34,7 +34,7 @@ NUM_THREADS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class FigureImage:
     """One picture of a figure. Most figures have one."""
 
     path: str
@@ -75,7 +75,7 @@ class FigureRow:
     """Paragraphs that cite the figure."""
     mentions_by_range: tuple[str, ...]
     """Paragraphs that name it only within a range, such as "Figures 4-6" for figure 5."""
-    pictures: tuple[Picture, ...]
+    pictures: tuple[FigureImage, ...]
     """In order."""
     third_party: str
     """Whether it names another owner: `yes`, `unclear` or `no`."""
@@ -129,7 +129,7 @@ class FigureRow:
     def from_plain(cls, plain: dict[str, Any]) -> Self:
         """Return the row that `to_plain` was called on; `scores` may be pairs, as Arrow's are."""
         lists = {name: tuple(plain[name]) for name in ("mentions", "mentions_by_range", "flags")}
-        pictures = tuple(Picture(**picture) for picture in plain["pictures"])
+        pictures = tuple(FigureImage(**picture) for picture in plain["pictures"])
         return cls(**plain | lists | {"pictures": pictures, "scores": dict(plain["scores"])})
 
     def refused(self, reason: str, detail: str) -> Self:

@@ -13,7 +13,7 @@ from llavamed.evaluate.answers import ANSWERS, TRAINED, AnswersManifest, Overlap
 from llavamed.evaluate.benchmarks import find_benchmark
 from llavamed.evaluate.candidate import Candidate
 from llavamed.evaluate.conditions import CONDITIONS, MAJORITY, UNTRAINED, Majority
-from llavamed.evaluate.generate import Count, Task, add_up, answer_here, collect
+from llavamed.evaluate.generate import AnswerCounts, Task, add_up, answer_here, collect
 from llavamed.evaluate.listing import list_questions
 from llavamed.evaluate.probes import ProbingPairs
 from llavamed.evaluate.questions import PreparedQuestions, Questions
@@ -190,7 +190,7 @@ def answer_benchmark(
     return manifest, questions
 
 
-def _check_complete(candidate: Candidate, count: Count, total: int) -> None:
+def _check_complete(candidate: Candidate, count: AnswerCounts, total: int) -> None:
     """Refuse answers that lack some, as when requests failed. Raises: EndpointError."""
     if count.missing:
         raise EndpointError(

@@ -18,7 +18,7 @@ from llavamed.evaluate.statistics import (
     mean_intervals,
     sign_flip_test,
 )
-from llavamed.evaluate.summary import Group, GroupKey, group_items
+from llavamed.evaluate.summary import GroupKey, QuestionGroup, group_items
 
 _ASKED = (
     *("question", "reference", "other_references", "answer_type", "options"),
@@ -44,7 +44,7 @@ class Difference:
 class GroupComparison:
     """The scores of all files in a group of questions."""
 
-    group: Group
+    group: QuestionGroup
     scores: list[Estimate]
     """A score a file."""
     differences: list[Difference]
@@ -123,7 +123,7 @@ def compare(
     return [*_adjusted(groups), *_adjusted([everything])]
 
 
-def _compare(group: Group, scores: Floats) -> GroupComparison:
+def _compare(group: QuestionGroup, scores: Floats) -> GroupComparison:
     first, others = scores[0], scores[1:]
     return GroupComparison(
         group,

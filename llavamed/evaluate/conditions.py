@@ -13,7 +13,7 @@ import numpy as np
 
 from llavamed.errors import DataError
 from llavamed.evaluate.answers import TRAINED
-from llavamed.evaluate.questions import Picture, Question, Questions, words_of
+from llavamed.evaluate.questions import Question, QuestionImage, Questions, words_of
 from llavamed.processor.images import Pixels
 
 UNTRAINED, MAJORITY = "untrained", "majority"
@@ -35,7 +35,9 @@ def blank(pixels: Pixels) -> Pixels:
     return np.broadcast_to(np.array(MEAN_COLOUR, dtype=np.uint8), pixels.shape).copy()
 
 
-def _change(questions: Sequence[Question], change: Callable[[Picture], Picture]) -> list[Question]:
+def _change(
+    questions: Sequence[Question], change: Callable[[QuestionImage], QuestionImage]
+) -> list[Question]:
     return [
         replace(question, pictures=tuple(map(change, question.pictures))) for question in questions
     ]
@@ -46,13 +48,13 @@ def _as_they_are(questions: Sequence[Question], _: Sequence[Question]) -> list[Q
 
 
 def _blank(questions: Sequence[Question], _: Sequence[Question]) -> list[Question]:
-    return _change(questions, lambda picture: Picture.from_pixels(blank(picture.pixels)))
+    return _change(questions, lambda picture: QuestionImage.from_pixels(blank(picture.pixels)))
 
 
 def _noise(questions: Sequence[Question], _: Sequence[Question]) -> list[Question]:
-    def noise(picture: Picture) -> Picture:
+    def noise(picture: QuestionImage) -> QuestionImage:
         random = np.random.default_rng(int(picture.sha256[:16], 16))
-        return Picture.from_pixels(
+        return QuestionImage.from_pixels(
             random.integers(0, 256, size=picture.pixels.shape, dtype=np.uint8)
         )
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from llavamed.config.endpoint import Endpoint
 from llavamed.evaluate.candidate import Answerer, Reply, shares
 from llavamed.evaluate.questions import Question
-from llavamed.llm.answer import Answer
-from llavamed.llm.client import Client, ask
+from llavamed.llm.answer import EndpointAnswer
+from llavamed.llm.client import EndpointClient, ask
 from llavamed.llm.request import Image, Message, Request
 from llavamed.processor.images import to_png
 from llavamed.processor.turns import IMAGE_PLACEHOLDER
@@ -53,7 +53,7 @@ class EndpointAnswerer:
 
     def __init__(self, endpoint: Endpoint, cache: str) -> None:
         self._runner = asyncio.Runner()
-        self._client = Client(endpoint, cache)
+        self._client = EndpointClient(endpoint, cache)
 
     def answer(self, questions: Sequence[Question], max_new_tokens: int) -> list[Reply | None]:
         """Answer questions; a request that fails for now has no answer.
@@ -72,7 +72,7 @@ class EndpointAnswerer:
             for question, request, share in zip(questions, requests, seconds, strict=True)
         ]
 
-    async def _ask(self, requests: list[Request]) -> dict[int, Answer]:
+    async def _ask(self, requests: list[Request]) -> dict[int, EndpointAnswer]:
         return {id(request): answer async for request, answer in ask(self._client, requests)}
 
     def close(self) -> None:
@@ -95,7 +95,7 @@ def _request(question: Question, max_new_tokens: int) -> Request:
     return Request(tuple(messages), max_tokens=max_new_tokens)
 
 
-def _reply(question: Question, answer: Answer, seconds: float) -> Reply | None:
+def _reply(question: Question, answer: EndpointAnswer, seconds: float) -> Reply | None:
     facts: dict[str, Any] = {"tokens": answer.usage.completion_tokens, "seconds": seconds}
     match answer.outcome:
         case "answered" | "malformed":  # without a schema only an empty answer is malformed

@@ -13,7 +13,7 @@ from llavamed.storage.manifest import EstimateFacts, ExportManifest, ScoresManif
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class RuleResult:
     """One rule of a policy, and whether a model meets it."""
 
     rule: str
@@ -42,7 +42,7 @@ class Evidence:
 
 def check_policy(
     policy: GatePolicy, model: Evidence, champion: Sequence[Answer] | None
-) -> list[Check]:
+) -> list[RuleResult]:
     """Return every rule of a policy with what was found.
 
     Args:
@@ -65,7 +65,7 @@ def check_policy(
     ]
 
 
-def require(checks: Sequence[Check], name: str) -> None:
+def require(checks: Sequence[RuleResult], name: str) -> None:
     """Refuse a model that breaks a rule. Raises: GateError, naming every broken rule."""
     broken = [f"{check.rule}: {check.found}" for check in checks if not check.is_met]
     if broken:
@@ -89,26 +89,26 @@ def _estimate(scores: ScoresManifest, key: str, rule: str, control: str = "") ->
     return values[name]
 
 
-def _scores(policy: GatePolicy, scores: ScoresManifest) -> Iterator[Check]:
+def _scores(policy: GatePolicy, scores: ScoresManifest) -> Iterator[RuleResult]:
     for key, least in policy.min_scores.items():
         found = _estimate(scores, key, "min_scores")
         yield _at_least(f"min_scores.{key}={least:g}", found, least)
 
 
-def _grounding(policy: GatePolicy, scores: ScoresManifest) -> Iterator[Check]:
+def _grounding(policy: GatePolicy, scores: ScoresManifest) -> Iterator[RuleResult]:
     for key, least in policy.min_grounding.items():
         found = _estimate(scores, key, "min_grounding", BLANK)
         yield _at_least(f"min_grounding.{key}={least:g}", found, least)
 
 
-def _at_least(rule: str, found: EstimateFacts, least: float) -> Check:
+def _at_least(rule: str, found: EstimateFacts, least: float) -> RuleResult:
     text = f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
     if found.low >= least:
-        return Check(rule, True, text)
-    return Check(rule, False, f"{text}, whose lower bound is {least - found.low:.3f} too low")
+        return RuleResult(rule, True, text)
+    return RuleResult(rule, False, f"{text}, whose lower bound is {least - found.low:.3f} too low")
 
 
-def _no_answer(policy: GatePolicy, scores: ScoresManifest) -> Iterator[Check]:
+def _no_answer(policy: GatePolicy, scores: ScoresManifest) -> Iterator[RuleResult]:
     most = policy.max_no_answer
     if most is None:
         return
@@ -116,14 +116,14 @@ def _no_answer(policy: GatePolicy, scores: ScoresManifest) -> Iterator[Check]:
     text = f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
     if found.high > most:
         text = f"{text}, whose upper bound is {found.high - most:.3f} too high"
-    yield Check(f"max_no_answer={most:g}", found.high <= most, text)
+    yield RuleResult(f"max_no_answer={most:g}", found.high <= most, text)
 
 
-def _overlap(policy: GatePolicy, scores: ScoresManifest) -> Iterator[Check]:
+def _overlap(policy: GatePolicy, scores: ScoresManifest) -> Iterator[RuleResult]:
     for way, most in policy.max_overlap.items():
         rule = f"max_overlap.{way}={most:g}"
         if scores.overlaps is None:
-            yield Check(rule, False, "a training set of this model is unknown")
+            yield RuleResult(rule, False, "a training set of this model is unknown")
             continue
         shares = {
             name: counts.get(way, 0) / max(1, counts["samples"])
@@ -131,7 +131,7 @@ def _overlap(policy: GatePolicy, scores: ScoresManifest) -> Iterator[Check]:
         }
         worst = max(shares, key=lambda name: shares[name], default=None)
         if worst is None:
-            yield Check(rule, True, "no training set")
+            yield RuleResult(rule, True, "no training set")
             continue
         count, share = scores.overlaps[worst].get(way, 0), shares[worst]
         text = (
@@ -139,24 +139,26 @@ def _overlap(policy: GatePolicy, scores: ScoresManifest) -> Iterator[Check]:
         )
         if share > most:
             text = f"{text}, which is {share - most:.3%} too many"
-        yield Check(rule, share <= most, text)
+        yield RuleResult(rule, share <= most, text)
 
 
-def _export(policy: GatePolicy, model: Evidence) -> Iterator[Check]:
+def _export(policy: GatePolicy, model: Evidence) -> Iterator[RuleResult]:
     if not policy.export_verified:
         return
     export, wanted = model.export, model.scores.model_fingerprint
     if export is None:
-        yield Check("export_verified", False, f"{model.scores.model} is no complete export of ours")
+        yield RuleResult(
+            "export_verified", False, f"{model.scores.model} is no complete export of ours"
+        )
     elif export.fingerprint != wanted:
         text = f"the export is {export.fingerprint}, and {wanted} was scored"
-        yield Check("export_verified", False, text)
+        yield RuleResult("export_verified", False, text)
     else:
         text = f"loaded back, logits differ by {export.logits_difference:.1e} of the largest"
-        yield Check("export_verified", True, text)
+        yield RuleResult("export_verified", True, text)
 
 
-def _licences(policy: GatePolicy, model: Evidence) -> Iterator[Check]:
+def _licences(policy: GatePolicy, model: Evidence) -> Iterator[RuleResult]:
     if policy.licences is None:
         return
     rule = f"licences={', '.join(policy.licences)}"
@@ -167,21 +169,21 @@ def _licences(policy: GatePolicy, model: Evidence) -> Iterator[Check]:
         for dataset, count in datasets.items()
     }
     found = ", ".join(sorted(name or "none" for name in model.licences)) or "no samples"
-    yield Check(rule, not refused, "; ".join(sorted(refused)) or found)
+    yield RuleResult(rule, not refused, "; ".join(sorted(refused)) or found)
 
 
 def _losses(
     policy: GatePolicy, answers: Sequence[Answer], champion: Sequence[Answer] | None
-) -> Iterator[Check]:
+) -> Iterator[RuleResult]:
     for key, most in policy.max_loss.items():
         rule = f"max_loss.{key}={most:g}"
         if champion is None:
-            yield Check(rule, True, "there is no champion yet")
+            yield RuleResult(rule, True, "there is no champion yet")
             continue
         try:
             before = _align(answers, champion)
         except DataError as error:
-            yield Check(rule, False, str(error))
+            yield RuleResult(rule, False, str(error))
             continue
         yield _loss(rule, key, most, answers, before)
 
@@ -206,7 +208,7 @@ def _align(answers: Sequence[Answer], champion: Sequence[Answer]) -> list[Answer
 
 def _loss(
     rule: str, key: str, most: float, answers: Sequence[Answer], champion: Sequence[Answer]
-) -> Check:
+) -> RuleResult:
     part, _, name = key.partition("_")
     if name not in {each.name for each in MEASURES if each.part in ("all", part)}:
         known = ", ".join(each.name for each in MEASURES)
@@ -224,4 +226,4 @@ def _loss(
     text = f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}] to the champion"
     if found.low < -most:
         text = f"{text}, whose lower bound is {-most - found.low:.3f} too low"
-    return Check(rule, bool(found.low >= -most), text)
+    return RuleResult(rule, bool(found.low >= -most), text)

@@ -49,7 +49,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Count:
+class AnswerCounts:
     """Answers of a part."""
 
     total: int
@@ -65,7 +65,7 @@ class Worker:
         self._task = task
         self._loaded: tuple[Candidate, Answerer] | None = None
 
-    def answer(self, condition: str, chunk: int) -> Count:
+    def answer(self, condition: str, chunk: int) -> AnswerCounts:
         """Answer what is missing of a part, and write it.
 
         Raises:
@@ -75,7 +75,7 @@ class Worker:
         candidate, place = task.candidates[condition], task.place(condition, chunk)
         asked = task.questions.read(chunk)
         if not asked:
-            return Count(0, 0, 0)
+            return AnswerCounts(0, 0, 0)
         # Pictures to borrow when a chunk has only one.
         others = self._next(chunk) if condition == "shuffled" else []
         kind = CONDITIONS[TRAINED if condition == UNTRAINED else condition]
@@ -97,7 +97,7 @@ class Worker:
         ]
         place.write_table(to_table(rows))
         missing = len(asked) - len(rows)
-        return Count(len(rows), sum(key in replies for key in new), missing)
+        return AnswerCounts(len(rows), sum(key in replies for key in new), missing)
 
     def close(self) -> None:
         """Free the model."""
@@ -128,7 +128,7 @@ def answer_key(candidate: Candidate, question: Question, max_new_tokens: int) ->
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def answer_here(task: Task) -> Iterator[Count]:
+def answer_here(task: Task) -> Iterator[AnswerCounts]:
     """Answer all parts of a task in this process, and yield the count of each."""
     worker = Worker(task)
     try:
@@ -137,11 +137,11 @@ def answer_here(task: Task) -> Iterator[Count]:
         worker.close()
 
 
-def add_up(counts: Iterable[Count], on_progress: Callable[[int], None]) -> Count:
+def add_up(counts: Iterable[AnswerCounts], on_progress: Callable[[int], None]) -> AnswerCounts:
     """Return the sum of counts, and tell the number of answers that are there after each."""
-    done = Count(0, 0, 0)
+    done = AnswerCounts(0, 0, 0)
     for each in counts:
-        done = Count(
+        done = AnswerCounts(
             done.total + each.total, done.generated + each.generated, done.missing + each.missing
         )
         on_progress(done.total)

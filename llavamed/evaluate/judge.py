@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from llavamed.config.endpoint import Endpoint
 from llavamed.evaluate.chat import ChatItem
 from llavamed.evaluate.statistics import Estimate, cluster_indices, mean_intervals
-from llavamed.llm.answer import Answer
-from llavamed.llm.client import Client, ask
+from llavamed.llm.answer import EndpointAnswer
+from llavamed.llm.client import EndpointClient, ask
 from llavamed.llm.cost import NO_TOKENS, Usage
 from llavamed.llm.request import Message, Request
 
@@ -143,8 +143,8 @@ def requests_of(items: Iterable[ChatItem], max_tokens: int) -> Iterator[Request]
 async def _judge(
     items: Sequence[ChatItem], endpoint: Endpoint, cache: str, max_tokens: int
 ) -> Judgement:
-    found: dict[Request, Answer] = {}
-    async with Client(endpoint, cache) as client:
+    found: dict[Request, EndpointAnswer] = {}
+    async with EndpointClient(endpoint, cache) as client:
         # Equal requests are asked once, as items that repeat have the same answer.
         async for request, answer in ask(client, dict.fromkeys(requests_of(items, max_tokens))):
             found[request] = answer
@@ -179,7 +179,7 @@ def _request(item: ChatItem, order: Order, max_tokens: int) -> Request:
     return Request(turns, max_tokens, temperature=0.0, schema=Verdict)
 
 
-def _judged(item: ChatItem, answers: Mapping[Order, Answer]) -> Judged:
+def _judged(item: ChatItem, answers: Mapping[Order, EndpointAnswer]) -> Judged:
     outcomes: dict[Order, str] = {order: answer.outcome for order, answer in answers.items()}
     verdicts: dict[Order, Verdict] = {
         order: answer.value

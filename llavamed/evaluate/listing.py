@@ -21,7 +21,7 @@ from llavamed.errors import DataError, SampleError
 from llavamed.evaluate.answers import from_options, to_options
 from llavamed.evaluate.benchmarks import BENCHMARKS
 from llavamed.evaluate.benchmarks.benchmark import Items
-from llavamed.evaluate.questions import CHUNK, Picture, Question
+from llavamed.evaluate.questions import CHUNK, Question, QuestionImage
 from llavamed.processor.turns import Turn
 from llavamed.storage.location import Location, locate
 
@@ -77,7 +77,7 @@ class ListedQuestions:
             replace(_question(row), pictures=tuple(self._pictures(row, picture_of))) for row in rows
         ]
 
-    def _pictures(self, row: dict[str, Any], picture_of: Any) -> Iterator[Picture]:
+    def _pictures(self, row: dict[str, Any], picture_of: Any) -> Iterator[QuestionImage]:
         for reference, sha256 in zip(row["images"], row["image_hashes"], strict=True):
             try:
                 picture = picture_of(reference)
@@ -172,8 +172,8 @@ def _listed(items: Items, row: dict[str, Any]) -> dict[str, Any] | SampleError:
     return facts | {"options": options, "turns": turns, "image_hashes": hashes}
 
 
-def _picture(items: Items, reference: str) -> Picture:
-    return Picture.from_file(items.load_image(reference))
+def _picture(items: Items, reference: str) -> QuestionImage:
+    return QuestionImage.from_file(items.load_image(reference))
 
 
 def _add_line(listed: dict[str, Any], instruction: str) -> None:

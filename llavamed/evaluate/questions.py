@@ -19,7 +19,7 @@ _COLUMNS = ["id", "turns", "domain", "answer_type", "question_type"]
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class QuestionImage:
     """An image of a question."""
 
     pixels: Pixels
@@ -28,13 +28,13 @@ class Picture:
     """Hash of the file's bytes, or of the pixels."""
 
     @classmethod
-    def from_pixels(cls, pixels: Pixels) -> "Picture":
+    def from_pixels(cls, pixels: Pixels) -> "QuestionImage":
         """Return the picture of these pixels."""
         shape = f"{pixels.shape}".encode()
         return cls(pixels, hashlib.sha256(shape + pixels.tobytes()).hexdigest())
 
     @classmethod
-    def from_file(cls, data: bytes) -> "Picture":
+    def from_file(cls, data: bytes) -> "QuestionImage":
         """Decode a file. Raises: SampleError, as `llavamed.processor.images.decode` does."""
         return cls(decode(data), hashlib.sha256(data).hexdigest())
 
@@ -63,7 +63,7 @@ class Question:
     language: str = ""
     pair: str = ""
     images: tuple[str, ...] = ()
-    pictures: tuple[Picture, ...] = field(default=(), compare=False)
+    pictures: tuple[QuestionImage, ...] = field(default=(), compare=False)
 
     @property
     def image(self) -> str:
@@ -137,7 +137,7 @@ class PreparedQuestions:
             turns=tuple(turns),
             question_type=row["question_type"],
             domain=row["domain"],
-            pictures=tuple(map(Picture.from_pixels, pixels)),
+            pictures=tuple(map(QuestionImage.from_pixels, pixels)),
         )
 
 

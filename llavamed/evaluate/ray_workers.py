@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from llavamed.evaluate.generate import Count, Task, Worker
+from llavamed.evaluate.generate import AnswerCounts, Task, Worker
 from llavamed.parallel.pipeline import (
     actor_restarts,
     carry_errors,
@@ -19,7 +19,7 @@ _MEMORY_HINT = "set the number of workers or the batch size lower"
 
 def answer_on_ray(
     task: Task, *, num_workers: int, use_gpu: bool, max_failures: int
-) -> Iterator[Count]:
+) -> Iterator[AnswerCounts]:
     """Answer all parts of a task, and yield the count of each, in order.
 
     Args:
@@ -43,7 +43,7 @@ def answer_on_ray(
         **actor_restarts(max_failures),
     )
     for row in iter_rows(pipeline, memory_hint=_MEMORY_HINT):
-        yield Count(**row)
+        yield AnswerCounts(**row)
 
 
 class _WorkerActor:

@@ -21,7 +21,7 @@ GroupKey = Literal["answer_type", "question_type", "domain"]
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class QuestionGroup:
     """Questions that are averaged over together."""
 
     name: str
@@ -36,7 +36,7 @@ class Group:
         return len(np.unique(self.clusters))
 
 
-def group_items(items: Sequence[Item], by: GroupKey = "answer_type") -> list[Group]:
+def group_items(items: Sequence[Item], by: GroupKey = "answer_type") -> list[QuestionGroup]:
     """Sort items into groups, in alphabetical order, with a last group `all`.
 
     Items of one image are a cluster; an item without an image is a cluster of its own.
@@ -56,11 +56,13 @@ def group_items(items: Sequence[Item], by: GroupKey = "answer_type") -> list[Gro
     groups = []
     for label in sorted(set(labels)):
         positions = everything[[other == label for other in labels]]
-        groups.append(Group(label or f"without {by}", positions, clusters[positions]))
-    return [*groups, Group("all", everything, clusters)]
+        groups.append(QuestionGroup(label or f"without {by}", positions, clusters[positions]))
+    return [*groups, QuestionGroup("all", everything, clusters)]
 
 
-def summarize(groups: Sequence[Group], scores: Mapping[str, Floats]) -> dict[str, list[Estimate]]:
+def summarize(
+    groups: Sequence[QuestionGroup], scores: Mapping[str, Floats]
+) -> dict[str, list[Estimate]]:
     """Estimate the mean score of each group by the name of each scorer.
 
     Args:

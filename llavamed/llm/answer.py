@@ -22,7 +22,7 @@ _FENCED = re.compile(r"\s*```(?:json)?\s*\n(.*)\n\s*```\s*", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Answer:
+class EndpointAnswer:
     """One row: how a request ended.
 
     Attributes:
@@ -111,7 +111,7 @@ def is_completion(body: Any) -> bool:
 
 def read_answer(
     key: str, entry: dict[str, Any], request: Request, endpoint: Endpoint, *, is_cached: bool
-) -> Answer:
+) -> EndpointAnswer:
     """Read an entry of the cache as the answer to its request."""
     completion = entry["completion"]
     choice = completion["choices"][0]
@@ -132,7 +132,7 @@ def read_answer(
         except ValidationError as error:
             outcome, detail = "malformed", problems(error)
     prices = endpoint.prices
-    return Answer(
+    return EndpointAnswer(
         key=key,
         outcome=outcome,
         text=text or refusal,

@@ -30,7 +30,14 @@ from tenacity import (
 
 from llavamed.config.endpoint import Endpoint
 from llavamed.errors import ConfigError, EndpointError
-from llavamed.llm.answer import Answer, AnswerCache, entry_of, is_completion, read_answer, usage_of
+from llavamed.llm.answer import (
+    AnswerCache,
+    EndpointAnswer,
+    entry_of,
+    is_completion,
+    read_answer,
+    usage_of,
+)
 from llavamed.llm.cost import Budget, cost
 from llavamed.llm.pace import Pace, retry_after_seconds
 from llavamed.llm.request import Message, Request
@@ -84,7 +91,7 @@ class _TryError(Exception):
     attempts: int = 1
 
 
-class Client:
+class EndpointClient:
     """One endpoint, its limits and the cache of its answers. Use it as an async context manager.
 
     Any number of tasks of one event loop may ask it. Equal requests of one client are paid for
@@ -138,7 +145,7 @@ class Client:
     ) -> None:
         await self._api.close()
 
-    async def answer(self, request: Request) -> Answer:
+    async def answer(self, request: Request) -> EndpointAnswer:
         """Return the answer to one request: from the cache, or asked for and kept there.
 
         An answer that breaks the request's schema is shown to the model once, to be repaired.
@@ -168,7 +175,7 @@ class Client:
             is_repaired=True,
         )
 
-    async def _answer_once(self, request: Request) -> Answer:
+    async def _answer_once(self, request: Request) -> EndpointAnswer:
         """Ask without repair. Equal requests wait for one another, so that one of them is sent."""
         key = request.key(self.endpoint)
         async with self._locks.setdefault(key, asyncio.Lock()):
@@ -283,7 +290,7 @@ class Client:
         line = " ".join(text.split())
         return (line.replace(self._key, "***") if self._key else line)[:_MESSAGE_LENGTH]
 
-    def _failed(self, key: str, failure: _TryError) -> Answer:
+    def _failed(self, key: str, failure: _TryError) -> EndpointAnswer:
         """Return the row of a request that failed, unless too many do."""
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= DOWN_AFTER:
@@ -292,7 +299,7 @@ class Client:
                 f"last by: {failure.detail}; check the endpoint and start again, which pays for no "
                 "answer twice"
             )
-        return Answer(
+        return EndpointAnswer(
             key=key,
             outcome="failed",
             detail=failure.detail,
@@ -310,7 +317,9 @@ class Client:
         )
 
 
-async def ask(client: Client, requests: Iterable[Request]) -> AsyncIterator[tuple[Request, Answer]]:
+async def ask(
+    client: EndpointClient, requests: Iterable[Request]
+) -> AsyncIterator[tuple[Request, EndpointAnswer]]:
     """Yield each request with its answer, as they come, and keep none of them.
 
     Args:
@@ -321,7 +330,7 @@ async def ask(client: Client, requests: Iterable[Request]) -> AsyncIterator[tupl
         EndpointError: See `Client.answer`. What was being asked is answered and yielded before.
     """
     waiting = iter(requests)
-    running: dict[asyncio.Task[Answer], Request] = {}
+    running: dict[asyncio.Task[EndpointAnswer], Request] = {}
     stop: EndpointError | None = None
     # Twice as many as may be in flight: some of them wait for another attempt or for the cache.
     width = 2 * client.endpoint.max_in_flight

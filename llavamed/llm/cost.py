@@ -39,7 +39,7 @@ NO_TOKENS = Usage()
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CostEstimate:
     """What requests take, before any is sent.
 
     Attributes:
@@ -68,7 +68,7 @@ def cost(usage: Usage, prices: Prices, *, is_batch: bool = False) -> float:
 
 def estimate(
     requests: Iterable[Request], endpoint: Endpoint, *, is_batch: bool = False
-) -> Estimate:
+) -> CostEstimate:
     """Return what the requests would take. Two that are equal are paid for once, and count twice.
 
     Args:
@@ -81,7 +81,7 @@ def estimate(
         count += 1
         total += Usage(request.prompt_tokens(endpoint), 0, request.max_tokens)
     price = None if endpoint.prices is None else cost(total, endpoint.prices, is_batch=is_batch)
-    return Estimate(count, total.prompt_tokens, total.completion_tokens, price)
+    return CostEstimate(count, total.prompt_tokens, total.completion_tokens, price)
 
 
 class Budget:

@@ -27,7 +27,7 @@ from llavamed.run.preflight import (
     check_stage,
     check_weights,
 )
-from llavamed.run.progress import Progress
+from llavamed.run.progress import ProgressDisplay
 from llavamed.run.ray_cluster import ray_cluster
 from llavamed.run.record import RunRecord
 from llavamed.run.resources import told_what_is_missing
@@ -60,7 +60,9 @@ _HINT = (
 )
 
 
-def run_curriculum(config: RunConfig, progress: Progress, *, take_over: bool = False) -> RunSummary:
+def run_curriculum(
+    config: RunConfig, progress: ProgressDisplay, *, take_over: bool = False
+) -> RunSummary:
     """Do the rest of a run and return its summary, which is also written to its folder.
 
     Args:
@@ -103,7 +105,7 @@ def run_curriculum(config: RunConfig, progress: Progress, *, take_over: bool = F
 
 
 def prepare_datasets(
-    config: RunConfig, names: list[str], progress: Progress
+    config: RunConfig, names: list[str], progress: ProgressDisplay
 ) -> dict[str, PreparedDataset]:
     """Prepare the named datasets, by default all of the config. Raises: LlavaMedError."""
     for name in names:
@@ -127,7 +129,7 @@ def check_datasets(config: RunConfig, names: list[str]) -> None:
 
 
 def evaluate_stages(
-    config: RunConfig, stage: str | None, progress: Progress
+    config: RunConfig, stage: str | None, progress: ProgressDisplay
 ) -> list[ScoresManifest]:
     """Score finished stages, including those that were scored before.
 

@@ -6,7 +6,7 @@ from llavamed.config.gate import GatePolicy
 from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError, DataError
 from llavamed.evaluate.answers import ANSWERS, Answer, read_answers
-from llavamed.evaluate.gates import Check, Evidence, check_policy, require
+from llavamed.evaluate.gates import Evidence, RuleResult, check_policy, require
 from llavamed.run.cards import count_licences, training_sets
 from llavamed.run.curriculum import StagePlan, find_stage
 from llavamed.run.tracking import Tracker
@@ -19,7 +19,7 @@ _EVALUATION = "evaluation"
 
 def check_stage(
     config: RunConfig, stage: str | None, policy: GatePolicy, name: str
-) -> tuple[list[Check], StagePlan, Tracker]:
+) -> tuple[list[RuleResult], StagePlan, Tracker]:
     """Check a stage's model against a policy; change nothing.
 
     Args:
@@ -57,7 +57,7 @@ def check_stage(
 
 
 def promote_stage(
-    checks: list[Check], plan: StagePlan, tracker: Tracker, policy: GatePolicy, name: str
+    checks: list[RuleResult], plan: StagePlan, tracker: Tracker, policy: GatePolicy, name: str
 ) -> str:
     """Make a checked model the champion, and return a sentence of it.
 

@@ -144,7 +144,7 @@ def readable_errors(uri: str) -> Iterator[None]:
         raise TrackingError(f"tracking.uri={shown_uri(uri)}: {_explain(error, uri)}") from error
 
 
-class Client:
+class TrackingClient:
     """MLflow's client, each of whose methods raises TrackingError when the server refuses."""
 
     def __init__(self, uri: str) -> None:

@@ -42,7 +42,7 @@ class Rate:
         return (done - first) / max(1e-9, now - started)
 
 
-class Progress:
+class ProgressDisplay:
     """Shows what a run does, how far it is, how fast, and how much time is left.
 
     Use it as a context manager: leaving it takes the bar away.
@@ -63,7 +63,7 @@ class Progress:
         self._rate = Rate()
         self._stage = ("", 0)
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "ProgressDisplay":
         return self
 
     def __exit__(

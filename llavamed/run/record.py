@@ -10,7 +10,7 @@ from typing import Any, Literal
 from llavamed.config.run import RunConfig
 from llavamed.errors import LeaseError, LlavaMedError, StorageError
 from llavamed.run.curriculum import StagePlan
-from llavamed.run.progress import Progress, Rate
+from llavamed.run.progress import ProgressDisplay, Rate
 from llavamed.storage.lease import Lease
 from llavamed.storage.manifest import ExportManifest, write
 from llavamed.storage.run_progress import RunProgress, Spending, StageProgress, find_progress
@@ -29,7 +29,7 @@ class RunRecord:
     """
 
     def __init__(
-        self, config: RunConfig, plans: list[StagePlan], lease: Lease, display: Progress
+        self, config: RunConfig, plans: list[StagePlan], lease: Lease, display: ProgressDisplay
     ) -> None:
         self._prices = config.gpu_prices
         self._scaling = config.scaling

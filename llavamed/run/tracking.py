@@ -35,7 +35,7 @@ from llavamed.config.load import dump_config
 from llavamed.config.run import RunConfig
 from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.errors import TrackingError
-from llavamed.run.mlflow_client import Client, shown_uri, tracking_uri
+from llavamed.run.mlflow_client import TrackingClient, shown_uri, tracking_uri
 from llavamed.storage.location import locate
 from llavamed.storage.manifest import ExportManifest
 from llavamed.train.context import StepRecord
@@ -67,7 +67,7 @@ class Tracker:
         self.uri = shown_uri(uri)
         self._config = config
         self._key = str(locate(config.directory))
-        self._client = Client(uri)
+        self._client = TrackingClient(uri)
         self._opened: list[str] = []
         self._find_experiment()
 
@@ -262,7 +262,7 @@ def _plain(key: str) -> str:
     return quote(key, safe="/:@ +,=")
 
 
-def _log_scores(client: Client, run_id: str, scores: Mapping[str, float]) -> None:
+def _log_scores(client: TrackingClient, run_id: str, scores: Mapping[str, float]) -> None:
     """Log single values, leaving out those that a run shows already."""
     there, now = client.get_run(run_id).data.metrics, int(time.time() * 1000)
     new = [Metric(key, value, now, 0) for key, value in scores.items() if there.get(key) != value]
@@ -270,7 +270,9 @@ def _log_scores(client: Client, run_id: str, scores: Mapping[str, float]) -> Non
         client.log_batch(run_id, new)
 
 
-def _finish(client: Client, run_id: str, scores: Mapping[str, float], fingerprint: str) -> None:
+def _finish(
+    client: TrackingClient, run_id: str, scores: Mapping[str, float], fingerprint: str
+) -> None:
     _log_scores(client, run_id, scores)
     client.set_tag(run_id, _RECORDED, fingerprint)
     client.set_terminated(run_id, "FINISHED")
@@ -279,7 +281,7 @@ def _finish(client: Client, run_id: str, scores: Mapping[str, float], fingerprin
 class TrackedRun:
     """One child run. Every method raises TrackingError when the server refuses."""
 
-    def __init__(self, client: Client, experiment: str, run_id: str) -> None:
+    def __init__(self, client: TrackingClient, experiment: str, run_id: str) -> None:
         self._client = client
         self._experiment = experiment
         self.run_id = run_id

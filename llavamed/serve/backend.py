@@ -18,8 +18,8 @@ from llavamed.errors import RequestError
 from llavamed.llm.request import Image, Message
 from llavamed.model.continuation import Sampling, TokenLogprobs
 from llavamed.model.generation import Generator
-from llavamed.serve.engine import Engine, Progress
-from llavamed.serve.openai import ChatRequest, Choice, Usage, token_logprob
+from llavamed.serve.engine import BatchEngine, PartialAnswer
+from llavamed.serve.openai import ChatRequest, Choice, TokenCounts, token_logprob
 from llavamed.serve.prompt import encode_messages
 
 _SEED_RANGE = 2**63
@@ -30,7 +30,7 @@ class Update:
     """What is new of the answers to one request."""
 
     choices: Sequence[Choice]
-    usage: Usage
+    usage: TokenCounts
     """Tokens so far."""
 
 
@@ -59,7 +59,7 @@ class LocalBackend:
 
     def __init__(self, generator: Generator, serving: Serving) -> None:
         self._generator, self._serving = generator, serving
-        self._engine = Engine(
+        self._engine = BatchEngine(
             generator, max_batch_size=serving.max_batch_size, max_waiting=serving.max_waiting
         )
 
@@ -76,7 +76,7 @@ class LocalBackend:
         said = [0] * len(shown)
         ended: set[int] = set()
         async for news in self._engine.answer(prompt, _samplings(request, room)):
-            usage = Usage(len(prompt.input_ids), sum(each.num_tokens for each in news))
+            usage = TokenCounts(len(prompt.input_ids), sum(each.num_tokens for each in news))
             choices = []
             for each in news:
                 if each.index in ended:
@@ -102,7 +102,7 @@ class LocalBackend:
         """End the thread of the model."""
         await asyncio.to_thread(self._engine.close)
 
-    def _choice(self, each: Progress, shown: str, said: int) -> Choice:
+    def _choice(self, each: PartialAnswer, shown: str, said: int) -> Choice:
         logprobs = [self._logprob(found) for found in each.logprobs[said:]]
         return Choice(
             each.index, each.text[len(shown) :], each.finish_reason, logprobs if logprobs else None
@@ -158,11 +158,11 @@ class EngineBackend:
             ) as answer:
                 if answer.status != 200:
                     raise await _refusal(answer)
-                usage = Usage(0, 0)
+                usage = TokenCounts(0, 0)
                 async for chunk in _chunks(answer):
                     if chunk.get("usage"):
                         told = chunk["usage"]
-                        usage = Usage(told["prompt_tokens"], told["completion_tokens"])
+                        usage = TokenCounts(told["prompt_tokens"], told["completion_tokens"])
                     yield Update([_choice(each) for each in chunk.get("choices", [])], usage)
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise RequestError(

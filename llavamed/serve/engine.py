@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Progress:
+class PartialAnswer:
     """One answer of a request as it stands after a token."""
 
     index: int
@@ -35,20 +35,22 @@ class _Job:
     prompt: EncodedPrompt
     answers: list[Continuation]
     loop: asyncio.AbstractEventLoop
-    told: "asyncio.Queue[list[Progress] | LlavaMedError]" = field(default_factory=asyncio.Queue)
+    told: "asyncio.Queue[list[PartialAnswer] | LlavaMedError]" = field(
+        default_factory=asyncio.Queue
+    )
     is_given_up: bool = False
 
     @property
     def has_ended(self) -> bool:
         return all(answer.finish_reason is not None for answer in self.answers)
 
-    def tell(self, news: list[Progress] | LlavaMedError) -> None:
+    def tell(self, news: list[PartialAnswer] | LlavaMedError) -> None:
         """Pass news to the client, which may have gone with its event loop."""
         with suppress(RuntimeError):  # the loop is closed
             self.loop.call_soon_threadsafe(self.told.put_nowait, news)
 
 
-class Engine:
+class BatchEngine:
     """The running batch of one model, and the requests that wait to join it."""
 
     def __init__(self, generator: Generator, *, max_batch_size: int, max_waiting: int) -> None:
@@ -79,7 +81,7 @@ class Engine:
 
     async def answer(
         self, prompt: EncodedPrompt, samplings: Sequence[Sampling]
-    ) -> AsyncGenerator[list[Progress]]:
+    ) -> AsyncGenerator[list[PartialAnswer]]:
         """Answer a prompt, and yield what has changed, until all its answers have ended.
 
         A caller that stops reading gives the request up, and its answers leave the batch.
@@ -206,7 +208,7 @@ class Engine:
         for job in list(jobs):
             job.tell(
                 [
-                    Progress(
+                    PartialAnswer(
                         index,
                         answer.text,
                         len(answer.token_ids),

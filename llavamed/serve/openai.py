@@ -161,7 +161,7 @@ def error_body(error: RequestError) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Usage:
+class TokenCounts:
     """Tokens of a request and of all its answers."""
 
     prompt_tokens: int
@@ -218,7 +218,7 @@ def token_logprob(text: str, logprob: float, likeliest: Sequence[tuple[str, floa
 
 
 @dataclass(frozen=True)
-class Reply:
+class ResponseHead:
     """What all parts of the answer to one request have in common."""
 
     id: str
@@ -226,11 +226,11 @@ class Reply:
     created: int
 
     @classmethod
-    def to(cls, request_id: str, model: str) -> "Reply":
+    def to(cls, request_id: str, model: str) -> "ResponseHead":
         """Return the reply to a request that has come now."""
         return cls(f"chatcmpl-{request_id}", model, int(time.time()))
 
-    def whole(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
+    def whole(self, choices: Sequence[Choice], usage: TokenCounts) -> dict[str, Any]:
         """Return the body of a whole answer."""
         return self._body("chat.completion", [each.whole() for each in choices]) | {
             "usage": usage.body()
@@ -246,7 +246,7 @@ class Reply:
         """Return a further chunk of a stream."""
         return self._body("chat.completion.chunk", [choice.delta()])
 
-    def closing(self, usage: Usage) -> dict[str, Any]:
+    def closing(self, usage: TokenCounts) -> dict[str, Any]:
         """Return the chunk that tells the usage of a stream."""
         return self._body("chat.completion.chunk", []) | {"usage": usage.body()}
 

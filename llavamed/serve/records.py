@@ -75,7 +75,7 @@ class Metrics:
 
 
 @dataclass
-class Record:
+class RequestRecord:
     """What is known of one request, until it has ended."""
 
     request_id: str

@@ -25,14 +25,14 @@ from llavamed.serve.openai import (
     DONE,
     ChatRequest,
     Choice,
-    Reply,
-    Usage,
+    ResponseHead,
+    TokenCounts,
     error_body,
     event,
     parse_request,
 )
 from llavamed.serve.page import POLICY, read_page
-from llavamed.serve.records import LineFile, Metrics, Record
+from llavamed.serve.records import LineFile, Metrics, RequestRecord
 from llavamed.serve.stream import (
     CLIENT_CLOSED,
     ClientGoneError,
@@ -54,7 +54,7 @@ _HEADERS = {
     "Cache-Control": "no-store",
     "X-Research-Use-Only": "true",
 }
-Handler = Callable[["Service", Request, Record], Awaitable[Response]]
+Handler = Callable[["Service", Request, RequestRecord], Awaitable[Response]]
 
 
 class Service:
@@ -104,7 +104,7 @@ class Service:
             )
         return app
 
-    async def chat(self, request: Request, record: Record) -> Response:
+    async def chat(self, request: Request, record: RequestRecord) -> Response:
         """Answer a request for chat completions."""
         asked = parse_request(await self._read_body(request))
         self._check(asked)
@@ -112,7 +112,7 @@ class Service:
         messages = await read_messages(asked.messages, self.serving)
         self._note(record, messages)
         updates = self.backend.answer(asked, messages)
-        reply = Reply.to(record.request_id, asked.model)
+        reply = ResponseHead.to(record.request_id, asked.model)
         # Errors before the first token still have a status of their own.
         first = await unless_gone(request.receive, first_of(updates))
         record.first_token_seconds = record.seconds
@@ -127,7 +127,7 @@ class Service:
         )
         return JSONResponse(body)
 
-    async def models(self, request: Request, _: Record) -> Response:
+    async def models(self, request: Request, _: RequestRecord) -> Response:
         """Return the models, or the one of a name."""
         model = {"id": self.serving.name, "object": "model", "created": 0, "owned_by": "llavamed"}
         name = request.path_params.get("name")
@@ -136,7 +136,7 @@ class Service:
         self._check_model(name)
         return JSONResponse(model)
 
-    async def info(self, _: Request, __: Record) -> Response:
+    async def info(self, _: Request, __: RequestRecord) -> Response:
         """Return what the page needs to know."""
         return JSONResponse(
             {
@@ -147,7 +147,7 @@ class Service:
             }
         )
 
-    async def feedback(self, request: Request, record: Record) -> Response:
+    async def feedback(self, request: Request, record: RequestRecord) -> Response:
         """Keep the opinion of a user who agreed to it."""
         if self._feedback is None:
             raise RequestError(
@@ -165,7 +165,7 @@ class Service:
         async def guarded(request: Request) -> Response:
             given = request.headers.get("x-request-id", "")
             is_usable = _REQUEST_ID.fullmatch(given)
-            record = Record(given if is_usable else uuid.uuid4().hex)
+            record = RequestRecord(given if is_usable else uuid.uuid4().hex)
             try:
                 record.client = self.access.client(request.headers.get("authorization"))
                 self.access.count(record.client)
@@ -191,7 +191,7 @@ class Service:
 
         return guarded
 
-    def end(self, record: Record) -> None:
+    def end(self, record: RequestRecord) -> None:
         """Count a request that has ended, and write it to the audit log and to MLflow."""
         record.count(self.metrics)
         for log in (self._audit, self._traces):
@@ -243,7 +243,7 @@ class Service:
                 param="model",
             )
 
-    def _note(self, record: Record, messages: list[Message]) -> None:
+    def _note(self, record: RequestRecord, messages: list[Message]) -> None:
         parts = [part for message in messages for part in message.parts]
         images = [part for part in parts if isinstance(part, Image)]
         record.num_images = len(images)
@@ -251,7 +251,7 @@ class Service:
         if self.serving.log_content:
             record.questions = [part for part in parts if isinstance(part, str)]
 
-    def _count(self, record: Record, update: Update) -> None:
+    def _count(self, record: RequestRecord, update: Update) -> None:
         record.prompt_tokens = update.usage.prompt_tokens
         record.completion_tokens = update.usage.completion_tokens
         for choice in update.choices:
@@ -262,7 +262,12 @@ class Service:
                 record.answers[choice.index] = before + choice.text
 
     async def _whole(
-        self, reply: Reply, first: Update, updates: AsyncGenerator[Update], record: Record, n: int
+        self,
+        reply: ResponseHead,
+        first: Update,
+        updates: AsyncGenerator[Update],
+        record: RequestRecord,
+        n: int,
     ) -> dict[str, Any]:
         """Return the body of a whole answer."""
         texts, logprobs = [""] * n, [[] for _ in range(n)]  # type: list[str], list[list[Any]]
@@ -280,14 +285,14 @@ class Service:
             Choice(index, text, ends[index], logprobs[index] if has_logprobs else None)
             for index, text in enumerate(texts)
         ]
-        return reply.whole(choices, Usage(record.prompt_tokens, record.completion_tokens))
+        return reply.whole(choices, TokenCounts(record.prompt_tokens, record.completion_tokens))
 
     async def _events(
         self,
-        reply: Reply,
+        reply: ResponseHead,
         first: Update,
         updates: AsyncGenerator[Update],
-        record: Record,
+        record: RequestRecord,
         *,
         with_usage: bool,
     ) -> AsyncGenerator[bytes]:
@@ -303,7 +308,7 @@ class Service:
                     if choice.text or choice.finish_reason or choice.logprobs:
                         yield event(reply.chunk(choice))
             if with_usage:
-                usage = Usage(record.prompt_tokens, record.completion_tokens)
+                usage = TokenCounts(record.prompt_tokens, record.completion_tokens)
                 yield event(reply.closing(usage))
             yield DONE
         except RequestError as error:

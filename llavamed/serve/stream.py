@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from llavamed.serve.backend import Update
-from llavamed.serve.records import Record
+from llavamed.serve.records import RequestRecord
 
 T = TypeVar("T")
 
@@ -27,7 +27,10 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, events: AsyncGenerator[bytes], record: Record, end: Callable[[Record], None]
+        self,
+        events: AsyncGenerator[bytes],
+        record: RequestRecord,
+        end: Callable[[RequestRecord], None],
     ) -> None:
         super().__init__()
         del self.headers["content-length"]

@@ -23,7 +23,7 @@ from llavamed.errors import ConfigError, TrainingError
 from llavamed.run import driver
 from llavamed.run.curriculum import plan_curriculum
 from llavamed.run.driver import run_curriculum
-from llavamed.run.progress import Progress
+from llavamed.run.progress import ProgressDisplay
 from llavamed.storage.location import Location, locate
 from llavamed.storage.manifest import read
 from llavamed.storage.run_progress import RunSummary
@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 def run(config: RunConfig) -> tuple[dict, str]:
     said: list[str] = []
     with on_log(said.append):
-        summary = run_curriculum(config, Progress())
+        summary = run_curriculum(config, ProgressDisplay())
     return summary, "\n".join(said)
 
 
@@ -236,7 +236,7 @@ def test_an_error_of_ours_ends_the_stage_at_once(small: RunConfig) -> None:
         on_log(said.append, level=logging.DEBUG),
         pytest.raises(TrainingError, match=r"loss=(nan|inf) at step \d+.*not finite"),
     ):
-        run_curriculum(config, Progress())
+        run_curriculum(config, ProgressDisplay())
     started = [line for line in said if line.startswith("worker ")]
     assert len(started) == config.scaling.num_workers, "it is tried again"
 

@@ -27,7 +27,7 @@ from llavamed.cluster.rayjob import (
     make_job_on,
 )
 from llavamed.cluster.rules import broken_rules
-from llavamed.cluster.status import Progress, describe, read_job, read_progress
+from llavamed.cluster.status import ProgressReport, describe, read_job, read_progress
 from llavamed.config.load import load_config
 from llavamed.errors import ClusterError, ConfigError
 from llavamed.storage.location import locate
@@ -221,7 +221,7 @@ RUNNING = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING", "failed": 1
 
 
 def test_what_is_said_of_a_running_job() -> None:
-    lines = describe(read_job(job_of(**RUNNING)), Progress(progress()), NOW)
+    lines = describe(read_job(job_of(**RUNNING)), ProgressReport(progress()), NOW)
     assert lines == [
         ("job", "demo  running, attempt 2"),
         ("run", "demo  attempt 2"),
@@ -236,21 +236,25 @@ def test_what_is_said_of_one_that_ended_is_silent_or_unknown() -> None:
     failed = read_job(
         job_of(jobDeploymentStatus="Failed", jobStatus="FAILED", reason="AppFailed", message="x")
     )
-    lines = dict(describe(failed, Progress(progress(state="failed", reason="a=b: rule")), NOW))
+    lines = dict(
+        describe(failed, ProgressReport(progress(state="failed", reason="a=b: rule")), NOW)
+    )
     assert lines["reason"] == "AppFailed: x"
     assert lines["run"] == "demo  attempt 2 failed: a=b: rule"
     assert lines["cost"] == "7.00 USD, 2.00 GPU hours"
     running = read_job(job_of(**RUNNING))
-    late = dict(describe(running, Progress(progress()), NOW + timedelta(minutes=5)))
+    late = dict(describe(running, ProgressReport(progress()), NOW + timedelta(minutes=5)))
     assert late["silent"] == "for 0:05:02: see `llavamed cluster logs demo`"
     again = read_job(job_of("2026-11-25T11:59:59Z", **RUNNING))
-    assert "of an earlier job" in dict(describe(again, Progress(progress()), NOW))["progress"]
+    assert "of an earlier job" in dict(describe(again, ProgressReport(progress()), NOW))["progress"]
     unpriced = progress(spent=Spending(gpu_seconds=3600, cost=None))
-    assert dict(describe(running, Progress(unpriced), NOW))["cost"].endswith("an unknown price")
+    assert dict(describe(running, ProgressReport(unpriced), NOW))["cost"].endswith(
+        "an unknown price"
+    )
 
 
 def test_progress_is_read_from_storage_or_said_to_be_out_of_reach(s3_uri: str) -> None:
-    def at(directory: str | None) -> Progress:
+    def at(directory: str | None) -> ProgressReport:
         job = job_of(**RUNNING)
         job["metadata"]["annotations"] = {} if directory is None else {DIRECTORY: directory}
         return read_progress(read_job(job))

@@ -20,7 +20,7 @@ from llavamed.data.record import check_record
 from llavamed.data.sources import open_source
 from llavamed.errors import ConfigError, DataError, EndpointError
 from llavamed.llm import client
-from llavamed.llm.cost import Estimate
+from llavamed.llm.cost import CostEstimate
 from llavamed.storage.location import locate
 from tests.conftest import CONFIGS
 from tests.support.chat_endpoint import MAY_PASS, chat_endpoint
@@ -256,7 +256,7 @@ def test_the_estimate_comes_first_and_the_budget_stops_before_the_first_call(tmp
 def test_a_budget_of_the_checker_is_for_all_figures(tmp_path, endpoint):
     checker = f"{{url: '{endpoint.url}', model: judge, prices: {PRICES}, max_cost: 20}}"
     config = corpus(tmp_path, endpoint, f"corpus.dialogues.checker={checker}")
-    plan = Plan(19, 10, Estimate(9, 1, 1, None), Estimate(19, 1, 1, 38.0))
+    plan = Plan(19, 10, CostEstimate(9, 1, 1, None), CostEstimate(19, 1, 1, 38.0))
     with pytest.raises(ConfigError, match=r"checker.max_cost=20: .* or ask about 10 figures by"):
         check_cost(plan, DialogueJob(config).settings)
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from llavamed.corpus.figures import (
     FIGURES_SCHEMA,
+    FigureImage,
     FigureRow,
-    Picture,
     from_table,
     iter_kept,
     list_parts,
@@ -22,7 +22,7 @@ from llavamed.storage.location import MANIFEST, locate
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 NUMBER = st.integers(0, 2**31 - 1)
-PICTURES = st.builds(Picture, TEXT, TEXT, TEXT, TEXT, NUMBER, NUMBER, NUMBER, TEXT)
+PICTURES = st.builds(FigureImage, TEXT, TEXT, TEXT, TEXT, NUMBER, NUMBER, NUMBER, TEXT)
 SEVERAL = st.lists(TEXT, max_size=3).map(tuple)
 OWN = {
     "version": NUMBER,

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from llavamed.errors import DataError
 from llavamed.evaluate.answers import ANSWERS, iter_answers, read_answers
 from llavamed.evaluate.conditions import CONDITIONS, MAJORITY, MEAN_COLOUR, Majority
-from llavamed.evaluate.generate import Count, Task, add_up, answer_here, answer_key, collect
+from llavamed.evaluate.generate import AnswerCounts, Task, add_up, answer_here, answer_key, collect
 from llavamed.storage.location import locate
 from tests.support.asked_questions import CHUNK, Made, NotingCandidate, asked, picture, question
 
@@ -35,7 +35,7 @@ def task_of(tmp_path: Path, *conditions: str, **facts: Any) -> Task:
     )
 
 
-def run(task: Task) -> Count:
+def run(task: Task) -> AnswerCounts:
     return add_up(answer_here(task), lambda _: None)
 
 
@@ -93,8 +93,8 @@ def test_pictures_are_borrowed_from_the_next_questions_where_all_are_about_one()
 
 def test_nothing_is_asked_twice(tmp_path: Path) -> None:
     task = task_of(tmp_path)
-    assert run(task) == Count(NUMBER, NUMBER, 0)
-    assert run(task) == Count(NUMBER, 0, 0)
+    assert run(task) == AnswerCounts(NUMBER, NUMBER, 0)
+    assert run(task) == AnswerCounts(NUMBER, 0, 0)
     assert asked(tmp_path / "log") == [f"q{number}" for number in range(NUMBER)]
     # Questions without a picture that read alike are one question.
     alone = task_of(tmp_path, "question_only")
@@ -134,15 +134,15 @@ def test_a_damaged_part_is_made_again(tmp_path: Path) -> None:
     task = task_of(tmp_path)
     run(task)
     task.place("trained", 1).write_bytes(b"half a file")
-    assert run(task) == Count(NUMBER, CHUNK, 0)
+    assert run(task) == AnswerCounts(NUMBER, CHUNK, 0)
 
 
 def test_a_question_without_an_answer_is_asked_again_and_never_collected(tmp_path: Path) -> None:
     count = run(task_of(tmp_path, fails=frozenset({"q3", "q12"})))
-    assert count == Count(NUMBER - 2, NUMBER - 2, 2)
+    assert count == AnswerCounts(NUMBER - 2, NUMBER - 2, 2)
     (tmp_path / "log").unlink()
     task = task_of(tmp_path)
-    assert run(task) == Count(NUMBER, 2, 0)
+    assert run(task) == AnswerCounts(NUMBER, 2, 0)
     assert asked(tmp_path / "log") == ["q3", "q12"]
 
 

@@ -18,7 +18,7 @@ from tenacity import wait_none
 from llavamed.config.endpoint import Endpoint, Prices
 from llavamed.errors import ConfigError, EndpointError
 from llavamed.llm import client as module
-from llavamed.llm.client import DOWN_AFTER, Client, ask
+from llavamed.llm.client import DOWN_AFTER, EndpointClient, ask
 from llavamed.llm.request import Image, Message, Request
 from tests.support.chat_endpoint import MAY_PASS, chat_endpoint
 
@@ -55,7 +55,7 @@ def answers(endpoint, cache, *requests, **settings):
 
     async def work():
         place = Endpoint(url=endpoint.url, model="judge", **settings)
-        async with Client(place, str(cache)) as client:
+        async with EndpointClient(place, str(cache)) as client:
             found = {id(request): answer async for request, answer in ask(client, requests)}
         return [found[id(request)] for request in requests]
 
@@ -373,7 +373,7 @@ def test_requests_are_read_as_places_become_free(endpoint, tmp_path):
 
     async def first():
         place = Endpoint(url=endpoint.url, model="judge", max_in_flight=2)
-        async with Client(place, str(tmp_path)) as client:
+        async with EndpointClient(place, str(tmp_path)) as client:
             found = ask(client, source())
             await anext(found)
             await found.aclose()

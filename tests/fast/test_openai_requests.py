@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llavamed.errors import RequestError
-from llavamed.serve.openai import Choice, Reply, Usage, error_body, parse_request
+from llavamed.serve.openai import Choice, ResponseHead, TokenCounts, error_body, parse_request
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -74,7 +74,7 @@ def test_null_means_the_default_and_the_newer_name_wins() -> None:
 
 
 def test_a_whole_answer_and_a_stream_say_the_same() -> None:
-    reply, usage = Reply("chatcmpl-1", "m", 0), Usage(3, 2)
+    reply, usage = ResponseHead("chatcmpl-1", "m", 0), TokenCounts(3, 2)
     whole = reply.whole([Choice(0, "Yes.", "stop")], usage)
     assert whole["choices"][0]["message"] == {
         "role": "assistant",

@@ -12,15 +12,15 @@ import numpy as np
 from llavamed.evaluate.candidate import Reply
 from llavamed.evaluate.conditions import CONDITIONS
 from llavamed.evaluate.generate import Task, answer_here
-from llavamed.evaluate.questions import Picture, Question
+from llavamed.evaluate.questions import Question, QuestionImage
 from llavamed.processor.turns import Turn
 
 CHUNK = 10
 
 
-def picture(number: int) -> Picture:
+def picture(number: int) -> QuestionImage:
     pixels = np.random.default_rng(number).integers(0, 256, size=(6, 8, 3), dtype=np.uint8)
-    return Picture.from_pixels(pixels)
+    return QuestionImage.from_pixels(pixels)
 
 
 def question(number: int, **facts: Any) -> Question:

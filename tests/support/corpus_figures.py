@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from llavamed.corpus.figures import FigureRow, Picture
+from llavamed.corpus.figures import FigureImage, FigureRow
 
 CAPTIONS = {
     "chest_xray": "Chest radiograph {} shows an opacity in the right lower lobe.",
@@ -16,7 +16,7 @@ CAPTIONS = {
 def figure(number: int = 0, **facts: object) -> FigureRow:
     """A kept figure of an article of its own with one picture."""
     pmcid = f"PMC{number + 1}"
-    picture = Picture(f"images/{pmcid}.1/f1.png", "", "", "", 0, 300, 300, "png")
+    picture = FigureImage(f"images/{pmcid}.1/f1.png", "", "", "", 0, 300, 300, "png")
     row = FigureRow(
         pmcid=pmcid,
         version=1,

@@ -10,9 +10,9 @@ import pytest
 from llavamed.config.run import RunConfig
 from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.evaluate import answering
-from llavamed.evaluate.generate import Count, Task, answer_here
+from llavamed.evaluate.generate import AnswerCounts, Task, answer_here
 from llavamed.run import driver
-from llavamed.run.progress import Progress
+from llavamed.run.progress import ProgressDisplay
 from llavamed.train.context import Workers
 from llavamed.train.job import StageJob
 from tests.support.training_setup import prepared, run_stage, small_config
@@ -60,7 +60,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> Done:
         done.note("trained")
         return True
 
-    def answer_on_ray(task: Task, **_: Any) -> Iterator[Count]:
+    def answer_on_ray(task: Task, **_: Any) -> Iterator[AnswerCounts]:
         yield from answer_here(task)
         done.note("answer")
 
@@ -77,5 +77,5 @@ def scored_config(config: RunConfig, folder: Path, *overrides: str) -> RunConfig
     return small.model_copy(update={"stages": small.stages[:1]})
 
 
-def quiet() -> Progress:
-    return Progress()
+def quiet() -> ProgressDisplay:
+    return ProgressDisplay()

@@ -13,7 +13,7 @@ from PIL import Image as Picture
 
 from llavamed.errors import RequestError
 from llavamed.serve.backend import Update
-from llavamed.serve.openai import Choice, Usage
+from llavamed.serve.openai import Choice, TokenCounts
 from tests.support.running_service import TOKEN, RunningService, run_service, settings
 
 CHROMIUM = shutil.which("chromium")
@@ -43,13 +43,13 @@ class Scripted:
         self.is_open += 1
         try:
             for start in range(0, len(text), 7):
-                yield Update([Choice(0, text[start : start + 7], None)], Usage(3, start))
+                yield Update([Choice(0, text[start : start + 7], None)], TokenCounts(3, start))
                 await asyncio.sleep(0.005)
             if question == "endless":
                 await asyncio.sleep(600)
             if question == "break":
                 raise RequestError("model: failed in the middle; try again", code="y", status=500)
-            yield Update([Choice(0, "", "stop")], Usage(3, len(text)))
+            yield Update([Choice(0, "", "stop")], TokenCounts(3, len(text)))
         finally:
             self.is_open -= 1
 

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from llavamed.run import progress as module
-from llavamed.run.progress import Progress
+from llavamed.run.progress import ProgressDisplay
 from tests.support.log_messages import on_log
 
 
@@ -21,7 +21,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_the_lines_of_a_stage(clock: list[float]) -> None:
     said: list[str] = []
-    with on_log(said.append), Progress() as progress:
+    with on_log(said.append), ProgressDisplay() as progress:
         progress.stage_started("align", 4)
         progress.trained([{"step": 1, "loss": 2.0, "tokens_per_second": 1234.0, "mfu": 0.4321}])
         clock[0] += 0.5
@@ -38,7 +38,7 @@ def test_the_lines_of_a_stage(clock: list[float]) -> None:
 def test_the_rate_is_that_of_the_last_seconds(clock: list[float]) -> None:
     """A slow start is forgotten: 100 samples in 100 s, then 10 a second for a minute."""
     said: list[str] = []
-    with on_log(said.append), Progress() as progress:
+    with on_log(said.append), ProgressDisplay() as progress:
         progress.prepared("captions", 0, 10_000)
         clock[0] += 100
         progress.prepared("captions", 100, 10_000)
@@ -52,7 +52,7 @@ def test_a_terminal_shows_a_bar_and_keeps_the_last_line() -> None:
     said: list[str] = []
     screen = io.StringIO()
     terminal = Console(file=screen, force_terminal=True, width=100)
-    with on_log(said.append), Progress(terminal) as progress:
+    with on_log(said.append), ProgressDisplay(terminal) as progress:
         for done in range(5):
             progress.answered(done, 4)
         assert "evaluate" in screen.getvalue()
@@ -67,6 +67,6 @@ def test_a_terminal_shows_a_bar_and_keeps_the_last_line() -> None:
 def test_a_quiet_run_shows_no_bar() -> None:
     screen = io.StringIO()
     terminal = Console(file=screen, force_terminal=True)
-    with on_log(lambda _: None, level=logging.WARNING), Progress(terminal) as progress:
+    with on_log(lambda _: None, level=logging.WARNING), ProgressDisplay(terminal) as progress:
         progress.answered(1, 2)
     assert screen.getvalue() == ""

@@ -13,7 +13,7 @@ from llavamed.errors import LeaseError, StorageError, TrainingError
 from llavamed.run import record as module
 from llavamed.run.curriculum import plan_curriculum
 from llavamed.run.driver import run_curriculum
-from llavamed.run.progress import Progress
+from llavamed.run.progress import ProgressDisplay
 from llavamed.run.record import RunRecord
 from llavamed.storage.lease import hold_lease
 from llavamed.storage.location import locate
@@ -50,7 +50,7 @@ def recorded(config: RunConfig) -> Iterator[RunRecord]:
     plans = plan_curriculum(config)
     with (
         hold_lease(locate(config.directory), hint="wait") as lease,
-        RunRecord(config, plans, lease, Progress()) as record,
+        RunRecord(config, plans, lease, ProgressDisplay()) as record,
     ):
         yield record
 

@@ -22,7 +22,7 @@ from llavamed.model.generation import Generator, Prompt
 from llavamed.model.running_batch import RunningBatch
 from llavamed.processor.turns import Turn
 from llavamed.serve.backend import LocalBackend
-from llavamed.serve.engine import Engine, _Job
+from llavamed.serve.engine import BatchEngine, _Job
 from llavamed.serve.export import open_export
 from llavamed.serve.launch import serve
 from llavamed.storage.location import locate
@@ -218,7 +218,7 @@ def test_requests_that_fail_to_join_together_begin_anew_one_by_one(
         append(batch, rows, *rest)
 
     monkeypatch.setattr(RunningBatch, "_append", fail_for_several)
-    engine = Engine(generator, max_batch_size=4, max_waiting=4)
+    engine = BatchEngine(generator, max_batch_size=4, max_waiting=4)
     engine.close()  # its thread; the batch is tried from here
     loop, prompt = asyncio.new_event_loop(), generator.encode(Prompt([Turn("user", "Why?")], []))
     jobs = [_Job(prompt, [generator.begin(Sampling(3))], loop) for _ in range(2)]
@@ -238,7 +238,7 @@ def test_no_client_waits_for_a_model_that_has_stopped(
         def stop(*_: Any) -> None:
             raise RuntimeError("no more")
 
-        monkeypatch.setattr(Engine, step, stop)
+        monkeypatch.setattr(BatchEngine, step, stop)
         status, body = service.chat("Why?", max_tokens=3)
         assert (status, body["error"]["message"]) == (503, "service: has stopped; try again")
         assert service.chat("Why?")[0] == 503

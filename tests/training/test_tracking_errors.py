@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 
 from llavamed.config.run import RunConfig
 from llavamed.errors import TrackingError
-from llavamed.run.mlflow_client import Client, readable_errors, shown_uri, tracking_uri
+from llavamed.run.mlflow_client import TrackingClient, readable_errors, shown_uri, tracking_uri
 from llavamed.run.tracking import Tracker
 from tests.training.test_tracking import in_folder
 
@@ -37,7 +37,7 @@ def _no_server_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database of which tests take copies."""
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    Client(f"sqlite:///{path}")
+    TrackingClient(f"sqlite:///{path}")
     return path
 
 
@@ -70,7 +70,7 @@ def test_a_deleted_experiment_is_restored_or_another_is_set(
     with pytest.raises(TrackingError, match=rf"tracking.experiment=llavamed: is deleted.*; {hint}"):
         Tracker(config)
     with pytest.raises(TrackingError, match=rf"its experiment is deleted; {hint}, or set "):
-        Client(tracking_uri(config)).create_run(experiment.experiment_id)
+        TrackingClient(tracking_uri(config)).create_run(experiment.experiment_id)
     client.restore_experiment(experiment.experiment_id)
     assert Tracker(config).start("align", {}).run_id == run.run_id
 
@@ -121,7 +121,7 @@ def test_a_database_that_is_away_costs_seconds(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("mlflow.store.db.utils.time.sleep", slept.append)
     message = r"^tracking.uri=postgresql://me:\*\*\*@127.0.0.1:9/runs: does not answer \("
     with pytest.raises(TrackingError, match=message):
-        Client("postgresql://me:secret@127.0.0.1:9/runs").get_experiment_by_name("llavamed")
+        TrackingClient("postgresql://me:secret@127.0.0.1:9/runs").get_experiment_by_name("llavamed")
     assert 0 < sum(slept) < 5
     assert int(os.environ["PGCONNECT_TIMEOUT"]) <= 10
 

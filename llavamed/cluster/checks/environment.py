@@ -33,7 +33,7 @@ from llavamed.cluster.kinds import (
 from llavamed.cluster.pending import causes
 from llavamed.cluster.pods import (
     Amounts,
-    Group,
+    PodGroup,
     groups_of,
     nearest_node,
     pods_that_fit,
@@ -176,7 +176,7 @@ def quota(snapshot: Snapshot) -> Iterator[Problem]:
                     )
 
 
-def _demand(groups: Iterable[Group]) -> Amounts:
+def _demand(groups: Iterable[PodGroup]) -> Amounts:
     total: Amounts = {}
     for group in groups:
         if group.replicas:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llavamed.cluster.kinds import Object, name_of
-from llavamed.cluster.pods import Group, groups_of
+from llavamed.cluster.pods import PodGroup, groups_of
 from llavamed.cluster.snapshot import Snapshot
 
 
@@ -33,7 +33,7 @@ def title(thing: Object) -> str:
     return f"{thing['kind']} {name_of(thing)}"
 
 
-def each_group(snapshot: Snapshot) -> Iterator[tuple[Object, Group]]:
+def each_group(snapshot: Snapshot) -> Iterator[tuple[Object, PodGroup]]:
     """Yield every group of pods with the RayCluster or RayJob that it is of."""
     for thing in snapshot.ray:
         for group in groups_of(thing):

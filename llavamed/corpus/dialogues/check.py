@@ -23,7 +23,7 @@ visible: 5 if every answer could be given by an expert who only looks at the ima
 needs something else, such as the history of the patient; 1 if most do."""
 
 
-class Scores(BaseModel):
+class DialogueScores(BaseModel):
     """Two scores from 1 to 5."""
 
     grounded: Annotated[int, Field(ge=1, le=5)]
@@ -37,5 +37,5 @@ def check_request(turns: Sequence[SpokenTurn], notes: str) -> Request:
     return Request(
         (Message("system", (_SYSTEM,)), Message("user", (asked,))),
         max_tokens=MAX_TOKENS,
-        schema=Scores,
+        schema=DialogueScores,
     )

@@ -39,7 +39,7 @@ class Exchange:
 
 
 @dataclass(frozen=True)
-class Finding:
+class RuleMatch:
     """What a rule found: in which exchange (None: in the whole dialogue), and its words."""
 
     rule: str
@@ -48,11 +48,11 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class FilterResult:
     """The exchanges that passed, none where the dialogue did not, and all that was found."""
 
     kept: tuple[Exchange, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[RuleMatch, ...]
 
 
 class _Rule(BaseModel):
@@ -194,7 +194,7 @@ class Filters(BaseModel):
         name: str,
         scores: Mapping[str, float] | None,
         earlier: Repeats,
-    ) -> Verdict:
+    ) -> FilterResult:
         """Judge one dialogue.
 
         Args:
@@ -209,14 +209,14 @@ class Filters(BaseModel):
             speakers = ", ".join(turn.speaker for turn in turns)
             orders = [each for each in self.rules if isinstance(each, Order)]
             name_of_rule = orders[0].name if orders else "turn_order"
-            return Verdict((), (Finding(name_of_rule, None, speakers),))
-        findings: list[Finding] = []
+            return FilterResult((), (RuleMatch(name_of_rule, None, speakers),))
+        findings: list[RuleMatch] = []
         dropped: set[int] = set()
         is_dropped = False
         for rule in self.rules:
             left = [each for number, each in enumerate(exchanges) if number not in dropped]
             for place, found in _found(rule, exchanges, left, notes, scores):
-                findings.append(Finding(rule.name, place, found))
+                findings.append(RuleMatch(rule.name, place, found))
                 is_dropped |= rule.drops == "dialogue"
                 if place is not None:
                     dropped.add(place)
@@ -226,9 +226,9 @@ class Filters(BaseModel):
                 if isinstance(rule, Repetition):
                     text = " ".join(f"{each.question} {each.answer}" for each in kept)
                     if other := earlier.add(name, text, rule.similarity):
-                        findings.append(Finding(rule.name, None, other))
+                        findings.append(RuleMatch(rule.name, None, other))
                         is_dropped |= rule.drops == "dialogue"
-        return Verdict(() if is_dropped else kept, tuple(findings))
+        return FilterResult(() if is_dropped else kept, tuple(findings))
 
 
 def pair(turns: Sequence[SpokenTurn]) -> list[Exchange] | None:

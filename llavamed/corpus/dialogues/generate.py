@@ -18,10 +18,10 @@ from PIL import Image as Picture
 
 from llavamed.config.corpus import Dialogues
 from llavamed.config.endpoint import Endpoint
-from llavamed.corpus.dialogues.check import MAX_TOKENS, Scores, check_request
+from llavamed.corpus.dialogues.check import MAX_TOKENS, DialogueScores, check_request
 from llavamed.corpus.dialogues.filters import Filters, load_filters
 from llavamed.corpus.dialogues.prompt import (
-    Prompt,
+    DialoguePrompt,
     SpokenTurn,
     WrittenDialogue,
     load_prompt,
@@ -32,9 +32,9 @@ from llavamed.corpus.dialogues.table import DIALOGUE_SCHEMA, DialoguesManifest, 
 from llavamed.corpus.figures import FigureRow
 from llavamed.corpus.samples import SAMPLE_SCHEMA, caption_of, make_sample, remove_others
 from llavamed.errors import ConfigError
-from llavamed.llm.answer import Answer, AnswerCache
-from llavamed.llm.client import Client, ask
-from llavamed.llm.cost import Estimate, Usage, cost, estimate
+from llavamed.llm.answer import AnswerCache, EndpointAnswer
+from llavamed.llm.client import EndpointClient, ask
+from llavamed.llm.cost import CostEstimate, Usage, cost, estimate
 from llavamed.llm.request import Image, Request
 from llavamed.storage.fingerprint import fingerprint
 from llavamed.storage.location import MANIFEST, Location
@@ -63,7 +63,7 @@ class Writer:
     """All that a request or a verdict depends on beside the figure."""
 
     settings: Dialogues
-    prompt: Prompt
+    prompt: DialoguePrompt
     filters: Filters
     corpus: Location
     """Folder of the corpus, below which the pictures lie."""
@@ -99,8 +99,8 @@ class Plan:
     num_figures: int
     num_answered: int
     """Figures whose answer is in the cache."""
-    writing: Estimate
-    checking: Estimate | None
+    writing: CostEstimate
+    checking: CostEstimate | None
 
 
 def plan_dialogues(figures: Figures, writer: Writer, answers: str) -> Plan:
@@ -158,10 +158,12 @@ async def write_dialogues(figures: Figures, writer: Writer, places: Places) -> D
     """
     settings = writer.settings
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(Client(settings.endpoint, places.answers))
+        client = await stack.enter_async_context(EndpointClient(settings.endpoint, places.answers))
         checker = None
         if settings.checker is not None:
-            checker = await stack.enter_async_context(Client(settings.checker, places.answers))
+            checker = await stack.enter_async_context(
+                EndpointClient(settings.checker, places.answers)
+            )
 
         async def answered() -> AsyncIterator[list[Row]]:
             waiting = iter(figures())
@@ -226,7 +228,7 @@ async def _judge_and_write(
     return manifest
 
 
-def _examples(prompt: Prompt) -> Repeats:
+def _examples(prompt: DialoguePrompt) -> Repeats:
     """Return the examples as earlier dialogues: small models answer with one of them."""
     earlier = Repeats()
     for number, example in enumerate(prompt.examples):
@@ -235,7 +237,7 @@ def _examples(prompt: Prompt) -> Repeats:
 
 
 async def _written(
-    client: Client, writer: Writer, figures: Sequence[FigureRow]
+    client: EndpointClient, writer: Writer, figures: Sequence[FigureRow]
 ) -> AsyncIterator[Row]:
     """Yield a row for each figure, without a verdict, as the answers come."""
     waiting: dict[str, list[FigureRow]] = {}
@@ -251,7 +253,9 @@ async def _written(
         yield _row(figure, answer, client.endpoint, writer.prompt)
 
 
-def _row(figure: FigureRow, answer: Answer, endpoint: Endpoint, prompt: Prompt) -> Row:
+def _row(
+    figure: FigureRow, answer: EndpointAnswer, endpoint: Endpoint, prompt: DialoguePrompt
+) -> Row:
     turns = answer.value.turns if isinstance(answer.value, WrittenDialogue) else []
     return {
         "figure_id": figure.id,
@@ -284,7 +288,7 @@ def _row(figure: FigureRow, answer: Answer, endpoint: Endpoint, prompt: Prompt) 
     }
 
 
-async def _check(checker: Client, rows: list[Row]) -> None:
+async def _check(checker: EndpointClient, rows: list[Row]) -> None:
     """Add the scores of the checking model to the rows that hold a dialogue."""
     waiting: dict[str, list[Row]] = {}
 
@@ -300,7 +304,7 @@ async def _check(checker: Client, rows: list[Row]) -> None:
         row["checker"] = checker.endpoint.model
         row["checker_hash"] = answer.key
         row["checker_cost"] = answer.cost
-        if isinstance(answer.value, Scores):
+        if isinstance(answer.value, DialogueScores):
             row["scores"] = {key: float(value) for key, value in answer.value.model_dump().items()}
 
 
@@ -332,7 +336,7 @@ def _sample(row: Row, seed: int) -> Row:
     )
 
 
-def _checking(figures: Figures, writer: Writer) -> Estimate | None:
+def _checking(figures: Figures, writer: Writer) -> CostEstimate | None:
     """Estimate the checks of all dialogues, by the longest that each can be.
 
     Which are checked already is not known: their words, which decide the request, are not read.
@@ -348,7 +352,7 @@ def _checking(figures: Figures, writer: Writer) -> Estimate | None:
     count = sum(1 for _ in figures())
     usage = Usage(prompts, 0, MAX_TOKENS * count, is_estimated=True)
     price = None if endpoint.prices is None else cost(usage, endpoint.prices)
-    return Estimate(count, usage.prompt_tokens, usage.completion_tokens, price)
+    return CostEstimate(count, usage.prompt_tokens, usage.completion_tokens, price)
 
 
 def _image(data: bytes) -> Image:

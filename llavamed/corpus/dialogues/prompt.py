@@ -57,7 +57,7 @@ class Example(_Part):
         )
 
 
-class Prompt(_Part):
+class DialoguePrompt(_Part):
     """Instructions and examples."""
 
     system: str
@@ -122,14 +122,14 @@ def notes(caption: str, mentions: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def load_prompt(path: str | None) -> Prompt:
+def load_prompt(path: str | None) -> DialoguePrompt:
     """Read the prompt of a file at any URI, or the one of the package.
 
     Raises:
         ConfigError: The file cannot be read or is no prompt.
     """
     return load_shipped(
-        Prompt,
+        DialoguePrompt,
         path,
         package="llavamed.corpus.dialogues",
         key="prompt",

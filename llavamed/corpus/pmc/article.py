@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from llavamed.config.harvest import Harvest
-from llavamed.corpus.figures import IMAGES, FigureRow, Picture
+from llavamed.corpus.figures import IMAGES, FigureImage, FigureRow
 from llavamed.corpus.pmc.fetch import UNAVAILABLE, Fetcher
 from llavamed.corpus.pmc.figures import Figure, read_article
 from llavamed.corpus.pmc.front import Front, read_front
@@ -166,7 +166,7 @@ class ArticleHarvester:
             (self._corpus / picture.path).write_bytes(data)
         return replace(row, pictures=tuple(picture for picture, _ in found))
 
-    def _picture(self, metadata: Metadata, file: BucketFile) -> tuple[Picture, bytes]:
+    def _picture(self, metadata: Metadata, file: BucketFile) -> tuple[FigureImage, bytes]:
         """Return a picture with its bytes."""
         data = self._read(metadata, file)
         if len(data) > self._settings.max_image_bytes:
@@ -177,7 +177,7 @@ class ArticleHarvester:
         form, width, height = read_header(data)
         sha256 = hashlib.sha256(data).hexdigest()
         folder = f"{IMAGES}/{metadata.pmcid}.{metadata.version}"
-        picture = Picture(
+        picture = FigureImage(
             path=f"{folder}/{sha256[:16]}.{_ENDINGS[form]}",
             source=self._fetcher.uri(file.key),
             md5=hashlib.md5(data, usedforsecurity=False).hexdigest(),

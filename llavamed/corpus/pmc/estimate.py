@@ -34,7 +34,7 @@ CPU_SECONDS_PER_XML = 0.010
 
 
 @dataclass(frozen=True)
-class Estimate:
+class HarvestEstimate:
     """What a harvest takes."""
 
     num_articles: int
@@ -58,7 +58,7 @@ class Estimate:
         return max(self.hours_of_requests, self.hours_of_cpu)
 
 
-def estimate(settings: Harvest, num_cpus: int) -> Estimate:
+def estimate(settings: Harvest, num_cpus: int) -> HarvestEstimate:
     """Estimate a harvest without looking at the bucket.
 
     Dates, journals and types are not counted: they leave less to store, but little less to read. A
@@ -80,7 +80,7 @@ def estimate(settings: Harvest, num_cpus: int) -> Estimate:
     num_writes = num_figures + num_articles
     cpu_seconds = (num_requests + num_writes) * CPU_SECONDS_PER_REQUEST
     cpu_seconds += num_taken * CPU_SECONDS_PER_XML
-    return Estimate(
+    return HarvestEstimate(
         num_articles=num_articles,
         num_taken=num_taken,
         num_figures=num_figures,

@@ -39,7 +39,7 @@ _LABEL = re.compile(r"^(?P<series>.*?)(?P<number>\d+)\W*$", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Group:
+class FigureGroup:
     """The group that a figure belongs to; its caption may be the only one."""
 
     id: str | None
@@ -66,7 +66,7 @@ class Figure:
     caption: str | None
     graphics: list[list[str]]
     """A list a picture, in order: its address as written, or those of its alternatives."""
-    group: Group | None
+    group: FigureGroup | None
     parent: str | None
     """Id of the figure that this one stands in."""
     permissions: list[Permissions]
@@ -133,8 +133,8 @@ def _around(node: Element, name: str) -> Element | None:
     return next((above for above in node.iterancestors() if local(above) == name), None)
 
 
-def _group(node: Element) -> Group:
-    return Group(attribute(node, "id"), _label(node), caption_of(node))
+def _group(node: Element) -> FigureGroup:
+    return FigureGroup(attribute(node, "id"), _label(node), caption_of(node))
 
 
 def _label(node: Element) -> str | None:

@@ -49,7 +49,7 @@ _ABBREVIATIONS = re.compile(
 """Definitions such as "CT, computed tomography;", which say nothing of the picture."""
 
 
-class Kind(BaseModel):
+class PictureKind(BaseModel):
     """A kind of picture, its words and its description."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -74,8 +74,8 @@ class Lexicon(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     version: int
-    modalities: dict[str, Kind]
-    others: dict[str, Kind]
+    modalities: dict[str, PictureKind]
+    others: dict[str, PictureKind]
     faces: tuple[str, ...]
 
     @property

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from llavamed.config.corpus import Select
-from llavamed.corpus.figures import FigureRow, Picture
+from llavamed.corpus.figures import FigureImage, FigureRow
 from llavamed.corpus.samples import caption_of
 from llavamed.corpus.select.captions import Lexicon, decide, panel_cue, split_caption
 from llavamed.corpus.select.pictures import find_panels
@@ -134,7 +134,7 @@ def _panel(
     """Return a panel of a figure as a figure of its own, judged by its own words and size."""
     height, width, _ = pixels.shape
     whole = figure.pictures[0]
-    picture = Picture(
+    picture = FigureImage(
         path=f"{whole.path}.{letter}.png",
         source=whole.source,
         md5="",

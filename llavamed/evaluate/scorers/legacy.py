@@ -76,7 +76,7 @@ def normalize(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
+class LegacyScores:
     """What the scripts compute of one item. All but the two closed ones are for open questions."""
 
     exact_match: float
@@ -91,7 +91,7 @@ class Scores:
     """Rule of `run_eval.py`, which also wants a "yes" or "no" somewhere in the prediction."""
 
 
-def measure(item: Item) -> Scores:
+def measure(item: Item) -> LegacyScores:
     """Compute all that the scripts compute of one item."""
     reference, prediction = normalize(item.reference), normalize(item.prediction)
     wanted, said = Counter(reference.split()), Counter(prediction.split())
@@ -103,7 +103,7 @@ def measure(item: Item) -> Scores:
     recall = hits / (hits + missed) if hits else 0.0
     substring = int(item.reference.lower() in item.prediction.lower())
     has_yes_or_no = "yes" in item.prediction.lower() or "no" in item.prediction.lower()
-    return Scores(
+    return LegacyScores(
         exact_match=found / total if total else 0.0,
         f1=2 * precision * recall / (precision + recall) if hits else 0.0,
         precision=precision,
