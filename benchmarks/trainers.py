@@ -51,6 +51,7 @@ from llavamed.train.job import StageJob, order_of
 from llavamed.train.worker import train_stage
 
 SAMPLES_A_STEP = 10
+VOCABULARY = 30_016
 PACK = 4096  # tokens, about as many samples as a padded step has
 LR = 1e-4
 PATCHES = 16  # a side
@@ -93,7 +94,7 @@ def make_inputs(folder: Path, num_samples: int) -> None:
             "language_model": {
                 "config": {
                     "model_type": "llama",
-                    "vocab_size": 30_016,
+                    "vocab_size": VOCABULARY,
                     "hidden_size": 256,
                     "intermediate_size": 704,
                     "num_hidden_layers": 6,
