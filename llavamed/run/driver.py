@@ -49,8 +49,8 @@ from llavamed.storage.manifest import (
     write,
 )
 from llavamed.storage.run_progress import RunSummary, Spending, StageSummary
-from llavamed.train.context import StepRecord
 from llavamed.train.job import StageJob, order_of
+from llavamed.train.metrics import StepRecord
 
 logger = logging.getLogger(__name__)
 CONFIG = "config.yaml"

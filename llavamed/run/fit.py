@@ -1,10 +1,14 @@
-"""Train a stage with Ray Train: start workers, hear what they report, and decide when to stop."""
+"""Train a stage with Ray Train: start workers, hear what they report, and decide when to stop.
+
+Ray's controller loads this module too, so that transformers and DeepSpeed, which take seconds to
+load, are imported only in the functions that train.
+"""
 
 import logging
 import threading
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -19,40 +23,14 @@ from ray.util.queue import Empty, Queue
 from llavamed.errors import LlavaMedError, TrainingError
 from llavamed.parallel.failures import explain_failure, find_our_error
 from llavamed.parallel.logs import log_record, queue_beside_driver, send_logs
+from llavamed.run.messages import Failed, Message, Started, Steps
 from llavamed.run.resources import told_what_is_missing
 from llavamed.storage.location import Location
-from llavamed.train.context import StepRecord, Workers, local_context, ray_context
-from llavamed.train.job import StageJob
+from llavamed.train.job import StageJob, Workers
+from llavamed.train.metrics import StepRecord
 from llavamed.train.prometheus import WorkerMetrics
-from llavamed.train.worker import train_stage
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Started:
-    """A worker has started, so resources are not waited for any more."""
-
-    rank: int
-    workers: Workers
-
-
-@dataclass(frozen=True)
-class Steps:
-    """Records of the last steps, from rank 0."""
-
-    records: list[StepRecord]
-
-
-@dataclass(frozen=True)
-class Failed:
-    """An error of ours that ends the stage, from Ray's controller."""
-
-    error: LlavaMedError
-
-
-Message = Started | Steps | Failed | logging.LogRecord
-"""A message to the driver while a stage trains; any worker may send log records."""
 
 
 def fit(
@@ -77,9 +55,7 @@ def fit(
         LlavaMedError: An error of ours in a worker.
     """
     if job.config.scaling.launcher == "local":
-        with local_context(on_records) as context:
-            on_started(context.workers())
-            return train_stage(job, context)
+        return _train_here(job, on_started, on_records)
     queue = queue_beside_driver()
     listener = _Listener(queue, on_started, on_records)
     trainer = _trainer(job, folder, queue)
@@ -154,8 +130,25 @@ def _trainer(job: StageJob, folder: Location, queue: Queue) -> _Trainer:
     )
 
 
+def _train_here(
+    job: StageJob,
+    on_started: Callable[[Workers], None],
+    on_records: Callable[[list[StepRecord]], None],
+) -> bool:
+    """Train the stage in this process."""
+    from llavamed.train.context import local_context
+    from llavamed.train.worker import train_stage
+
+    with local_context(on_records) as context:
+        on_started(context.workers())
+        return train_stage(job, context)
+
+
 def _train_worker(settings: dict[str, Any]) -> bool:
     """Train the stage on one worker; Ray Train calls it on each."""
+    from llavamed.train.context import ray_context
+    from llavamed.train.worker import train_stage
+
     queue: Queue = settings["queue"]
     job: StageJob = settings["job"]
     context = ray_context(lambda records: queue.put(Steps(records)))

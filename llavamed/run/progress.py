@@ -10,8 +10,7 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
 from llavamed.storage.manifest import ExportManifest
-from llavamed.train.context import StepRecord
-from llavamed.train.metrics import progress_text
+from llavamed.train.metrics import StepRecord, progress_text
 
 _SECONDS_BETWEEN_LINES = 2.0
 _RATE_SECONDS = 30.0

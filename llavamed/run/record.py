@@ -14,7 +14,8 @@ from llavamed.run.progress import ProgressDisplay, Rate
 from llavamed.storage.lease import Lease
 from llavamed.storage.manifest import ExportManifest, write
 from llavamed.storage.run_progress import RunProgress, Spending, StageProgress, find_progress
-from llavamed.train.context import StepRecord, Workers
+from llavamed.train.job import Workers
+from llavamed.train.metrics import StepRecord
 
 WRITE_SECONDS = 5.0
 """Seconds between two writes of the file."""

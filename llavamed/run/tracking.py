@@ -38,8 +38,7 @@ from llavamed.errors import TrackingError
 from llavamed.run.mlflow_client import TrackingClient, shown_uri, tracking_uri
 from llavamed.storage.location import locate
 from llavamed.storage.manifest import ExportManifest
-from llavamed.train.context import StepRecord
-from llavamed.train.metrics import METRICS, is_declared
+from llavamed.train.metrics import METRICS, StepRecord, is_declared
 
 _KEY = "llavamed.key"
 _PARENT = "mlflow.parentRunId"

@@ -12,19 +12,8 @@ import torch
 import torch.distributed as dist
 
 from llavamed.model.cost.flops import accelerator_name
-
-StepRecord = dict[str, float]
-"""The metrics of one optimizer step, including `step`."""
-
-
-@dataclass(frozen=True)
-class Workers:
-    """The workers of a stage, once they run."""
-
-    number: int
-    num_gpus: int
-    accelerator: str | None
-    """Ray's name of their GPU model, None if it is unknown or there is none."""
+from llavamed.train.job import Workers
+from llavamed.train.metrics import StepRecord
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import contextlib
 import io
 import math
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,10 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported
+
+# DeepSpeed's autotuner, which we do not use, would load MLflow: a second of every worker's start.
+if _HIDES_MLFLOW := "mlflow" not in sys.modules:
+    sys.modules["mlflow"] = None  # type: ignore[assignment]
 
 import deepspeed
 import deepspeed.ops
@@ -36,6 +41,8 @@ from llavamed.storage.manifest import Layout
 from llavamed.train.job import check_conversion
 from llavamed.train.optimizer import make_optimizer
 
+if _HIDES_MLFLOW:
+    del sys.modules["mlflow"]
 # DeepSpeed would compile its shared-memory collectives for CPUs at first use, for minutes.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 # DeepSpeed calls a collective by a deprecated name, and torch warns at every step.

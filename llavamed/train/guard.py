@@ -22,8 +22,9 @@ from llavamed.model.cost.savings import find_savings
 from llavamed.model.freeze import PartCount
 from llavamed.model.loss import column_logits
 from llavamed.train.collectives import together
-from llavamed.train.context import Context, StepRecord
+from llavamed.train.context import Context
 from llavamed.train.job import can_convert, number_settings
+from llavamed.train.metrics import StepRecord
 from llavamed.train.schedule import warmup_steps
 
 MEDIAN_OF = 50

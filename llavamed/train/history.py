@@ -6,7 +6,7 @@ A table takes a fifth of the space of JSON.
 import pyarrow as pa
 
 from llavamed.storage.location import Location
-from llavamed.train.context import StepRecord
+from llavamed.train.metrics import StepRecord
 
 HISTORY = "history.parquet"
 

@@ -42,6 +42,16 @@ _ONLY_LOG = {
 
 
 @dataclass(frozen=True)
+class Workers:
+    """The workers of a stage, once they run."""
+
+    number: int
+    num_gpus: int
+    accelerator: str | None
+    """Ray's name of their GPU model, None if it is unknown or there is none."""
+
+
+@dataclass(frozen=True)
 class StageJob:
     """All that a worker is told: the run's config, its stage, and the URIs of its files."""
 

@@ -12,7 +12,8 @@ from llavamed.config.stage import Stage
 from llavamed.data.feed.order import StageOrder
 from llavamed.data.prepared.mixture import Mixture
 from llavamed.model.cost.flops import Workload, peak_flops, stage_flops
-from llavamed.train.context import Context, StepRecord
+from llavamed.train.context import Context
+from llavamed.train.metrics import StepRecord
 
 PERCENTILES = (50, 95, 99)
 

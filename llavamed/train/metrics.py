@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+StepRecord = dict[str, float]
+"""The metrics of one optimizer step, including `step`."""
+
 PART = "PART"
 
 

@@ -4,8 +4,7 @@ from typing import Any
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from llavamed.train.context import StepRecord
-from llavamed.train.metrics import METRICS, Metric
+from llavamed.train.metrics import METRICS, Metric, StepRecord
 
 PREFIX = "llavamed_"
 """Prefix of all names, to which Ray adds `ray_`."""

@@ -27,7 +27,7 @@ from llavamed.storage.manifest import ExportManifest, PartFacts, find, write
 from llavamed.train.checkpoint.restore import restore_checkpoint, seed_random_state
 from llavamed.train.checkpoint.save import Saver
 from llavamed.train.collectives import together
-from llavamed.train.context import Context, PreemptionWatch, StepRecord
+from llavamed.train.context import Context, PreemptionWatch
 from llavamed.train.engine import TrainingEngine
 from llavamed.train.guard import (
     check_apart,
@@ -41,6 +41,7 @@ from llavamed.train.guard import (
 from llavamed.train.history import write_history
 from llavamed.train.job import StageJob, open_mixture, order_of
 from llavamed.train.measure import Meter, cluster_peak_flops, rounded, speed
+from llavamed.train.metrics import StepRecord
 from llavamed.train.schedule import learning_rates, rate_factor
 
 

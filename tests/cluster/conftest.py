@@ -41,7 +41,7 @@ def local_ray(s3_uri: str) -> Iterator[str]:
         "RAY_AUTH_MODE": "disabled",
         "RAY_worker_niceness": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-        "RAY_metrics_report_interval_ms": "200",
+        "RAY_metrics_report_interval_ms": "500",
         "OMP_NUM_THREADS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_raylet_start_wait_time_s": "120",

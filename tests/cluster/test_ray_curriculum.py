@@ -245,6 +245,8 @@ def test_ctrl_c_ends_a_stage_at_once(small: RunConfig) -> None:
     stage = small.stages[0].model_copy(update={"max_steps": 5000})
     config = small.model_copy(update={"stages": (stage,)})
     checkpoints = plan_curriculum(config)[0].checkpoints
+    # A shell starts what runs in its background with the signal ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.getsignal(signal.SIGINT)
 
     def wait_and_press() -> None:

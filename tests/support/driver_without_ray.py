@@ -13,8 +13,7 @@ from llavamed.evaluate import answering
 from llavamed.evaluate.generate import AnswerCounts, Task, answer_here
 from llavamed.run import driver
 from llavamed.run.progress import ProgressDisplay
-from llavamed.train.context import Workers
-from llavamed.train.job import StageJob
+from llavamed.train.job import StageJob, Workers
 from tests.support.training_setup import prepared, run_stage, small_config
 
 STAGES = (

@@ -27,9 +27,10 @@ from llavamed.processor.build import load_processor
 from llavamed.run.curriculum import plan_curriculum
 from llavamed.storage.location import MANIFEST, locate
 from llavamed.storage.manifest import ExportManifest, read
-from llavamed.train.context import StepRecord, local_context
+from llavamed.train.context import local_context
 from llavamed.train.history import read_history
 from llavamed.train.job import StageJob, order_of
+from llavamed.train.metrics import StepRecord
 from llavamed.train.worker import train_stage
 
 torch.set_num_threads(1)

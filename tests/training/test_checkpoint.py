@@ -19,9 +19,9 @@ from llavamed.storage.fingerprint import fingerprint
 from llavamed.storage.location import MANIFEST, locate
 from llavamed.train.checkpoint.listing import complete_checkpoints, read_checkpoint
 from llavamed.train.checkpoint.restore import hash_files
-from llavamed.train.context import StepRecord
 from llavamed.train.history import read_history
 from llavamed.train.job import StageJob
+from llavamed.train.metrics import StepRecord
 from tests.support.training_setup import (
     LEARNING,
     assert_same_weights,

@@ -14,7 +14,7 @@ from llavamed.storage.location import locate
 from llavamed.storage.manifest import ExportManifest, find
 from llavamed.train import worker
 from llavamed.train.checkpoint.listing import complete_checkpoints
-from llavamed.train.context import StepRecord
+from llavamed.train.metrics import StepRecord
 from tests.support.training_setup import (
     LEARNING,
     assert_same_weights,

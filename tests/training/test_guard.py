@@ -17,8 +17,8 @@ from llavamed.model.cost.memory import stage_memory
 from llavamed.model.freeze import freeze
 from llavamed.model.llava import shape_on_meta
 from llavamed.storage.location import locate
-from llavamed.train.context import StepRecord
 from llavamed.train.guard import check_loss, explained_memory
+from llavamed.train.metrics import StepRecord
 from tests.support.training_setup import make_job, mixture, run_stage, small_config
 
 BOTH = "stages.align.trainable=[projector, language_model]"

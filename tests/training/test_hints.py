@@ -19,9 +19,9 @@ from llavamed.run.curriculum import make_jobs, plan_curriculum
 from llavamed.run.preflight import check_adapters, check_settings, check_stage
 from llavamed.storage.lease import hold_lease
 from llavamed.storage.location import locate
-from llavamed.train.context import StepRecord
 from llavamed.train.guard import check_loss
 from llavamed.train.job import check_conversion
+from llavamed.train.metrics import StepRecord
 from tests.support.training_setup import (
     LEARNING,
     make_job,

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llavamed.storage.location import locate
-from llavamed.train.context import StepRecord
 from llavamed.train.history import to_records, to_table
+from llavamed.train.metrics import StepRecord
 
 RECORDS = st.lists(
     st.fixed_dictionaries(

@@ -10,7 +10,8 @@ from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError
 from llavamed.run.fit import fit
 from llavamed.storage.location import MANIFEST, locate
-from llavamed.train.context import StepRecord, Workers
+from llavamed.train.job import Workers
+from llavamed.train.metrics import StepRecord
 from tests.support.training_setup import (
     assert_same_weights,
     exported_weights,

@@ -10,10 +10,10 @@ import torch
 from llavamed.config.run import RunConfig
 from llavamed.model.cost.flops import ACCELERATORS, Workload, peak_flops, stage_flops
 from llavamed.model.llava import build_model
-from llavamed.train.context import Context, StepRecord
+from llavamed.train.context import Context
 from llavamed.train.job import order_of
 from llavamed.train.measure import Meter, cluster_peak_flops, rounded, speed
-from llavamed.train.metrics import is_declared
+from llavamed.train.metrics import StepRecord, is_declared
 from tests.support.training_setup import make_job, mixture, processor_of, run_stage, small_config
 
 CPU = torch.device("cpu")

@@ -18,7 +18,7 @@ from llavamed.run.record import RunRecord
 from llavamed.storage.lease import hold_lease
 from llavamed.storage.location import locate
 from llavamed.storage.run_progress import RunProgress, RunSummary, Spending, find_progress
-from llavamed.train.context import Workers
+from llavamed.train.job import Workers
 from tests.support.driver_without_ray import Done, quiet, scored_config
 from tests.support.log_messages import on_log
 from tests.support.manifests import export_manifest

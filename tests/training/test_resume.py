@@ -7,7 +7,7 @@ from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError
 from llavamed.storage.location import locate
 from llavamed.train.checkpoint.restore import seed_random_state
-from llavamed.train.context import StepRecord
+from llavamed.train.metrics import StepRecord
 from tests.support.training_setup import (
     LEARNING,
     assert_same_weights,

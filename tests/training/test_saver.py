@@ -16,8 +16,8 @@ from llavamed.storage.lease import hold_lease
 from llavamed.storage.location import locate
 from llavamed.train.checkpoint import save as saver
 from llavamed.train.checkpoint.listing import complete_checkpoints
-from llavamed.train.context import StepRecord
 from llavamed.train.job import StageJob
+from llavamed.train.metrics import StepRecord
 from tests.support.faulty_s3 import FOR_EVER, FaultyS3
 from tests.support.training_setup import (
     LEARNING,

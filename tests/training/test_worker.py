@@ -17,8 +17,8 @@ from llavamed.storage.lease import hold_lease
 from llavamed.storage.location import locate
 from llavamed.storage.manifest import ExportManifest, PartFacts, find
 from llavamed.train.checkpoint.listing import complete_checkpoints
-from llavamed.train.context import StepRecord
 from llavamed.train.job import StageJob, order_of
+from llavamed.train.metrics import StepRecord
 from tests.support.training_setup import (
     LEARNING,
     assert_same_weights,

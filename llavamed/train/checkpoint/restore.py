@@ -33,10 +33,10 @@ from llavamed.train.checkpoint.listing import (
     read_checkpoint,
 )
 from llavamed.train.collectives import together
-from llavamed.train.context import StepRecord
 from llavamed.train.engine import TrainingEngine, to_universal
 from llavamed.train.history import HISTORY, to_records
 from llavamed.train.job import StageJob
+from llavamed.train.metrics import StepRecord
 
 logger = logging.getLogger(__name__)
 

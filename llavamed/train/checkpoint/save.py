@@ -27,10 +27,10 @@ from llavamed.train.checkpoint.listing import read_checkpoint
 from llavamed.train.checkpoint.restore import RANDOM, publish, random_state
 from llavamed.train.checkpoint.retention import Saved, names_to_keep
 from llavamed.train.collectives import together
-from llavamed.train.context import StepRecord
 from llavamed.train.engine import TrainingEngine
 from llavamed.train.history import write_history
 from llavamed.train.job import StageJob
+from llavamed.train.metrics import StepRecord
 
 UPLOAD_TIMEOUT = timedelta(hours=2)
 """The longest time a rank waits for the uploads of others; a dead rank is noticed at once."""
