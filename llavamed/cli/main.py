@@ -142,12 +142,25 @@ def plan(
         int | None, typer.Option(help="Number of GPUs. By default the workers of the config.")
     ] = None,
     mfu: Annotated[float, typer.Option(help="Assumed model FLOPs utilization.")] = 0.4,
+    auto: Annotated[
+        bool,
+        typer.Option("--auto", help="Choose the fastest settings that fit, and plan with them."),
+    ] = False,
 ) -> None:
     """Show what a run will do and cost: steps, tokens, memory, hours. This starts nothing."""
     run = load_run(config, overrides)
-    from llavamed.cli.tables import show_plan
+    from llavamed.cli.tables import print_line, show_plan
+    from llavamed.config.load import override_config
+    from llavamed.run.auto_plan import choose, reasons
     from llavamed.run.plan import plan_run
 
+    if auto:
+        changes, choices = choose(run, accelerator=gpu, num_gpus=num_gpus)
+        for choice in choices:
+            for sentence in reasons(choice):
+                print_line(console, sentence)
+        print_line(console, f"settings: {' '.join(changes) or 'those of the config'}")
+        run = override_config(run, changes)
     show_plan(plan_run(run, accelerator=gpu, num_gpus=num_gpus, mfu=mfu), console)
 
 

@@ -45,8 +45,14 @@ def per_sample_arguments(
         model: A LLaVA, or DeepSpeed's engine around one.
         sample_lengths: For each row, the tokens of each of its samples; padding counts to the last.
     """
-    config = getattr(model, "module", model).config.get_text_config()
-    return {"sample_lengths": sample_lengths} if config._attn_implementation == PER_SAMPLE else {}
+    is_ours = keeps_apart(getattr(model, "module", model))
+    return {"sample_lengths": sample_lengths} if is_ours else {}
+
+
+def keeps_apart(model: Any) -> bool:
+    """Return whether the language model of a LLaVA attends within each sample by itself."""
+    config = model.config.get_text_config()
+    return bool(config._attn_implementation == PER_SAMPLE)
 
 
 def _attention(

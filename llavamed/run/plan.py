@@ -78,13 +78,20 @@ def plan_run(
             cannot share out a step.
     """
     find_accelerator(accelerator)
-    if num_gpus is not None:
-        least = min(num_gpus, config.scaling.least_workers)
-        is_fixed = isinstance(config.scaling.num_workers, int)
-        workers = num_gpus if is_fixed else [least, num_gpus]
-        config = override_config(config, [f"scaling.num_workers={workers}"])
-    model = shape_on_meta(config.model)
-    return [_plan_stage(config, stage, model, accelerator, mfu) for stage in config.stages]
+    config = override_config(config, workers_override(config, num_gpus))
+    return [
+        plan_stage(config, stage, shape_stage(config, stage), accelerator, mfu)
+        for stage in config.stages
+    ]
+
+
+def workers_override(config: RunConfig, num_gpus: int | None) -> list[str]:
+    """Return the override that plans for so many GPUs, or none for those of the config."""
+    if num_gpus is None:
+        return []
+    least = min(num_gpus, config.scaling.least_workers)
+    is_fixed = isinstance(config.scaling.num_workers, int)
+    return [f"scaling.num_workers={num_gpus if is_fixed else [least, num_gpus]}"]
 
 
 def find_accelerator(name: str) -> Accelerator:
@@ -95,9 +102,31 @@ def find_accelerator(name: str) -> Accelerator:
     return ACCELERATORS[name]
 
 
-def _plan_stage(
-    config: RunConfig, stage: Stage, model: Any, accelerator: str, mfu: float
+@dataclass(frozen=True)
+class StageShape:
+    """The model of a stage on `meta`, with its adapters."""
+
+    model: Any
+    parts: list[PartCount]
+
+
+def shape_stage(config: RunConfig, stage: Stage) -> StageShape:
+    """Return the shape of a stage's model, with what trains in it.
+
+    Raises:
+        ConfigError: The config names weights without declaring their shape.
+    """
+    model = shape_on_meta(config.model)
+    if stage.lora is not None:
+        add_adapters(model, stage.lora, seed=config.seed, device=torch.device("meta"))
+    return StageShape(model, freeze(model, stage.trainable))
+
+
+def plan_stage(
+    config: RunConfig, stage: Stage, shape: StageShape, accelerator: str, mfu: float
 ) -> StageCost:
+    """Return what one stage of this shape does and costs; see `plan_run`."""
+    model, parts = shape.model, shape.parts
     places = {name: locate(config.datasets_directory) / name for name in stage.mixture}
     there = [name for name in places if _is_prepared(places[name], config.data.datasets[name])]
     prepared = {name: open_prepared(places[name]) for name in there}
@@ -108,10 +137,6 @@ def _plan_stage(
         data = Mixture(tuple(prepared.values()), tuple(stage.mixture.values()))
         load = _measured_load(data, stage, config.seed)
     gpu = find_accelerator(accelerator)
-    if stage.lora is not None:
-        model = shape_on_meta(config.model)  # its own, for what is added stays in it
-        add_adapters(model, stage.lora, seed=config.seed, device=torch.device("meta"))
-    parts = freeze(model, stage.trainable)
     flops = stage_flops(model, stage, load.work)
     computed = stage_flops(model, stage, load.padded)
 

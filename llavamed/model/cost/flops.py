@@ -11,19 +11,23 @@ from llavamed.processor.tower import tower_of
 
 @dataclass(frozen=True)
 class Accelerator:
-    """A GPU: dense bfloat16 operations a second and bytes of memory, as its maker states them."""
+    """A GPU, as its maker states it."""
 
     flops_per_second: float
+    """Dense bfloat16 operations a second."""
     memory_bytes: float
+    """Size of its memory."""
+    bytes_per_second: float
+    """Bandwidth of its memory."""
 
 
 ACCELERATORS = {
-    "A100-40G": Accelerator(312e12, 40e9),
-    "A100": Accelerator(312e12, 80e9),
-    "H100": Accelerator(989e12, 80e9),
-    "H200": Accelerator(989e12, 141e9),
-    "L40S": Accelerator(362e12, 48e9),
-    "A10G": Accelerator(70e12, 24e9),
+    "A100-40G": Accelerator(312e12, 40e9, 1.555e12),
+    "A100": Accelerator(312e12, 80e9, 2.039e12),
+    "H100": Accelerator(989e12, 80e9, 3.35e12),
+    "H200": Accelerator(989e12, 141e9, 4.8e12),
+    "L40S": Accelerator(362e12, 48e9, 0.864e12),
+    "A10G": Accelerator(70e12, 24e9, 0.6e12),
 }
 """GPUs by Ray's accelerator names. Source: NVIDIA's data sheets, without sparsity."""
 

@@ -1,0 +1,72 @@
+"""How fast GPUs train by setting: what benchmarks have measured, and arithmetic for the rest."""
+
+from functools import cache
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import Field
+
+from llavamed.config.section import Fraction, Section
+
+_SHIPPED = Path(__file__).with_suffix(".yaml")
+Positive = Annotated[float, Field(gt=0)]
+
+
+class MeasuredSpeed(Section):
+    """What one benchmark has found on one GPU."""
+
+    result: str
+    """The result it is taken from, such as `gpu-step.json`."""
+    accelerator: str
+    """Ray's name of the GPU model."""
+    trains_language_model: bool
+    """Whether the weights of the language model have gradients."""
+    gradient_checkpointing: bool
+    """Whether activations are recomputed in the backward pass."""
+    mfu: Fraction
+    """Model-FLOPs utilisation, which does not count what is recomputed."""
+
+
+class AssumedSpeed(Section):
+    """What is assumed of a GPU that no benchmark has measured."""
+
+    mfu: Fraction
+    """Model-FLOPs utilisation without recomputation."""
+    gather_bytes_per_second: Positive
+    """Bytes that a GPU sends or receives a second in the collectives of ZeRO."""
+
+
+class Speeds(Section):
+    """A dated table of speeds."""
+
+    date: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+    """Day on which it was last changed."""
+    measured: tuple[MeasuredSpeed, ...]
+    """What benchmarks have measured."""
+    assumed: AssumedSpeed
+    """What stands for the rest."""
+
+    def mfu(
+        self, accelerator: str, *, trains_language_model: bool, gradient_checkpointing: bool
+    ) -> tuple[float, str | None]:
+        """Return the utilisation of a setting, and the result that says so, None for arithmetic.
+
+        Recomputation is one more forward pass of the language model, which costs as much as the
+        gradient of its input and as that of its weights.
+        """
+        for each in self.measured:
+            if (each.accelerator, each.trains_language_model, each.gradient_checkpointing) == (
+                accelerator,
+                trains_language_model,
+                gradient_checkpointing,
+            ):
+                return each.mfu, each.result
+        passes = 3 if trains_language_model else 2
+        return self.assumed.mfu * (passes / (passes + gradient_checkpointing)), None
+
+
+@cache
+def shipped_speeds() -> Speeds:
+    """Return the table that comes with this program."""
+    return Speeds.model_validate(yaml.safe_load(_SHIPPED.read_text(encoding="utf-8")))

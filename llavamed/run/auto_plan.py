@@ -1,0 +1,275 @@
+"""Choose the settings of each stage that train it fastest within the memory of a GPU.
+
+Tried are packing, the size of a forward pass, the ZeRO stage and gradient checkpointing. Optimizer,
+precision, and which weights learn are left as they are, and the tokens of a step nearly so.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+from llavamed.config.load import override_config
+from llavamed.config.run import RunConfig
+from llavamed.config.stage import Stage
+from llavamed.errors import ConfigError
+from llavamed.model.attention import attend_per_sample, keeps_apart
+from llavamed.model.cost.flops import ACCELERATORS
+from llavamed.model.cost.speeds import Speeds, shipped_speeds
+from llavamed.model.llava import shape_on_meta
+from llavamed.run.plan import (
+    StageCost,
+    find_accelerator,
+    plan_stage,
+    shape_stage,
+    workers_override,
+)
+
+SAME_STEP = 0.2
+"""The fraction by which the samples of a step may differ from those configured."""
+LARGEST_PASS = 8
+"""A pack is tried up to so many times `data.max_length`; a padded pass up to so many samples."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A stage under some settings."""
+
+    changes: tuple[str, ...]
+    """The settings as overrides, `KEY=VALUE`, where they differ from the config."""
+    cost: StageCost
+    """What the stage costs with them. Its hours are those of `hours`."""
+    mfu: float
+    """Model-FLOPs utilisation while the GPU computes."""
+    measured_by: str | None
+    """The result that says so; None where it is arithmetic."""
+    compute_hours: float
+    """Hours of operations."""
+    memory_hours: float
+    """Hours in which the weights and the optimizer's state are read and written."""
+    network_hours: float
+    """Hours of ZeRO's collectives, as if none overlapped with operations."""
+
+    @property
+    def hours(self) -> float:
+        """The sum of all three."""
+        return self.compute_hours + self.memory_hours + self.network_hours
+
+    @property
+    def fits(self) -> bool:
+        """Whether the memory of the GPU suffices."""
+        return self.cost.memory.total <= self.cost.gpu_memory
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The settings chosen for a stage, beside those configured."""
+
+    stage: str
+    configured: Trial
+    chosen: Trial
+    num_tried: int
+    num_fitting: int
+
+
+def choose(
+    config: RunConfig,
+    *,
+    accelerator: str,
+    num_gpus: int | None = None,
+    speeds: Speeds | None = None,
+) -> tuple[list[str], list[Choice]]:
+    """Return the overrides of the fastest settings that fit, and for each stage what was chosen.
+
+    Args:
+        config: The run.
+        accelerator: A name in `ACCELERATORS`.
+        num_gpus: How many; by default the config's workers.
+        speeds: How fast GPUs are, by default what comes with llavamed.
+
+    Raises:
+        ConfigError: No setting that was tried fits a stage into the GPU's memory; or `plan_run`
+            cannot plan the run as it is configured.
+    """
+    find_accelerator(accelerator)
+    speeds = speeds or shipped_speeds()
+    overrides = workers_override(config, num_gpus)
+    config = override_config(config, overrides)
+    choices = []
+    for stage in config.stages:
+        trials = list(_trials(config, stage, accelerator, speeds))
+        fitting = [trial for trial in trials if trial.fits]
+        if not fitting:
+            least = min(trials, key=lambda trial: trial.cost.memory.total)
+            raise ConfigError(
+                f"stages.{stage.name}: needs {least.cost.memory.total / 1e9:.1f} GB a GPU at the "
+                f"least of {len(trials)} settings tried, and {accelerator} has "
+                f"{least.cost.gpu_memory / 1e9:.0f}; use more or larger GPUs, "
+                "engine.offload_optimizer=cpu, or adapters (lora)"
+            )
+        # Of equally fast ones take that which changes least, and then that which needs least.
+        best = min(
+            fitting,
+            key=lambda trial: (
+                float(f"{trial.hours:.3g}"),
+                len(trial.changes),
+                trial.cost.memory.total,
+            ),
+        )
+        choices.append(Choice(stage.name, trials[0], best, len(trials), len(fitting)))
+        overrides += best.changes
+    return overrides, choices
+
+
+def _trials(config: RunConfig, stage: Stage, accelerator: str, speeds: Speeds) -> Iterator[Trial]:
+    """Yield the stage as configured, and then with every other setting that the config accepts."""
+    position = [each.name for each in config.stages].index(stage.name)
+    shape = shape_stage(config, stage)
+
+    def tried(changes: tuple[str, ...]) -> Trial:
+        changed = override_config(config, list(changes))
+        own = changed.stages[position]
+        cost = plan_stage(changed, own, shape, accelerator, mfu=1.0)
+        return _timed(changed, own, cost, changes, speeds)
+
+    configured = tried(())
+    yield configured
+    key = f"stages.{stage.name}"
+    for sizes, recompute, zero_stage in product(
+        _passes(config, stage, configured.cost), (False, True), (1, 2, 3)
+    ):
+        settings = {
+            **sizes,
+            f"{key}.gradient_checkpointing": recompute,
+            f"{key}.engine.zero_stage": zero_stage,
+        }
+        changes = tuple(
+            f"{name}={_yaml(value)}"
+            for name, value in settings.items()
+            if value != _present(config, stage, name.removeprefix(f"{key}."))
+        )
+        if not changes:
+            continue
+        try:
+            trial = tried(changes)
+        except ConfigError:
+            continue  # it does not go with the other settings
+        samples = trial.cost.samples_per_step / configured.cost.samples_per_step
+        if abs(samples - 1) <= SAME_STEP:
+            yield trial
+
+
+def _passes(
+    config: RunConfig, stage: Stage, cost: StageCost
+) -> Iterator[dict[str, int | bool | None]]:
+    """Yield sizes of a forward pass to try, and how many of them make about the same step."""
+    key, workers = f"stages.{stage.name}", cost.num_gpus
+    yield {}
+    tokens_per_step = cost.num_tokens / cost.steps
+    size = config.data.max_length
+    while _may_pack(config, stage) and size <= LARGEST_PASS * config.data.max_length:
+        packs = max(1, round(tokens_per_step / size / workers)) * workers
+        yield {
+            f"{key}.packing": True,
+            f"{key}.micro_batch_size": 1,
+            f"{key}.max_tokens": size,
+            f"{key}.global_batch_size": packs,
+        }
+        size *= 2
+    size = 1
+    while not stage.packing and size <= LARGEST_PASS:
+        if stage.global_batch_size % (size * workers) == 0:
+            yield {f"{key}.micro_batch_size": size}
+        size *= 2
+
+
+def _may_pack(config: RunConfig, stage: Stage) -> bool:
+    """Return whether the samples of a pack surely cannot see each other, or are packed already."""
+    if stage.packing:
+        return True
+    model = shape_on_meta(config.model)
+    model.set_attn_implementation(config.model.attn_implementation)
+    attend_per_sample(model)
+    return keeps_apart(model)
+
+
+def _present(config: RunConfig, stage: Stage, name: str) -> int | bool | None:
+    """Return the value of a setting of a stage as configured."""
+    if name == "engine.zero_stage":
+        return config.engine_of(stage).zero_stage
+    value: int | bool | None = getattr(stage, name)
+    return value
+
+
+def _yaml(value: int | bool | None) -> str:
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
+
+
+def _timed(
+    config: RunConfig, stage: Stage, cost: StageCost, changes: tuple[str, ...], speeds: Speeds
+) -> Trial:
+    """Return a trial with its hours.
+
+    A pass takes its operations; reads every weight twice, forward and backward; and a step reads
+    and writes gradient, weights and the optimizer's state. ZeRO sends gradients once a step below
+    stage 2 and else in every pass, the updated weights once a step, and in stage 3 all weights
+    twice a pass.
+
+    Args:
+        config: The run with the changes.
+        stage: The stage with them.
+        cost: Its plan, with hours at the peak of the GPU.
+        changes: The changes.
+        speeds: How fast GPUs are.
+    """
+    engine, gpu = config.engine_of(stage), ACCELERATORS[cost.accelerator]
+    trained = sum(part.num_trained for part in cost.parts)
+    number = trained + sum(part.num_frozen for part in cost.parts)
+    width = 2 if engine.precision == "bf16" else 4
+    workers = cost.num_gpus
+    passes = -(-stage.num_lanes // workers)
+    share = 1 / workers if engine.zero_stage else 1.0
+    traffic = passes * 2 * number * width + 28 * trained * share
+    gradients = trained * width * (passes if engine.zero_stage >= 2 else 1)
+    gathered = 2 * number * width * passes if engine.zero_stage == 3 else trained * width
+    sent = (gradients + gathered) * (workers - 1) / workers
+    learns = "language_model" in stage.trainable and stage.lora is None
+    mfu, measured_by = speeds.mfu(
+        cost.accelerator,
+        trains_language_model=learns,
+        gradient_checkpointing=stage.gradient_checkpointing,
+    )
+    return Trial(
+        changes=changes,
+        cost=cost,
+        mfu=mfu,
+        measured_by=measured_by,
+        compute_hours=cost.hours / mfu,
+        memory_hours=cost.steps * traffic / gpu.bytes_per_second / 3600,
+        network_hours=cost.steps * sent / speeds.assumed.gather_bytes_per_second / 3600,
+    )
+
+
+def reasons(choice: Choice) -> list[str]:
+    """Return in sentences what was chosen for a stage, and why."""
+    chosen, before = choice.chosen, choice.configured
+    settings = " ".join(chosen.changes) or "as configured"
+    memory = chosen.cost.memory.total / 1e9
+    sentences = [
+        f"{choice.stage}: {settings}",
+        f"  {chosen.hours:.3g} hours: {chosen.compute_hours:.3g} of operations at {chosen.mfu:.0%} "
+        f"MFU, {chosen.memory_hours:.2g} of memory, {chosen.network_hours:.2g} of network; "
+        f"{chosen.cost.useful_tokens:.0%} of the tokens useful; {memory:.0f} of "
+        f"{chosen.cost.gpu_memory / 1e9:.0f} GB",
+    ]
+    if chosen.changes:
+        now = f"{before.hours:.3g} hours" if before.fits else "does not fit"
+        sentences.append(
+            f"  as configured: {now}, {before.cost.useful_tokens:.0%} useful, "
+            f"{before.cost.memory.total / 1e9:.0f} GB"
+        )
+    origin = f"measured ({chosen.measured_by})" if chosen.measured_by else "arithmetic"
+    sentences.append(
+        f"  the fastest of {choice.num_fitting} settings that fit, of {choice.num_tried} tried; "
+        f"hours are {origin}"
+    )
+    return sentences
