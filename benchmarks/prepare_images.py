@@ -29,8 +29,8 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from llavamed.processor.build import CLIP_MEAN, CLIP_STD
 from llavamed.processor.images import ImageSettings, normalize_pixels, to_pixels
+from llavamed.processor.tower import CLIP_MEAN, CLIP_STD
 
 NAME = "prepare_images"
 SIZES = (224, 336)

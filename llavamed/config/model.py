@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from llavamed.config.section import Section
+from llavamed.config.section import Count, Section
 
 ModelPart = Literal["vision_tower", "projector", "language_model"]
 TemplateName = Literal[
@@ -16,6 +16,7 @@ TemplateName = Literal[
     "plain",
     "tokenizer",
 ]
+Thinking = Literal["train", "mask", "leave_out"]
 TOWER_TYPES = (
     "clip_vision_model",
     "siglip_vision_model",
@@ -25,13 +26,38 @@ TOWER_TYPES = (
     "dinov3_vit",
 )
 """Image encoders by transformers' names of them; `processor.tower` knows each one's tokens."""
+_VARYING = "it makes another number of tokens of each image, and LLaVA needs one number for all"
+_HALVING = "it joins patches from layer to layer, so its hidden states have no token for each patch"
+_WHOLE = "it is a whole model with a text encoder"
+UNFIT_TOWERS = {
+    "siglip2_vision_model": f"{_VARYING}; a SigLIP 2 of a fixed size is a siglip_vision_model",
+    "siglip2": f"{_VARYING}; a SigLIP 2 of a fixed size is a siglip_vision_model",
+    "qwen2_5_vl_vision": _VARYING,
+    "qwen3_vl_vision": _VARYING,
+    "pixtral": _VARYING,
+    "swin": _HALVING,
+    "swinv2": _HALVING,
+    "convnext": _HALVING,
+    "convnextv2": _HALVING,
+    "dinov3_convnext": _HALVING,
+    "clip": f"{_WHOLE}; its image encoder is a clip_vision_model",
+    "siglip": f"{_WHOLE}; its image encoder is a siglip_vision_model",
+}
+"""Why image encoders that users ask for do not fit into a LLaVA, by transformers' names of them."""
+
+
+def tower_problem(model_type: str) -> str:
+    """Return why an image encoder cannot be used, and which can."""
+    why = UNFIT_TOWERS.get(model_type, "is not a known image encoder")
+    return f"{why}; use one of: {', '.join(TOWER_TYPES)}"
 
 
 class Pretrained(Section):
     """An image encoder or a language model: published weights, or a shape to fill at random."""
 
     weights: str | None = None
-    """Path, URI or hub name of the weights. By default the shape in `config` gets random ones."""
+    """Path, URI or hub name of the weights; for a language model also of a GGUF file, whose name
+    ends in `.gguf`. By default the shape in `config` gets random ones."""
     config: dict[str, Any] = Field(default_factory=dict)
     """Hugging Face config fields, with `model_type`. Next to `weights` they only declare the shape,
     so that `plan` needs no network; they are compared with the weights when those are loaded."""
@@ -46,13 +72,23 @@ class Pretrained(Section):
         return self
 
 
+class VisionTower(Pretrained):
+    """An image encoder, at its own image size or another."""
+
+    image_size: Count | None = None
+    """Width and height of an image, in pixels. By default that of the weights or of `config`. At
+    another size the position table of the weights is resampled bicubically."""
+
+
 class Model(Section):
     """The network: LLaVA made of a tower, a projector and a language model, or loaded whole."""
 
     weights: str | None = None
-    """Path, URI or hub name of a whole LLaVA to start from, in place of the parts below."""
-    vision_tower: Pretrained | None = None
-    """The image encoder: CLIP, SigLIP, DINOv2, DINOv3 or ViT."""
+    """Path, URI or hub name of a whole LLaVA to start from, in place of the parts below. One that
+    LLaVA's own trainer has saved is converted when it is loaded."""
+    vision_tower: VisionTower | None = None
+    """The image encoder: CLIP, SigLIP, DINOv2, DINOv3 or ViT. One that open_clip has saved, such as
+    that of BiomedCLIP, is converted when it is loaded."""
     language_model: Pretrained | None = None
     """The language model, a causal one."""
     tokenizer: str | None = None
@@ -64,23 +100,33 @@ class Model(Section):
     """Hidden state of the tower to project, counted from the last."""
     template: TemplateName = "vicuna_v1"
     """Chat template: one of ours, or `tokenizer` for the one that comes with the tokenizer."""
+    thinking: Thinking = "train"
+    """What becomes of the thinking part of an answer, `<think>...</think>`. A tokenizer's template
+    may write one even for an answer without it. `train` trains it like the rest, `mask` keeps it as
+    context, `leave_out` removes it from answers and prompts."""
     image_aspect_ratio: Literal["square", "pad"] = "square"
-    """How an image becomes square: `square` does as the tower's own processor, which for CLIP crops
-    the centre and for SigLIP stretches the image; `pad` adds borders first, so that nothing is cut
-    off or stretched."""
+    """How an image becomes square: `square` does as the tower's own processor, which for CLIP and
+    DINOv2 crops the centre and for SigLIP and ViT stretches the image; `pad` adds borders first, so
+    that nothing is cut off or stretched."""
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
     """Attention kernels, by transformers' names of them. While training, `sdpa` attends within each
     sample of a pack by itself."""
+
+    @model_validator(mode="after")
+    def _thinking_has_a_template(self) -> Self:
+        if self.thinking != "train" and self.template != "tokenizer":
+            raise ValueError(
+                f"thinking={self.thinking}: only a tokenizer's own template writes thinking parts, "
+                f"and template={self.template}; set template: tokenizer, or remove thinking"
+            )
+        return self
 
     @model_validator(mode="after")
     def _tower_is_known(self) -> Self:
         declared = self.vision_tower.config if self.vision_tower is not None else {}
         name = declared.get("model_type", TOWER_TYPES[0])
         if name not in TOWER_TYPES:
-            raise ValueError(
-                f"vision_tower.config.model_type={name}: is not an image encoder we can train; use "
-                f"one of: {', '.join(TOWER_TYPES)}"
-            )
+            raise ValueError(f"vision_tower.config.model_type={name}: {tower_problem(name)}")
         return self
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 None of its classes is ours, so plain transformers loads what is exported.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,18 @@ from transformers.utils.logging import disable_progress_bar
 from llavamed.config.engine import Precision
 from llavamed.config.model import Model, Pretrained
 from llavamed.errors import CheckpointError, ConfigError
+from llavamed.model.positions import at_image_size
 from llavamed.model.projector import ACTIVATIONS, make_projector
 from llavamed.processor.build import num_image_tokens
-from llavamed.processor.pretrained import declared_config, loading_problem, part_config
-from llavamed.processor.tower import check_feature_layer, tower_of
+from llavamed.processor.forms.find import find_form
+from llavamed.processor.pretrained import declared_config, loading_problem, part_config, split_gguf
+from llavamed.processor.tower import UNUSED_WEIGHTS, check_feature_layer, tower_of
 from llavamed.storage.fetch import fetch_once
 
 disable_progress_bar()  # our log lines already tell of each load and save
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+TOWER_KEY = "model.vision_tower.weights"
 VOCABULARY_MULTIPLE = 64
 """Embedding rows are padded to a multiple of this, as tensor cores prefer."""
 
@@ -63,6 +67,7 @@ def build_model(
         # Use the tower's config: the folder may hold a whole CLIP or SigLIP with a text encoder.
         tower_class = MODEL_MAPPING[type(vision)]
         tower = _make_part(tower_class, model.vision_tower, "model.vision_tower", vision, precision)
+        tower = at_image_size(tower, vision.image_size)
         _fit_vocabulary(language_model, processor, model.language_model)
         config = llava_config(model, tower.config, language_model.config)
         config.image_token_index = processor.image_token_id
@@ -200,24 +205,36 @@ def _read_weights(auto_class: Any, source: str, key: str, **settings: Any) -> An
         CheckpointError: The weights cannot be found or loaded, or are incomplete.
     """
     try:
-        folder = fetch_once(source)
-        model_type = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
-        if auto_class is LlavaForConditionalGeneration and model_type != "llava":
-            raise ValueError(f"its model_type is {model_type}, not llava")
+        place, gguf = split_gguf(source, key)
+        folder: str | None = fetch_once(place, weights=gguf.get("gguf_file", True))
+        form = None if gguf else find_form(str(folder))
+        if form is not None:
+            config, folder = form.config, None
+            settings |= {"config": config, "state_dict": form.read_weights()}
+        else:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **gguf)
+        if auto_class is LlavaForConditionalGeneration and config.model_type != "llava":
+            raise ValueError(f"its model_type is {config.model_type}, not llava")
         model, report = auto_class.from_pretrained(
             folder,
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            **gguf,
             **settings,
         )
+        if gguf:
+            del model.config.quantization_config  # they are dequantized
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{key}={source}: {loading_problem(error)}") from error
-    misshapen = {name for name, *_ in report["mismatched_keys"]}
-    if wrong := sorted(report["missing_keys"] | misshapen):
+    wrong = report["missing_keys"] | {name for name, *_ in report["mismatched_keys"]}
+    if key == TOWER_KEY:
+        wrong = {name for name in wrong if not name.startswith(UNUSED_WEIGHTS)}
+    if wrong:
+        kinds = sorted({re.sub(r"\.\d+\.", ".N.", name) for name in wrong})
         raise CheckpointError(
-            f"{key}={source}: {len(wrong)} tensors are missing or of another shape, e.g. "
-            f"{wrong[0]}; name a folder that holds a whole {type(model).__name__}"
+            f"{key}={source}: {len(wrong)} tensors are missing or of another shape: "
+            f"{', '.join(kinds)}; name a folder that holds a whole {type(model).__name__}"
         )
     return model
 

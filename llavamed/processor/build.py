@@ -26,14 +26,12 @@ from llavamed.errors import ConfigError
 from llavamed.processor.encode import chat_template, get_template
 from llavamed.processor.images import ImageSettings
 from llavamed.processor.pretrained import load_pretrained, part_config, whole_config
+from llavamed.processor.templates import TOKENIZER, own_chat_template
+from llavamed.processor.thinking import with_thinking
 from llavamed.processor.token_labels import check_fast, repair_merges
 from llavamed.processor.tower import Tower, tower_of
 from llavamed.processor.turns import IMAGE_PLACEHOLDER
 
-# Mean and standard deviation of the images that CLIP was trained on, for values from 0 to 1.
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-_SIGLIP_STATISTICS = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 _RESAMPLING: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
 """Filters that `llavamed.processor.images` supports, by the numbers Pillow gives them."""
 
@@ -64,8 +62,12 @@ def build_processor(model: Model, texts: Iterator[str]) -> LlavaProcessor:
         )
         _check_vocabulary(model, processor)
     _set_pad_token(processor.tokenizer)
-    if model.template != "tokenizer":
+    if model.template != TOKENIZER:
         processor.chat_template = chat_template(get_template(model.template))
+        processor.tokenizer.chat_template = processor.chat_template
+    elif model.thinking != "train":
+        source = own_chat_template(processor.tokenizer)
+        processor.chat_template = with_thinking(source, model.thinking)
         processor.tokenizer.chat_template = processor.chat_template
     return processor
 
@@ -185,27 +187,28 @@ def _whole_processor(source: str) -> LlavaProcessor:
 
 
 def _image_processor(model: Model, tower: Tower) -> Any:
-    """Return the image processor of a tower, with the statistics of its weights if it has any."""
+    """Return the image processor of a tower, which does as that of its weights if it has any."""
     assert model.vision_tower is not None
-    size = tower.image_size
+    size, resizing = tower.image_size, tower.resizing
     edges, square = {"shortest_edge": size}, {"height": size, "width": size}
-    theirs: dict[str, Any] = {}
+    settings: dict[str, Any] = {"image_mean": list(tower.mean), "image_std": list(tower.std)}
     if model.vision_tower.weights is not None:
         source = model.vision_tower.weights
         found = load_pretrained(
             AutoImageProcessor, source, "model.vision_tower.weights", backend="pil"
         )
-        theirs = {
+        settings = {
             "image_mean": list(found.image_mean),
             "image_std": list(found.image_std),
             "resample": found.resample,
         }
+        crops = getattr(found, "do_center_crop", False) or "shortest_edge" in dict(found.size)
+        resizing = "square" if crops else "stretch"
     if model.image_aspect_ratio == "pad":
-        settings = theirs if theirs or tower.resizing == "square" else _SIGLIP_STATISTICS
         return LlavaImageProcessorPil(size=edges, crop_size=square, do_pad=True, **settings)
-    if tower.resizing == "stretch":
-        return SiglipImageProcessorPil(size=square, **theirs)
-    return CLIPImageProcessorPil(size=edges, crop_size=square, **theirs)
+    if resizing == "stretch":
+        return SiglipImageProcessorPil(size=square, **settings)
+    return CLIPImageProcessorPil(size=edges, crop_size=square, **settings)
 
 
 def _check_vocabulary(model: Model, processor: LlavaProcessor) -> None:

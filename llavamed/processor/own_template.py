@@ -16,6 +16,7 @@ from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
 from llavamed.errors import ConfigError, SampleError
 from llavamed.processor.templates import TOKENIZER, own_chat_template
+from llavamed.processor.thinking import OPENING, mask_thinking, thinking_of, without_thinking
 from llavamed.processor.token_labels import LabeledText, count_shared
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Role, Turn
 
@@ -80,6 +81,7 @@ class OwnTemplate:
         """
         self._tokenizer = tokenizer
         self._source = _fix_date(source)
+        self._thinking = thinking_of(source)
         self._ends = ends
         self._in_parts = _FORMS[0]
         self._in_parts = max(_FORMS, key=self._count_probes)
@@ -95,6 +97,8 @@ class OwnTemplate:
         Raises:
             SampleError: `template_refuses`, `template_rewrites` or `template_marks`.
         """
+        if self._thinking == "leave_out":
+            turns = without_thinking(turns)
         spoken = [turn.role for turn in turns if turn.role != "system"]
         if spoken[:1] != ["user"]:
             raise SampleError("template_refuses", "a dialogue must begin with a question")
@@ -104,6 +108,8 @@ class OwnTemplate:
         trained = [False] * len(written.text)
         for start, stop in find(turns, written):
             trained[start:stop] = [True] * (stop - start)
+            if self._thinking == "mask":
+                mask_thinking(written.text, trained, start, stop)
         length = len(written.text.rstrip(" ")) if prompt else len(written.text)
         return LabeledText(written.text[:length], trained[:length])
 
@@ -116,7 +122,9 @@ class OwnTemplate:
                 continue
             start = self._prompt_length(turns[:number], written)
             first, last = written.words.get(number, (start or 0, start or 0))
-            if start is None or first < start:
+            # A prompt may begin the thinking part of the answer.
+            opened = start is not None and written.text[first:start].strip() == OPENING
+            if start is None or (first < start and not opened):
                 raise _rewrites(
                     f"writes something else before turn {number} (assistant) than the prompt that "
                     "a model gets to answer there"

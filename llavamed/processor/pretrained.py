@@ -1,17 +1,21 @@
 """Load published configs and processors from a folder, object storage or the hub."""
 
 import os
+from importlib.util import find_spec
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, LlavaConfig
 
-from llavamed.config.model import Model, Pretrained
+from llavamed.config.model import Model, Pretrained, VisionTower
 from llavamed.errors import ConfigError, LlavaMedError
+from llavamed.processor.forms.find import find_form
 from llavamed.storage.fetch import fetch_once
 
 
 def part_config(part: Pretrained, key: str) -> Any:
     """Return the Hugging Face config of a tower or language model, from its weights or as declared.
+
+    A tower has the image size that the run wants.
 
     Args:
         part: The tower or language model in the config.
@@ -31,7 +35,7 @@ def part_config(part: Pretrained, key: str) -> Any:
                 f"{key}.config.{name}={declared}: the weights {part.weights} have {found}; "
                 "correct the declared value or remove it"
             )
-    return config
+    return _at_wanted_size(config, part)
 
 
 def text_config(model: Model) -> Any:
@@ -59,12 +63,19 @@ def declared_config(part: Pretrained, key: str) -> Any:
             "one, such as clip_vision_model or llama"
         )
     try:
-        return AutoConfig.for_model(**part.config)
+        config = AutoConfig.for_model(**part.config)
     except Exception as error:  # ValueError, TypeError and transformers' own strict errors
         reason = str(error).strip().splitlines()[-1].strip()
         raise ConfigError(
             f"{key}.config: transformers refuses it: {reason}; correct the field"
         ) from error
+    return _at_wanted_size(config, part)
+
+
+def _at_wanted_size(config: Any, part: Pretrained) -> Any:
+    if isinstance(part, VisionTower) and part.image_size is not None:
+        config.image_size = part.image_size
+    return config
 
 
 def whole_config(source: str, key: str) -> LlavaConfig:
@@ -95,15 +106,46 @@ def load_pretrained(auto_class: Any, source: str, key: str, **kwargs: Any) -> An
         ConfigError: It cannot be found or loaded, or needs code of its own.
         StorageError: The URI cannot be read.
     """
+    source, gguf = split_gguf(source, key)
     check_folder(source, key)
     try:
-        return auto_class.from_pretrained(
-            fetch_once(source, weights=False), trust_remote_code=False, **kwargs
-        )
+        folder = fetch_once(source, weights=gguf.get("gguf_file", False))
+        if gguf:
+            return auto_class.from_pretrained(folder, trust_remote_code=False, **gguf, **kwargs)
+        form = find_form(folder)
+        if form is not None and auto_class is AutoConfig:
+            return form.config
+        if form is not None and auto_class in form.processors:
+            return form.processors[auto_class]()
+        return auto_class.from_pretrained(folder, trust_remote_code=False, **kwargs)
     except LlavaMedError:
         raise
     except Exception as error:  # transformers raises KeyError and others for files of other forms
         raise ConfigError(f"{key}={source}: {loading_problem(error)}") from error
+
+
+def split_gguf(source: str, key: str) -> tuple[str, dict[str, str]]:
+    """Return the folder of a GGUF file, and the argument of transformers that names the file.
+
+    Args:
+        source: The file, as a path, a URI or below a name on the hub; or a source of another form,
+            which is returned as it is.
+        key: The config key that names it, for errors.
+
+    Raises:
+        ConfigError: The package that reads such files is not installed, or there is no such file.
+    """
+    if not source.endswith(".gguf"):
+        return source, {}
+    if find_spec("gguf") is None:
+        raise ConfigError(
+            f"{key}={source}: needs the package gguf, which is not installed; install "
+            "llavamed[gguf], or give weights in another form"
+        )
+    folder, _, name = source.rpartition("/")
+    if os.path.isdir(folder or ".") and not os.path.isfile(source):
+        raise ConfigError(f"{key}={source}: no such file; check the path")
+    return folder or ".", {"gguf_file": name}
 
 
 def check_folder(source: str, key: str) -> None:

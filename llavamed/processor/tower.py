@@ -7,11 +7,24 @@ through every tower before a run starts, and so finds a wrong fact.
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from llavamed.config.model import TOWER_TYPES
+from llavamed.config.model import tower_problem
 from llavamed.errors import ConfigError
 
 Strategy = Literal["default", "full"]
 """Hugging Face's terms: `default` drops the first token, `full` keeps all."""
+Resizing = Literal["square", "stretch"]
+"""How an image becomes a square: by cropping the centre, or by stretching."""
+Statistics = tuple[float, float, float]
+
+# Mean and standard deviation of the images of OpenAI's CLIP and of ImageNet.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_HALF = (0.5, 0.5, 0.5)
+
+UNUSED_WEIGHTS = ("pooler.", "head.", "embeddings.mask_token")
+"""Prefixes of weights that no hidden state depends on; a published tower may lack them."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +39,14 @@ class Tower:
     """Transformer layers; there is one more hidden state."""
     num_prefix_tokens: int
     """Class token and registers, which precede the tokens of the patches."""
-    resizing: Literal["square", "stretch"]
-    """How its image processor makes a square: by cropping the centre, or by stretching."""
+    resizing: Resizing
+    """How its image processor makes a square."""
+    mean: Statistics
+    """Mean of the images it was trained on, by channel, for values from 0 to 1."""
+    std: Statistics
+    """Standard deviation of these images."""
+    antialias: bool = False
+    """Whether its authors smooth its position table before they resample it to fewer rows."""
 
     @property
     def num_tokens(self) -> int:
@@ -54,25 +73,33 @@ def tower_of(vision: Any, key: str) -> Tower:
     Raises:
         ConfigError: LLaVA cannot use a tower of this kind, or its images are not square.
     """
-    resizing: Literal["square", "stretch"] = "square"
+    resizing: Resizing
     match vision.model_type:
-        case "clip_vision_model" | "vit" | "dinov2":
-            num_prefix_tokens = 1
-        case "dinov2_with_registers" | "dinov3_vit":
-            num_prefix_tokens = 1 + vision.num_register_tokens
+        case "clip_vision_model":
+            num_prefix_tokens, resizing, mean, std = 1, "square", CLIP_MEAN, CLIP_STD
         case "siglip_vision_model":
-            num_prefix_tokens, resizing = 0, "stretch"
+            num_prefix_tokens, resizing, mean, std = 0, "stretch", _HALF, _HALF
+        case "vit":
+            num_prefix_tokens, resizing, mean, std = 1, "stretch", _HALF, _HALF
+        case "dinov2":
+            num_prefix_tokens, resizing, mean, std = 1, "square", IMAGENET_MEAN, IMAGENET_STD
+        case "dinov2_with_registers":
+            num_prefix_tokens = 1 + vision.num_register_tokens
+            resizing, mean, std = "square", IMAGENET_MEAN, IMAGENET_STD
+        case "dinov3_vit":
+            num_prefix_tokens = 1 + vision.num_register_tokens
+            resizing, mean, std = "stretch", IMAGENET_MEAN, IMAGENET_STD
         case other:
-            raise ConfigError(
-                f"{key}.model_type={other}: is not a known image encoder; use one "
-                f"of: {', '.join(TOWER_TYPES)}"
-            )
+            raise ConfigError(f"{key}.model_type={other}: {tower_problem(other)}")
     return Tower(
         image_size=_edge(vision.image_size, f"{key}.image_size"),
         patch_size=_edge(vision.patch_size, f"{key}.patch_size"),
         num_layers=int(vision.num_hidden_layers),
         num_prefix_tokens=num_prefix_tokens,
         resizing=resizing,
+        mean=mean,
+        std=std,
+        antialias=vision.model_type == "dinov2_with_registers",
     )
 
 

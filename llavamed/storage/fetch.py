@@ -26,12 +26,13 @@ _IDENTITY = ("size", "ETag", "etag", "md5Hash", "LastModified", "mtime", "update
 """What filesystems tell of a file that changes with its content."""
 
 
-def fetch_once(source: str, *, weights: bool = True) -> str:
+def fetch_once(source: str, *, weights: bool | str = True) -> str:
     """Return a local folder with what `source` names.
 
     Args:
         source: A URI, which is fetched; anything else is returned as it is.
-        weights: Fetch the weights too; configs and tokenizers are small without them.
+        weights: Fetch the weights too, or only the file of this name; configs and tokenizers are
+            small without them.
 
     Raises:
         StorageError: There is no such folder, or it cannot be read.
@@ -44,7 +45,7 @@ def fetch_once(source: str, *, weights: bool = True) -> str:
     files = {
         path: facts
         for path, facts in place.list_files().items()
-        if weights or not path.endswith(_WEIGHTS)
+        if weights is True or Path(path).name == weights or not path.endswith(_WEIGHTS)
     }
     if not files:
         raise StorageError(f"{source}: no such folder; check the path")

@@ -98,7 +98,7 @@ MISTAKES = {
     ),
     "unknown tower": (
         "model.vision_tower.config.model_type=clap_vision",
-        "model.vision_tower.config.model_type=clap_vision: is not an image encoder we can train; "
+        "model.vision_tower.config.model_type=clap_vision: is not a known image encoder; "
         "use one of: clip_vision_model, siglip_vision_model, vit, dinov2, dinov2_with_registers, "
         "dinov3_vit",
     ),

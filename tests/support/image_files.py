@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil
 
-from llavamed.processor.build import CLIP_MEAN, CLIP_STD
 from llavamed.processor.images import ImageSettings, normalize_pixels, to_pixels
+from llavamed.processor.tower import CLIP_MEAN, CLIP_STD
 
 
 def settings_of(size, aspect_ratio="square", backend="exact"):

@@ -2,7 +2,7 @@
 
 import json
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from llavamed.processor.encode import TEMPLATES
@@ -122,4 +122,83 @@ def chatml(*, joins_lines: bool = False) -> PreTrainedTokenizerBase:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, eos_token="<|im_end|>")
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", IMAGE_PLACEHOLDER]})
     tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+LLAMA_3 = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|start_header_id|>' ~ message.role ~ '<|end_header_id|>\n\n' }}"
+    "{{ message.content | trim ~ '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% set rest = messages %}{% set first = '' %}"
+    "{% if messages[0].role == 'system' %}"
+    "{% set first = messages[0].content ~ '\n\n' %}{% set rest = messages[1:] %}{% endif %}"
+    "{% for message in rest %}"
+    "{% if (message.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{{ '<start_of_turn>' ~ ('model' if message.role == 'assistant' else 'user') ~ '\n' }}"
+    "{{ (first if loop.first else '') ~ message.content | trim ~ '<end_of_turn>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+MISTRAL_V3 = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message.role == 'user' %}{{ '[INST] ' ~ message.content ~ '[/INST]' }}"
+    "{% elif message.role == 'system' %}{{ raise_exception('no system turns') }}"
+    "{% else %}{{ ' ' ~ message.content | trim ~ eos_token }}{% endif %}{% endfor %}"
+)
+MISTRAL_V7 = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message.role == 'system' %}"
+    "{{ '[SYSTEM_PROMPT]' ~ message.content ~ '[/SYSTEM_PROMPT]' }}"
+    "{% elif message.role == 'user' %}{{ '[INST]' ~ message.content ~ '[/INST]' }}"
+    "{% else %}{{ message.content ~ eos_token }}{% endif %}{% endfor %}"
+)
+QWEN_3 = (
+    "{% set ns = namespace(last=-1) %}"
+    "{% for message in messages %}{% if message.role == 'user' %}"
+    "{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for message in messages %}{{ '<|im_start|>' ~ message.role ~ '\n' }}"
+    "{% set content = message.content %}{% set thought = '' %}"
+    "{% if message.role == 'assistant' and '</think>' in content %}"
+    "{% set thought = content.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
+    "{% set content = content.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+    "{% if message.role == 'assistant' and loop.index0 > ns.last %}"
+    "{{ '<think>\n' ~ thought ~ '\n</think>\n\n' ~ content.lstrip('\n') }}"
+    "{% else %}{{ content }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and not enable_thinking %}"
+    "{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
+)
+"""It writes a thinking part before the answers that follow the last question, even an empty one."""
+QWEN_3_THINKING = QWEN_3.replace(
+    "|im_start|>assistant\n' }}{% if enable", "|im_start|>assistant\n<think>\n' }}{% if enable"
+)
+"""Its prompt begins the thinking part."""
+
+
+def family(
+    template: str, *, end: str, turns: tuple[str, ...] = (), bos: str | None = None
+) -> PreTrainedTokenizerBase:
+    """A tokenizer as a family of language models publishes it, whose pad token is its end token.
+
+    Args:
+        template: Its chat template.
+        end: Its eos_token.
+        turns: The special tokens around its turns.
+        bos: Its bos_token, which it also puts before every text by itself.
+    """
+    tokenizer = chatml(joins_lines=True)
+    tokenizer.add_special_tokens({"additional_special_tokens": [*turns, IMAGE_PLACEHOLDER]})
+    tokenizer.add_special_tokens({"eos_token": end, "pad_token": end})
+    if bos is not None:
+        tokenizer.add_special_tokens({"bos_token": bos})
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
+        )
+    if "<think>" in template:
+        tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.chat_template = template
     return tokenizer

@@ -19,8 +19,8 @@ from llavamed.data.prepared.content import (
 )
 from llavamed.data.record import IMAGE_HASH_BYTES
 from llavamed.data.sources.phantoms import PhantomSource
-from llavamed.processor.build import CLIP_MEAN, CLIP_STD
 from llavamed.processor.images import ImageSettings, to_pixels
+from llavamed.processor.tower import CLIP_MEAN, CLIP_STD
 from llavamed.processor.turns import Turn
 
 

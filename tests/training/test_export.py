@@ -39,6 +39,7 @@ from llavamed.processor.build import build_processor
 from llavamed.storage.location import MANIFEST, locate
 from llavamed.storage.manifest import ExportManifest, find, write
 from tests.support.manifests import export_manifest
+from tests.support.published_names import PUBLISHED_PREFIXES
 from tests.support.training_setup import assert_same_weights, processor_of, small_config
 
 TINY = {
@@ -179,13 +180,6 @@ def published(
     return model, folder
 
 
-PUBLISHED_PREFIXES = (
-    "vision_tower.vision_model.",
-    "multi_modal_projector.linear_",
-    "language_model.model.",
-    "language_model.lm_head.",
-)
-"""Of the tensors of the published LLaVA-1.5 checkpoints, which vLLM's loader is written for."""
 VLLM_ACTIVATIONS = {
     *("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu"),
     *("relu", "silu", "tanh", "sigmoid"),
@@ -319,7 +313,7 @@ def test_weights_that_are_not_whole_are_refused(
     shutil.copytree(published[1], tmp_path, dirs_exist_ok=True)
     edit(tmp_path, change)
     with pytest.raises(
-        CheckpointError, match=rf"1 tensors are missing or of another shape, e.g. .*{PROJECTION}"
+        CheckpointError, match=rf"1 tensors are missing or of another shape: .*{PROJECTION}"
     ):
         load_model(tmp_path, "fp32", "sdpa")
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
@@ -13,8 +13,16 @@ from llavamed.data.inspect.labels import label_rows
 from llavamed.data.sources import open_source
 from llavamed.errors import ConfigError, SampleError
 from llavamed.processor.build import load_tokenizer
-from llavamed.processor.encode import Encoded, check_template, encode, encode_prompt, get_template
+from llavamed.processor.encode import Encoded, check_template
 from llavamed.processor.turns import IGNORE_INDEX, Turn
+from tests.support.labelled_dialogues import (
+    OWN,
+    assert_exactly_the_answers_are_trained,
+    dialogues,
+    encoded,
+    quick,
+    stretches,
+)
 from tests.support.small_tokenizers import (
     CHATML,
     CHATML_MARKED,
@@ -24,7 +32,6 @@ from tests.support.small_tokenizers import (
     llama_like,
 )
 
-OWN = get_template("tokenizer")
 TOKENIZERS = {
     "byte-level": chatml(),
     "byte-level, joins lines": chatml(joins_lines=True),
@@ -32,47 +39,12 @@ TOKENIZERS = {
 }
 several = pytest.mark.parametrize("name", list(OWN_TEMPLATES))
 on_each = pytest.mark.parametrize("kind", list(TOKENIZERS))
-quick = settings(max_examples=20, derandomize=True, deadline=None)
-words = st.text(alphabet="ab é病\n1:.'?", max_size=10)
-said = st.one_of(
-    st.sampled_from(["yes", "A", "7", " yes", "\n\nyes", ":)", "yes \n", "The left lung."]), words
-)
-
-
-@st.composite
-def dialogues(draw: st.DrawFn) -> list[Turn]:
-    """Questions with images here and there, and answers with a word at least."""
-    turns = [Turn("system", "Be brief.")] * draw(st.booleans())
-    for number in range(draw(st.integers(1, 3))):
-        image = "<image>\n" * (number == 0 or draw(st.booleans()))
-        turns.append(Turn("user", f"{image}{draw(words)} why?"))
-        turns.append(Turn("assistant", draw(said.filter(str.strip))))
-    return turns
 
 
 def tokenizer_with(kind: str, template: str) -> PreTrainedTokenizerBase:
     tokenizer = TOKENIZERS[kind]
     tokenizer.chat_template = template
     return tokenizer
-
-
-def encoded(turns: list[Turn], tokenizer: PreTrainedTokenizerBase) -> Encoded:
-    return encode(turns, template=OWN, tokenizer=tokenizer, num_image_tokens=2, max_length=None)
-
-
-def prompt_ids(turns: list[Turn], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    return encode_prompt(turns, template=OWN, tokenizer=tokenizer, num_image_tokens=2)
-
-
-def stretches(sample: Encoded, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The texts of neighbouring trained tokens."""
-    found: list[list[int]] = [[]]
-    for label in sample.labels:
-        if label != IGNORE_INDEX:
-            found[-1].append(label)
-        elif found[-1]:
-            found.append([])
-    return [tokenizer.decode(ids) for ids in found if ids]
 
 
 @several
@@ -84,19 +56,7 @@ def test_each_prompt_begins_the_sample_and_its_answer_is_trained_to_the_end(
 ) -> None:
     tokenizer = tokenizer_with(kind, OWN_TEMPLATES[name])
     end = "<|im_end|>" if "im_end" in OWN_TEMPLATES[name] else tokenizer.eos_token
-    sample = encoded(turns, tokenizer)
-    answers = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
-    after = [len(prompt_ids(turns[:number], tokenizer)) for number in answers]
-    for number, start in zip(answers, after, strict=True):
-        assert sample.input_ids[:start] == prompt_ids(turns[:number], tokenizer)
-        assert sample.labels[start] != IGNORE_INDEX
-        assert sample.labels[start - 1] == IGNORE_INDEX
-    trained = stretches(sample, tokenizer)
-    assert len(trained) == len(answers)
-    for number, text in zip(answers, trained, strict=True):
-        assert text.split() == f"{turns[number].text.strip()}{end}".split() or (
-            text.replace(" ", "").strip() == f"{turns[number].text}{end}".replace(" ", "").strip()
-        )
+    assert_exactly_the_answers_are_trained(turns, tokenizer, end)
 
 
 @several

@@ -5,8 +5,6 @@ from transformers import CLIPImageProcessorPil
 from llavamed.config.load import parse_config
 from llavamed.errors import ConfigError
 from llavamed.processor.build import (
-    CLIP_MEAN,
-    CLIP_STD,
     build_processor,
     image_settings,
     load_processor,
@@ -15,6 +13,7 @@ from llavamed.processor.build import (
 )
 from llavamed.processor.images import ImageSettings
 from llavamed.processor.pretrained import part_config
+from llavamed.processor.tower import CLIP_MEAN, CLIP_STD
 
 TEXTS = ["Where is the lesion? In the left lower lobe.", "Ä 漢 <image>"]
 

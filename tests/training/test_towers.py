@@ -291,7 +291,7 @@ def test_a_tower_that_cannot_be_used_is_refused_before_anything_starts(
 
 def test_every_kind_that_a_config_may_name_is_known_and_no_other_is() -> None:
     assert set(KINDS) == set(TOWER_TYPES)
-    message = r"tower.model_type=llama: is not a known image encoder; use one"
+    message = r"tower.model_type=llama: is not a known image encoder; use one of: clip"
     with pytest.raises(ConfigError, match=message):
         tower_of(TEXT, "tower")
 

@@ -1,0 +1,1 @@
+"""Read published models that other programs have saved, as transformers would have them."""

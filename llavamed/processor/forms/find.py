@@ -1,0 +1,21 @@
+"""Find out in which form a published model is."""
+
+from llavamed.processor.forms import llava, open_clip
+from llavamed.processor.forms.form import Form, read_json
+
+
+def find_form(source: str) -> Form | None:
+    """Return a model that another program saved, or None if transformers reads it itself.
+
+    Args:
+        source: A folder, or a name on the hub.
+
+    Raises:
+        ConfigError: The form is known, and the model does not fit.
+    """
+    config = read_json(source, "config.json")
+    if config is not None:
+        return llava.llava_form(source, config) if llava.TOWER in config else None
+    if settings := read_json(source, open_clip.CONFIG):
+        return open_clip.tower_form(source, settings)
+    return None

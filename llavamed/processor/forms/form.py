@@ -1,0 +1,74 @@
+"""Say what every form has in common: where its files are, and how its tensors are renamed."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers.utils import cached_file
+
+Tensors = dict[str, torch.Tensor]
+Rules = Mapping[str, str | tuple[str, ...]]
+"""New names by patterns of the names they replace. A tuple names the equal parts, along the first
+axis, of a tensor that transformers keeps in several."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A model that another program saved, as transformers would have it."""
+
+    config: Any
+    """Its Hugging Face config."""
+    processors: Mapping[type, Callable[[], Any]]
+    """What makes its processor or image processor, by the Auto class of transformers for it."""
+    read_weights: Callable[[], Tensors]
+    """Return its weights by the names of transformers, as far as the form knows them."""
+
+
+def find_file(source: str, name: str) -> Path | None:
+    """Return a file of a model, or None if there is none.
+
+    Args:
+        source: A folder, or a name on the hub.
+        name: The name of the file.
+    """
+    found = cached_file(
+        source,
+        name,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if found is None else Path(found)
+
+
+def read_json(source: str, name: str) -> dict[str, Any] | None:
+    """Return a JSON file of a model, or None if there is none."""
+    file = find_file(source, name)
+    return None if file is None else json.loads(file.read_text(encoding="utf-8"))
+
+
+def read_tensors(file: Path) -> Tensors:
+    """Return the tensors of a file by name, without running code that it may hold."""
+    if file.suffix == ".safetensors":
+        with safe_open(file, framework="pt") as tensors:
+            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+    found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    return dict(found.get("state_dict", found))
+
+
+def rename(tensors: Tensors, rules: Rules) -> Tensors:
+    """Return the tensors whose names a rule matches, under their new names."""
+    renamed: Tensors = {}
+    for name, tensor in tensors.items():
+        for pattern, target in rules.items():
+            if match := re.fullmatch(pattern, name):
+                targets = (target,) if isinstance(target, str) else target
+                names = [match.expand(each) for each in targets]
+                renamed |= zip(names, tensor.chunk(len(names)), strict=True)
+                break
+    return renamed

@@ -1,0 +1,194 @@
+"""A LLaVA that the original trainer saved starts a run as the model it is."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import LlavaForConditionalGeneration
+
+from llavamed.config.load import override_config
+from llavamed.config.run import RunConfig
+from llavamed.errors import CheckpointError, ConfigError
+from llavamed.model.llava import build_model
+from llavamed.processor.build import build_processor, image_settings, num_image_tokens
+from llavamed.run.curriculum import plan_curriculum
+from llavamed.run.preflight import check_weights
+from llavamed.storage.location import locate
+from tests.support.small_tokenizers import llama_like
+from tests.support.training_setup import make_job, processor_of, run_stage, small_config
+
+NAMES = {
+    r"model\.multi_modal_projector\.linear_1\.": "model.mm_projector.0.",
+    r"model\.multi_modal_projector\.linear_2\.": "model.mm_projector.2.",
+    r"model\.vision_tower\.": "model.vision_tower.vision_tower.vision_model.",
+    r"model\.language_model\.": "model.",
+}
+
+
+def save_as_original(
+    folder: Path,
+    config: RunConfig,
+    *,
+    with_tower: bool = True,
+    projector_file: bool = False,
+    **fields: Any,
+) -> LlavaForConditionalGeneration:
+    """Save the model of a config as LLaVA's own trainer does, with a tower in a folder below."""
+    model = build_model(config.model, processor_of(config), seed=3, precision="fp32")
+    tokenizer = llama_like()
+    folder.mkdir(exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    model.model.vision_tower.save_pretrained(folder / "tower")
+    text = model.config.text_config.to_dict()
+    text |= {"model_type": "llava_llama", "architectures": ["LlavaLlamaForCausalLM"]}
+    text |= {"mm_vision_tower": "tower", "mm_hidden_size": 32, "use_mm_proj": True}
+    text |= {"mm_projector_type": "mlp2x_gelu", "mm_vision_select_layer": -2}
+    text |= {"mm_vision_select_feature": "patch", "image_aspect_ratio": "pad"}
+    (folder / "config.json").write_text(json.dumps(text | fields))
+    named = {renamed(name): weight for name, weight in model.state_dict().items()}
+    if not with_tower:
+        named = {name: w for name, w in named.items() if "vision_tower" not in name}
+    if projector_file:
+        apart = {name: w for name, w in named.items() if "mm_projector" in name}
+        torch.save(apart, folder / "mm_projector.bin")
+        named = {name: w for name, w in named.items() if name not in apart}
+    first = dict(list(named.items())[::2])
+    parts = {"model-1.safetensors": first, "model-2.safetensors": named}
+    parts["model-2.safetensors"] = {k: w for k, w in named.items() if k not in first}
+    index = {name: file for file, part in parts.items() for name in part}
+    for file, part in parts.items():
+        save_file({name: weight.clone() for name, weight in part.items()}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    return model
+
+
+def renamed(name: str) -> str:
+    for pattern, new in NAMES.items():
+        name = re.sub(f"^{pattern}", new, name)
+    return name
+
+
+def of_llava(config: RunConfig, source: str, *overrides: str) -> RunConfig:
+    return override_config(config, [f"model={{weights: {source}}}", "name=original", *overrides])
+
+
+@pytest.mark.parametrize(
+    ("with_tower", "projector_file"), [(True, False), (False, False), (False, True)]
+)
+@pytest.mark.parametrize("where", ["folder", "s3"])
+def test_each_weight_of_an_original_llava_is_found(
+    tiny_config: RunConfig,
+    tmp_path: Path,
+    s3_uri: str,
+    where: str,
+    with_tower: bool,
+    projector_file: bool,
+) -> None:
+    folder = tmp_path / "original"
+    small = small_config(tiny_config)
+    theirs = save_as_original(folder, small, with_tower=with_tower, projector_file=projector_file)
+    if where == "s3":
+        locate(f"{s3_uri}/original").upload(folder)
+    config = of_llava(small, f"{s3_uri}/original" if where == "s3" else str(folder))
+    check_weights(config, plan_curriculum(config))
+    processor = build_processor(config.model, iter([]))
+    assert image_settings(processor).aspect_ratio == "pad"
+    model = build_model(config.model, processor, seed=0, precision="fp32")
+    assert model.config.image_token_id == processor.tokenizer.convert_tokens_to_ids("<image>")
+    assert model.lm_head.weight.shape[0] >= len(processor.tokenizer)
+    assert model.lm_head.weight.shape[0] % 64 == 0
+    found = model.state_dict()
+    for name, weight in theirs.state_dict().items():
+        rows = weight.shape[0] if weight.ndim else None
+        torch.testing.assert_close(found[name][:rows], weight, rtol=0, atol=0, msg=name)
+    number = num_image_tokens(processor)
+    ids = torch.tensor([[1, *[processor.image_token_id] * number, 5, 6]])
+    pixels = torch.rand(1, 3, 16, 16)
+    mine = model(input_ids=ids, pixel_values=pixels).logits
+    ids = ids.where(ids != processor.image_token_id, theirs.config.image_token_id)
+    expected = theirs(input_ids=ids, pixel_values=pixels).logits
+    torch.testing.assert_close(mine[..., : expected.shape[-1]], expected)
+
+
+def test_an_original_llava_trains_and_its_export_loads(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    small = small_config(tiny_config)
+    save_as_original(tmp_path / "original", small)
+    place = f"data.directory={tmp_path}/datasets"
+    config = of_llava(small, str(tmp_path / "original"), place, "stages.align.max_steps=2")
+    assert run_stage(make_job(config)).logits_difference == 0.0
+
+
+def test_a_linear_projector_of_an_original_llava_stays_linear(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    small = small_config(tiny_config, "model.projector=linear")
+    theirs = save_as_original(tmp_path / "it", small, mm_projector_type="linear")
+    weights = {
+        "model.mm_projector.weight": theirs.model.multi_modal_projector.linear_1.weight,
+        "model.mm_projector.bias": theirs.model.multi_modal_projector.linear_1.bias,
+    }
+    torch.save(weights, tmp_path / "it" / "mm_projector.bin")
+    config = of_llava(small, str(tmp_path / "it"))
+    model = build_model(
+        config.model, build_processor(config.model, iter([])), seed=0, precision="fp32"
+    )
+    for name, weight in theirs.model.multi_modal_projector.state_dict().items():
+        assert torch.equal(model.model.multi_modal_projector.state_dict()[name], weight)
+
+
+def drop_projector(folder: Path) -> None:
+    (folder / "mm_projector.bin").unlink()
+
+
+def drop_tower(folder: Path) -> None:
+    (folder / "tower" / "config.json").unlink()
+
+
+def add_adapters(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+
+
+def set_field(**fields: Any) -> Any:
+    def change(folder: Path) -> None:
+        file = folder / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            drop_projector,
+            r"4 tensors are missing or of another shape: model.multi_modal_projector.linear_1.bias,"
+            r" .*linear_1.weight, .*linear_2.bias, .*linear_2.weight; name a folder that",
+        ),
+        (drop_tower, r"mm_vision_tower=tower: cannot be loaded: .*; put the image encoder into"),
+        (add_adapters, r"holds adapters that are not merged \(adapter_config.json\); merge them"),
+        (
+            set_field(mm_projector_type="resampler"),
+            r"mm_projector_type=resampler: transformers' LLaVA has no such part; use a model with",
+        ),
+        (
+            set_field(model_type="llava_of_ours"),
+            r"model_type=llava_of_ours: its language model is of no kind that transformers knows; ",
+        ),
+    ],
+    ids=["projector", "tower", "adapters", "resampler", "language model"],
+)
+def test_an_original_llava_that_lacks_something_is_refused_with_what_it_lacks(
+    tiny_config: RunConfig, tmp_path: Path, change: Any, message: str
+) -> None:
+    small = small_config(tiny_config)
+    save_as_original(tmp_path / "it", small, with_tower=False, projector_file=True)
+    change(tmp_path / "it")
+    config = of_llava(small, str(tmp_path / "it"))
+    with pytest.raises((ConfigError, CheckpointError), match=message):
+        build_model(config.model, build_processor(config.model, iter([])), seed=0, precision="fp32")
