@@ -4,15 +4,17 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from llavamed.evaluate.scorers.unpack import conclusions
-from llavamed.evaluate.scorers.vocabulary import (
-    AGREEMENT,
+from llavamed.evaluate.scorers.terms import (
     CLASSES,
     COMPLEMENTS,
     COUNTS,
+    UNITS,
+)
+from llavamed.evaluate.scorers.unpack import conclusions
+from llavamed.evaluate.scorers.vocabulary import (
+    AGREEMENT,
     FUNCTION_WORDS,
     UNDECIDED,
-    UNITS,
 )
 from llavamed.evaluate.scorers.words import CHINESE, Word, canonical, words_of
 
@@ -127,6 +129,7 @@ def _chinese(text: str, reference: str) -> bool | None:
     wanted = re.sub(r"\W", "", reference)
     if not CHINESE.search(text):
         return None
+    text = re.sub(r"\s", "", text)
     for kind in _CHINESE_CLASSES:
         for rival in kind:
             if rival in text and rival not in wanted and any(each in wanted for each in kind):

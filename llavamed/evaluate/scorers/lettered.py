@@ -1,12 +1,17 @@
 """Closed questions with lettered options."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from llavamed.evaluate.scorers.open_answer import measures, measures_agree, opposes
 from llavamed.evaluate.scorers.unpack import conclusions
-from llavamed.evaluate.scorers.vocabulary import FUNCTION_WORDS, UNDECIDED
+from llavamed.evaluate.scorers.vocabulary import (
+    FUNCTION_WORDS,
+    UNDECIDED,
+)
 from llavamed.evaluate.scorers.words import CHINESE, canonical, words_of
 
 _BARE = re.compile(r"\A[\W_]*(?:option|choice|answer|letter|选项?)?[\W_]*([A-Za-z])[\W_]*\Z", re.I)
@@ -33,14 +38,19 @@ _NOT_A_LETTER = re.compile(
     re.IGNORECASE,
 )
 _REJECTED_BEFORE = re.compile(
-    r"(?:\bnot|n['’]t|\brather\s+than|\binstead\s+of|\bas\s+opposed\s+to|\bneither|\bnor|\bexcept(?:\s+for)?|\bexclud(?:e|es|ing)|"
+    r"(?:\bnot|\bcannot|n['’]t|\brather\s+than|\binstead\s+of|\bas\s+opposed\s+to|\bneither|\bnor|\bexcept(?:\s+for)?|\bexclud(?:e|es|ing)|"
     r"\brul(?:e|es|ed|ing)\s+out|\bunlike|\banything\s+but|\b(?:more|rather)\s+(?:likely|probable|plausible)\s+than|>|\breject(?:s|ed)?|\beliminat(?:e|es|ed|ing)|\bno|\bwithout|不是|排除|而非)"
-    r"(?:\s+(?:a|an|the|option|choice|answer|be|it|is|either|really|actually|[A-Z]\s+(?:or|and|nor)))*[\s(\"']*\Z",
+    r"(?:\s+(?:a|an|the|option|choice|answer|be|it|is|either|really|actually|"
+    r"\w+(?:ed|en)\s+(?:by|with|using|from|in|on|as|for)|[A-Z]\s+(?:or|and|nor)))*[\s(\"']*\Z",
     re.IGNORECASE,
 )
 _REJECTED_AFTER = re.compile(
     r"\A[\s)\"']*(?:(?:is|are|was|seems|appears|would\s+be|can\s+be|looks)\s*)?(?:\w+ly\s+|much\s+|far\s+)?"
     r"(?:n['’]t\b|not\b|unlikely|less\s+likely|less\s+probable|incorrect|wrong|false|ruled\s+out|excluded|eliminated|rejected|不对|错误)",
+    re.IGNORECASE,
+)
+_CONFIRMED_AFTER = re.compile(
+    r"\A[\s)\"']*(?:is|would\s+be)\s+(?:correct|(?:the|my)\s+(?:\w+\s+){0,2}(?:answer|choice|option))\b",
     re.IGNORECASE,
 )
 _SHORT = 60
@@ -60,6 +70,8 @@ _REJECTING = re.compile(
 )
 _JOINED = re.compile(r"\s*(?:,|,?\s*(?:and|or|nor|&)\s+|/)\s*(?:option\s+)?")
 _NOR = re.compile(r"\s*,?\s*\b(?:or|nor)\s+(?:an?\s+)?")
+_SENTENCE = re.compile(r"(?<=[.;!?:)])\s+|\n+")
+_JOINS = re.compile(r"\W*(?:or|and|no|not|nor|but)\b", re.IGNORECASE)
 _CLOSING = re.compile(
     r"(?:\A|[.;!?\n,])(?P<clause>[^.;!?\n,]+),\s*(?:so\s+|hence\s+)?\(?(?P<letter>[A-Z])\)?\s*\.?\s*\Z"
 )
@@ -82,7 +94,12 @@ def reference_letter(reference: str, options: Mapping[str, str]) -> str | None:
         rest = _words(text[found.end() :])
         if letter in options and (not rest or rest == _words(options[letter])):
             return letter
-    alike = [letter for letter, words in options.items() if _words(words) == _words(text)]
+    return _by_words(_words(text), options)
+
+
+def _by_words(words: list[str], options: Mapping[str, str]) -> str | None:
+    """Return the only option whose text has exactly these words."""
+    alike = [letter for letter, text in options.items() if words and _words(text) == words]
     return alike[0] if len(alike) == 1 else None
 
 
@@ -102,13 +119,19 @@ def _choice(text: str, options: Mapping[str, str]) -> str | None:
     """A letter, None for an answer that decides nothing, or "" where no option is named."""
     if bare := _BARE.match(text):
         letter = bare[1].upper()
-        return letter if letter in options else None
+        return letter if letter in options else _by_part(text, options) or None
+    if (whole := _by_words(canonical(text), options)) is not None:
+        return whole
     if (reason := _REASON.search(text)) and (found := _choice(text[: reason.start()], options)):
         return found
+    if first := _first(text, options):
+        return first
     if (excluded := _by_exclusion(text)) is not None:
         return excluded if excluded in options else None
     mentions = _mentions(text, options)
-    chosen = {mention.letter for mention in mentions if not mention.rejected}
+    kept = [mention for mention in mentions if not mention.rejected]
+    confirmed = {each.letter for each in kept if _CONFIRMED_AFTER.match(text[each.end :])}
+    chosen = confirmed if len(confirmed) == 1 else {mention.letter for mention in kept}
     if letter := _leading(text, mentions, options):
         return letter
     closing = _CLOSING.search(text)
@@ -126,9 +149,23 @@ def _choice(text: str, options: Mapping[str, str]) -> str | None:
     if chosen:
         letter = next(iter(chosen))
         is_named = any(text[mention.start : mention.end] == letter for mention in mentions)
-        is_opposed = not is_named and opposes(words_of(text), words_of(options[letter]))
+        left = _blank(text, [mention for mention in mentions if mention.rejected])
+        is_opposed = not is_named and opposes(words_of(left), words_of(options[letter]))
         return None if is_opposed else letter
     return None if mentions else _by_content(text, options)
+
+
+def _first(text: str, options: Mapping[str, str]) -> str | None:
+    """Return the option that the first sentence is, and no other: "Liver. It lies below ..."."""
+    sentences = [each for each in _SENTENCE.split(text) if each and re.search(r"\w", each)]
+    letters = [_by_words(canonical(each), options) for each in sentences]
+    bare = _BARE.match(sentences[0]) if sentences else None
+    start = 1 if bare and len(sentences) > 1 else 0
+    named = {bare[1].upper()} if bare else set()
+    named |= {letter for letter in letters if letter}
+    if len(sentences) < start + 2 or not letters[start] or len(named) != 1:
+        return None
+    return None if _JOINS.match(sentences[start + 1]) else letters[start]
 
 
 def _by_exclusion(text: str) -> str | None:
@@ -169,12 +206,34 @@ def _by_content(text: str, options: Mapping[str, str]) -> str:
     for letter, words in options.items():
         option = words_of(words)
         wanted = {word.text for word in option}
-        if measured and measures(option):
+        if said and said[0].denied and wanted <= {"0", "none"}:
+            alike.append(letter)
+        elif measured and measures(option):
             if measures_agree(said, option):
                 alike.append(letter)
         elif len(wanted) > 1 and wanted <= stated and not opposes(said, option):
+            if all(wanted <= set(canonical(other)) for other in options.values()):
+                continue  # its own letter is lost: "vitamin A" among vitamins
             alike.append(letter)
-    return alike[0] if len(alike) == 1 else ""
+    return alike[0] if len(alike) == 1 else _by_part(text, options)
+
+
+def _by_part(text: str, options: Mapping[str, str]) -> str:
+    """Return the only option that holds all words of an answer, if they are most of its own.
+
+    Words that several options share ("lobe") do not choose, and may be left out.
+    """
+    wanted = {letter: _content(words) for letter, words in options.items()}
+    counts = Counter(word for words in wanted.values() for word in words)
+    shared = {word for word, count in counts.items() if count > 1}
+    wanted = {letter: words - shared for letter, words in wanted.items()}
+    said = _content(" ".join([*sorted(shared), text])) - shared  # "grade" makes "I" a numeral
+    alike = [letter for letter, words in wanted.items() if said and said == words]
+    if len(alike) == 1:
+        return alike[0]
+    alike = [letter for letter, words in wanted.items() if len(said) > 1 and said <= words]
+    is_most = len(alike) == 1 and 2 * len(said) > len(wanted[alike[0]])
+    return alike[0] if is_most else ""
 
 
 def _gives_reason(clause: str, options: Mapping[str, str]) -> bool:
@@ -193,6 +252,12 @@ def _blank(text: str, mentions: list[_Mention]) -> str:
 def _words(text: str) -> list[str]:
     words = canonical(text)
     return [word for word in words[:-1] if word not in {"a", "an", "the"}] + words[-1:]
+
+
+def _content(text: str) -> set[str]:
+    """The words that carry an answer; the last always does, as in "hepatitis A"."""
+    words = _words(text)
+    return set(words[:-1]) - FUNCTION_WORDS | set(words[-1:])
 
 
 def _mentions(text: str, options: Mapping[str, str]) -> list[_Mention]:
@@ -228,7 +293,8 @@ def _occurrences(text: str, words: str) -> list[tuple[int, int]]:
         re.escape(each) for each in re.split(r"[\s/_,-]+", words.strip()) if each
     )
     places = [
-        m.span() for m in re.finditer(rf"(?<!\w){direct}(?:s|es)?(?!\w)", text, re.IGNORECASE)
+        m.span()
+        for m in re.finditer(rf"(?<!\w)(?<!\bnon[\s-]){direct}(?:s|es)?(?!\w)", text, re.IGNORECASE)
     ]
     if places:
         return places
@@ -272,18 +338,28 @@ def _letter_mentions(
 
 
 def _reject_together(text: str, mentions: list[_Mention]) -> list[_Mention]:
-    """Reject a list of options where its first or last is: "no A or B", "A and C are wrong"."""
+    """Reject what is named with a rejected option: "no A, B or C", "A and C are wrong"."""
     together = list(mentions)
+    gaps = ["", *(text[before.end : after.start] for before, after in pairwise(together))]
     for place in range(1, len(together)):
         before, mention = together[place - 1], together[place]
-        if before.rejected and _NOR.fullmatch(text[before.end : mention.start]):
+        same = before.letter == mention.letter and not re.search(r"[\w,;]", gaps[place])
+        if before.rejected and (same or _goes_on(gaps[place:])):
             together[place] = replace(mention, rejected=True)
+    rejects = False  # whether what follows the mention rejects it, and all that are joined to it
     for place in reversed(range(1, len(together))):
         before, mention = together[place - 1], together[place]
-        is_rejected = mention.rejected and bool(_REJECTED_AFTER.match(text[mention.end :]))
-        if is_rejected and _JOINED.fullmatch(text[before.end : mention.start]):
+        rejects = rejects or bool(_REJECTED_AFTER.match(text[mention.end :]))
+        rejects = rejects and bool(_JOINED.fullmatch(gaps[place]))
+        if rejects:
             together[place - 1] = replace(before, rejected=True)
     return together
+
+
+def _goes_on(gaps: list[str]) -> bool:
+    """Tell whether what stands between options joins them by commas up to an "or"."""
+    last = next((gap for gap in gaps if gap.strip() != ","), "")
+    return bool(_NOR.fullmatch(last))
 
 
 def _is_article(text: str, letter: str, start: int) -> bool:
@@ -292,7 +368,7 @@ def _is_article(text: str, letter: str, start: int) -> bool:
         return False
     after = text[start + 1 :]
     if re.match(
-        r"\s*(?:$|[.,;:)\]!?/&]|(?:is|and|or|nor|not|but|because|since|as|was|seems|looks)\b)",
+        r"\s*(?:$|[.,;:)\]!?/&\"']|(?:is|and|or|nor|not|but|because|since|as|was|seems|looks)\b)",
         after,
     ):
         return letter == "I" and bool(re.match(r"\s+(?:was|and)\b", after))

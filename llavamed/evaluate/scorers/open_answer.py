@@ -5,19 +5,26 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
+from llavamed.evaluate.scorers.terms import (
+    OPPOSITES,
+    UNITS,
+)
 from llavamed.evaluate.scorers.unpack import conclusions
-from llavamed.evaluate.scorers.vocabulary import FUNCTION_WORDS, OPPOSITES, UNDECIDED, UNITS
-from llavamed.evaluate.scorers.words import CHINESE, Word, canonical, words_of
+from llavamed.evaluate.scorers.vocabulary import (
+    FUNCTION_WORDS,
+    UNDECIDED,
+)
+from llavamed.evaluate.scorers.words import CHINESE, Word, canonical, join_compounds, words_of
 
 _LINKS = frozenset(["with", "without", "left", "right"])
 _STOP = FUNCTION_WORDS - _LINKS
 _PARTS = re.compile(
     r"\s*(?:,(?!\d)|;|/|\band\b|\bas well as\b|\bplus\b|&|、|和|及)\s*", re.IGNORECASE
 )
-_ALTERNATIVES = re.compile(r",(?!\d)|\bor\b|\band\b|/|;", re.IGNORECASE)
-_OR = re.compile(r"\bor\b", re.IGNORECASE)
+_ALTERNATIVES = re.compile(r",(?!\d)|\bor\b|\bvs\b|\bversus\b|\band\b|/|;", re.IGNORECASE)
+_OR = re.compile(r"\b(?:or|vs|versus)\b", re.IGNORECASE)
 _PREPOSITION = re.compile(r"\b(?:of|in|on|at|within|along|from|to|near)\b", re.IGNORECASE)
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_NUMBER = re.compile(r"(minus)?(\d+(?:\.\d+)?)")
 _TOLERANCE = 0.05
 _SHORT = 3
 """Words of an alternative at most, in a list without "or"."""
@@ -35,6 +42,8 @@ def open_score(answer: str, reference: str) -> float:
     or leaves the question open.
     """
     answer = next((part for part, is_final in conclusions(answer) if is_final), answer)
+    if UNDECIDED.search(answer) and not UNDECIDED.search(reference):
+        return 0.0
     if CHINESE.search(reference):
         return _chinese(answer, reference)
     said = words_of(answer)
@@ -42,9 +51,10 @@ def open_score(answer: str, reference: str) -> float:
     if not parts:
         return float(not said)
     wanted = [word for part in parts for word in words_of(part)]
+    said = join_compounds(said, {word.text for word in wanted})
     if _content(said) == _content(wanted) and _content(wanted):
         return 1.0
-    if UNDECIDED.search(answer) or _is_list(answer, len(parts)) or _offers(answer, reference):
+    if _is_list(answer, len(parts)) or _offers(answer, reference):
         return 0.0
     if opposes(said, wanted) or _denials_differ(said, wanted):
         return 0.0
@@ -100,8 +110,8 @@ def measures(words: Sequence[Word]) -> list[tuple[str, float]]:
     found: list[tuple[str, float]] = []
     numbers: list[float] = []  # those that the next unit is of: "3 x 2 cm"
     for word in words:
-        if _NUMBER.fullmatch(word.text):
-            numbers.append(float(word.text))
+        if number := _NUMBER.fullmatch(word.text):
+            numbers.append(-float(number[2]) if number[1] else float(number[2]))
         elif word.text in UNITS:
             dimension, factor = UNITS[word.text]
             found += [(dimension, number * factor) for number in numbers]
@@ -119,7 +129,7 @@ def measures_agree(said: Sequence[Word], wanted: Sequence[Word]) -> bool | None:
     given = measures(said)
     return all(
         any(
-            dimension == other and abs(value - measured) <= _TOLERANCE * value
+            dimension == other and abs(value - measured) <= _TOLERANCE * abs(value)
             for other, measured in given
         )
         for dimension, value in there
@@ -129,7 +139,7 @@ def measures_agree(said: Sequence[Word], wanted: Sequence[Word]) -> bool | None:
 def _is_list(answer: str, num_parts: int) -> bool:
     """Tell whether an answer offers many alternatives."""
     pieces = [piece for piece in _ALTERNATIVES.split(answer) if canonical(piece)]
-    offers = bool(re.search(r"\bor\b", answer, re.IGNORECASE))
+    offers = bool(_OR.search(answer))
     are_short = all(len(piece.split()) <= _SHORT for piece in pieces)
     return (offers and len(pieces) > num_parts + _MANY - 1) or (
         are_short and len(pieces) > num_parts + _MANY
@@ -148,16 +158,14 @@ def _offers(answer: str, reference: str) -> bool:
 
 def _chinese(answer: str, reference: str) -> float:
     """Compare characters, which need no words to be told apart."""
-    wanted = re.sub(r"[\W的]", "", reference)
-    said = re.sub(r"[\W的]", "", answer)
+    wanted = re.sub(r"[\W的脏]", "", reference)  # 肝 and 肝脏 are the same organ
+    said = re.sub(r"[\W的脏]", "", answer)
     for kind in ("左右双", "上下中", "前后"):
         there = set(wanted) & set(kind)
         if there and (set(said) & set(kind)) - there:
             return 0.0
     denies = re.compile(r"不|没|无|未")
     if bool(denies.search(wanted)) != bool(denies.search(said)):
-        return 0.0
-    if UNDECIDED.search(answer):
         return 0.0
     if wanted and (wanted in said or (said and said in wanted and len(said) * 2 > len(wanted))):
         return 1.0

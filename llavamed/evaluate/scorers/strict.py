@@ -12,6 +12,7 @@ from llavamed.evaluate.scorers.item import Item
 from llavamed.evaluate.scorers.lettered import chosen_letter, reference_letter
 from llavamed.evaluate.scorers.open_answer import open_score
 from llavamed.evaluate.scorers.unpack import unpack
+from llavamed.evaluate.scorers.words import spell_out
 from llavamed.evaluate.scorers.yes_no import polarity, says
 
 NAME = "strict/2"
@@ -39,14 +40,18 @@ def verdict(item: Item) -> float | None:
     if isinstance(item.options, Mapping):
         letter = reference_letter(item.reference, item.options)
         if letter is not None:
-            chosen = chosen_letter(answer, item.options)
+            options = {each: spell_out(text, answer) for each, text in item.options.items()}
+            for text in options.values():
+                answer = spell_out(answer, text)
+            chosen = chosen_letter(answer, options)
             return None if chosen is None else float(chosen == letter)
     wanted = polarity(item.reference)
     if wanted is not None:
         said = says(answer, item.question, item.reference)
         return None if said is None else float(said is wanted)
+    answer, reference = spell_out(answer, item.reference), spell_out(item.reference, answer)
     if item.answer_type == "OPEN":
-        return open_score(answer, item.reference)
+        return open_score(answer, reference)
     candidates = item.options if isinstance(item.options, tuple) else ()
-    is_right = is_chosen(answer, item.reference, candidates)
+    is_right = is_chosen(answer, reference, candidates)
     return None if is_right is None else float(is_right)

@@ -32,6 +32,8 @@ _MARKER = re.compile(
         \bfinal\s+(?:answer|decision|verdict)\b\s*(?:is|:|-|=)*
       | \b(?:(?:the|my)\s+(?:\w+\s+)?)?(?:answer|response|choice)
         (?:\s+(?:is|would\s+be|should\s+be)\b|\s*[:=])
+      | \bthe\s+(?:correct|right|best|true)\s+(?:one|option|letter|alternative)
+        (?:\s+(?:is|would\s+be|should\s+be)\b|\s*[:=])
       | \bi(?:\s+would|['’]d|\s+will)?\s+(?:choose|pick|select|go\s+with|opt\s+for)\b
       | \b(?:answer|ans|conclusion|verdict|result|response)\s*[:=]
       | 最终答案(?:是|为|:)? | 答案(?:是|为|:) | 结论(?:是|为|:)? | 回答:
@@ -42,9 +44,12 @@ _MARKER = re.compile(
       | \bsorry\b(?=\s*,?\s*(?:no|yes|i\s+mean|it|the|that|left|right|\(?[A-Z]\b))
       | \bon\s+(?:a\s+)?second\s+(?:thoughts?|look)\b
       | \bon\s+closer\s+(?:look|inspection)\b | \blooking\s+again\b
-      | \blet\s+me\s+(?:correct|rephrase)\b | \bi\s+mean\b | \bscratch\s+that\b | \bi\s+meant\b
+      | \blet\s+me\s+(?:correct|rephrase|reconsider|revise|rethink)\b
+      | \b(?:i\s+now|now\s+i)\s+(?:think|believe|see|say)\b | \bi\s+change[ds]?\s+my\s+mind\b
+      | \bi\s+mean\b | \bscratch\s+that\b | \bi\s+meant\b
       | \bi\s+take\s+that\s+back\b | \bi\s+stand\s+corrected\b
-      | [?,]\s*no[,.]?\s+(?=(?:the\s+)?(?:left|right|upper|middle|lower)\b|\(?[A-Z]\)?\W*\Z)
+      | (?:[?,]\s*no[,.]?|[.;]\s*no,)\s+(?=(?:the\s+)?(?:left|right|upper|middle|lower)\b
+        |\(?[A-Z]\)?\W*\Z)
       | \bi\s+was\s+(?:wrong|mistaken)\b | \bmy\s+(?:mistake|bad|error)\b
       | (?:^|[.;!?,\n—-]\s*)actually\b | \bno,\s+actually\b | 更正 | 不对, | 应该是
     )
@@ -53,6 +58,7 @@ _MARKER = re.compile(
         |in\s+(?:conclusion|summary|short)|to\s+(?:conclude|summari[sz]e|sum\s+up))\b
       | [,;.]\s*(?:but\s+)?(?:most\s+likely|most\s+probably|probably|more\s+likely)
         (?=\s+\(?(?:[A-Z]|left|right)\b(?!\s+(?:and|or)\b))
+      | ,\s*so\s+(?:it\s+is\s+|it['’]s\s+|the\s+)*(?=\(?(?:[A-Z]|left|right|yes|no)\)?\W*\Z)
       | \b(?:it\s+is|it['’]s|leaving|leaves)\s+(?=\(?[A-Z]\)?\W*\Z)
       | 所以 | 因此 | 综上 | 总之
     )""",
@@ -60,12 +66,28 @@ _MARKER = re.compile(
 )
 
 
+_EXPLANATION = re.compile(
+    r"(?:^|[.;\n])\s*(?:long(?:er)?\s+answer|explanation|reason(?:ing)?|rationale|justification|evidence)\s*:",
+    re.IGNORECASE,
+)
+
+
+_CONCESSION = re.compile(
+    r"[,;.]?\s*\b(?:(?:al|even\s+)?though|while)\s+[^.;\n]*?"
+    r"\b(?:possib(?:le|ility)|conceivable|in\s+the\s+differential)\b",
+    re.IGNORECASE,
+)
+"""What is granted beside an answer: "left, although the right is possible"."""
+_SCRIPTS = re.compile(r"(?<=[\u3400-\u9fff])(?=[A-Za-z0-9])|(?<=[A-Za-z0-9])(?=[\u3400-\u9fff])")
+"""Where Chinese and Latin characters meet, which is where a word ends."""
+
+
 def unpack(prediction: str, question: str = "") -> str:
     """Return the words of an answer without what surrounds them.
 
     Removed are thought between tags, all but the last answer tag or box, code fences, JSON around
-    an answer, Markdown, a speaker's name, a repeated question, and whatever a model writes after
-    its answer in the name of the next speaker.
+    an answer, Markdown, a speaker's name, a repeated question, a labelled explanation or a
+    concession after the answer, and whatever a model writes in the name of the next speaker.
     """
     text = unicodedata.normalize("NFKC", prediction)
     text = _THOUGHT.sub(" ", text)
@@ -80,8 +102,13 @@ def unpack(prediction: str, question: str = "") -> str:
         text = answers[-1]
     text = _without_question(text, question)
     text = _first_turn(text)
-    text = _TAG.sub(" ", text)
-    text = _MARKDOWN.sub(" ", text)
+    without_tags = _TAG.sub(" ", text)
+    text = without_tags if re.search(r"\w", without_tags) else text  # "<yes>" is an answer
+    text = _without_explanation(_MARKDOWN.sub(" ", text))
+    conceded = _CONCESSION.search(text)
+    if conceded and text[: conceded.start()].strip():
+        text = _CONCESSION.sub(" ", text)
+    text = _SCRIPTS.sub(" ", text)
     return _SPEAKER.sub("", text).strip()
 
 
@@ -138,6 +165,15 @@ def _without_question(text: str, question: str) -> str:
         found = repeated.match(text)
         if found and text[found.end() :].strip():
             return text[found.end() :]
+    return text
+
+
+def _without_explanation(text: str) -> str:
+    """Cut where an explanation begins, unless the answer follows it or nothing precedes it."""
+    for found in _EXPLANATION.finditer(text):
+        concludes = any(marker["strong"] for marker in _MARKER.finditer(text, found.end()))
+        if text[: found.start()].strip() and not concludes:
+            return text[: found.start()]
     return text
 
 

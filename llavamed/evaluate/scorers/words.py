@@ -2,14 +2,11 @@
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
-from llavamed.evaluate.scorers.vocabulary import (
-    DENIAL_AFTER,
-    DENIAL_BEFORE,
+from llavamed.evaluate.scorers.terms import (
     ENDING_IN_SES,
-    FUNCTION_WORDS,
     NUMBER_WORDS,
     NUMBERED,
     PHRASES,
@@ -17,13 +14,18 @@ from llavamed.evaluate.scorers.vocabulary import (
     ROMAN,
     ROMAN_AFTER,
 )
+from llavamed.evaluate.scorers.vocabulary import (
+    DENIAL_AFTER,
+    DENIAL_BEFORE,
+    FUNCTION_WORDS,
+)
 
 _CLAUSE = re.compile(
     r"[.;!?\n](?!\d)|,(?!\d)|(?<!\w)-(?!\w)|[—–:()]|\b(?:but|however|although|though|while|whereas|"
     r"yet|except|because|since)\b|。|、",
     re.IGNORECASE,
 )
-_TOKEN = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+\d*[^\W\d_]*|\d+\w+|%", re.UNICODE)
+_TOKEN = re.compile(r"(?:minus)?\d+(?:\.\d+)?|[^\W\d_]+\d*[^\W\d_]*|\d+\w+|%", re.UNICODE)
 _PHRASES = tuple((re.compile(rf"(?<!\w)(?:{pattern})(?!\w)"), word) for pattern, word in PHRASES)
 _INSTEAD = re.compile(
     r"\b(?:rather\s+than|instead\s+of|as\s+opposed\s+to|unlike|and\s+not|but\s+not|not)\b",
@@ -34,6 +36,7 @@ _REJECTED_AFTER = re.compile(
     r"(?:n['’]t\b|not\b|unlikely|less\s+likely|incorrect|wrong|ruled\s+out|excluded|rejected|absent)",
     re.IGNORECASE,
 )
+_ACRONYM = re.compile(r"\b[A-Z]{3,6}\b")
 CHINESE = re.compile(r"[\u3400-\u9fff]")
 
 
@@ -70,6 +73,30 @@ def words_of(text: str) -> list[Word]:
     return words
 
 
+def join_compounds(words: Sequence[Word], known: Container[str]) -> list[Word]:
+    """Join two words that are written as one among the known words: "gall stone", "gallstone"."""
+    joined: list[Word] = []
+    for word in words:
+        before = joined[-1] if joined else None
+        if before and before.text not in known and before.text + word.text in known:
+            joined[-1] = Word(before.text + word.text, before.denied or word.denied)
+        else:
+            joined.append(word)
+    return joined
+
+
+def spell_out(text: str, known: str) -> str:
+    """Replace acronyms by the words of the known text that have these initials, in order."""
+    words = re.findall(r"[A-Za-z]+", known)
+    initials = "".join(word[0] for word in words).upper()
+
+    def full(found: re.Match[str]) -> str:
+        start = initials.find(found[0])
+        return " ".join(words[start : start + len(found[0])]) if start >= 0 else found[0]
+
+    return _ACRONYM.sub(full, text)
+
+
 def clauses(text: str) -> Iterator[str]:
     """Split a text where a denial ends to reach."""
     text = _INSTEAD.sub(" not ", text)
@@ -82,6 +109,7 @@ def canonical(text: str) -> list[str]:
     """Return the canonical words of a text, function words and denials included, in order."""
     text = re.sub(r"\bUS\b", "ultrasound", unicodedata.normalize("NFKC", text)).lower()
     text = re.sub(r"['\u2019\u02bc]", "", text)
+    text = re.sub(r"(?<!\S)(?:[-\u2212]|minus\s)(?=\d)", "minus", text)
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
     text = re.sub(r"(?<=\d),(?=\d)", ".", text)
     text = re.sub(r"(?<=\d)(?=(?:mm|cm|ml|cc|kg|mg|hu)\b)", " ", text)

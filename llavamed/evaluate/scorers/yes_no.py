@@ -36,8 +36,10 @@ _FILLERS = re.compile(
 )
 _WORD = re.compile(r"[^\W\d_]+", re.UNICODE)
 _ALONE = re.compile(
-    r"(?:^|[.;!?,\n]|\band\b|\bor\b|\bbut\b)\s*(yes|no|yeah|nope)\s*(?=[.;!?,\n]|$)", re.IGNORECASE
+    r"(?:^|[.;!?,\n]|\band\b|\bor\b|\bbut\b|\botherwise\b)\s*(yes|no|yeah|nope)\s*(?=[.;!?,\n]|$)",
+    re.IGNORECASE,
 )
+_NOT_ALONE = re.compile(r"\W*(?:\w+ly\s+)?not\W*", re.IGNORECASE)
 _LABELLED = re.compile(r"([^.;,:\n]+?)\s*(?::|\s-|–|=)\s*(yes|no)\b", re.IGNORECASE)
 """An answer with what it answers, one of several: "effusion: no; mass: yes"."""
 _TURNED = re.compile(r"(?:\bnot|n't)\s+(?:be\s+|say\s+)?(yes|no)\s*(?:[.,;!]|$)", re.IGNORECASE)
@@ -49,7 +51,9 @@ _GREETING = re.compile(
 """Courtesy, where a yes or no follows it."""
 _AFFIRMED = re.compile(
     r"\b(?:is|are|was|were)\s+(?:\w+ly\s+)?present\b"
-    r"|\b(?:present|positive)\s*(?:[.!,;]|$)|\bpositive\s+for\b",
+    r"|\b(?:present|positive)\s*(?:[.!,;]|$)|\bpositive\s+for\b"
+    r"|\bpresence\s+of\s+.*\b(?:is|are|was)\s+(?:confirmed|seen|noted|evident|identified|established)\b"
+    r"|\b(?:shows?|confirms?|demonstrates?|indicates?|suggests?|reveals?)\s+the\s+presence\b",
     re.IGNORECASE,
 )
 
@@ -112,7 +116,11 @@ def _verdict(text: str, question: str, reference: str) -> object:
         return labelled
     if lead is not None:
         alone = {word.lower() in {"yes", "yeah"} for word in _ALONE.findall(rest)}
-        return None if (not lead) in alone else lead
+        return None if (not lead) in alone or (lead and _NOT_ALONE.fullmatch(rest)) else lead
+    standing = list(_ALONE.finditer(text))
+    if len({found[1].lower() in YES for found in standing}) == 1:
+        before = UNDECIDED.search(text[: standing[0].start()])
+        return None if before else standing[0][1].lower() in YES
     if UNDECIDED.search(text):
         return None
     if YES_ALONE.fullmatch(text) or NO_ALONE.fullmatch(text):
@@ -193,7 +201,7 @@ def _by_denial(text: str, question: str) -> object:
         tokens = canonical(clause)
         cues = [place for place, token in enumerate(tokens) if token in _CUES]
         after = DENIAL_AFTER.search(clause)
-        if re.search(r"\bnot?\s+(?:absent|negative|without|excluded)\b", clause, re.I):
+        if re.search(r"(?:\bnot?|n't)\s+(?:absent|negative|without|excluded)\b", clause, re.I):
             return None
         if after and not re.search(r"\b(?:negative|absence|lack)\b", clause[: after.start()], re.I):
             num_denials += 1

@@ -1,0 +1,266 @@
+"""The names of things that the strict scorer knows: numbers, plurals, synonyms, classes, units.
+
+Everything is in lower case. Whoever changes a word here changes the version of the scorer, because
+numbers of two versions do not compare.
+"""
+
+import re
+
+_split = str.split
+
+NUMBER_WORDS = {
+    word: str(number)
+    for number, word in enumerate(
+        _split("zero one two three four five six seven eight nine ten eleven twelve")
+    )
+}
+NUMBER_WORDS |= {
+    word: str(10 * number)
+    for number, word in enumerate(
+        _split("twenty thirty forty fifty sixty seventy eighty ninety hundred"), start=2
+    )
+}
+ROMAN = {"ii": "2", "iii": "3", "iv": "4", "vi": "6", "vii": "7", "viii": "8", "ix": "9"}
+ROMAN_AFTER = {"i": "1", "v": "5", "x": "10"}
+"""Roman numerals that are words too; numbers only behind one of `NUMBERED`."""
+NUMBERED = frozenset(
+    _split(
+        "grade type stage class segment zone level nerve phase factor category group degree "
+        "cn salter fontaine"
+    )
+)
+
+PLURALS = {
+    plural: one
+    for one, plural in (
+        *(
+            (f"{stem}us", f"{stem}i")
+            for stem in _split(
+                "nucle calcul bronch thromb embol alveol foc fung loc bacill sulc gyr ram "
+                "hippocamp acin canalicul stimul"
+            )
+        ),
+        *(
+            (f"{stem}um", f"{stem}a")
+            for stem in _split(
+                "diverticul bacteri sept osti atri hil stern cran ov capitul infundibul ile"
+            )
+        ),
+        *(
+            (f"{stem}a", f"{stem}ae")
+            for stem in _split(
+                "vertebr bull fistul fossa aort papill scapul patell tibi fibul pleur burs trache "
+                "larv ampull macul areol"
+            )
+        ),
+    )
+}
+"""Latin and Greek words by their plural."""
+ENDING_IN_SES = re.compile(r"(?<=\w\w)(o|ta|y|the|re)ses$")
+"""Of plurals of words in -sis: diagnoses, metastases, epiphyses, prostheses."""
+
+ABBREVIATIONS = {
+    "rul": "right upper lobe",
+    "rml": "right middle lobe",
+    "rll": "right lower lobe",
+    "lul": "left upper lobe",
+    "lll": "left lower lobe",
+    "ruq": "right upper quadrant",
+    "rlq": "right lower quadrant",
+    "luq": "left upper quadrant",
+    "llq": "left lower quadrant",
+    "gi": "gastrointestinal",
+    "cns": "central nervous system",
+    "lv": "left ventricle",
+    "rv": "right ventricle",
+    "ivc": "inferior vena cava",
+    "svc": "superior vena cava",
+    "dvt": "deep vein thrombosis",
+    "avm": "arteriovenous malformation",
+    "aaa": "abdominal aortic aneurysm",
+    "tb": "tuberculosis",
+    "hcc": "hepatocellular carcinoma",
+    "rcc": "renal cell carcinoma",
+    "gbm": "glioblastoma multiforme",
+    "copd": "chronic obstructive pulmonary disease",
+    "ards": "acute respiratory distress syndrome",
+    "chf": "congestive heart failure",
+    "csf": "cerebrospinal fluid",
+    "sah": "subarachnoid hemorrhage",
+    "sdh": "subdural hematoma",
+    "edh": "epidural hematoma",
+}
+"""Abbreviations that stand for several words."""
+
+PHRASES: tuple[tuple[str, str], ...] = (
+    *ABBREVIATIONS.items(),
+    # Longest first where one begins with another.
+    (
+        r"positron emission tomography( and | ?/ ?)?comput(ed|eri[sz]ed)( axial)? tomography",
+        "petct",
+    ),
+    (r"pet[ /-]*ct", "petct"),
+    (r"positron emission tomography", "pet"),
+    (r"(magnetic resonance|mr) angiogra(m|phy)", "mra"),
+    (r"(comput(ed|eri[sz]ed)( axial)? tomography|ct) angiogra(m|phy)", "cta"),
+    (r"magnetic resonance( imag(e|es|ing)| tomography| scan)?", "mri"),
+    (r"mr( imag(e|es|ing)| scan)", "mri"),
+    (r"mr(?= |$)", "mri"),
+    (r"fail(s|ed)? to", "cannot"),
+    (r"free (of|from)", "without"),
+    (r"w o(?= )", "without"),
+    (r"year olds?|years? old", "year"),
+    (r"unremarkable|within normal limits", "normal"),
+    (r"sagital|mid ?sagittal", "sagittal"),
+    (r"(left|right)( sided?)? (and|&) (left|right)( sided?)?", "bilateral"),
+    (r"comput(ed|eri[sz]ed)( axial)? tomogra(m|phy)( scan)?", "ct"),
+    (r"cat scan", "ct"),
+    (r"cxr", "chest xray"),
+    (r"x ?rays?|radiographs?|radiography|roentgenograms?|roentgenogra(ph|phy)", "xray"),
+    (r"plain films?|chest films?", "xray"),
+    (r"ultrasonogra(m|phy)|ultrasonic|ultrasounds?|sonogra(m|ms|phy)|echography", "ultrasound"),
+    (r"mammogra(m|ms|phy)", "mammography"),
+    (
+        r"(non|without|no|un) ?(iv |intravenous )?contrast( enhanced| enhancement)?",
+        "withoutcontrast",
+    ),
+    (r"unenhanced|non ?enhanced|noncontrast|pre ?contrast|plain scan", "withoutcontrast"),
+    (r"contrast (is |was )?not (given|used|administered)", "withoutcontrast"),
+    (
+        r"contrast( agent| medium)? (is |was |has been )?(given|used|administered|injected)",
+        "withcontrast",
+    ),
+    (r"(with|w|post|after)( iv| intravenous)? contrast( enhanced| enhancement)?", "withcontrast"),
+    (r"contrast enhanced|contrast enhancement", "withcontrast"),
+    (r"t1 ?(w|wi|weighted)( imag(e|ing)| sequence)?", "t1"),
+    (r"t2 ?(w|wi|weighted)( imag(e|ing)| sequence)?", "t2"),
+    (r"t2 flair|fluid attenuated inversion recovery", "flair"),
+    (r"diffusion weighted( imag(e|ing))?|diffusion weighting", "dwi"),
+    (r"postero ?anterior|posteroanterior|posterior (to )?anterior|pa view|pa projection", "pa"),
+    (r"antero ?posterior|anteroposterior|anterior (to )?posterior|ap view|ap projection", "ap"),
+    (r"both sides|on both|both|bilaterally|bilateral|either side", "bilateral"),
+    (r"unilateral", "unilateral"),
+    (r"left sided?|left hand side|lt", "left"),
+    (r"right sided?|right hand side|rt", "right"),
+    (r"transverse|transaxial|transversal|cross section(al)?", "axial"),
+    (r"hyperintense|hyper intense|high signal", "hyperintense"),
+    (r"hypointense|hypo intense|low signal", "hypointense"),
+    (r"frontal plane", "coronal"),
+    (r"nmr", "mri"),
+    (r"usg|echo(gram|grams)?", "ultrasound"),
+    (r"wom[ae]n", "female"),
+    (r"m[ae]n", "male"),
+    (r"erect|standing", "upright"),
+    (r"rounded|circular", "round"),
+    (r"mid(?= )", "middle"),
+    (r"thorax", "chest"),
+    (r"torn", "tear"),
+    (r"fractured|broken", "fracture"),
+    (r"ruptured", "rupture"),
+    (r"dislocated", "dislocation"),
+    (r"calcified", "calcification"),
+    (r"dilated", "dilation"),
+    (r"thickened", "thickening"),
+    (r"enlarged", "enlargement"),
+    (r"dilatations?", "dilation"),
+)
+"""Ways to write the same thing, as patterns over text whose signs have become spaces."""
+
+OPPOSITES: tuple[frozenset[str], ...] = tuple(
+    frozenset(words.split())
+    for words in (
+        "left right bilateral",
+        "upper middle lower",
+        "superior inferior",
+        "anterior posterior front back",
+        "medial lateral",
+        "proximal distal",
+        "axial coronal sagittal oblique",
+        "t1 t2 flair dwi adc",
+        "pa ap",
+        "withcontrast withoutcontrast",
+        "male female",
+        "normal abnormal",
+        "benign malignant",
+        "acute chronic subacute",
+        "solid cystic",
+        "hyperintense hypointense isointense",
+        "hyperdense hypodense isodense",
+        "increased decreased",
+        "epidural subdural subarachnoid intraparenchymal intraventricular",
+        "hyperechoic hypoechoic isoechoic anechoic",
+        "intraaxial extraaxial",
+        "intrahepatic extrahepatic",
+        "frontal parietal temporal occipital",
+        "cervical thoracic lumbar sacral",
+        "ascending descending sigmoid",
+        "internal external",
+        "ischemic hemorrhagic",
+        "viral bacterial fungal",
+        "arterial venous",
+        "focal diffuse",
+        "systolic diastolic",
+    )
+)
+"""Positions and properties: a disagreement makes an answer wrong, however many words agree."""
+
+CLASSES: tuple[frozenset[str], ...] = (
+    *OPPOSITES,
+    *(
+        frozenset(words.split())
+        for words in (
+            "ct mri xray ultrasound pet petct mammography mra cta fluoroscopy endoscopy",
+            "supine prone upright",
+            "pa ap lateral",
+            "black white gray grey red blue green yellow pink purple brown orange",
+            "head neck chest abdomen pelvis",
+            "lung liver kidney spleen heart brain stomach bladder pancreas",
+            "small large",
+            "single multiple",
+            "child adult",
+            "open closed",
+        )
+    ),
+)
+"""Answers that exclude each other: who names one denies the others."""
+
+COMPLEMENTS = {
+    "normal": "abnormal",
+    "abnormal": "normal",
+    "benign": "malignant",
+    "malignant": "benign",
+    "withcontrast": "withoutcontrast",
+}
+"""Answers of which one holds where the other is denied."""
+
+COUNTS = {"none": "0", "no": "0", "single": "1", "solitary": "1", "pair": "2", "couple": "2"}
+"""Words that are numbers where a number is asked for."""
+
+LENGTHS = {
+    "mm": 1.0,
+    "millimeter": 1.0,
+    "cm": 10.0,
+    "centimeter": 10.0,
+    "m": 1000.0,
+    "meter": 1000.0,
+}
+LENGTHS |= {"um": 1e-3, "micrometer": 1e-3, "inch": 25.4}
+VOLUMES = {"ml": 1.0, "cc": 1.0, "milliliter": 1.0, "l": 1000.0, "liter": 1000.0}
+WEIGHTS = {"mg": 1.0, "g": 1000.0, "gram": 1000.0, "kg": 1e6}
+TIMES = {"day": 1.0, "week": 7.0, "month": 30.4, "year": 365.0}
+UNITS: dict[str, tuple[str, float]] = {
+    unit: (dimension, factor)
+    for dimension, units in (
+        ("length", LENGTHS),
+        ("volume", VOLUMES),
+        ("weight", WEIGHTS),
+        ("time", TIMES),
+    )
+    for unit, factor in units.items()
+} | {
+    "percent": ("share", 1.0),
+    "%": ("share", 1.0),
+    "hu": ("density", 1.0),
+    "degree": ("angle", 1.0),
+}
+"""Of each unit its dimension and its size in the dimension's first unit."""
