@@ -140,17 +140,39 @@ def pairs(overrides: Overrides = None, config: ConfigFile = None) -> None:
     run = load_run(config, overrides)
     from llavamed.config.corpus import Pairs
     from llavamed.corpus.pairs import write_pairs
+    from llavamed.corpus.questions import held_out_articles
     from llavamed.storage.location import locate
 
     corpus = locate(run.corpus_directory)
     settings = Pairs() if run.corpus is None else run.corpus.pairs
-    counts = write_pairs(corpus / "select", corpus / "samples", settings)
+    held_out = held_out_articles(run)
+    counts = write_pairs(corpus / "select", corpus / "samples", settings, held_out)
     console.print(
         f"{corpus / 'samples'}: {counts['pairs']} pairs, {counts['unfit_length']} captions too "
         "short or too long",
         soft_wrap=True,
         highlight=False,
     )
+
+
+@app.command()
+def questions(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Say what it takes, and ask nothing.")
+    ] = False,
+) -> None:
+    """Write questions for a chat evaluation, about figures that are held out of training."""
+    run = load_run(config, overrides)
+    from llavamed.cli.corpus_tables import show_question_estimate, show_questions
+    from llavamed.corpus.questions import QuestionJob
+
+    job = QuestionJob(run)
+    if estimate:
+        show_question_estimate(job.estimate(), console)
+        return
+    show_questions(job.run(), job.folder, console)
 
 
 @app.command()

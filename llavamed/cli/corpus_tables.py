@@ -7,8 +7,10 @@ from llavamed.corpus.dialogues.generate import Plan
 from llavamed.corpus.dialogues.table import DialoguesManifest
 from llavamed.corpus.pmc.estimate import HarvestEstimate
 from llavamed.corpus.pmc.plan import HarvestManifest
+from llavamed.corpus.questions import QUESTIONS, QuestionsManifest
 from llavamed.corpus.select.job import Selection
 from llavamed.llm.cost import CostEstimate
+from llavamed.storage.location import Location
 
 
 def show_harvest_estimate(found: HarvestEstimate, num_cpus: int, console: Console) -> None:
@@ -98,6 +100,21 @@ def show_dialogues(manifest: DialoguesManifest, console: Console) -> None:
         f"{manifest.prompt_tokens:,} tokens of prompts, {manifest.completion_tokens:,} of answers"
         f"{price}",
     )
+
+
+def show_question_estimate(estimate: CostEstimate, console: Console) -> None:
+    """Print what the questions of a chat evaluation take before the first request."""
+    _line(console, _estimate(estimate))
+
+
+def show_questions(manifest: QuestionsManifest, folder: Location, console: Console) -> None:
+    """Print how many questions of a chat evaluation were written."""
+    outcomes = ", ".join(f"{count:,} {name}" for name, count in manifest.outcomes.items())
+    kinds = ", ".join(f"{count:,} {name}" for name, count in manifest.types.items())
+    domains = ", ".join(f"{count:,} {name}" for name, count in manifest.domains.items())
+    _line(console, f"{manifest.num_figures:,} figures: {outcomes}")
+    _line(console, f"{sum(manifest.types.values()):,} questions ({kinds}; {domains})")
+    _line(console, f"{folder}: {QUESTIONS} and images")
 
 
 def _estimate(estimate: CostEstimate) -> str:

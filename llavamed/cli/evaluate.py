@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llavamed.evaluate.answers import AnswersManifest
     from llavamed.evaluate.candidate import Candidate
     from llavamed.evaluate.questions import Questions
+    from llavamed.storage.lease import Lease
     from llavamed.storage.location import Location
 
 
@@ -100,6 +101,7 @@ def answer_questions(
     """
     from llavamed.evaluate.answering import Asked, answer_benchmark
     from llavamed.run.progress import ProgressDisplay
+    from llavamed.storage.lease import hold_lease
     from llavamed.storage.location import locate
 
     folder = locate(output)
@@ -115,19 +117,23 @@ def answer_questions(
         limit=limit,
     )
     candidate = _candidate(model, endpoint, str(folder / "cache"), template, precision, batch_size)
-    with ProgressDisplay(log_console) as progress, _workers(workers, use_gpu=use_gpu):
-        made, questions = answer_benchmark(
-            candidate,
-            asked,
-            folder,
-            num_workers=workers,
-            use_gpu=use_gpu,
-            on_progress=progress.answered,
-        )
-    _publish(folder, made, questions)
+    with hold_lease(folder, hint="set --output to another folder") as lease:
+        with ProgressDisplay(log_console) as progress, _workers(workers, use_gpu=use_gpu):
+            made, questions = answer_benchmark(
+                candidate,
+                asked,
+                folder,
+                num_workers=workers,
+                use_gpu=use_gpu,
+                on_progress=progress.answered,
+                before_writing=lease.check,
+            )
+        _publish(folder, made, questions, lease)
 
 
-def _publish(folder: "Location", made: "AnswersManifest", questions: "Questions") -> None:
+def _publish(
+    folder: "Location", made: "AnswersManifest", questions: "Questions", lease: "Lease"
+) -> None:
     """Write the scores and the page of answers, and show them."""
     from llavamed.cli.tables import print_line, show_answers
     from llavamed.evaluate.answers import ANSWERS
@@ -138,6 +144,7 @@ def _publish(folder: "Location", made: "AnswersManifest", questions: "Questions"
         folder,
         title=f"{made.model} on {made.questions}",
         find_pictures=partial(find_pictures, questions),
+        before_writing=lease.check,
     )
     show_answers(made, found.groups, console)
     print_line(console, f"Answers: {folder / ANSWERS}")
@@ -225,22 +232,37 @@ def score_file(
     items: Annotated[
         bool, typer.Option("--items", help="Print one JSON line {id, score} an item instead.")
     ] = False,
+    candidates: Annotated[
+        str | None,
+        typer.Option(
+            help="JSON list of the open answers of the training set, at any URI: with --scorer "
+            "legacy, for LLaVA-Med's accuracy of open answers."
+        ),
+    ] = None,
 ) -> None:
-    """Score the answers of a model, whoever made them, by one scorer or by all."""
+    """Score the answers of a model, whoever made them, by one scorer or by all.
+
+    With --scorer legacy alone, all averages of LLaVA-Med's two scripts follow.
+    """
     import numpy as np
 
-    from llavamed.cli.tables import print_line, show_scorers
+    from llavamed.cli.tables import print_line, show_legacy, show_scorers
     from llavamed.errors import ConfigError
     from llavamed.evaluate.compare import no_answer_shares
     from llavamed.evaluate.results import read_results
     from llavamed.evaluate.scorers.item import score_best
-    from llavamed.evaluate.scorers.predictions import SCORERS, find_scorer
+    from llavamed.evaluate.scorers.legacy import aggregate
+    from llavamed.evaluate.scorers.predictions import SCORERS, find_scorer, read_candidates
     from llavamed.evaluate.summary import describe_clusters, group_items, summarize
 
     names = scorer or list(SCORERS)
     rules = {name: find_scorer(name) for name in names}
     if items and len(rules) != 1:
         raise ConfigError(f"scorer={','.join(names)}: --items takes one; add --scorer NAME")
+    is_legacy = names == ["legacy"] and not items
+    if candidates is not None and not is_legacy:
+        raise ConfigError(f"candidates={candidates}: is for --scorer legacy alone; add that")
+    known = [] if candidates is None else read_candidates(candidates)
     found = read_results(file)
     scores = {
         name: np.array([score_best(rule, item) for item in found]) for name, rule in rules.items()
@@ -251,6 +273,8 @@ def score_file(
         return
     groups = group_items(found)
     show_scorers(groups, summarize(groups, scores), console)
+    if is_legacy:
+        show_legacy(aggregate(found, known), console)
     for share in no_answer_shares([found]):
         text = f"{share.value:.1%} [{share.low:.1%},{share.high:.1%}]"
         print_line(console, f"Closed questions without an answer, by the strict rules: {text}")

@@ -99,6 +99,18 @@ def show_scorers(
     console.print(table)
 
 
+def show_legacy(averages: Mapping[str, Mapping[str, float]], console: Console) -> None:
+    """Print the averages of LLaVA-Med's two scripts in percent, a row a measure."""
+    table = _table("LLaVA-Med's scripts, in percent", "measure", *averages)
+    names = dict.fromkeys(name for values in averages.values() for name in values)
+    for name in names:
+        table.add_row(
+            name,
+            *(f"{found[name]:.2f}" if name in found else "" for found in averages.values()),
+        )
+    console.print(table)
+
+
 def show_comparison(
     compared: Sequence["GroupComparison"],
     no_answer: Sequence["Estimate"],

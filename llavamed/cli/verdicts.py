@@ -14,7 +14,12 @@ _QUESTIONS = (
 
 def judge_answers(
     questions: Annotated[str, typer.Argument(help=_QUESTIONS)],
-    answers: Annotated[str, typer.Argument(help="JSON lines of {question_id, text}, at any URI.")],
+    answers: Annotated[
+        str,
+        typer.Argument(
+            help="Output of `evaluate answer`, or JSON lines of {question_id, text}, at any URI."
+        ),
+    ],
     endpoint: Annotated[
         str, typer.Option(help="YAML file of the judge: url, model, limits, prices, max_cost.")
     ],
@@ -37,22 +42,26 @@ def judge_answers(
     from llavamed.evaluate.judge import judge, requests_of
     from llavamed.evaluate.judgement import write_judgement
     from llavamed.llm.cost import estimate as estimate_cost
+    from llavamed.storage.lease import hold_lease
     from llavamed.storage.location import locate
 
     judge_at = load_section("endpoint", endpoint, Endpoint)
     items = read_chat(locate(questions), locate(answers))
     if estimate:
-        found = estimate_cost(requests_of(items, max_tokens), judge_at)
-        price = "" if found.cost is None else f", at most {found.cost:.2f} in all"
+        needed = estimate_cost(requests_of(items, max_tokens), judge_at)
+        price = "" if needed.cost is None else f", at most {needed.cost:.2f} in all"
         print_line(
             console,
-            f"{found.num_requests:,} requests, about {found.prompt_tokens:,} tokens of prompts and "
-            f"at most {found.max_completion_tokens:,} of verdicts{price}",
+            f"{needed.num_requests:,} requests, about {needed.prompt_tokens:,} tokens of prompts "
+            f"and at most {needed.max_completion_tokens:,} of verdicts{price}",
         )
         return
     folder = locate(output)
-    judgement = judge(items, judge_at, cache or str(folder / "cache"), max_tokens)
-    show_judgement(write_judgement(folder, judgement, judge_at), console)
+    with hold_lease(folder, hint="set --output to another folder") as lease:
+        judgement = judge(items, judge_at, cache or str(folder / "cache"), max_tokens)
+        lease.check()
+        found = write_judgement(folder, judgement, judge_at)
+    show_judgement(found, console)
     print_line(console, f"Verdicts: {folder}")
 
 

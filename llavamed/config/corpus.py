@@ -115,6 +115,23 @@ class Pairs(Section):
         return self
 
 
+class ChatQuestions(Section):
+    """How questions for a chat evaluation are written. Pairs and dialogues leave out the articles
+    of their figures, so that no model is asked about what it was trained on."""
+
+    endpoint: Endpoint | None = None
+    """The language model that writes questions and reference answers. By default that of
+    `dialogues`."""
+    num_figures: Count = 50
+    """Number of figures to ask about, shared out evenly over the modalities, one an article."""
+    num_questions: Annotated[int, Field(ge=1, le=10)] = 3
+    """Number of short questions about each figure, besides the request to describe it."""
+    seed: Seed = 0
+    """Seed for the choice of figures and of the words that ask for a description."""
+    max_tokens: Count = 1200
+    """Largest number of tokens of the answer about one figure."""
+
+
 class Corpus(Section):
     """A corpus, made step by step below one folder."""
 
@@ -128,3 +145,5 @@ class Corpus(Section):
     """How captions become samples of the alignment stage."""
     dialogues: Dialogues | None = None
     """How dialogues are written. By default none are."""
+    questions: ChatQuestions | None = None
+    """How questions for a chat evaluation are written. By default none are."""

@@ -1,6 +1,7 @@
 """Captions as samples of the alignment stage: a prompt that fits the length, then the caption."""
 
 from collections import Counter
+from collections.abc import Collection
 from functools import cache
 from importlib import resources
 from typing import Any, Literal
@@ -52,13 +53,16 @@ def make_pair(figure: FigureRow, settings: Pairs) -> dict[str, Any] | None:
     )
 
 
-def write_pairs(step: Location, folder: Location, settings: Pairs) -> Counter[str]:
+def write_pairs(
+    step: Location, folder: Location, settings: Pairs, held_out: Collection[str] = ()
+) -> Counter[str]:
     """Write the pairs of all figures that a step keeps, a file a part.
 
     Args:
         step: Folder of the selection.
         folder: Folder of the samples.
         settings: The bounds and the seed.
+        held_out: Articles to leave out.
 
     Returns:
         The numbers of `pairs` and of figures with a caption of `unfit_length`.
@@ -69,7 +73,8 @@ def write_pairs(step: Location, folder: Location, settings: Pairs) -> Counter[st
     counts: Counter[str] = Counter()
     names = []
     for part, _ in list_parts(step):
-        figures = [figure for figure in read_figures(part) if figure.is_kept]
+        kept = (figure for figure in read_figures(part) if figure.is_kept)
+        figures = [figure for figure in kept if figure.pmcid not in held_out]
         pairs = [pair for figure in figures if (pair := make_pair(figure, settings))]
         counts.update(pairs=len(pairs), unfit_length=len(figures) - len(pairs))
         names.append(f"align-{part.name}.parquet")

@@ -127,6 +127,7 @@ def answer_benchmark(
     num_workers: int = 0,
     use_gpu: bool = False,
     on_progress: OnProgress = lambda *_: None,
+    before_writing: Callable[[], None] = lambda: None,
 ) -> tuple[AnswersManifest, Questions]:
     """Answer a benchmark by a model under every condition; nothing is asked twice.
 
@@ -137,6 +138,8 @@ def answer_benchmark(
         num_workers: Workers of Ray Data; 0 for this process.
         use_gpu: Reserve a GPU for each of them.
         on_progress: Told the answers given and the answers in all.
+        before_writing: Called when all questions are answered. If it raises, `answers.parquet`
+            stays as it was.
 
     Returns:
         What is written beside the answers, and the questions.
@@ -184,6 +187,7 @@ def answer_benchmark(
     )
     count = add_up(counts, lambda done: on_progress(done, total))
     _check_complete(candidate, count, total)
+    before_writing()
     collect(task, folder, Majority.of(questions) if MAJORITY in conditions else None)
     manifest = manifest.replace(num_generated=count.generated)
     write(folder, manifest)

@@ -9,7 +9,6 @@ file may be ours or anyone's: it needs the columns `id`, `prediction`, `referenc
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from itertools import islice
 from typing import Any, ClassVar, Literal, get_args
 
 import pyarrow as pa
@@ -23,8 +22,6 @@ from llavamed.storage.manifest import Facts, Manifest
 from llavamed.storage.scratch import scratch_folder
 
 ANSWERS = "answers.parquet"
-ROW_GROUP = 1024
-"""Rows of a row group, which is what is in memory at once."""
 
 TRAINED = "trained"
 """The condition of the model under test with the question as it is; every other is a control."""
@@ -189,13 +186,6 @@ def to_table(answers: Iterable[Answer]) -> pa.Table:
         for answer in answers
     ]
     return pa.Table.from_pylist(rows, ANSWERS_SCHEMA)
-
-
-def write_answers(folder: Location, answers: Iterable[Answer]) -> int:
-    """Write `answers.parquet` into a folder, as `write_tables` does."""
-    rows = iter(answers)
-    groups = iter(lambda: list(islice(rows, ROW_GROUP)), [])
-    return write_tables(folder, map(to_table, groups))
 
 
 def write_tables(folder: Location, tables: Iterable[pa.Table]) -> int:

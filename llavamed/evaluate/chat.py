@@ -2,8 +2,8 @@
 
 The files have the form of LLaVA-Med's chat evaluation, JSON lines of {question_id, image, text,
 gpt4_answer, fig_caption, in_text_mention, domain, type}, with the answers of a model in a second
-file of {question_id, text}. Plain names are read too: `id`, `question`, `reference`, `caption`,
-`mentions`, and `prediction` for an answer.
+file of {question_id, text}, or as `llavamed evaluate answer` writes them. Plain names are read too:
+`id`, `question`, `reference`, `caption`, `mentions`, and `prediction` for an answer.
 """
 
 import io
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from llavamed.errors import DataError
+from llavamed.evaluate.answers import read_answers
+from llavamed.evaluate.results import find_answers
 from llavamed.evaluate.scorers.predictions import read_object
 from llavamed.storage.location import Location
 
@@ -44,9 +46,7 @@ def read_chat(questions: Location, answers: Location) -> list[ChatItem]:
             answer, or an answer no question.
     """
     asked = {id_: (row, place) for id_, row, place in _rows(questions)}
-    said = {}
-    for id_, row, place in _rows(answers):
-        said[id_] = _text(row, place, "prediction", "text")
+    said = _answers(answers)
     if missing := [id_ for id_ in asked if id_ not in said]:
         raise DataError(
             f"{answers}: lacks answers to {len(missing)} of {len(asked)} questions, the first is "
@@ -66,11 +66,20 @@ def read_chat(questions: Location, answers: Location) -> list[ChatItem]:
             candidate=said[id_],
             caption=_text(row, place, "caption", "fig_caption"),
             mentions=_mentions(row.get("mentions", row.get("in_text_mention")), place),
-            domain=_domain(row.get("domain"), place),
+            domain=domain_of(row.get("domain"), place),
             kind=str(row.get("type") or ""),
         )
         for id_, (row, place) in asked.items()
     ]
+
+
+def _answers(place: Location) -> dict[str, str]:
+    """Return the answers of a model by id, from JSON lines or from an evaluation of ours."""
+    table = find_answers(str(place))
+    if table is None:
+        return {id_: _text(row, line, "prediction", "text") for id_, row, line in _rows(place)}
+    answers = next(iter(read_answers(table).values()))
+    return {answer.id: answer.prediction for answer in answers}
 
 
 def _rows(file: Location) -> Iterator[tuple[str, dict[str, Any], str]]:
@@ -121,8 +130,12 @@ def _mentions(given: Any, place: str) -> tuple[str, ...]:
     raise DataError(f"{place}: mentions={str(given)[:60]} is no list of texts; correct it")
 
 
-def _domain(given: Any, place: str) -> str:
-    """Return a domain by name; of several that are marked, the first."""
+def domain_of(given: Any, place: str) -> str:
+    """Return the name of a domain; of several that are marked, the first.
+
+    Raises:
+        DataError: It is neither a name nor a mapping of names to true or false.
+    """
     if given is None or isinstance(given, str):
         return given or ""
     if isinstance(given, dict):

@@ -8,10 +8,11 @@ from llavamed.errors import DataError
 from llavamed.evaluate.cards import MODEL_CARD, render_data_card, render_model_card
 from llavamed.run.curriculum import StagePlan, find_stage, plan_curriculum
 from llavamed.storage.location import Location, locate
+from llavamed.storage.manifest import ScoresManifest
 
 
 def write_cards(config: RunConfig, stage: str | None, folder: Location) -> list[str]:
-    """Write a model card and a card a training set; return the names of the files.
+    """Write a model card and a card for each training set; return the names of the files.
 
     Args:
         config: The run's.
@@ -29,6 +30,18 @@ def write_cards(config: RunConfig, stage: str | None, folder: Location) -> list[
             f"stage={plan.stage.name}: is not scored with the model, data and settings of this "
             "config; run `llavamed evaluate` first"
         )
+    cards = render_cards(config, plan, scores)
+    for file, text in cards.items():
+        (folder / file).write_bytes(text.encode())
+    return list(cards)
+
+
+def render_cards(config: RunConfig, plan: StagePlan, scores: ScoresManifest) -> dict[str, str]:
+    """Return the model card of a stage and the card of each training set, by file name.
+
+    Raises:
+        DataError: A training set is gone or not complete.
+    """
     datasets = training_sets(config, plan)
     licences = {name: count_licences(dataset) for name, dataset in datasets.items()}
     cards = {
@@ -43,9 +56,7 @@ def write_cards(config: RunConfig, stage: str | None, folder: Location) -> list[
     }
     for name, dataset in datasets.items():
         cards[f"data_card-{name}.md"] = render_data_card(name, dataset.manifest, licences[name])
-    for file, text in cards.items():
-        (folder / file).write_bytes(text.encode())
-    return list(cards)
+    return cards
 
 
 def training_sets(config: RunConfig, plan: StagePlan) -> dict[str, PreparedDataset]:

@@ -12,7 +12,9 @@ from typing import Any
 from llavamed.config.run import RunConfig
 from llavamed.data.prepared.dataset import open_prepared
 from llavamed.errors import DataError
+from llavamed.evaluate.answers import ANSWERS, AnswersManifest
 from llavamed.evaluate.publish import REPORT
+from llavamed.run.cards import render_cards
 from llavamed.run.curriculum import StagePlan
 from llavamed.run.tracking import TrackedRun, Tracker
 from llavamed.storage.fingerprint import fingerprint
@@ -61,7 +63,7 @@ def track_stage(config: RunConfig, plan: StagePlan, tracker: Tracker) -> None:
 def track_evaluation(
     config: RunConfig, plan: StagePlan, found: ScoresManifest, tracker: Tracker
 ) -> None:
-    """Record the scores of a stage, with all groups and the page. Raises: TrackingError."""
+    """Record the scores of a stage, with its answers, page and cards. Raises: TrackingError."""
     name, settings = f"{plan.stage.name}-evaluation", plan.stage.evaluation
     assert settings is not None, "a stage with scores has an evaluation"
     if tracker.has_recorded(name, found.fingerprint):
@@ -72,8 +74,15 @@ def track_evaluation(
     spent = _stage_progress(config, plan.stage.name)
     if spent is not None:
         run.log_scores(_costs(spent.evaluation))
-    for file in (REPORT, ScoresManifest.FILE):
-        run.log_text((plan.evaluation / file).read_bytes().decode(), file)
+    for file in (ANSWERS, AnswersManifest.FILE, REPORT, ScoresManifest.FILE):
+        run.log_file(plan.evaluation / file)
+    try:
+        cards = render_cards(config, plan, found)
+    except DataError as error:  # the model may outlive what it was trained on
+        logger.warning("tracking: no cards of %s are recorded: %s", plan.stage.name, error)
+        cards = {}
+    for file, text in cards.items():
+        run.log_text(text, f"cards/{file}")
     run.finish(found.fingerprint)
 
 

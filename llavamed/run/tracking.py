@@ -6,6 +6,7 @@ run is opened or changed before the first thing is told of it.
 """
 
 import json
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -36,8 +37,9 @@ from llavamed.config.run import RunConfig
 from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.errors import TrackingError
 from llavamed.run.mlflow_client import TrackingClient, shown_uri, tracking_uri
-from llavamed.storage.location import locate
+from llavamed.storage.location import Location, locate
 from llavamed.storage.manifest import ExportManifest
+from llavamed.storage.scratch import scratch_folder
 from llavamed.train.metrics import METRICS, StepRecord, is_declared
 
 _KEY = "llavamed.key"
@@ -326,6 +328,14 @@ class TrackedRun:
     def log_text(self, text: str, name: str) -> None:
         """Keep a text file as an artifact."""
         self._client.log_text(self.run_id, text, name)
+
+    def log_file(self, file: Location) -> None:
+        """Keep a copy of a file as an artifact. Raises: StorageError."""
+        with scratch_folder() as folder:
+            copy = folder / file.name
+            with file.open() as source, copy.open("wb") as target:
+                shutil.copyfileobj(source, target)
+            self._client.log_artifact(self.run_id, str(copy))
 
     def _log_loss_plot(self, history: Sequence[StepRecord]) -> None:
         """Keep a plot of loss and learning rate as an artifact."""

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llavamed.errors import DamagedFileError, DataError
-from llavamed.evaluate import answers as module
 from llavamed.evaluate.answers import (
     ANSWERS,
     ANSWERS_SCHEMA,
@@ -20,9 +19,9 @@ from llavamed.evaluate.answers import (
     iter_answers,
     read_answers,
     to_table,
-    write_answers,
 )
 from llavamed.storage.location import Location, locate
+from tests.support.answer_files import write_answers
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
 LETTERS = st.dictionaries(st.sampled_from("ABCDEF"), TEXT, min_size=1)
@@ -36,8 +35,8 @@ def answer(**facts: Any) -> Answer:
     )
 
 
-def file_of(folder: Path, *rows: Answer) -> Location:
-    write_answers(locate(str(folder)), rows)
+def file_of(folder: Path, *rows: Answer, rows_per_group: int = 1024) -> Location:
+    write_answers(locate(str(folder)), rows, rows_per_group)
     return locate(str(folder)) / ANSWERS
 
 
@@ -64,13 +63,10 @@ def test_rows_come_back_as_they_were_written(
     assert list(iter_answers(file_of(tmp_path_factory.mktemp("answers"), *rows))) == rows
 
 
-def test_conditions_have_the_items_in_one_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "ROW_GROUP", 2)
+def test_conditions_have_the_items_in_one_order(tmp_path: Path) -> None:
     blank = [answer(id=id_, condition="blank_image") for id_ in "213"]
     trained = [answer(id=id_, prediction="yes") for id_ in "123"]
-    found = read_answers(file_of(tmp_path, *blank, *trained))
+    found = read_answers(file_of(tmp_path, *blank, *trained, rows_per_group=2))
     assert list(found) == ["trained", "blank_image"]
     assert [[each.id for each in rows] for rows in found.values()] == [["1", "2", "3"]] * 2
 

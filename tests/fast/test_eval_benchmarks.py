@@ -86,6 +86,11 @@ def test_groups_are_those_of_the_benchmark(tmp_path: Path) -> None:
     [omni] = asked("omnimedvqa", tmp_path / "omni")
     assert (omni.references, omni.options) == (("B",), {"A": "Healthy", "B": "Glaucoma"})
     assert (omni.modality, omni.domain) == ("Fundus Photography", "ACRIMA")
+    chat = asked("figure-chat", tmp_path / "chat")
+    assert [(each.id, each.question_type, each.domain) for each in chat] == [
+        ("PMC1.1-0-0", "conversation", "ct_scan"),
+        ("1", "detailed_description", "ct_scan"),
+    ]
     [pmc] = asked("pmc-vqa", tmp_path / "pmc")
     assert pmc.question == "What does the arrow show?"
     assert pmc.turns[-1].text.splitlines()[2] == "A: effusion"

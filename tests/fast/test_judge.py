@@ -10,12 +10,15 @@ from typer.testing import CliRunner
 from llavamed.cli.evaluate import app
 from llavamed.cli.options import console
 from llavamed.config.endpoint import Endpoint
-from llavamed.errors import ConfigError, DataError, EndpointError
+from llavamed.errors import ConfigError, DataError, EndpointError, LeaseError
+from llavamed.evaluate.answers import ANSWERS, Answer
 from llavamed.evaluate.chat import read_chat
 from llavamed.evaluate.judge import PROMPT_HASH, judge, relative_scores, requests_of
 from llavamed.evaluate.judgement import JUDGEMENTS, JudgementManifest, write_judgement
+from llavamed.storage import lease
 from llavamed.storage.location import locate
 from llavamed.storage.manifest import read
+from tests.support.answer_files import write_answers
 from tests.support.chat_endpoint import chat_endpoint
 
 DOMAINS = ("chest_xray", "mri", "histology", "gross", "ct_scan")
@@ -275,6 +278,26 @@ def test_the_command_prints_the_table_and_its_estimate_first(endpoint, tmp_path,
     assert found.exit_code == 0, found.output
     for text in ("50.0 [50.0,50.0]", "20 answered; 0 repaired", "domain: mri", PROMPT_HASH):
         assert text in found.output
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.1)
+    with lease.hold_lease(locate(str(tmp_path / "out")), hint="wait"):
+        second = CliRunner().invoke(app, command)
+    assert isinstance(second.exception, LeaseError)
+    assert str(second.exception).endswith("or set --output to another folder")
+
+
+def test_answers_of_an_evaluation_are_judged_by_its_folder(tmp_path):
+    expected = items(tmp_path, 3)
+    said = [
+        Answer(item.id, condition, item.question, ("x",), None, "OPEN", prediction=prediction)
+        for condition in ("trained", "blank_image")
+        for item in expected
+        for prediction in [item.candidate if condition == "trained" else "nothing"]
+    ]
+    folder = locate(str(tmp_path / "evaluation"))
+    write_answers(folder, said)
+    questions = locate(str(tmp_path / "questions.jsonl"))
+    for place in (folder, folder / ANSWERS):
+        assert read_chat(questions, place) == expected
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from llavamed.errors import DataError
-from llavamed.evaluate.answers import ANSWERS, Answer, AnswersManifest, Overlap, write_answers
+from llavamed.evaluate.answers import ANSWERS, Answer, AnswersManifest, Overlap
 from llavamed.evaluate.failures import CATEGORIES, categorize
 from llavamed.evaluate.measures import RULES, measure
 from llavamed.evaluate.publish import REPORT, publish_scores
@@ -18,6 +18,7 @@ from llavamed.evaluate.published import CAVEATS, PUBLISHED
 from llavamed.evaluate.report import THUMBNAIL_PIXELS
 from llavamed.storage.location import locate
 from llavamed.storage.manifest import ScoresManifest, read, write
+from tests.support.answer_files import write_answers
 
 EVIL = """</dd><script>alert("x")</script><img src=x onerror='alert(1)'>"""
 

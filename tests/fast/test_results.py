@@ -9,12 +9,13 @@ from typer.testing import CliRunner
 from llavamed.cli.main import app
 from llavamed.cli.options import console
 from llavamed.errors import DataError
-from llavamed.evaluate.answers import ANSWERS, Answer, write_answers
+from llavamed.evaluate.answers import ANSWERS, Answer
 from llavamed.evaluate.results import read_results
 from llavamed.evaluate.scorers import strict
 from llavamed.evaluate.scorers.item import score_best
 from llavamed.storage.location import locate
 from llavamed.storage.manifest import write
+from tests.support.answer_files import write_answers
 from tests.support.manifests import run_summary, stage_summary
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from llavamed.cli.evaluate import app
-from llavamed.errors import ConfigError, DataError
+from llavamed.errors import ConfigError, DataError, LlavaMedError
 from llavamed.evaluate.scorers import legacy
 from llavamed.evaluate.scorers.item import Item
 from llavamed.evaluate.scorers.predictions import (
@@ -54,7 +54,9 @@ def test_legacy_gives_the_reference_scripts_averages(golden):
 def test_legacy_keeps_the_known_faults():
     assert legacy.score(item("normal", "no")) == 1
     assert legacy.measure(item("lung lung lung", "lung", "OPEN")).precision == 1
-    assert legacy.aggregate([]) == legacy.aggregate([], ["lung"])
+    without = legacy.aggregate([])
+    assert "open accuracy" not in without["run_eval"]
+    assert legacy.aggregate([], ["lung"])["run_eval"] == without["run_eval"] | {"open accuracy": 0}
 
 
 @pytest.mark.parametrize(
@@ -169,5 +171,46 @@ def test_the_command_prints_a_line_an_item_or_a_table(tmp_path):
     assert all(name in table.output for name in SCORERS)
     assert "without an answer, by the strict rules: 0.0% [0.0%," in table.output
     assert "95 % intervals by item, because no item names its image" in table.output
+    assert "run_eval_batch" not in table.output
     several = CliRunner().invoke(app, ["score", str(file), "--items"])
     assert isinstance(several.exception, ConfigError)
+
+
+def test_legacy_alone_shows_the_averages_of_both_scripts(tmp_path):
+    file, candidates = tmp_path / "answers.jsonl", tmp_path / "candidates.json"
+    lines = [
+        row(id="1", prediction="the left lung", reference="left lung", answer_type="OPEN"),
+        row(id="2", prediction="normal", reference="no"),
+    ]
+    file.write_bytes(b"\n".join(lines))
+    legacy_alone = ["score", str(file), "--scorer", "legacy"]
+    without = CliRunner().invoke(app, legacy_alone).output
+    assert [line.split("\u2502")[1:4] for line in without.splitlines() if "accuracy" in line] == [
+        [" yes/no accuracy   ", "   100.00 ", "         100.00 "],
+        [" open accuracy     ", "          ", "         100.00 "],
+    ]
+    for listed in (["left lung", "heart"], {"0": ["left lung", "heart"]}):
+        candidates.write_text(json.dumps(listed))
+        found = CliRunner().invoke(app, [*legacy_alone, "--candidates", str(candidates)]).output
+        [line] = [line for line in found.splitlines() if "open accuracy" in line]
+        assert line.count("100.00") == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        (None, ["--scorer", "legacy"], r"candidates=.*: no such file; check the path"),
+        ("[]", ["--scorer", "legacy"], r"candidates=.*: holds no list of answers; write a JSON"),
+        ("[1]", ["--scorer", "legacy"], r"candidates=.*: holds no list of answers; write a JSON"),
+        ('["a"]', ["--scorer", "strict"], r"candidates=.*: is for --scorer legacy alone; add th"),
+        ('["a"]', [], r"candidates=.*: is for --scorer legacy alone; add that"),
+    ],
+)
+def test_candidates_are_a_list_for_the_legacy_rules(tmp_path, content, arguments, message):
+    file, candidates = tmp_path / "answers.jsonl", tmp_path / "candidates.json"
+    file.write_bytes(row())
+    if content is not None:
+        candidates.write_text(content)
+    given = ["score", str(file), *arguments, "--candidates", str(candidates)]
+    with pytest.raises(LlavaMedError, match=message):
+        CliRunner().invoke(app, given, catch_exceptions=False)

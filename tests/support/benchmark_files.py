@@ -133,6 +133,22 @@ def medxpertqa(folder: Path) -> None:
     write_images(folder / "images", ["MM-1-a.png", "MM-1-b.png"])
 
 
+def figure_chat(folder: Path) -> None:
+    facts = {"domain": "ct_scan", "caption": "CT of the liver with a cyst.", "mentions": []}
+    plain = {
+        **{"id": "PMC1.1-0-0", "image": "PMC1.1-0.png", "type": "conversation"},
+        **{"question": "What does the liver contain?", "reference": "It contains a cyst."},
+    }
+    published = {
+        **{"question_id": 1, "image": "PMC1.1-0.png", "type": "detailed_description"},
+        **{"text": "Describe the image.\n<image>", "gpt4_answer": "A scan of a liver with a cyst."},
+        **{"domain": {"ct_scan": True, "mri": False}},
+    }
+    write_images(folder / "images", ["PMC1.1-0.png"])
+    lines = [json.dumps(plain | facts), json.dumps(published)]
+    (folder / "questions.jsonl").write_text("\n".join(lines))
+
+
 FORMS: Mapping[str, Callable[[Path], None]] = {
     "vqa-rad": vqa_rad,
     "slake-en": slake,
@@ -142,5 +158,6 @@ FORMS: Mapping[str, Callable[[Path], None]] = {
     "omnimedvqa": omnimedvqa,
     "mmmu-health": mmmu,
     "medxpertqa-mm": medxpertqa,
+    "figure-chat": figure_chat,
 }
 """What writes the files of each benchmark into a folder."""

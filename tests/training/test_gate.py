@@ -9,12 +9,13 @@ from mlflow import MlflowClient
 from llavamed.config.gate import GatePolicy
 from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError, DataError, GateError
-from llavamed.evaluate.answers import ANSWERS, iter_answers, write_answers
+from llavamed.evaluate.answers import ANSWERS, iter_answers
 from llavamed.run.curriculum import find_stage
 from llavamed.run.driver import run_curriculum
 from llavamed.run.gate import check_stage, promote_stage
 from llavamed.run.mlflow_client import tracking_uri
 from llavamed.storage.location import locate
+from tests.support.answer_files import write_answers
 from tests.support.driver_without_ray import Done, done, quiet, scored_config
 
 __all__ = ["done"]

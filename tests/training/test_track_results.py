@@ -39,6 +39,12 @@ def check_told(config: RunConfig) -> None:
     history = read_history(locate(config.directory) / "stages" / "align" / "export")
     assert [point.step for point in points] == [1, 2, 3]
     assert [point.value for point in points] == [record["loss"] for record in history]
+    evaluation = runs["align-evaluation"].info.run_id
+    kept = {file.path for file in client.list_artifacts(evaluation)}
+    assert kept >= {"answers.parquet", "answers.json", "scores.json", "report.html", "cards"}
+    cards = {file.path for file in client.list_artifacts(evaluation, "cards")}
+    assert "cards/model_card.md" in cards
+    assert len(cards) > 1
     assert "align.trained.open_token_recall" in runs[config.name].data.metrics
     assert len(client.search_model_versions(f"name = '{config.name}'")) == 1
 

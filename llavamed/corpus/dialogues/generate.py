@@ -7,7 +7,7 @@ them, and asks for the rest; so do changed filters, which need nothing else.
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -177,8 +177,12 @@ async def write_dialogues(figures: Figures, writer: Writer, places: Places) -> D
         return await _judge_and_write(answered(), writer, places)
 
 
-def judge_again(writer: Writer, places: Places) -> DialoguesManifest:
+def judge_again(
+    writer: Writer, places: Places, held_out: Collection[str] = ()
+) -> DialoguesManifest:
     """Judge the dialogues that are there by the rules as they are now. Nothing is asked.
+
+    Those about articles that are held out by now are dropped; their answers stay in the cache.
 
     Raises:
         DataError: There are none.
@@ -189,7 +193,8 @@ def judge_again(writer: Writer, places: Places) -> DialoguesManifest:
 
     async def again() -> AsyncIterator[list[Row]]:
         for file in files:
-            yield file.read_table().to_pylist(maps_as_pydicts="strict")
+            rows = file.read_table().to_pylist(maps_as_pydicts="strict")
+            yield [row for row in rows if row["pmcid"] not in held_out]
 
     return asyncio.run(_judge_and_write(again(), writer, places))
 

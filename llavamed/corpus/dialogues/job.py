@@ -18,6 +18,7 @@ from llavamed.corpus.dialogues.generate import (
 )
 from llavamed.corpus.dialogues.table import DialoguesManifest
 from llavamed.corpus.figures import FigureRow, iter_kept
+from llavamed.corpus.questions import held_out_articles
 from llavamed.errors import ConfigError, DataError
 from llavamed.llm.batch_file import read_batch, write_batches
 from llavamed.storage.location import locate
@@ -34,6 +35,7 @@ class DialogueJob:
         self._places = Places(
             str(self._corpus / "answers"), self._corpus / "dialogues", self._corpus / "samples"
         )
+        self._held_out = held_out_articles(config)
         self._chosen: frozenset[str] | None = None
 
     def figures(self) -> Iterator[FigureRow]:
@@ -44,7 +46,11 @@ class DialogueJob:
         """
         step = self._corpus / "select"
         if self._chosen is None:
-            modalities = ((figure.id, figure.modality) for figure in iter_kept(step))
+            modalities = (
+                (figure.id, figure.modality)
+                for figure in iter_kept(step)
+                if figure.pmcid not in self._held_out
+            )
             names = choose(modalities, self.settings.num_dialogues, self.settings.seed)
             self._chosen = frozenset(names)
         if not self._chosen:
@@ -70,7 +76,7 @@ class DialogueJob:
 
     def judge_again(self) -> DialoguesManifest:
         """Judge the dialogues that are there by the rules as they are now. Raises: DataError."""
-        return judge_again(self._writer, self._places)
+        return judge_again(self._writer, self._places, self._held_out)
 
     def write_batches(self, folder: str) -> list[str]:
         """Write the requests without an answer as files of the Batch API; return their names.

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from llavamed.errors import ConfigError
 from llavamed.evaluate.benchmarks import (
+    figure_chat,
     medxpertqa,
     mmmu,
     omnimedvqa,
@@ -24,6 +25,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         omnimedvqa.BENCHMARK,
         mmmu.BENCHMARK,
         medxpertqa.BENCHMARK,
+        figure_chat.BENCHMARK,
     )
 }
 """Every benchmark by its name."""

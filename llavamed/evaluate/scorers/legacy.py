@@ -10,7 +10,7 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from llavamed.evaluate.scorers.item import Item
@@ -120,15 +120,15 @@ def score(item: Item) -> float:
     return scores.recall if item.answer_type == "OPEN" else float(scores.closed_substring)
 
 
-def nearest_candidate(prediction: str, candidates: Sequence[str]) -> str:
-    """Return the training answer that shares most words with a prediction, the first of equals."""
-    said = Counter(normalize(prediction).split())
+def nearest_candidate(prediction: str, candidates: Mapping[str, frozenset[str]]) -> str:
+    """Return the training answer that shares most words with a prediction, the first of equals.
 
-    def overlap(candidate: str) -> float:
-        words = Counter(normalize(candidate).split())
-        return sum(1 for word in said if word in words) / max(1, len(said))
-
-    return max(candidates, key=overlap) if candidates else ""
+    Args:
+        prediction: What was answered.
+        candidates: The normalized training answers, each with its words.
+    """
+    said = frozenset(normalize(prediction).split())
+    return max(candidates, key=lambda each: len(said & candidates[each]), default="")
 
 
 def _bleu(reference: Sequence[str], prediction: Sequence[str]) -> tuple[float, float, float, float]:
@@ -161,8 +161,8 @@ def aggregate(items: Iterable[Item], candidates: Sequence[str] = ()) -> dict[str
 
     Args:
         items: The answered questions.
-        candidates: The open answers of the training set; `run_eval.py` takes the one that is most
-            like the prediction for the model's answer.
+        candidates: The open answers of the training set. `run_eval.py` compares the one that is
+            most like the prediction with the reference; without candidates that average is absent.
     """
     measured = [(item, measure(item)) for item in items]
     open_ = [(item, scores) for item, scores in measured if item.answer_type == "OPEN"]
@@ -178,14 +178,16 @@ def aggregate(items: Iterable[Item], candidates: Sequence[str] = ()) -> dict[str
             for size in (1, 2, 3)
         },
     }
+    normalized = map(normalize, candidates)
+    words = {candidate: frozenset(candidate.split()) for candidate in normalized}
     nearest = (
-        normalize(nearest_candidate(item.prediction, candidates)) == normalize(item.reference)
-        for item, _ in open_
+        nearest_candidate(item.prediction, words) == normalize(item.reference) for item, _ in open_
     )
+    open_accuracy = {"open accuracy": _percent(map(float, nearest))} if candidates else {}
     return {
         "run_eval": shared
+        | open_accuracy
         | {
-            "open accuracy": _percent(map(float, nearest)),
             "yes/no accuracy": _percent(float(scores.closed_run_eval) for scores in closed),
         },
         "run_eval_batch": shared

@@ -16,7 +16,7 @@ from llavamed.evaluate.scorers import (
     vlmevalkit,
 )
 from llavamed.evaluate.scorers.item import Item, Options, Rule
-from llavamed.storage.location import Location
+from llavamed.storage.location import Location, locate
 
 SCORERS: Mapping[str, Rule] = {
     module.NAME.partition("/")[0]: module.score
@@ -137,3 +137,23 @@ def _options(given: Any, place: str) -> Options:
     raise DataError(
         f"{place}: options={str(given)[:60]} must map letters to texts or list texts; correct it"
     )
+
+
+def read_candidates(uri: str) -> list[str]:
+    """Read the open answers of a training set: a JSON list, or an object of lists as LLaVA-Med has.
+
+    Raises:
+        DataError: There is no such file, or it holds anything else.
+    """
+    try:
+        found = locate(uri).read_json()
+    except FileNotFoundError as error:
+        raise DataError(f"candidates={uri}: no such file; check the path") from error
+    lists = list(found.values()) if isinstance(found, dict) else [found]
+    answers = [each for one in lists if isinstance(one, list) for each in one]
+    if not answers or not all(isinstance(each, str) for each in answers):
+        raise DataError(
+            f"candidates={uri}: holds no list of answers; write a JSON list of texts, such as "
+            '["lung", "left lobe"]'
+        )
+    return answers
