@@ -1,1 +1,1 @@
-"""Answering questions with a trained model and its controls, scoring the answers, showing them."""
+"""Answer questions with a model and its controls, score the answers, and report them."""

@@ -1,4 +1,4 @@
-"""Answer the test questions of a stage, or a benchmark by any model: to `answers.parquet`."""
+"""Answer the test questions of a stage, or any benchmark, and write `answers.parquet`."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -30,18 +30,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Asked:
-    """A benchmark and how it is asked.
+    """Which benchmark to ask, and how.
 
     Attributes:
         benchmark: Name of the benchmark.
         path: URI of its data.
         split: Name of the split; None for the usual one.
-        controls: Conditions beside `trained`.
-        instruction: What is written below every question; None for the benchmark's own.
-        probe: Ask probing pairs made of the questions instead of the questions.
+        controls: Control conditions to answer under in addition to `trained`.
+        instruction: Line appended to every question; None for the benchmark's own.
+        probe: Ask probing pairs built from the questions instead of the questions.
         max_new_tokens: Largest number of tokens of an answer.
         max_bad_fraction: Fraction of questions that may be unusable.
-        limit: Number of questions to ask, the first ones; None for all.
+        limit: Number of questions to ask, counted from the first; None for all.
     """
 
     benchmark: str
@@ -67,18 +67,18 @@ def answer_stage(
     overlaps: tuple[Overlap, ...] | None,
     on_progress: OnProgress = lambda *_: None,
 ) -> AnswersManifest:
-    """Answer the test questions of a stage by its model and the controls.
+    """Answer the test questions of a stage with its model, under all conditions.
 
     Args:
-        config: The run's.
+        config: Config of the run.
         settings: What to answer and how.
-        datasets: Prepared, by name.
+        datasets: Prepared datasets by name.
         trained: The model of the stage.
-        untrained: The model that the run began with.
+        untrained: The model that the run started from.
         folder: Where to write.
-        lease: Of the run's folder; looked at before the answers are published.
-        overlaps: Of the training sets with the questions, None where one is unknown.
-        on_progress: Told the answers given and the answers in all.
+        lease: Lease of the run's folder, checked before the answers are published.
+        overlaps: Overlap of each training set with the questions; None if one is unknown.
+        on_progress: Called with the number of answers so far and in total.
 
     Raises:
         LeaseError: Another attempt has taken the run over; then nothing is published.
@@ -129,20 +129,20 @@ def answer_benchmark(
     on_progress: OnProgress = lambda *_: None,
     before_writing: Callable[[], None] = lambda: None,
 ) -> tuple[AnswersManifest, Questions]:
-    """Answer a benchmark by a model under every condition; nothing is asked twice.
+    """Answer a benchmark with a model under every condition. No question is asked twice.
 
     Args:
-        candidate: Who answers.
-        asked: What is asked and how.
+        candidate: The model.
+        asked: The benchmark and how to ask it.
         folder: Where to write.
-        num_workers: Workers of Ray Data; 0 for this process.
-        use_gpu: Reserve a GPU for each of them.
-        on_progress: Told the answers given and the answers in all.
+        num_workers: Number of Ray Data workers; 0 answers in this process.
+        use_gpu: Reserve a GPU for each worker.
+        on_progress: Called with the number of answers so far and in total.
         before_writing: Called when all questions are answered. If it raises, `answers.parquet`
             stays as it was.
 
     Returns:
-        What is written beside the answers, and the questions.
+        The manifest of the answers, and the questions.
 
     Raises:
         LlavaMedError: The data is incomplete or damaged, the model cannot be loaded, or questions
@@ -195,7 +195,7 @@ def answer_benchmark(
 
 
 def _check_complete(candidate: Candidate, count: AnswerCounts, total: int) -> None:
-    """Refuse answers that lack some, as when requests failed. Raises: EndpointError."""
+    """Refuse an incomplete set of answers. Raises: EndpointError."""
     if count.missing:
         raise EndpointError(
             f"model={candidate.name}: {count.missing} of {total} questions have no answer, because "
@@ -205,10 +205,10 @@ def _check_complete(candidate: Candidate, count: AnswerCounts, total: int) -> No
 
 
 def check_conditions(controls: Sequence[str]) -> tuple[str, ...]:
-    """Return all conditions that a model by name can have, `trained` first.
+    """Return the conditions to answer under, `trained` first.
 
     Raises:
-        ConfigError: One is unknown, or is for the stages of a run only.
+        ConfigError: A control is unknown, or is only for the stages of a run.
     """
     possible = [*(name for name in CONDITIONS if name != TRAINED), MAJORITY]
     for name in controls:

@@ -1,4 +1,4 @@
-"""Write and read `answers.parquet`: all that scoring reads.
+"""Write and read `answers.parquet`, the only file that scoring reads.
 
 One row is an item under one condition: what was asked, what was expected, and what was answered.
 The rows of a condition lie together, and every condition has the same items in the same order. A
@@ -24,9 +24,9 @@ from llavamed.storage.scratch import scratch_folder
 ANSWERS = "answers.parquet"
 
 TRAINED = "trained"
-"""The condition of the model under test with the question as it is; every other is a control."""
+"""The model under test with the unchanged question; every other condition is a control."""
 Outcome = Literal["answered", "cut_off", "refused"]
-"""`cut_off` by the largest number of tokens; `refused` by the endpoint or its content filter."""
+"""`cut_off`: reached `max_new_tokens`. `refused`: by the endpoint or its content filter."""
 
 _NEEDED = ("id", "prediction", "references", "answer_type")
 _OPTION = pa.struct([("letter", pa.string()), ("text", pa.string())])
@@ -60,29 +60,29 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One row.
+    """One row of `answers.parquet`.
 
     Attributes:
-        id: The item's name, once in every condition.
+        id: Id of the item; it occurs once in every condition.
         condition: What the model was given: `trained`, or the name of a control.
-        question: The words of the question, without marks of images and without options.
-        references: The answers that are right; an item scores by the best of them.
+        question: Text of the question, without image placeholders and options.
+        references: The right answers; an item is scored by the best match.
         options: Lettered options, candidate answers, or none.
         answer_type: `OPEN` or `CLOSED`.
-        question_type: The benchmark's own kind of question. It and the next four may be empty.
+        question_type: The benchmark's own category. It and the next four fields may be empty.
         organ: The part of the body.
-        modality: How the image was made.
-        domain: What a dataset calls so.
+        modality: Imaging modality.
+        domain: What the dataset calls its domain.
         language: Code of the question's language, such as `en`.
-        pair: Items of one pair are right only together. Empty where the item stands alone.
+        pair: Id of a probing pair, which is right only if both items are. Empty if there is none.
         image: SHA-256 of the item's image, or of the hashes of several; the same in every
             condition. Empty where the item has none.
-        shown_image: The same of what the model was shown under this condition.
-        prediction: What was answered. It may be empty.
+        shown_image: The same hash of the image that was shown under this condition.
+        prediction: The answer. It may be empty.
         outcome: How the answer ended.
         tokens: Number of tokens of the answer, 0 where none was generated.
         seconds: The item's share of the time of its batch.
-        key: Hash of all that decides the prediction. Rows of one key have one answer.
+        key: Hash of everything that decides the prediction; equal keys have equal answers.
     """
 
     id: str
@@ -106,7 +106,7 @@ class Answer:
     key: str = ""
 
     def items(self) -> list[Item]:
-        """Return what scorers read: one item for each reference."""
+        """Return one item for scorers for each reference."""
         return [
             Item(
                 id=self.id,
@@ -128,18 +128,18 @@ ASKED = tuple(field.name for field in fields(Answer)[2:13])
 
 
 class Overlap(Facts):
-    """How many samples of a training set an evaluation set has too, by what they share."""
+    """How many samples of a training set also occur in an evaluation set."""
 
     dataset: str
     """Name of the training set."""
     num_samples: int
-    """Samples of the training set."""
+    """Number of samples of the training set."""
     shared: dict[str, int]
-    """Number of them that share an `image`, `question`, `pair` or `text`."""
+    """Number of samples that share an `image`, `question`, `pair` or `text` with it."""
 
 
 class AnswersManifest(Manifest):
-    """What the rows of `answers.parquet` depend on. It is written after them."""
+    """What the rows of `answers.parquet` depend on. Written after them."""
 
     VERSION: ClassVar[int] = 1
     FILE: ClassVar[str] = "answers.json"
@@ -149,17 +149,17 @@ class AnswersManifest(Manifest):
     model: str
     """URI or name of the model that was asked."""
     kind: Literal["export", "transformers", "endpoint"]
-    """Export of ours, another model in the form of transformers, or a model behind an endpoint."""
+    """Our own export, another model of transformers, or a model behind an endpoint."""
     model_fingerprint: str
-    """Of an export: of what it was trained with. Else a hash of the model's files or name."""
+    """Training fingerprint of an export; otherwise a hash of the model's files or name."""
     template: str
-    """Hash of the template that makes the prompt."""
+    """Hash of the chat template."""
     max_new_tokens: int
     """Largest number of tokens of an answer. Decoding is greedy."""
     questions: str
     """Name and version of the benchmark, or name of the dataset."""
     prompt: str
-    """What the benchmark adds to each question, or empty."""
+    """What the benchmark appends to each question, or empty."""
     split: str
     """Split of the questions, or empty."""
     questions_fingerprint: str
@@ -169,13 +169,13 @@ class AnswersManifest(Manifest):
     conditions: tuple[str, ...]
     """Conditions under which every question was answered."""
     num_generated: int
-    """Answers generated by the last command; the others were there."""
+    """Number of answers that the last command generated; it reused the others."""
     quarantined: dict[str, int]
     """Questions that cannot be asked, by reason."""
     overlaps: tuple[Overlap, ...] | None = None
-    """Of every training set with the questions. None where a training set is unknown."""
+    """Overlap of each training set with the questions. None if a training set is unknown."""
     fingerprint: str
-    """Of all that decides the answers."""
+    """Hash of everything that decides the answers."""
 
 
 def to_table(answers: Iterable[Answer]) -> pa.Table:
@@ -189,7 +189,7 @@ def to_table(answers: Iterable[Answer]) -> pa.Table:
 
 
 def write_tables(folder: Location, tables: Iterable[pa.Table]) -> int:
-    """Write `answers.parquet` of tables, whole or not at all, and return the number of rows.
+    """Write tables as `answers.parquet`, atomically, and return the number of rows.
 
     Only one table is in memory at once; each becomes a row group.
 
@@ -209,7 +209,7 @@ def write_tables(folder: Location, tables: Iterable[pa.Table]) -> int:
 
 
 def iter_answers(file: Location) -> Iterator[Answer]:
-    """Yield the rows of a file, of which one row group is in memory at once.
+    """Yield the rows of a file, with one row group in memory at a time.
 
     Raises:
         DataError: There is no such file, a column is missing or of another type, or a row is no
@@ -224,7 +224,7 @@ def iter_answers(file: Location) -> Iterator[Answer]:
 def read_answers(file: Location) -> dict[str, list[Answer]]:
     """Read all rows of a file by condition, the items in the order of the first condition.
 
-    Empty predictions are counted in a warning; they are scored as what they are.
+    A warning counts empty predictions; they are scored as empty answers.
 
     Raises:
         DataError: As `iter_answers` does; or an id occurs twice in a condition, or conditions
@@ -299,7 +299,7 @@ def _row_groups(file: Location) -> Iterator[pa.Table]:
 
 
 def _typed(table: pa.Table, file: Location) -> pa.Table:
-    """Return a table with every column of the schema; what may be absent is null there."""
+    """Return a table with every column of the schema; columns that are absent become null."""
     there = set(table.column_names)
     if missing := [name for name in _NEEDED if name not in there]:
         raise DataError(f"{file}: has no column {', '.join(missing)}; add it, or name another file")
@@ -353,7 +353,7 @@ def _answer(row: dict[str, Any], place: str) -> Answer:
 
 
 def from_options(options: Options) -> list[dict[str, str | None]]:
-    """Return options as a list of letters and texts; texts without letters have null there."""
+    """Return options as a list of letters and texts; the letter is null if there is none."""
     if isinstance(options, Mapping):
         return [{"letter": letter, "text": text} for letter, text in options.items()]
     return [{"letter": None, "text": text} for text in options or ()]
@@ -364,7 +364,7 @@ def to_options(listed: list[dict[str, str | None]] | None, place: str) -> Option
 
     Args:
         listed: As `from_options` returns it.
-        place: Which row it is of, for errors.
+        place: The row, for errors.
 
     Raises:
         DataError: A text is missing, or letters are missing or repeated.

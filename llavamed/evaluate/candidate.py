@@ -1,4 +1,4 @@
-"""What can be evaluated: anything that answers questions about pictures.
+"""The models that can be evaluated: anything that answers questions about images.
 
 A `Candidate` says which model is meant and is sent to the workers; loading it there gives an
 `Answerer`. Each kind of model is one file: `own_model`, `transformers_model`, `endpoint_model`.
@@ -14,20 +14,20 @@ from llavamed.evaluate.questions import Question
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a model answers to one question."""
+    """The answer of a model to one question."""
 
     text: str
     tokens: int
     outcome: Outcome
     seconds: float
-    """The question's share of the time of all that were answered with it."""
+    """The question's share of the time of its batch."""
 
 
 class Answerer(Protocol):
     """A loaded model."""
 
     def answer(self, questions: Sequence[Question], max_new_tokens: int) -> list[Reply | None]:
-        """Answer questions greedily, in their order; None where no answer came.
+        """Answer questions greedily, in their order; None for those without an answer.
 
         Raises:
             DataError: A question is longer than the model can read.
@@ -35,11 +35,11 @@ class Answerer(Protocol):
         """
 
     def close(self) -> None:
-        """Free what the model holds."""
+        """Free the memory of the model."""
 
 
 class Candidate(Protocol):
-    """A model to be evaluated, as a small value."""
+    """A model to evaluate, not loaded yet, so that it can be sent to workers."""
 
     @property
     def name(self) -> str:
@@ -47,7 +47,7 @@ class Candidate(Protocol):
 
     @property
     def kind(self) -> Literal["export", "transformers", "endpoint"]:
-        """Return what kind of model it is."""
+        """Return the kind of model."""
 
     @property
     def fingerprint(self) -> str:
@@ -55,13 +55,13 @@ class Candidate(Protocol):
 
     @property
     def template(self) -> str:
-        """Return the hash of the template that makes its prompts."""
+        """Return the hash of its chat template."""
 
     def load(self) -> Answerer:
         """Load the model."""
 
 
 def shares(seconds: float, tokens: Sequence[int]) -> list[float]:
-    """Share out the time of a batch by the tokens of its answers."""
+    """Split the time of a batch in proportion to the tokens of each answer."""
     total = sum(tokens) or 1
     return [seconds * number / total for number in tokens]

@@ -1,4 +1,4 @@
-"""Cards of a model and of a dataset, in the form of Hugging Face, made from manifests alone."""
+"""Model and data cards in the format of Hugging Face, made from manifests alone."""
 
 from collections.abc import Mapping
 
@@ -18,7 +18,7 @@ from llavamed.storage.manifest import (
 MODEL_CARD = "model_card.md"
 
 Licences = Mapping[str, int]
-"""Number of samples by licence; that of a sample without one is empty."""
+"""Number of samples by licence; the licence is empty if a sample states none."""
 
 
 def render_model_card(
@@ -33,12 +33,12 @@ def render_model_card(
     """Write the card of a model as Markdown with a YAML head.
 
     Args:
-        name: Of the model.
-        scores: What its evaluation found.
-        export: The manifest of its export, None where it is not ours.
+        name: Name of the model.
+        scores: Scores of its evaluation.
+        export: Manifest of its export; None if it is not our own.
         training: The datasets that it was trained on, in all stages, by name.
-        licences: Of their samples, by dataset.
-        initial_weights: What its first stage started from.
+        licences: Licences of their samples, by dataset.
+        initial_weights: The weights that its first stage started from.
     """
     groups = [each for each in scores.groups if each.by == "all" and each.part != "all"]
     metadata = ModelCardData(
@@ -72,9 +72,9 @@ def render_data_card(name: str, facts: DatasetManifest, licences: Licences) -> s
     """Write the card of a prepared dataset as Markdown with a YAML head.
 
     Args:
-        name: Of the dataset.
-        facts: Its manifest.
-        licences: Of its samples.
+        name: Name of the dataset.
+        facts: Manifest of the dataset.
+        licences: Licences of its samples.
     """
     metadata = DatasetCardData(
         language="en",
@@ -90,7 +90,7 @@ def render_data_card(name: str, facts: DatasetManifest, licences: Licences) -> s
 
 
 def _results(scores: ScoresManifest, group: GroupScores) -> list[EvalResult]:
-    """Return the results of the first condition as the head of a card has them, in percent."""
+    """Return the results of the first condition for the YAML head, in percent."""
     found = group.scores[scores.conditions[0]]
     return [
         EvalResult(
@@ -121,7 +121,7 @@ def _environment() -> Environment:
 
 
 def _cell(text: str) -> str:
-    """Make a text fit into one line or one cell of a table, as text and not as markup."""
+    """Escape a text for one line or table cell of Markdown."""
     line = " ".join(str(text).split())
     for sign in "\\|<>[]`*_":
         line = line.replace(sign, f"\\{sign}")
@@ -135,6 +135,6 @@ def _interval(estimate: EstimateFacts, sign: str = "") -> str:
 
 
 def _licences(counts: Licences) -> str:
-    """Say which licences samples have, the commonest first."""
+    """List the licences of samples with their counts, the most common first."""
     ordered = sorted(counts.items(), key=lambda each: (-each[1], each[0]))
     return ", ".join(f"{name or 'not stated'} ({count:,})" for name, count in ordered) or "none"

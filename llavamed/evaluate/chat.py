@@ -1,4 +1,4 @@
-"""Questions about figures for a judge: what is asked, what is known, a reference and a candidate.
+"""Read questions about figures, with a reference answer and the answer of a model, for a judge.
 
 The files have the form of LLaVA-Med's chat evaluation, JSON lines of {question_id, image, text,
 gpt4_answer, fig_caption, in_text_mention, domain, type}, with the answers of a model in a second
@@ -42,8 +42,8 @@ def read_chat(questions: Location, answers: Location) -> list[ChatItem]:
     """Read questions with the answers of a model, joined by id and never by position.
 
     Raises:
-        DataError: A line or field is not as it has to be, an id occurs twice, or a question has no
-            answer, or an answer no question.
+        DataError: A line or field is invalid, an id occurs twice, a question has no answer, or
+            an answer has no question.
     """
     asked = {id_: (row, place) for id_, row, place in _rows(questions)}
     said = _answers(answers)
@@ -74,7 +74,7 @@ def read_chat(questions: Location, answers: Location) -> list[ChatItem]:
 
 
 def _answers(place: Location) -> dict[str, str]:
-    """Return the answers of a model by id, from JSON lines or from an evaluation of ours."""
+    """Return the answers of a model by id, from JSON lines or from `answers.parquet`."""
     table = find_answers(str(place))
     if table is None:
         return {id_: _text(row, line, "prediction", "text") for id_, row, line in _rows(place)}
@@ -109,7 +109,7 @@ def _rows(file: Location) -> Iterator[tuple[str, dict[str, Any], str]]:
 
 
 def _text(row: dict[str, Any], place: str, *names: str) -> str:
-    """Return the field that has one of these names."""
+    """Return the first of these fields that is present."""
     name = next((each for each in names if each in row), None)
     if name is None:
         raise DataError(f"{place}: lacks {' or '.join(names)}; add it to the object")

@@ -24,9 +24,9 @@ _ASKED = (
     *("question", "reference", "other_references", "answer_type", "options"),
     *("image", "question_type", "domain"),
 )
-"""What belongs to the question, and must therefore be the same in every file that states it."""
+"""Fields of the question, which must be the same in every file that states them."""
 _SHOWN = 3
-"""How many ids a message names."""
+"""Number of ids that a message names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,24 +35,24 @@ class Difference:
 
     estimate: Estimate
     p_value: float
-    """Of the sign-flip test by cluster, adjusted by Holm."""
+    """p-value of the sign-flip test by cluster, adjusted by Holm."""
     mcnemar: float | None
-    """Of the exact McNemar test, not adjusted; None where scores are not all 0 or 1."""
+    """p-value of the exact McNemar test, not adjusted; None if a score is neither 0 nor 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class GroupComparison:
-    """The scores of all files in a group of questions."""
+    """Scores of all files on one group of questions."""
 
     group: QuestionGroup
     scores: list[Estimate]
-    """A score a file."""
+    """One score per file."""
     differences: list[Difference]
-    """To the first file, one for each of the others."""
+    """Differences to the first file, one for each of the others."""
 
 
 def align(files: Mapping[str, Sequence[Item]]) -> dict[str, list[Item]]:
-    """Put the items of each file in the order of the first, and check that they ask the same.
+    """Put the items of each file in the order of the first, and check that the questions agree.
 
     A file may leave out what another one states of a question, such as its image; it is filled in.
 
@@ -103,7 +103,7 @@ def _some(ids: Sequence[str]) -> str:
 def compare(
     files: Sequence[Sequence[Item]], rule: Rule, by: GroupKey = "answer_type"
 ) -> list[GroupComparison]:
-    """Score files by a rule and compare each with the first, in groups of questions and in all.
+    """Score files and compare each with the first, by group of questions and overall.
 
     The differences over all questions are one family of tests, those of the groups another; Holm's
     adjustment is for each family.
@@ -114,7 +114,7 @@ def compare(
         by: What groups the questions.
 
     Raises:
-        DataError: No item says what it is to be grouped by.
+        DataError: No item has a value for the field to group by.
     """
     scores = np.array([[score_best(rule, item) for item in items] for items in files])
     *groups, everything = [
@@ -152,7 +152,7 @@ def _adjusted(family: Sequence[GroupComparison]) -> list[GroupComparison]:
 
 
 def no_answer_shares(files: Sequence[Sequence[Item]]) -> list[Estimate]:
-    """Estimate for each file the share of closed questions that it answers by no choice.
+    """Estimate for each file the share of closed questions whose answer makes no choice.
 
     Empty where there is no closed question. The strict rules decide what a choice is.
     """

@@ -16,8 +16,8 @@ def draw_comparison(
     """Draw scores and differences to the first file with their intervals, as a PNG.
 
     Args:
-        compared: From `compare`, a row each from top to bottom.
-        names: Of the files, for the legend.
+        compared: Result of `compare`, one row for each group.
+        names: Names of the files, for the legend.
         scorer: Name of the scorer, for the axis.
     """
     height = 1.2 + 0.3 * len(names) + len(compared) * (0.3 + 0.2 * len(names))

@@ -1,4 +1,4 @@
-"""Controls: what a model is shown in place of the question as it is.
+"""Control conditions: what a model is shown instead of the unchanged question.
 
 A score is believed as far as it is above those of the controls, which do not see the picture
 (`blank_image`, `noise`, `shuffled`, `question_only`), not the question (`majority`), or were not
@@ -23,7 +23,7 @@ MEAN_COLOUR = (123, 117, 104)
 
 @dataclass(frozen=True)
 class Condition:
-    """What is done to questions, and in a sentence why."""
+    """A change to questions, and in one sentence why."""
 
     show: Callable[[Sequence[Question], Sequence[Question]], list[Question]]
     """Change questions; the second argument holds others, whose pictures may be borrowed."""
@@ -120,13 +120,13 @@ CONDITIONS: Mapping[str, Condition] = {
 
 
 class Majority:
-    """The most frequent reference of each kind of question: what a model gets that reads nothing.
+    """The most frequent reference of each kind of question, the answer of a model that is blind.
 
     Kinds are the answer type, and whether there are lettered options.
     """
 
     def __init__(self, questions: Iterable[Question]) -> None:
-        """Count references. Of equally frequent ones the alphabet picks."""
+        """Count references. Ties are broken alphabetically."""
         counts: dict[tuple[str, bool], Counter[str]] = {}
         for question in questions:
             counts.setdefault(self._kind(question), Counter()).update(question.references[:1])
@@ -136,7 +136,7 @@ class Majority:
 
     @classmethod
     def of(cls, questions: Questions) -> "Majority":
-        """Count the references of a set of questions, without reading a picture."""
+        """Count the references of a set of questions without reading images."""
         chunks = range(questions.num_chunks)
         return cls(each for chunk in chunks for each in questions.read(chunk, with_pictures=False))
 

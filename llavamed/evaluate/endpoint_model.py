@@ -18,7 +18,7 @@ from llavamed.processor.turns import IMAGE_PLACEHOLDER
 from llavamed.storage.fingerprint import fingerprint
 
 _REFUSED_STATUS = {400, 413, 422}
-"""The endpoint cannot take this one request, and never will: the prompt is too long, for one."""
+"""HTTP statuses of a request that can never succeed, such as one that is too long."""
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class EndpointCandidate:
 
     endpoint: Endpoint
     cache: str
-    """URI of the folder of raw answers, which are paid for once."""
+    """URI of the folder with the raw answers, so that none is paid for twice."""
     template: str = "the endpoint's own"
     kind: Literal["endpoint"] = "endpoint"
 
@@ -40,7 +40,7 @@ class EndpointCandidate:
 
     @property
     def fingerprint(self) -> str:
-        """Return a hash of the model's name. Only the endpoint knows what it stands for."""
+        """Return a hash of the model's name; the weights behind it are unknown."""
         return fingerprint({"endpoint_model": self.endpoint.model})
 
     def load(self) -> Answerer:
@@ -49,7 +49,7 @@ class EndpointCandidate:
 
 
 class EndpointAnswerer:
-    """Asks an endpoint as many questions at once as it allows, by one client with one budget."""
+    """Ask an endpoint, with as many requests at once as it allows and one budget."""
 
     def __init__(self, endpoint: Endpoint, cache: str) -> None:
         self._runner = asyncio.Runner()

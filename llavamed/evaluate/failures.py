@@ -1,4 +1,4 @@
-"""Sort answers by how they fail, as far as the strict rules can tell."""
+"""Sort answers into categories of failure by the strict rules."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -24,7 +24,7 @@ CATEGORIES: Mapping[str, str] = {
     "opposite": "names another side, level or property",
     "other": "says something else",
 }
-"""Every category with what an answer of it does, in the order in which they are looked for."""
+"""Description of every category, in the order in which they are tested."""
 
 
 def categorize(answer: Answer, values: Mapping[str, float]) -> str:
@@ -32,7 +32,7 @@ def categorize(answer: Answer, values: Mapping[str, float]) -> str:
 
     Args:
         answer: The answer.
-        values: What is measured of it, by measure.
+        values: Its values by measure.
     """
     score, reference = values[STRICT], answer.references[0]
     if score >= 1:
@@ -58,6 +58,6 @@ def categorize(answer: Answer, values: Mapping[str, float]) -> str:
 
 
 def count_failures(categories: Iterable[str]) -> dict[str, int]:
-    """Count answers by category, in the order of `CATEGORIES`, without those that none is of."""
+    """Count answers by category, in the order of `CATEGORIES`, without empty categories."""
     counts = Counter(categories)
     return {category: counts[category] for category in CATEGORIES if counts[category]}

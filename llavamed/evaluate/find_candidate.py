@@ -1,4 +1,4 @@
-"""Find out what kind of model a name stands for."""
+"""Find the kind of a model by its name."""
 
 from llavamed.config.engine import Precision
 from llavamed.errors import ConfigError

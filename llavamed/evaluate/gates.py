@@ -1,4 +1,4 @@
-"""Check a model against a policy: each rule with what it found, and by how much it fails."""
+"""Check a model against a policy, and report by how much each rule is missed."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,23 +14,23 @@ from llavamed.storage.manifest import EstimateFacts, ExportManifest, ScoresManif
 
 @dataclass(frozen=True, slots=True)
 class RuleResult:
-    """One rule of a policy, and whether a model meets it."""
+    """One rule of a policy and whether a model meets it."""
 
     rule: str
-    """The key of the policy."""
+    """Key of the rule in the policy."""
     is_met: bool
     found: str
-    """What was found, and by how much it misses the rule."""
+    """The value of the model, and by how much it misses the rule."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What a model is judged by.
+    """What a model is checked by.
 
     Attributes:
-        scores: Of its evaluation.
-        answers: Its answers to the questions as they are.
-        export: The manifest of its export, None where the export is not complete.
+        scores: Scores of its evaluation.
+        answers: Its answers to the unchanged questions.
+        export: Manifest of its export; None if the export is incomplete.
         licences: Number of training samples by licence, and then by dataset.
     """
 
@@ -43,7 +43,7 @@ class Evidence:
 def check_policy(
     policy: GatePolicy, model: Evidence, champion: Sequence[Answer] | None
 ) -> list[RuleResult]:
-    """Return every rule of a policy with what was found.
+    """Return every rule of a policy with its result.
 
     Args:
         policy: The rules.
@@ -189,7 +189,7 @@ def _losses(
 
 
 def _align(answers: Sequence[Answer], champion: Sequence[Answer]) -> list[Answer]:
-    """Return the champion's answers in the order of the model's."""
+    """Return the champion's answers in the order of the model's answers."""
     by_id = {answer.id: answer for answer in champion}
     same = [by_id.get(answer.id) for answer in answers]
     odd = [

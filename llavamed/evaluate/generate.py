@@ -25,18 +25,18 @@ PARTS = "parts"
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked, whom, and where the answers go. It is sent to every worker."""
+    """The questions, the models and the output folder. It is sent to every worker."""
 
     questions: Questions
     candidates: Mapping[str, Candidate]
-    """Who answers under which condition."""
+    """The model for each condition."""
     max_new_tokens: int
     folder: str
-    """URI of the folder of the evaluation."""
+    """URI of the output folder."""
 
     @property
     def parts(self) -> list[tuple[str, int]]:
-        """Return the condition and the chunk of every part, those of one model together."""
+        """Return condition and chunk of every part, grouped by model."""
         return [
             (condition, chunk)
             for condition in self.candidates
@@ -50,23 +50,23 @@ class Task:
 
 @dataclass(frozen=True)
 class AnswerCounts:
-    """Answers of a part."""
+    """Number of answers of a part."""
 
     total: int
     generated: int
     missing: int
-    """Questions that no answer came to."""
+    """Questions without an answer."""
 
 
 class Worker:
-    """Answers the parts of a task with one model at a time, loaded when it is needed."""
+    """Answer parts of a task, with one model in memory at a time."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
         self._loaded: tuple[Candidate, Answerer] | None = None
 
     def answer(self, condition: str, chunk: int) -> AnswerCounts:
-        """Answer what is missing of a part, and write it.
+        """Answer the missing questions of a part, and write it.
 
         Raises:
             LlavaMedError: The model cannot be loaded, or refuses all questions.
@@ -117,7 +117,7 @@ class Worker:
 
 
 def answer_key(candidate: Candidate, question: Question, max_new_tokens: int) -> str:
-    """Return the hash of all that decides the answer to a question as it is shown."""
+    """Return the hash of everything that decides the answer to a question."""
     facts = {
         "model": candidate.fingerprint,
         "template": candidate.template,
@@ -138,7 +138,7 @@ def answer_here(task: Task) -> Iterator[AnswerCounts]:
 
 
 def add_up(counts: Iterable[AnswerCounts], on_progress: Callable[[int], None]) -> AnswerCounts:
-    """Return the sum of counts, and tell the number of answers that are there after each."""
+    """Return the sum of counts, and report the number of answers after each."""
     done = AnswerCounts(0, 0, 0)
     for each in counts:
         done = AnswerCounts(
@@ -152,9 +152,9 @@ def collect(task: Task, folder: Location, majority: Majority | None = None) -> i
     """Write `answers.parquet` from the parts of a task; return the number of rows.
 
     Args:
-        task: What was answered, all of it.
+        task: The task, all of whose parts are answered.
         folder: Where to write.
-        majority: If given, its answers are written as a condition of their own.
+        majority: If given, its answers are added as a condition.
 
     Raises:
         DataError: A part is missing.
@@ -218,7 +218,7 @@ def _row(question: Question, shown: Question, condition: str, key: str, reply: R
 
 
 def _read_part(place: Location) -> dict[str, Reply]:
-    """Return the replies of a part by their keys; none where it is absent or damaged."""
+    """Return the replies of a part by key; empty if it is absent or damaged."""
     if not place.exists():
         return {}
     try:

@@ -1,9 +1,9 @@
 """A language model judges answers to questions about figures, beside reference answers.
 
-The judge sees caption, mentions, question and both answers, and never which model gave which. It
-reads every pair in both orders, because judges prefer a place. An item counts when both orders were
-judged. Its relative score is the candidate's score divided by the reference's, and the mean over
-items, in percent, is what LLaVA-Med's table shows.
+The judge sees caption, mentions, question and both answers, but not which model gave which. It
+reads every pair in both orders, because judges tend to prefer one position. An item counts when
+both orders were judged. Its relative score is the candidate's score divided by the reference's, and
+the mean over items, in percent, is what LLaVA-Med's table shows.
 """
 
 import asyncio
@@ -44,13 +44,13 @@ _QUESTION = (
     "Question:\n{question}\n\nFirst answer:\n{first}\n\nSecond answer:\n{second}"
 )
 PROMPT_HASH = hashlib.sha256(f"{_INSTRUCTIONS}\n{_QUESTION}".encode()).hexdigest()[:16]
-"""Names the words the judge is given; scores by other words do not compare."""
+"""Hash of the prompt; scores of different prompts are not comparable."""
 
 Score = Annotated[int, Field(ge=LEAST, le=MOST, strict=True)]
 
 
 class Verdict(BaseModel):
-    """What the judge answers, in this order."""
+    """The verdict of the judge, with its fields in this order."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -64,12 +64,12 @@ class Judged:
     """An item as the judge saw it.
 
     Attributes:
-        item: What was judged.
-        outcomes: How the request of each order ended.
+        item: The item.
+        outcomes: Outcome of the request in each order.
         reference: The reference's score, mean of both orders. None unless both were judged.
         candidate: The candidate's score, likewise.
         lead: How much higher an answer scores in the first place than in the second.
-        reasons: The judge's words by order.
+        reasons: Reasons of the judge by order.
     """
 
     item: ChatItem
@@ -89,19 +89,19 @@ class Judged:
 
 @dataclass
 class Judgement:
-    """What judging came to."""
+    """All verdicts and what they cost."""
 
     items: list[Judged]
     models: Counter[str]
-    """Answers by the name that the endpoint gives its model."""
+    """Number of answers by the model name that the endpoint returned."""
     outcomes: Counter[str]
-    """Requests by how they ended; `malformed` ones broke the form twice."""
+    """Number of requests by outcome; `malformed` ones broke the schema twice."""
     num_repaired: int
-    """Requests whose first answer broke the form."""
+    """Number of requests whose first answer broke the schema."""
     usage: Usage
     cost: float | None
     first_at: str
-    """When the first of the answers came, ISO 8601 in UTC."""
+    """Time of the first answer, ISO 8601 in UTC."""
     last_at: str
 
 
@@ -113,14 +113,14 @@ class Relative:
     num_judged: int
     num_items: int
     estimate: Estimate | None
-    """None where no item was judged."""
+    """None if no item was judged."""
 
 
 def judge(items: Sequence[ChatItem], endpoint: Endpoint, cache: str, max_tokens: int) -> Judgement:
-    """Have every item judged in both orders. What is in the cache is not asked for again.
+    """Judge every item in both orders. Cached verdicts are not requested again.
 
     Args:
-        items: What to judge.
+        items: The items to judge.
         endpoint: The judge, with its limits; `max_cost` bounds what it may cost.
         cache: URI of the folder of raw answers.
         max_tokens: Largest number of tokens of a verdict.

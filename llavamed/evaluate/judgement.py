@@ -1,4 +1,4 @@
-"""What a judge found, as files: `judgements.jsonl`, a line a question, and `judgement.json`."""
+"""Write verdicts: `judgements.jsonl`, one line per question, and `judgement.json`."""
 
 import json
 from typing import ClassVar
@@ -19,9 +19,9 @@ class RelativeFacts(Facts):
     """The relative score of a group of questions, in percent of the reference answers."""
 
     name: str
-    """What its questions have: `all`, a type or a domain."""
+    """Name of the group: `all`, a type or a domain."""
     num_judged: int
-    """Questions of which both orders were judged; the others are in no score."""
+    """Number of questions judged in both orders; the others are in no score."""
     num_questions: int
     """Number of questions."""
     score: EstimateFacts | None
@@ -29,7 +29,7 @@ class RelativeFacts(Facts):
 
 
 class JudgementManifest(Manifest):
-    """What a judge found, and all that it depends on."""
+    """Relative scores, and everything that they depend on."""
 
     VERSION: ClassVar[int] = 1
     FILE: ClassVar[str] = "judgement.json"
@@ -39,17 +39,17 @@ class JudgementManifest(Manifest):
     model: str
     """Name of the judge at its endpoint."""
     answered_by: dict[str, int]
-    """Number of answers by the name that the endpoint gave its model."""
+    """Number of answers by the model name that the endpoint returned."""
     endpoint: str
     """Address of the judge's API."""
     prompt_hash: str
-    """Of the words that the judge is given; scores by other words do not compare."""
+    """Hash of the prompt; scores of different prompts are not comparable."""
     has_json_schema: bool
-    """Whether the endpoint held the verdicts to their form, or the prompt asked for it."""
+    """Whether the endpoint enforced the schema of verdicts; otherwise the prompt states it."""
     first_at: str
-    """When the first of the verdicts came, ISO 8601 in UTC."""
+    """Time of the first verdict, ISO 8601 in UTC."""
     last_at: str
-    """When the last of them came."""
+    """Time of the last verdict."""
     items_fingerprint: str
     """Hash of the questions, references and answers."""
     num_questions: int
@@ -57,7 +57,7 @@ class JudgementManifest(Manifest):
     num_images: int
     """Number of images, or questions without one, that the intervals rest on."""
     outcomes: dict[str, int]
-    """Requests by how they ended: `answered`, `refused`, `cut_off`, `malformed` or `failed`."""
+    """Number of requests by outcome: `answered`, `refused`, `cut_off`, `malformed`, `failed`."""
     num_repaired: int
     """Requests whose first verdict broke its form, so that the judge was asked once more."""
     lead: float | None
@@ -76,7 +76,7 @@ class JudgementManifest(Manifest):
 def write_judgement(
     folder: Location, judgement: Judgement, endpoint: Endpoint
 ) -> JudgementManifest:
-    """Write what a judge found; the manifest comes last. Raises: StorageError."""
+    """Write verdicts, and the manifest last. Raises: StorageError."""
     lines = [json.dumps(_row(each), ensure_ascii=False) for each in judgement.items]
     (folder / JUDGEMENTS).write_bytes("".join(f"{line}\n" for line in lines).encode())
     items = [each.item for each in judgement.items]

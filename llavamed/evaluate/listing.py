@@ -47,7 +47,7 @@ QUESTIONS_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class ListedQuestions:
-    """The questions of a benchmark by their tables."""
+    """The questions of a benchmark, stored as tables."""
 
     folder: str
     """URI of the folder of tables."""
@@ -111,9 +111,9 @@ def list_questions(
         split: Name of the split.
         path: URI of the data.
         folder: Where to write.
-        instruction: What is written below every question; by default the benchmark's own.
-        max_bad_fraction: Questions that cannot be asked are counted up to this fraction.
-        limit: The most questions to ask, the first ones.
+        instruction: Line appended to every question; by default the benchmark's own.
+        max_bad_fraction: Fraction of questions that may be unusable.
+        limit: Number of questions to ask, counted from the first.
 
     Raises:
         DataError: A file is absent or damaged, there is no question, two have one id, or too many
@@ -159,7 +159,7 @@ def list_questions(
 
 
 def _listed(items: Items, row: dict[str, Any]) -> dict[str, Any] | SampleError:
-    """Return the row of a question in its table, or why it cannot be asked."""
+    """Return a question as a row of its table, or the reason why it cannot be asked."""
     try:
         question = items.ask(row)
         hashes = [_picture(items, reference).sha256 for reference in question.images]

@@ -1,4 +1,4 @@
-"""What is measured of each answer: `strict` beside `legacy`, and how open answers overlap.
+"""The measures of an answer: `strict`, `legacy`, and token overlap of open answers.
 
 Every measure is a mean over items of a value between 0 and 1. An item with several references takes
 the best of them.
@@ -21,7 +21,7 @@ from llavamed.evaluate.scorers.words import CHINESE
 from llavamed.evaluate.statistics import Floats
 
 Part = Literal["all", "closed", "open"]
-"""Which questions something is of: all, or those of one answer type."""
+"""All questions, or those of one answer type."""
 
 _ORDERS = (1, 2, 3, 4)
 _BLEU = {
@@ -37,11 +37,11 @@ class Measure:
     name: str
     """Its name in files and MLflow."""
     title: str
-    """Its name for people."""
+    """Its name in tables."""
     rules: str
-    """Name and version of the rules; scores by different rules do not compare."""
+    """Name and version of the rules; scores of different rules are not comparable."""
     part: Part
-    """The questions that it is of."""
+    """The questions that it applies to."""
 
 
 STRICT, LEGACY, NO_ANSWER = "strict", "legacy", "no_answer"
@@ -58,7 +58,7 @@ MEASURES = (
     Measure("exact_match", "Exact match", _TOKENS, "open"),
     *(Measure(f"bleu_{order}", f"BLEU-{order}", _SACREBLEU, "open") for order in _ORDERS),
 )
-"""Every measure: files, MLflow, tables and the page are made from this list."""
+"""Every measure. Files, MLflow, tables and the report follow this list."""
 
 RULES = {each.name: each.rules for each in MEASURES}
 """Name and version of the rules of each measure."""
@@ -68,8 +68,8 @@ def measure(answers: Iterable[Answer]) -> dict[str, Floats]:
     """Measure every answer.
 
     Returns:
-        By the name of each measure its values, shape (answers,). A measure of open or of closed
-        questions alone is NaN at the others.
+        The values of each measure by its name, shape (answers,). A measure of open or closed
+        questions only is NaN for the others.
     """
     rows = [_values(answer) for answer in answers]
     return {

@@ -1,4 +1,4 @@
-"""Count the training samples that an evaluation set has too, beside every score of a stage."""
+"""Count the training samples that also occur in an evaluation set."""
 
 import logging
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ def find_overlaps(
     """Compare training sets with an evaluation set.
 
     Args:
-        config: The run's.
+        config: Config of the run.
         names: The training sets; the evaluation set itself may be among them, and shares all.
         against: The evaluation set.
 
     Returns:
-        The overlap of each training set. None if one is gone, which a warning names.
+        The overlap of each training set. None, with a warning, if one is gone.
     """
     overlaps = []
     for name in dict.fromkeys(names):

@@ -1,4 +1,4 @@
-"""Evaluate models of ours: an export, or the model a run begins with."""
+"""Evaluate our own models: an export, or the initial model of a run."""
 
 import gc
 import time
@@ -29,7 +29,7 @@ from llavamed.storage.manifest import ExportManifest, read
 
 @dataclass(frozen=True)
 class ExportCandidate:
-    """An export of ours, asked with the template and the pixels it was trained with."""
+    """Our own export, used with the template and image processing of its training."""
 
     name: str
     fingerprint: str
@@ -52,7 +52,7 @@ class ExportCandidate:
 
 @dataclass(frozen=True)
 class InitialCandidate:
-    """The model that a run begins with, asked like its export, whose processor it shares."""
+    """The initial model of a run, used like its export, whose processor it shares."""
 
     name: str
     config: RunConfig
@@ -106,14 +106,14 @@ def export_candidate(
 
 
 class GeneratorAnswerer:
-    """Keeps a batch of a `Generator` full: questions of like length join as answers end."""
+    """Answer with continuous batching: a new question joins when an answer ends."""
 
     def __init__(self, generator: Generator, batch_size: int) -> None:
         self._generator: Generator | None = generator
         self._batch_size = batch_size
 
     def answer(self, questions: Sequence[Question], max_new_tokens: int) -> list[Reply | None]:
-        """Answer questions, the longest first. Raises: DataError, for one that is too long."""
+        """Answer questions, the longest first. Raises: DataError (one is too long)."""
         assert self._generator is not None, "it is closed"
         generator, started = self._generator, time.monotonic()
         waiting = sorted(range(len(questions)), key=lambda place: _length(questions[place]))
@@ -146,7 +146,7 @@ class GeneratorAnswerer:
         ]
 
     def close(self) -> None:
-        """Free the model's memory, so that another one has room."""
+        """Free the memory of the model."""
         self._generator = None
         gc.collect()
         if torch.cuda.is_available():

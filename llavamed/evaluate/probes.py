@@ -43,7 +43,7 @@ class ProbingPairs:
 
 
 def negate(question: str) -> str | None:
-    """Ask for a finding as absent that a question asks for as present; None for other questions.
+    """Turn "Is there X?" into "Is X absent?"; return None for other questions.
 
     Only plain questions are turned: "Is there ...?" and "Are there ...?" in English, about one
     finding, without a word that a turn would make ambiguous.
@@ -83,7 +83,7 @@ def _flipped(questions: Sequence[Question]) -> list[Question]:
 
 
 def _there_and_not_there(questions: Sequence[Question]) -> list[Question]:
-    """Pair each finding that is there with one that is not, on the same picture."""
+    """Pair each finding that is present with one that is absent, on the same image."""
     pairs: list[Question] = []
     absent: dict[tuple[str, ...], list[Question]] = {}
     for question in questions:
@@ -102,7 +102,7 @@ def _there_and_not_there(questions: Sequence[Question]) -> list[Question]:
 
 
 def _is_there(question: Question) -> bool | None:
-    """Tell whether a question about a finding is answered by yes or no; None for other ones."""
+    """Return whether the finding that a question asks for is present; None for other questions."""
     if question.options is not None or _PRESENCE.fullmatch(question.question) is None:
         return None
     return polarity(question.references[0])

@@ -1,4 +1,4 @@
-"""From `answers.parquet` to scores and pages: what every evaluation ends with."""
+"""Turn `answers.parquet` into scores and a report, the last step of every evaluation."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -16,7 +16,7 @@ REPORT = "report.html"
 NUM_SAMPLES = 8
 
 FindPictures = Callable[[frozenset[str]], Mapping[str, bytes]]
-"""Return encoded images by the id of the item, of these items, as far as they are there."""
+"""Return the encoded images of items by id, as far as they exist."""
 
 
 def _no_pictures(_: frozenset[str]) -> Mapping[str, bytes]:
@@ -34,21 +34,21 @@ def publish_scores(
     scores_fingerprint: str | None = None,
     before_writing: Callable[[], None] = lambda: None,
 ) -> ScoresManifest:
-    """Score the answers in a folder; write the page beside them, and the scores at last.
+    """Score the answers in a folder; write the report beside them, and the scores last.
 
     Args:
-        folder: Holds `answers.parquet` and `answers.json`.
-        title: Heading of the page.
-        find_pictures: Where the page's images come from.
-        num_cards: Number of questions on the page.
-        model_fingerprint: Of an export: of what it was trained with. By default what the answers
-            say of their model.
+        folder: Folder with `answers.parquet` and `answers.json`.
+        title: Heading of the report.
+        find_pictures: Returns the images of the report.
+        num_cards: Number of questions in the report.
+        model_fingerprint: Training fingerprint of an export. By default that of the answers.
         datasets: Fingerprints of the prepared datasets that the questions came from, by name.
-        scores_fingerprint: Of all that decides the scores; by default of the answers and rules.
-        before_writing: Called when all is made; what it raises prevents that anything is written.
+        scores_fingerprint: Hash of everything that decides the scores; by default of the answers
+            and rules.
+        before_writing: Called before the first file is written. If it raises, nothing is written.
 
     Raises:
-        DataError: The answers are missing or are not as they have to be.
+        DataError: The answers are missing or invalid.
         StorageError: The folder cannot be read or written.
     """
     made = _read_manifest(folder)
@@ -120,14 +120,14 @@ def _categories(answers: Mapping[str, Sequence[Answer]], scored: Scored) -> list
 
 
 def _pick(answers: Mapping[str, Sequence[Answer]], count: int) -> list[int]:
-    """Return the places of some items, spread evenly over all."""
+    """Return the positions of `count` items, spread evenly."""
     total = len(next(iter(answers.values())))
     count = min(count, total)
     return [number * total // count for number in range(count)]
 
 
 def _samples(answers: Mapping[str, Sequence[Answer]]) -> list[dict[str, str]]:
-    """Return a few questions spread over all, with what each condition answered."""
+    """Return a few evenly spread questions with the answer under each condition."""
     first = next(iter(answers.values()))
     return [
         {

@@ -1,4 +1,4 @@
-"""Numbers of LLaVA-Med's paper, to stand beside ours with what must be known of them.
+"""Scores from LLaVA-Med's paper, shown beside ours with caveats.
 
 Source: Li et al., "LLaVA-Med" (2023), the table of visual question answering; facts, not text.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class PublishedRow:
-    """Scores of one model, in percent: open recall and closed accuracy of each benchmark."""
+    """Scores of one model in percent: open recall and closed accuracy of each benchmark."""
 
     model: str
     vqa_rad: tuple[float, float]
@@ -34,4 +34,4 @@ CAVEATS = (
     "The rows were trained for different numbers of epochs: 3 for LLaVA, 9 to 15 for the others.",
     "All 203 test images of VQA-RAD are among its training images.",
 )
-"""What must be known to read the table."""
+"""Caveats of the table."""

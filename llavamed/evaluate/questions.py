@@ -1,4 +1,4 @@
-"""Questions to be asked, read in chunks, so that memory does not grow with their number."""
+"""Read questions in chunks, so that memory does not grow with their number."""
 
 import hashlib
 from collections.abc import Collection, Sequence
@@ -14,7 +14,7 @@ from llavamed.processor.images import Pixels, decode, to_png
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
 
 CHUNK = 128
-"""Questions of a chunk: what a worker holds at once, and what a killed one answers again."""
+"""Questions per chunk: what a worker holds at once and repeats after it was killed."""
 _COLUMNS = ["id", "turns", "domain", "answer_type", "question_type"]
 
 
@@ -23,7 +23,7 @@ class QuestionImage:
     """An image of a question."""
 
     pixels: Pixels
-    """At the resolution of the file, or as a prepared dataset stores it."""
+    """Pixels at the resolution of the file, or as a prepared dataset stores them."""
     sha256: str
     """Hash of the file's bytes, or of the pixels."""
 
@@ -67,12 +67,12 @@ class Question:
 
     @property
     def image(self) -> str:
-        """Return the hash of the pictures: that of one, a hash of the hashes of several."""
+        """Return the hash of the picture, or of the hashes of several pictures."""
         return hash_pictures([picture.sha256 for picture in self.pictures])
 
 
 def hash_pictures(hashes: Sequence[str]) -> str:
-    """Return one hash for the pictures of an item; empty where there is none."""
+    """Return one hash for all pictures of an item; empty if there are none."""
     if len(hashes) < 2:
         return "".join(hashes)
     return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
@@ -91,7 +91,7 @@ class Questions(Protocol):
 
 @dataclass(frozen=True)
 class PreparedQuestions:
-    """The questions of a prepared dataset, which needs no source any more."""
+    """The questions of a prepared dataset."""
 
     dataset: PreparedDataset
 
@@ -111,7 +111,7 @@ class PreparedQuestions:
         """Read a chunk.
 
         Raises:
-            DataError: Its shard is missing or damaged, or a sample says not how it is scored.
+            DataError: Its shard is missing or damaged, or a sample lacks an answer type.
         """
         columns = [*_COLUMNS, *(["pixels"] if with_pictures else [])]
         return [
@@ -142,7 +142,7 @@ class PreparedQuestions:
 
 
 def words_of(text: str) -> str:
-    """Return the words of a turn without placeholders of images."""
+    """Return the text of a turn without image placeholders."""
     return text.replace(IMAGE_PLACEHOLDER, "").strip()
 
 

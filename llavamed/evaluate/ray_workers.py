@@ -1,4 +1,4 @@
-"""Answer the parts of a task by many workers, one GPU each, as a pipeline of Ray Data."""
+"""Answer the parts of a task on many workers with Ray Data."""
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -26,10 +26,10 @@ def answer_on_ray(
         task: What to answer.
         num_workers: Number of workers.
         use_gpu: Reserve a GPU for each.
-        max_failures: How often a worker that dies is started again.
+        max_failures: Number of times that a worker that died is restarted.
 
     Raises:
-        LlavaMedError: A worker fails, by an error of ours or another one.
+        LlavaMedError: A worker fails, for whatever reason.
     """
     items = [{"condition": condition, "chunk": chunk} for condition, chunk in task.parts]
     configure_ray_data()
@@ -47,7 +47,7 @@ def answer_on_ray(
 
 
 class _WorkerActor:
-    """`Worker` as Ray Data calls it: one part in, its count out."""
+    """`Worker` in the form that Ray Data calls: a part in, its count out."""
 
     def __init__(self, task: Task) -> None:
         self._task = task

@@ -1,4 +1,4 @@
-"""The page of an evaluation for people: scores with intervals, controls, failures, samples.
+"""The HTML report of an evaluation: scores with intervals, controls, failures, samples.
 
 The page is one file that needs no network: thumbnails are embedded, and its content security policy
 forbids any request. They cost about 15 kB a question, which is why the number of questions shown is
@@ -27,12 +27,12 @@ _PARTS = {"closed": "Closed questions", "open": "Open questions", "pairs": "Pair
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One question on the page, with the answer and its measures under every condition."""
+    """One question in the report, with its answer and measures under every condition."""
 
     answers: Mapping[str, Answer]
     values: Mapping[str, Mapping[str, float]]
     category: str
-    """How the answer under the first condition fails."""
+    """Failure category of the answer under the first condition."""
 
     @property
     def asked(self) -> Answer:
@@ -51,7 +51,7 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class _Breakdown:
-    """The scores once more, a row for each value of one property and answer type."""
+    """Scores with one row for each value of a property and answer type."""
 
     title: str
     groups: list[GroupScores]
@@ -64,12 +64,12 @@ def render_page(
     *,
     title: str,
 ) -> str:
-    """Draw the scores and a sample of the questions as one HTML page.
+    """Render the scores and a sample of the questions as one HTML page.
 
     Args:
-        scores: What was found.
+        scores: The scores.
         shown: The questions to show.
-        pictures: Encoded images by the id of the question, as far as they are there.
+        pictures: Encoded images by question id, as far as they exist.
         title: Heading of the page.
     """
     environment = page_environment("llavamed.evaluate")
@@ -106,7 +106,7 @@ def _parts(scores: ScoresManifest) -> list[_Part]:
 
 
 def _breakdowns(scores: ScoresManifest) -> list[_Breakdown]:
-    """Return the groups by each property; a property that no question has gives no table."""
+    """Return a table for each property that questions have."""
     by_property = {by: [each for each in scores.groups if each.by == by] for by in GROUPS}
     return [
         _Breakdown(by.replace("_", " "), groups) for by, groups in by_property.items() if groups
@@ -114,7 +114,7 @@ def _breakdowns(scores: ScoresManifest) -> list[_Breakdown]:
 
 
 def _thumbnail(image: bytes) -> str:
-    """Shrink an image to a data URI."""
+    """Return a thumbnail of an image as a data URI."""
     with Image.open(io.BytesIO(image)) as opened:
         picture = opened.convert("RGB")
     picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
@@ -132,5 +132,5 @@ def _percent(share: float) -> str:
 
 
 def _points(estimate: EstimateFacts) -> str:
-    """Show a difference in points with its sign and its interval."""
+    """Format a difference in points with its sign and interval."""
     return f"{100 * estimate.value:+.1f} [{100 * estimate.low:+.1f}, {100 * estimate.high:+.1f}]"

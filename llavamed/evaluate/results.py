@@ -1,4 +1,4 @@
-"""Find the answers of a run, of an export, of an evaluation, or in a file of predictions."""
+"""Find the answers of a run, an export, an evaluation or a file of predictions."""
 
 from dataclasses import replace
 
@@ -15,14 +15,14 @@ EVALUATION = "evaluation"
 
 
 def read_results(uri: str) -> list[Item]:
-    """Read what a model answered to the questions as they are.
+    """Read the answers of a model to the unchanged questions.
 
     Args:
         uri: A file of JSON lines, an `answers.parquet`, the folder of an evaluation, an export of
             a stage, or a run, which stands for its last stage that was evaluated.
 
     Raises:
-        DataError: There are no answers, or they are not as they have to be.
+        DataError: There are no answers, or they are invalid.
     """
     place = find_answers(uri)
     if place is None:
@@ -32,7 +32,7 @@ def read_results(uri: str) -> list[Item]:
 
 
 def find_answers(uri: str) -> Location | None:
-    """Return the `answers.parquet` that a URI stands for, None where it names another file.
+    """Return the `answers.parquet` that a URI stands for; None if it names another file.
 
     Raises:
         DataError: It is a folder without answers.

@@ -1,4 +1,4 @@
-"""The evaluation of a run: answer, score, report. Its scores, written last, make it complete."""
+"""Evaluate a stage of a run: answer, score, report. `scores.json`, written last, completes it."""
 
 from collections.abc import Callable
 from functools import partial
@@ -29,21 +29,21 @@ def evaluate(
     overlaps: tuple[Overlap, ...] | None,
     on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> ScoresManifest:
-    """Answer the test questions, score them, and write results, page and scores.
+    """Answer the test questions, score the answers, and write answers, report and scores.
 
     Args:
-        config: The run's.
-        settings: What to answer and how.
-        datasets: Prepared, by name.
+        config: Config of the run.
+        settings: Evaluation settings of the stage.
+        datasets: Prepared datasets by name.
         export: URI of the trained model.
-        export_fingerprint: Of what the model was trained with.
+        export_fingerprint: Training fingerprint of the model.
         folder: Where to write.
-        lease: Of the run's folder; looked at before anything is written.
-        overlaps: Of the training sets with the questions, None where one is unknown.
-        on_progress: Told the answers given and the answers in all.
+        lease: Lease of the run's folder, checked before anything is written.
+        overlaps: Overlap of each training set with the questions; None if one is unknown.
+        on_progress: Called with the number of answers so far and in total.
 
     Returns:
-        What is written beside the page.
+        The manifest of the scores.
 
     Raises:
         LeaseError: Another attempt has taken the run over; then nothing is written.

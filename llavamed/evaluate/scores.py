@@ -1,4 +1,4 @@
-"""What an evaluation's scores depend on."""
+"""The fingerprint of scores."""
 
 from collections.abc import Mapping
 
@@ -13,8 +13,8 @@ def scores_fingerprint(
     """Return the fingerprint of everything that decides the scores.
 
     Args:
-        settings: What is answered and how.
-        export_fingerprint: Of what the model was trained with.
+        settings: Evaluation settings of the stage.
+        export_fingerprint: Training fingerprint of the model.
         datasets: Fingerprints of the datasets it takes questions and majority answer from, by name.
     """
     return fingerprint(

@@ -23,7 +23,7 @@ Flags: TypeAlias = NDArray[np.bool_]
 Facts: TypeAlias = dict[str, dict[str, EstimateFacts]]
 
 BLANK = "blank_image"
-"""The control whose distance from the trained model is called grounding."""
+"""The control whose difference to the trained model is the grounding."""
 GROUPS: tuple[Literal["question_type", "organ", "modality", "domain", "language"], ...] = (
     "question_type",
     "organ",
@@ -31,23 +31,23 @@ GROUPS: tuple[Literal["question_type", "organ", "modality", "domain", "language"
     "domain",
     "language",
 )
-"""What questions are grouped by, where they differ in it."""
+"""Properties that questions are grouped by."""
 _PARTS: tuple[Part, ...] = ("all", "closed", "open")
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Scored answers."""
+    """The scores of all answers."""
 
     groups: tuple[GroupScores, ...]
     values: Mapping[str, Mapping[str, Floats]]
-    """By condition and measure the value of every item, shape (items,)."""
+    """Values of all items by condition and measure, shape (items,)."""
 
 
 def find_group(
     groups: Sequence[GroupScores], part: str = "all", by: str = "all", name: str = "all"
 ) -> GroupScores | None:
-    """Return the group of these questions, None where there is none."""
+    """Return a group of questions, or None if there is none."""
     wanted = (part, by, name)
     return next((each for each in groups if (each.part, each.by, each.name) == wanted), None)
 
@@ -81,7 +81,7 @@ def score_answers(answers: Mapping[str, Sequence[Answer]]) -> Scored:
 
 
 def _memberships(items: Sequence[Answer]) -> list[tuple[str, str, Flags]]:
-    """Return what makes each group, its name, and which items belong to it."""
+    """Return the property, the name and the items of each group."""
     found: list[tuple[str, str, Flags]] = [("all", "all", np.ones(len(items), dtype=bool))]
     for by in GROUPS:
         labels = [getattr(each, by) for each in items]
@@ -134,7 +134,7 @@ def _score_pairs(
     values: Mapping[str, Mapping[str, Floats]],
     clusters: Indices,
 ) -> GroupScores:
-    """Score pairs of items, each of which is as right as its least right item."""
+    """Score pairs of items by the lower score of each pair."""
     names = [STRICT, LEGACY]
     tables = {
         condition: np.array([[given[each][pair].min() for pair in pairs] for each in names])
@@ -159,7 +159,7 @@ def _estimate(
     """Estimate the means of every condition, and how much higher the first one is than each other.
 
     Args:
-        names: Of the measures, one a row of each table.
+        names: Names of the measures, one per row of each table.
         tables: Values by condition, shape (measures, items).
         clusters: Number of each item's cluster, shape (items,).
     """

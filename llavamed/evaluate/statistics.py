@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from scipy.special import bdtr, ndtr, ndtri, stdtrit
 
 CONFIDENCE = 0.95
-"""Probability that an interval is to contain what it estimates."""
+"""Nominal coverage of an interval."""
 NUM_RESAMPLES = 2_000
 NUM_FLIPS = 9_999
 _FEW = 10
 """With fewer right or fewer wrong answers than this, a share gets Wilson's interval."""
 _CHUNK = 1 << 20
-"""Random numbers drawn at a time, so that memory does not grow with the number of clusters."""
+"""Random numbers drawn at a time, which bounds memory."""
 
 Floats: TypeAlias = NDArray[np.float64]
 Indices: TypeAlias = NDArray[np.int64]

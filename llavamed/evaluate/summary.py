@@ -17,22 +17,22 @@ from llavamed.evaluate.statistics import (
 )
 
 GroupKey = Literal["answer_type", "question_type", "domain"]
-"""What groups of questions can be made of."""
+"""Fields that questions can be grouped by."""
 
 
 @dataclass(frozen=True, slots=True)
 class QuestionGroup:
-    """Questions that are averaged over together."""
+    """A group of questions with one score."""
 
     name: str
     positions: Indices
-    """Of its questions among all, shape (questions,)."""
+    """Positions of its questions among all, shape (questions,)."""
     clusters: Indices
-    """Number of the cluster of each of its questions, shape (questions,)."""
+    """Cluster number of each of its questions, shape (questions,)."""
 
     @property
     def num_clusters(self) -> int:
-        """How many clusters its questions belong to."""
+        """Number of clusters of its questions."""
         return len(np.unique(self.clusters))
 
 
@@ -42,7 +42,7 @@ def group_items(items: Sequence[Item], by: GroupKey = "answer_type") -> list[Que
     Items of one image are a cluster; an item without an image is a cluster of its own.
 
     Raises:
-        DataError: No item says what it is to be grouped by.
+        DataError: No item has a value for the field to group by.
     """
     labels: list[str] = [getattr(item, by) for item in items]
     if not any(labels):
@@ -63,11 +63,11 @@ def group_items(items: Sequence[Item], by: GroupKey = "answer_type") -> list[Que
 def summarize(
     groups: Sequence[QuestionGroup], scores: Mapping[str, Floats]
 ) -> dict[str, list[Estimate]]:
-    """Estimate the mean score of each group by the name of each scorer.
+    """Estimate the mean score of each group, for each scorer.
 
     Args:
-        groups: From `group_items`.
-        scores: By a name, of all items, each between 0 and 1, shape (items,).
+        groups: Result of `group_items`.
+        scores: Scores between 0 and 1 of all items by scorer, shape (items,).
     """
     table = np.stack(list(scores.values()))
     columns = [mean_intervals(table[:, group.positions], group.clusters) for group in groups]
@@ -75,7 +75,7 @@ def summarize(
 
 
 def describe_clusters(items: Sequence[Item]) -> str:
-    """Say in a sentence what the intervals take for independent."""
+    """Describe in a sentence what the intervals treat as independent."""
     num_images = len({item.image for item in items if item.image})
     without = sum(not item.image for item in items)
     if without == len(items):

@@ -1,4 +1,4 @@
-"""Evaluate any other model that transformers knows for pictures and text, by its Auto classes."""
+"""Evaluate any image-text-to-text model of transformers by its Auto classes."""
 
 import gc
 import hashlib
@@ -29,13 +29,13 @@ _KEY = "model"
 
 @dataclass(frozen=True)
 class TransformersCandidate:
-    """A model in a folder, at a URI or on the hub, asked with its own chat template or ours."""
+    """A model in a folder, at a URI or on the hub, with its own chat template or ours."""
 
     name: str
     fingerprint: str
     template: str
     template_name: str | None
-    """Name of a template of ours; None for the model's own."""
+    """Name of one of our templates; None for the model's own."""
     precision: Precision
     batch_size: int
     kind: Literal["transformers"] = "transformers"
@@ -64,7 +64,7 @@ class TransformersCandidate:
 def transformers_candidate(
     source: str, *, template: str | None, precision: Precision, batch_size: int
 ) -> TransformersCandidate:
-    """Return a model as a candidate, after a look at its config and processor.
+    """Return a model as a candidate after checking its config and processor.
 
     Raises:
         ConfigError: It cannot be found, is not for pictures and text, needs code of its own, or
@@ -88,7 +88,7 @@ def transformers_candidate(
 
 
 class TransformersAnswerer:
-    """Asks a model by `generate`, in batches of like length."""
+    """Answer with `generate`, in batches of questions of similar length."""
 
     def __init__(self, model: Any, processor: Any, template: str | None, batch_size: int) -> None:
         self._model, self._processor = model, processor
@@ -101,7 +101,7 @@ class TransformersAnswerer:
             tokenizer.pad_token = tokenizer.eos_token
 
     def answer(self, questions: Sequence[Question], max_new_tokens: int) -> list[Reply | None]:
-        """Answer questions, those with as many pictures and of like length together."""
+        """Answer questions, batched by number of images and by length."""
         # A processor takes pictures for all prompts of a batch or for none.
         kinds: dict[int, list[int]] = {}
         for place, question in enumerate(questions):
@@ -116,7 +116,7 @@ class TransformersAnswerer:
         return [replies[place] for place in range(len(questions))]
 
     def close(self) -> None:
-        """Free the model's memory."""
+        """Free the memory of the model."""
         self._model = None
         gc.collect()
         if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""The benchmarks, one module each. Data is never downloaded: it is read where it lies."""
+"""The benchmarks, one module each. Data is read in place and never downloaded."""
 
 from collections.abc import Mapping
 

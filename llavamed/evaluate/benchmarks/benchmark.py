@@ -34,14 +34,14 @@ class Benchmark:
 
     Attributes:
         name: Its name on the command line.
-        version: Of all the rest; name and version belong beside every score.
+        version: Version of everything below; reported with every score.
         splits: Names of the splits, the usual one first.
         open: Open a split, from the URI of the data and the name of the split.
-        data: What the URI must lead to.
+        data: What the URI must point to.
         licence: Licence of the data.
-        instruction: What is written below a question that is answered in words.
-        choice_instruction: What is written below a question with lettered options.
-        scorer: Name of the scorer that its score is by.
+        instruction: Line appended to a question that is answered in words.
+        choice_instruction: Line appended to a question with lettered options.
+        scorer: Name of the scorer of its headline score.
     """
 
     name: str
@@ -61,19 +61,19 @@ class Benchmark:
 
     @property
     def prompt(self) -> str:
-        """Return all that is written below questions, for a manifest."""
+        """Return the lines appended to questions, for a manifest."""
         return " | ".join(filter(None, (self.instruction, self.choice_instruction)))
 
 
 def question_of(
     record: Record, *, options: Mapping[str, str] | None = None, text: str = "", **groups: Any
 ) -> Question:
-    """Return the question of a record of one question and its answer.
+    """Turn a record of one question and its answer into a question.
 
     Args:
-        record: As a source of `llavamed.data` parses it.
+        record: A record as the sources of `llavamed.data` parse it.
         options: Lettered options.
-        text: The words of the question, if the record's turn holds the options too.
+        text: Text of the question, if the turn of the record contains the options too.
         **groups: `organ`, `modality`, `language` and the like, as far as they are known.
     """
     *turns, answer = record.turns
@@ -102,7 +102,7 @@ def lettered_question(
     """Return a question whose answer is the letter of an option.
 
     Args:
-        id: The item's name.
+        id: Id of the item.
         text: The question. Pictures without a placeholder in it or in an option come first.
         options: The options by their letters.
         letter: The letter of the right option.

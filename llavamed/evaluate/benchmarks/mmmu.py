@@ -1,6 +1,6 @@
 """MMMU, Health & Medicine: college questions in five subjects, with up to seven pictures each.
 
-Hugging Face's Parquet files lie in a folder a subject. `question` and the options, a Python list
+The Parquet files of Hugging Face, one folder per subject. `question` and the options, a Python list
 written as text, name their pictures as `<image 1>` to `<image 7>`; the pictures are columns of the
 same names. The answers of the split `test` are not public.
 """

@@ -1,1 +1,1 @@
-"""Rules that turn a prediction into a score, a file each; all of them pure."""
+"""Rules that turn a prediction into a score: pure functions, one file per scorer."""

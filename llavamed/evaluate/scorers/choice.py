@@ -19,7 +19,7 @@ from llavamed.evaluate.scorers.vocabulary import (
 from llavamed.evaluate.scorers.words import CHINESE, Word, canonical, words_of
 
 _BOUND = re.compile(r"\b(?:more|less|fewer|greater)\s+than\b|[<>]", re.IGNORECASE)
-"""What turns a number into a range."""
+"""Words that turn a number into a range."""
 _CHINESE_CLASSES = (
     ("左", "右", "双侧", "两侧"),
     ("上", "下", "中"),
@@ -46,7 +46,7 @@ def is_chosen(answer: str, reference: str, candidates: Iterable[str] = ()) -> bo
 
 
 def _choice(text: str, reference: str, candidates: Sequence[str]) -> bool | None:
-    """True or False where the text answers, None where it names no answer of the kind."""
+    """Return whether a text gives the reference; None if it names no answer of its kind."""
     if CHINESE.search(reference):
         return _chinese(text, reference)
     wanted = content(reference)
@@ -80,7 +80,7 @@ def _choice(text: str, reference: str, candidates: Sequence[str]) -> bool | None
 
 
 def content(text: str) -> list[str]:
-    """The canonical words of a text that carry an answer."""
+    """Return the canonical words of a text without function words."""
     words = canonical(text)
     return [word for word in words if word not in FUNCTION_WORDS - {"in", "on"}] or words
 
@@ -92,7 +92,7 @@ def contains(words: Sequence[str], wanted: Sequence[str]) -> bool:
 
 
 def _rivals(wanted: Sequence[str], candidates: Sequence[str]) -> set[str]:
-    """The words that would answer something else than the reference."""
+    """Return the words that would be another answer than the reference."""
     rivals: set[str] = set()
     for kind in CLASSES:
         if kind & set(wanted):
@@ -109,7 +109,7 @@ def _is_number(words: Sequence[str]) -> bool:
 
 
 def _without_measures(words: Sequence[str]) -> list[str]:
-    """Drop numbers that a unit follows: they measure and do not count."""
+    """Drop numbers followed by a unit, because they are no counts."""
     return [
         word
         for at, word in enumerate(words)

@@ -1,15 +1,15 @@
-"""What a scorer reads, and what a scorer is."""
+"""The input of a scorer, and its type."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 Options = Mapping[str, str] | tuple[str, ...] | None
-"""Lettered options by their letter, the candidate answers of a closed question, or none."""
+"""Options by letter, the candidate answers of a closed question, or None."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One answered question, as every scorer reads it."""
+    """One answered question."""
 
     id: str
     question: str
@@ -23,7 +23,7 @@ class Item:
     question_type: str = ""
     domain: str = ""
     other_references: tuple[str, ...] = ()
-    """Further answers that are right; an item scores by the best of all."""
+    """Further right answers; an item is scored by the best match."""
 
 
 Rule = Callable[[Item], float]
@@ -31,6 +31,6 @@ Rule = Callable[[Item], float]
 
 
 def score_best(rule: Rule, item: Item) -> float:
-    """Score one item by that of its references which gives most."""
+    """Return the highest score of an item over all its references."""
     references = (item.reference, *item.other_references)
     return max(rule(replace(item, reference=reference)) for reference in references)

@@ -21,7 +21,7 @@ _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
 _MAX_PERIODS = 32
-"""The scripts pass a flag where the number of replacements belongs; the flag is 32."""
+"""The scripts pass `re.UNICODE`, which is 32, as the number of replacements."""
 _NUMBERS = {
     word: str(number)
     for number, word in enumerate(
@@ -63,7 +63,7 @@ _CONTRACTIONS = {
 
 
 def normalize(text: str) -> str:
-    """Rewrite a text as the scripts do before they compare words."""
+    """Normalize a text as the scripts do before they compare words."""
     text = text.lower()
     out = text
     for mark in _PUNCTUATION:
@@ -77,22 +77,22 @@ def normalize(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class LegacyScores:
-    """What the scripts compute of one item. All but the two closed ones are for open questions."""
+    """Measures of one item. All but the last two are for open questions."""
 
     exact_match: float
     f1: float
     precision: float
     recall: float
     bleu: tuple[float, float, float, float]
-    """Of 4-grams without smoothing, then of 1-, 2- and 3-grams alone."""
+    """BLEU-4 without smoothing, then of 1-, 2- and 3-grams alone."""
     closed_substring: int
-    """Rule of `run_eval_batch.py`, the paper's."""
+    """Rule of `run_eval_batch.py`, which made the paper's tables."""
     closed_run_eval: int
     """Rule of `run_eval.py`, which also wants a "yes" or "no" somewhere in the prediction."""
 
 
 def measure(item: Item) -> LegacyScores:
-    """Compute all that the scripts compute of one item."""
+    """Compute all measures of one item."""
     reference, prediction = normalize(item.reference), normalize(item.prediction)
     wanted, said = Counter(reference.split()), Counter(prediction.split())
     found = sum(1 for word in wanted if word in said)
@@ -148,7 +148,7 @@ def _bleu(reference: Sequence[str], prediction: Sequence[str]) -> tuple[float, f
 
 
 def _clipped_precision(reference: Sequence[str], prediction: Sequence[str], size: int) -> float:
-    """Share of the prediction's n-grams that the reference has, each as often as it is there."""
+    """Return the clipped n-gram precision of a prediction."""
     there, said = (
         Counter(tuple(words[at : at + size]) for at in range(len(words) - size + 1))
         for words in (reference, prediction)

@@ -30,7 +30,7 @@ _REASON = re.compile(r"[\s,]+(?:because|since|given\s+that)\b", re.IGNORECASE)
 _JUDGED = re.compile(
     r"\b([A-Z])\)?\s*(?::|-|–|=)\s*(yes|true|correct|no|false|incorrect|wrong)\b", re.IGNORECASE
 )
-"""A letter with whether it is right, one of several: "A: no. B: yes."."""
+"""A letter with a verdict, one of several: "A: no. B: yes."."""
 _NOT_A_LETTER = re.compile(
     r"\b(?:hepatitis|vitamins?|types?|grades?|groups?|stages?|class|influenza|factors?|views?|proteins?|figures?|fig|"
     r"panels?|segments?|zones?|parts?|images?|levels?|phases?|sections?|categor(?:y|ies)|lines?|waves?|"
@@ -54,7 +54,7 @@ _CONFIRMED_AFTER = re.compile(
     re.IGNORECASE,
 )
 _SHORT = 60
-"""Characters of an answer that may begin with a small letter for an option."""
+"""Longest answer, in characters, that may begin with a lower-case option letter."""
 _SEVERAL = re.compile(
     r"\b(both|all|none|neither|any)\s+of\s+(?:the\s+)?(?:above|these|them|options)\b", re.I
 )
@@ -75,7 +75,7 @@ _JOINS = re.compile(r"\W*(?:or|and|no|not|nor|but)\b", re.IGNORECASE)
 _CLOSING = re.compile(
     r"(?:\A|[.;!?\n,])(?P<clause>[^.;!?\n,]+),\s*(?:so\s+|hence\s+)?\(?(?P<letter>[A-Z])\)?\s*\.?\s*\Z"
 )
-"""A letter that closes a sentence, behind the clause that says why."""
+"""A letter at the end of a sentence, after the clause that gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ def chosen_letter(answer: str, options: Mapping[str, str]) -> str | None:
 
 
 def _choice(text: str, options: Mapping[str, str]) -> str | None:
-    """A letter, None for an answer that decides nothing, or "" where no option is named."""
+    """Return a letter, None for an undecided text, or "" if no option is named."""
     if bare := _BARE.match(text):
         letter = bare[1].upper()
         return letter if letter in options else _by_part(text, options) or None
@@ -171,7 +171,7 @@ def _first(text: str, options: Mapping[str, str]) -> str | None:
 def _by_exclusion(text: str) -> str | None:
     """Return the letter that is left over: "A: no. B: yes.", "everything but B is wrong".
 
-    None where the text excludes in no such way, an empty text where it leaves none or several.
+    None if nothing is excluded; an empty text if no option or several are left.
     """
     if len(judged := dict(_JUDGED.findall(text))) > 1:
         right = [letter for letter, word in judged.items() if word.lower() in _RIGHT]
@@ -242,7 +242,7 @@ def _gives_reason(clause: str, options: Mapping[str, str]) -> bool:
 
 
 def _blank(text: str, mentions: list[_Mention]) -> str:
-    """Take the texts of options out of an answer: "cannot be determined" may be one."""
+    """Blank out mentions of options, because "cannot be determined" may be an option."""
     for mention in mentions:
         width = mention.end - mention.start
         text = text[: mention.start] + " " * width + text[mention.end :]
@@ -255,13 +255,13 @@ def _words(text: str) -> list[str]:
 
 
 def _content(text: str) -> set[str]:
-    """The words that carry an answer; the last always does, as in "hepatitis A"."""
+    """Return the words without function words, but always the last: "hepatitis A"."""
     words = _words(text)
     return set(words[:-1]) - FUNCTION_WORDS | set(words[-1:])
 
 
 def _mentions(text: str, options: Mapping[str, str]) -> list[_Mention]:
-    """Find what an answer says of the options, by letter or by text, in order."""
+    """Find all mentions of options, by letter or by text, in order."""
     texts = _text_mentions(text, options)
     letters = _letter_mentions(text, options, texts)
     return _reject_together(text, sorted([*texts, *letters], key=lambda each: each.start))
@@ -283,7 +283,7 @@ def _text_mentions(text: str, options: Mapping[str, str]) -> list[_Mention]:
 
 
 def _occurrences(text: str, words: str) -> list[tuple[int, int]]:
-    """Places of an option's text in an answer, on word bounds, in any spelling we know."""
+    """Return where the text of an option occurs, on word bounds, in any known spelling."""
     wanted = _words(words)
     if not wanted:
         return []

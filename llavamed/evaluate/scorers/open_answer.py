@@ -1,4 +1,4 @@
-"""Open questions: how much of the reference an answer gives; nothing where it contradicts it."""
+"""Score open answers by how much of the reference they give, or 0 if they contradict it."""
 
 import re
 from collections import Counter
@@ -27,9 +27,9 @@ _PREPOSITION = re.compile(r"\b(?:of|in|on|at|within|along|from|to|near)\b", re.I
 _NUMBER = re.compile(r"(minus)?(\d+(?:\.\d+)?)")
 _TOLERANCE = 0.05
 _SHORT = 3
-"""Words of an alternative at most, in a list without "or"."""
+"""Most words of an alternative in a list without "or"."""
 _MANY = 3
-"""An answer with so many alternatives beyond the reference's own parts is a list."""
+"""An answer with this many alternatives more than the reference has parts is a list."""
 
 
 def open_score(answer: str, reference: str) -> float:
@@ -122,7 +122,7 @@ def measures(words: Sequence[Word]) -> list[tuple[str, float]]:
 
 
 def measures_agree(said: Sequence[Word], wanted: Sequence[Word]) -> bool | None:
-    """Compare the measures of both; None where the reference is no measure alone."""
+    """Return whether the measures agree; None if the reference is more than a measure."""
     there = measures(wanted)
     if not there or 2 * len(there) < len([word for word in wanted if word.text not in _STOP]):
         return None
@@ -157,7 +157,7 @@ def _offers(answer: str, reference: str) -> bool:
 
 
 def _chinese(answer: str, reference: str) -> float:
-    """Compare characters, which need no words to be told apart."""
+    """Score a Chinese answer by its characters."""
     wanted = re.sub(r"[\W的脏]", "", reference)  # 肝 and 肝脏 are the same organ
     said = re.sub(r"[\W的脏]", "", answer)
     for kind in ("左右双", "上下中", "前后"):

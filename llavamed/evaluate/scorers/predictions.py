@@ -1,4 +1,4 @@
-"""Score a file of predictions, whoever made it."""
+"""Find scorers by name, and read files of predictions."""
 
 import io
 import json
@@ -30,7 +30,7 @@ _LABELS = ("image", "question_type", "domain")
 
 
 def find_scorer(name: str) -> Rule:
-    """Look up a scorer. Raises: ConfigError, when there is none of this name."""
+    """Return the scorer of this name. Raises: ConfigError."""
     if name not in SCORERS:
         raise ConfigError(f"scorer={name}: is not a scorer; use one of {', '.join(SCORERS)}")
     return SCORERS[name]

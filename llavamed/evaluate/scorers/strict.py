@@ -1,8 +1,8 @@
-"""The strict rules: what a careful reader would accept, as far as rules can tell.
+"""The strict rules: what a careful reader accepts, as far as rules can tell.
 
 An answer is taken out of its packaging, a conclusion beats what stands before it, and words are
-compared as words: "no" is not in "normal". What a rule cannot decide counts as no answer, so the
-score errs towards too low and never follows a guess.
+compared as words: "no" is not in "normal". What no rule decides counts as no answer: the score
+may be too low, but it never rests on a guess.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from llavamed.evaluate.scorers.words import spell_out
 from llavamed.evaluate.scorers.yes_no import polarity, says
 
 NAME = "strict/2"
-"""Name and version; both belong beside every number that these rules give."""
+"""Name and version, reported with every score."""
 
 
 def score(item: Item) -> float:
@@ -30,12 +30,12 @@ def score(item: Item) -> float:
 
 
 def is_answered(item: Item) -> bool:
-    """Tell whether a prediction makes a choice, right or wrong; one to an open question always."""
+    """Return whether a prediction makes a choice; an answer to an open question always does."""
     return verdict(item) is not None
 
 
 def verdict(item: Item) -> float | None:
-    """Score one item; None where the answer makes no choice."""
+    """Score one item; None if the answer makes no choice."""
     answer = unpack(item.prediction, item.question)
     if isinstance(item.options, Mapping):
         letter = reference_letter(item.reference, item.options)

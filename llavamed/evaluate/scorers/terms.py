@@ -22,7 +22,7 @@ NUMBER_WORDS |= {
 }
 ROMAN = {"ii": "2", "iii": "3", "iv": "4", "vi": "6", "vii": "7", "viii": "8", "ix": "9"}
 ROMAN_AFTER = {"i": "1", "v": "5", "x": "10"}
-"""Roman numerals that are words too; numbers only behind one of `NUMBERED`."""
+"""Roman numerals that are also words; they are numbers only after one of `NUMBERED`."""
 NUMBERED = frozenset(
     _split(
         "grade type stage class segment zone level nerve phase factor category group degree "
@@ -55,9 +55,9 @@ PLURALS = {
         ),
     )
 }
-"""Latin and Greek words by their plural."""
+"""Singular of Latin and Greek words by their plural."""
 ENDING_IN_SES = re.compile(r"(?<=\w\w)(o|ta|y|the|re)ses$")
-"""Of plurals of words in -sis: diagnoses, metastases, epiphyses, prostheses."""
+"""Ending of plurals of words in -sis: diagnoses, metastases, epiphyses, prostheses."""
 
 ABBREVIATIONS = {
     "rul": "right upper lobe",
@@ -164,7 +164,7 @@ PHRASES: tuple[tuple[str, str], ...] = (
     (r"enlarged", "enlargement"),
     (r"dilatations?", "dilation"),
 )
-"""Ways to write the same thing, as patterns over text whose signs have become spaces."""
+"""Spellings of the same term, as patterns for text in which signs are spaces."""
 
 OPPOSITES: tuple[frozenset[str], ...] = tuple(
     frozenset(words.split())
@@ -222,7 +222,7 @@ CLASSES: tuple[frozenset[str], ...] = (
         )
     ),
 )
-"""Answers that exclude each other: who names one denies the others."""
+"""Mutually exclusive answers: naming one denies the others."""
 
 COMPLEMENTS = {
     "normal": "abnormal",
@@ -231,7 +231,7 @@ COMPLEMENTS = {
     "malignant": "benign",
     "withcontrast": "withoutcontrast",
 }
-"""Answers of which one holds where the other is denied."""
+"""Answers of which one is true if the other is denied."""
 
 COUNTS = {"none": "0", "no": "0", "single": "1", "solitary": "1", "pair": "2", "couple": "2"}
 """Words that are numbers where a number is asked for."""
@@ -263,4 +263,4 @@ UNITS: dict[str, tuple[str, float]] = {
     "hu": ("density", 1.0),
     "degree": ("angle", 1.0),
 }
-"""Of each unit its dimension and its size in the dimension's first unit."""
+"""Dimension of each unit, and its size in the first unit of that dimension."""

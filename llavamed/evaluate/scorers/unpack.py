@@ -1,4 +1,4 @@
-"""Take an answer out of its packaging: thought, tags, code, JSON, Markdown, a repeated question."""
+"""Unpack an answer: strip reasoning, tags, code, JSON, Markdown and a repeated question."""
 
 import json
 import re
@@ -77,9 +77,9 @@ _CONCESSION = re.compile(
     r"\b(?:possib(?:le|ility)|conceivable|in\s+the\s+differential)\b",
     re.IGNORECASE,
 )
-"""What is granted beside an answer: "left, although the right is possible"."""
+"""A concession beside an answer: "left, although the right is possible"."""
 _SCRIPTS = re.compile(r"(?<=[\u3400-\u9fff])(?=[A-Za-z0-9])|(?<=[A-Za-z0-9])(?=[\u3400-\u9fff])")
-"""Where Chinese and Latin characters meet, which is where a word ends."""
+"""Boundary between Chinese and Latin characters, where a word ends."""
 
 
 def unpack(prediction: str, question: str = "") -> str:
@@ -113,7 +113,7 @@ def unpack(prediction: str, question: str = "") -> str:
 
 
 def conclusions(text: str) -> Iterator[tuple[str, bool]]:
-    """Yield what to read, the most decisive part first: the last conclusion, then what precedes it.
+    """Yield the parts of an answer, the most decisive first: the last conclusion, then the rest.
 
     A marked conclusion ("final answer:") or a correction ("no, wait") beats the words before it.
 
@@ -157,7 +157,7 @@ def _from_json(text: str) -> str:
 
 
 def _without_question(text: str, question: str) -> str:
-    """Drop the question where the answer begins by repeating it."""
+    """Drop a repetition of the question at the start of an answer."""
     asked = unicodedata.normalize("NFKC", question).strip()
     if asked:
         words = r"\s+".join(re.escape(word) for word in asked.split())
@@ -178,7 +178,7 @@ def _without_explanation(text: str) -> str:
 
 
 def _first_turn(text: str) -> str:
-    """Cut where the next speaker begins, unless nothing stands before."""
+    """Cut where the next speaker begins, unless nothing precedes it."""
     for found in _NEXT_TURN.finditer(text):
         if text[: found.start()].strip():
             return text[: found.start()]

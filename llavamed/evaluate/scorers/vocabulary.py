@@ -83,14 +83,14 @@ LEANING = re.compile(
     r"|\bmost\s+likely\b",
     re.IGNORECASE,
 )
-"""Words with which an answer is still an answer."""
+"""Hedges that still leave an answer."""
 
 AFFIRMING = re.compile(
     r"\b(?:there(?:\s+is|['’]s)\s+)?(?:no|without(?:\s+(?:a|any))?|beyond(?:\s+any)?)\s+(?:doubt|question)\b"
     r"|\bnot\s+(?:only|just|merely)\b|\bundoubtedly\b",
     re.IGNORECASE,
 )
-"""Phrases with a denying word that deny nothing."""
+"""Phrases that contain a denial but deny nothing."""
 
 YES_ALONE = re.compile(
     r"\W*(?:(?:most|very|quite|highly)\s+)?(?:likely|probably|probable)\W*"
@@ -110,7 +110,7 @@ NO_ALONE = re.compile(
 AGREEMENT = re.compile(
     r"\b(?:that|this|you)(?:['’]?(?:s|re)|\s+(?:is|are))\s+right\b(?=\W*$|\s*[.,;!])", re.IGNORECASE
 )
-"""Sentences that call a statement right, which is no side there."""
+"""Sentences in which "right" means correct and is no side."""
 
 STATED = re.compile(
     r"\b(?:is|are|was|were|'s)\s+(?:(?P<yes>(?:\w+ly\s+)?(?:true|correct|(?:(?:very|most|highly)\s+)?likely|probable))"
@@ -145,4 +145,4 @@ FUNCTION_WORDS = frozenset(
         "definitely clearly clear really plane section slice"
     )
 )
-"""Words that carry no answer of their own."""
+"""Words that carry no content."""

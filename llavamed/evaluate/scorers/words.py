@@ -1,4 +1,4 @@
-"""From a text to the words that the strict rules compare, with their denials."""
+"""Split a text into the words that the strict rules compare, with their denials."""
 
 import re
 import unicodedata
@@ -42,14 +42,14 @@ CHINESE = re.compile(r"[\u3400-\u9fff]")
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A word in its canonical form, and whether the text denies it."""
+    """A word in canonical form, and whether the text denies it."""
 
     text: str
     denied: bool
 
 
 def words_of(text: str) -> list[Word]:
-    """Split a text into canonical words, each with whether it is denied where it stands.
+    """Split a text into canonical words, and mark those that are denied.
 
     Spelling, plurals, number words, Roman numerals and names of the same thing become one form. A
     word is denied when the nearest word of its clause before it, function words aside, denies it
@@ -98,7 +98,7 @@ def spell_out(text: str, known: str) -> str:
 
 
 def clauses(text: str) -> Iterator[str]:
-    """Split a text where a denial ends to reach."""
+    """Split a text into clauses, beyond which a denial does not reach."""
     text = _INSTEAD.sub(" not ", text)
     for part in _CLAUSE.split(text):
         if part and part.strip():
@@ -106,7 +106,7 @@ def clauses(text: str) -> Iterator[str]:
 
 
 def canonical(text: str) -> list[str]:
-    """Return the canonical words of a text, function words and denials included, in order."""
+    """Return the canonical words of a text in order, with function words and denials."""
     text = re.sub(r"\bUS\b", "ultrasound", unicodedata.normalize("NFKC", text)).lower()
     text = re.sub(r"['\u2019\u02bc]", "", text)
     text = re.sub(r"(?<!\S)(?:[-\u2212]|minus\s)(?=\d)", "minus", text)
@@ -146,7 +146,7 @@ def spelling(token: str) -> str:
 
 
 def singular(token: str) -> str:
-    """Turn a plural into the word it is of."""
+    """Return the singular of a word."""
     if token in PLURALS:
         return PLURALS[token]
     if len(token) > 7 and ENDING_IN_SES.search(token):
@@ -162,12 +162,12 @@ _DENIERS = frozenset(DENIAL_BEFORE)
 
 
 def _denied_after(clause: str) -> int:
-    """How many of a clause's words stand before a phrase that denies what precedes it."""
+    """Return the number of words before a phrase that denies what precedes it."""
     found = list(DENIAL_AFTER.finditer(clause))
     return len(canonical(clause[: found[-1].start()])) if found else 0
 
 
 def _continues(tokens: Sequence[str], position: int) -> bool:
-    """Tell whether a denial goes on behind a word: to the end of a noun phrase or of a list."""
+    """Return whether a denial continues after a word, to the end of a noun phrase or list."""
     after = tokens[position + 1] if position + 1 < len(tokens) else ""
     return bool(after) and after not in {"is", "are", "was", "were", "than"}

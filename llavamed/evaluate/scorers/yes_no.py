@@ -1,4 +1,4 @@
-"""Closed questions whose reference says yes or no."""
+"""Score closed questions whose reference is yes or no."""
 
 import re
 from collections.abc import Iterable
@@ -41,14 +41,14 @@ _ALONE = re.compile(
 )
 _NOT_ALONE = re.compile(r"\W*(?:\w+ly\s+)?not\W*", re.IGNORECASE)
 _LABELLED = re.compile(r"([^.;,:\n]+?)\s*(?::|\s-|–|=)\s*(yes|no)\b", re.IGNORECASE)
-"""An answer with what it answers, one of several: "effusion: no; mass: yes"."""
+"""One of several labelled answers: "effusion: no; mass: yes"."""
 _TURNED = re.compile(r"(?:\bnot|n't)\s+(?:be\s+|say\s+)?(yes|no)\s*(?:[.,;!]|$)", re.IGNORECASE)
-"""A yes or no that is denied."""
+"""A denied yes or no."""
 _GREETING = re.compile(
     r"\A\W*(?:sure|certainly|of\s+course|absolutely|(?:great|good)\s+question)\s*[!.,:]\s*(?=\S)",
     re.IGNORECASE,
 )
-"""Courtesy, where a yes or no follows it."""
+"""A polite opening before a yes or no."""
 _AFFIRMED = re.compile(
     r"\b(?:is|are|was|were)\s+(?:\w+ly\s+)?present\b"
     r"|\b(?:present|positive)\s*(?:[.!,;]|$)|\bpositive\s+for\b"
@@ -59,7 +59,7 @@ _AFFIRMED = re.compile(
 
 
 def polarity(reference: str) -> bool | None:
-    """Return whether a reference says yes or no as a word; None where it says neither.
+    """Return whether a reference is a yes; None if it is neither yes nor no.
 
     "No, it is normal" is a no; "none" is a number and "non-contrast" a modality.
     """
@@ -84,8 +84,8 @@ def says(answer: str, question: str = "", reference: str = "") -> bool | None:
 
     Args:
         answer: The answer's words, from `unpack`.
-        question: What was asked; tells which denial is about it.
-        reference: The reference; tells which Chinese word was asked for.
+        question: The question; decides which denial is relevant.
+        reference: The reference; decides which Chinese words mean yes and no.
     """
     for part, is_final in conclusions(answer):
         verdict = _verdict(part, question, reference)
@@ -97,11 +97,11 @@ def says(answer: str, question: str = "", reference: str = "") -> bool | None:
 
 
 _ABSENT = object()
-"""The text holds nothing that answers yes or no, and nothing that leaves it open."""
+"""The text neither answers yes or no nor leaves the question open."""
 
 
 def _verdict(text: str, question: str, reference: str) -> object:
-    """True, False, None for an answer that decides nothing, or `_ABSENT`."""
+    """Return True, False, None for an undecided text, or `_ABSENT`."""
     if CHINESE.search(text):
         return _chinese(text, reference)
     text = _straight(text)
@@ -135,7 +135,7 @@ def _verdict(text: str, question: str, reference: str) -> object:
 
 
 def _labelled(text: str, question: str) -> bool | None:
-    """Return the answer whose label is about the question, where several are labelled."""
+    """Return the labelled answer whose label matches the question, if there are several."""
     labelled = _LABELLED.findall(text)
     asked = _content(canonical(question))
     about = {said.lower() for label, said in labelled if _content(canonical(label)) & asked}
@@ -192,7 +192,7 @@ def _lead(text: str) -> tuple[bool | None, str]:
 
 
 def _by_denial(text: str, question: str) -> object:
-    """Read a sentence without a leading yes or no by what it denies."""
+    """Read a sentence without a leading yes or no by its denials."""
     asked = _content(canonical(question))
     denied: set[str] = set()
     stated: set[str] = set()
@@ -226,7 +226,7 @@ _CUES = (frozenset(DENIAL_BEFORE) | {"no", "none", "nothing", "absence"}) - {"pa
 
 
 def _content(tokens: Iterable[str]) -> set[str]:
-    """The stems of the words that neither deny nor merely join."""
+    """Return the stems of the content words."""
     return {token[:5] for token in tokens if token not in FUNCTION_WORDS and token not in _CUES}
 
 
