@@ -201,14 +201,10 @@ def show_benchmarks(console: Console) -> None:
     """Print the benchmarks that can be answered."""
     from llavamed.evaluate.benchmarks import BENCHMARKS
 
-    table = Table("benchmark", "version", "splits", "licence", "data", title="Benchmarks")
-    table.title_justify = "left"
-    for column in table.columns:
-        column.overflow = "fold"
     for each in BENCHMARKS.values():
-        version, splits = str(each.version), ", ".join(each.splits)
-        table.add_row(each.name, version, splits, each.licence, each.data)
-    console.print(table)
+        print_line(console, f"{each.name} (version {each.version}, licence: {each.licence})")
+        print_line(console, f"    splits: {', '.join(each.splits)}")
+        print_line(console, f"    data: {each.data}")
 
 
 def show_plan(costs: Sequence["StageCost"], console: Console) -> None:

@@ -64,15 +64,22 @@ _CONTRACTIONS = {
 
 def normalize(text: str) -> str:
     """Normalize a text as the scripts do before they compare words."""
-    text = text.lower()
+    words = (_NUMBERS.get(word, word) for word in strip_punctuation(text.lower()).split())
+    kept = (_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+    return " ".join(kept).replace(",", "")
+
+
+def strip_punctuation(text: str) -> str:
+    """Delete punctuation beside a space, and put a space in the place of any other.
+
+    Source: the official evaluation of VQA (Agrawal et al., 2015), from which it was copied into
+    many kits together with its faults.
+    """
     out = text
     for mark in _PUNCTUATION:
         beside_space = f"{mark} " in text or f" {mark}" in text
         out = out.replace(mark, "" if beside_space or _DIGIT_COMMA.search(text) else " ")
-    out = _PERIOD.sub("", out, count=_MAX_PERIODS)
-    words = (_NUMBERS.get(word, word) for word in out.lower().split())
-    kept = (_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
-    return " ".join(kept).replace(",", "")
+    return _PERIOD.sub("", out, count=_MAX_PERIODS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,19 +1,23 @@
 """The rule with which lmms-eval scores SLAKE, for comparison with tables made by it.
 
 Source: lmms-eval, `tasks/slake/utils.py`, rewritten from what it computes: equality after lower
-case, without signs and without whatever stands in brackets, where a whole answer that means yes or
-no in English or Chinese counts as that word.
+case, without punctuation and without whatever stands in parentheses, where a whole answer that
+means yes or no in English or Chinese counts as that word. Known fault, kept on purpose: 正常
+(normal) is a yes and 异常 (abnormal) a no, whatever was asked.
 """
 
 import re
+import string
 
 from llavamed.evaluate.scorers.item import Item
 
 NAME = "lmms-eval/1"
 
-_BRACKETS = re.compile(r"\([^)]*\)|\[[^\]]*\]|（[^）]*）")
-_YES = frozenset(str.split("yes y true 是 是的 有 对 正确 存在 包含 可以 正常"))
-_NO = frozenset(str.split("no n false 否 不 不是 没有 无 错误 不存在 不包含 不可以 异常"))
+_PARENTHESES = re.compile(r"\([^)]*\)|（[^）]*）")
+_FULL_WIDTH = "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～、《》【】"
+_SPACES = str.maketrans(dict.fromkeys(string.punctuation + _FULL_WIDTH, " "))
+_YES = frozenset(str.split("yes yeah yep true 是 是的 有 包含 可以 能 会 正常"))
+_NO = frozenset(str.split("no nope false 否 不是 没有 无 不包含 不能 不会 不可以 不正常 异常"))
 
 
 def score(item: Item) -> float:
@@ -22,6 +26,8 @@ def score(item: Item) -> float:
 
 
 def _normalize(text: str) -> str:
-    text = _BRACKETS.sub(" ", text.lower())
-    text = " ".join(re.sub(r"[^\w\s]", " ", text).split())
+    text = _PARENTHESES.sub(" ", text.strip().lower())
+    text = " ".join(text.translate(_SPACES).split())
+    if text == "x ray":
+        return "xray"
     return "yes" if text in _YES else "no" if text in _NO else text

@@ -1,10 +1,12 @@
 """The rules with which MedEvalKit scores, for comparison with tables made by it.
 
 Source: MedEvalKit, `utils/utils.py`, rewritten from what it computes. Known faults, kept on
-purpose: "yes" and "no" are looked for as substrings, and an answer that names no option is given to
-the option whose text is most like it, so that noise is right by chance.
+purpose: "yes" and "no" are looked for as substrings; a letter in brackets is not understood; an
+answer that names no option is given to the option whose text is most like it, so that noise is
+right by chance.
 """
 
+import re
 from collections.abc import Mapping
 from difflib import SequenceMatcher
 
@@ -12,24 +14,59 @@ from llavamed.evaluate.scorers.item import Item
 
 NAME = "medevalkit/1"
 
+_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_MARKS = (
+    *("**answer**:", "**answer**", "*answer*:", "**answer:**"),
+    *("answer is", "answer:", "答案:", "final answer", "final answer is"),
+)
+"""An answer begins behind the last of each, in this order."""
+
 
 def score(item: Item) -> float:
     """Score one item by its option, its yes or no, or equality with the reference."""
-    said, wanted = item.prediction.strip().lower(), item.reference.strip().lower()
+    said, wanted = item.prediction.lower(), item.reference.strip().lower()
     if isinstance(item.options, Mapping):
         return float(_option(said, item.options).lower() == wanted)
+    said = _unpack(said)
     if wanted in {"yes", "no"}:
+        said = said.replace("\n", "").replace(".", "")
         return float(("yes" in said) != ("no" in said) and wanted in said)
     return float(said == wanted)
 
 
 def _option(said: str, options: Mapping[str, str]) -> str:
     """Return the letter that an answer equals, else the option whose text is most like it."""
-    letter = said.strip(" .():")
-    for each in options:
-        if letter == each.lower():
-            return each
-    alike = {
-        each: SequenceMatcher(None, said, text.lower()).ratio() for each, text in options.items()
-    }
-    return max(alike, key=lambda each: alike[each])
+    letters = {letter.lower(): letter for letter in options}
+    texts = {text.lower(): letter for letter, text in reversed(list(options.items()))}
+    first, *_ = paragraphs = said.split("\n\n")
+    last = paragraphs[-1].split(".")[0]
+    said = first if first in letters else last if last in letters else said
+    said = _unpack(said).strip().replace("\n", "")
+    head = said.split(".")[0].split(":")[-1]
+    if head in letters:
+        return letters[head]
+    if head in texts:
+        return texts[head]
+    return max(options, key=lambda each: SequenceMatcher(None, options[each].lower(), said).ratio())
+
+
+def _unpack(said: str) -> str:
+    """Return what stands in a box or tags, behind the last mark of an answer."""
+    if "boxed" in said:
+        said = _boxed(said)
+    elif "<answer>" in said:
+        said = " ".join(_TAGGED.findall(said)) or said
+    for mark in _MARKS:
+        said = said.split(mark)[-1]
+    return said
+
+
+def _boxed(said: str) -> str:
+    """Return the content of the last box, or `None` as a text where none is closed."""
+    _, is_there, content = said.rpartition("\\boxed{")
+    depth = 0
+    for at, sign in enumerate(content if is_there else ""):
+        depth += {"{": 1, "}": -1}.get(sign, 0)
+        if depth < 0:
+            return content[:at].strip()
+    return "None"
