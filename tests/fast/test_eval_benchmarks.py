@@ -233,3 +233,22 @@ def test_an_unknown_benchmark_or_split_is_refused() -> None:
         find_benchmark("vqa", None)
     with pytest.raises(ConfigError, match="split=dev: vqa-rad has no such split; use one of test,"):
         find_benchmark("vqa-rad", "dev")
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "packed"),
+    [
+        ("slake-en", "imgs", "imgs.zip"),
+        ("pmc-vqa", "images", "images.zip"),
+        ("medxpertqa-mm", "images", "images.tar.gz"),
+        ("figure-chat", "images", "images.tar"),
+    ],
+)
+def test_images_that_are_still_packed_are_to_be_unpacked(
+    name: str, images: str, packed: str, tmp_path: Path
+) -> None:
+    FORMS[name](tmp_path / "data")
+    (tmp_path / "data" / images).rename(tmp_path / "data" / "elsewhere")
+    (tmp_path / "data" / packed).write_bytes(b"")
+    with pytest.raises(DataError, match=f"its images are packed; unpack {packed} there"):
+        listed(name, tmp_path)

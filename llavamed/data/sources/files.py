@@ -101,6 +101,21 @@ def damaged(location: Location, kind: str, fact: object) -> DataError:
     return DataError(f"path={location}: not {kind}: {lines[0]}; download or export the file again")
 
 
+def check_unpacked(images: Location) -> None:
+    """Check that a folder of images is not still packed beside its place, as hubs publish it.
+
+    Raises:
+        DataError: There is no such folder, but an archive of its name.
+    """
+    if images.exists():
+        return
+    folder, _, name = images.path.rstrip("/").rpartition("/")
+    for packed in (f"{name}.zip", f"{name}.tar", f"{name}.tar.gz"):
+        place = Location(images.fs, folder, images.attempts)
+        if (place / packed).exists():
+            raise DataError(f"path={place}: its images are packed; unpack {packed} there")
+
+
 def load_image_file(folder: Location, name: str) -> bytes:
     """Read an image below a folder by any name that `names_below` understands.
 

@@ -12,7 +12,13 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
-from llavamed.data.sources.files import FileOfRows, damaged, hash_file, load_image_file
+from llavamed.data.sources.files import (
+    FileOfRows,
+    check_unpacked,
+    damaged,
+    hash_file,
+    load_image_file,
+)
 from llavamed.data.sources.text_files import Text, open_text
 from llavamed.errors import DataError
 from llavamed.storage.location import Location
@@ -38,8 +44,9 @@ class JsonFile(FileOfRows):
         """Yield the rows of the file.
 
         Raises:
-            DataError: The file is absent or damaged.
+            DataError: The file is absent or damaged, or the images are still packed.
         """
+        check_unpacked(self._images)
         return stream_json(self._file)
 
 
@@ -84,8 +91,9 @@ class JsonFolder:
         """Yield the rows of the file.
 
         Raises:
-            DataError: The file is absent or damaged.
+            DataError: The file is absent or damaged, or the images are still packed.
         """
+        check_unpacked(self.images)
         return stream_json(self.file)
 
     def load_image(self, reference: str) -> bytes:

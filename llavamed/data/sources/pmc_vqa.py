@@ -16,7 +16,7 @@ from typing import Any
 
 from llavamed.config.sources import PmcVqa
 from llavamed.data.record import Record
-from llavamed.data.sources.files import FileOfRows, damaged
+from llavamed.data.sources.files import FileOfRows, check_unpacked, damaged
 from llavamed.data.sources.records import question, require
 from llavamed.data.sources.text_files import open_text
 from llavamed.errors import SampleError
@@ -39,8 +39,9 @@ class PmcVqaSource(FileOfRows):
         """Yield the rows of the file, numbered from 0.
 
         Raises:
-            DataError: The file is absent or has another format.
+            DataError: The file is absent or has another format, or the images are still packed.
         """
+        check_unpacked(self._images)
         with open_text(self._file) as text:
             rows = csv.DictReader(text.stream, restkey="more", strict=True)
             try:

@@ -14,7 +14,6 @@ from llavamed.config.sources import Slake
 from llavamed.data.record import Record
 from llavamed.data.sources.json_rows import JsonFolder
 from llavamed.data.sources.records import question, read_answer_type, require
-from llavamed.errors import DataError
 from llavamed.storage.location import locate
 
 LICENCE = "CC-BY-4.0"
@@ -23,7 +22,6 @@ _FILES = {
     "validation": ("validate.json", "validation.json"),
     "test": ("test.json",),
 }
-_PACKED = "imgs.zip"
 _LANGUAGES = {"en", "zh"}
 
 
@@ -41,8 +39,6 @@ class SlakeSource(JsonFolder):
         Raises:
             DataError: The file is absent or damaged, or the images are still packed.
         """
-        if (self._folder / _PACKED).exists() and not self.images.exists():
-            raise DataError(f"path={self._folder}: its images are packed; unpack {_PACKED} there")
         for row in super().rows():
             if row.get("q_lang") not in self._left_out:
                 yield {**row, "id": f"slake-{self._split}-{row.get('qid')}"}
