@@ -15,11 +15,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-
-from matplotlib.figure import Figure
 from mlflow.entities import (
     Dataset,
     DatasetInput,
@@ -36,6 +31,7 @@ from llavamed.config.load import dump_config
 from llavamed.config.run import RunConfig
 from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.errors import TrackingError
+from llavamed.run.loss_plot import draw_loss
 from llavamed.run.mlflow_client import TrackingClient, shown_uri, tracking_uri
 from llavamed.storage.location import Location, locate
 from llavamed.storage.manifest import ExportManifest
@@ -337,18 +333,6 @@ class TrackedRun:
                 shutil.copyfileobj(source, target)
             self._client.log_artifact(self.run_id, str(copy))
 
-    def _log_loss_plot(self, history: Sequence[StepRecord]) -> None:
-        """Keep a plot of loss and learning rate as an artifact."""
-        figure = Figure(figsize=(7, 4), layout="constrained")
-        loss_axis = figure.add_subplot()
-        steps = [record["step"] for record in history]
-        loss_axis.plot(steps, [record["loss"] for record in history], color="tab:blue")
-        loss_axis.set(xlabel="optimizer step", ylabel="loss, mean over supervised tokens")
-        rate_axis = loss_axis.twinx()
-        rate_axis.plot(steps, [record["learning_rate"] for record in history], color="tab:gray")
-        rate_axis.set_ylabel("learning rate")
-        self._client.log_figure(self.run_id, figure, "loss.png")
-
     def log_result(
         self, name: str, export: str, result: ExportManifest, history: Sequence[StepRecord]
     ) -> None:
@@ -361,7 +345,7 @@ class TrackedRun:
             history: The records of all its steps.
         """
         self.log_records(history)
-        self._log_loss_plot(history)
+        self._client.log_figure(self.run_id, draw_loss(history), "loss.png")
         scores = {f"step_seconds.{name}": value for name, value in result.step_seconds.items()}
         for part, facts in result.parts.items():
             scores[f"parameters_trained.{part}"] = float(facts.num_trained)
