@@ -99,8 +99,11 @@ def resolve(source: str | None) -> str | None:
     """Return one source, absolute where it is a local path.
 
     A path is what no name on the hub can be, or what is a folder here: transformers looks for a
-    folder first, too.
+    folder first, too. A GGUF file is where its folder is.
     """
+    if source is not None and source.endswith(".gguf"):
+        folder, name = os.path.split(source)
+        return os.path.join(str(resolve(folder or ".")), name)
     if source is None or "://" in source.removeprefix("file://"):
         return source
     path = os.path.expanduser(source.removeprefix("file://"))

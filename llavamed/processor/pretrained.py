@@ -142,7 +142,7 @@ def split_gguf(source: str, key: str) -> tuple[str, dict[str, str]]:
             f"{key}={source}: needs the package gguf, which is not installed; install "
             "llavamed[gguf], or give weights in another form"
         )
-    folder, _, name = source.rpartition("/")
+    folder, name = os.path.split(source)
     if os.path.isdir(folder or ".") and not os.path.isfile(source):
         raise ConfigError(f"{key}={source}: no such file; check the path")
     return folder or ".", {"gguf_file": name}

@@ -35,6 +35,26 @@ def test_uris_and_names_on_the_hub_stay_as_they_are(source: str | None) -> None:
     assert resolve(source) == source
 
 
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("model.gguf", "{here}/model.gguf"),
+        ("folder/model.gguf", "{here}/folder/model.gguf"),
+        ("/model.gguf", "/model.gguf"),
+        ("a/b/model.gguf", "a/b/model.gguf"),
+        ("./a/b/model.gguf", "{here}/a/b/model.gguf"),
+        ("s3://bucket/a/model.gguf", "s3://bucket/a/model.gguf"),
+    ],
+)
+def test_a_gguf_file_is_where_its_folder_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, found: str
+) -> None:
+    """Below a name on the hub, it is on the hub."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    assert resolve(source) == found.format(here=tmp_path)
+
+
 def test_local_paths_of_a_config_are_absolute(
     tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
