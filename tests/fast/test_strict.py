@@ -320,6 +320,40 @@ def test_yes_and_no_are_never_both_right(prediction):
         assert sum(both) <= 1
 
 
+WORDS = st.text("bdgkmprs ", max_size=30)
+
+
+@given(st.sampled_from(["yes", "no"]), st.sampled_from(["Reason", "Explanation"]), WORDS)
+def test_a_labelled_explanation_changes_no_answer(word, label, words):
+    for explained in (f"{word}\n{label}: {words} yes", f"{word}. {label}: {words} no"):
+        assert said(explained, word) == 1
+
+
+@given(st.sampled_from(["left", "right"]), st.sampled_from(["although", "though", "even though"]))
+def test_a_concession_changes_no_answer(side, word):
+    other = {"left": "right", "right": "left"}[side]
+    conceded = f"It is on the {side}, {word} the {other} is possible"
+    assert (said(conceded, side), said(conceded, other)) == (1, 0)
+
+
+@given(st.lists(st.text("bdgkmprs", min_size=2, max_size=8), min_size=3, max_size=5))
+def test_an_acronym_of_the_reference_is_the_reference(words):
+    acronym, name = "".join(word[0] for word in words).upper(), " ".join(words)
+    for pair in ((acronym, name), (name, acronym)):
+        assert said(*pair, answer_type="OPEN") == 1
+    options = {"A": "heart", "B": name}
+    assert said(acronym, "B", options=options) == 1
+
+
+@given(st.permutations(["CT", "MRI", "ultrasound", "fluoroscopy"]))
+def test_what_is_rejected_in_a_list_is_not_chosen(names):
+    options = dict(zip("ABCD", ["CT", "MRI", "ultrasound", "fluoroscopy"], strict=True))
+    *rejected, last, chosen = names
+    answer = f"Not {', '.join(rejected)} or {last}. {chosen}."
+    letter = next(letter for letter, name in options.items() if name == chosen)
+    assert said(answer, letter, options=options) == 1
+
+
 READ_BY_HAND = [
     json.loads(line)
     for line in (Path(__file__).parents[1] / "support" / "strict_items.jsonl").open(

@@ -13,13 +13,12 @@ from llavamed.evaluate.scorers.terms import (
 from llavamed.evaluate.scorers.unpack import conclusions
 from llavamed.evaluate.scorers.vocabulary import (
     AGREEMENT,
+    BOUND,
     FUNCTION_WORDS,
     UNDECIDED,
 )
 from llavamed.evaluate.scorers.words import CHINESE, Word, canonical, words_of
 
-_BOUND = re.compile(r"\b(?:more|less|fewer|greater)\s+than\b|[<>]", re.IGNORECASE)
-"""Words that turn a number into a range."""
 _CHINESE_CLASSES = (
     ("左", "右", "双侧", "两侧"),
     ("上", "下", "中"),
@@ -56,9 +55,10 @@ def _choice(text: str, reference: str, candidates: Sequence[str]) -> bool | None
     if wanted == ["none"] or _is_number(wanted):
         wanted = [COUNTS.get(word, word) for word in wanted]
         words = [replace(word, text=COUNTS.get(word.text, word.text)) for word in words]
-        if _BOUND.search(text) and not _BOUND.search(reference):
+        if BOUND.search(text) and not BOUND.search(reference):
             return False
-        if wanted == ["0"] and words and all(word.denied for word in words):
+        counts = any(_is_number([word.text]) for word in words)
+        if wanted == ["0"] and words and words[0].denied and not counts:
             return True
     elif set(wanted) & COMPLEMENTS.keys():
         words = [

@@ -40,7 +40,7 @@ _NOT_A_LETTER = re.compile(
 _REJECTED_BEFORE = re.compile(
     r"(?:\bnot|\bcannot|n['’]t|\brather\s+than|\binstead\s+of|\bas\s+opposed\s+to|\bneither|\bnor|\bexcept(?:\s+for)?|\bexclud(?:e|es|ing)|"
     r"\brul(?:e|es|ed|ing)\s+out|\bunlike|\banything\s+but|\b(?:more|rather)\s+(?:likely|probable|plausible)\s+than|>|\breject(?:s|ed)?|\beliminat(?:e|es|ed|ing)|\bno|\bwithout|不是|排除|而非)"
-    r"(?:\s+(?:a|an|the|option|choice|answer|be|it|is|either|really|actually|"
+    r"(?:\s+(?:a|an|the|option|choice|answer|be|it|is|in|on|at|of|from|either|really|actually|"
     r"\w+(?:ed|en)\s+(?:by|with|using|from|in|on|as|for)|[A-Z]\s+(?:or|and|nor)))*[\s(\"']*\Z",
     re.IGNORECASE,
 )
@@ -152,7 +152,7 @@ def _choice(text: str, options: Mapping[str, str]) -> str | None:
         left = _blank(text, [mention for mention in mentions if mention.rejected])
         is_opposed = not is_named and opposes(words_of(left), words_of(options[letter]))
         return None if is_opposed else letter
-    return None if mentions else _by_content(text, options)
+    return _left_over(text, mentions, options) if mentions else _by_content(text, options)
 
 
 def _first(text: str, options: Mapping[str, str]) -> str | None:
@@ -218,15 +218,32 @@ def _by_content(text: str, options: Mapping[str, str]) -> str:
     return alike[0] if len(alike) == 1 else _by_part(text, options)
 
 
+def _left_over(text: str, rejected: list[_Mention], options: Mapping[str, str]) -> str | None:
+    """Return the option whose own words are stated where the others named are rejected.
+
+    "Acute rather than chronic cholecystitis" names only the chronic one in full.
+    """
+    stated = {word.text for word in words_of(text) if not word.denied}
+    letters = {mention.letter for mention in rejected}
+    own = _own_words(options)
+    left = [each for each in options if each not in letters and own[each] and own[each] <= stated]
+    return left[0] if len(left) == 1 else None
+
+
+def _own_words(options: Mapping[str, str]) -> dict[str, set[str]]:
+    """Return the words of each option that no other option has."""
+    words = {letter: _content(text) for letter, text in options.items()}
+    counts = Counter(word for each in words.values() for word in each)
+    return {letter: {word for word in each if counts[word] == 1} for letter, each in words.items()}
+
+
 def _by_part(text: str, options: Mapping[str, str]) -> str:
     """Return the only option that holds all words of an answer, if they are most of its own.
 
     Words that several options share ("lobe") do not choose, and may be left out.
     """
-    wanted = {letter: _content(words) for letter, words in options.items()}
-    counts = Counter(word for words in wanted.values() for word in words)
-    shared = {word for word, count in counts.items() if count > 1}
-    wanted = {letter: words - shared for letter, words in wanted.items()}
+    wanted = _own_words(options)
+    shared = set().union(*map(_content, options.values())).difference(*wanted.values())
     said = _content(" ".join([*sorted(shared), text])) - shared  # "grade" makes "I" a numeral
     alike = [letter for letter, words in wanted.items() if said and said == words]
     if len(alike) == 1:
@@ -368,7 +385,7 @@ def _is_article(text: str, letter: str, start: int) -> bool:
         return False
     after = text[start + 1 :]
     if re.match(
-        r"\s*(?:$|[.,;:)\]!?/&\"']|(?:is|and|or|nor|not|but|because|since|as|was|seems|looks)\b)",
+        r"\s*(?:$|[.,;:)\]!?/&\"']|(?:is|and|or|nor|not|but|because|since|as|was|seems|looks|would|must|should)\b)",
         after,
     ):
         return letter == "I" and bool(re.match(r"\s+(?:was|and)\b", after))

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from llavamed.evaluate.scorers.terms import (
+    NUMBERED,
     OPPOSITES,
     UNITS,
 )
 from llavamed.evaluate.scorers.unpack import conclusions
 from llavamed.evaluate.scorers.vocabulary import (
+    BOUND,
     FUNCTION_WORDS,
     UNDECIDED,
 )
@@ -51,6 +53,8 @@ def open_score(answer: str, reference: str) -> float:
     if not parts:
         return float(not said)
     wanted = [word for part in parts for word in words_of(part)]
+    if measures(wanted) and bool(BOUND.search(answer)) != bool(BOUND.search(reference)):
+        return 0.0
     said = join_compounds(said, {word.text for word in wanted})
     if _content(said) == _content(wanted) and _content(wanted):
         return 1.0
@@ -72,6 +76,8 @@ def _part_score(said: Sequence[Word], part: str) -> float:
     wanted = [word.text for word in words_of(part) if word.text not in _STOP]
     if not wanted:
         wanted = [word.text for word in words_of(part)]
+    # "IIB" is enough for "stage IIB"
+    wanted = [word for word in wanted if word not in NUMBERED] or wanted
     stated = Counter(word.text for word in said)
     found = sum((Counter(wanted) & stated).values())
     if found == len(wanted):

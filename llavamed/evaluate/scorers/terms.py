@@ -106,6 +106,7 @@ PHRASES: tuple[tuple[str, str], ...] = (
     (r"magnetic resonance( imag(e|es|ing)| tomography| scan)?", "mri"),
     (r"mr( imag(e|es|ing)| scan)", "mri"),
     (r"mr(?= |$)", "mri"),
+    (r"h ?& ?e", "hematoxylin and eosin"),
     (r"fail(s|ed)? to", "cannot"),
     (r"free (of|from)", "without"),
     (r"w o(?= )", "without"),

@@ -19,6 +19,9 @@ YES = frozenset(
 )
 """Words that say yes by themselves. `positive` and `present` count at the end of a sentence too."""
 
+EMPHASIS = frozenset(_split("indeed absolutely certainly definitely sure"))
+"""Words of `YES` that only stress a no behind them."""
+
 NO = frozenset(
     _split(
         "no nope nah nay n false incorrect wrong negative absent none never not nein kein keine "
@@ -52,7 +55,7 @@ _OPEN_PHRASES = (
     r"(?:image|picture|scan|photo|file)s?\s+(?:\w+\s+){0,3}(?:did\s*(?:not|n['’]?t)|failed\s+to|could\s*(?:not|n['’]?t)"
     r"(?:\s+be)?)\s+(?:load|open|upload|display|arrive)(?:ed)?",
     r"n/a|not\s+(?:applicable|necessarily|known)|know\s+nothing|no\s?(?:one|body)\s+(?:can|could|knows)",
-    r"not\s+(?:possible|enough|sufficient|certain|sure|clear(?:\s+(?:if|whether|from)|\W*$))",
+    r"(?:not|\w+n['’]t)\s+(?:possible|enough|sufficient|certain|sure|clear(?:\s+(?:if|whether|from)|\W*$))",
     r"impossible\s+to\s+\w+",
     r"(?:difficult|hard)\s+to\s+(?:say|tell|determine|know|assess)",
     r"un(?:clear|certain|sure|known|determined)",
@@ -114,7 +117,7 @@ AGREEMENT = re.compile(
 
 STATED = re.compile(
     r"\b(?:is|are|was|were|'s)\s+(?:(?P<yes>(?:\w+ly\s+)?(?:true|correct|(?:(?:very|most|highly)\s+)?likely|probable))"
-    r"|(?P<no>(?:not\s+(?:true|correct|likely)|false|incorrect|untrue|unlikely|improbable)))\b",
+    r"|(?P<no>(?:\w+ly\s+|very\s+)?(?:not\s+(?:true|correct|likely)|false|incorrect|untrue|unlikely|improbable)))\b",
     re.IGNORECASE,
 )
 """Sentences that call what was asked true, false, likely or unlikely."""
@@ -146,3 +149,6 @@ FUNCTION_WORDS = frozenset(
     )
 )
 """Words that carry no content."""
+
+BOUND = re.compile(r"\b(?:more|less|fewer|greater)\s+than\b|[<>]", re.IGNORECASE)
+"""Words that turn a number into a range."""

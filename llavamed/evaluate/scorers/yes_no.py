@@ -11,6 +11,7 @@ from llavamed.evaluate.scorers.vocabulary import (
     CHINESE_YES,
     DENIAL_AFTER,
     DENIAL_BEFORE,
+    EMPHASIS,
     FUNCTION_WORDS,
     LEADING_ONLY,
     LEANING,
@@ -183,6 +184,8 @@ def _lead(text: str) -> tuple[bool | None, str]:
     if word in {"no", "n"} and UNDECIDED.match(body):
         return None, text
     if word in YES and re.match(r"\s+not\b", rest, re.I):
+        return False, rest
+    if word in EMPHASIS and re.match(r"\W+no\b", rest, re.I):
         return False, rest
     if word in YES:
         return True, rest
