@@ -37,6 +37,7 @@ _FORMS: tuple[frozenset[Role], ...] = (
 """Roles whose content a template may expect as a list of parts instead of a string."""
 
 _PROBE = (Turn("user", f"{IMAGE_PLACEHOLDER}\nquestion?"), Turn("assistant", "answer."))
+_THOUGHT = (_PROBE[0], Turn("assistant", "<think>\nthought\n</think>\n\nanswer."))
 
 _EXCERPT = 24
 """Characters shown on either side of the place where a text was changed."""
@@ -85,6 +86,7 @@ class OwnTemplate:
         self._ends = ends
         self._in_parts = _FORMS[0]
         self._in_parts = max(_FORMS, key=self._count_probes)
+        self._forgets_thinking = self._drops_thinking()
 
     def label(self, turns: Sequence[Turn], *, prompt: bool = False) -> LabeledText:
         """Render a dialogue in which each answer is trained through its end.
@@ -92,12 +94,13 @@ class OwnTemplate:
         An answer begins where the generation prompt ends, or where `{% generation %}` says. It ends
         with the first special token behind its words, and with eos_token if that follows. Spaces at
         the end of a generation prompt belong to the answer, since a tokenizer joins them to its
-        first word; with `prompt`, the text stops before them.
+        first word; with `prompt`, the text stops before them. A prompt has no thinking parts of
+        earlier answers if the template leaves them out.
 
         Raises:
             SampleError: `template_refuses`, `template_rewrites` or `template_marks`.
         """
-        if self._thinking == "leave_out":
+        if self._thinking == "leave_out" or (prompt and self._forgets_thinking):
             turns = without_thinking(turns)
         spoken = [turn.role for turn in turns if turn.role != "system"]
         if spoken[:1] != ["user"]:
@@ -106,7 +109,14 @@ class OwnTemplate:
         has_marks = _GENERATION.search(self._source)
         find = self._marked_answers if has_marks else self._prompted_answers
         trained = [False] * len(written.text)
-        for start, stop in find(turns, written):
+        try:
+            spans = list(find(turns, written))
+        except SampleError:
+            # A template that begins thinking in its prompt writes none before earlier answers.
+            if not (prompt and self._forgets_thinking):
+                raise
+            spans = []
+        for start, stop in spans:
             trained[start:stop] = [True] * (stop - start)
             if self._thinking == "mask":
                 mask_thinking(written.text, trained, start, stop)
@@ -265,6 +275,14 @@ class OwnTemplate:
             if text := piece.strip("\n") if IMAGE_PLACEHOLDER in turn.text else piece:
                 parts.append({"type": "text", "text": text})
         return parts or [{"type": "text", "text": ""}]
+
+    def _drops_thinking(self) -> bool:
+        """Return whether the template leaves out how an earlier answer was thought of."""
+        try:
+            text = self._write([*_THOUGHT, _PROBE[0]], prompt=True)
+        except SampleError:
+            return False
+        return "thought" not in text
 
     def _count_probes(self, in_parts: frozenset[Role]) -> int:
         """Count which of an image, a question and an answer are rendered in this form."""

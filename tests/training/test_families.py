@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llavamed.config.load import override_config
+from llavamed.config.model import Thinking
 from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError, SampleError
 from llavamed.processor.encode import template_hash
@@ -146,10 +147,24 @@ def test_a_thinking_part_that_the_prompt_begins_is_masked_to_its_end(
     assert tokenizer.decode(prompt_ids(turns[:1], tokenizer)).endswith("<think>\n")
 
 
+@pytest.mark.parametrize("thinking", ["train", "mask", "leave_out"])
+@on_both
+@quick
+@given(turns=thoughtful())
+def test_a_conversation_goes_on_after_an_answer_with_a_thinking_part(
+    name: str, thinking: Thinking, turns: list[Turn]
+) -> None:
+    """The template forgets how earlier answers were thought of, and the prompt does as it does."""
+    tokenizer = family(with_thinking(THINKING[name], thinking), end="<|im_end|>")
+    spoken = [plain(turn) if turn.role == "assistant" else turn for turn in turns]
+    assert prompt_ids(turns[:-1], tokenizer) == prompt_ids(spoken[:-1], tokenizer)
+
+
 def test_each_way_of_thinking_is_another_template() -> None:
     tokenizer = family(QWEN_3, end="<|im_end|>")
     hashes = set()
-    for thinking in ("train", "mask", "leave_out"):
+    ways: tuple[Thinking, ...] = ("train", "mask", "leave_out")
+    for thinking in ways:
         tokenizer.chat_template = once = with_thinking(QWEN_3, thinking)
         assert with_thinking(once, thinking) == once
         hashes.add(template_hash(OWN, tokenizer))
