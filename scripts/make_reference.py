@@ -218,13 +218,13 @@ def metrics_page() -> str:
 
 def files_page() -> str:
     """Describe the manifests and tables that a run leaves, from their typed models and schemas."""
-    from llavamed.corpus import figures, samples
+    from llavamed.corpus import figures, questions, samples
     from llavamed.corpus.dialogues import table as dialogues
     from llavamed.corpus.pmc import article, part, plan
     from llavamed.data import record
     from llavamed.evaluate import answers, judgement
     from llavamed.storage import lease, run_progress
-    from llavamed.storage.manifest import dataset, scores, training
+    from llavamed.storage.manifest import Facts, dataset, scores, training
 
     modules = (
         dataset,
@@ -237,13 +237,14 @@ def files_page() -> str:
         plan,
         part,
         dialogues,
+        questions,
     )
     models = [
         value
         for module in modules
         for value in vars(module).values()
         if isinstance(value, type)
-        and issubclass(value, BaseModel)
+        and issubclass(value, Facts)
         and value.__module__ == module.__name__
         and value.model_fields
     ]

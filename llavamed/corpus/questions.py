@@ -22,7 +22,7 @@ from llavamed.corpus.dialogues.choose import choose
 from llavamed.corpus.dialogues.prompt import notes
 from llavamed.corpus.figures import FigureRow, iter_kept
 from llavamed.corpus.pairs import load_prompts
-from llavamed.corpus.samples import caption_of, draw
+from llavamed.corpus.samples import caption_of, draw, remove_others
 from llavamed.corpus.shipped import load_shipped
 from llavamed.errors import ConfigError, DataError, LlavaMedError
 from llavamed.llm.answer import EndpointAnswer
@@ -31,7 +31,7 @@ from llavamed.llm.cost import CostEstimate, estimate
 from llavamed.llm.request import Message, Request, strict
 from llavamed.storage.fingerprint import fingerprint
 from llavamed.storage.lease import Lease, hold_lease
-from llavamed.storage.location import Location, locate
+from llavamed.storage.location import MANIFEST, Location, locate
 from llavamed.storage.manifest import Manifest, write
 
 QUESTIONS = "questions.jsonl"
@@ -199,7 +199,9 @@ class QuestionJob:
             questions_fingerprint=hashlib.sha256(text).hexdigest()[:16],
         )
         lease.check()
+        (self.folder / MANIFEST).remove()
         (self.folder / QUESTIONS).write_bytes(text)
+        remove_others(self.folder / IMAGES, "", {row["image"] for row in rows})
         write(self.folder, manifest)
         return manifest
 

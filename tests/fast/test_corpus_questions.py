@@ -89,6 +89,9 @@ def test_the_set_is_a_benchmark_and_is_judged(tmp_path, endpoint):
     sent = len(endpoint.bodies)
     assert QuestionJob(config).run() == manifest
     assert len(endpoint.bodies) == sent == 10
+    fewer = ChatQuestions(num_figures=5, num_questions=2)
+    QuestionJob(changed(config, questions=fewer)).run()
+    assert len((job.folder / "images").children()) == 5
 
 
 def test_articles_of_the_set_are_in_no_training_sample(tmp_path, endpoint):

@@ -18,27 +18,27 @@ class EstimateFacts(Facts):
 
 
 class GroupScores(Facts):
-    """What is measured over a group of questions."""
+    """Scores of one group of questions."""
 
     by: str
-    """What the group is made by: `all`, or a field of the answers such as `question_type`."""
+    """Field that the questions are grouped by, such as `question_type`, or `all`."""
     name: str
-    """What its questions have there."""
+    """Value of that field in this group."""
     part: Literal["all", "closed", "open", "pairs"]
-    """Which of its questions: all, those of one answer type, or pairs, right only together."""
+    """All questions of the group, those of one answer type, or probing pairs."""
     num_questions: int
     """Number of questions, or of pairs."""
     num_images: int
-    """Number of clusters that the intervals rest on."""
+    """Number of clusters, which the intervals are based on."""
     scores: dict[str, dict[str, EstimateFacts]]
     """Means by condition and measure."""
     gains: dict[str, dict[str, EstimateFacts]]
-    """How much higher the trained model scores than each control, by measure, question by
-    question. That over `blank_image` is called grounding."""
+    """Paired difference between the trained model and each control, by measure. The difference
+    to `blank_image` is called grounding."""
 
 
 class ScoresManifest(Manifest):
-    """What an evaluation found, and all that it depends on."""
+    """Scores of an evaluation, and everything that they depend on."""
 
     VERSION: ClassVar[int] = 2
     FILE: ClassVar[str] = "scores.json"
@@ -54,36 +54,36 @@ class ScoresManifest(Manifest):
     num_questions: int
     """Number of questions that were answered under every condition."""
     num_images: int
-    """Number of images, or items without one, that the intervals rest on."""
+    """Number of images, or items without one, which the intervals are based on."""
     model: str
     """URI or name of the model."""
     model_fingerprint: str
-    """Of an export: of what it was trained with. Else a hash of the model's files or name."""
+    """Training fingerprint of an export; otherwise a hash of the model's files or name."""
     template: str
     """Hash of the chat template."""
     prompt: str
-    """What the benchmark adds to each question, or empty."""
+    """What the benchmark appends to each question, or empty."""
     decoding: str
     """How answers were generated."""
     rules: dict[str, str]
     """Name and version of the rules of each measure."""
     conditions: tuple[str, ...]
-    """What the model was given; the first is the question as it is, the others are controls."""
+    """Conditions; the first is the unchanged question, the others are controls."""
     groups: tuple[GroupScores, ...]
-    """Everything that is measured, by group of questions."""
+    """Scores by group of questions."""
     failures: dict[str, int]
-    """Answers under the first condition by how they fail."""
+    """Number of answers under the first condition by category of failure."""
     overlaps: dict[str, dict[str, int]] | None
-    """Of each training set, how many samples it has and how many share an `image`, a `question`, a
-    `pair` or a `text` with the questions. None where a training set is unknown."""
+    """For each training set its number of samples, and how many share an `image`, `question`,
+    `pair` or `text` with the questions. None if a training set is unknown."""
     samples: tuple[dict[str, str], ...]
     """A few questions with the answer under every condition."""
     datasets: dict[str, str]
-    """Fingerprints of the prepared datasets it used, by name."""
+    """Fingerprints of the prepared datasets by name."""
     fingerprint: str
-    """Of all that decides the scores."""
+    """Hash of everything that decides the scores."""
     report: str
-    """URI of the page for people."""
+    """URI of the HTML report."""
 
     @property
     def scores(self) -> dict[str, dict[str, float | None]]:
