@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from llavamed.config.sources import Phantoms
 from llavamed.data.prepared.dataset import (
     INDEX,
     PreparedDataset,
@@ -65,7 +66,7 @@ def make_dataset(
     (place / INDEX).write_table(pa.Table.from_pylist(index, INDEX_SCHEMA))
     manifest = DatasetManifest(
         made_from=MadeFrom(
-            read={"source": "benchmark"},
+            read=Phantoms(source="phantoms", kind="captions", num_images=num_samples),
             tokenizer="",
             template="",
             images=ImageFacts(**vars(ImageSettings(size, "square", *_MEAN_STD))),

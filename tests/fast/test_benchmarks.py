@@ -6,6 +6,9 @@ from types import ModuleType
 
 import pytest
 
+from llavamed.data.prepared.dataset import open_prepared
+from llavamed.storage.location import locate
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -23,6 +26,26 @@ def report(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     import report
 
     return report
+
+
+@pytest.fixture
+def dataset(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import dataset
+
+    return dataset
+
+
+def test_the_dataset_of_the_benchmarks_is_one_that_training_opens(
+    dataset: ModuleType, tmp_path: Path
+) -> None:
+    dataset.make_dataset(locate(str(tmp_path)), 5, size=28, rows_per_shard=4, row_group=2)
+    opened = open_prepared(locate(str(tmp_path)))
+    assert (opened.num_samples, opened.num_image_tokens) == (5, 4)
+    assert opened.column("num_images").tolist() == [1] * 5
+    found = [opened.read_samples(*place, ["id"])["id"] for place in opened.row_groups()]
+    ids = [name for column in found for name in column.to_pylist()]
+    assert ids == [f"{number:08d}" for number in range(5)]
 
 
 def test_packs_are_full_for_every_corpus(packing: ModuleType) -> None:
