@@ -150,6 +150,20 @@ def test_the_order_is_the_one_that_earlier_versions_made() -> None:
     assert steps == [[[10, 11], [0, 8]], [[5, 4, 9], [7, 2, 1]], [[3], [6]]]
 
 
+@settings(max_examples=30)
+@given(case=cases())
+def test_an_epoch_holds_three_numbers_a_sample_and_one_a_pack(case: Case) -> None:
+    """Every worker holds it for a whole stage, so an object for each pack would be too much."""
+    for epoch in case.order().epochs:
+        held = [epoch.samples, epoch.visits]
+        for lane in epoch.lanes:
+            held += [lane.places, lane.starts]
+        num_packs = sum(len(lane) for lane in epoch.lanes)
+        numbers = 3 * len(case.weights) + num_packs + case.num_lanes
+        assert sum(array.nbytes for array in held) == 8 * numbers
+        assert all(array.base is None or array.base.nbytes == array.nbytes for array in held)
+
+
 def test_seeds_and_epochs_change_the_order() -> None:
     groups, weights = realistic(500, group_size=16)
     case = Case(groups, weights, MAX_TOKENS, 4, num_epochs=2, seed=1)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import overload
 
 import numpy as np
 
@@ -30,6 +31,34 @@ _EMPTY: Integers = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
+class Lane(Sequence[Integers]):
+    """The packs of a lane, each an int64 array of places in `EpochOrder.samples`.
+
+    An array for each pack would take three times the memory of what it holds.
+    """
+
+    places: Integers
+    """int64 places of all packs, one pack after another."""
+    starts: Integers
+    """int64 array of shape [packs + 1], where each pack starts in `places`, and the end."""
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @overload
+    def __getitem__(self, step: int) -> Integers: ...
+
+    @overload
+    def __getitem__(self, step: slice) -> list[Integers]: ...
+
+    def __getitem__(self, step: int | slice) -> Integers | list[Integers]:
+        if isinstance(step, slice):
+            return [self[number] for number in range(*step.indices(len(self)))]
+        number = range(len(self))[step]
+        return self.places[self.starts[number] : self.starts[number + 1]]
+
+
+@dataclass(frozen=True)
 class EpochOrder:
     """The order of one epoch: a list of samples, and the places in it that form each pack."""
 
@@ -37,7 +66,7 @@ class EpochOrder:
     """int64 positions in the index, in the order their row groups are read."""
     visits: Integers
     """For each of them, the number of the visit to a row group that reads it: int64."""
-    lanes: tuple[tuple[Integers, ...], ...]
+    lanes: tuple[Sequence[Integers], ...]
     """The packs of each lane, each an int64 array of places in `samples`."""
 
     @property
@@ -47,7 +76,7 @@ class EpochOrder:
 
     def places(self, lane: int, step: int) -> Integers:
         """Return the places in `samples` of a lane's pack at a step; none after its last pack."""
-        packs = self.lanes[lane] if lane < len(self.lanes) else ()
+        packs: Sequence[Integers] = self.lanes[lane] if lane < len(self.lanes) else ()
         return packs[step] if step < len(packs) else _EMPTY
 
     def pack(self, lane: int, step: int) -> Integers:
@@ -172,26 +201,25 @@ def _mix(
     The visits of every dataset are spaced evenly over the epoch, so that each stretch of it holds
     the datasets in proportion.
     """
-    samples, labels, times = [], [], []
-    first, num_visits = 0, 0
+    visits: list[Integers] = []
+    times = []
+    first = 0
     for number, share in enumerate(shares):
         own = groups[first : first + share.num_samples]
-        chosen, visits = _stretch(own, share.passes, seed=seed, dataset=number, epoch=epoch)
-        count = int(visits.max(initial=-1)) + 1
+        stretch = _stretch(own, share.passes, seed=seed, dataset=number, epoch=epoch)
         phase = _generator(seed, epoch, number).random()
-        samples.append(chosen + first)
-        labels.append(visits + num_visits)
-        times.append((visits + phase) / max(1, count))
-        first, num_visits = first + share.num_samples, num_visits + count
-    by_time = np.argsort(np.concatenate(times), kind="stable")
-    in_turn = np.concatenate(labels)[by_time]
-    return np.concatenate(samples)[by_time], np.cumsum(np.diff(in_turn, prepend=in_turn[:1]) != 0)
+        visits.extend(visit + first for visit in stretch)
+        times.append((np.arange(len(stretch)) + phase) / max(1, len(stretch)))
+        first += share.num_samples
+    in_turn = [visits[number] for number in np.argsort(np.concatenate(times), kind="stable")]
+    lengths = [len(visit) for visit in in_turn]
+    return np.concatenate([_EMPTY, *in_turn]), np.repeat(np.arange(len(lengths)), lengths)
 
 
 def _stretch(
     groups: Integers, passes: float, *, seed: int, dataset: int, epoch: int
-) -> tuple[Integers, Integers]:
-    """Return an epoch's samples of a dataset, and the visit to a row group that reads each one.
+) -> list[Integers]:
+    """Return an epoch's visits to row groups of a dataset: the samples that each one reads.
 
     The dataset is passed over again and again, each time in another order, and every epoch takes
     the next stretch of this sequence. So no sample is ever more than one pass ahead of another.
@@ -200,15 +228,16 @@ def _stretch(
     start, stop = (round(number * passes * size) for number in (epoch, epoch + 1))
     by_group = np.argsort(groups, kind="stable")
     members = np.split(by_group, np.flatnonzero(np.diff(groups[by_group])) + 1)
-    samples, visits = [_EMPTY], [_EMPTY]
+    visits: list[Integers] = []
     for turn in range(start // size, -(-stop // size)):
         order = _generator(seed, dataset, turn, 0).permutation(len(members))
-        part = slice(max(0, start - turn * size), stop - turn * size)
-        samples.append(np.concatenate([members[group] for group in order])[part])
-        lengths = [len(members[group]) for group in order]
-        visits.append(np.repeat(turn * len(members) + np.arange(len(members)), lengths)[part])
-    numbers = np.unique(np.concatenate(visits), return_inverse=True)[1]
-    return np.concatenate(samples), numbers.astype(np.int64)
+        place = turn * size
+        for group in order:
+            visit = members[group][max(0, start - place) : max(0, stop - place)]
+            place += len(members[group])
+            if len(visit):
+                visits.append(visit)
+    return visits
 
 
 def _pack_lanes(
@@ -217,19 +246,18 @@ def _pack_lanes(
     num_lanes: int,
     capacity: int,
     random: np.random.Generator,
-) -> tuple[tuple[Integers, ...], ...]:
-    """Cut an epoch into lanes of equal weight and pack each lane.
-
-    Returns:
-        The packs of each lane, as arrays of places in the epoch.
-    """
-    run = (np.cumsum(weights) - weights) * num_lanes // max(1, int(weights.sum()))
-    runs = np.split(np.arange(len(weights)), np.searchsorted(run, np.arange(1, num_lanes)))
-    lanes: list[tuple[Integers, ...]] = [()] * num_lanes
+) -> tuple[Lane, ...]:
+    """Cut an epoch into lanes of equal weight and pack each lane."""
+    before = np.cumsum(weights) - weights
+    total = int(weights.sum())
+    shares = [-(-number * total // num_lanes) for number in range(1, num_lanes)]
+    cuts = [0, *np.searchsorted(before, shares).tolist(), len(weights)]
+    lanes: dict[int, Lane] = {}
     for number, lane in enumerate(_lanes_side_by_side(num_lanes)):
-        windows = _windows(runs[number], visits, first=1 + number % WINDOW_ROW_GROUPS)
-        lanes[lane] = tuple(_pack_lane(windows, weights, capacity, random))
-    return tuple(lanes)
+        run = np.arange(cuts[number], cuts[number + 1])
+        windows = _windows(run, visits, first=1 + number % WINDOW_ROW_GROUPS)
+        lanes[lane] = _pack_lane(windows, weights, capacity, random)
+    return tuple(lanes[lane] for lane in range(num_lanes))
 
 
 def _lanes_side_by_side(num_lanes: int) -> list[int]:
@@ -260,7 +288,7 @@ def _windows(places: Integers, visits: Integers, *, first: int) -> list[Integers
 
 def _pack_lane(
     windows: Sequence[Integers], weights: Integers, capacity: int, random: np.random.Generator
-) -> list[Integers]:
+) -> Lane:
     """Pack window after window, and put the emptiest pack of each window back into the next one."""
     packs: list[Integers] = []
     left_over = _EMPTY
@@ -272,4 +300,5 @@ def _pack_lane(
         packs.extend(filled[i] for i in random.permutation(len(filled)))
     if len(left_over):
         packs.append(left_over)
-    return packs
+    places = np.concatenate([_EMPTY, *packs])
+    return Lane(places, np.cumsum([0, *(len(pack) for pack in packs)]))
