@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 UNRETRIED_TIMEOUT_SECONDS = 2.0
 """Time in which an S3 server must answer a request that is not tried again."""
+UNRETRIED_LIMIT_SECONDS = 30.0
+"""Time in which an operation that is not tried again must end, with the client's own tries."""
+LISTING_LIMIT_SECONDS = 300.0
+"""Time in which one attempt to list a folder, or to look whether a file exists, must end."""
 _PARTIAL = ".partial"
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
 """Filesystems whose folders are only parts of names, and whose makedirs would make a bucket."""
@@ -72,6 +76,15 @@ class Location:
         arguments = self.fs.storage_options | {"config_kwargs": few}
         return Location(type(self.fs)(**arguments), self.path, attempts=1)
 
+    def _limit(self, seconds: float | None = None) -> dict[str, float]:
+        """Return the argument that ends a call which would otherwise wait for its client for ever.
+
+        The client of an object store works in a thread of its own. It gives up a server that does
+        not answer, but not its own locks and threads, on which a request can wait too.
+        """
+        limit = UNRETRIED_LIMIT_SECONDS if self.attempts == 1 else seconds
+        return {"timeout": limit} if limit and self.fs.async_impl else {}
+
     @property
     def name(self) -> str:
         """The last part of the path."""
@@ -95,7 +108,8 @@ class Location:
     def exists(self) -> bool:
         """Return whether a file or folder exists now."""
         self.fs.invalidate_cache()  # another process may have written it
-        return with_retries(self, "look at", lambda: bool(self.fs.exists(self.path)))
+        limit = self._limit(LISTING_LIMIT_SECONDS)
+        return with_retries(self, "look at", lambda: bool(self.fs.exists(self.path, **limit)))
 
     @contextmanager
     def open(self, **options: Any) -> Iterator[BinaryIO]:
@@ -117,7 +131,8 @@ class Location:
             FileNotFoundError: There is no such file.
             StorageError: It cannot be read.
         """
-        data = with_retries(self, "read", lambda: self.fs.cat_file(self.path, start=start, end=end))
+        part = {"start": start, "end": end, **self._limit()}
+        data = with_retries(self, "read", lambda: self.fs.cat_file(self.path, **part))
         return cast("bytes", data)
 
     def write_bytes(self, data: bytes) -> None:
@@ -127,7 +142,8 @@ class Location:
     def _write(self, data: bytes) -> None:
         self._make_parent(self.path)
         if not self.is_local:
-            self.fs.pipe_file(self.path, data)  # object stores publish an object when it is whole
+            # Object stores publish an object when it is whole.
+            self.fs.pipe_file(self.path, data, **self._limit())
             return
         with self._unfinished(data) as unfinished:
             os.replace(unfinished, self.path)
@@ -157,7 +173,7 @@ class Location:
                 with self._unfinished(data) as unfinished:
                     os.link(unfinished, self.path)
             else:
-                self.fs.pipe_file(self.path, data, mode="create")
+                self.fs.pipe_file(self.path, data, mode="create", **self._limit())
         except FileExistsError:
             return False
         return True
@@ -258,8 +274,9 @@ class Location:
     def children(self) -> list[str]:
         """Return the sorted names in this folder, or none if there is no such folder."""
         self.fs.invalidate_cache()
+        options = {"detail": False, **self._limit(LISTING_LIMIT_SECONDS)}
         try:
-            found = with_retries(self, "list", lambda: self.fs.ls(self.path, detail=False))
+            found = with_retries(self, "list", lambda: self.fs.ls(self.path, **options))
         except FileNotFoundError:
             return []
         names = (posixpath.basename(path.rstrip("/")) for path in found)
@@ -269,8 +286,8 @@ class Location:
         """Delete the file, or the folder with all its content, if it exists."""
 
         def remove() -> None:
-            if self.fs.exists(self.path):
-                self.fs.rm(self.path, recursive=True)
+            if self.fs.exists(self.path, **self._limit()):
+                self.fs.rm(self.path, recursive=True, **self._limit())
 
         with_retries(self, "delete", remove)
 

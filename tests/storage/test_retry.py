@@ -12,14 +12,17 @@ import botocore.exceptions
 import pyarrow as pa
 import pytest
 import s3fs
+from fsspec.asyn import sync
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llavamed.errors import DamagedFileError, StorageError
 from llavamed.storage import lease, retry
+from llavamed.storage import location as storage
 from llavamed.storage.location import MANIFEST, Location, check_writable, locate
 from llavamed.storage.retry import ATTEMPTS, WAIT, with_retries
 from tests.support.faulty_s3 import FOR_EVER, OF_A_BODY, OF_ANY_REQUEST, FaultyS3
+from tests.support.log_messages import on_log
 
 DATA = bytes(range(256)) * 50
 TABLE = pa.table({"number": list(range(1000))})
@@ -148,6 +151,50 @@ def test_the_impatient_are_told_at_once(folder: Location, faulty: FaultyS3) -> N
             check_writable(folder)
         assert faulty.count() <= 2
     assert (folder.without_retries() / "below").attempts == 1
+
+
+IMPATIENT: dict[str, Callable[[Location], Any]] = {
+    "list": lambda place: place.children(),
+    "look at": lambda place: place.exists(),
+    "read": lambda place: place.read_bytes(),
+    "write": lambda place: place.write_bytes(DATA),
+    "create": lambda place: place.create(DATA),
+    "delete": lambda place: place.remove(),
+}
+
+
+@pytest.mark.parametrize("name", IMPATIENT)
+def test_the_impatient_do_not_wait_for_a_client_that_never_wakes(
+    name: str, folder: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lock is held by a request that never ends, so the server is not even asked."""
+    place = folder.without_retries() / "bytes"
+    place.fs.connect()
+    monkeypatch.setattr(storage, "UNRETRIED_LIMIT_SECONDS", 0.5)
+    lock = place.fs._set_session_lock
+    with monkeypatch.context() as patch:
+        patch.setattr(place.fs, "_s3", None)  # the client is not there yet
+        sync(place.fs.loop, lock.acquire)
+        with pytest.raises(StorageError, match=r"/bytes: cannot .* it: .*Timeout"):
+            IMPATIENT[name](place)
+        place.fs.loop.call_soon_threadsafe(lock.release)
+    monkeypatch.setattr(storage, "UNRETRIED_LIMIT_SECONDS", 30.0)
+    assert place.read_bytes() == DATA
+
+
+@pytest.mark.parametrize("name", ["list", "look at"])
+def test_the_patient_ask_again_when_a_client_never_wakes(
+    name: str, folder: Location, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(storage, "LISTING_LIMIT_SECONDS", 0.5)
+    place = folder / "bytes"
+    lock = place.fs._set_session_lock
+    woken = on_log(lambda _: place.fs.loop.call_soon_threadsafe(lock.release), name=retry.__name__)
+    with monkeypatch.context() as patch, woken:
+        patch.setattr(place.fs, "_s3", None)
+        sync(place.fs.loop, lock.acquire)
+        assert IMPATIENT[name](place)
+    assert "attempt 1 of 6 failed" in caplog.text
 
 
 def test_a_beat_that_fails_is_not_tried_again_lest_it_come_late(
