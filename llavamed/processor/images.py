@@ -156,9 +156,15 @@ def normalize_pixels(images: Sequence[Pixels], settings: ImageSettings) -> npt.N
     normalized = np.frombuffer(memory, dtype=np.float32).reshape(shape)
     for planes, image in zip(normalized, images, strict=True):
         # One image at a time stays in the processor's cache.
-        planes[:] = image.transpose(2, 0, 1)
-        planes /= 255
-        planes -= mean
+        channels = image.transpose(2, 0, 1)
+        if image.strides[2] == 0:  # grey, and stored as one channel: scale it once
+            scaled = channels[0].astype(np.float32)
+            scaled /= 255
+            np.subtract(scaled, mean, out=planes)
+        else:
+            planes[:] = channels
+            planes /= 255
+            planes -= mean
         planes /= std
     return normalized
 

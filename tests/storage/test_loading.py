@@ -14,8 +14,11 @@ import pytest
 import s3fs
 import torch
 from fsspec.implementations.local import LocalFileSystem
+from hypothesis import given
+from hypothesis import strategies as st
 
-from llavamed.data.feed.loader import READ_AHEAD_STEPS, Batch
+from llavamed.data.feed import loader
+from llavamed.data.feed.loader import READ_AHEAD_STEPS, READ_THREADS, Batch
 from llavamed.data.feed.order import WINDOW_ROW_GROUPS, StageOrder
 from llavamed.data.feed.packing import Integers
 from llavamed.data.prepared.dataset import PreparedDataset, shard_name
@@ -185,6 +188,7 @@ class BrokenStore(LocalFileSystem):
     def open(self, path: str, *_: Any, **__: Any) -> io.BytesIO:
         file = io.BytesIO(Path(path).read_bytes())
         file.read = self._fail  # type: ignore[method-assign]
+        file.readinto = self._fail  # type: ignore[method-assign]
         return file
 
     def _fail(self, *_: Any) -> bytes:
@@ -247,6 +251,32 @@ def test_samples_held_are_those_of_a_window_a_lane(tmp_path: Path, num_samples: 
     window = WINDOW_ROW_GROUPS * 8  # samples
     ahead = (READ_AHEAD_STEPS + 1) * 16  # steps may reach into the next window
     assert held.most <= 2 * (window + ahead)
+
+
+@pytest.mark.parametrize("num_samples", [500, 1500])
+def test_row_groups_held_are_those_of_two_windows_a_lane(tmp_path: Path, num_samples: int) -> None:
+    """A row group stays until its last sample is used, while the next window is read."""
+    prepared = prepare(str(tmp_path / "figures"), num_samples, num_images=(20,))
+    rows = prepared.rows[:8]
+    group = sum(len(image) for row in rows for image in row["pixels"])
+    before, most = pa.total_allocated_bytes(), 0
+    for (batch,) in prepared.loader(prepared.order(num_lanes=1, num_epochs=1)).steps():
+        used = pa.total_allocated_bytes() - before - 4 * batch.pixel_values.numel()
+        most = max(most, used)
+    ahead = READ_AHEAD_STEPS + READ_THREADS
+    assert group < most <= (2 * WINDOW_ROW_GROUPS + ahead) * group
+
+
+@given(
+    rows=st.lists(st.lists(st.binary(max_size=5), max_size=3), max_size=9),
+    cut=st.integers(0, 9),
+    start=st.integers(0, 9),
+)
+def test_buffers_are_the_values_of_each_list(rows: list[list[bytes]], cut: int, start: int) -> None:
+    values = pa.array(rows, pa.list_(pa.binary()))
+    column = pa.chunked_array([values[:cut], values[cut:]]).slice(min(start, len(rows)))
+    found = [[buffer.to_pybytes() for buffer in row] for row in loader._buffers(column)]
+    assert found == column.to_pylist()
 
 
 def test_it_reads_from_s3(s3_uri: str) -> None:

@@ -1,9 +1,9 @@
 """Load the batches of one rank during training. This needs no Ray.
 
 The order says which samples a rank needs at which step. Threads read their row groups a few steps
-ahead, and each sample stays in memory until its step, on average for half a shuffle window a lane.
-So memory grows with the number of lanes and not with the data. Shapes: R rows (samples, or one
-pack), T tokens, I images of S x S pixels.
+ahead, and a row group stays in memory until the step of its last sample, which is about a shuffle
+window a lane. So memory grows with the number of lanes and not with the data. Shapes: R rows
+(samples, or one pack), T tokens, I images of S x S pixels.
 """
 
 import queue
@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -60,7 +60,7 @@ class _Sample:
     id: str
     input_ids: Integers
     targets: Integers
-    images: list[bytes]  # as stored; a copy, so that the row group can be freed
+    images: list[pa.Buffer]  # as stored; parts of the row group, for a copy costs new memory
 
 
 _Reads = dict[int, Future[dict[int, _Sample]]]
@@ -143,7 +143,7 @@ class StageLoader:
             samples: int64 positions in the index, all of one row group.
         """
         table = self.data.read_group(int(self.data.groups[samples[0]]), _COLUMNS)
-        ids, images = table.column("id"), table.column("pixels")
+        ids, images = table.column("id").to_pylist(), _buffers(table.column("pixels"))
         input_ids, lengths = _flat(table.column("input_ids"))
         labels, _ = _flat(table.column("labels"))
         ends = np.cumsum(lengths)
@@ -152,10 +152,10 @@ class StageLoader:
         parts = [np.split(values, ends[:-1]) for values in (input_ids, targets)]
         return {
             sample: _Sample(
-                id=ids[row].as_py(),
+                id=ids[row],
                 input_ids=parts[0][row],
                 targets=parts[1][row],
-                images=images[row].as_py(),
+                images=images[row],
             )
             for sample, row in zip(samples.tolist(), self._rows[samples].tolist(), strict=True)
         }
@@ -205,6 +205,19 @@ def _flat(column: pa.ChunkedArray) -> tuple[Integers, Integers]:
     return lists.flatten().to_numpy().astype(np.int64), lengths.astype(np.int64)
 
 
+def _buffers(column: pa.ChunkedArray) -> list[list[pa.Buffer]]:
+    """Return the values of each list of a column of lists of binaries, without a copy."""
+    found = []
+    for lists in column.chunks:
+        values = lists.flatten()
+        _, offsets, data = values.buffers()
+        bounds = np.frombuffer(offsets, dtype=np.int32)[values.offset :].tolist()
+        parts = [data.slice(start, end - start) for start, end in pairwise(bounds)]
+        ends = [0, *np.cumsum(lists.value_lengths()).tolist()]
+        found += [parts[start:end] for start, end in pairwise(ends)]
+    return found
+
+
 def collate(
     rows: Sequence[Sequence[_Sample]],
     images: Sequence[Pixels],
@@ -227,16 +240,17 @@ def collate(
     length = max(sum(len(sample.input_ids) for sample in row) for row in rows)
     input_ids = np.full((len(rows), length), data.pad_token_id, dtype=np.int64)
     targets = np.full((len(rows), length), IGNORE_INDEX, dtype=np.int64)
-    position_ids = np.zeros((len(rows), length), dtype=np.int64)
+    position_ids = np.empty((len(rows), length), dtype=np.int64)
+    positions = np.arange(length)
     for number, row in enumerate(rows):
         start = 0
         for sample in row:
             stop = start + len(sample.input_ids)
             input_ids[number, start:stop] = sample.input_ids
             targets[number, start:stop] = sample.targets
-            position_ids[number, start:stop] = np.arange(stop - start)
+            position_ids[number, start:stop] = positions[: stop - start]
             start = stop
-        position_ids[number, start:] = np.arange(start, length)
+        position_ids[number, start:] = positions[start:]
     return Batch(
         input_ids=torch.from_numpy(input_ids),
         targets=torch.from_numpy(targets),

@@ -83,7 +83,7 @@ class PreparedDataset:
         """The number of tokens an image takes."""
         return self.manifest.num_image_tokens
 
-    @property
+    @cached_property
     def images(self) -> ImageSettings:
         """The settings its images were made with."""
         return ImageSettings(**self.manifest.made_from.images.model_dump())

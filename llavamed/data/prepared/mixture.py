@@ -64,7 +64,7 @@ class Mixture:
         """The token that pads a row."""
         return self.datasets[0].manifest.pad_token_id
 
-    def pixels(self, stored: bytes) -> Pixels:
+    def pixels(self, stored: pa.Buffer | bytes) -> Pixels:
         """Convert a stored image to a uint8 array of shape [size, size, 3]."""
         return self.datasets[0].pixels(stored)
 
