@@ -17,8 +17,9 @@ from llavamed.config.engine import Precision
 from llavamed.errors import ConfigError
 from llavamed.evaluate.candidate import Answerer, Reply, shares
 from llavamed.evaluate.questions import Question
-from llavamed.model.llava import DTYPES
+from llavamed.model.llava import DTYPES, load_model
 from llavamed.processor.encode import get_template
+from llavamed.processor.forms.find import find_form
 from llavamed.processor.pretrained import load_pretrained, loading_problem
 from llavamed.processor.templates import chat_template
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
@@ -41,22 +42,9 @@ class TransformersCandidate:
     kind: Literal["transformers"] = "transformers"
 
     def load(self) -> Answerer:
-        """Load the model and its processor. Raises: ConfigError."""
+        """Load the model and its processor. Raises: ConfigError, CheckpointError."""
         processor = _processor(self.name)
-        try:
-            model, report = AutoModelForImageTextToText.from_pretrained(
-                fetch_once(self.name),
-                trust_remote_code=False,
-                output_loading_info=True,
-                dtype=DTYPES[self.precision],
-            )
-        except Exception as error:  # transformers raises KeyError and others for other forms
-            raise ConfigError(f"{_KEY}={self.name}: {loading_problem(error)}") from error
-        if missing := sorted(report["missing_keys"]):
-            raise ConfigError(
-                f"{_KEY}={self.name}: {len(missing)} tensors are missing, e.g. {missing[0]}; name "
-                f"a folder that holds a whole {type(model).__name__}"
-            )
+        model = _load(self.name, self.precision)
         model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         return TransformersAnswerer(model, processor, self.template_name, self.batch_size)
 
@@ -200,6 +188,25 @@ def _until_end(tokens: list[int], ends: set[int]) -> tuple[int, bool]:
         if token in ends:
             return place, True
     return len(tokens), False
+
+
+def _load(source: str, precision: Precision) -> Any:
+    """Return a model. Raises: ConfigError, CheckpointError."""
+    folder = fetch_once(source)
+    if find_form(folder) is not None:  # a LLaVA of its own trainer
+        return load_model(source, precision, "sdpa")
+    try:
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            folder, trust_remote_code=False, output_loading_info=True, dtype=DTYPES[precision]
+        )
+    except Exception as error:  # transformers raises KeyError and others for other forms
+        raise ConfigError(f"{_KEY}={source}: {loading_problem(error)}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise ConfigError(
+            f"{_KEY}={source}: {len(missing)} tensors are missing, e.g. {missing[0]}; name "
+            f"a folder that holds a whole {type(model).__name__}"
+        )
+    return model
 
 
 def _processor(source: str) -> Any:

@@ -13,11 +13,14 @@ from transformers import LlavaForConditionalGeneration
 from llavamed.config.load import override_config
 from llavamed.config.run import RunConfig
 from llavamed.errors import CheckpointError, ConfigError
+from llavamed.evaluate.transformers_model import transformers_candidate
+from llavamed.model.export import write_export
 from llavamed.model.llava import build_model
 from llavamed.processor.build import build_processor, image_settings, num_image_tokens
 from llavamed.run.curriculum import plan_curriculum
 from llavamed.run.preflight import check_weights
 from llavamed.storage.location import locate
+from tests.support.asked_questions import question
 from tests.support.small_tokenizers import llama_like
 from tests.support.training_setup import make_job, processor_of, run_stage, small_config
 
@@ -192,3 +195,24 @@ def test_an_original_llava_that_lacks_something_is_refused_with_what_it_lacks(
     config = of_llava(small, str(tmp_path / "it"))
     with pytest.raises((ConfigError, CheckpointError), match=message):
         build_model(config.model, build_processor(config.model, iter([])), seed=0, precision="fp32")
+
+
+def test_an_original_llava_is_evaluated_as_the_model_it_is(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    small = small_config(tiny_config, "model.language_model.config.initializer_range=0.3")
+    save_as_original(tmp_path / "original", small)
+    model_config = of_llava(small, str(tmp_path / "original")).model
+    processor = build_processor(model_config, iter([]))
+    model = build_model(model_config, processor, seed=0, precision="fp32")
+    write_export(locate(str(tmp_path / "ours")), model, model.state_dict(), processor)
+    questions = [question(number) for number in range(3)]
+    texts = []
+    for name in ("original", "ours"):
+        candidate = transformers_candidate(
+            str(tmp_path / name), template="vicuna_v1", precision="fp32", batch_size=2
+        )
+        replies = candidate.load().answer(questions, 8)
+        texts.append([reply and reply.text for reply in replies])
+    assert texts[0] == texts[1]
+    assert len({*texts[0]}) > 1
