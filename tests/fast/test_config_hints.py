@@ -171,6 +171,11 @@ CASES: list[Case] = [
         ],
     ),
     (
+        ["model.thinking=mask"],
+        "set template: tokenizer, or remove thinking",
+        [["model.template=tokenizer"], ["model.thinking=train"]],
+    ),
+    (
         ["model.weights=llava"],
         "remove it, or vision_tower and language_model",
         [["model.weights=null"], ["model.vision_tower=null", "model.language_model=null"]],
