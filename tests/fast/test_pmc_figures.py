@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from llavamed.cli.corpus import app
-from llavamed.corpus.pmc.figures import read_article
 from llavamed.corpus.pmc.jats import parse_articles
-from llavamed.corpus.pmc.licence import code_of_url
 from llavamed.errors import DataError
+from tests.support.jats_articles import articles
+from tests.support.jats_figures import FIG, article, read
 
 EQUAL = ["id", "label", "caption", "graphics", "group", "parent", "permissions", "third_party"]
 EQUAL += ["mentions", "mentions_by_range"]
@@ -26,11 +26,6 @@ def golden(reference_data):
         name: ((reference_data / "data/pmc" / name).read_bytes(), expected)
         for name, expected in files.items()
     }
-
-
-def read(data, name="article.xml"):
-    [article] = parse_articles(data, name)
-    return read_article(article)
 
 
 def test_every_figure_of_the_golden_articles_is_read_as_a_person_reads_it(golden):
@@ -73,19 +68,6 @@ def test_the_wrapping_of_an_article_changes_nothing(golden, change):
         encoding = "utf-8"
         text = re.sub(r"\A\s*<\?xml[^>]*>", "", data.decode(encoding))
         assert read(change(text).encode(encoding), name) == read(data, name), name
-
-
-def article(body="", front="", floats=""):
-    return (
-        '<article xmlns:xlink="http://www.w3.org/1999/xlink"><front><article-meta>'
-        f"{front}</article-meta></front><body>{body}</body>{floats}</article>"
-    ).encode()
-
-
-FIG = (
-    '<fig id="f{0}"><label>Figure {0}</label><caption><p>{1}</p></caption>'
-    '<graphic xlink:href="g{0}"/></fig>'
-)
 
 
 def test_a_figure_of_the_floats_group_is_mentioned_from_the_body():
@@ -132,44 +114,6 @@ def test_a_comment_parts_no_word():
     assert figure.caption == "Pneumonias."
 
 
-TERMS = {"nc": ["NonCommercial", "Non-Commercial", "NC"], "sa": ["ShareAlike", "Share Alike", "SA"]}
-TERMS |= {"nd": ["NoDerivs", "No-Derivatives", "NoDerivatives", "ND"]}
-
-
-@given(
-    st.sets(st.sampled_from(["nc", "nd"])) | st.sets(st.sampled_from(["nc", "sa"])),
-    st.data(),
-    st.sampled_from(["-", " ", "—", "–", "/"]),
-    st.sampled_from(["Creative Commons Attribution", "CC BY", "CC-BY", "Creative Commons CC BY"]),
-    st.sampled_from(["", " 4.0", " 4.0 International License", " License (CC 3.0)"]),
-)
-def test_a_licence_in_words_is_the_one_of_its_terms(terms, data, dash, name, version):
-    ordered = [term for term in ("nc", "nd", "sa") if term in terms]
-    spelled = [data.draw(st.sampled_from(TERMS[term])) for term in ordered]
-    words = dash.join([name, *spelled]) + version
-    permissions = f"<permissions><license><license-p>{words}</license-p></license></permissions>"
-    expected = "CC BY" + "".join(f"-{term.upper()}" for term in ordered)
-    assert read(article(front=permissions)).licence == expected
-
-
-@given(st.permutations(["by", "nc", "nd"]), st.sampled_from(["licenses", "licences"]))
-def test_the_order_of_terms_in_an_address_does_not_matter(terms, word):
-    address = f"https://creativecommons.org/{word}/{'-'.join(terms)}/1.0/"
-    assert code_of_url(address) == "CC BY-NC-ND"
-
-
-def test_the_reference_of_the_bucket_keeps_the_address_that_agrees_with_it():
-    stated = '<license xlink:href="http://creativecommons.org/licenses/by/4.0/"/>'
-    reference = (
-        "<custom-meta-group><custom-meta><meta-name>pmc-license-ref</meta-name>"
-        "<meta-value>{}</meta-value></custom-meta></custom-meta-group>"
-    )
-    for code, address in (("CC BY", "http://creativecommons.org/licenses/by/4.0/"), ("CC0", None)):
-        front = f"<permissions>{stated}</permissions>{reference.format(code)}"
-        found = read(article(front=front))
-        assert (found.licence, found.licence_url) == (code, address)
-
-
 @pytest.mark.parametrize("head", ["", '<!DOCTYPE article SYSTEM "jats.dtd">'])
 def test_a_character_by_name_is_the_character(head):
     data = article(FIG.format(1, "5&nbsp;&mu;m &lt; 2&#xB5;m, R&amp;D, &NotEqualTilde;"))
@@ -183,43 +127,6 @@ def test_an_entity_that_nobody_knows_stays_as_it_is_written():
     assert figure.caption == "a &journalname; b"
     with pytest.raises(DataError, match="is no XML"):
         read(article(FIG.format(1, "a &journalname; b")))
-
-
-def test_the_link_of_a_waiver_for_data_is_no_licence():
-    zero = "http://creativecommons.org/publicdomain/zero/1.0/"
-    words = (
-        "Distributed under the terms of the Creative Commons Attribution License, which permits "
-        "use. The Creative Commons Public Domain Dedication waiver "
-        f'(<ext-link xlink:href="{zero}">{zero}</ext-link>) applies to the data made available.'
-    )
-    front = f"<permissions><license><license-p>{words}</license-p></license></permissions>"
-    assert read(article(front=front)).licence == "CC BY"
-
-
-@pytest.mark.parametrize(
-    ("rights", "verdict"),
-    [
-        ("<attrib>Photo: A. Stranger</attrib>", "unclear"),
-        ("<attrib>City Museum</attrib>", "unclear"),
-        ("<attrib>Source: the authors</attrib>", "no"),
-        ("<permissions><copyright-statement>© Elsevier</copyright-statement></permissions>", "yes"),
-        (
-            "<permissions><copyright-statement>© 2020 The Author(s)</copyright-statement>"
-            "</permissions>",
-            "no",
-        ),
-    ],
-)
-@pytest.mark.parametrize("group", [False, True])
-def test_rights_stand_at_a_figure_or_at_its_group(rights, verdict, group):
-    figure = FIG.format(1, "A lung.")
-    body = (
-        f"<fig-group>{rights}{figure}</fig-group>"
-        if group
-        else figure.replace("</fig>", f"{rights}</fig>")
-    )
-    [found] = read(article(body)).figures
-    assert found.third_party == verdict
 
 
 def in_floats(text):
@@ -247,94 +154,70 @@ def test_where_a_figure_stands_changes_neither_its_caption_nor_its_mentions(gold
     assert moved >= 3
 
 
+@settings(max_examples=60, deadline=None)
+@given(articles())
+def test_figures_and_mentions_are_those_that_an_article_is_made_of(drawn):
+    data, expected = drawn
+    found = [figure for figure in read(data).figures if figure.id != "other"]
+    for figure, there in zip(found, expected, strict=True):
+        got = asdict(figure)
+        assert {key: got[key] for key in asdict(there)} == asdict(there)
+
+
+WRAPS = ["{}", "<bold>{}</bold>", "<italic><bold>{}</bold></italic>"]
+
+
+@given(
+    st.lists(st.sampled_from(WRAPS), min_size=3, max_size=3),
+    st.sampled_from(["-", "\u2013", " to ", " through ", " to Fig. ", "\u2013Figure "]),
+    st.sampled_from(["{}", "Fig. {}A", "{}B", ""]),
+    st.sampled_from(["Figure {}", "Fig. {}", "Scheme {}", "{}."]),
+)
+def test_a_range_holds_whatever_its_ends_are_wrapped_in(wraps, dash, cited, label):
+    figures = "".join(FIG.format(n, "x").replace(f"Figure {n}", label.format(n)) for n in (1, 2, 3))
+    first, sign, last = (
+        wrap.format(text)
+        for wrap, text in zip(
+            wraps,
+            [
+                f'<xref ref-type="fig" rid="f1">{cited.format(1)}</xref>',
+                dash,
+                f'<xref ref-type="fig" rid="f3">{cited.format(3)}</xref>',
+            ],
+            strict=True,
+        )
+    )
+    found = read(article(f"{figures}<p>In {first}{sign}{last}.</p>")).figures
+    assert [len(figure.mentions) for figure in found] == [1, 0, 1]
+    assert [len(figure.mentions_by_range) for figure in found] == [0, 1, 0]
+
+
+def test_a_range_names_all_figures_of_the_groups_between():
+    group = '<fig-group id="g{0}"><label>Figure {0}</label>{1}</fig-group>'
+    pair = "".join(f'<fig id="f{{0}}{panel}"><label>({panel})</label></fig>' for panel in "ab")
+    one, three = (f'<xref ref-type="fig" rid="g{n}">{n}</xref>' for n in (1, 3))
+    body = "".join(group.format(n, pair.format(n)) for n in (1, 2, 3))
+    found = read(article(f"{body}<p>Figures {one}\u2013{three}.</p>")).figures
+    assert [len(figure.mentions) for figure in found] == [1, 1, 0, 0, 1, 1]
+    assert [len(figure.mentions_by_range) for figure in found] == [0, 0, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("words", ["", " and ", ", ", " (", "; see "])
+def test_only_the_sign_of_a_range_makes_one(words):
+    one, three = (f'<xref ref-type="fig" rid="f{n}">{n}</xref>' for n in (1, 3))
+    body = "".join(FIG.format(n, "x") for n in (1, 2, 3)) + f"<p>Figures {one}{words}{three}.</p>"
+    assert [figure.mentions_by_range for figure in read(article(body)).figures] == [[], [], []]
+
+
+def test_a_supplement_that_no_reference_names_is_no_mention():
+    body = FIG.format(1, "x") + "<p>See Fig. S1, Fig. 1 of [3] and Supplementary Figure 1.</p>"
+    assert read(article(body)).figures[0].mentions == []
+
+
 def test_a_list_of_two_figures_is_no_range():
     one, three = (f'<xref ref-type="fig" rid="f{n}">{n}</xref>' for n in (1, 3))
     body = "".join(FIG.format(n, "x") for n in (1, 2, 3)) + f"<p>Figures {one}, {three}.</p>"
     assert [figure.mentions_by_range for figure in read(article(body)).figures] == [[], [], []]
-
-
-@pytest.mark.parametrize(
-    ("caption", "verdict"),
-    [
-        ("Chest radiograph of the patient.", "no"),
-        ("Images were obtained from the patient at admission.", "no"),
-        ("Reproduced with permission from Elsevier.", "yes"),
-        ("Copyright 2017 Nature Publishing Group.", "yes"),
-        ("\u00a9 2016 The Society.", "yes"),
-        ("Used by permission of the museum.", "yes"),
-        ("Adapted from Miller et al. [3].", "unclear"),
-        ("Redrawn after reference 5.", "unclear"),
-        ("Image courtesy of the hospital.", "unclear"),
-        ("Photo: A. Stranger.", "unclear"),
-        ("Photo: B. Writer.", "no"),
-        ("Permission obtained from Elsevier.", "yes"),
-        ("Copyright Elsevier 2018.", "yes"),
-        ("Reproduzida com permissão de Elsevier.", "yes"),
-        ("Photograph published with permission of the patient's family.", "no"),
-        ("© 2018 The Author(s).", "no"),
-        ("© The Authors 2018. Insert © 2016 The Society.", "yes"),
-        ("Source: prepared by the authors.", "no"),
-        ("Source: World Bank.", "unclear"),
-        ("Light source: LED.", "no"),
-        ("Left image: Axial CT.", "no"),
-        ("From Smith et al. [3].", "unclear"),
-        ("Figure previously published in [3].", "unclear"),
-        ("The results were reproduced with antibody B.", "no"),
-        ("Cells were modified by heat.", "no"),
-        ("Reproduced under the terms of its licence from [3].", "unclear"),
-    ],
-)
-def test_a_caption_tells_whose_the_figure_is(caption, verdict):
-    front = (
-        "<contrib-group><contrib><name><surname>Writer</surname></name></contrib></contrib-group>"
-    )
-    [figure] = read(article(FIG.format(1, caption), front)).figures
-    assert figure.third_party == verdict
-    assert (figure.third_party_quote is None) == (verdict == "no")
-
-
-@pytest.mark.parametrize(
-    ("permissions", "licence"),
-    [
-        ('<license xlink:href="https://creativecommons.org/licenses/by/4.0/"/>', "CC BY"),
-        ('<license xlink:href="http://creativecommons.org/licenses/by-nc-nd/4.0"/>', "CC BY-NC-ND"),
-        ("<license><license-p>Creative Commons Attribution License</license-p></license>", "CC BY"),
-        (
-            "<license><license-p>the Creative Commons Attribution-NonCommercial-NoDerivs "
-            "License</license-p></license>",
-            "CC BY-NC-ND",
-        ),
-        (
-            "<license><license-p>Creative Commons Attribution Non-Commercial License "
-            "</license-p></license>",
-            "CC BY-NC",
-        ),
-        ('<license license-type="CC BY-SA"/>', "CC BY-SA"),
-        (
-            '<license xlink:href="http://creativecommons.org/publicdomain/zero/1.0/"/>',
-            "CC0",
-        ),
-        (
-            "<license><license-p>All rights reserved. The Creative Commons Public Domain "
-            "Dedication waiver (http://creativecommons.org/publicdomain/zero/1.0/) applies to the "
-            "data made available in this article.</license-p></license>",
-            None,
-        ),
-        ("<license><license-p>All rights reserved.</license-p></license>", None),
-        ("", None),
-    ],
-)
-def test_an_article_states_its_licence(permissions, licence):
-    front = f"<permissions>{permissions}</permissions>"
-    assert read(article(front=front)).licence == licence
-
-
-def test_non_commercial_and_no_derivatives_are_different_words():
-    found = {
-        terms: code_of_url(f"https://creativecommons.org/licenses/{terms}/4.0/")
-        for terms in ("by", "by-sa", "by-nc", "by-nd", "by-nc-sa", "by-nc-nd")
-    }
-    assert len(set(found.values())) == len(found)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,9 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from lxml import etree
 
 from llavamed.corpus.pmc.jats import (
     Element,
@@ -13,7 +16,8 @@ from llavamed.corpus.pmc.jats import (
     local,
     text_of,
 )
-from llavamed.corpus.pmc.licence import ThirdParty, article_licence, author_names, third_party
+from llavamed.corpus.pmc.licence import article_licence
+from llavamed.corpus.pmc.third_party import ThirdParty, author_names, third_party
 
 _NOT_OURS = frozenset({"sub-article", "response"})
 """Reviews and translations; their figures are not the article's."""
@@ -25,17 +29,21 @@ _NOT_MENTION = frozenset(
     {"fig", "fig-group", "table-wrap", "table-wrap-group", "boxed-text", "supplementary-material"}
     | {"media"}
 )
-_NO_PARAGRAPH = frozenset(
-    {"fig", "fig-group", "table-wrap", "supplementary-material", "media", "fn", "ref"} | _NOT_OURS
-)
+"""What may stand in a paragraph and is not of its text."""
+_NO_PARAGRAPH = (_NOT_MENTION - {"boxed-text"}) | {"fn", "ref"} | _NOT_OURS
+"""Elements whose paragraphs are not of the article's text."""
 _NO_PICTURE = frozenset(
     {"fig", "caption", "disp-formula", "inline-formula", "supplementary-material", "permissions"}
     | {"media"}
 )
 _RANGE = re.compile(
     r"\s*(?:[-\u2010-\u2015\u2212~\u301c\uff5e\u81f3]|\b(?:to|through|thru|until|bis|hasta|at\u00e9|a|\u00e0)\b)\s*"
+    r"(?:fig(?:ur[ea])?s?\b\.?)?\s*",
+    re.IGNORECASE,
 )
-_LABEL = re.compile(r"^(?P<series>.*?)(?P<number>\d+)\W*$", re.DOTALL)
+_NUMBERED = re.compile(r"^(?P<series>.*?)(?P<number>\d+)\W*$", re.DOTALL)
+_FIGURE = re.compile(r"^(?:figures?|figs?|abb(?:ildung)?|figura)\b")
+_Label: TypeAlias = tuple[str, int]
 
 
 @dataclass(frozen=True)
@@ -157,22 +165,21 @@ def caption_of(node: Element) -> str | None:
 
 
 def _graphics(node: Element) -> list[list[str]]:
-    pictures: list[list[str]] = []
-    seen: dict[Element, list[str]] = {}
+    pictures: dict[Element, list[str]] = {}
     for graphic in descendants(node, "graphic", outside=_NO_PICTURE):
-        address = attribute(graphic, "href")
-        if not address:
-            continue
-        above = graphic.getparent()
-        if above is not None and local(above) == "alternatives":
-            if above in seen:
-                seen[above].append(address)
-                continue
-            seen[above] = [address]
-            pictures.append(seen[above])
-        else:
-            pictures.append([address])
-    return pictures
+        if address := attribute(graphic, "href"):
+            pictures.setdefault(_choice(graphic), []).append(address)
+    return list(pictures.values())
+
+
+def _choice(graphic: Element) -> Element:
+    """Return the outermost `alternatives` around a graphic, or itself where there is none."""
+    found = graphic
+    for above in graphic.iterancestors():
+        if local(above) != "alternatives":
+            break
+        found = above
+    return found
 
 
 def _permissions(node: Element) -> Permissions:
@@ -195,24 +202,35 @@ def _add_mentions(article: Element, figures: list[Figure]) -> None:
     for figure in figures:
         for name in {figure.id, figure.group.id if figure.group else None} - {None}:
             by_id.setdefault(str(name), []).append(figure)
-    by_label = _by_label(figures)
+    by_label: dict[_Label, list[Figure]] = {}
+    for figure in figures:
+        if label := _series_of(figure):
+            by_label.setdefault(label, []).append(figure)
+    paragraphs: dict[Element, list[Element]] = {}
     for reference in descendants(article, "xref", outside=_NOT_OURS):
-        if attribute(reference, "ref-type") != "fig":
-            continue
-        paragraph = _paragraph(reference)
-        if paragraph is None:
-            continue
-        text = ""
-        for token in (attribute(reference, "rid") or "").split():
-            for figure in by_id.get(token, ()):
-                text = text or text_of(paragraph, _NOT_MENTION)
-                _append(figure.mentions, text)
-        for figure in _between(reference, by_id, by_label):
-            _append(figure.mentions_by_range, text_of(paragraph, _NOT_MENTION))
+        if _is_citation(reference) and (paragraph := _paragraph(reference)) is not None:
+            paragraphs.setdefault(paragraph, []).append(reference)
+    for paragraph, references in paragraphs.items():
+        text = text_of(paragraph, _NOT_MENTION)
+        for figure in (each for found in references for each in _cited(found, by_id)):
+            _append(figure.mentions, text)
+        for first, last in _ranges(paragraph) if len(references) > 1 else ():
+            for label in _between(_labels(first, by_id), _labels(last, by_id)):
+                for figure in by_label.get(label, ()):
+                    _append(figure.mentions_by_range, text)
     for figure in figures:
         figure.mentions_by_range[:] = [
             text for text in figure.mentions_by_range if text not in figure.mentions
         ]
+
+
+def _is_citation(node: Element) -> bool:
+    return local(node) == "xref" and attribute(node, "ref-type") == "fig"
+
+
+def _cited(reference: Element, by_id: dict[str, list[Figure]]) -> Iterator[Figure]:
+    for token in (attribute(reference, "rid") or "").split():
+        yield from by_id.get(token, ())
 
 
 def _append(texts: list[str], text: str) -> None:
@@ -222,64 +240,51 @@ def _append(texts: list[str], text: str) -> None:
 
 def _paragraph(reference: Element) -> Element | None:
     """Return the nearest paragraph around a reference, if it is one of the article's own text."""
-    paragraph = _around(reference, "p")
-    if paragraph is None or _NO_PARAGRAPH.intersection(ancestors(paragraph)):
-        return None
-    inner = reference.iterancestors()
-    for above in inner:
-        if above is paragraph:
-            return paragraph
-        if local(above) in _NO_PARAGRAPH:
+    for above in reference.iterancestors():
+        if local(above) == "p":
+            return None if _NO_PARAGRAPH.intersection(ancestors(above)) else above
+        if local(above) in _NOT_MENTION or local(above) in _NO_PARAGRAPH:
             return None
     return None
 
 
-def _by_label(figures: list[Figure]) -> dict[tuple[str, int], Figure]:
-    """Index the figures by series and number of their label: ("figure", 4), ("figure s", 1)."""
-    found: dict[tuple[str, int], Figure] = {}
-    for figure in figures:
-        label = _series_of(figure)
-        if label is not None:
-            found.setdefault(label, figure)
-    return found
+def _ranges(paragraph: Element) -> Iterator[tuple[Element, Element]]:
+    """Yield the references of a paragraph between which nothing stands but the sign of a range."""
+    first: Element | None = None
+    pieces: list[str] = []
+    for event, node in etree.iterwalk(paragraph, events=("start", "end")):
+        if not _is_citation(node):
+            pieces.append((node.text if event == "start" else node.tail) or "")
+        elif event == "start":
+            if first is not None and _RANGE.fullmatch("".join(pieces)):
+                yield first, node
+        else:
+            first, pieces = node, [node.tail or ""]
 
 
-def _series(words: str) -> str:
-    return re.sub(r"^(?:figures?|figs?|abb(?:ildung)?|figura)\b", "", words.strip().lower()).strip(
-        " ."
-    )
-
-
-def _between(
-    reference: Element, by_id: dict[str, list[Figure]], by_label: dict[tuple[str, int], Figure]
-) -> Iterator[Figure]:
-    """Yield the figures that stand between a reference and the next, where both make a range.
+def _between(first: list[_Label], last: list[_Label]) -> Iterator[_Label]:
+    """Yield the labels between the last of one reference and the first of the next.
 
     The figures that they refer to tell the ends, for their own text may name panels only.
     """
-    following = reference.getnext()
-    if following is None or local(following) != "xref" or attribute(following, "ref-type") != "fig":
-        return
-    if not _RANGE.fullmatch(reference.tail or ""):
-        return
-    first, last = (_labels(each, by_id) for each in (reference, following))
-    if not first or not last or first[-1][0] != last[0][0]:
-        return
-    series = last[0][0]
-    for number in range(first[-1][1] + 1, last[0][1]):
-        if (series, number) in by_label:
-            yield by_label[series, number]
+    if first and last and first[-1][0] == last[0][0]:
+        for number in range(first[-1][1] + 1, last[0][1]):
+            yield last[0][0], number
 
 
-def _labels(reference: Element, by_id: dict[str, list[Figure]]) -> list[tuple[str, int]]:
+def _labels(reference: Element, by_id: dict[str, list[Figure]]) -> list[_Label]:
     """Return series and number of the figures that a reference names, in their order."""
-    tokens = (attribute(reference, "rid") or "").split()
-    figures = (figure for token in tokens for figure in by_id.get(token, ()))
-    return sorted(label for figure in figures if (label := _series_of(figure)) is not None)
+    labels = map(_series_of, _cited(reference, by_id))
+    return sorted(label for label in labels if label is not None)
 
 
-def _series_of(figure: Figure) -> tuple[str, int] | None:
-    """Return series and number of a figure by its label, or by that of its group."""
-    label = figure.label or (figure.group.label if figure.group else None) or ""
-    match = _LABEL.match(label)
-    return (_series(match["series"]), int(match["number"])) if match else None
+def _series_of(figure: Figure) -> _Label | None:
+    """Return series and number of a figure, ("s", 4), by its label or by that of its group."""
+    for label in (figure.label, figure.group.label if figure.group else None):
+        if match := _NUMBERED.match(label or ""):
+            return _series(match["series"]), int(match["number"])
+    return None
+
+
+def _series(words: str) -> str:
+    return _FIGURE.sub("", words.strip().lower()).strip(" .")

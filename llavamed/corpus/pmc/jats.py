@@ -22,8 +22,13 @@ _NAMED = re.compile(rb"&([A-Za-z][A-Za-z0-9]{1,31});")
 """An entity by its name, which a file without a document type may not have, and some do."""
 
 _OF_XML = frozenset({"amp", "lt", "gt", "quot", "apos"})
-_ASIDE = frozenset({"tex-math", "annotation", "annotation-xml"})
-"""Second spellings of a formula, which are not its text."""
+_ASIDE = frozenset({"tex-math", "annotation", "annotation-xml", "alt-text", "long-desc"})
+"""Second spellings of a formula, and descriptions for readers who see no picture."""
+_BLOCKS = frozenset(
+    {"break", "p", "title", "label", "list", "list-item", "def", "term", "disp-formula"}
+    | {"disp-quote", "preformat", "verse-line", "tr", "td", "th", "attrib"}
+)
+"""Elements that stand on a line of their own: no word goes on over their edge."""
 
 
 def parse_articles(data: bytes, name: str) -> list[Element]:
@@ -111,8 +116,9 @@ def ancestors(node: Element) -> Iterator[str]:
 def text_of(node: Element, without: frozenset[str] = frozenset()) -> str:
     """Return the text of an element, with single spaces.
 
-    Subscripts and superscripts stay in line. A formula counts by its MathML, without spaces of its
-    own; its TeX is left out. `without` names elements that are left out with all they hold.
+    Subscripts and superscripts stay in line; a line break or an item of a list begins a new word.
+    A formula counts by its MathML, without spaces of its own; its TeX is left out. `without` names
+    elements that are left out with all they hold.
     """
     pieces: list[str] = []
     _collect(node, without, pieces.append)
@@ -123,13 +129,17 @@ def _collect(node: Element, without: frozenset[str], add: Callable[[str], None])
     if node.text:
         add(node.text)
     for child in node:
+        name = local(child)
+        edge = " " if name in _BLOCKS else ""
         if child.tag is etree.Entity:
             add(html.unescape(child.text or ""))
-        elif local(child) == "math":
+        elif name == "math":
             formula: list[str] = []
             _collect(child, _ASIDE, formula.append)
             add("".join("".join(formula).split()))
-        elif local(child) and local(child) not in without and local(child) not in _ASIDE:
+        elif name and name not in without and name not in _ASIDE:
+            add(edge)
             _collect(child, without, add)
+            add(edge)
         if child.tail:
             add(child.tail)

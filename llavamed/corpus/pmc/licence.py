@@ -1,4 +1,4 @@
-"""Which licence an article states, and whether a figure belongs to somebody else.
+"""Which licence an article states.
 
 The bucket's metadata decide about an article's licence; what the XML says may only contradict them.
 Licences are read where a publisher states them, never by searching the whole document: the waiver
@@ -6,11 +6,8 @@ for an article's data is no licence of its figures, and a licence may quote a cr
 """
 
 import re
-from typing import Literal
 
 from llavamed.corpus.pmc.jats import Element, attribute, children, descendants, local, text_of
-
-ThirdParty = Literal["yes", "unclear", "no"]
 
 _URL = re.compile(
     r"creativecommons\.org/(?:(?P<kind>licen[cs]es?|publicdomain)/(?P<terms>[a-z-]+)"
@@ -36,64 +33,14 @@ _NC = re.compile(r"\bn(?:on|[aã]o|o) ?co(?:mm|m)er[cz]ia[l\w]*|\bnc\b")
 _ND = re.compile(r"\b(?:no|sem|sin) ?(?:obras? ?)?deriv|\bnd\b")
 _SA = re.compile(r"\bshare ?alike\b|\bcompartir ?igual|\bcompartilha ?igual|\bsa\b")
 _DASHES = re.compile(r"[\s_()/\u002d\u2010-\u2015\u2212]+")
+_GLUED = re.compile(r"\bcc ?by ?(nc)? ?(nd|sa)?\b")
+_CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+"""Where a word begins in a name such as "creativeCommonsBy"."""
 _REACH = 160
 """Characters after the name of Creative Commons in which its terms stand."""
 _PUBLIC_DOMAIN = re.compile(
     r"\b(?:in|lies\s+in|is\s+in|under)\s+the\s+public\s+domain\b", re.IGNORECASE
 )
-
-_SUBJECTS = (
-    r"(?:patient|parent|guardian|famil|relative|participant|volunteer|subject|individual|proband)"
-)
-_YES = re.compile(
-    r"\b(?:with|by|under)\s+(?:the\s+)?(?:kind\s+|written\s+|express\s+|copyright\s+)*permissions?\b"
-    r"|\bpermissions?\s+(?:of|from|to|by)\b"
-    r"|\bpermissions?\s+(?:(?:was|were|has\s+been|have\s+been)\s+)?(?:kindly\s+)?"
-    r"(?:obtained|granted|given|received)\b"
-    r"|\b(?:com|con|mit|avec)\s+(?:\w+\s+){0,2}(?:permiss[aã]o|permiso|permission|autori\w+|genehmigung)\b"
-    r"|\bunder\s+licen[cs]e\s+from\b"
-    r"|©|\(c\)\s*(?:19|20)\d\d|\bcopy(?:right|write)(?:ed)?[\s:,©]*(?:\(c\)\s*)?"
-    r"(?:(?:19|20)\d\d|by\b|of\b|holder\b|(?-i:[A-Z]\w))|\ball\s+rights\s+reserved\b",
-    re.IGNORECASE,
-)
-_OF_SUBJECTS = re.compile(
-    r"[^.]*?\bpermissions?\s+(?:\w+\s+){0,2}?(?:of|from|by)\s+"
-    rf"(?:(?:the|this|our|both|all|his|her|their)\s+)*{_SUBJECTS}",
-    re.IGNORECASE,
-)
-"""A permission of the person who is shown, which says nothing of the picture's owner."""
-_OF_AUTHORS = re.compile(
-    r"(?:©|\(c\)|\bcopy(?:right|write)\b)[\s:,©]*(?:(?:19|20)\d\d)?[\s,]*(?:by\s+)?(?:the\s+)?"
-    r"authors?\b",
-    re.IGNORECASE,
-)
-_PICTURE = r"(?:image|photo|photograph|picture|figure|illustration|drawing|artwork|graphic)s?"
-_CITATION = r"(?:\[?\(?\d|ref|[\[(]?[A-Z][\w-]+\s+(?:et\s+al|and\s+[A-Z]|&))"
-_START = r"(?:^|(?<=[.;(\[])|(?<=[.;(\[]\s))"
-_ADAPTED = re.compile(
-    r"\b(?i:adapted|redrawn|re-drawn|redesigned|reprinted|republished)\s+"
-    r"(?i:(?:and\s+\w+\s+)?(?:\w+ly\s+)?(?:from|after|by|with|under))\b"
-    r"|\b(?i:modified|reproduced)\s+"
-    r"(?i:(?:and\s+\w+\s+)?(?:\w+ly\s+)?(?:from|after|with\s+modifications?|under))\b"
-    rf"|\b(?i:taken|obtained|derived)\s+(?i:from|after)\s+{_CITATION}"
-    rf"|(?:{_START}|\b(?i:{_PICTURE})\s+)(?i:from)\s+(?:(?i:ref)|{_CITATION})"
-    rf"|\b(?i:{_PICTURE}\s+(?:\w+\s+){{0,3}}(?:previously|originally)\s+published)\b"
-    rf"|\b(?i:{_PICTURE}\s+(?:\w+\s+){{0,2}}published\s+(?:previously|before|elsewhere))\b",
-)
-_CREDIT = re.compile(
-    r"\bcourtesy\s*(?::|of\b)|\b(?:image|photo|picture|figure)\s+credits?\b"
-    rf"|{_START}{_PICTURE}\s*:\s*(?-i:[A-Z])"
-    rf"|\b{_PICTURE}\s+(?:courtesy|source\s*:|by\s+(?-i:[A-Z])"
-    r"|(?:(?:was|were)\s+)?(?:kindly\s+)?(?:provided|supplied|contributed)\s+by)"
-    rf"|\bcredits?\s*:|\bphotographers?\s*:|{_START}source\s*:",
-    re.IGNORECASE,
-)
-_OWN = re.compile(
-    r"\bauthors?\b|\bown\b|\bour\b|\b(?:this|present)\s+(?:study|work|article)\b|\bautor(?:es|as?)?\b",
-    re.IGNORECASE,
-)
-"""Words by which a source is the article itself."""
-_SENTENCE_END = re.compile(r"(?<!\b[A-Z])[.!?](?=\s+[A-Z(][a-z]{2}|\s*$)")
 
 
 def article_licence(article: Element) -> tuple[str | None, str | None]:
@@ -126,7 +73,7 @@ def _permitted(meta: Element) -> tuple[str | None, str | None]:
         # Some publishers place the reference beside the licence.
         loose = [each for each in block if local(each) == "license_ref"]
         for each in [*children(block, "license"), *loose]:
-            code, address = _referred(each) if each in loose else _stated(each)
+            code, address = _referred(each) if each in loose else stated_licence(each)
             if code:
                 return code, address
     # Older files state the copyright beside the permissions, or without any.
@@ -145,8 +92,11 @@ def _referred(reference: Element) -> tuple[str | None, str | None]:
     return _CONTENT_TYPES.get(content_type) or code_of_url(address), address or None
 
 
-def _stated(licence: Element) -> tuple[str | None, str | None]:
-    """Read a `license` element: its reference, its address, its links, its type, its words."""
+def stated_licence(licence: Element) -> tuple[str | None, str | None]:
+    """Return the code and the address of a `license` element, as `article_licence` does.
+
+    Read are its reference, its address, its links, its words and its type, in this order.
+    """
     for reference in descendants(licence, "license_ref"):
         code, address = _referred(reference)
         if code:
@@ -160,11 +110,11 @@ def _stated(licence: Element) -> tuple[str | None, str | None]:
         for link in descendants(licence, "ext-link")
         if text_of(link) in words and (target := attribute(link, "href"))
     ]
-    for target in [*links, *re.findall(r"https?://\S+", words)]:
+    for target in [*links, *re.findall(r"https?://[^\s<>]+", words)]:
         if code := code_of_url(target):
             return code, target.rstrip(").,;")
-    kind = attribute(licence, "license-type") or ""
-    return _code_of_words(words) or _code_of_words(kind.replace("-", " ")), None
+    kind = _CAPITAL.sub(" ", attribute(licence, "license-type") or "")
+    return _code_of_words(words) or _code_of_words(kind), None
 
 
 def code_of_url(address: str) -> str | None:
@@ -193,7 +143,7 @@ def _code_of_words(words: str) -> str | None:
     """Return the code of a licence that is named in words only."""
     if code := code_of_url(words):
         return code
-    text = _DASHES.sub(" ", words.lower()).strip()
+    text = _GLUED.sub(r" cc by \1 \2 ", _DASHES.sub(" ", words.lower())).strip()
     if text in {"public domain", "publicdomain"}:
         return "public domain"
     head = _HEAD.search(text)
@@ -211,78 +161,3 @@ def _code_of_words(words: str) -> str | None:
         return None
     patterns = {"nc": _NC, "nd": _ND, "sa": _SA}
     return _code({term for term, pattern in patterns.items() if pattern.search(terms)})
-
-
-def author_names(article: Element) -> frozenset[str]:
-    """Return the surnames of an article's authors."""
-    return frozenset(
-        text_of(surname)
-        for front in children(article, "front")
-        for group in descendants(front, "contrib-group")
-        for surname in descendants(group, "surname")
-    )
-
-
-def third_party(
-    figure: Element, caption: str, authors: frozenset[str] = frozenset()
-) -> tuple[ThirdParty, str | None]:
-    """Say whether a figure names an owner outside the article, and quote where.
-
-    Read are the permissions, attribution, footnotes and caption of the figure and of its group.
-    "yes" stands for a permission or a copyright, "unclear" for a credit, an adaptation or a
-    courtesy. A copyright of the authors and a credit to one of them name nobody else.
-    """
-    around = [above for above in figure.iterancestors() if local(above) == "fig-group"][:1]
-    for block in (each for node in [figure, *around] for each in children(node, "permissions")):
-        statement = text_of(block)
-        codes = [code for each in children(block, "license") if (code := _stated(each)[0])]
-        is_own = _OF_AUTHORS.search(statement) is not None and _owner(statement) is None
-        if statement and not is_own and not {"CC0", "CC BY"}.intersection(codes):
-            return "yes", statement
-    attributions = [
-        text
-        for node in [figure, *around]
-        for each in children(node, "attrib")
-        if (text := text_of(each))
-    ]
-    texts = [caption, *attributions, *(text_of(each) for each in descendants(figure, "fn"))]
-    for text in texts:
-        place = _owner(text)
-        if place is not None:
-            return "yes", _sentence(text, place)
-    for text in texts:
-        if found := _ADAPTED.search(text):
-            return "unclear", _sentence(text, found.start())
-        for credit in _CREDIT.finditer(text):
-            sentence = _sentence(text, credit.start())
-            if not _is_own(sentence, authors):
-                return "unclear", sentence
-    foreign = [text for text in attributions if not _is_own(text, authors)]
-    return ("unclear", foreign[0]) if foreign else ("no", None)
-
-
-def _owner(text: str) -> int | None:
-    """Return the place of a permission or copyright of somebody else, None where there is none."""
-    places = (stated.start() for stated in _YES.finditer(text))
-    return next(
-        (
-            place
-            for place in places
-            if not (_OF_AUTHORS.match(text, place) or _OF_SUBJECTS.match(text, place))
-        ),
-        None,
-    )
-
-
-def _is_own(sentence: str, authors: frozenset[str]) -> bool:
-    """Return whether a credit names the article itself, or one of its authors."""
-    names = (name for name in authors if len(name) > 1)
-    return _OWN.search(sentence) is not None or any(name in sentence for name in names)
-
-
-def _sentence(text: str, place: int) -> str:
-    """Return the sentence of a text around a place; the point of an initial ends none."""
-    ends = [found.end() for found in _SENTENCE_END.finditer(text)]
-    start = max((end for end in ends if end <= place), default=0)
-    stop = next((end for end in ends if end > place), len(text))
-    return text[start:stop].strip()

@@ -1,0 +1,171 @@
+"""Whether a figure belongs to somebody else than the authors of its article.
+
+An article under an open licence may show figures of others. They are told by what stands beside the
+figure itself; the article's own licence may quote a credit line that is none.
+"""
+
+import re
+from typing import Literal
+
+from llavamed.corpus.pmc.jats import Element, children, descendants, local, text_of
+from llavamed.corpus.pmc.licence import stated_licence
+
+ThirdParty = Literal["yes", "unclear", "no"]
+
+_SUBJECTS = (
+    r"(?:patient|parent|mother|father|guardian|famil|relative|participant|volunteer|subject"
+    r"|individual|proband)"
+)
+_YES = re.compile(
+    r"\b(?:with|by|under)\s+(?:the\s+)?(?:kind\s+|written\s+|express\s+|copyright\s+)*"
+    r"permissions?(?![a-z])"
+    rf"|\b(?:with|by)\s+(?:the\s+)?(?!{_SUBJECTS})\w+['\u2019]s?\s+permissions?(?![a-z])"
+    r"|\bpermissions?\s+(?:of|from|to|by)\b"
+    r"|\bpermissions?\s+(?:\w+\s+){0,4}?(?:obtained|granted|given|received)\b"
+    r"|\b(?:com|con|mit|avec)\s+(?:\w+\s+){0,2}(?:permiss[a\u00e3]o|permiso|permission|autori\w+|genehmigung)\b"
+    r"|\bunder\s+(?:an?\s+|the\s+)?licen[cs]e\s+(?:agreement\s+)?from\b"
+    r"|\u00a9|\(c\)\s*(?:19|20)\d\d|\bcopy(?:right|write)(?:ed)?[\s:,\u00a9]*(?:\(c\)\s*)?"
+    r"(?:(?:19|20)\d\d|by\b|of\b|holder\b|(?-i:[A-Z]\w))|\ball\s+rights\s+reserved\b",
+    re.IGNORECASE,
+)
+_OF_SUBJECTS = re.compile(
+    r"[^.]*?\bpermissions?\s+(?:\w+\s+){0,6}?(?:of|from|by)\s+"
+    rf"(?:(?:the|this|our|both|all|his|her|their)\s+)*{_SUBJECTS}",
+    re.IGNORECASE,
+)
+"""A permission of the person who is shown, which says nothing of the picture's owner."""
+_CONSENT = re.compile(r"\b(?:consent|ethic)", re.IGNORECASE)
+_OF_AUTHORS = re.compile(
+    r"(?:\u00a9|\(c\)|\bcopy(?:right|write)\b)[\s:,\u00a9]*(?:(?:19|20)\d\d)?[\s,]*(?:by\s+)?(?:the\s+)?"
+    r"authors?\b",
+    re.IGNORECASE,
+)
+_PICTURE = r"(?:image|photo|photograph|picture|figure|illustration|drawing|artwork|graphic)s?"
+_SHOWN = (
+    rf"(?:{_PICTURE}"
+    r"|(?:(?:micro|radio)graph|map|diagram|scheme|cartoon|sketch|slide|scan|fig)s?\.?)"
+)
+_MONTH = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*\s+(?:\d|to\b)"
+_CITATION = (
+    r"(?:[\[(]\d{1,3}(?!\d)|\d{1,3}(?=[\].,;)]|$)|(?i:refs?)(?![a-z])|(?i:references?)\b"
+    rf"|[\[(]?(?!{_MONTH})[A-Z][\w-]+,?\s+(?:et\s+al|and\s+[A-Z]|&|\(?(?:19|20)\d\d|[A-Z]{{1,2}}[,.]))"
+)
+"""Another work: its number in the list of references, or the names of its authors."""
+_LIBRARY = (
+    r"(?:wiki(?:media|pedia)|human\s+protein\s+atlas|servier|smart\.servier|flickr|shutterstock"
+    r"|istock|getty|pixabay|unsplash|google\s+(?:earth|maps|images)|openstreetmap|nasa|radiopaedia|medpix)\b"
+)
+_START = r"(?:^|(?<=[.;(\[])|(?<=[.;(\[]\s))"
+_FROM = r"(?i:from|after)(?![a-z])\s*"
+_NAME = r"[A-Z\u00c0-\u00de](?:\.|[a-z\u00df-\u024f]+)"
+_PERSON = rf"(?-i:(?:Drs?\.?\s+|Prof\.?\s+)?{_NAME}(?:(?<=\.)|[\s-]+)\s*(?:[A-Z]\.[\s-]*)*{_NAME})"
+_ADAPTED = re.compile(
+    r"\b(?i:adapted|redrawn|re-drawn|redesigned|reprinted|republished|reused|replotted)\s+"
+    r"(?i:(?:and\s+\w+\s+)?(?:\w+ly\s+)?(?:from|after|with|under))(?![a-z])"
+    rf"|\b(?i:adapted|redrawn|redesigned)\s+(?i:by)\s+{_PERSON}"
+    r"|\b(?i:modified|reproduced)\s+"
+    r"(?i:(?:and\s+\w+\s+)?(?:\w+ly\s+)?(?:from|after|with\s+modifications?|under))(?![a-z])"
+    r"|\b(?i:adaptad[oa]s?|adapt\u00e9e?s?)\s+(?i:d[eoa])\b"
+    rf"|\b(?i:taken|obtained|derived|extracted)\s+{_FROM}{_CITATION}"
+    rf"|(?:{_START}|\b(?i:{_SHOWN})\s+(?:\d+\w?\s+)?){_FROM}{_CITATION}"
+    rf"|(?:{_START}|\b(?i:{_PICTURE})\s+(?:(?:is|was)\s+)?)(?i:based\s+on)\s+(?!\d){_CITATION}"
+    rf"|\b(?i:(?:from|using|via)\s+(?:the\s+)?{_LIBRARY})"
+    rf"|\b(?i:{_PICTURE}\s+(?:\w+\s+){{0,3}}(?:previously|originally)\s+published)\b"
+    rf"|{_START}(?i:previously|originally)\s+(?i:published\s+(?:in|by|as))\b"
+    rf"|\b(?i:{_PICTURE}\s+(?:\w+\s+){{0,2}}published\s+(?:previously|before|elsewhere))\b",
+)
+_CREDIT = re.compile(
+    r"\bcourtesy\s*(?::|of\b)|\b(?:image|photo|picture|figure)\s+credits?\b"
+    rf"|{_START}{_PICTURE}\s*:\s*(?:{_PERSON}|(?-i:[A-Z])[\w-]+\s*(?:[.,;)]|$))"
+    rf"|\b{_PICTURE}\s+(?:courtesy|source\s*:|by\s+{_PERSON})"
+    rf"|\bphoto(?:graph)?s?\s+by\s+(?-i:[A-Z])"
+    rf"|\b{_PICTURE}\s+(?:(?:was|were)\s+)?(?:provided|supplied|contributed)\s+by"
+    rf"|(?:{_START}|\b{_SHOWN}\s+(?:(?:was|were)\s+)?)kindly\s+(?:provided|supplied|contributed)\s+by"
+    rf"|{_START}(?:drawn|illustrated|photographed)\s+by\s+{_PERSON}"
+    rf"|\bcredits?\s*:|\bphotographers?\s*:|{_START}(?:source|fonte|fuente|quelle)\s*:",
+    re.IGNORECASE,
+)
+_OWN = re.compile(
+    r"\bauthors?\b|\bown\b|\bpropi[ao]\b|\bour\b|\b(?:this|present)\s+(?:study|work|article)\b|\bautor(?:es|as?)?\b",
+    re.IGNORECASE,
+)
+"""Words by which a source is the article itself."""
+_SENTENCE_END = re.compile(
+    r"(?<!\b[A-Z])(?<!\b[DM]r)(?<!\bDrs)(?<!\bProf)(?<!\bet al)[.!?](?=\s+[A-Z(][a-z]{2}|\s*$)"
+)
+
+
+def author_names(article: Element) -> frozenset[str]:
+    """Return the surnames of an article's authors."""
+    return frozenset(
+        text_of(surname)
+        for front in children(article, "front")
+        for group in descendants(front, "contrib-group")
+        for surname in descendants(group, "surname")
+    )
+
+
+def third_party(
+    figure: Element, caption: str, authors: frozenset[str] = frozenset()
+) -> tuple[ThirdParty, str | None]:
+    """Say whether a figure names an owner outside the article, and quote where.
+
+    Read are the permissions, attribution, footnotes and caption of the figure and of its group.
+    "yes" stands for a permission or a copyright, "unclear" for a credit, an adaptation or a
+    courtesy. A copyright of the authors and a credit to one of them name nobody else.
+    """
+    around = [above for above in figure.iterancestors() if local(above) == "fig-group"][:1]
+    for block in (each for node in [figure, *around] for each in children(node, "permissions")):
+        statement = text_of(block)
+        codes = [code for each in children(block, "license") if (code := stated_licence(each)[0])]
+        is_own = _OF_AUTHORS.search(statement) is not None and _owner(statement) is None
+        if statement and not is_own and not {"CC0", "CC BY"}.intersection(codes):
+            return "yes", statement
+    attributions = [
+        text
+        for node in [figure, *around]
+        for each in children(node, "attrib")
+        if (text := text_of(each))
+    ]
+    texts = [caption, *attributions, *(text_of(each) for each in descendants(figure, "fn"))]
+    for text in texts:
+        place = _owner(text)
+        if place is not None:
+            return "yes", _sentence(text, place)
+    for text in texts:
+        if found := _ADAPTED.search(text):
+            return "unclear", _sentence(text, found.start())
+        for credit in _CREDIT.finditer(text):
+            sentence = _sentence(text, credit.start())
+            if not _is_own(sentence, authors):
+                return "unclear", sentence
+    foreign = [text for text in attributions if not _is_own(text, authors)]
+    return ("unclear", foreign[0]) if foreign else ("no", None)
+
+
+def _owner(text: str) -> int | None:
+    """Return the place of a permission or copyright of somebody else, None where there is none."""
+    places = (stated.start() for stated in _YES.finditer(text))
+    return next(
+        (
+            place
+            for place in places
+            if not (_OF_AUTHORS.match(text, place) or _OF_SUBJECTS.match(text, place))
+            and not _CONSENT.search(_sentence(text, place))
+        ),
+        None,
+    )
+
+
+def _is_own(sentence: str, authors: frozenset[str]) -> bool:
+    """Return whether a credit names the article itself, or one of its authors."""
+    names = (name for name in authors if len(name) > 1)
+    return _OWN.search(sentence) is not None or any(name in sentence for name in names)
+
+
+def _sentence(text: str, place: int) -> str:
+    """Return the sentence of a text around a place; the point of an initial ends none."""
+    ends = [found.end() for found in _SENTENCE_END.finditer(text)]
+    start = max((end for end in ends if end <= place), default=0)
+    stop = next((end for end in ends if end > place), len(text))
+    return text[start:stop].strip()

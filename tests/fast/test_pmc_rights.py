@@ -1,0 +1,179 @@
+"""The reader tells the licence of an article, and a figure that belongs to somebody else."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llavamed.corpus.pmc.licence import code_of_url
+from tests.support.jats_figures import FIG, article, read
+
+AUTHOR = "<contrib-group><contrib><name><surname>Writer</surname></name></contrib></contrib-group>"
+
+
+CREDIT_LINES = [
+    tuple(line.split("|", 1))
+    for line in (Path(__file__).parents[1] / "support/credit_lines.txt").read_text().splitlines()
+]
+
+
+@pytest.mark.parametrize(("verdict", "caption"), CREDIT_LINES)
+def test_a_caption_tells_whose_the_figure_is(verdict, caption):
+    [figure] = read(article(FIG.format(1, caption), AUTHOR)).figures
+    assert figure.third_party == verdict
+    assert (figure.third_party_quote is None) == (verdict == "no")
+
+
+def test_the_point_of_a_title_ends_no_quote():
+    [figure] = read(
+        article(FIG.format(1, "A lung. Courtesy of Dr. John Smith. Bar, 1 mm."))
+    ).figures
+    assert figure.third_party_quote == "Courtesy of Dr. John Smith."
+
+
+@pytest.mark.parametrize(
+    ("rights", "verdict"),
+    [
+        ("<attrib>Photo: A. Stranger</attrib>", "unclear"),
+        ("<attrib>City Museum</attrib>", "unclear"),
+        ("<attrib>Source: the authors</attrib>", "no"),
+        ("<permissions><copyright-statement>© Elsevier</copyright-statement></permissions>", "yes"),
+        (
+            "<permissions><copyright-statement>© 2020 The Author(s)</copyright-statement>"
+            "</permissions>",
+            "no",
+        ),
+    ],
+)
+@pytest.mark.parametrize("group", [False, True])
+def test_rights_stand_at_a_figure_or_at_its_group(rights, verdict, group):
+    figure = FIG.format(1, "A lung.")
+    body = (
+        f"<fig-group>{rights}{figure}</fig-group>"
+        if group
+        else figure.replace("</fig>", f"{rights}</fig>")
+    )
+    [found] = read(article(body)).figures
+    assert found.third_party == verdict
+
+
+TERMS = {"nc": ["NonCommercial", "Non-Commercial", "NC"], "sa": ["ShareAlike", "Share Alike", "SA"]}
+TERMS |= {"nd": ["NoDerivs", "No-Derivatives", "NoDerivatives", "ND"]}
+
+
+@given(
+    st.sets(st.sampled_from(["nc", "nd"])) | st.sets(st.sampled_from(["nc", "sa"])),
+    st.data(),
+    st.sampled_from(["-", " ", "—", "–", "/"]),
+    st.sampled_from(["Creative Commons Attribution", "CC BY", "CC-BY", "Creative Commons CC BY"]),
+    st.sampled_from(["", " 4.0", " 4.0 International License", " License (CC 3.0)"]),
+)
+def test_a_licence_in_words_is_the_one_of_its_terms(terms, data, dash, name, version):
+    ordered = [term for term in ("nc", "nd", "sa") if term in terms]
+    spelled = [data.draw(st.sampled_from(TERMS[term])) for term in ordered]
+    words = dash.join([name, *spelled]) + version
+    permissions = f"<permissions><license><license-p>{words}</license-p></license></permissions>"
+    expected = "CC BY" + "".join(f"-{term.upper()}" for term in ordered)
+    assert read(article(front=permissions)).licence == expected
+
+
+@given(st.permutations(["by", "nc", "nd"]), st.sampled_from(["licenses", "licences"]))
+def test_the_order_of_terms_in_an_address_does_not_matter(terms, word):
+    address = f"https://creativecommons.org/{word}/{'-'.join(terms)}/1.0/"
+    assert code_of_url(address) == "CC BY-NC-ND"
+
+
+def test_the_reference_of_the_bucket_keeps_the_address_that_agrees_with_it():
+    stated = '<license xlink:href="http://creativecommons.org/licenses/by/4.0/"/>'
+    reference = (
+        "<custom-meta-group><custom-meta><meta-name>pmc-license-ref</meta-name>"
+        "<meta-value>{}</meta-value></custom-meta></custom-meta-group>"
+    )
+    for code, address in (("CC BY", "http://creativecommons.org/licenses/by/4.0/"), ("CC0", None)):
+        front = f"<permissions>{stated}</permissions>{reference.format(code)}"
+        found = read(article(front=front))
+        assert (found.licence, found.licence_url) == (code, address)
+
+
+def test_the_link_of_a_waiver_for_data_is_no_licence():
+    zero = "http://creativecommons.org/publicdomain/zero/1.0/"
+    words = (
+        "Distributed under the terms of the Creative Commons Attribution License, which permits "
+        "use. The Creative Commons Public Domain Dedication waiver "
+        f'(<ext-link xlink:href="{zero}">{zero}</ext-link>) applies to the data made available.'
+    )
+    front = f"<permissions><license><license-p>{words}</license-p></license></permissions>"
+    assert read(article(front=front)).licence == "CC BY"
+
+
+@pytest.mark.parametrize(
+    ("permissions", "licence"),
+    [
+        ('<license xlink:href="https://creativecommons.org/licenses/by/4.0/"/>', "CC BY"),
+        ('<license xlink:href="http://creativecommons.org/licenses/by-nc-nd/4.0"/>', "CC BY-NC-ND"),
+        ("<license><license-p>Creative Commons Attribution License</license-p></license>", "CC BY"),
+        (
+            "<license><license-p>the Creative Commons Attribution-NonCommercial-NoDerivs "
+            "License</license-p></license>",
+            "CC BY-NC-ND",
+        ),
+        (
+            "<license><license-p>Creative Commons Attribution Non-Commercial License "
+            "</license-p></license>",
+            "CC BY-NC",
+        ),
+        ('<license license-type="CC BY-SA"/>', "CC BY-SA"),
+        (
+            '<license xlink:href="http://creativecommons.org/publicdomain/zero/1.0/"/>',
+            "CC0",
+        ),
+        (
+            "<license><license-p>All rights reserved. The Creative Commons Public Domain "
+            "Dedication waiver (http://creativecommons.org/publicdomain/zero/1.0/) applies to the "
+            "data made available in this article.</license-p></license>",
+            None,
+        ),
+        ("<license><license-p>All rights reserved.</license-p></license>", None),
+        ("", None),
+        (
+            '<license license-type="creativeCommonsBy"><license-p>Open.</license-p></license>',
+            "CC BY",
+        ),
+        ('<license license-type="CCBYNCND"/>', "CC BY-NC-ND"),
+        ('<license license-type="CC-BY-NC"/>', "CC BY-NC"),
+        ("<license><license-p>the License 4.0 (CCBY-NC-ND)</license-p></license>", "CC BY-NC-ND"),
+        (
+            '<license><ali:license_ref content-type="ccbynclicense">x</ali:license_ref></license>',
+            "CC BY-NC",
+        ),
+        (
+            "<license><license-p>Licen\u00e7a Creative Commons "
+            "Atribui\u00e7\u00e3o-N\u00e3oComercial</license-p></license>",
+            "CC BY-NC",
+        ),
+        (
+            "<license><license-p>This is a U.S. Government work and is in the public domain in the "
+            "USA.</license-p></license>",
+            "public domain",
+        ),
+    ],
+)
+def test_an_article_states_its_licence(permissions, licence):
+    front = f"<permissions>{permissions}</permissions>"
+    assert read(article(front=front)).licence == licence
+
+
+def test_non_commercial_and_no_derivatives_are_different_words():
+    found = {
+        terms: code_of_url(f"https://creativecommons.org/licenses/{terms}/4.0/")
+        for terms in ("by", "by-sa", "by-nc", "by-nd", "by-nc-sa", "by-nc-nd")
+    }
+    assert len(set(found.values())) == len(found)
+
+
+def test_the_signs_around_an_address_are_not_of_it():
+    address = "http://creativecommons.org/licenses/by-nc-sa/2.5/"
+    words = f"<license><license-p>its licence &lt;{address}&gt;.</license-p></license>"
+    found = read(article(front=f"<permissions>{words}</permissions>"))
+    assert (found.licence, found.licence_url) == ("CC BY-NC-SA", address)
