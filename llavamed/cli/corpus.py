@@ -52,7 +52,7 @@ def harvest(
         ),
     ] = False,
     estimate: Annotated[
-        bool, typer.Option("--estimate", help="Say what it takes, and fetch nothing.")
+        bool, typer.Option("--estimate", help="Say what it takes, and fetch no article.")
     ] = False,
     num_cpus: Annotated[
         int | None, typer.Option(min=1, help="CPUs of the estimate; default: this machine's.")
@@ -69,7 +69,8 @@ def harvest(
     settings = run.corpus.harvest
     if estimate:
         cpus = num_cpus or os.cpu_count() or 1
-        show_harvest_estimate(estimates.estimate(settings, cpus), cpus, console)
+        number = estimates.count_candidates(settings)
+        show_harvest_estimate(estimates.estimate(settings, cpus, number), cpus, console)
         return
     from llavamed.corpus.pmc.job import HarvestJob
     from llavamed.run.progress import ProgressDisplay
@@ -118,6 +119,12 @@ def dialogues(
     from llavamed.corpus.dialogues.job import DialogueJob
 
     job = DialogueJob(run)
+    if not estimate and (count := job.forget()):
+        console.print(
+            f"{count:,} answers about articles that left the corpus are removed",
+            soft_wrap=True,
+            highlight=False,
+        )
     if judge_only:
         show_dialogues(job.judge_again(), console)
         return

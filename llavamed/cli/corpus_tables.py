@@ -2,10 +2,11 @@
 
 from rich.console import Console
 
-from llavamed.config.corpus import Dialogues
+from llavamed.config.corpus import Corpus, Dialogues
+from llavamed.corpus.dialogues.forecast import forecast
 from llavamed.corpus.dialogues.generate import Plan
 from llavamed.corpus.dialogues.table import DialoguesManifest
-from llavamed.corpus.pmc.estimate import HarvestEstimate
+from llavamed.corpus.pmc.estimate import HarvestEstimate, count_candidates, estimate
 from llavamed.corpus.pmc.plan import HarvestManifest
 from llavamed.corpus.questions import QUESTIONS, QuestionsManifest
 from llavamed.corpus.select.job import Selection
@@ -69,6 +70,28 @@ def show_selection(selection: Selection, console: Console) -> None:
     )
     for reason, count in selection.refused.items():
         _line(console, f"  {reason}: {count:,}")
+
+
+def show_corpus_forecast(corpus: Corpus, num_cpus: int, console: Console) -> None:
+    """Print what the corpus of a run takes, from the bucket to the dialogues.
+
+    Raises:
+        ConfigError: The prompt of the dialogues cannot be read.
+        DataError: The list, the query or the mirror of the harvest cannot be read.
+    """
+    harvest = estimate(corpus.harvest, num_cpus, count_candidates(corpus.harvest))
+    _line(console, "harvest")
+    show_harvest_estimate(harvest, num_cpus, console)
+    settings = corpus.dialogues
+    if settings is None:
+        return
+    number = min(settings.num_dialogues or harvest.num_figures, harvest.num_figures)
+    most = "" if settings.num_dialogues else ", if all are selected"
+    _line(console, f"dialogues: {number:,} figures{most}")
+    writing, checking = forecast(settings, number)
+    _line(console, f"{settings.endpoint.model}: {_estimate(writing)}")
+    if settings.checker is not None and checking is not None:
+        _line(console, f"{settings.checker.model}, which checks: {_estimate(checking)}")
 
 
 def show_plan(plan: Plan, settings: Dialogues, console: Console) -> None:

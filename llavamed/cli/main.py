@@ -4,6 +4,7 @@ Heavy imports stay inside the commands, after the config is read, so that help a
 errors come at once.
 """
 
+import os
 import platform
 import signal
 import sys
@@ -154,6 +155,10 @@ def plan(
     from llavamed.run.auto_plan import choose, reasons
     from llavamed.run.plan import plan_run
 
+    if run.corpus is not None:
+        from llavamed.cli.corpus_tables import show_corpus_forecast
+
+        show_corpus_forecast(run.corpus, os.cpu_count() or 1, console)
     if auto:
         changes, choices = choose(run, accelerator=gpu, num_gpus=num_gpus)
         for choice in choices:

@@ -46,8 +46,8 @@ class Select(Section):
     classifier: Classifier | None = None
     """A model that must agree with the words. By default the words decide alone."""
     panels: Literal["refuse", "split", "keep"] = "refuse"
-    """What becomes of figures of several panels. `split` cuts one at its white gutters if it has as
-    many parts as its caption has letters, each before its text."""
+    """What becomes of figures of several panels. `split` cuts one at its white or black gutters if
+    it has as many parts as its caption has letters, each before its text."""
     min_side: Count = 224
     """Smallest width and height of a picture, in pixels."""
     duplicate_bits: Annotated[int, Field(ge=0, le=24)] | None = 10

@@ -103,8 +103,6 @@ class FigureRow:
     """How sure the modality is, from 0 to 1."""
     scores: dict[str, float] = field(default_factory=dict)
     """Scores of rules and models by name, to apply other thresholds later."""
-    flags: tuple[str, ...] = ()
-    """Words for what is worth knowing and refuses nothing, in order of their finding."""
     refusal: str = ""
     """Reason for which the figure is left out; empty where it is kept."""
     refusal_detail: str = ""
@@ -128,7 +126,7 @@ class FigureRow:
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Self:
         """Return the row that `to_plain` was called on; `scores` may be pairs, as Arrow's are."""
-        lists = {name: tuple(plain[name]) for name in ("mentions", "mentions_by_range", "flags")}
+        lists = {name: tuple(plain[name]) for name in ("mentions", "mentions_by_range")}
         pictures = tuple(FigureImage(**picture) for picture in plain["pictures"])
         return cls(**plain | lists | {"pictures": pictures, "scores": dict(plain["scores"])})
 
@@ -163,7 +161,6 @@ FIGURES_SCHEMA = pa.schema(
         *((name, pa.string()) for name in ("article_type", "xml_sha256", "panels", "modality")),
         ("modality_score", pa.float64()),
         ("scores", pa.map_(pa.string(), pa.float64())),
-        ("flags", pa.list_(pa.string())),
         *((name, pa.string()) for name in ("refusal", "refusal_detail", "panel")),
     ]
 )

@@ -85,6 +85,10 @@ class AnswerCache:
         names = (posixpath.basename(path) for path in self._folder.list_files())
         return {name.removesuffix(".json") for name in names if name.endswith(".json")}
 
+    def remove(self, key: str) -> None:
+        """Forget an entry, if there is one. Raises: StorageError."""
+        self._place(key).remove()
+
     def _place(self, key: str) -> Location:
         return self._folder / key[:2] / f"{key}.json"
 

@@ -20,6 +20,7 @@ from llavamed.data.record import check_record
 from llavamed.data.sources import open_source
 from llavamed.errors import ConfigError, DataError, EndpointError
 from llavamed.llm import client
+from llavamed.llm.answer import AnswerCache
 from llavamed.llm.cost import CostEstimate
 from llavamed.storage.location import locate
 from tests.conftest import CONFIGS
@@ -193,6 +194,32 @@ def test_other_rules_judge_the_same_answers_for_nothing(tmp_path, endpoint):
     assert run(changed) == second
     assert len(endpoint.bodies) == asked
     assert len(rows(config, "samples")) == 10
+
+
+def test_answers_about_an_article_that_left_the_corpus_are_removed(tmp_path, endpoint):
+    checker = f"corpus.dialogues.checker={{url: '{endpoint.url}', model: critic}}"
+    config = corpus(tmp_path, endpoint, checker, count=6)
+    here = locate(config.corpus_directory)
+    run(config)
+    told = rows(config)
+    asked = len(endpoint.bodies)
+    assert DialogueJob(config).forget() == 0  # without a harvest nothing is known to have gone
+    for number in range(2):
+        left = [each for each in selected(6)[number::2] if each.pmcid != "PMC3"]
+        write_figures(here / "harvest" / f"{number:05d}", left, "")
+    gone = {
+        row[key]
+        for row in told
+        for key in ("request_hash", "checker_hash")
+        if row["pmcid"] == "PMC3"
+    }
+    before = AnswerCache(str(here / "answers")).keys()
+    job = DialogueJob(config)
+    assert (len(gone), job.forget(), job.forget()) == (2, 2, 0)
+    assert AnswerCache(str(here / "answers")).keys() == before - gone
+    assert job.judge_again().num_figures == len(told) - 1
+    assert "PMC3" not in {row["pmcid"] for row in rows(config)}
+    assert len(endpoint.bodies) == asked
 
 
 def load_config_with(config, override):

@@ -30,7 +30,6 @@ OWN = {
     "year": NUMBER,
     "mentions": SEVERAL,
     "mentions_by_range": SEVERAL,
-    "flags": SEVERAL,
     "pictures": st.lists(PICTURES, max_size=2).map(tuple),
     "modality_score": st.floats(0, 1),
     "scores": st.dictionaries(TEXT, st.floats(-1e6, 1e6), max_size=3),
@@ -40,7 +39,7 @@ ROWS = st.builds(FigureRow, **{each.name: OWN.get(each.name, TEXT) for each in f
 
 def row(number, **facts):
     empty = {each.name: "" for each in fields(FigureRow)}
-    lists = dict.fromkeys(("mentions", "mentions_by_range", "pictures", "flags"), ())
+    lists = dict.fromkeys(("mentions", "mentions_by_range", "pictures"), ())
     numbers = {"version": 1, "number": number, "year": 2020, "modality_score": 0.0}
     return FigureRow(**empty | lists | numbers | {"pmcid": "PMC1", "scores": {}} | facts)
 

@@ -47,6 +47,19 @@ def test_no_radiology_image_is_split_and_every_pair_of_two_is(reference_data):
     assert all(len(find_panels(np.hstack([one, gap, two]))) == 2 for one, two in pairs)
 
 
+def test_black_gutters_split_a_picture_whose_panels_the_caption_counts():
+    random = np.random.default_rng(1)
+    one, two = (radiograph(random, 300, 300) for _ in range(2))
+    data = encoded(np.hstack([one, np.zeros((300, 6, 3), np.uint8), two]))
+    caption = "Chest radiographs. (A) Chest X-ray before treatment. (B) Chest X-ray after it."
+    split = Select(panels="split")
+    whole, *panels = read_picture(figure(caption=caption), data, split, LEXICON, [])
+    assert (whole[0].refusal, [each.panel for each, _ in panels]) == ("compound", ["A", "B"])
+    assert [pixels.shape for _, pixels in panels] == [(300, 300, 3)] * 2
+    [(judged, _)] = read_picture(figure(), data, split, LEXICON, [])
+    assert judged.refusal == ""  # without letters a black band may be a margin
+
+
 @given(st.lists(st.binary(min_size=32, max_size=32), max_size=12), st.data())
 def test_repeats_are_those_that_a_comparison_with_all_earlier_ones_finds(hashes, data):
     most = data.draw(st.integers(0, 12))

@@ -12,11 +12,14 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from typer.testing import CliRunner
 
 from llavamed.cli.corpus import app
+from llavamed.cli.corpus_tables import show_corpus_forecast
 from llavamed.config.harvest import Harvest
-from llavamed.corpus.pmc.estimate import estimate
+from llavamed.config.load import load_config
+from llavamed.corpus.pmc.estimate import count_candidates, estimate
 from llavamed.corpus.pmc.inventory import CANDIDATES_SCHEMA, Inventory, rank, read_inventory
 from llavamed.corpus.pmc.plan import (
     HarvestPlan,
@@ -191,6 +194,48 @@ def test_an_estimate_adds_up():
     few = estimate(Harvest(max_articles=60_000), num_cpus=64)
     assert abs(few.num_taken - 60_000) <= 1
     assert few.num_bytes < found.num_bytes / 50
+
+
+@given(st.integers(0, 20_000_000), st.none() | st.integers(1, 10_000_000))
+def test_no_estimate_looks_at_more_articles_than_are_named(named, most):
+    found = estimate(Harvest(max_articles=most), num_cpus=2, num_candidates=named)
+    assert found.num_articles <= named
+    assert found.num_taken <= (named if most is None else min(named, most + 1))
+
+
+def test_a_list_a_query_and_a_mirror_tell_how_many_articles_there_are(
+    tmp_path, bucket, search_server, monkeypatch
+):
+    monkeypatch.setattr("llavamed.corpus.pmc.search.SECONDS_BETWEEN_REQUESTS", 0)
+    names = tmp_path / "names.txt"
+    names.write_text("PMC1\nPMC2\n2\n")
+    assert count_candidates(Harvest(articles=str(names))) == 2
+    url, asked = search_server
+    asked.append("before")  # the server fails once, at the second question
+    asked.append("before")
+    assert count_candidates(Harvest(query="lung", search_url=url)) == 25_000
+    assert len(asked) == 3
+    for number in (1, 2, 3):
+        bucket.add(number)
+    bucket.write_inventory()
+    assert count_candidates(Harvest(source=str(bucket.root))) == 3
+    assert count_candidates(Harvest()) == 9_129_850
+
+
+def test_a_plan_says_what_the_corpus_takes(tmp_path, bucket):
+    for number in range(1, 9):
+        bucket.add(number)
+    bucket.write_inventory()
+    endpoint = "{url: 'http://127.0.0.1:9/v1', model: writer, prices: {input: 1, output: 1}}"
+    corpus = f"{{harvest: {{source: '{bucket.root}'}}, dialogues: {{endpoint: {endpoint}}}}}"
+    run = load_config(DEMO, [f"corpus={corpus}"])
+    console = Console(record=True, width=200)
+    show_corpus_forecast(run.corpus, 4, console)
+    text = console.export_text()
+    assert "8 articles to look at, 5 with an allowed licence, about 19 figures" in text
+    assert "dialogues: 19 figures, if all are selected" in text
+    assert "writer: 19 requests, about" in text
+    assert "cost up to" in text
 
 
 def test_the_command_estimates_and_fetches_nothing(tmp_path):

@@ -7,7 +7,7 @@ them, and asks for the rest; so do changed filters, which need nothing else.
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence, Set
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -20,6 +20,7 @@ from llavamed.config.corpus import Dialogues
 from llavamed.config.endpoint import Endpoint
 from llavamed.corpus.dialogues.check import MAX_TOKENS, DialogueScores, check_request
 from llavamed.corpus.dialogues.filters import Filters, load_filters
+from llavamed.corpus.dialogues.gone import article_of
 from llavamed.corpus.dialogues.prompt import (
     DialoguePrompt,
     SpokenTurn,
@@ -178,11 +179,14 @@ async def write_dialogues(figures: Figures, writer: Writer, places: Places) -> D
 
 
 def judge_again(
-    writer: Writer, places: Places, held_out: Collection[str] = ()
+    writer: Writer, places: Places, left_out: Set[str] = frozenset()
 ) -> DialoguesManifest:
     """Judge the dialogues that are there by the rules as they are now. Nothing is asked.
 
-    Those about articles that are held out by now are dropped; their answers stay in the cache.
+    Args:
+        writer: Has the rules.
+        places: Where the dialogues lie.
+        left_out: Articles, with or without their version, whose dialogues are dropped.
 
     Raises:
         DataError: There are none.
@@ -194,7 +198,11 @@ def judge_again(
     async def again() -> AsyncIterator[list[Row]]:
         for file in files:
             rows = file.read_table().to_pylist(maps_as_pydicts="strict")
-            yield [row for row in rows if row["pmcid"] not in held_out]
+            yield [
+                row
+                for row in rows
+                if left_out.isdisjoint((row["pmcid"], article_of(row["figure_id"])))
+            ]
 
     return asyncio.run(_judge_and_write(again(), writer, places))
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 from llavamed.config.corpus import Dialogues
 from llavamed.config.run import RunConfig
@@ -16,6 +17,7 @@ from llavamed.corpus.dialogues.generate import (
     plan_dialogues,
     write_dialogues,
 )
+from llavamed.corpus.dialogues.gone import forget, gone_articles
 from llavamed.corpus.dialogues.table import DialoguesManifest
 from llavamed.corpus.figures import FigureRow, iter_kept
 from llavamed.corpus.questions import held_out_articles
@@ -74,9 +76,21 @@ class DialogueJob:
         check_cost(plan, self.settings)
         return asyncio.run(write_dialogues(self.figures, self._writer, self._places))
 
+    def forget(self) -> int:
+        """Remove the raw answers about articles that left the corpus; return their number.
+
+        Raises:
+            StorageError: They cannot be read or removed.
+        """
+        return forget(self._places.dialogues, self._places.answers, self._gone)
+
     def judge_again(self) -> DialoguesManifest:
         """Judge the dialogues that are there by the rules as they are now. Raises: DataError."""
-        return judge_again(self._writer, self._places, self._held_out)
+        return judge_again(self._writer, self._places, self._held_out | self._gone)
+
+    @cached_property
+    def _gone(self) -> frozenset[str]:
+        return gone_articles(self._corpus / "harvest", self._places.dialogues)
 
     def write_batches(self, folder: str) -> list[str]:
         """Write the requests without an answer as files of the Batch API; return their names.

@@ -5,8 +5,12 @@ journal may be far from them.
 """
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from llavamed.config.harvest import Harvest
+from llavamed.corpus.pmc.inventory import read_inventory
+from llavamed.corpus.pmc.search import count_articles, read_numbers
+from llavamed.storage.location import locate
 
 NUM_ARTICLES = 9_129_850
 """Articles of the inventory of 2026-09-01."""
@@ -58,18 +62,37 @@ class HarvestEstimate:
         return max(self.hours_of_requests, self.hours_of_cpu)
 
 
-def estimate(settings: Harvest, num_cpus: int) -> HarvestEstimate:
-    """Estimate a harvest without looking at the bucket.
+def count_candidates(settings: Harvest) -> int:
+    """Return how many articles a harvest may look at: those that a query or a list names, those of
+    a mirror, or all of the bucket. No article is fetched.
 
-    Dates, journals and types are not counted: they leave less to store, but little less to read. A
-    list of articles or a query is not counted either, so that all articles are the most there are.
+    Raises:
+        DataError: The query is refused, or the list or the mirror cannot be read.
+        StorageError: A server does not answer.
+    """
+    if settings.query is not None:
+        return count_articles(settings.query, settings.search_url, datetime.now(UTC).date())
+    if settings.articles is not None:
+        return len(set(read_numbers(locate(settings.articles))))
+    if settings.source != Harvest().source:
+        return read_inventory(locate(settings.source)).articles.num_rows
+    return NUM_ARTICLES
+
+
+def estimate(
+    settings: Harvest, num_cpus: int, num_candidates: int = NUM_ARTICLES
+) -> HarvestEstimate:
+    """Estimate a harvest without looking at its articles.
+
+    Dates, journals and types are not counted: they leave less to store, but little less to read.
 
     Args:
         settings: The settings.
         num_cpus: CPUs that work on it.
+        num_candidates: Articles that it may look at.
     """
     share = sum(NUM_BY_LICENCE[licence] for licence in settings.licences) / NUM_ARTICLES
-    num_articles = NUM_ARTICLES
+    num_articles = num_candidates
     if settings.max_articles is not None:
         num_articles = min(num_articles, round(settings.max_articles / share))
     num_taken = round(num_articles * share)

@@ -65,6 +65,11 @@ def find_articles(query: str, url: str, last_day: date) -> list[int]:
     return sorted(found)
 
 
+def count_articles(query: str, url: str, last_day: date) -> int:
+    """Return how many articles a query finds, by one request; see `find_articles`."""
+    return _search(query, url, FIRST_DAY, last_day)[0]
+
+
 def read_numbers(file: Location) -> list[int]:
     """Return the numbers of a file of articles, one a line, with or without `PMC`.
 

@@ -28,18 +28,19 @@ _MARKS = (
     # "(A: a text", "(A, arrow)"
     re.compile(r"[(\[](?P<letters>[A-La-l])\s*[:,;.]\s"),
     # "A) text", "A. Text", "A: text", "A, Text"
-    re.compile(r"(?:^|\s)(?P<letters>[A-La-l])\s?(?:[.:)]\s*(?=\S)|,\s*(?=[A-Z]))"),
+    re.compile(r"(?<!\S)(?P<letters>[A-La-l])\s?(?:[.:)]\s*(?=\S)|,\s*(?=[A-Z]))"),
     # "a Text", "a\u2013c Text": letters that the publisher prints bold
-    re.compile(rf"(?:^|\s)(?P<letters>[a-l](?:\s*(?:,|and|{_DASH})\s*[a-l])*)\s+(?=[A-Z])"),
+    re.compile(rf"(?<!\S)(?P<letters>[a-l](?:\s*(?:,|and|{_DASH})\s*[a-l])*)\s+(?=[A-Z])"),
     # "Text. b text in lower case", likewise
     re.compile(r"(?:^|[.;)\]]\s+|,\s+(?!a))(?P<letters>[a-l])\s+(?=[a-z])"),
     # "panel A"
     re.compile(rf"\bpanels?\s+(?P<letters>{_LETTERS})\b", re.IGNORECASE),
 )
+_PLACE = r"(?:left|right|upper|lower|top|bottom)"
 _PLACES = re.compile(
-    r"\b(?:multi-?panel|(?:left|right|upper|lower|top|bottom|middle|cent(?:er|re)|first|second)\s+"
+    rf"(?<!\w)(?:multi-?panel|(?:{_PLACE}|middle|cent(?:er|re)|first|second)\s+"
     r"(?:panels?|images?|rows?|columns?|pictures?|figures?|photos?|photographs?)"
-    r"|panels|\((?:left|right|top|bottom|upper|lower)\))(?!\w)",
+    rf"|panels|\({_PLACE}\)|{_PLACE}:)(?!\w)",
     re.IGNORECASE,
 )
 _ROMAN = re.compile(r"\((i|ii|iii|iv)\)")

@@ -112,9 +112,11 @@ def read_picture(
         return [(figure, pixels)]
     figure = replace(figure, panels=SEVERAL)
     parts = split_caption(figure.caption) if settings.panels == "split" else {}
+    if parts and len(parts) != len(boxes):
+        boxes = find_panels(pixels, with_black=True)
     if len(parts) != len(boxes):
         letters = f", {len(parts)} letters with a text" if settings.panels == "split" else ""
-        detail = f"{len(boxes)} parts between white gutters{letters}"
+        detail = f"{len(boxes)} parts between gutters{letters}"
         return [(figure.refused("compound", detail), None)]
     panels = [
         _panel(figure, letter, part, pixels[top:bottom, left:right], settings, lexicon)
