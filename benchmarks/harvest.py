@@ -4,7 +4,7 @@
 
 The mirror has the layout of `pmc-oa-opendata` and articles of 70 kB with four figures. It lies in a
 folder, so that what is measured is ours: reading metadata and XML, checking, hashing and writing.
-A process of its own harvests it part by part. It is killed in the middle of a part and started
+A process of its own harvests it in ten parts. It is killed in the middle of the third and started
 again; every read of the mirror is logged, and none of a finished article may come twice.
 """
 
@@ -36,7 +36,7 @@ from llavamed.storage.manifest import find, write
 from tests.support.pmc_bucket import PmcBucket, article_xml, picture
 
 NAME = "harvest"
-SIZE = 1000
+NUM_PARTS = 10
 NUM_FIGURES = 4
 
 
@@ -54,9 +54,9 @@ def make(root: Path, num_articles: int) -> None:
     bucket.write_inventory()
 
 
-def work(source: str, target: str, log: str) -> None:
+def work(source: str, target: str, log: str, size: str) -> None:
     """Harvest all parts that are not complete, and write what each of them took."""
-    settings = Harvest(source=source, articles_per_part=SIZE, requests_per_second=5500)
+    settings = Harvest(source=source, articles_per_part=int(size), requests_per_second=5500)
     corpus = locate(target)
     folder = corpus / "harvest"
     plan = find(HarvestPlan, folder)
@@ -99,7 +99,8 @@ def run(arguments: list[str], kill_after: int | None = None) -> list[dict[str, A
             found.append(json.loads(line))
             if len(found) == kill_after:
                 journal = Path(arguments[1]) / "harvest" / f"{len(found):05d}" / "done"
-                while not journal.is_dir() or len(list(journal.iterdir())) < SIZE // 3:
+                third = int(arguments[3]) // 3
+                while not journal.is_dir() or len(list(journal.iterdir())) < third:
                     time.sleep(0.02)
                 process.send_signal(signal.SIGKILL)
     return found
@@ -109,18 +110,22 @@ def main() -> int:
     """Make the mirror, harvest it with a kill, and report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--articles", type=int, default=10_000)
-    parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
         work(*options.work)
         return 0
+    size = options.articles // NUM_PARTS
     with tempfile.TemporaryDirectory() as scratch:
         source, target, log = (f"{scratch}/{name}" for name in ("mirror", "corpus", "reads"))
         make(Path(source), options.articles)
-        parts = run([source, target, log], kill_after=2)
+        start = time.perf_counter()
+        arguments = [source, target, log, str(size)]
+        parts = run(arguments, kill_after=2)
         journal = Path(target) / "harvest" / "00002" / "done"
         finished = {file.stem for file in journal.iterdir()}
-        parts += run([source, target, log])
+        parts += run(arguments)
+        seconds = time.perf_counter() - start
         reads = Counter(Path(log).read_text().split())
         twice = {key for key, count in reads.items() if count > 1}
         again = {name for name in finished if any(name in key for key in twice)}
@@ -128,11 +133,12 @@ def main() -> int:
     expected = options.articles * NUM_FIGURES
     whole = [part for part in parts if part["part"] != 2]
     cpu = sum(part["cpu_seconds"] for part in whole)
-    speed = len(whole) * SIZE / cpu
+    speed = len(whole) * size / cpu
     peaks = [part["peak_bytes"] for part in parts]
     result = {
         "articles": options.articles,
         "figures_kept": kept,
+        "seconds": seconds,
         "articles_per_cpu_second": speed,
         "requests_per_article": 2 + NUM_FIGURES,
         "finished_before_the_kill": len(finished),

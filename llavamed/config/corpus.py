@@ -57,6 +57,9 @@ class Select(Section):
     """URIs of prepared datasets that no kept picture may be in."""
     evaluation_bits: Annotated[int, Field(ge=0, le=128)] = 40
     """Most bits in which a picture differs from one of an evaluation set that it equals."""
+    find_faces: bool = False
+    """Look for faces in pictures, and refuse those with one. Needs the package dlib, of the extra
+    `faces`. Captions that speak of a person's face are refused in any case."""
     read_text: bool = False
     """Read the text within pictures, and refuse those with a date, an identifier or a name. Needs
     the package rapidocr, of the extra `ocr`."""

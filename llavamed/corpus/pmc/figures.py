@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from lxml import etree
-
 from llavamed.corpus.pmc.jats import (
     Element,
     ancestors,
     attribute,
     children,
     descendants,
+    edges,
     local,
     text_of,
 )
@@ -252,7 +251,7 @@ def _ranges(paragraph: Element) -> Iterator[tuple[Element, Element]]:
     """Yield the references of a paragraph between which nothing stands but the sign of a range."""
     first: Element | None = None
     pieces: list[str] = []
-    for event, node in etree.iterwalk(paragraph, events=("start", "end")):
+    for event, node in edges(paragraph):
         if not _is_citation(node):
             pieces.append((node.text if event == "start" else node.tail) or "")
         elif event == "start":

@@ -113,6 +113,11 @@ def ancestors(node: Element) -> Iterator[str]:
         yield local(above)
 
 
+def edges(node: Element) -> Iterator[tuple[str, Element]]:
+    """Yield the `start` and the `end` of a node and of all elements in it, in document order."""
+    return etree.iterwalk(node, events=("start", "end"))
+
+
 def text_of(node: Element, without: frozenset[str] = frozenset()) -> str:
     """Return the text of an element, with single spaces.
 

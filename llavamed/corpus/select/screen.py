@@ -16,6 +16,7 @@ import pyarrow as pa
 from llavamed.config.corpus import Select
 from llavamed.corpus.figures import FigureRow, read_figures, write_figures
 from llavamed.corpus.select.captions import Lexicon, load_lexicon
+from llavamed.corpus.select.faces import FaceFinder, check_face_finder
 from llavamed.corpus.select.gates import EvaluationSet, Judged, read_picture, read_words
 from llavamed.corpus.select.text_in_picture import TextReader, check_text_reader, identifying
 from llavamed.data.prepared.content import as_words, hash_image
@@ -61,6 +62,8 @@ class Screen:
         """
         lexicon = load_lexicon(settings.lexicon)
         lexicon.check(settings.modalities)
+        if settings.find_faces:
+            check_face_finder()
         if settings.read_text:
             check_text_reader()
         sets, marks = [], []
@@ -125,7 +128,7 @@ class Screen:
             self._compare(self._zero_shot, judged)
         for figure, pixels in judged:
             if figure.is_kept and pixels is not None:
-                figure = self._text(figure, pixels)
+                figure = self._person(figure, pixels)
             hashed = None
             if figure.is_kept and pixels is not None:
                 hashed = hash_image(pixels)
@@ -170,11 +173,17 @@ class Screen:
         (self.corpus / picture.path).write_bytes(data)
         return replace(figure, pictures=(picture,))
 
-    def _text(self, figure: FigureRow, pixels: Pixels) -> FigureRow:
-        if not self.settings.read_text:
-            return figure
-        found = identifying(self._text_reader.read(pixels))
-        return figure if found is None else figure.refused("identifying_text", found)
+    def _person(self, figure: FigureRow, pixels: Pixels) -> FigureRow:
+        """Return the figure, refused where its picture shows a face or names somebody."""
+        if self.settings.find_faces and (count := self._face_finder.count(pixels)):
+            return figure.refused("face", f"{count} in the picture")
+        if self.settings.read_text and (found := identifying(self._text_reader.read(pixels))):
+            return figure.refused("identifying_text", found)
+        return figure
+
+    @cached_property
+    def _face_finder(self) -> FaceFinder:
+        return FaceFinder()
 
     @cached_property
     def _text_reader(self) -> TextReader:
