@@ -25,8 +25,19 @@ _OF_XML = frozenset({"amp", "lt", "gt", "quot", "apos"})
 _ASIDE = frozenset({"tex-math", "annotation", "annotation-xml", "alt-text", "long-desc"})
 """Second spellings of a formula, and descriptions for readers who see no picture."""
 _BLOCKS = frozenset(
-    {"break", "p", "title", "label", "list", "list-item", "def", "term", "disp-formula"}
-    | {"disp-quote", "preformat", "verse-line", "tr", "td", "th", "attrib"}
+    {
+        "license_ref",
+        "break",
+        "p",
+        "title",
+        "label",
+        "list",
+        "list-item",
+        "def",
+        "term",
+        "disp-formula",
+    }
+    | {"disp-quote", "preformat", "verse-line", "tr", "td", "th", "attrib", "license-p"}
 )
 """Elements that stand on a line of their own: no word goes on over their edge."""
 
@@ -74,13 +85,13 @@ def _numbered(entity: re.Match[bytes]) -> bytes:
 
 def local(node: Element) -> str:
     """Return an element's name without its namespace; empty for comments and the like."""
-    return etree.QName(node).localname if isinstance(node.tag, str) else ""
+    return node.tag.rpartition("}")[2] if isinstance(node.tag, str) else ""
 
 
 def attribute(node: Element, name: str) -> str | None:
     """Return an attribute by its local name."""
     for key, value in node.attrib.items():
-        if etree.QName(key).localname == name:
+        if str(key).rpartition("}")[2] == name:
             return str(value)
     return None
 
@@ -100,11 +111,19 @@ def descendants(
         name: Local name of the elements.
         outside: Elements that are not entered, one of the name itself included.
     """
-    for child in node:
-        if local(child) == name:
-            yield child
-        if local(child) not in outside:
-            yield from descendants(child, name, outside=outside)
+    for found in node.iter(f"{{*}}{name}"):
+        if found is not node and not (outside and _is_within(found, node, outside)):
+            yield found
+
+
+def _is_within(found: Element, node: Element, names: frozenset[str]) -> bool:
+    """Return whether an element of some names stands between one and the node around it."""
+    for above in found.iterancestors():
+        if above is node:
+            return False
+        if local(above) in names:
+            return True
+    return False
 
 
 def ancestors(node: Element) -> Iterator[str]:
