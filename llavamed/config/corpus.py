@@ -16,9 +16,10 @@ class Classifier(Section):
     """A model that compares a picture with descriptions of modalities, such as CLIP or SigLIP."""
 
     weights: Annotated[str, Field(min_length=1)]
-    """Folder, or name on the hub, of a model in the form of transformers."""
+    """Folder, or name on the hub, of a model in the form of transformers, or of BiomedCLIP as
+    open_clip has saved it."""
     revision: str | None = None
-    """Commit, tag or branch on the hub."""
+    """Commit, tag or branch on the hub, of a model in the form of transformers."""
     batch_size: Count = 32
     """Number of pictures at once."""
     use_gpu: bool = False

@@ -1,7 +1,8 @@
 """A zero-shot model beside the words: which description fits a picture best.
 
-Any model of transformers that compares pictures with texts will do (CLIP, SigLIP). No weights are
-shipped; `corpus.select.classifier.weights` names a folder or a model on the hub.
+Any model of transformers that compares pictures with texts will do (CLIP, SigLIP), and BiomedCLIP
+as open_clip saves it. No weights are shipped: `corpus.select.classifier.weights` names a folder or
+a model on the hub.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from transformers import AutoModel, AutoProcessor
 
 from llavamed.config.corpus import Classifier
 from llavamed.corpus.figures import FigureRow
+from llavamed.corpus.select.open_clip import load_open_clip
 from llavamed.errors import ConfigError
 from llavamed.processor.images import Pixels
 
@@ -34,23 +36,15 @@ class ZeroShot:
         Raises:
             ConfigError: The weights cannot be loaded, or are of a model of another kind.
         """
-        where = {"revision": settings.revision, "trust_remote_code": False}
         try:
-            self._model: Any = AutoModel.from_pretrained(settings.weights, **where).eval()
-            self._processor: Any = AutoProcessor.from_pretrained(settings.weights, **where)
+            self._model, self._processor = _load(settings)
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"corpus.select.classifier.weights={settings.weights}: cannot be loaded "
                 f"({str(error).splitlines()[0]}); give a folder or a name on the hub"
             ) from error
-        if not hasattr(self._model, "get_image_features"):
-            raise ConfigError(
-                f"corpus.select.classifier.weights={settings.weights}: a "
-                f"{type(self._model).__name__} does not compare pictures with texts; give a CLIP "
-                "or SigLIP model"
-            )
         self._device = "cuda" if settings.use_gpu and torch.cuda.is_available() else "cpu"
-        self._model.to(self._device)
+        self._model.eval().to(self._device)
         self.min_score = settings.min_score
         self._batch_size = settings.batch_size
         self._names = list(descriptions)
@@ -73,6 +67,20 @@ class ZeroShot:
             for row in logits.float().softmax(dim=-1).tolist():
                 found.append(dict(zip(self._names, row, strict=True)))
         return found
+
+
+def _load(settings: Classifier) -> tuple[Any, Any]:
+    """Return the model and its processor."""
+    if found := load_open_clip(settings.weights):
+        return found
+    where = {"revision": settings.revision, "trust_remote_code": False}
+    model = AutoModel.from_pretrained(settings.weights, **where)
+    if not hasattr(model, "get_image_features"):
+        raise ConfigError(
+            f"corpus.select.classifier.weights={settings.weights}: a {type(model).__name__} does "
+            "not compare pictures with texts; give a CLIP or SigLIP model"
+        )
+    return model, AutoProcessor.from_pretrained(settings.weights, **where)
 
 
 def agree(figure: FigureRow, scores: Mapping[str, float], least: float) -> FigureRow:
