@@ -232,9 +232,9 @@ def test_a_plan_says_what_the_corpus_takes(tmp_path, bucket):
     console = Console(record=True, width=200)
     show_corpus_forecast(run.corpus, 4, console)
     text = console.export_text()
-    assert "8 articles to look at, 5 with an allowed licence, about 19 figures" in text
-    assert "dialogues: 19 figures, if all are selected" in text
-    assert "writer: 19 requests, about" in text
+    assert "8 articles to look at, 5 with an allowed licence, about 20 figures" in text
+    assert "dialogues: 20 figures, if all are selected" in text
+    assert "writer: 20 requests, about" in text
     assert "cost up to" in text
 
 

@@ -198,9 +198,10 @@ def test_equal_requests_are_paid_for_once(endpoint, tmp_path):
 def test_what_a_killed_process_was_answered_is_not_asked_again(endpoint, tmp_path):
     script = """
 import asyncio, sys
-from tests.fast.test_llm_client import Client, Endpoint, ask, question
+from tests.fast.test_llm_client import Endpoint, EndpointClient, ask, question
 async def work():
-    async with Client(Endpoint(url=sys.argv[1], model="judge", max_in_flight=4), sys.argv[2]) as c:
+    here = Endpoint(url=sys.argv[1], model="judge", max_in_flight=4)
+    async with EndpointClient(here, sys.argv[2]) as c:
         async for _ in ask(c, (question(f"<{n}>") for n in range(30))):
             pass
 asyncio.run(work())
