@@ -8,7 +8,7 @@ from PIL import Image
 
 from llavamed.config.corpus import Select
 from llavamed.corpus.select.captions import load_lexicon
-from llavamed.corpus.select.gates import EvaluationSet, read_picture
+from llavamed.corpus.select.gates import EvaluationSet, read_picture, read_words
 from llavamed.corpus.select.pictures import find_panels, find_repeats
 from llavamed.corpus.select.text_in_picture import identifying
 from llavamed.data.prepared.content import hash_image
@@ -53,7 +53,8 @@ def test_black_gutters_split_a_picture_whose_panels_the_caption_counts():
     data = encoded(np.hstack([one, np.zeros((300, 6, 3), np.uint8), two]))
     caption = "Chest radiographs. (A) Chest X-ray before treatment. (B) Chest X-ray after it."
     split = Select(panels="split")
-    whole, *panels = read_picture(figure(caption=caption), data, split, LEXICON, [])
+    marked = read_words(figure(caption=caption), split, LEXICON)
+    whole, *panels = read_picture(marked, data, split, LEXICON, [])
     assert (whole[0].refusal, [each.panel for each, _ in panels]) == ("compound", ["A", "B"])
     # The margin of a radiograph beside the gutter goes with it.
     assert [pixels.shape for _, pixels in panels] == [(300, 270, 3)] * 2
