@@ -74,7 +74,8 @@ _EXPLANATION = re.compile(
 
 _CONCESSION = re.compile(
     r"[,;.]?\s*\b(?:(?:al|even\s+)?though|while)\s+[^.;\n]*?"
-    r"\b(?:possib(?:le|ility)|conceivable|in\s+the\s+differential)\b",
+    r"\b(?:possib(?:le|ility)|conceivable|in\s+the\s+differential"
+    r"|(?:cannot|can['’]t|could\s+not)\s+be\s+(?:ruled\s+out|excluded))\b",
     re.IGNORECASE,
 )
 """A concession beside an answer: "left, although the right is possible"."""

@@ -55,7 +55,7 @@ _OPEN_PHRASES = (
     r"(?:image|picture|scan|photo|file)s?\s+(?:\w+\s+){0,3}(?:did\s*(?:not|n['’]?t)|failed\s+to|could\s*(?:not|n['’]?t)"
     r"(?:\s+be)?)\s+(?:load|open|upload|display|arrive)(?:ed)?",
     r"n/a|not\s+(?:applicable|necessarily|known)|know\s+nothing|no\s?(?:one|body)\s+(?:can|could|knows)",
-    r"(?:not|\w+n['’]t)\s+(?:possible|enough|sufficient|certain|sure|clear(?:\s+(?:if|whether|from)|\W*$))",
+    r"(?:not|\w+n['’]t)\s+(?:possible|enough|sufficient|certain|sure|clear(?=\s+(?:if|whether|from)\b|\W*\Z))",
     r"impossible\s+to\s+\w+",
     r"(?:difficult|hard)\s+to\s+(?:say|tell|determine|know|assess)",
     r"un(?:clear|certain|sure|known|determined)",
@@ -64,6 +64,7 @@ _OPEN_PHRASES = (
     r"no\s+(?:idea|clue|opinion|way\s+(?:to|of)|information|comment|(?:definite\s+)?answer)",
     r"(?:rather|prefer)\s+not|(?:decline|refuse|will\s+not|won['’]?t)\s+(?:to\s+)?"
     r"(?:answer|comment|guess|speculate|say|give|provide)",
+    r"(?:unwise|premature|wrong|hesitant|reluctant)\s+to\s+(?:say|conclude|answer)",
     r"maybe|perhaps|i\s+hope|possibly|possible\s+but|might",
     r"may(?:\s+or\s+may\s+not)?\s+(?:be|have|show|represent|indicate|suggest)",
     r"could\s+(?:be|represent|indicate|have)",
@@ -116,7 +117,7 @@ AGREEMENT = re.compile(
 """Sentences in which "right" means correct and is no side."""
 
 STATED = re.compile(
-    r"\b(?:is|are|was|were|'s)\s+(?:(?P<yes>(?:\w+ly\s+)?(?:true|correct|(?:(?:very|most|highly)\s+)?likely|probable))"
+    r"\b(?:is|are|was|were|'s)\s+(?:(?P<yes>(?:\w+ly\s+)?(?:true|correct|the\s+case|(?:(?:very|most|highly)\s+)?likely|probable))"
     r"|(?P<no>(?:\w+ly\s+|very\s+)?(?:not\s+(?:true|correct|likely)|false|incorrect|untrue|unlikely|improbable)))\b",
     re.IGNORECASE,
 )
@@ -149,6 +150,22 @@ FUNCTION_WORDS = frozenset(
     )
 )
 """Words that carry no content."""
+
+OF_ANSWERING = frozenset(
+    _split(
+        "answer conclusion diagnosis opinion comment information question something decision "
+        "determination assessment interpretation verdict statement judgment judgement certainty "
+        "imaging given attach attached provide provided supply supplied upload uploaded receive "
+        "received qualified able allowed permitted authorized licensed trained designed equipped "
+        "meant intended comfortable access response reply message file attachment "
+        "confirm determinable determined assessable assessed evaluable evaluated interpretable deny"
+    )
+)
+"""Words whose denial says something of answering, and nothing of what was asked."""
+WEAKENING = frozenset(
+    _split("definitive firm further reliable certain final more enough additional your my")
+)
+"""Words between a denial and what it denies."""
 
 BOUND = re.compile(r"\b(?:more|less|fewer|greater)\s+than\b|[<>]", re.IGNORECASE)
 """Words that turn a number into a range."""

@@ -1,7 +1,7 @@
 """Score closed questions whose reference is yes or no."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from llavamed.evaluate.scorers.unpack import conclusions
 from llavamed.evaluate.scorers.vocabulary import (
@@ -17,8 +17,10 @@ from llavamed.evaluate.scorers.vocabulary import (
     LEANING,
     NO,
     NO_ALONE,
+    OF_ANSWERING,
     STATED,
     UNDECIDED,
+    WEAKENING,
     YES,
     YES_ALONE,
 )
@@ -120,8 +122,9 @@ def _verdict(text: str, question: str, reference: str) -> object:
         return None if (not lead) in alone or (lead and _NOT_ALONE.fullmatch(rest)) else lead
     standing = list(_ALONE.finditer(text))
     if len({found[1].lower() in YES for found in standing}) == 1:
-        before = UNDECIDED.search(text[: standing[0].start()])
-        return None if before else standing[0][1].lower() in YES
+        is_open = UNDECIDED.search(text[: standing[0].start()])
+        is_despite = standing[0][0].lower().startswith("but")
+        return None if is_open and not is_despite else standing[0][1].lower() in YES
     if UNDECIDED.search(text):
         return None
     if YES_ALONE.fullmatch(text) or NO_ALONE.fullmatch(text):
@@ -181,7 +184,8 @@ def _lead(text: str) -> tuple[bool | None, str]:
         "keiner",
     }:
         return None, text  # the rules of denial read them
-    if word in {"no", "n"} and UNDECIDED.match(body):
+    is_of_answering = bool(re.match(r"\s+\w", rest)) and _is_of_answering(canonical(rest), ())
+    if word in {"no", "n"} and (UNDECIDED.match(body) or is_of_answering):
         return None, text
     if word in YES and re.match(r"\s+not\b", rest, re.I):
         return False, rest
@@ -199,14 +203,18 @@ def _by_denial(text: str, question: str) -> object:
     asked = _content(canonical(question))
     denied: set[str] = set()
     stated: set[str] = set()
-    num_denials, is_affirmed = 0, False
+    num_denials, is_affirmed, is_open = 0, False, False
     for clause in clauses(text):
         tokens = canonical(clause)
         cues = [place for place, token in enumerate(tokens) if token in _CUES]
         after = DENIAL_AFTER.search(clause)
         if re.search(r"(?:\bnot?|n't)\s+(?:absent|negative|without|excluded)\b", clause, re.I):
             return None
-        if after and not re.search(r"\b(?:negative|absence|lack)\b", clause[: after.start()], re.I):
+        if cues and _is_of_answering(tokens[cues[0] + 1 :], asked):
+            is_open = True
+        elif after and not re.search(
+            r"\b(?:negative|absence|lack)\b", clause[: after.start()], re.I
+        ):
             num_denials += 1
             denied |= _content(tokens)
         elif cues:
@@ -217,12 +225,19 @@ def _by_denial(text: str, question: str) -> object:
             stated |= _content(tokens)
             is_affirmed = is_affirmed or bool(_AFFIRMED.search(clause)) or "yes" in tokens
     if not num_denials:
-        return True if is_affirmed else _ABSENT
+        return True if is_affirmed else None if is_open else _ABSENT
     if is_affirmed:
         return None
     if denied and asked and not asked & denied and asked & stated:
         return _ABSENT  # the denial is about something else
     return False
+
+
+def _is_of_answering(denied: Sequence[str], asked: Collection[str]) -> bool:
+    """Return whether a denial is about answering, as in "no conclusion can be drawn"."""
+    heads = (word for word in denied if word not in FUNCTION_WORDS and word not in WEAKENING)
+    head = next(heads, "")
+    return head in OF_ANSWERING and head[:5] not in asked
 
 
 _CUES = (frozenset(DENIAL_BEFORE) | {"no", "none", "nothing", "absence"}) - {"pas", "sin"}
