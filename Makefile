@@ -55,7 +55,7 @@ check: lint types docs test test-cluster ## All that CI runs
 
 benchmark: install ## Measure beside peers, into benchmarks/results; QUICK=1 takes minutes
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" EXTRAS=dev,postgres,benchmark sh scripts/install.sh
-	@status=0; for name in packing scaling prepare_images feeding resume checkpoint serving memory trainers; do \
+	@status=0; for name in packing scaling prepare_images feeding resume checkpoint serving memory harvest trainers; do \
 	    echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(if $(QUICK),--quick) || status=1; \
 	done; $(BIN)/python benchmarks/report.py; exit $$status
 
