@@ -18,6 +18,8 @@ class Declared(Section):
     """Mean number of tokens per sample, without those of its images."""
     mean_supervised_tokens: Annotated[float, Field(gt=0, le=1e9)]
     """Mean number of tokens per sample that contribute to the loss."""
+    mean_images: Annotated[float, Field(ge=0, le=1000)] = 1.0
+    """Mean number of images per sample; 0 for samples of text alone."""
     text_tokens_spread: Annotated[float, Field(ge=0, le=10)] = 0.6
     """Standard deviation of the text tokens divided by their mean. It decides how much padding
     costs when `packing` is off. Lengths are assumed to be lognormal; 0.6 is typical of captions and

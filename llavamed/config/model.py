@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from llavamed.config.section import Count, Section
+from llavamed.config.section import Count, Section, added_later
 
 ModelPart = Literal["vision_tower", "projector", "language_model"]
 TemplateName = Literal[
@@ -52,6 +52,9 @@ def tower_problem(model_type: str) -> str:
     return f"{why}; use one of: {', '.join(TOWER_TYPES)}"
 
 
+Edge = Annotated[int, Field(ge=1, le=2**14)]
+
+
 class Pretrained(Section):
     """An image encoder or a language model: published weights, or a shape to fill at random."""
 
@@ -75,7 +78,7 @@ class Pretrained(Section):
 class VisionTower(Pretrained):
     """An image encoder, at its own image size or another."""
 
-    image_size: Count | None = None
+    image_size: Count | None = added_later(None)
     """Width and height of an image, in pixels. By default that of the weights or of `config`. At
     another size the position table of the weights is resampled bicubically."""
 
@@ -100,7 +103,7 @@ class Model(Section):
     """Hidden state of the tower to project, counted from the last."""
     template: TemplateName = "vicuna_v1"
     """Chat template: one of ours, or `tokenizer` for the one that comes with the tokenizer."""
-    thinking: Thinking = "train"
+    thinking: Thinking = added_later("train")
     """What becomes of the thinking part of an answer, `<think>...</think>`. A tokenizer's template
     may write one even for an answer without it. `train` trains it like the rest, `mask` keeps it as
     context, `leave_out` removes it from answers and prompts."""
@@ -108,6 +111,13 @@ class Model(Section):
     """How an image becomes square: `square` does as the tower's own processor, which for CLIP and
     DINOv2 crops the centre and for SigLIP and ViT stretches the image; `pad` adds borders first, so
     that nothing is cut off or stretched."""
+    image_grid_pinpoints: Annotated[tuple[tuple[Edge, Edge], ...], Field(min_length=1)] | None = (
+        added_later(None)
+    )
+    """Heights and widths in pixels, whole multiples of the tower's image size, to which images are
+    enlarged before they are cut into tiles, as in LLaVA-NeXT (`anyres`); for example
+    `[[336, 672], [672, 336], [672, 672]]`. An image takes the one that shows most of it. By default
+    an image is one tile."""
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
     """Attention kernels, by transformers' names of them. While training, `sdpa` attends within each
     sample of a pack by itself."""
@@ -127,6 +137,23 @@ class Model(Section):
         name = declared.get("model_type", TOWER_TYPES[0])
         if name not in TOWER_TYPES:
             raise ValueError(f"vision_tower.config.model_type={name}: {tower_problem(name)}")
+        return self
+
+    @model_validator(mode="after")
+    def _tiles_fit(self) -> Self:
+        if self.image_grid_pinpoints is None:
+            return self
+        if self.image_aspect_ratio != "square":
+            raise ValueError(
+                f"image_aspect_ratio={self.image_aspect_ratio}: has no effect with "
+                "image_grid_pinpoints, where tiles keep the proportions of an image; set it to "
+                "square, or remove the pinpoints"
+            )
+        if self.template == "llava_med_v0":
+            raise ValueError(
+                "template=llava_med_v0: counts the labels of LLaVA-Med v1.0, whose images are one "
+                "tile each; use another template, or remove image_grid_pinpoints"
+            )
         return self
 
     @model_validator(mode="after")

@@ -219,6 +219,12 @@ class RunConfig(Section):
                     )
             self._check_lanes(stage)
             self._check_engine(stage)
+        if self.model.image_grid_pinpoints is not None and self.data.store_images != "original":
+            raise ValueError(
+                f"data.store_images={self.data.store_images}: stores images at the size of one "
+                "tile, and model.image_grid_pinpoints cuts larger ones into several; set it to "
+                "original"
+            )
         return self
 
     def _check_engine(self, stage: Stage) -> None:

@@ -12,6 +12,15 @@ Count = Annotated[int, Field(ge=1, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """A seed that numpy, torch and Python all accept."""
 
+
+def added_later(default: Any) -> Any:
+    """Return a field that dumps leave out at its default.
+
+    So a new setting changes no fingerprint of runs and datasets that do not use it.
+    """
+    return Field(default, exclude_if=lambda value: value == default)
+
+
 ONE, SEVERAL = "one", "several"
 
 

@@ -122,6 +122,10 @@ INDEX_SCHEMA = pa.schema(
 """Schema of `index.parquet`, one row a sample in shard order. `row` counts within the row group,
 and `num_truncated` is the number of text tokens that were cut off."""
 
+NUM_TILES = "num_tiles"
+"""A further column of `index.parquet`, int32, where images are cut into tiles: the number of tiles
+of the sample's images."""
+
 _TEXT_HASH = pa.binary(TEXT_HASH_BYTES)
 
 CONTENT_SCHEMA = pa.schema(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from llavamed.config.engine import Precision
 from llavamed.config.run import RunConfig
@@ -18,8 +17,8 @@ from llavamed.evaluate.questions import Question
 from llavamed.model.continuation import Continuation, Sampling
 from llavamed.model.export import fetch_export
 from llavamed.model.generation import Generator, Prompt
-from llavamed.model.llava import build_model, load_model
-from llavamed.processor.build import load_processor
+from llavamed.model.llava import Llava, build_model, load_model
+from llavamed.processor.build import Processor, load_processor
 from llavamed.processor.encode import get_template
 from llavamed.processor.images import fit
 from llavamed.storage.fingerprint import fingerprint
@@ -157,7 +156,7 @@ def _load(
     export: str,
     template: str,
     batch_size: int,
-    make: Callable[[Path, LlavaProcessor], LlavaForConditionalGeneration],
+    make: Callable[[Path, Processor], Llava],
 ) -> GeneratorAnswerer:
     folder = fetch_export(locate(export))
     processor = load_processor(folder)

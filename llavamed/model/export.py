@@ -9,16 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from llavamed.config.engine import Precision
 from llavamed.data.feed.loader import Batch
 from llavamed.errors import CheckpointError
 from llavamed.model.attention import attend_per_sample
 from llavamed.model.generation import set_generation_tokens
-from llavamed.model.llava import load_model
+from llavamed.model.llava import Llava, load_model
 from llavamed.model.loss import sampled_logits
-from llavamed.processor.build import image_settings, load_processor, num_image_tokens
+from llavamed.processor.build import Processor, load_processor, tiling
 from llavamed.processor.encode import encode_prompt, get_template, template_hash
 from llavamed.processor.own_template import own_template
 from llavamed.processor.templates import TOKENIZER
@@ -71,9 +70,9 @@ class Trained:
 
 def write_export(
     place: Location,
-    model: LlavaForConditionalGeneration,
+    model: Llava,
     weights: dict[str, torch.Tensor],
-    processor: LlavaProcessor,
+    processor: Processor,
 ) -> None:
     """Upload the files of a model. They become an export once the manifest is written.
 
@@ -96,9 +95,7 @@ def write_export(
         place.upload(scratch)
 
 
-def _published_names(
-    model: LlavaForConditionalGeneration, weights: dict[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
+def _published_names(model: Llava, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return weights under the names that transformers converts to the published ones.
 
     Published towers of CLIP and SigLIP have the prefix `vision_model`, which transformers only adds
@@ -194,9 +191,7 @@ def fetch_export(place: Location) -> Path:
     return Path(fetch_once(str(place)))
 
 
-def _load(
-    folder: Path, precision: Precision, attn_implementation: str
-) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+def _load(folder: Path, precision: Precision, attn_implementation: str) -> tuple[Llava, Processor]:
     """Load model and processor with nothing but `from_pretrained`.
 
     Raises:
@@ -212,7 +207,7 @@ def _load(
         ) from error
 
 
-def _check_processor(place: Location, processor: LlavaProcessor, trained: Trained) -> None:
+def _check_processor(place: Location, processor: Processor, trained: Trained) -> None:
     if not processor.chat_template:
         raise CheckpointError(f"{place}: has no chat template, so it cannot be prompted; {_RETRY}")
     template, tokenizer = get_template(trained.template), processor.tokenizer
@@ -222,9 +217,13 @@ def _check_processor(place: Location, processor: LlavaProcessor, trained: Traine
             f"{place}: template_hash={found}: the stage was trained with {trained.template_hash}; "
             "prepare its datasets again with the current template, or restore the former one"
         )
-    number = num_image_tokens(processor)
+    tiles = tiling(processor)
+    size = (tiles.tile_size, tiles.tile_size)
     expected = encode_prompt(
-        [_QUESTION], template=template, tokenizer=tokenizer, num_image_tokens=number
+        [_QUESTION],
+        template=template,
+        tokenizer=tokenizer,
+        num_image_tokens=tiles.num_tokens(size),
     )
     if template.name == TOKENIZER:
         # The processor may write another date, and final spaces that belong to the answer.
@@ -235,8 +234,7 @@ def _check_processor(place: Location, processor: LlavaProcessor, trained: Traine
         message = {"role": _QUESTION.role, "content": _QUESTION.text}
         text = processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
         text = write_out_first_spaces(flatten([Segment(text, False)]), tokenizer).words
-    size = image_settings(processor).size
-    image = np.zeros((size, size, 3), dtype=np.uint8)
+    image = np.zeros((*size, 3), dtype=np.uint8)
     ids = processor(text=text, images=image, add_special_tokens=False)["input_ids"][0]
     if list(ids) != expected or not is_same_template:
         raise CheckpointError(

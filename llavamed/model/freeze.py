@@ -25,7 +25,8 @@ def part_of(parameter: str) -> ModelPart:
     """Return the part of LLaVA that a parameter belongs to, by its state-dict name."""
     if "vision_tower." in parameter:
         return "vision_tower"
-    return "projector" if "multi_modal_projector." in parameter else "language_model"
+    is_projector = "multi_modal_projector." in parameter or "image_newline" in parameter
+    return "projector" if is_projector else "language_model"
 
 
 def freeze(model: Any, trainable: Sequence[ModelPart]) -> list[PartCount]:

@@ -10,14 +10,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from llavamed.errors import ConfigError, SampleError
 from llavamed.model.continuation import Continuation, Sampling
+from llavamed.model.llava import Llava
 from llavamed.model.running_batch import EncodedPrompt, RunningBatch
-from llavamed.processor.build import image_settings, num_image_tokens
+from llavamed.processor.build import Processor, image_settings, tiling
 from llavamed.processor.encode import Template, encode_prompt, stop_strings
-from llavamed.processor.images import Pixels, normalize_pixels
+from llavamed.processor.images import Pixels, model_inputs
 from llavamed.processor.own_template import own_template
 from llavamed.processor.token_labels import special_token_pattern
 from llavamed.processor.turns import Turn
@@ -30,7 +30,8 @@ class Prompt:
     turns: Sequence[Turn]
     """The turns of the dialogue, of which the last is the user's."""
     images: Sequence[Pixels]
-    """uint8 arrays of shape [size, size, 3], in the order of their placeholders."""
+    """uint8 arrays as `llavamed.processor.images.fit` returns them, in the order of their
+    placeholders."""
 
 
 class Generator:
@@ -40,15 +41,13 @@ class Generator:
     conversations, such as a penalty for repetition, is not applied.
     """
 
-    def __init__(
-        self, model: LlavaForConditionalGeneration, processor: LlavaProcessor, template: Template
-    ) -> None:
+    def __init__(self, model: Llava, processor: Processor, template: Template) -> None:
         self._model, self._template = model.eval(), template
         self.tokenizer = processor.tokenizer
         self.images = image_settings(processor)
         """How an image becomes the pixels of a prompt."""
-        self.num_image_tokens = num_image_tokens(processor)
-        """Tokens of the context that one image takes."""
+        self.tiling = tiling(processor)
+        """How an image becomes tiles and tokens."""
         self._end_tokens, self._stop = end_token_ids(processor), stop_strings(template)
         set_generation_tokens(model, processor)
 
@@ -96,20 +95,23 @@ class Generator:
         """Encode a prompt.
 
         Raises:
-            SampleError: The template cannot render its turns.
+            SampleError: The template cannot render its turns, an image is a line, or there are
+                other images than placeholders.
         """
+        numbers = [self.tiling.num_tokens(each.shape[:2]) for each in prompt.images]
         input_ids = encode_prompt(
             prompt.turns,
             template=self._template,
             tokenizer=self.tokenizer,
-            num_image_tokens=self.num_image_tokens,
+            num_image_tokens=numbers,
         )
+        pixels, sizes = model_inputs(prompt.images, self.images)
         return EncodedPrompt(
-            input_ids, torch.from_numpy(normalize_pixels(prompt.images, self.images))
+            input_ids, torch.from_numpy(pixels), torch.from_numpy(sizes), sum(numbers)
         )
 
 
-def set_generation_tokens(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
+def set_generation_tokens(model: Llava, processor: Processor) -> None:
     """Set the tokens that end an answer in the generation config, which every engine reads."""
     tokenizer, config = processor.tokenizer, model.generation_config
     ends = end_token_ids(processor)
@@ -118,7 +120,7 @@ def set_generation_tokens(model: LlavaForConditionalGeneration, processor: Llava
     config.bos_token_id = tokenizer.bos_token_id
 
 
-def end_token_ids(processor: LlavaProcessor) -> list[int]:
+def end_token_ids(processor: Processor) -> list[int]:
     """Return the tokens that end an answer: the tokenizer's end token, and that of the template.
 
     A chat template may end a turn with another special token than the tokenizer's end token. A

@@ -1,21 +1,26 @@
 """Build Hugging Face's LLaVA from a tower and a language model, or load it whole.
 
+With `image_grid_pinpoints` it is Hugging Face's LLaVA-NeXT, which cuts images into tiles.
+
 None of its classes is ours, so plain transformers loads what is exported.
 """
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     MODEL_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    LlavaProcessor,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
 )
 from transformers.utils.logging import disable_progress_bar
 
@@ -24,13 +29,24 @@ from llavamed.config.model import Model, Pretrained
 from llavamed.errors import CheckpointError, ConfigError
 from llavamed.model.positions import at_image_size
 from llavamed.model.projector import ACTIVATIONS, make_projector
-from llavamed.processor.build import num_image_tokens
+from llavamed.processor.build import Processor, num_image_tokens
 from llavamed.processor.forms.find import find_form
-from llavamed.processor.pretrained import declared_config, loading_problem, part_config, split_gguf
+from llavamed.processor.pretrained import (
+    LLAVA_TYPES,
+    config_tiling,
+    declared_config,
+    loading_problem,
+    part_config,
+    pinpoints_of,
+    split_gguf,
+)
+from llavamed.processor.tiles import check_pinpoints
 from llavamed.processor.tower import UNUSED_WEIGHTS, check_feature_layer, tower_of
 from llavamed.storage.fetch import fetch_once
 
 disable_progress_bar()  # our log lines already tell of each load and save
+
+Llava: TypeAlias = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 TOWER_KEY = "model.vision_tower.weights"
@@ -38,9 +54,7 @@ VOCABULARY_MULTIPLE = 64
 """Embedding rows are padded to a multiple of this, as tensor cores prefer."""
 
 
-def build_model(
-    model: Model, processor: LlavaProcessor, *, seed: int, precision: Precision
-) -> LlavaForConditionalGeneration:
+def build_model(model: Model, processor: Processor, *, seed: int, precision: Precision) -> Llava:
     """Return the initial model of a run, which depends only on the config and the seed.
 
     Args:
@@ -74,10 +88,13 @@ def build_model(
         config.image_seq_length = num_image_tokens(processor)
         config.text_config.architectures = [type(language_model).__name__]  # other engines need it
         projector = make_projector(config).to(DTYPES[precision])
+        newline = torch.randn(config.text_config.hidden_size) / config.text_config.hidden_size**0.5
     with torch.device("meta"):
-        llava = LlavaForConditionalGeneration(config)
+        llava = _make_llava(config)
     llava.model.vision_tower = tower
     llava.model.multi_modal_projector = projector
+    if isinstance(config, LlavaNextConfig):
+        llava.model.image_newline = nn.Parameter(newline.to(DTYPES[precision]))
     llava.model.language_model = language_model.get_decoder()
     llava.lm_head = language_model.get_output_embeddings()
     llava.generation_config = language_model.generation_config
@@ -85,16 +102,14 @@ def build_model(
     return llava
 
 
-def load_model(
-    source: str | Path, precision: Precision, attn_implementation: str
-) -> LlavaForConditionalGeneration:
-    """Load a whole LLaVA from a folder, its URI, or a name on the hub.
+def load_model(source: str | Path, precision: Precision, attn_implementation: str) -> Llava:
+    """Load a whole LLaVA or LLaVA-NeXT from a folder, its URI, or a name on the hub.
 
     Raises:
         CheckpointError: It cannot be found, or is not a whole LLaVA.
     """
     return _read_weights(
-        LlavaForConditionalGeneration,
+        AutoModelForImageTextToText,
         str(source),
         "weights",
         dtype=DTYPES[precision],
@@ -102,7 +117,7 @@ def load_model(
     )
 
 
-def shape_on_meta(model: Model) -> LlavaForConditionalGeneration:
+def shape_on_meta(model: Model) -> Llava:
     """Return the declared model on `meta`, without memory, to count its parameters.
 
     Raises:
@@ -128,10 +143,28 @@ def shape_on_meta(model: Model) -> LlavaForConditionalGeneration:
         declared_config(model.language_model, "model.language_model"),
     )
     with torch.device("meta"):
-        return LlavaForConditionalGeneration(config)
+        return _make_llava(config)
 
 
-def check_forward(config: LlavaConfig, key: str) -> None:
+def image_arguments(
+    model: Any, pixel_values: torch.Tensor, image_sizes: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Return images as the arguments of a forward pass; only a LLaVA-NeXT reads their sizes.
+
+    Args:
+        model: A LLaVA, or DeepSpeed's engine around one.
+        pixel_values: float32 tensor of shape [tiles, 3, size, size].
+        image_sizes: int64 tensor of shape [images, 2] on the CPU, where the model reads it.
+    """
+    sizes = {"image_sizes": image_sizes} if pinpoints_of(_config(model)) else {}
+    return {"pixel_values": pixel_values, **sizes}
+
+
+def _config(model: Any) -> LlavaConfig | LlavaNextConfig:
+    return getattr(model, "module", model).config
+
+
+def check_forward(config: LlavaConfig | LlavaNextConfig, key: str) -> None:
     """Pass an image and a few tokens through a LLaVA on `meta`, before anything is started.
 
     Args:
@@ -144,12 +177,17 @@ def check_forward(config: LlavaConfig, key: str) -> None:
     """
     tower = tower_of(config.vision_config, f"{key}: vision_config")
     check_feature_layer(config.vision_feature_layer, tower, f"{key}: vision_feature_layer")
-    number = tower.num_image_tokens(config.vision_feature_select_strategy)
+    tiles = config_tiling(config, key)
+    if tiles.pinpoints:
+        check_pinpoints(tiles.pinpoints, tower, f"{key}: image_grid_pinpoints")
+    size = (tiles.tile_size, tiles.tile_size)
+    number = tiles.num_tokens(size)
     try:
         with torch.device("meta"):
-            model = LlavaForConditionalGeneration(config)
-            pixels = torch.empty(1, 3, tower.image_size, tower.image_size)
-            features = torch.stack(model.get_image_features(pixels).pooler_output)
+            model = _make_llava(config)
+            pixels = torch.empty(tiles.num_tiles(size), 3, *size)
+            images = image_arguments(model, pixels, torch.tensor([size], device="cpu"))
+            features = torch.stack(list(model.get_image_features(**images).pooler_output))
             # A mask of four dimensions, because others are read, and `meta` holds no values.
             mask = torch.zeros(1, 1, number, number)
             model.model.language_model(inputs_embeds=features, attention_mask=mask, use_cache=False)
@@ -166,8 +204,8 @@ def check_forward(config: LlavaConfig, key: str) -> None:
         )
 
 
-def llava_config(model: Model, vision: Any, text: Any) -> LlavaConfig:
-    """Return the config of a LLaVA of these two parts.
+def llava_config(model: Model, vision: Any, text: Any) -> LlavaConfig | LlavaNextConfig:
+    """Return the config of a LLaVA of these two parts, or of a LLaVA-NeXT if it cuts tiles.
 
     Args:
         model: The model section of the config.
@@ -175,17 +213,30 @@ def llava_config(model: Model, vision: Any, text: Any) -> LlavaConfig:
         text: The Hugging Face config of the language model.
 
     Raises:
-        ConfigError: The tower is of an unknown kind, or lacks the hidden state.
+        ConfigError: The tower is of an unknown kind, lacks the hidden state, or does not fit the
+            pinpoints.
     """
     tower = tower_of(vision, "model.vision_tower.config")
     check_feature_layer(model.vision_feature_layer, tower, "model.vision_feature_layer")
-    return LlavaConfig(
+    kind, tiles = LlavaConfig, {}
+    if model.image_grid_pinpoints is not None:
+        check_pinpoints(model.image_grid_pinpoints, tower, "model.image_grid_pinpoints")
+        kind = LlavaNextConfig
+        tiles = {"image_grid_pinpoints": [list(size) for size in model.image_grid_pinpoints]}
+    return kind(
         vision_config=vision,
         text_config=text,
         projector_hidden_act=ACTIVATIONS[model.projector],
         vision_feature_layer=model.vision_feature_layer,
         vision_feature_select_strategy=tower.strategy,
+        **tiles,
     )
+
+
+def _make_llava(config: LlavaConfig | LlavaNextConfig) -> Llava:
+    if isinstance(config, LlavaNextConfig):
+        return LlavaNextForConditionalGeneration(config)
+    return LlavaForConditionalGeneration(config)
 
 
 def _make_part(
@@ -213,7 +264,7 @@ def _read_weights(auto_class: Any, source: str, key: str, **settings: Any) -> An
             settings |= {"config": config, "state_dict": form.read_weights()}
         else:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **gguf)
-        if auto_class is LlavaForConditionalGeneration and config.model_type != "llava":
+        if auto_class is AutoModelForImageTextToText and config.model_type not in LLAVA_TYPES:
             raise ValueError(f"its model_type is {config.model_type}, not llava")
         model, report = auto_class.from_pretrained(
             folder,
@@ -239,7 +290,7 @@ def _read_weights(auto_class: Any, source: str, key: str, **settings: Any) -> An
     return model
 
 
-def _fit_vocabulary(language_model: Any, processor: LlavaProcessor, part: Pretrained) -> None:
+def _fit_vocabulary(language_model: Any, processor: Processor, part: Pretrained) -> None:
     rows, needed = language_model.config.vocab_size, len(processor.tokenizer)
     if needed <= rows:
         return

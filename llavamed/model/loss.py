@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from llavamed.data.feed.loader import Batch
 from llavamed.model.attention import per_sample_arguments
+from llavamed.model.llava import image_arguments
 from llavamed.processor.turns import IGNORE_INDEX
 
 NUM_SAMPLED = 64
@@ -49,7 +50,7 @@ def column_logits(model: nn.Module, batch: Batch, columns: torch.Tensor) -> torc
     """
     logits: torch.Tensor = model(
         input_ids=batch.input_ids,
-        pixel_values=batch.pixel_values,
+        **image_arguments(model, batch.pixel_values, batch.image_sizes),
         position_ids=batch.position_ids,
         use_cache=False,
         logits_to_keep=columns,

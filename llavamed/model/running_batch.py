@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import pad
-from transformers import DynamicCache, LlavaForConditionalGeneration
+from transformers import DynamicCache
 
 from llavamed.model.continuation import Continuation
+from llavamed.model.llava import Llava, image_arguments
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,17 @@ class EncodedPrompt:
     input_ids: list[int]
     """Token ids, with all image tokens."""
     pixel_values: torch.Tensor
-    """float32 tensor of shape [images, 3, size, size], normalized."""
+    """float32 tensor of shape [tiles, 3, size, size], normalized."""
+    image_sizes: torch.Tensor
+    """int64 tensor of shape [images, 2], the height and width of each image."""
+    num_image_tokens: int
+    """Tokens of all images together."""
 
 
 class RunningBatch:
     """The sequences that a model is continuing, and their keys and values."""
 
-    def __init__(self, model: LlavaForConditionalGeneration, pad_token: int) -> None:
+    def __init__(self, model: Llava, pad_token: int) -> None:
         self._model, self._pad_token = model, pad_token
         self._rows: list[Continuation] = []
         # Layers of full length for sliding windows too, whose mask leaves out what lies outside.
@@ -56,12 +61,14 @@ class RunningBatch:
         ]
         mask = torch.tensor([[0] * n + [1] * (length - n) for n in padding], device=device)
         pixels = torch.cat([prompt.pixel_values for prompt in prompts])
+        sizes = torch.cat([prompt.image_sizes for prompt in prompts])
+        images = image_arguments(self._model, pixels.to(device, self._model.dtype), sizes)
         cache = DynamicCache()
         logits = self._model(
             input_ids=torch.tensor(ids, device=device),
             attention_mask=mask,
             position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-            pixel_values=pixels.to(device, self._model.dtype) if len(pixels) else None,
+            **(images if len(pixels) else {}),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,

@@ -7,7 +7,7 @@ unchanged into every export. So training, evaluation and serving see the same to
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -16,6 +16,8 @@ from transformers import (
     AutoTokenizer,
     CLIPImageProcessorPil,
     LlavaImageProcessorPil,
+    LlavaNextImageProcessorPil,
+    LlavaNextProcessor,
     LlavaProcessor,
     PreTrainedTokenizerFast,
     SiglipImageProcessorPil,
@@ -25,18 +27,27 @@ from llavamed.config.model import Model
 from llavamed.errors import ConfigError
 from llavamed.processor.encode import chat_template, get_template
 from llavamed.processor.images import ImageSettings
-from llavamed.processor.pretrained import load_pretrained, part_config, whole_config
+from llavamed.processor.pretrained import (
+    check_same_pinpoints,
+    load_pretrained,
+    part_config,
+    whole_config,
+)
 from llavamed.processor.templates import TOKENIZER, own_chat_template
 from llavamed.processor.thinking import with_thinking
+from llavamed.processor.tiles import Tiling, check_pinpoints
 from llavamed.processor.token_labels import check_fast, repair_merges
 from llavamed.processor.tower import Tower, tower_of
 from llavamed.processor.turns import IMAGE_PLACEHOLDER
+
+Processor: TypeAlias = LlavaProcessor | LlavaNextProcessor
+"""The processor of a LLaVA, which reads an image in one tile, or of a LLaVA-NeXT."""
 
 _RESAMPLING: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
 """Filters that `llavamed.processor.images` supports, by the numbers Pillow gives them."""
 
 
-def build_processor(model: Model, texts: Iterator[str]) -> LlavaProcessor:
+def build_processor(model: Model, texts: Iterator[str]) -> Processor:
     """Build the processor of a model.
 
     Args:
@@ -48,12 +59,13 @@ def build_processor(model: Model, texts: Iterator[str]) -> LlavaProcessor:
             parts do not fit together.
     """
     if model.weights is not None:
-        processor = _whole_processor(model.weights)
+        processor = _whole_processor(model)
     else:
         assert model.vision_tower is not None
         vision = part_config(model.vision_tower, "model.vision_tower")
         tower = tower_of(vision, "model.vision_tower.config")
-        processor = LlavaProcessor(
+        kind = LlavaProcessor if model.image_grid_pinpoints is None else LlavaNextProcessor
+        processor = kind(
             image_processor=_image_processor(model, tower),
             tokenizer=_tokenizer(model, texts),
             patch_size=tower.patch_size,
@@ -72,7 +84,7 @@ def build_processor(model: Model, texts: Iterator[str]) -> LlavaProcessor:
     return processor
 
 
-def load_processor(folder: Path) -> LlavaProcessor:
+def load_processor(folder: Path) -> Processor:
     """Load a processor that was saved by `save_pretrained`."""
     return AutoProcessor.from_pretrained(str(folder), backend="pil", trust_remote_code=False)
 
@@ -95,7 +107,7 @@ def load_tokenizer(source: str, key: str) -> Any:
 
 
 def image_settings(
-    processor: LlavaProcessor, backend: Literal["exact", "fast"] = "exact"
+    processor: Processor, backend: Literal["exact", "fast"] = "exact"
 ) -> ImageSettings:
     """Return what the processor does to an image, as settings of `llavamed.processor.images`.
 
@@ -130,40 +142,53 @@ def image_settings(
             f"image_processor.resample={facts['resample']}: must be 2 (bilinear) or 3 (bicubic); "
             "correct it in preprocessor_config.json"
         )
-    square: Literal["square", "stretch"] = "stretch" if stretches else "square"
+    pinpoints = tuple((high, wide) for high, wide in facts.get("image_grid_pinpoints") or ())
+    aspect_ratio: Literal["square", "pad", "stretch"] = "stretch" if stretches else "square"
+    if pinpoints:  # the whole image is stretched to a tile
+        aspect_ratio = "stretch"
+    elif facts.get("do_pad"):
+        aspect_ratio = "pad"
     return ImageSettings(
         size=int(edges.pop()),
-        aspect_ratio="pad" if facts.get("do_pad") else square,
+        aspect_ratio=aspect_ratio,
         mean=tuple(facts["image_mean"]),
         std=tuple(facts["image_std"]),
         backend=backend,
         resample=_RESAMPLING[facts["resample"]],
+        grid_pinpoints=pinpoints,
     )
 
 
-def num_image_tokens(processor: LlavaProcessor) -> int:
-    """Return the number of tokens an image takes in the text."""
+def tiling(processor: Processor) -> Tiling:
+    """Return how the processor cuts images into tiles."""
+    settings = image_settings(processor)
+    return Tiling(settings.size, num_image_tokens(processor), settings.grid_pinpoints)
+
+
+def num_image_tokens(processor: Processor) -> int:
+    """Return the number of tokens an image takes in the text; with tiles, that of one tile."""
     size = image_settings(processor).size
     patches = (size // int(processor.patch_size)) ** 2
     is_cut = processor.vision_feature_select_strategy == "default"
     return patches + int(processor.num_additional_image_tokens) - is_cut
 
 
-def tokenizer_hash(processor: LlavaProcessor) -> str:
+def tokenizer_hash(processor: Processor) -> str:
     """Return the SHA-256 of the tokenizer with its vocabulary, merges and special tokens."""
     return hashlib.sha256(processor.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
-def _whole_processor(source: str) -> LlavaProcessor:
+def _whole_processor(model: Model) -> Processor:
     """Return the processor of a whole LLaVA, with its image tokens as in the model's config."""
-    key = "model.weights"
+    key, source = "model.weights", str(model.weights)
+    config = whole_config(source, key)
+    check_same_pinpoints(model, config)
     processor = load_pretrained(AutoProcessor, source, key, backend="pil")
-    if not isinstance(processor, LlavaProcessor):
+    if not isinstance(processor, LlavaProcessor | LlavaNextProcessor):
         raise ConfigError(
             f"{key}={source}: holds a {type(processor).__name__}, not the processor of a LLaVA; "
             "add its processor_config.json and preprocessor_config.json"
         )
-    config = whole_config(source, key)
     tower = tower_of(config.vision_config, f"{key}={source}: vision_config")
     size = image_settings(processor).size
     if size != tower.image_size:
@@ -204,6 +229,12 @@ def _image_processor(model: Model, tower: Tower) -> Any:
         }
         crops = getattr(found, "do_center_crop", False) or "shortest_edge" in dict(found.size)
         resizing = "square" if crops else "stretch"
+    if model.image_grid_pinpoints is not None:
+        check_pinpoints(model.image_grid_pinpoints, tower, "model.image_grid_pinpoints")
+        pinpoints = [list(each) for each in model.image_grid_pinpoints]
+        return LlavaNextImageProcessorPil(
+            size=edges, crop_size=square, image_grid_pinpoints=pinpoints, **settings
+        )
     if model.image_aspect_ratio == "pad":
         return LlavaImageProcessorPil(size=edges, crop_size=square, do_pad=True, **settings)
     if resizing == "stretch":

@@ -102,7 +102,7 @@ def encode(
     *,
     template: Template,
     tokenizer: "PreTrainedTokenizerBase",
-    num_image_tokens: int,
+    num_image_tokens: int | Sequence[int],
     max_length: int | None,
 ) -> Encoded:
     """Encode a dialogue as token ids and labels.
@@ -111,7 +111,7 @@ def encode(
         turns: The dialogue, with an image placeholder at the place of each image.
         template: The template that joins the turns to one text.
         tokenizer: A fast tokenizer with the image token.
-        num_image_tokens: Image tokens that stand for one image.
+        num_image_tokens: Image tokens that stand for each image, in order, or one number for all.
         max_length: The longest sample in tokens, or None. Text is cut off at the end to fit; images
             are never cut, because a sample must hold all images it is stored with.
 
@@ -134,7 +134,7 @@ def encode_prompt(
     *,
     template: Template,
     tokenizer: "PreTrainedTokenizerBase",
-    num_image_tokens: int,
+    num_image_tokens: int | Sequence[int],
 ) -> list[int]:
     """Encode a dialogue that ends with a question, as token ids for the model to continue.
 
@@ -146,7 +146,7 @@ def encode_prompt(
         turns: The dialogue, with an image placeholder at the place of each image.
         template: The template that joins the turns to one text.
         tokenizer: A fast tokenizer with the image token.
-        num_image_tokens: Image tokens that stand for one image.
+        num_image_tokens: Image tokens that stand for each image, in order, or one number for all.
 
     Raises:
         SampleError: The last turn is not a question, or the template cannot render these turns.
@@ -165,24 +165,39 @@ def encode_prompt(
 
 
 def _expand_images(
-    tokens: Tokens, image_id: int, num_image_tokens: int, max_length: int | None
+    tokens: Tokens,
+    image_id: int,
+    num_image_tokens: int | Sequence[int],
+    max_length: int | None,
 ) -> Encoded:
     """Repeat each image token, and cut off the last text tokens to fit `max_length`."""
     num_images = tokens.ids.count(image_id)
+    if isinstance(num_image_tokens, int):
+        numbers = [num_image_tokens] * num_images
+    else:
+        numbers = list(num_image_tokens)
+    if len(numbers) != num_images:
+        raise SampleError(
+            "placeholder_mismatch",
+            f"{num_images} {IMAGE_PLACEHOLDER} in the rendered text, {len(numbers)} images",
+        )
     num_text = len(tokens.ids) - num_images
-    room = num_text if max_length is None else max_length - num_images * num_image_tokens
+    room = num_text if max_length is None else max_length - sum(numbers)
     if room < 0:
         raise SampleError(
             "too_long",
-            f"{num_images} images of {num_image_tokens} tokens do not fit max_length={max_length}",
+            f"{num_images} images of {' and '.join(map(str, dict.fromkeys(numbers)))} tokens do "
+            f"not fit max_length={max_length}",
         )
+    each = iter(numbers)
     num_truncated = max(0, num_text - room)
     ids: list[int] = []
     labels: list[int] = []
     for token, trained in zip(tokens.ids, tokens.trained, strict=True):
         if token == image_id:
-            ids += [token] * num_image_tokens
-            labels += [IGNORE_INDEX] * num_image_tokens
+            number = next(each)
+            ids += [token] * number
+            labels += [IGNORE_INDEX] * number
         elif room:
             room -= 1
             ids.append(token)

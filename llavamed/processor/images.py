@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from simplejpeg import decode_jpeg
 
 from llavamed.errors import SampleError
 from llavamed.processor.pixel_range import check_visible, to_8_bits
+from llavamed.processor.tiles import Size, Tiling, fitted_size
 
 Pixels = npt.NDArray[np.uint8]
 """uint8 array of shape [height, width, 3]."""
@@ -51,12 +52,16 @@ class ImageSettings:
     std: tuple[float, float, float]
     backend: Literal["exact", "fast"] = "exact"
     resample: Literal["bicubic", "bilinear"] = "bicubic"
+    grid_pinpoints: tuple[Size, ...] = ()
+    """Heights and widths that images may be enlarged to before they are cut into tiles."""
 
 
 def to_pixels(
     data: bytes, settings: ImageSettings, leave: Callable[[str], None] = lambda _: None
 ) -> Pixels:
     """Decode an image, convert it to RGB, and resize it to the training resolution.
+
+    An image that will be cut into tiles keeps its size; see `cut`.
 
     `square` resizes the short edge and crops the centre; `pad` first pads to a square with the mean
     colour; `stretch` resizes both edges. Transparency is ignored, and only the first page is read.
@@ -69,7 +74,7 @@ def to_pixels(
         leave: Called with `TRANSPARENCY` or `PAGES` if the file has a part that is not read.
 
     Returns:
-        uint8 array of shape [size, size, 3].
+        uint8 array of shape [size, size, 3], or of the file's height and width.
 
     Raises:
         SampleError: `corrupt_image`, `image_too_large`, `unknown_pixel_range` or
@@ -92,12 +97,69 @@ def fit(pixels: Pixels, settings: ImageSettings) -> Pixels:
     resized = (settings.size, resized_long) if width <= height else (resized_long, settings.size)
     if max(resized) > 100 * settings.size:
         raise SampleError("corrupt_image", f"{width}x{height} pixels is a line, not a picture")
+    if settings.grid_pinpoints:
+        return pixels
     if settings.aspect_ratio == "stretch":
         resized = (settings.size, settings.size)
-    resize = _resize_fast if settings.backend == "fast" else _resize
-    pixels = resize(pixels, *resized, settings.resample)
+    pixels = _resize(pixels, *resized, settings)
     left, top = (resized[0] - settings.size) // 2, (resized[1] - settings.size) // 2
     return np.ascontiguousarray(pixels[top : top + settings.size, left : left + settings.size])
+
+
+def cut(pixels: Pixels, settings: ImageSettings) -> list[Pixels]:
+    """Return the tiles of an image that `fit` has returned.
+
+    Without pinpoints it is one tile. With pinpoints the first tile is the whole image, stretched;
+    the others are the image enlarged to its pinpoint, on black, row by row.
+
+    Returns:
+        uint8 arrays of shape [size, size, 3].
+
+    Raises:
+        SampleError: `corrupt_image`, if it is a line.
+    """
+    if not settings.grid_pinpoints:
+        return [pixels]
+    size = settings.size
+    height, width, _ = pixels.shape
+    high, wide = Tiling(size, 0, settings.grid_pinpoints).pinpoint((height, width))
+    rows, columns = fitted_size((height, width), (high, wide))
+    top, left = (high - rows) // 2, (wide - columns) // 2
+    canvas = np.zeros((high, wide, 3), dtype=np.uint8)
+    canvas[top : top + rows, left : left + columns] = _resize(pixels, columns, rows, settings)
+    tiles = [
+        canvas[row : row + size, column : column + size]
+        for row in range(0, high, size)
+        for column in range(0, wide, size)
+    ]
+    return [_resize(pixels, size, size, settings), *tiles]
+
+
+def model_inputs(
+    images: Sequence[Pixels], settings: ImageSettings
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Return images that `fit` has returned as the arrays that a model reads.
+
+    Returns:
+        The normalized tiles of all images, float32 of shape [tiles, 3, size, size]; and the height
+        and width of each image, int64 of shape [images, 2].
+    """
+    tiles = [tile for image in images for tile in cut(image, settings)]
+    sizes = np.array([image.shape[:2] for image in images], dtype=np.int64)
+    return normalize_pixels(tiles, settings), sizes.reshape(-1, 2)
+
+
+def read_size(data: bytes) -> Size:
+    """Return the height and width of an image as `decode` returns it, without decoding it.
+
+    Raises:
+        SampleError: `corrupt_image` or `image_too_large`.
+    """
+    with _image_errors(data):
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        _check_size(*image.size)
+        width, height = image.size
+        return (width, height) if _is_on_its_side(image) else (height, width)
 
 
 def read_header(data: bytes) -> tuple[str, int, int]:
@@ -247,14 +309,30 @@ def _has_pages(data: bytes) -> bool:
 
 
 def _is_upright(image: Image.Image) -> bool:
-    """Return whether the image is shown as it is stored, which broken metadata does not change."""
+    """Return whether the image is shown as it is stored."""
+    return _orientation(image) == 1
+
+
+def _is_on_its_side(image: Image.Image) -> bool:
+    """Return whether the rows of the stored image are columns of the image that is shown."""
+    return _orientation(image) in (5, 6, 7, 8)
+
+
+def _orientation(image: Image.Image) -> Any:
+    """Return the orientation by EXIF, 1 for upright, which broken metadata does not change."""
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # Pillow's parser raises whatever it stumbles on
-        return True
+        return 1
 
 
-def _resize(pixels: Pixels, width: int, height: int, resample: str) -> Pixels:
+def _resize(pixels: Pixels, width: int, height: int, settings: ImageSettings) -> Pixels:
+    """Resize an image by the library and the filter of the settings."""
+    resize = _resize_fast if settings.backend == "fast" else _resize_exactly
+    return resize(pixels, width, height, settings.resample)
+
+
+def _resize_exactly(pixels: Pixels, width: int, height: int, resample: str) -> Pixels:
     """Resize as transformers does, but grey images as one channel, in a third of the time."""
     image = Image.fromarray(np.ascontiguousarray(pixels[..., 0]) if _is_grey(pixels) else pixels)
     resized = image.resize((width, height), resample=Image.Resampling[resample.upper()])

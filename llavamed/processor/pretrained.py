@@ -4,12 +4,17 @@ import os
 from importlib.util import find_spec
 from typing import Any
 
-from transformers import CONFIG_MAPPING, AutoConfig, LlavaConfig
+from transformers import CONFIG_MAPPING, AutoConfig, LlavaConfig, LlavaNextConfig
 
 from llavamed.config.model import Model, Pretrained, VisionTower
 from llavamed.errors import ConfigError, LlavaMedError
 from llavamed.processor.forms.find import find_form
+from llavamed.processor.tiles import Size, Tiling
+from llavamed.processor.tower import tower_of
 from llavamed.storage.fetch import fetch_once
+
+LLAVA_TYPES = ("llava", "llava_next")
+"""Model types of a whole LLaVA: one that reads an image in one tile, and one that cuts tiles."""
 
 
 def part_config(part: Pretrained, key: str) -> Any:
@@ -78,19 +83,55 @@ def _at_wanted_size(config: Any, part: Pretrained) -> Any:
     return config
 
 
-def whole_config(source: str, key: str) -> LlavaConfig:
-    """Return the config of a whole LLaVA.
+def whole_config(source: str, key: str) -> LlavaConfig | LlavaNextConfig:
+    """Return the config of a whole LLaVA or LLaVA-NeXT.
 
     Raises:
         ConfigError: The config cannot be loaded, or is not that of a LLaVA.
     """
     config = load_pretrained(AutoConfig, source, key)
-    if config.model_type != "llava":
+    if config.model_type not in LLAVA_TYPES:
         raise ConfigError(
             f"{key}={source}: its model_type is {config.model_type}, not llava; name a whole "
             "LLaVA, or make one of vision_tower and language_model"
         )
     return config
+
+
+def pinpoints_of(config: LlavaConfig | LlavaNextConfig) -> tuple[Size, ...]:
+    """Return the pinpoints of a LLaVA-NeXT; none of a LLaVA, which reads an image in one tile."""
+    return tuple((high, wide) for high, wide in getattr(config, "image_grid_pinpoints", ()))
+
+
+def config_tiling(config: LlavaConfig | LlavaNextConfig, key: str) -> Tiling:
+    """Return how a whole LLaVA cuts images into tiles.
+
+    Args:
+        config: Its Hugging Face config.
+        key: The config key that names it, for errors.
+
+    Raises:
+        ConfigError: Its tower is of an unknown kind.
+    """
+    tower = tower_of(config.vision_config, f"{key}: vision_config")
+    number = tower.num_image_tokens(config.vision_feature_select_strategy)
+    return Tiling(tower.image_size, number, pinpoints_of(config))
+
+
+def check_same_pinpoints(model: Model, config: LlavaConfig | LlavaNextConfig) -> None:
+    """Check that the config of a whole LLaVA cuts images into the tiles that are asked for.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    own = pinpoints_of(config)
+    if own != (model.image_grid_pinpoints or ()):
+        wanted = [list(size) for size in model.image_grid_pinpoints or ()] or None
+        found = [list(size) for size in own] or "null"
+        raise ConfigError(
+            f"model.image_grid_pinpoints={wanted or 'null'}: the weights {model.weights}, a "
+            f"{config.model_type}, have {found}; set it to that"
+        )
 
 
 def load_pretrained(auto_class: Any, source: str, key: str, **kwargs: Any) -> Any:

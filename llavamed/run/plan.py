@@ -26,7 +26,8 @@ from llavamed.model.cost.padding import Floats, lognormal_lengths, longest_momen
 from llavamed.model.cost.savings import Saving, find_savings
 from llavamed.model.freeze import PartCount, freeze
 from llavamed.model.llava import shape_on_meta
-from llavamed.processor.tower import tower_of
+from llavamed.processor.pretrained import config_tiling
+from llavamed.processor.tiles import Tiling
 from llavamed.storage.location import MANIFEST, Location, locate
 from llavamed.train.job import order_of
 
@@ -74,8 +75,8 @@ def plan_run(
         mfu: Model-FLOPs utilisation, the part of the GPUs' peak that is reached.
 
     Raises:
-        ConfigError: The GPU is unknown, a dataset is neither prepared nor declared, or so many GPUs
-            cannot share out a step.
+        ConfigError: The GPU is unknown, an image leaves no room for text, a dataset is neither
+            prepared nor declared, or so many GPUs cannot share out a step.
     """
     find_accelerator(accelerator)
     config = override_config(config, workers_override(config, num_gpus))
@@ -114,9 +115,11 @@ def shape_stage(config: RunConfig, stage: Stage) -> StageShape:
     """Return the shape of a stage's model, with what trains in it.
 
     Raises:
-        ConfigError: The config names weights without declaring their shape.
+        ConfigError: The config names weights without declaring their shape, or an image leaves no
+            room for text.
     """
     model = shape_on_meta(config.model)
+    config_tiling(model.config, "model").check_fits(config.data.max_length)
     if stage.lora is not None:
         add_adapters(model, stage.lora, seed=config.seed, device=torch.device("meta"))
     return StageShape(model, freeze(model, stage.trainable))
@@ -150,6 +153,7 @@ def plan_stage(
             num_workers=config.scaling.least_workers,  # a part of the state is largest then
             longest=load.longest,
             supervised=load.work.num_supervised / load.work.num_tokens,
+            tiles_per_token=load.tiles_per_token,
         )
 
     memory = memory_of(config)
@@ -178,7 +182,7 @@ def plan_stage(
         hours=hours,
         cost=config.gpu_prices.cost(accelerator, hours * 3600 * workers),
         prices=config.gpu_prices,
-        assumed=_assumed(config, stage, prepared),
+        assumed=_assumed(config, stage, prepared, config_tiling(model.config, "model")),
     )
 
 
@@ -205,6 +209,8 @@ class _Load:
     steps: int
     longest: float
     """Tokens of the longest sample."""
+    tiles_per_token: float
+    """Tiles of images, divided by tokens, of the sample with most of them."""
     work: Workload
     padded: Workload
     """The same, with padding counted as tokens; a pack has none."""
@@ -213,7 +219,7 @@ class _Load:
 
 
 def _assumed(
-    config: RunConfig, stage: Stage, prepared: dict[str, PreparedDataset]
+    config: RunConfig, stage: Stage, prepared: dict[str, PreparedDataset], tiles: Tiling
 ) -> tuple[str, ...]:
     """Return what is assumed about the lengths of datasets that are only declared."""
     sentences = []
@@ -223,10 +229,19 @@ def _assumed(
             sentences.append(
                 f"{name}: lengths are assumed to be lognormal, {declared.mean_text_tokens:g} text "
                 f"tokens in the mean with a spread of {declared.text_tokens_spread:g} times that "
-                f"(data.datasets.{name}.declared.text_tokens_spread), one image each, and at most "
-                f"data.max_length={config.data.max_length}"
+                f"(data.datasets.{name}.declared.text_tokens_spread), "
+                f"{_images(declared, tiles)}, and at most data.max_length={config.data.max_length}"
             )
     return tuple(sentences)
+
+
+def _images(declared: Declared, tiles: Tiling) -> str:
+    """Say how many images a sample has, and the tokens of each if they depend on its size."""
+    number = declared.mean_images
+    if not number:
+        return "no image"
+    each = "one image each" if number == 1 else f"{number:g} images each in the mean"
+    return f"{each}, of {tiles.most_tokens} tokens, the most" if tiles.pinpoints else each
 
 
 def _measured_load(data: Mixture, stage: Stage, seed: int) -> _Load:
@@ -235,7 +250,7 @@ def _measured_load(data: Mixture, stage: Stage, seed: int) -> _Load:
     packs = [pack for k in range(order.num_steps) for pack in order.samples(k) if len(pack)]
     seen = np.concatenate(packs)
     work = Workload(
-        num_images=float(data.column("num_images")[seen].sum()),
+        num_tiles=float(data.column("num_tiles")[seen].sum()),
         num_tokens=float(tokens[seen].sum()),
         num_supervised=float(data.column("num_supervised")[seen].sum()),
         sum_squared_tokens=float((tokens[seen] ** 2).sum()),
@@ -255,6 +270,7 @@ def _measured_load(data: Mixture, stage: Stage, seed: int) -> _Load:
         samples_seen=len(seen),
         steps=order.num_steps,
         longest=int(tokens.max()),
+        tiles_per_token=float((data.column("num_tiles") / tokens).max()),
         work=work,
         padded=padded,
         processed=room if stage.packing else padded.num_tokens,
@@ -264,8 +280,8 @@ def _measured_load(data: Mixture, stage: Stage, seed: int) -> _Load:
 def _declared_load(
     config: RunConfig, stage: Stage, model: Any, prepared: dict[str, PreparedDataset]
 ) -> _Load:
-    tower = tower_of(model.config.vision_config, "model.vision_tower.config")
-    image_tokens = tower.num_image_tokens(model.config.vision_feature_select_strategy)
+    tiles = config_tiling(model.config, "model")
+    image_tokens = tiles.most_tokens
     shares = [
         (_declared(config, name, prepared, image_tokens), passes)
         for name, passes in stage.mixture.items()
@@ -277,7 +293,8 @@ def _declared_load(
         total = sum(getattr(each, key) * each.num_samples * passes for each, passes in shares)
         return total / epoch
 
-    length = image_tokens + mean("mean_text_tokens")
+    mean_images = mean("mean_images")
+    length = mean_images * image_tokens + mean("mean_text_tokens")
     rows = (
         stage.pack_tokens / length if stage.packing else stage.micro_batch_size
     ) * stage.num_lanes
@@ -287,7 +304,7 @@ def _declared_load(
         seen = steps * rows
     lengths, weights = _declared_lengths(config, shares, image_tokens)
     work = Workload(
-        num_images=seen,
+        num_tiles=seen * mean_images * tiles.most_tiles,
         num_tokens=seen * length,
         num_supervised=seen * mean("mean_supervised_tokens"),
         sum_squared_tokens=seen * longest_moment(lengths, weights, 1, power=2),
@@ -305,6 +322,7 @@ def _declared_load(
         samples_seen=seen,
         steps=steps,
         longest=float(lengths.max()),
+        tiles_per_token=tiles.most_tiles / image_tokens,  # text takes none
         work=work,
         padded=padded,
         processed=(
@@ -320,7 +338,8 @@ def _declared_lengths(
     lengths, weights = [], []
     for declared, passes in shares:
         text = lognormal_lengths(declared.mean_text_tokens, declared.text_tokens_spread)
-        lengths.append(np.minimum(image_tokens + text, config.data.max_length))
+        images = declared.mean_images * image_tokens
+        lengths.append(np.minimum(images + text, config.data.max_length))
         weights.append(np.full(len(text), declared.num_samples * passes))
     return np.concatenate(lengths), np.concatenate(weights)
 
@@ -332,10 +351,12 @@ def _declared(
     if name in prepared:
         facts, num_samples = prepared[name].manifest, prepared[name].num_samples
         lengths = Mixture((prepared[name],)).column("num_tokens")
-        text_tokens = max(1.0, facts.num_tokens / num_samples - image_tokens)
+        mean_images = facts.num_images / num_samples
+        text_tokens = max(1.0, facts.num_tokens / num_samples - mean_images * image_tokens)
         return Declared(
             num_samples=num_samples,
             mean_text_tokens=text_tokens,
+            mean_images=mean_images,
             text_tokens_spread=min(10.0, float(lengths.std()) / text_tokens),
             mean_supervised_tokens=facts.num_supervised / num_samples,
         )

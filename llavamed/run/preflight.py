@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from transformers import AutoModel, LlavaConfig
+from transformers import AutoModel, LlavaConfig, LlavaNextConfig
 
 from llavamed.config.run import RunConfig
 from llavamed.data.prepared.mixture import Mixture
@@ -11,8 +11,13 @@ from llavamed.errors import ConfigError
 from llavamed.model.adapters import check_layers
 from llavamed.model.llava import check_forward, llava_config
 from llavamed.model.quantize import load_bitsandbytes
-from llavamed.processor.pretrained import part_config, text_config, whole_config
-from llavamed.processor.tower import tower_of
+from llavamed.processor.pretrained import (
+    check_same_pinpoints,
+    config_tiling,
+    part_config,
+    text_config,
+    whole_config,
+)
 from llavamed.run.curriculum import StagePlan
 from llavamed.storage.location import locate
 from llavamed.storage.manifest import CheckpointManifest, ExportManifest, find
@@ -28,6 +33,7 @@ def check_weights(config: RunConfig, plans: list[StagePlan]) -> None:
     model = config.model
     if model.weights is not None:
         shape, key = whole_config(model.weights, "model.weights"), f"model.weights={model.weights}"
+        check_same_pinpoints(model, shape)
     else:
         assert model.vision_tower is not None
         assert model.language_model is not None
@@ -35,6 +41,7 @@ def check_weights(config: RunConfig, plans: list[StagePlan]) -> None:
         text = part_config(model.language_model, "model.language_model")
         shape, key = llava_config(model, vision, text), "model"
     check_forward(shape, key)
+    config_tiling(shape, key).check_fits(config.data.max_length)
     own = {str(plan.export) for plan in plans}
     for plan in plans:
         start = plan.initial_weights
@@ -45,18 +52,24 @@ def check_weights(config: RunConfig, plans: list[StagePlan]) -> None:
             _check_same_images(first, shape, f"{key}={start}")
 
 
-def _check_same_images(first: LlavaConfig, shape: LlavaConfig, key: str) -> None:
+def _check_same_images(
+    first: LlavaConfig | LlavaNextConfig, shape: LlavaConfig | LlavaNextConfig, key: str
+) -> None:
     """Refuse initial weights whose images differ from those that the datasets are prepared for."""
-    facts = []
-    for config in (first, shape):
-        tower = tower_of(config.vision_config, f"{key}: vision_config")
-        number = tower.num_image_tokens(config.vision_feature_select_strategy)
-        facts.append((tower.image_size, number))
-    if facts[0] != facts[1]:
+    theirs, ours = config_tiling(first, key), config_tiling(shape, key)
+    if theirs.pinpoints != ours.pinpoints:
+        found, wanted = (
+            [list(size) for size in each.pinpoints] or "one tile" for each in (theirs, ours)
+        )
         raise ConfigError(
-            f"{key}: takes images of {facts[0][0]} pixels as {facts[0][1]} tokens, but the model "
-            f"section, which datasets are prepared by, {facts[1][0]} as {facts[1][1]}; name these "
-            "weights in model.weights too"
+            f"{key}: cuts images into {found}, but the model section, which datasets are prepared "
+            f"by, into {wanted}; name these weights in model.weights too"
+        )
+    if theirs != ours:
+        raise ConfigError(
+            f"{key}: takes images of {theirs.tile_size} pixels as {theirs.num_tile_tokens} tokens, "
+            "but the model section, which datasets are prepared by, "
+            f"{ours.tile_size} as {ours.num_tile_tokens}; name these weights in model.weights too"
         )
 
 

@@ -57,7 +57,7 @@ def encode_messages(
             code=error.reason,
             param="messages",
         ) from error
-    return prompt, _room(len(prompt.input_ids), generator, max_new_tokens, default)
+    return prompt, _room(prompt, generator, max_new_tokens, default)
 
 
 def read_image(data: bytes, settings: ImageSettings, key: str) -> Pixels:
@@ -121,16 +121,16 @@ def _check_text(text: str, key: str, generator: Generator) -> None:
             )
 
 
-def _room(num_prompt: int, generator: Generator, asked: int | None, default: int) -> int:
+def _room(prompt: EncodedPrompt, generator: Generator, asked: int | None, default: int) -> int:
     """Return the most tokens of an answer to a prompt."""
-    context = generator.context_length
+    context, num_prompt = generator.context_length, len(prompt.input_ids)
     room = context - num_prompt
     if room < (asked or 1):
         wanted = f" and max_tokens={asked}" if asked else ""
         raise RequestError(
             f"messages: the prompt of {num_prompt} tokens{wanted} do not fit the context of "
-            f"{context} tokens, of which an image takes {generator.num_image_tokens}; shorten the "
-            "conversation",
+            f"{context} tokens, of which its {len(prompt.image_sizes)} images take "
+            f"{prompt.num_image_tokens}; shorten the conversation",
             code="context_length_exceeded",
             param="messages",
         )

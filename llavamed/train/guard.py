@@ -210,7 +210,12 @@ def explained_memory(
     except torch.OutOfMemoryError as error:
         tokens, supervised = data.column("num_tokens"), data.column("num_supervised")
         sizing = _Sizing(
-            model, counts, num_workers, int(tokens.max()), float(supervised.sum() / tokens.sum())
+            model,
+            counts,
+            num_workers,
+            int(tokens.max()),
+            float(supervised.sum() / tokens.sum()),
+            float((data.column("num_tiles") / tokens).max()),
         )
         reason = str(error).split(". ")[0].strip().splitlines()[0]
         raise TrainingError(_explain(config, stage, sizing, reason)) from error
@@ -227,6 +232,8 @@ class _Sizing:
     """Tokens of the longest sample."""
     supervised: float
     """Fraction of the tokens that are supervised."""
+    tiles_per_token: float
+    """Tiles of images, divided by tokens, of the sample with most of them."""
 
     def memory(self, config: RunConfig, name: str) -> Memory:
         stage = next(stage for stage in config.stages if stage.name == name)
@@ -238,6 +245,7 @@ class _Sizing:
             num_workers=self.num_workers,
             longest=self.longest,
             supervised=self.supervised,
+            tiles_per_token=self.tiles_per_token,
         )
 
 

@@ -34,7 +34,7 @@ class Meter:
         self._device = device
         self._peak_flops = peak_flops
         columns = {
-            name: data.column(name) for name in ("num_images", "num_tokens", "num_supervised")
+            name: data.column(name) for name in ("num_tiles", "num_tokens", "num_supervised")
         }
         columns["sum_squared_tokens"] = columns["num_tokens"] ** 2
         sums: dict[str, Any] = {name: order.sums(column) for name, column in columns.items()}

@@ -41,7 +41,7 @@ def test_the_dataset_of_the_benchmarks_is_one_that_training_opens(
 ) -> None:
     dataset.make_dataset(locate(str(tmp_path)), 5, size=28, rows_per_shard=4, row_group=2)
     opened = open_prepared(locate(str(tmp_path)))
-    assert (opened.num_samples, opened.num_image_tokens) == (5, 4)
+    assert (opened.num_samples, opened.tiling.num_tile_tokens) == (5, 4)
     assert opened.column("num_images").tolist() == [1] * 5
     found = [opened.read_samples(*place, ["id"])["id"] for place in opened.row_groups()]
     ids = [name for column in found for name in column.to_pylist()]

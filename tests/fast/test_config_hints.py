@@ -19,6 +19,8 @@ Case = tuple[list[str], str, list[list[str]]]
 """Overrides that break a rule, what the message advises, and each advice as overrides. Three dots
 in the advice stand for a number that the cures take from the message as `{0}`, `{1}` and so on."""
 
+TILES = ("model.image_grid_pinpoints=[[64, 64]]", "data.store_images=original")
+
 CASES: list[Case] = [
     (
         ["scaling.resources_per_worker={GPU: 1}"],
@@ -55,6 +57,17 @@ CASES: list[Case] = [
         "set num_workers to 1, or launcher to ray",
         [["scaling.num_workers=1"], ["scaling.launcher=ray"]],
     ),
+    (
+        [*TILES, "model.image_aspect_ratio=pad"],
+        "set it to square, or remove the pinpoints",
+        [["model.image_aspect_ratio=square"], ["model.image_grid_pinpoints=null"]],
+    ),
+    (
+        [*TILES, "model.template=llava_med_v0"],
+        "use another template, or remove image_grid_pinpoints",
+        [["model.template=vicuna_v1"], ["model.image_grid_pinpoints=null"]],
+    ),
+    ([*TILES, "data.store_images=pixels"], "set it to original", [["data.store_images=original"]]),
     (["scaling.num_workers=[2, 1]"], r"write (\[1, 2\])", [["scaling.num_workers={0}"]]),
     (["tracking.uri='http://[a'"], "correct it", [["tracking.uri=http://a"]]),
     (

@@ -177,4 +177,5 @@ def joined(batches: list[Batch]) -> Batch:
         **{name: torch.cat([getattr(batch, name) for batch in batches], dim=1) for name in rows},
         sample_lengths=(sum((batch.sample_lengths[0] for batch in batches), ()),),
         pixel_values=torch.cat([batch.pixel_values for batch in batches]),
+        image_sizes=torch.cat([batch.image_sizes for batch in batches]),
     )

@@ -73,6 +73,7 @@ def pack() -> Batch:
         position_ids=torch.cat([torch.arange(length) for length in LENGTHS])[None],
         sample_lengths=(LENGTHS,),
         pixel_values=torch.randn(1, 3, 8, 8, generator=generator),
+        image_sizes=torch.tensor([[8, 8]]),
         sample_ids=("first", "second", "third"),
         num_tokens=total,
     )

@@ -73,6 +73,7 @@ def one_sample() -> Batch:
         position_ids=torch.arange(LENGTH)[None],
         sample_lengths=((LENGTH,),),
         pixel_values=torch.randn(1, 3, 32, 32),
+        image_sizes=torch.tensor([[32, 32]]),
         sample_ids=("sample",),
         num_tokens=LENGTH,
     )
@@ -129,6 +130,7 @@ def test_memory_of_weights_gradients_and_optimizer(
         num_workers=4,
         longest=512,
         supervised=100 / 512,
+        tiles_per_token=0.0,
     )
     width = 2 if precision == "bf16" else 4
     moments, copy = 8 * trained, 4 * trained if precision == "bf16" else 0
@@ -152,6 +154,7 @@ def test_what_saves_memory(model: LlavaForConditionalGeneration) -> None:
             num_workers=1,
             longest=512,
             supervised=100 / 512,
+            tiles_per_token=0.0,
         )
         return memory.activations, memory.optimizer
 
@@ -160,6 +163,31 @@ def test_what_saves_memory(model: LlavaForConditionalGeneration) -> None:
     assert recomputed < plain / 3  # of six layers only one, and the input of each
     assert optimizer > 0.0
     assert measure(make_stage("language_model"), "cpu") == (plain, 0.0)
+
+
+def test_memory_of_the_tower_grows_with_the_tiles_and_with_the_layers_that_train(
+    model: LlavaForConditionalGeneration,
+) -> None:
+    def activations(tiles: float, *parts: ModelPart, **settings: Any) -> float:
+        return stage_memory(
+            model,
+            freeze(model, parts),
+            stage=make_stage(*parts, **settings),
+            engine=Engine(),
+            num_workers=1,
+            longest=512,
+            supervised=100 / 512,
+            tiles_per_token=tiles / 512,
+        ).activations
+
+    def of_tiles(tiles: float, *parts: ModelPart, **settings: Any) -> float:
+        return activations(tiles, *parts, **settings) - activations(0, *parts, **settings)
+
+    frozen, trained = of_tiles(1, "projector"), of_tiles(1, "vision_tower")
+    assert of_tiles(5, "projector") == pytest.approx(5 * frozen)
+    assert trained == pytest.approx(model.config.vision_config.num_hidden_layers * frozen)
+    recomputed = of_tiles(1, "vision_tower", gradient_checkpointing=True)
+    assert frozen < recomputed < trained
 
 
 BOTH: tuple[ModelPart, ModelPart] = ("projector", "language_model")
@@ -205,6 +233,7 @@ def memory_of(model: Any, stage: Stage) -> Memory:
         num_workers=1,
         longest=512,
         supervised=100 / 512,
+        tiles_per_token=0.0,
     )
 
 

@@ -156,6 +156,7 @@ def test_the_settings_that_are_named_save_what_is_told(
             num_workers=num_workers,
             longest=int(data.column("num_tokens").max()),
             supervised=share,
+            tiles_per_token=float((data.column("num_tiles") / data.column("num_tokens")).max()),
         ).total
 
     with (

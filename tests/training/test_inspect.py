@@ -97,7 +97,7 @@ def test_every_sample_is_shown_as_its_shard_holds_it(dataset, samples, tokenizer
         assert sum(length for _, length in by_kind) == shown.num_tokens
         assert sum(length for kind, length in by_kind if kind == "trained") == shown.num_trained
         runs = [length for kind, length in by_kind if kind == "image"]
-        assert runs == [dataset.num_image_tokens] * len(shown.pixels)
+        assert runs == [dataset.tiling.num_tile_tokens] * len(shown.pixels)
     assert samples[0].pixels[0].shape == (dataset.images.size, dataset.images.size, 3)
 
 

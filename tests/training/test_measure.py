@@ -33,7 +33,7 @@ def test_the_steps_of_a_stage_cost_what_the_stage_costs(tiny_config: RunConfig) 
     seen = np.concatenate([pack for step in range(order.num_steps) for pack in order.samples(step)])
     tokens = data.column("num_tokens")[seen]
     work = Workload(
-        num_images=data.column("num_images")[seen].sum(),
+        num_tiles=data.column("num_tiles")[seen].sum(),
         num_tokens=tokens.sum(),
         num_supervised=data.column("num_supervised")[seen].sum(),
         sum_squared_tokens=(tokens**2).sum(),

@@ -192,7 +192,7 @@ def test_a_plan_counts_what_is_prepared_and_believes_the_rest(tiny_config: RunCo
     cost = plan_run(config, accelerator="A100")[0]
     assert cost.is_declared
     assert cost.num_samples == captions.num_samples + 100
-    tokens = 2 * captions.manifest.num_tokens + 50 * (20 + captions.num_image_tokens)
+    tokens = 2 * captions.manifest.num_tokens + 50 * (20 + captions.tiling.num_tile_tokens)
     assert cost.num_tokens == pytest.approx(tokens * config.stages[0].num_train_epochs)
 
 

@@ -64,7 +64,7 @@ def test_the_openai_client_gets_the_answer_of_the_evaluation(
     answer = ask(client, content("What is shown?", png()))
     assert answer.choices[0].message.content == expected(generator, "What is shown?", png())
     assert answer.choices[0].finish_reason in {"stop", "length"}
-    assert answer.usage.prompt_tokens > generator.num_image_tokens
+    assert answer.usage.prompt_tokens > generator.tiling.num_tile_tokens
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
     assert [model.id for model in client.models.list()] == ["llavamed"]
     assert client.models.retrieve("llavamed").id == "llavamed"

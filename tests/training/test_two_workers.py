@@ -1,4 +1,7 @@
-"""Two workers see the samples of one and end with its weights, and they resume as one does."""
+"""Two workers see the samples of one and end with its weights, and they resume as one does.
+
+Samples have no image, one or several, so that a worker often has a pack without any image.
+"""
 
 import math
 from dataclasses import replace
@@ -13,8 +16,9 @@ from llavamed.errors import CheckpointError, StorageError
 from llavamed.storage.location import locate
 from llavamed.train.checkpoint import save as saver
 from llavamed.train.checkpoint.listing import read_checkpoint
-from llavamed.train.job import StageJob
+from llavamed.train.job import StageJob, open_mixture, order_of
 from tests.support.gloo_workers import free_port, run_as_worker, run_on_workers
+from tests.support.mixed_samples import TILES, Mixed, make_samples
 from tests.support.training_setup import (
     assert_same_weights,
     exported_weights,
@@ -30,7 +34,11 @@ SETTINGS = (
     # Where gradients are tiny, AdamW's steps magnify the order of summation; eps keeps them small.
     "stages.align.optimizer={lr: 5e-3, weight_decay: 0.01, eps: 1e-4}",
 )
-ZERO_STAGES = (2, 3)
+SHORT_PACKS = ("data.max_length=256", "stages.align.max_tokens=512")
+MODELS = {"plain": SHORT_PACKS, "tiles": (*SHORT_PACKS, *TILES)}
+"""Settings of a model that reads an image in one tile, and of one that cuts tiles."""
+RUNS = {"zero-2": (2, "plain"), "zero-3": (3, "plain"), "tiles": (3, "tiles")}
+"""ZeRO stage and model of the runs by two workers."""
 
 
 def history(job: StageJob) -> list[dict[str, Any]]:
@@ -38,39 +46,64 @@ def history(job: StageJob) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def by_two(tiny_config: RunConfig) -> dict[int, tuple[StageJob, StageJob]]:
-    """For each stage of ZeRO a run by two workers, and its last two steps taken again."""
-    jobs = {
-        zero_stage: make_job(
-            small_config(
-                tiny_config,
-                *SETTINGS,
-                "scaling.num_workers=2",
-                f"engine.zero_stage={zero_stage}",
-                f"name=two-{zero_stage}",
-            )
-        )
-        for zero_stage in ZERO_STAGES
-    }
-    again = {number: replace(job, export=f"{job.export}-again") for number, job in jobs.items()}
-    # The second run of a job finds the checkpoint that the first one saved at step 2.
-    run_on_workers(2, [job for number in ZERO_STAGES for job in (jobs[number], again[number])])
-    return {number: (jobs[number], again[number]) for number in ZERO_STAGES}
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Mixed:
+    return make_samples(tmp_path_factory.mktemp("mixed"), 48, (0, 0, 1, 0, 2, 0))
+
+
+def settings_of(mixed: Mixed, model: str) -> tuple[str, ...]:
+    return (*SETTINGS, *mixed.overrides(model), *MODELS[model])
 
 
 @pytest.fixture(scope="module")
-def by_one(tiny_config: RunConfig) -> StageJob:
-    job = make_job(small_config(tiny_config, *SETTINGS, "name=one"))
-    run_stage(job)
-    return job
+def by_two(tiny_config: RunConfig, mixed: Mixed) -> dict[str, tuple[StageJob, StageJob]]:
+    """Runs by two workers, each with its last two steps taken again."""
+    jobs = {
+        name: make_job(
+            small_config(
+                tiny_config,
+                *settings_of(mixed, model),
+                "scaling.num_workers=2",
+                f"engine.zero_stage={zero_stage}",
+                f"name=two-{name}",
+            )
+        )
+        for name, (zero_stage, model) in RUNS.items()
+    }
+    again = {name: replace(job, export=f"{job.export}-again") for name, job in jobs.items()}
+    # The second run of a job finds the checkpoint that the first one saved at step 2.
+    run_on_workers(2, [job for name in RUNS for job in (jobs[name], again[name])])
+    return {name: (jobs[name], again[name]) for name in RUNS}
 
 
-@pytest.mark.parametrize("zero_stage", ZERO_STAGES)
-def test_two_workers_train_as_one_does(
-    by_two: dict[int, tuple[StageJob, StageJob]], by_one: StageJob, zero_stage: int
+@pytest.fixture(scope="module")
+def by_one(tiny_config: RunConfig, mixed: Mixed) -> dict[str, StageJob]:
+    """A run of each model by one worker."""
+    jobs = {
+        model: make_job(small_config(tiny_config, *settings_of(mixed, model), f"name=one-{model}"))
+        for model in MODELS
+    }
+    for job in jobs.values():
+        run_stage(job)
+    return jobs
+
+
+def test_a_worker_has_packs_without_an_image_while_the_other_has_one(
+    by_one: dict[str, StageJob],
 ) -> None:
-    job, _ = by_two[zero_stage]
-    for two, one in zip(history(job), history(by_one), strict=True):
+    job = by_one["plain"]
+    data = open_mixture(job)
+    order = order_of(job.stage, data, job.config.seed)
+    num_images = data.column("num_images")
+    lanes = [[int(num_images[pack].sum()) for pack in order.samples(step)] for step in range(4)]
+    assert any(0 in counts and any(counts) for counts in lanes)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_workers_train_as_one_does(
+    by_two: dict[str, tuple[StageJob, StageJob]], by_one: dict[str, StageJob], name: str
+) -> None:
+    job, alone = by_two[name][0], by_one[RUNS[name][1]]
+    for two, one in zip(history(job), history(alone), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-5)
         for part in ("projector", "language_model"):
@@ -80,15 +113,15 @@ def test_two_workers_train_as_one_does(
         parts = (two["grad_norm.projector"], two["grad_norm.language_model"])
         assert math.hypot(*parts) == pytest.approx(two["grad_norm"], rel=1e-5)
         assert (two["step"], two["num_tokens"]) == (one["step"], one["num_tokens"])
-    assert_same_weights(exported_weights(job), exported_weights(by_one), atol=1e-6)
+    assert_same_weights(exported_weights(job), exported_weights(alone), atol=1e-6)
     assert outcome(job).logits_difference == 0.0
 
 
-@pytest.mark.parametrize("zero_stage", ZERO_STAGES)
+@pytest.mark.parametrize("name", RUNS)
 def test_two_workers_resume_bit_for_bit(
-    by_two: dict[int, tuple[StageJob, StageJob]], zero_stage: int
+    by_two: dict[str, tuple[StageJob, StageJob]], name: str
 ) -> None:
-    job, again = by_two[zero_stage]
+    job, again = by_two[name]
     keys = ("step", "loss", "grad_norm", "learning_rate", "num_tokens")
     first, second = (
         [[record[key] for key in keys] for record in history(one)] for one in (job, again)
@@ -98,8 +131,8 @@ def test_two_workers_resume_bit_for_bit(
     assert_same_weights(exported_weights(job), exported_weights(again))
 
 
-def test_each_worker_saves_its_own_part(by_two: dict[int, tuple[StageJob, StageJob]]) -> None:
-    job, _ = by_two[2]
+def test_each_worker_saves_its_own_part(by_two: dict[str, tuple[StageJob, StageJob]]) -> None:
+    job, _ = by_two["zero-2"]
     manifest = read_checkpoint(locate(job.checkpoints) / "step-000002")
     assert manifest.layout.world_size == 2
     for rank in (0, 1):

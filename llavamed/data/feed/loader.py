@@ -3,7 +3,7 @@
 The order says which samples a rank needs at which step. Threads read their row groups a few steps
 ahead, and a row group stays in memory until the step of its last sample, which is about a shuffle
 window a lane. So memory grows with the number of lanes and not with the data. Shapes: R rows
-(samples, or one pack), T tokens, I images of S x S pixels.
+(samples, or one pack), T tokens, I images in N tiles of S x S pixels; without tiling, N is I.
 """
 
 import queue
@@ -22,7 +22,7 @@ import torch
 from llavamed.data.feed.order import EpochOrder, StageOrder
 from llavamed.data.feed.packing import Integers
 from llavamed.data.prepared.mixture import Mixture
-from llavamed.processor.images import Pixels, normalize_pixels
+from llavamed.processor.images import Pixels, model_inputs
 from llavamed.processor.turns import IGNORE_INDEX
 
 READ_AHEAD_STEPS = 4
@@ -43,7 +43,8 @@ class Batch:
     targets: torch.Tensor  # [R, T] int64
     position_ids: torch.Tensor  # [R, T] int64
     sample_lengths: tuple[tuple[int, ...], ...]  # of each row, T in all
-    pixel_values: torch.Tensor  # [I, 3, S, S] float32
+    pixel_values: torch.Tensor  # [N, 3, S, S] float32
+    image_sizes: torch.Tensor  # [I, 2] int64, height and width; on the CPU, where models read it
     sample_ids: tuple[str, ...]
     num_tokens: int  # without padding and blank images
 
@@ -174,13 +175,12 @@ class StageLoader:
             # Every rank must run the tower in every forward pass, or ZeRO-3 waits forever.
             size = self.data.images.size
             images = [np.zeros((size, size, 3), dtype=np.uint8)]
-            samples.append(self._blank())
+            samples.append(self._blank(self.data.tiling.num_tokens((size, size))))
         rows = [samples] if self.packing else [[sample] for sample in samples]
         return collate(rows, images, self.data, sample_ids=ids, num_tokens=num_tokens)
 
-    def _blank(self) -> _Sample:
+    def _blank(self, count: int) -> _Sample:
         """Return the tokens of one blank image, none of which is trained."""
-        count = self.data.num_image_tokens
         return _Sample(
             id="",
             input_ids=np.full(count, self.data.image_token_id),
@@ -232,7 +232,7 @@ def collate(
 
     Args:
         rows: The samples of each row: several in a pack, else one.
-        images: uint8 arrays of shape [S, S, 3] of all samples, in their order.
+        images: The pixels of all samples, uint8, in their order.
         data: The datasets, for the padding token and the image settings.
         sample_ids: Ids of the samples, for error messages.
         num_tokens: Tokens of the samples, without padding and blank images.
@@ -251,12 +251,14 @@ def collate(
             position_ids[number, start:stop] = positions[: stop - start]
             start = stop
         position_ids[number, start:] = positions[start:]
+    pixel_values, image_sizes = model_inputs(images, data.images)
     return Batch(
         input_ids=torch.from_numpy(input_ids),
         targets=torch.from_numpy(targets),
         position_ids=torch.from_numpy(position_ids),
         sample_lengths=tuple(_lengths(row, length) for row in rows),
-        pixel_values=torch.from_numpy(normalize_pixels(images, data.images)),
+        pixel_values=torch.from_numpy(pixel_values),
+        image_sizes=torch.from_numpy(image_sizes),
         sample_ids=sample_ids,
         num_tokens=num_tokens,
     )

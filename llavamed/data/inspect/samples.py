@@ -51,7 +51,7 @@ class InspectedSample:
     place: tuple[int, int, int]
     """Numbers of its shard, its row group in the shard, and its row in the row group."""
     pixels: list[Pixels]
-    """uint8 arrays of shape [size, size, 3], at training resolution."""
+    """uint8 arrays: at training resolution, or of the file where it is cut into tiles."""
     turns: list[Turn]
     spans: list[Span]
     num_tokens: int
@@ -145,20 +145,22 @@ def _inspect(
     tokenizer: "PreTrainedTokenizerBase",
 ) -> InspectedSample:
     turns = [Turn(**turn) for turn in sample["turns"]]
+    pixels = [dataset.pixels(image) for image in sample["pixels"]]
+    numbers = [dataset.tiling.num_tokens(each.shape[:2]) for each in pixels]
     whole = encode(
         turns,
         template=get_template(dataset.manifest.template),
         tokenizer=tokenizer,
-        num_image_tokens=dataset.num_image_tokens,
+        num_image_tokens=numbers,
         max_length=None,
     )
     ids, labels = sample["input_ids"], sample["labels"]
     return InspectedSample(
         id=sample["id"],
         place=place,
-        pixels=[dataset.pixels(image) for image in sample["pixels"]],
+        pixels=pixels,
         turns=turns,
-        spans=_spans(dataset, ids, labels, tokenizer),
+        spans=_spans(dataset, ids, labels, numbers, tokenizer),
         num_tokens=len(ids),
         num_trained=sum(label != IGNORE_INDEX for label in labels),
         num_cut=len(whole.input_ids) - len(ids),
@@ -170,6 +172,7 @@ def _spans(
     dataset: PreparedDataset,
     ids: list[int],
     labels: list[int],
+    num_image_tokens: list[int],
     tokenizer: "PreTrainedTokenizerBase",
 ) -> list[Span]:
     image = dataset.manifest.image_token_id
@@ -179,12 +182,13 @@ def _spans(
         for token, label in zip(ids, labels, strict=True)
     ]
     spans: list[Span] = []
-    start = 0
+    start, images = 0, iter(num_image_tokens)
     for kind, members in groupby(kinds):
         stop = start + len(list(members))
-        step = dataset.num_image_tokens if kind == "image" else stop - start
-        spans += [Span(kind, texts[at : at + step]) for at in range(start, stop, step)]
-        start = stop
+        while start < stop:  # images that follow each other are spans of their own
+            end = start + next(images) if kind == "image" else stop
+            spans.append(Span(kind, texts[start:end]))
+            start = end
     return spans
 
 

@@ -110,12 +110,17 @@ def _images(images: Sequence[Pixels], console: Console) -> Columns:
     share = (console.width + 2) // len(images) - 2
     width = min(MAX_IMAGE_WIDTH, console.width, max(share, MIN_IMAGE_WIDTH))
     draw = _draw_in_shades if console.color_system is None else _draw_in_colour
-    return Columns([draw(pixels, min(width, len(pixels))) for pixels in images], padding=(1, 2))
+    return Columns([draw(each, min(width, each.shape[1])) for each in images], padding=(1, 2))
+
+
+def _num_lines(pixels: Pixels, width: int) -> int:
+    """Return the lines of a drawing of this width; a character is twice as high as it is wide."""
+    return max(1, width * pixels.shape[0] // pixels.shape[1] // 2)
 
 
 def _draw_in_colour(pixels: Pixels, width: int) -> Text:
     """Draw two pixels a character: the upper one in the foreground, the lower in the background."""
-    rows = np.asarray(Image.fromarray(pixels).resize((width, width // 2 * 2)))
+    rows = np.asarray(Image.fromarray(pixels).resize((width, 2 * _num_lines(pixels, width))))
     text = Text(no_wrap=True)
     for upper, lower in zip(rows[::2], rows[1::2], strict=True):
         for above, below in zip(upper.tolist(), lower.tolist(), strict=True):
@@ -128,6 +133,7 @@ def _draw_in_colour(pixels: Pixels, width: int) -> Text:
 
 
 def _draw_in_shades(pixels: Pixels, width: int) -> Text:
-    grey = np.asarray(Image.fromarray(pixels).convert("L").resize((width, max(1, width // 2))))
+    size = (width, _num_lines(pixels, width))
+    grey = np.asarray(Image.fromarray(pixels).convert("L").resize(size))
     levels = (grey.astype(int) * len(_SHADES) // 256).tolist()
     return Text("\n".join("".join(_SHADES[level] for level in row) for row in levels), no_wrap=True)

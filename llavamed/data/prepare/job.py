@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from transformers import LlavaProcessor
 
 from llavamed.config.data import Dataset
 from llavamed.config.run import RunConfig
@@ -41,10 +40,11 @@ from llavamed.parallel.pipeline import (
     iter_rows,
 )
 from llavamed.processor.build import (
+    Processor,
     build_processor,
     image_settings,
     load_processor,
-    num_image_tokens,
+    tiling,
     tokenizer_hash,
 )
 from llavamed.processor.encode import check_template, get_template, template_hash
@@ -265,7 +265,7 @@ class _ShardActor:
             return {"report": [pickle.dumps(self._writer.write(chunk)) for chunk in chunks]}
 
 
-def settings_of(config: RunConfig, name: str, processor: LlavaProcessor) -> MadeFrom:
+def settings_of(config: RunConfig, name: str, processor: Processor) -> MadeFrom:
     """Return the settings a dataset is prepared with, without reading its source."""
     dataset, settings = config.data.datasets[name], config.data
     return MadeFrom(
@@ -281,12 +281,12 @@ def settings_of(config: RunConfig, name: str, processor: LlavaProcessor) -> Made
     )
 
 
-def initial_manifest(config: RunConfig, name: str, processor: LlavaProcessor) -> DatasetManifest:
+def initial_manifest(config: RunConfig, name: str, processor: Processor) -> DatasetManifest:
     """Return the manifest of a dataset before it is prepared, without any counts of samples.
 
     Raises:
         DataError: The source holds no sample, or is unreadable.
-        ConfigError: The tokenizer does not fit the template.
+        ConfigError: The tokenizer does not fit the template, or images do not fit `max_length`.
     """
     source = open_source(config.data.datasets[name].read)
     if not (num_rows := source.count()):
@@ -295,12 +295,14 @@ def initial_manifest(config: RunConfig, name: str, processor: LlavaProcessor) ->
             "what it leaves out"
         )
     check_template(get_template(config.model.template), processor.tokenizer)
+    tiles = tiling(processor)
+    tiles.check_fits(config.data.max_length)
     return DatasetManifest(
         made_from=settings_of(config, name, processor),
         source_hash=source.content_hash(),
         num_rows=num_rows,
         template=config.model.template,
-        num_image_tokens=num_image_tokens(processor),
+        num_image_tokens=tiles.num_tile_tokens,
         image_token_id=processor.image_token_id,
         pad_token_id=processor.tokenizer.pad_token_id,
     )

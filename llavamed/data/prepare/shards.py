@@ -6,6 +6,7 @@ Ray Data distributes this work over the cluster; the module itself needs no Ray.
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from llavamed.data.prepared.sample_tables import SampleTables
 from llavamed.data.record import (
     CONTENT_SCHEMA,
     INDEX_SCHEMA,
+    NUM_TILES,
     QUARANTINE_SCHEMA,
     SHARD_SCHEMA,
     Record,
@@ -26,9 +28,9 @@ from llavamed.data.record import (
 )
 from llavamed.data.sources import Source, fetch_image, open_source
 from llavamed.errors import DataError, LlavaMedError, SampleError
-from llavamed.processor.build import image_settings, load_processor, num_image_tokens
+from llavamed.processor.build import image_settings, load_processor, tiling
 from llavamed.processor.encode import encode, get_template
-from llavamed.processor.images import to_pixels, to_planes
+from llavamed.processor.images import read_size, to_pixels, to_planes
 from llavamed.processor.turns import IGNORE_INDEX
 from llavamed.storage.fetch import fetch_once
 from llavamed.storage.location import locate
@@ -68,6 +70,7 @@ class ShardWriter:
         self._config = config
         self._processor = load_processor(Path(fetch_once(processor)))
         self._images = image_settings(self._processor, config.data.image_backend)
+        self._tiling = tiling(self._processor)
         self._template = get_template(config.model.template)
         self._sources = {
             name: open_source(dataset.read) for name, dataset in config.data.datasets.items()
@@ -78,7 +81,7 @@ class ShardWriter:
         source = self._sources[chunk.dataset]
         good: list[dict[str, Any]] = []
         content: list[dict[str, Any]] = []
-        truncated: list[int] = []
+        counts: list[dict[str, int]] = []
         bad: list[dict[str, Any]] = []
         unread: Counter[str] = Counter()
         for number, row in enumerate(chunk.rows, start=chunk.first_row):
@@ -87,7 +90,7 @@ class ShardWriter:
             try:
                 record = source.parse(row)
                 name = record.id
-                sample, hashes, num_truncated = self._make_sample(source, record, left.add)
+                sample, hashes, own_counts = self._make_sample(source, record, left.add)
             except SampleError as error:
                 bad.append(quarantine_row(chunk.dataset, number, name, error))
             except (LlavaMedError, OSError, MemoryError):
@@ -99,11 +102,14 @@ class ShardWriter:
                 unread.update(left.union(record.unread_keys))
                 good.append({**sample, "source": chunk.dataset})
                 content.append({"row": number, "id": sample["id"], **hashes})
-                truncated.append(num_truncated)
+                counts.append(own_counts)
         size = self._config.data.row_group_size
         if good:
             folder = locate(self._config.datasets_directory) / chunk.dataset
             write_shard(folder, chunk.shard, shard_table(good, size), size)
+        index_schema = INDEX_SCHEMA
+        if self._tiling.pinpoints:
+            index_schema = index_schema.append(pa.field(NUM_TILES, pa.int32()))
         index = [
             {
                 "shard": chunk.shard,
@@ -112,12 +118,12 @@ class ShardWriter:
                 "num_tokens": len(sample["input_ids"]),
                 "num_supervised": sum(label != IGNORE_INDEX for label in sample["labels"][1:]),
                 "num_images": len(sample["pixels"]),
-                "num_truncated": truncated[number],
+                **counts[number],
             }
             for number, sample in enumerate(good)
         ]
         tables = SampleTables(
-            index=pa.Table.from_pylist(index, INDEX_SCHEMA),
+            index=pa.Table.from_pylist(index, index_schema),
             content=pa.Table.from_pylist(content, CONTENT_SCHEMA),
             quarantine=pa.Table.from_pylist(bad, QUARANTINE_SCHEMA),
         )
@@ -125,8 +131,8 @@ class ShardWriter:
 
     def _make_sample(
         self, source: Source, record: Record, leave: Callable[[str], None]
-    ) -> tuple[dict[str, Any], dict[str, Any], int]:
-        """Return one row of a shard, its content hashes, and the number of tokens cut off.
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, int]]:
+        """Return one row of a shard, its content hashes, and its tokens cut off and tiles.
 
         Args:
             source: Where images are fetched from.
@@ -137,15 +143,21 @@ class ShardWriter:
             SampleError: The sample is unusable.
         """
         check_record(record)
+        fetch = cache(partial(fetch_image, source))
+        sizes = []
+        if self._tiling.pinpoints:  # else the size of an image does not matter
+            sizes = [read_size(fetch(reference)) for reference in record.images]
         encoded = encode(
             record.turns,
             template=self._template,
             tokenizer=self._processor.tokenizer,
-            num_image_tokens=num_image_tokens(self._processor),
+            num_image_tokens=[self._tiling.num_tokens(size) for size in sizes]
+            if self._tiling.pinpoints
+            else self._tiling.num_tile_tokens,
             max_length=self._config.data.max_length,
         )
         encoded.check_supervised()
-        images = [self._image(source, reference, leave) for reference in record.images]
+        images = [self._image(fetch(reference), leave) for reference in record.images]
         sample = {
             "id": record.id,
             "pixels": [data for data, _ in images],
@@ -159,13 +171,12 @@ class ShardWriter:
             "licence": record.licence,
         }
         hashes = hash_content(record.turns, [image_hash for _, image_hash in images])
-        return sample, hashes, encoded.num_truncated
+        num_tiles = sum(self._tiling.num_tiles(size) for size in sizes)
+        counts = {"num_truncated": encoded.num_truncated, NUM_TILES: num_tiles}
+        return sample, hashes, counts
 
-    def _image(
-        self, source: Source, reference: str, leave: Callable[[str], None]
-    ) -> tuple[bytes, bytes]:
+    def _image(self, data: bytes, leave: Callable[[str], None]) -> tuple[bytes, bytes]:
         """Return the stored bytes of an image and its hash."""
-        data = fetch_image(source, reference)
         # Decode the image even if its file is stored as it is, to find unreadable ones now.
         pixels = to_pixels(data, self._images, leave)
         stored = data if self._config.data.store_images == "original" else to_planes(pixels)

@@ -16,8 +16,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from llavamed.data.record import NUM_TILES
 from llavamed.errors import DamagedFileError, DataError
 from llavamed.processor.images import ImageSettings, Pixels, from_planes, to_pixels
+from llavamed.processor.tiles import Tiling
 from llavamed.storage.lease import Lease, hold_lease
 from llavamed.storage.location import MANIFEST, Location
 from llavamed.storage.manifest import DatasetManifest, read
@@ -79,9 +81,10 @@ class PreparedDataset:
         return self.manifest.num_samples
 
     @property
-    def num_image_tokens(self) -> int:
-        """The number of tokens an image takes."""
-        return self.manifest.num_image_tokens
+    def tiling(self) -> Tiling:
+        """How its images are cut into tiles."""
+        images = self.images
+        return Tiling(images.size, self.manifest.num_image_tokens, images.grid_pinpoints)
 
     @cached_property
     def images(self) -> ImageSettings:
@@ -111,7 +114,12 @@ class PreparedDataset:
         return self.read(INDEX)
 
     def column(self, name: str) -> npt.NDArray[np.int64]:
-        """Return a column of the index as an int64 array of shape [samples]."""
+        """Return a column of the index as an int64 array of shape [samples].
+
+        `num_tiles` is that of images where the model cuts none into tiles.
+        """
+        if name == NUM_TILES and name not in self.index.column_names:
+            name = "num_images"
         return self.index.column(name).to_numpy().astype(np.int64)
 
     @cached_property
@@ -160,7 +168,7 @@ class PreparedDataset:
             ) from error
 
     def pixels(self, stored: pa.Buffer | bytes) -> Pixels:
-        """Convert a stored image to a uint8 array of shape [size, size, 3]."""
+        """Convert a stored image to pixels that `llavamed.processor.images.cut` takes."""
         if self.manifest.made_from.store_images == "original":
             return to_pixels(bytes(stored), self.images)
         return from_planes(stored, self.images.size)

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.processor.images import ImageSettings, Pixels
+from llavamed.processor.tiles import Tiling
 
 
 class Share(NamedTuple):
@@ -50,9 +51,9 @@ class Mixture:
         return self.datasets[0].manifest.made_from.template
 
     @property
-    def num_image_tokens(self) -> int:
-        """The number of tokens an image takes."""
-        return self.datasets[0].num_image_tokens
+    def tiling(self) -> Tiling:
+        """How images are cut into tiles."""
+        return self.datasets[0].tiling
 
     @property
     def image_token_id(self) -> int:
@@ -65,7 +66,7 @@ class Mixture:
         return self.datasets[0].manifest.pad_token_id
 
     def pixels(self, stored: pa.Buffer | bytes) -> Pixels:
-        """Convert a stored image to a uint8 array of shape [size, size, 3]."""
+        """Convert a stored image to pixels that `llavamed.processor.images.cut` takes."""
         return self.datasets[0].pixels(stored)
 
     def column(self, name: str) -> npt.NDArray[np.int64]:

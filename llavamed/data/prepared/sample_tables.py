@@ -136,7 +136,7 @@ class SampleTables:
 def join(parts: Sequence[SampleTables]) -> SampleTables:
     """Concatenate tables in the given order."""
     return SampleTables(
-        pa.concat_tables([INDEX_SCHEMA.empty_table(), *(part.index for part in parts)]),
+        pa.concat_tables([part.index for part in parts] or [INDEX_SCHEMA.empty_table()]),
         pa.concat_tables([CONTENT_SCHEMA.empty_table(), *(part.content for part in parts)]),
         pa.concat_tables([QUARANTINE_SCHEMA.empty_table(), *(part.quarantine for part in parts)]),
     )

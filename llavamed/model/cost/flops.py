@@ -49,7 +49,8 @@ are left out."""
 class Workload:
     """The work of a stage as sums over all samples and epochs, or as arrays of sums by step."""
 
-    num_images: float
+    num_tiles: float
+    """Tiles of images that pass through the tower: one an image without pinpoints."""
     num_tokens: float
     num_supervised: float
     sum_squared_tokens: float
@@ -91,7 +92,7 @@ def stage_flops(model: Any, stage: Stage, work: Workload) -> Any:
     text, vision = config.text_config, config.vision_config
     weights = matrix_weights(model)
     shape = tower_of(vision, "vision_config")
-    image_tokens = shape.num_image_tokens(config.vision_feature_select_strategy)
+    tile_tokens = shape.num_image_tokens(config.vision_feature_select_strategy)
     trained = stage.trainable
     tower = 3 if "vision_tower" in trained else 1
     projector = 1 + ("projector" in trained) + ("vision_tower" in trained)
@@ -101,8 +102,8 @@ def stage_flops(model: Any, stage: Stage, work: Workload) -> Any:
     attention = 2 * text.num_hidden_layers * text.hidden_size * work.sum_squared_tokens
     tower_attention = 4 * vision.num_hidden_layers * vision.hidden_size * shape.num_tokens**2
     return (
-        tower * work.num_images * (2 * weights["vision_tower"] * shape.num_tokens + tower_attention)
-        + projector * work.num_images * 2 * weights["projector"] * image_tokens
+        tower * work.num_tiles * (2 * weights["vision_tower"] * shape.num_tokens + tower_attention)
+        + projector * work.num_tiles * 2 * weights["projector"] * tile_tokens
         + language * 2 * weights["language_model"] * work.num_tokens
         + 3 * 2 * adapters * work.num_tokens
         + 3 * attention  # both factors are activations, which need a gradient in any case

@@ -9,6 +9,7 @@ from llavamed.config.stage import Stage
 from llavamed.model.adapters import adapted_layers
 from llavamed.model.cost.flops import matrix_weights
 from llavamed.model.freeze import PartCount
+from llavamed.processor.tower import tower_of
 
 WORKSPACE_BYTES = 2e9
 """Kernels, communication buffers and fragmentation, which are not counted otherwise."""
@@ -62,6 +63,7 @@ def stage_memory(
     num_workers: int,
     longest: float,
     supervised: float,
+    tiles_per_token: float,
 ) -> Memory:
     """Return the memory of one GPU at the peak of a step.
 
@@ -73,6 +75,8 @@ def stage_memory(
         num_workers: The GPUs among which ZeRO partitions the state.
         longest: Tokens of the longest sample.
         supervised: Fraction of the tokens that are supervised, whose logits are kept.
+        tiles_per_token: Tiles of images that pass through the tower, divided by tokens, of the
+            sample with most of them.
     """
     tokens = tokens_per_pass(stage, longest)
     number = sum(count.num_trained + count.num_frozen for count in counts)
@@ -89,7 +93,8 @@ def stage_memory(
         weights=((number - quantized) * width + quantized * NF4_BYTES) * share[2],
         gradients=trained * width * share[1],
         optimizer=0.0 if engine.offload_optimizer == "cpu" else state * share[0],
-        activations=tokens * _activation_bytes_per_token(model, stage, width),
+        activations=tokens * _activation_bytes_per_token(model, stage, width)
+        + tokens * tiles_per_token * _tower_bytes_per_tile(model, stage, width),
         logits=supervised * tokens * model.config.text_config.vocab_size * (width + 4 + 4),
     )
 
@@ -109,6 +114,24 @@ def _activation_bytes_per_token(model: Any, stage: Stage, width: int) -> float:
         own = text.num_hidden_layers * text.hidden_size * width
         return own + layer + adapters / text.num_hidden_layers
     return text.num_hidden_layers * layer + adapters
+
+
+def _tower_bytes_per_tile(model: Any, stage: Stage, width: int) -> float:
+    """Return what the tower holds of a tile: the layer at work, and if it trains all layers.
+
+    A layer of a vision transformer has two norms, queries, keys and values, the attention output,
+    two residuals, and two wide vectors of the feed-forward part.
+    """
+    vision = model.config.vision_config
+    num_tokens = tower_of(vision, "vision_config").num_tokens
+    hidden = vision.hidden_size
+    wide = getattr(vision, "intermediate_size", 4 * hidden)
+    layer = width * (10 * hidden + 2 * wide)
+    if "vision_tower" not in stage.trainable:
+        return float(num_tokens * layer)
+    if stage.gradient_checkpointing:
+        return float(num_tokens * (vision.num_hidden_layers * hidden * width + layer))
+    return float(num_tokens * vision.num_hidden_layers * layer)
 
 
 def _adapter_bytes_per_token(model: Any, stage: Stage, width: int) -> float:

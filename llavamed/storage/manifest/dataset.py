@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from llavamed.config.model import Pretrained, TemplateName
+from llavamed.config.section import added_later
 from llavamed.config.sources import Read
 from llavamed.errors import DataError, LlavaMedError
 from llavamed.storage.manifest.typed import Facts, Manifest
@@ -25,6 +26,9 @@ class ImageFacts(Facts):
     """Which library resized the images: Pillow for `exact`, torch for `fast`."""
     resample: Literal["bicubic", "bilinear"] = "bicubic"
     """Filter with which the images were resized."""
+    grid_pinpoints: tuple[tuple[int, int], ...] = added_later(())
+    """Heights and widths that images may be enlarged to before they are cut into tiles; without
+    any, an image is one tile."""
 
 
 class MadeFrom(Facts):
@@ -79,7 +83,7 @@ class DatasetManifest(Manifest):
     template: str
     """Name of the chat template in the config."""
     num_image_tokens: int
-    """Number of tokens an image takes."""
+    """Number of tokens an image takes; where images are cut into tiles, that of one tile."""
     image_token_id: int
     """Id of the token that is repeated for an image."""
     pad_token_id: int
@@ -129,6 +133,8 @@ class ProcessorModel(Facts):
     """Name of the chat template."""
     image_aspect_ratio: Literal["square", "pad"]
     """How an image becomes square."""
+    image_grid_pinpoints: tuple[tuple[int, int], ...] | None = added_later(None)
+    """Heights and widths that images may be enlarged to before they are cut into tiles."""
 
 
 class ProcessorMadeFrom(Facts):
