@@ -64,6 +64,9 @@ _OPEN_PHRASES = (
     r"no\s+(?:idea|clue|opinion|way\s+(?:to|of)|information|comment|(?:definite\s+)?answer)",
     r"(?:rather|prefer)\s+not|(?:decline|refuse|will\s+not|won['’]?t)\s+(?:to\s+)?"
     r"(?:answer|comment|guess|speculate|say|give|provide)",
+    r"(?:not|\w+n['’]t)\s+(?:seen?|receiv\w+|got)\s+(?:the|your|any|an)\s+"
+    r"(?:image|picture|scan|file|photo)s?(?!\s+(?:of|show))",
+    r"do(?:es)?\s*(?:not|n['’]t)\s+(?:say|tell|mention|specify|state)",
     r"(?:unwise|premature|wrong|hesitant|reluctant)\s+to\s+(?:say|conclude|answer)",
     r"maybe|perhaps|i\s+hope|possibly|possible\s+but|might",
     r"may(?:\s+or\s+may\s+not)?\s+(?:be|have|show|represent|indicate|suggest)",
@@ -123,11 +126,13 @@ STATED = re.compile(
 )
 """Sentences that call what was asked true, false, likely or unlikely."""
 
+OTHER_DENIALS = frozenset(_split("kein keine nicht sans sin ningún aucun aucune pas"))
+"""Words of other languages that deny what follows them."""
 DENIAL_BEFORE = _split(
     "no not without absent negative lack lacks lacking excludes excluded devoid "
     "never neither nor non cannot cant couldnt wont unable isnt aint arent wasnt werent doesnt "
-    "dont didnt hasnt havent kein keine nicht sans sin ningún aucun aucune pas"
-)
+    "dont didnt hasnt havent"
+) + sorted(OTHER_DENIALS)
 """Words that deny what follows them."""
 
 DENIAL_AFTER = re.compile(
@@ -162,6 +167,16 @@ OF_ANSWERING = frozenset(
     )
 )
 """Words whose denial says something of answering, and nothing of what was asked."""
+ANAPHORIC = frozenset(
+    word[:5]
+    for word in _split(
+        "so 1 any that such thing kind sort like case true correct right visible visualized detect "
+        "detected identified identify found find noted note see look appear present evident know "
+        "knowledge my as can could tell far whatsoever out ruled they them me abnormal abnormality "
+        "finding absolutely all least slightest suggest indicate"
+    )
+)
+"""Stems of words that name nothing of their own: a denial of them is about what was asked."""
 WEAKENING = frozenset(
     _split("definitive firm further reliable certain final more enough additional your my")
 )

@@ -7,6 +7,7 @@ from llavamed.evaluate.scorers.unpack import conclusions
 from llavamed.evaluate.scorers.vocabulary import (
     AFFIRMING,
     AGREEMENT,
+    ANAPHORIC,
     CHINESE_NO,
     CHINESE_YES,
     DENIAL_AFTER,
@@ -18,6 +19,7 @@ from llavamed.evaluate.scorers.vocabulary import (
     NO,
     NO_ALONE,
     OF_ANSWERING,
+    OTHER_DENIALS,
     STATED,
     UNDECIDED,
     WEAKENING,
@@ -189,7 +191,7 @@ def _lead(text: str) -> tuple[bool | None, str]:
         return None, text
     if word in YES and re.match(r"\s+not\b", rest, re.I):
         return False, rest
-    if word in EMPHASIS and re.match(r"\W+no\b", rest, re.I):
+    if word in EMPHASIS and re.match(r"\W+(?:no|none)\b", rest, re.I):
         return False, rest
     if word in YES:
         return True, rest
@@ -226,11 +228,13 @@ def _by_denial(text: str, question: str) -> object:
             is_affirmed = is_affirmed or bool(_AFFIRMED.search(clause)) or "yes" in tokens
     if not num_denials:
         return True if is_affirmed else None if is_open else _ABSENT
+    is_english = not OTHER_DENIALS & set(canonical(text))
+    is_foreign = is_english and bool(denied - ANAPHORIC) and bool(asked) and not asked & denied
     if is_affirmed:
-        return None
+        return True if is_foreign else None
     if denied and asked and not asked & denied and asked & stated:
         return _ABSENT  # the denial is about something else
-    return False
+    return None if is_foreign else False
 
 
 def _is_of_answering(denied: Sequence[str], asked: Collection[str]) -> bool:
