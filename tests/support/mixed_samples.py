@@ -59,6 +59,7 @@ def make_samples(folder: Path, number: int = 18, num_images: tuple[int, ...] = N
             {
                 "id": f"sample-{sample}",
                 "image": names,
+                "answer_type": "OPEN",
                 "conversations": [
                     {"from": "human", "value": f"{marks}What is number {sample}?"},
                     {"from": "gpt", "value": f"It is {words}."},

@@ -25,6 +25,9 @@ from llavamed.data.inspect.page import render_samples
 from llavamed.data.inspect.samples import read_samples
 from llavamed.data.prepared.sample_tables import join
 from llavamed.errors import RequestError, SampleError
+from llavamed.evaluate.conditions import CONDITIONS
+from llavamed.evaluate.own_model import GeneratorAnswerer
+from llavamed.evaluate.questions import PreparedQuestions
 from llavamed.llm.request import Image as SentImage
 from llavamed.llm.request import Message
 from llavamed.model.generation import Generator, Prompt
@@ -215,6 +218,23 @@ def test_an_answer_is_that_of_transformers(either: RunConfig, mixed: Mixed) -> N
         made = model.generate(**inputs, max_new_tokens=6, do_sample=False)
         words = made[0, inputs["input_ids"].shape[1] :]
         assert answer == processor.tokenizer.decode(words, skip_special_tokens=True).strip()
+
+
+def test_prepared_questions_are_answered_under_every_condition(
+    either: RunConfig, mixed: Mixed
+) -> None:
+    processor = processor_of(either)
+    model = build_model(either.model, processor, seed=3, precision="fp32")
+    generator = Generator(model, processor, get_template("vicuna_v1"))
+    asked = PreparedQuestions(prepared(either, "mixed")).read(0)
+    assert {len(question.pictures) for question in asked} == {0, 1, 2, 3}
+    answerer = GeneratorAnswerer(generator, batch_size=4)
+    for name, condition in CONDITIONS.items():
+        shown = condition.show(asked, [])
+        pixels = [[each.pixels for each in question.pictures] for question in shown]
+        prompts = [Prompt(q.turns, own) for q, own in zip(shown, pixels, strict=True)]
+        expected = generator.answer(prompts, max_new_tokens=3)
+        assert [reply.text for reply in answerer.answer(shown, 3)] == expected, name
 
 
 def test_a_stage_trains_and_its_export_is_a_llava_next(config: RunConfig, mixed: Mixed) -> None:
