@@ -269,6 +269,7 @@ def files_page() -> str:
     for schema, title in (
         (record.SHARD_SCHEMA, "shards/*.parquet"),
         (record.INDEX_SCHEMA, "index.parquet"),
+        (record.TILED_INDEX_SCHEMA, "index.parquet, where images are cut into tiles"),
         (record.CONTENT_SCHEMA, "content.parquet"),
         (record.QUARANTINE_SCHEMA, "quarantine.parquet"),
         (figures.FIGURES_SCHEMA, "figures.parquet"),

@@ -123,8 +123,9 @@ INDEX_SCHEMA = pa.schema(
 and `num_truncated` is the number of text tokens that were cut off."""
 
 NUM_TILES = "num_tiles"
-"""A further column of `index.parquet`, int32, where images are cut into tiles: the number of tiles
-of the sample's images."""
+TILED_INDEX_SCHEMA = INDEX_SCHEMA.append(pa.field(NUM_TILES, pa.int32()))
+"""Schema of `index.parquet` where images are cut into tiles; `num_tiles` counts those of all images
+of a sample."""
 
 _TEXT_HASH = pa.binary(TEXT_HASH_BYTES)
 

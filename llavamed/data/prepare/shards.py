@@ -22,6 +22,7 @@ from llavamed.data.record import (
     NUM_TILES,
     QUARANTINE_SCHEMA,
     SHARD_SCHEMA,
+    TILED_INDEX_SCHEMA,
     Record,
     check_record,
     quarantine_row,
@@ -107,9 +108,7 @@ class ShardWriter:
         if good:
             folder = locate(self._config.datasets_directory) / chunk.dataset
             write_shard(folder, chunk.shard, shard_table(good, size), size)
-        index_schema = INDEX_SCHEMA
-        if self._tiling.pinpoints:
-            index_schema = index_schema.append(pa.field(NUM_TILES, pa.int32()))
+        index_schema = TILED_INDEX_SCHEMA if self._tiling.pinpoints else INDEX_SCHEMA
         index = [
             {
                 "shard": chunk.shard,

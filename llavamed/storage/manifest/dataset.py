@@ -15,7 +15,7 @@ class ImageFacts(Facts):
     """How the images of a dataset were made; the fields of `processor.images.ImageSettings`."""
 
     size: int
-    """Width and height of every image, in pixels."""
+    """Width and height of every image, or of every tile, in pixels."""
     aspect_ratio: Literal["square", "pad", "stretch"]
     """How an image was made square: by a crop of its centre, by borders, or by stretching it."""
     mean: tuple[float, float, float]
