@@ -266,6 +266,8 @@ def _read_weights(auto_class: Any, source: str, key: str, **settings: Any) -> An
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **gguf)
         if auto_class is AutoModelForImageTextToText and config.model_type not in LLAVA_TYPES:
             raise ValueError(f"its model_type is {config.model_type}, not llava")
+        if form is not None and auto_class is AutoModelForImageTextToText:
+            auto_class = LlavaForConditionalGeneration  # without a folder, it must be named
         model, report = auto_class.from_pretrained(
             folder,
             trust_remote_code=False,

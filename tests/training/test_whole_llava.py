@@ -200,7 +200,11 @@ def test_an_original_llava_that_lacks_something_is_refused_with_what_it_lacks(
 def test_an_original_llava_is_evaluated_as_the_model_it_is(
     tiny_config: RunConfig, tmp_path: Path
 ) -> None:
-    small = small_config(tiny_config, "model.language_model.config.initializer_range=0.3")
+    small = small_config(
+        tiny_config,
+        "model.language_model.config.initializer_range=0.3",
+        f"data.directory={tmp_path}/datasets",
+    )
     save_as_original(tmp_path / "original", small)
     model_config = of_llava(small, str(tmp_path / "original")).model
     processor = build_processor(model_config, iter([]))
