@@ -6,7 +6,8 @@ trains one whole epoch in a process of its own, because a sampler that puts the 
 looks best in its first steps, and they take turns. Before, each computes the loss of the same
 samples, and these must agree within 1e-4.
 
-A useful token is one of a sample, whether supervised or not; padding is none.
+A useful token is one of a sample, whether supervised or not; padding is none. All of it takes about
+13 minutes on two quiet cores by estimate.
 """
 
 import argparse
@@ -339,7 +340,7 @@ def measure(folder: Path, name: str) -> dict[str, Any]:
 def main() -> int:
     """Run it; 1 when a gate is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="40 samples once, not 160 thrice")
+    parser.add_argument("--quick", action="store_true", help="40 samples once, not 80 thrice")
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -350,7 +351,7 @@ def main() -> int:
         return 0
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
     with tempfile.TemporaryDirectory() as scratch:
-        make_inputs(Path(scratch), 40 if asked.quick else 160)
+        make_inputs(Path(scratch), 40 if asked.quick else 80)
         for _ in range(1 if asked.quick else 3):
             for name, found in rounds.items():
                 found.append(measure(Path(scratch), name))
