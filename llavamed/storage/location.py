@@ -63,8 +63,9 @@ class Location:
     def without_retries(self) -> "Location":
         """Return the same place, where an operation that fails is not tried again.
 
-        An S3 server that does not answer is given up within seconds. Other operations are tried
-        for more than a minute, which a long run may need.
+        An S3 server that does not answer is given up within seconds, and an operation ends within
+        `UNRETRIED_LIMIT_SECONDS`. Other operations are tried for more than a minute, which a long
+        run may need.
         """
         if "s3" not in _protocols(self.fs):
             return Location(self.fs, self.path, attempts=1)
