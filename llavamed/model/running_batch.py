@@ -49,6 +49,8 @@ class RunningBatch:
     ) -> None:
         """Read prompts and choose the first token of each answer to them.
 
+        Where this fails, as when memory runs out, the batch is as it was.
+
         Args:
             prompts: The prompts.
             answers: The answers to begin, one or more to each prompt.
@@ -76,12 +78,17 @@ class RunningBatch:
         copies = [place for place, rows in enumerate(answers) for _ in rows]
         rows = [row for each in answers for row in each]
         _choose(rows, logits[copies])
-        self._append(rows, mask[copies], cache, copies)
-        self._leave()
+        going = [number for number, row in enumerate(rows) if row.finish_reason is None]
+        if going:
+            copies = [copies[number] for number in going]
+            self._append([rows[number] for number in going], mask[copies], cache, copies)
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Choose one more token of each answer. Answers that end with it leave the batch."""
+        """Choose one more token of each answer. Answers that end with it leave the batch.
+
+        Where this fails, no answer of the batch can go on.
+        """
         last = [[row.token_ids[-1]] for row in self._rows]
         self._mask = pad(self._mask, (0, 1), value=1)
         logits = self._model(
@@ -96,26 +103,42 @@ class RunningBatch:
 
     @torch.inference_mode()
     def remove(self, answers: Sequence[Continuation]) -> None:
-        """Take answers that nobody waits for out of the batch; those that ended are ignored."""
+        """Take answers that nobody waits for out of the batch; those that ended are ignored.
+
+        Where this fails, no answer of the batch can go on.
+        """
         self._leave(frozenset(map(id, answers)))
 
     def _append(
         self, rows: list[Continuation], mask: torch.Tensor, cache: DynamicCache, copies: list[int]
     ) -> None:
-        """Put new rows below those of the batch, and pad the shorter ones of the two."""
-        length = max(self._mask.shape[1], mask.shape[1])
-        if not self._rows:
-            self._cache = DynamicCache()
-        parts = [(self._mask, mask)] if self._rows else [(mask,)]
-        self._mask = torch.cat([pad(each, (length - each.shape[1], 0)) for each in parts[0]])
-        for number, theirs in enumerate(cache.layers):
-            new = (theirs.keys[copies], theirs.values[copies])
-            if self._rows:
-                ours = self._cache.layers[number]
-                ours.keys = _stack(ours.keys, new[0], length)
-                ours.values = _stack(ours.values, new[1], length)
-            else:
-                self._cache.update(*new, number)
+        """Put new rows below those of the batch, and pad the shorter ones of the two.
+
+        Layers are replaced one by one, for two whole caches may not fit into memory. Where one
+        fails, the others get back their rows, which are a view of what replaced them.
+        """
+        before, width = len(self._rows), self._mask.shape[1]
+        length = max(width, mask.shape[1])
+        if not before:
+            self._cache, self._mask = DynamicCache(), mask[:0]
+        joined = torch.cat([pad(each, (length - each.shape[1], 0)) for each in (self._mask, mask)])
+        try:
+            for number, theirs in enumerate(cache.layers):
+                new = (theirs.keys[copies], theirs.values[copies])
+                if before:
+                    ours = self._cache.layers[number]
+                    ours.keys, ours.values = (
+                        _stack(above, below, length)
+                        for above, below in zip((ours.keys, ours.values), new, strict=True)
+                    )
+                else:
+                    self._cache.update(*new, number)
+        except Exception:
+            for ours in self._cache.layers:
+                ours.keys = ours.keys[:before, :, -width:]
+                ours.values = ours.values[:before, :, -width:]
+            raise
+        self._mask = joined
         self._rows += rows
 
     def _leave(self, unwanted: frozenset[int] = frozenset()) -> None:

@@ -148,7 +148,7 @@ class BatchEngine:
                 self._changed.wait()
             if self._is_closed:
                 return False
-        self._drop_given_up()  # before others are admitted: it makes room, and it may fail
+        self._drop_given_up()  # before others are admitted, for it makes room
         with self._changed:
             new = self._admit()
         self._join(new)
@@ -170,9 +170,13 @@ class BatchEngine:
 
     def _drop_given_up(self) -> None:
         gone = [job for job in self._running if job.is_given_up]
-        if gone:
+        if not gone:
+            return
+        self._running = [job for job in self._running if not job.is_given_up]
+        try:
             self._batch.remove([answer for job in gone for answer in job.answers])
-            self._running = [job for job in self._running if not job.is_given_up]
+        except Exception as error:
+            self._fail_running(error)
 
     def _join(self, new: list[_Job]) -> None:
         """Let requests join the batch; where that fails, one by one, so that only one fails."""
@@ -197,12 +201,16 @@ class BatchEngine:
             return
         try:
             self._batch.step()
-        except Exception as error:  # the batch may be half done, so nobody can go on with it
-            failed, self._running = self._running, []
-            self._batch = self._generator.running_batch()
-            self._fail(failed, error)
+        except Exception as error:
+            self._fail_running(error)
         else:
             self._publish(self._running)
+
+    def _fail_running(self, error: Exception) -> None:
+        """Let all running requests fail: their batch is half done, so nobody can go on with it."""
+        failed, self._running = self._running, []
+        self._batch = self._generator.running_batch()
+        self._fail(failed, error)
 
     def _publish(self, jobs: list[_Job]) -> None:
         for job in list(jobs):

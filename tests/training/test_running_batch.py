@@ -1,5 +1,6 @@
 """What joins and leaves a running batch is answered as if it were alone, token by token."""
 
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from transformers import LlavaForConditionalGeneration
 
 from llavamed.config.run import RunConfig
+from llavamed.model import running_batch
 from llavamed.model.continuation import Continuation, Sampling
 from llavamed.model.generation import Generator, Prompt
 from llavamed.model.llava import build_model
@@ -100,6 +102,38 @@ def test_an_answer_does_not_depend_on_who_comes_and_goes(
             assert (answer.text, answer.finish_reason) == (alone.text, alone.finish_reason)
             for ours, theirs in zip(answer.logprobs, alone.logprobs, strict=True):
                 assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-4)
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_a_prompt_for_which_memory_runs_out_leaves_the_batch_as_it_was(
+    model: Any, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    """Whatever was replaced before: the mask, or the keys and values of some layers."""
+    _, generator = model
+    batch, stack = generator.running_batch(), running_batch._stack
+    going = [generator.begin(Sampling(9)) for _ in range(2)]
+    batch.join([generator.encode(prompt(number)) for number in (0, 1)], [[each] for each in going])
+    batch.step()
+    calls = iter(range(99))
+
+    def stack_some(*given: Any) -> torch.Tensor:
+        if next(calls) == place:
+            raise torch.OutOfMemoryError
+        return stack(*given)
+
+    late = generator.begin(Sampling(9))
+    with monkeypatch.context() as patch:
+        patch.setattr(running_batch, "_stack", stack_some)
+        with pytest.raises(torch.OutOfMemoryError) if place < 4 else nullcontext():
+            batch.join([generator.encode(prompt(2))], [[late]])
+    batch.step()
+    if place < 4:
+        late = generator.begin(Sampling(9))
+        batch.join([generator.encode(prompt(2))], [[late]])
+    while len(batch):
+        batch.step()
+    for number, answer in enumerate([*going, late]):
+        assert answer.token_ids == run_alone(generator, number, Sampling(9)).token_ids
 
 
 def test_logprobs_are_those_of_the_model(model: Any) -> None:

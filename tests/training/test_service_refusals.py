@@ -13,6 +13,7 @@ from typing import Any
 
 import openai
 import pytest
+import torch
 
 from llavamed.config.load import load_section
 from llavamed.config.serving import Serving
@@ -117,6 +118,10 @@ def test_bodies_and_tokens_that_are_refused(running: RunningService) -> None:
         assert body["error"]["code"] == code
         assert running.headers["www-authenticate"] == "Bearer"
     assert running.send("/v1/completions", {})[0] == 404
+    status, body = running.send(path, method="GET")
+    assert (status, body["error"]["code"]) == (405, "method_not_allowed")
+    assert "GET: is not answered at this address; use POST" in body["error"]["message"]
+    assert running.headers["allow"] == "POST"
     assert running.send("/v1/models/other")[1]["error"]["code"] == "model_not_found"
     assert running.send("/feedback", {})[1]["error"]["code"] == "not_found"
     assert running.send("/page/../service.py", token=None)[0] == 404
@@ -207,8 +212,41 @@ def test_only_those_in_the_batch_fail_with_the_model(
     assert "secret" not in caplog.text
 
 
+class Jobs:
+    """Requests to an engine whose thread has ended, so that a test takes its steps."""
+
+    def __init__(self, generator: Generator) -> None:
+        self._generator = generator
+        self.engine = BatchEngine(generator, max_batch_size=4, max_waiting=4)
+        self.engine.close()
+        self._loop = asyncio.new_event_loop()
+
+    def new(self) -> _Job:
+        prompt = self._generator.encode(Prompt([Turn("user", "Why?")], []))
+        return _Job(prompt, [self._generator.begin(Sampling(3))], self._loop)
+
+    def close(self) -> None:
+        self._loop.close()
+
+    def told(self, job: _Job) -> list[Any]:
+        """What the client of a job was told so far."""
+        self._loop.run_until_complete(asyncio.sleep(0))
+        return [job.told.get_nowait() for _ in range(job.told.qsize())]
+
+
+@pytest.fixture
+def jobs(generator: Generator) -> Iterator[Jobs]:
+    jobs = Jobs(generator)
+    yield jobs
+    jobs.close()
+
+
+def run_out_of_memory(*_: Any) -> Any:
+    raise torch.OutOfMemoryError
+
+
 def test_requests_that_fail_to_join_together_begin_anew_one_by_one(
-    generator: Generator, monkeypatch: pytest.MonkeyPatch
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     append = RunningBatch._append
 
@@ -218,13 +256,40 @@ def test_requests_that_fail_to_join_together_begin_anew_one_by_one(
         append(batch, rows, *rest)
 
     monkeypatch.setattr(RunningBatch, "_append", fail_for_several)
-    engine = BatchEngine(generator, max_batch_size=4, max_waiting=4)
-    engine.close()  # its thread; the batch is tried from here
-    loop, prompt = asyncio.new_event_loop(), generator.encode(Prompt([Turn("user", "Why?")], []))
-    jobs = [_Job(prompt, [generator.begin(Sampling(3))], loop) for _ in range(2)]
-    engine._join(jobs)
-    loop.close()
-    assert [len(job.answers[0].token_ids) for job in jobs] == [1, 1]
+    both = [jobs.new(), jobs.new()]
+    jobs.engine._join(both)
+    assert [len(job.answers[0].token_ids) for job in both] == [1, 1]
+
+
+def test_a_request_for_which_memory_runs_out_fails_alone(
+    jobs: Jobs, generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    going, late = jobs.new(), jobs.new()
+    jobs.engine._join([going])
+    with monkeypatch.context() as patch:
+        patch.setattr("llavamed.model.running_batch._stack", run_out_of_memory)
+        jobs.engine._join([late])
+    assert [error.code for error in jobs.told(late)] == ["model_failed"]
+    while going.answers[0].finish_reason is None:
+        jobs.engine._step()
+    alone = generator.answer([Prompt([Turn("user", "Why?")], [])], max_new_tokens=3)
+    assert jobs.told(going)[-1][0].text == alone[0]
+
+
+def test_those_in_the_batch_fail_when_it_cannot_be_made_smaller(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, gone = jobs.new(), jobs.new()
+    jobs.engine._join([left, gone])
+    gone.is_given_up = True
+    with monkeypatch.context() as patch:
+        patch.setattr(RunningBatch, "remove", run_out_of_memory)
+        jobs.engine._drop_given_up()
+    assert jobs.told(left)[-1].code == "model_failed"
+    assert jobs.engine.batch_size == 0
+    new = jobs.new()
+    jobs.engine._join([new])
+    assert len(jobs.told(new)) == 1
 
 
 @pytest.mark.parametrize("step", ["_drop_given_up", "_publish"])
@@ -263,10 +328,14 @@ def test_settings_that_do_not_fit_are_refused(
         ([f"token_file={tmp_path}/none"], "cannot be read as text; write a token a line"),
         ([f"port={port}"], rf"port={port}: cannot listen there at host=127.0.0.1"),
         (["port=0", "engine_url=http://x/v1"], "name an export or the address of an engine"),
+        ([f"audit_log={short}/log"], "audit_log=.*: cannot be written .*; name another file"),
+        ([f"feedback_file={tmp_path}"], "feedback_file=.*: cannot be written .Is a directory"),
         (["limits.imges=3"], "limits.imges: unknown key; did you mean 'images'"),
     ):
         with pytest.raises(ConfigError, match=text):
             start(export, *words)
+    with pytest.raises(ConfigError, match="export=models:/rad: must be models:/NAME@ALIAS or"):
+        start("models:/rad", "port=0")
     monkeypatch.delenv("NO_KEY", raising=False)
     with pytest.raises(ConfigError, match="engine_key_env=NO_KEY: is not set in the environment"):
         start(None, "port=0", "engine_url=http://x/v1", "engine_key_env=NO_KEY")
