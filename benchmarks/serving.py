@@ -1,21 +1,27 @@
-"""The service beside a plain `generate` loop: tokens a second at 1, 8 and 32 clients, and a soak.
+"""The service at 1, 8 and 32 clients, beside a `generate` loop and `transformers serve`; a soak.
 
-The model has random weights and never ends an answer, so every answer has the same length. The
-service runs in a process of its own. Each client asks one question with an image after another.
-The soak sends broken requests among the good ones: none of the good ones may be lost, and the
-memory of the service must not grow.
+The model has random weights and never ends an answer, so every answer has the same length. Each
+service runs in a process of its own, one after the other. Each client asks one question with an
+image after another. The soak sends broken requests among the good ones: none of the good ones may
+be lost, and the memory of the service must not grow.
+
+On two quiet cores it takes about seven minutes, of which two are the soak's; `--quick` takes one.
 """
 
 import argparse
 import asyncio
 import base64
 import io
+import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -103,20 +109,21 @@ def plain_loop(export: str, num_tokens: int, num_answers: int) -> float:
     return num_answers * num_tokens / (time.perf_counter() - start)
 
 
-class Service:
+class Server:
     """A service in a process of its own."""
 
-    def __init__(self, export: str) -> None:
-        limits = "{requests_per_minute: 1000000}"
-        command = [sys.executable, "-m", "llavamed", "serve", export, "port=0", f"limits={limits}"]
+    def __init__(self, name: str, command: list[str], port: int) -> None:
+        environment = {"LLAVAMED_SERVE_TOKEN": TOKEN, "HF_HUB_OFFLINE": "1"}
+        self.model, self.url = name, f"http://127.0.0.1:{port}"
         self._process = subprocess.Popen(
-            [*command, "max_batch_size=32", "max_waiting=64"],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"LLAVAMED_SERVE_TOKEN": TOKEN},
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | environment,
         )
-        assert self._process.stdout is not None
-        self.url = self._process.stdout.readline().split()[1].rstrip("/")
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            assert self._process.poll() is None, f"{command[:3]} ended"
+            time.sleep(0.2)
 
     def resident_mebibytes(self) -> float:
         """Memory of the process."""
@@ -130,7 +137,30 @@ class Service:
         self._process.wait()
 
 
-def body(num_tokens: int, *, is_broken: bool = False) -> dict[str, Any]:
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def our_service(export: str) -> Server:
+    """`llavamed serve`."""
+    port = free_port()
+    settings = (f"port={port}", "limits={requests_per_minute: 1000000}")
+    command = [sys.executable, "-m", "llavamed", "serve", export, *settings]
+    return Server("llavamed", [*command, "max_batch_size=32", "max_waiting=64"], port)
+
+
+def their_service(export: str) -> Server:
+    """`transformers serve`, which answers one request with an image after another."""
+    port = free_port()
+    program = str(Path(sys.executable).with_name("transformers"))
+    options = ("--device", "cpu", "--dtype", "float32", "--host", "127.0.0.1", "--port", str(port))
+    return Server(export, [program, "serve", export, *options], port)
+
+
+def body(model: str, num_tokens: int, *, is_broken: bool = False) -> dict[str, Any]:
     """A question with an image, or one whose image is broken."""
     data = b"no image" if is_broken else picture()
     url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
@@ -139,29 +169,40 @@ def body(num_tokens: int, *, is_broken: bool = False) -> dict[str, Any]:
         {"type": "text", "text": "What is shown?"},
     ]
     messages = [{"role": "user", "content": content}]
-    return {"model": "llavamed", "messages": messages, "max_tokens": num_tokens, "stream": True}
+    return {"model": model, "messages": messages, "max_tokens": num_tokens, "stream": True}
 
 
 async def ask(session: aiohttp.ClientSession, url: str, asked: dict[str, Any]) -> tuple[int, float]:
-    """Ask, read the whole stream, and return its status and the seconds to the first token."""
+    """Ask, read the whole stream, and return its status and the seconds to the first token.
+
+    The status is 0 if the answer has no end.
+    """
     start = time.perf_counter()
-    first = 0.0
+    first, has_ended = 0.0, False
     headers = {"Authorization": f"Bearer {TOKEN}"}
     async with session.post(f"{url}/v1/chat/completions", json=asked, headers=headers) as answer:
-        is_whole = answer.status != 200
+        if answer.status != 200:
+            return answer.status, 0.0
         async for line in answer.content:
-            first = first or time.perf_counter() - start
-            is_whole |= line.strip() == b"data: [DONE]"
-        return (answer.status if is_whole else 0), first
+            data = line.removeprefix(b"data: ").strip()
+            if not data or data == b"[DONE]":  # transformers sends none
+                continue
+            (choice,) = json.loads(data)["choices"]
+            if choice["delta"].get("content"):
+                first = first or time.perf_counter() - start
+            has_ended |= choice.get("finish_reason") is not None
+    return (200 if has_ended else 0), first or time.perf_counter() - start
 
 
-async def load(url: str, num_clients: int, num_requests: int, num_tokens: int) -> dict[str, Any]:
+async def load(
+    server: Server, num_clients: int, num_requests: int, num_tokens: int
+) -> dict[str, Any]:
     """Requests and tokens a second of so many clients, and their seconds to the first token."""
-    asked, left, firsts = body(num_tokens), iter(range(num_requests)), list[float]()
+    asked, left, firsts = body(server.model, num_tokens), iter(range(num_requests)), list[float]()
 
     async def client(session: aiohttp.ClientSession) -> None:
         for _ in left:
-            status, first = await ask(session, url, asked)
+            status, first = await ask(session, server.url, asked)
             assert status == 200, status
             firsts.append(first)
 
@@ -180,51 +221,88 @@ async def load(url: str, num_clients: int, num_requests: int, num_tokens: int) -
     }
 
 
-async def soak(service: Service, num_requests: int) -> dict[str, Any]:
+async def soak(server: Server, num_requests: int) -> dict[str, Any]:
     """Send requests of which each hundredth is broken, and count what was not as it should be."""
-    good, broken = body(4), body(4, is_broken=True)
+    good, broken = body(server.model, 4), body(server.model, 4, is_broken=True)
     left, lost, memory = iter(range(num_requests)), 0, list[float]()
+    start = time.perf_counter()
 
     async def client(session: aiohttp.ClientSession) -> None:
         nonlocal lost
         for number in left:
             is_broken = number % 100 == 7
-            status, _ = await ask(session, service.url, broken if is_broken else good)
+            status, _ = await ask(session, server.url, broken if is_broken else good)
             lost += status != (400 if is_broken else 200)
             if number % max(1, num_requests // 20) == 0:
-                memory.append(service.resident_mebibytes())
+                memory.append(server.resident_mebibytes())
 
     async with aiohttp.ClientSession() as session:
         await asyncio.gather(*(client(session) for _ in range(16)))
     settled = memory[len(memory) // 4]
-    return {"requests": num_requests, "lost": lost, "memory": memory[-1] / settled}
+    return {
+        "requests": num_requests,
+        "lost": lost,
+        "seconds": time.perf_counter() - start,
+        "mebibytes": memory[-1],
+        "memory": memory[-1] / settled,
+    }
 
 
-def measure(name: str, language_model: str | None, *, quick: bool) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    num_tokens: int
+    """Tokens of an answer."""
+    num_alone: int
+    """Answers of the plain loop."""
+    num_requests: Mapping[int, int]
+    """Requests by the number of clients."""
+    num_endured: int = 0
+    """Requests of the soak; none for 0."""
+
+
+FULL = {
+    "demo": Size(64, 32, {1: 64, 8: 128, 32: 256}, num_endured=10_000),
+    "SmolLM2-135M": Size(16, 8, {1: 8, 8: 16, 32: 64}),
+}
+QUICK = {
+    "demo": Size(16, 4, {1: 4, 8: 8, 32: 32}, num_endured=300),
+    "SmolLM2-135M": Size(4, 2, {1: 2, 8: 8, 32: 32}),
+}
+LANGUAGE_MODELS = {"demo": None, "SmolLM2-135M": SMOLLM2_135M}
+
+
+def measure(name: str, size: Size) -> dict[str, Any]:
     """Everything about one model."""
-    num_tokens = 16 if quick else 64
+    found: dict[str, Any] = {"tokens": size.num_tokens}
     with tempfile.TemporaryDirectory() as folder:
-        make_export(folder, language_model)
-        plain = plain_loop(folder, num_tokens, 3 if quick else 8)
-        service = Service(folder)
-        try:
-            asyncio.run(load(service.url, 2, 4, 4))  # warm
-            clients = {
-                number: asyncio.run(
-                    load(service.url, number, (2 if quick else 4) * max(4, number), num_tokens)
-                )
-                for number in (1, 8, 32)
-            }
-            few = 300 if quick else 10_000
-            endurance = asyncio.run(soak(service, few)) if language_model is None else None
-        finally:
-            service.stop()
-    print(f"{name}: plain loop {plain:.1f} tokens/s")
-    for number, found in clients.items():
-        print(f"{name}: {number} clients", *(f"{key}={each:.3f}" for key, each in found.items()))
-    if endurance is not None:
-        print(f"{name}: soak", *(f"{key}={each:g}" for key, each in endurance.items()), flush=True)
-    return {"plain_tokens_per_second": plain, "clients": clients, "soak": endurance}
+        make_export(folder, LANGUAGE_MODELS[name])
+        found["plain_tokens_per_second"] = plain_loop(folder, size.num_tokens, size.num_alone)
+        print(f"{name}: plain loop, {found['plain_tokens_per_second']:.1f} tokens/s", flush=True)
+        for service, start in (("ours", our_service), ("transformers_serve", their_service)):
+            server = start(folder)
+            try:
+                asyncio.run(load(server, 2, 4, 4))  # warm
+                found[service] = {
+                    number: asyncio.run(load(server, number, num_requests, size.num_tokens))
+                    for number, num_requests in size.num_requests.items()
+                }
+                show(f"{name}: {service}", found[service])
+                if size.num_endured and service == "ours":
+                    found["soak"] = asyncio.run(soak(server, size.num_endured))
+                    show(name, {"soak": found["soak"]})
+            finally:
+                server.stop()
+    return found
+
+
+def show(title: str, found: Mapping[Any, Mapping[str, Any]]) -> None:
+    """Print what was measured."""
+    for key, numbers in found.items():
+        what = f"{key} clients" if isinstance(key, int) else key
+        print(f"{title}, {what}:", *(f"{name}={each:.4g}" for name, each in numbers.items()))
+    sys.stdout.flush()
 
 
 def main() -> int:
@@ -233,22 +311,28 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="short answers, a short soak")
     parser.add_argument("--demo-only", action="store_true", help="leave the larger model out")
     given = parser.parse_args()
-    models = {"demo": None} if given.demo_only else {"demo": None, "SmolLM2-135M": SMOLLM2_135M}
-    found = {name: measure(name, each, quick=given.quick) for name, each in models.items()}
-    gates = [
-        gate(
-            f"tokens/s of {number} clients / plain loop, {name}",
-            each["clients"][number]["tokens_per_second"] / each["plain_tokens_per_second"],
-            at_least=bound,
-        )
-        for name, each in found.items()
+    start = time.perf_counter()
+    sizes = QUICK if given.quick else FULL
+    names = ["demo"] if given.demo_only else list(sizes)
+    found = {name: measure(name, sizes[name]) for name in names}
+    gates = []
+    for name, each in found.items():
+        speed = {number: numbers["tokens_per_second"] for number, numbers in each["ours"].items()}
         # A token of the demo's model takes 2 ms, of which HTTP has its part.
-        for number, bound in ((1, 0.6 if name == "demo" else 0.9), (8, 1.5))
-    ]
+        for number, bound in ((1, 0.6 if name == "demo" else 0.9), (8, 1.5)):
+            ratio = speed[number] / each["plain_tokens_per_second"]
+            gates.append(
+                gate(f"tokens/s of {number} clients / plain loop, {name}", ratio, at_least=bound)
+            )
+        for number, theirs in each["transformers_serve"].items():
+            ratio = speed[number] / theirs["tokens_per_second"]
+            what = f"tokens/s of {number} clients / transformers serve, {name}"
+            gates.append(gate(what, ratio, at_least=1.0 if number == 1 else 1.5))
     endured = found["demo"]["soak"]
     gates.append(gate(f"lost of {endured['requests']} requests", endured["lost"], at_most=0))
     gates.append(gate("memory at the end / after a quarter", endured["memory"], at_most=1.1))
-    result = {"quick": given.quick, "models": found, "gates": gates}
+    seconds = round(time.perf_counter() - start)
+    result = {"quick": given.quick, "seconds": seconds, "models": found, "gates": gates}
     return finish("serving-quick" if given.quick else "serving", result)
 
 
