@@ -128,12 +128,14 @@ class GateError(LlavaMedError):
 class InterruptError(LlavaMedError):
     """Ctrl-C or SIGTERM ended the command; finished work is kept."""
 
-    def __init__(self, signal_number: int, signal_name: str) -> None:
-        super().__init__(signal_number, signal_name)
+    def __init__(self, signal_number: int, signal_name: str, outcome: str = "") -> None:
+        super().__init__(signal_number, signal_name, outcome)
         self.exit_code = 128 + signal_number
-        self._name = signal_name
+        self._name, self._outcome = signal_name, outcome
 
     def __str__(self) -> str:
+        if self._outcome:
+            return f"signal={self._name}: {self._outcome}"
         return (
             f"signal={self._name}: the command was interrupted; start the same command again to "
             "go on from what is finished"

@@ -19,6 +19,9 @@ metadata:
     {{- if .serve }}
     # Another model makes other pods: KubeRay brings them up beside the old ones, and then moves the requests.
     llavamed/export: {{ .root.Values.serve.export | quote }}
+    {{- with .root.Values.serve.revision }}
+    llavamed/revision: {{ . | quote }}
+    {{- end }}
     {{- end }}
     # Losing the head ends the job, losing a worker restarts it: no node is removed under them by choice.
     cluster-autoscaler.kubernetes.io/safe-to-evict: "false"

@@ -1,5 +1,7 @@
 """`llavamed chat`: a conversation with an export in the terminal, or one answer for a script."""
 
+import os
+import re
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -13,11 +15,15 @@ _COMMANDS = """\
 /image FILE  put an image before the next question: a path, a URL, a DICOM file
 /reset       forget the conversation and its images
 /save FILE   write the conversation as JSON
-/quit        end (so does Ctrl-D)"""
+/quit        end (so does Ctrl-D); Ctrl-C stops an answer"""
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def chat(
-    export: Annotated[str, typer.Argument(help="Folder of an export, at any URI.")],
+    export: Annotated[
+        str, typer.Argument(help="Folder of an export, at any URI, or models:/NAME@ALIAS.")
+    ],
     image: Annotated[
         list[str] | None, typer.Option(help="Image of the first question; repeatable.")
     ] = None,
@@ -37,9 +43,9 @@ def chat(
     """Talk to an export in the terminal, about images. Answers are those of the evaluation."""
     from llavamed.serve.conversation import NOTICE, Conversation, Settings
     from llavamed.serve.export import open_export
-    from llavamed.storage.location import locate
+    from llavamed.tracking.registered import find_export
 
-    generator = open_export(locate(export), device=device)
+    generator = open_export(find_export(export), device=device)
     conversation = Conversation(generator, Settings(max_tokens, temperature, top_p, seed))
     for source in image or []:
         conversation.attach(source)
@@ -58,9 +64,12 @@ def _converse(conversation: "Conversation", export: str) -> None:
     while True:
         try:
             line = console.input("\n> " if console.is_terminal else "").strip()
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
+            typer.echo()
             return
         command, _, rest = line.partition(" ")
+        # As terminals write a file that is dropped on them, or as a shell would read it.
+        file = os.path.expanduser(rest.strip().strip("'\""))
         try:
             match command:
                 case "":
@@ -69,28 +78,35 @@ def _converse(conversation: "Conversation", export: str) -> None:
                     return
                 case "/reset":
                     conversation.reset()
-                case "/image":
-                    conversation.attach(rest.strip())
-                case "/save":
-                    conversation.save(rest.strip(), export)
-                    typer.echo(f"saved: {rest.strip()}")
+                case "/image" if file:
+                    conversation.attach(file)
+                    typer.echo(f"attached: {file}")
+                case "/save" if file:
+                    conversation.save(file, export)
+                    typer.echo(f"saved: {file}")
                 case _ if command.startswith("/"):
                     typer.echo(_COMMANDS)
                 case _:
                     _answer(conversation, line)
         except (RequestError, StorageError) as error:  # the conversation goes on
             typer.echo(f"error: {error}", err=True)
+        except KeyboardInterrupt:
+            typer.echo("\nstopped: the conversation is as it was before this question", err=True)
 
 
 def _answer(conversation: "Conversation", question: str) -> None:
     for piece in conversation.ask(question):
-        typer.echo(piece, nl=False)
+        # A terminal would obey what controls it.
+        typer.echo(_CONTROLS.sub("", piece) if console.is_terminal else piece, nl=False)
     typer.echo()
 
 
 def serve(
     export: Annotated[
-        str | None, typer.Argument(help="Folder of an export, at any URI; not with engine_url.")
+        str | None,
+        typer.Argument(
+            help="Folder of an export, at any URI, or models:/NAME@ALIAS; not with engine_url."
+        ),
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. limits.images=2")

@@ -59,7 +59,10 @@ def answer_questions(
     data: Annotated[str, typer.Option(help="URI of its data.")],
     output: Annotated[str, typer.Option(help="Folder for the answers, at any URI.")],
     model: Annotated[
-        str | None, typer.Argument(help="An export, or a folder or hub name of another model.")
+        str | None,
+        typer.Argument(
+            help="An export or models:/NAME@ALIAS, or a folder or hub name of another model."
+        ),
     ] = None,
     endpoint: Annotated[
         str | None,

@@ -47,7 +47,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            raise InterruptError(received[-1], received[-1].name) from error
+            raise InterruptError(received[-1], received[-1].name, *error.args) from error
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)

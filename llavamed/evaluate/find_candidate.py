@@ -5,6 +5,7 @@ from llavamed.errors import ConfigError
 from llavamed.evaluate.candidate import Candidate
 from llavamed.evaluate.own_model import export_candidate
 from llavamed.evaluate.transformers_model import transformers_candidate
+from llavamed.tracking.registered import find_export
 
 
 def find_candidate(
@@ -13,15 +14,18 @@ def find_candidate(
     """Return an export of ours, or another model that transformers loads, as a candidate.
 
     Args:
-        model: A folder, its URI, or a name on the hub.
+        model: A folder, its URI, a registered model of MLflow, or a name on the hub.
         template: Name of a template of ours, for a model without a chat template.
         precision: Precision of the weights.
         batch_size: Number of questions answered at once.
 
     Raises:
         ConfigError: It cannot be found or loaded, or an export is given another template.
-        CheckpointError: It is an export of another version.
+        CheckpointError: It is an export of another version, or not the one that was registered.
+        TrackingError: The registry does not answer, or has no such model.
     """
+    if model.startswith("models:/"):
+        model = str(find_export(model))  # the answers tell which model it was at this time
     try:
         found = export_candidate(
             model, precision=precision, attn_implementation="sdpa", batch_size=batch_size

@@ -32,10 +32,10 @@ from llavamed.config.run import RunConfig
 from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.errors import TrackingError
 from llavamed.run.loss_plot import draw_loss
-from llavamed.run.mlflow_client import TrackingClient, shown_uri, tracking_uri
 from llavamed.storage.location import Location, locate
 from llavamed.storage.manifest import ExportManifest
 from llavamed.storage.scratch import scratch_folder
+from llavamed.tracking.mlflow_client import TrackingClient, shown_uri, tracking_uri
 from llavamed.train.metrics import METRICS, StepRecord, is_declared
 
 _KEY = "llavamed.key"

@@ -16,6 +16,7 @@ from llavamed.errors import ConfigError
 from llavamed.serve.access import read_tokens
 from llavamed.serve.launch import make_backend
 from llavamed.serve.service import Service
+from llavamed.tracking.registered import find_export
 
 _SETTLED_SECONDS = 2.0
 """Seconds between two looks at whether a replica that is taken away has ended its requests."""
@@ -25,7 +26,8 @@ class Replicas(Section):
     """What Ray Serve runs: an export or an engine, by how many replicas with what resources."""
 
     export: str | None = None
-    """Folder of the export, at a URI that every node reaches."""
+    """Folder of the export, at a URI that every node reaches, or `models:/NAME@ALIAS`, for which
+    the registry at `MLFLOW_TRACKING_URI` is asked when the application is deployed."""
     min_replicas: Count = 1
     """Fewest replicas."""
     max_replicas: Count = 1
@@ -79,8 +81,15 @@ Replica: Any = serve.deployment(name="llavamed")(serve.ingress()(_Replica))
 
 
 def app(args: dict[str, Any]) -> serve.Application:
-    """Return the application for Ray Serve. Its arguments are the fields of `Replicas`."""
+    """Return the application for Ray Serve. Its arguments are the fields of `Replicas`.
+
+    All replicas get the export that an alias stands for now. Deployed again after the alias has
+    moved, the application has another export, which Ray Serve loads beside the old one.
+    """
     replicas = Replicas.model_validate(args)
+    if replicas.export is not None:
+        place = find_export(replicas.export)
+        replicas = replicas.model_copy(update={"export": str(place)})
     serving = replicas.serving
     return Replica.options(
         autoscaling_config={

@@ -46,7 +46,7 @@ class Conversation:
             StorageError: It cannot be read.
         """
         try:
-            data = locate(source).read_bytes()
+            data = locate(source).without_retries().read_bytes()  # somebody waits for it
         except FileNotFoundError as error:
             raise RequestError(
                 f"image={source}: there is no such file; check the path", code="no_image"

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import uvicorn
 
-from llavamed.config.serving import LOOPBACK, Serving
+from llavamed.config.serving import Serving
 from llavamed.errors import ConfigError
 from llavamed.serve.access import read_tokens
 from llavamed.serve.backend import Backend, EngineBackend, LocalBackend
 from llavamed.serve.export import open_export
 from llavamed.serve.service import Service
-from llavamed.storage.location import locate
+from llavamed.tracking.registered import find_export
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def make_backend(export: str | None, serving: Serving) -> Backend:
             "engine, one of the two"
         )
     if export is not None:
-        return LocalBackend(open_export(locate(export), device=serving.device), serving)
+        return LocalBackend(open_export(find_export(export), device=serving.device), serving)
     key = None
     if serving.engine_key_env is not None:
         key = os.environ.get(serving.engine_key_env)
@@ -46,7 +46,7 @@ def serve(export: str | None, serving: Serving, tell: Callable[[str], None]) -> 
     """Serve until a signal comes, and let running requests end.
 
     Args:
-        export: Folder of the export, at any URI, or None for an engine.
+        export: Folder of the export, at any URI, or a registered model; None for an engine.
         serving: The settings.
         tell: Prints a line for the operator.
 
@@ -58,9 +58,7 @@ def serve(export: str | None, serving: Serving, tell: Callable[[str], None]) -> 
     listener = _listen(serving)
     service = Service(serving, make_backend(export, serving), tokens)
     listener.listen()  # clients may come as soon as they know the address
-    port = listener.getsockname()[1]
-    host = "127.0.0.1" if serving.host in {"0.0.0.0", "::", *LOOPBACK} else serving.host
-    address = f"http://{host}:{port}"
+    address = page_address(serving.host, listener.getsockname()[1])
     # Browsers send no fragment to the server, so the token is in no log.
     tell(f"page: {address}/{f'#token={made}' if made else ''}")
     tell(f"API:  {address}/v1 (model {serving.name})")
@@ -73,7 +71,16 @@ def serve(export: str | None, serving: Serving, tell: Callable[[str], None]) -> 
         server_header=False,
         timeout_graceful_shutdown=int(serving.drain_seconds),
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    except KeyboardInterrupt:  # uvicorn passes a signal on after it has ended
+        raise KeyboardInterrupt("the service has stopped; start it again to answer more") from None
+
+
+def page_address(host: str, port: int) -> str:
+    """Return the address at which this machine reaches a service that listens at `host`."""
+    host = {"0.0.0.0": "127.0.0.1", "localhost": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _listen(serving: Serving) -> socket.socket:

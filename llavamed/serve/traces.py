@@ -7,19 +7,28 @@ from typing import Any
 
 import mlflow
 
+from llavamed.tracking.mlflow_client import TrackingClient, readable_errors
+
 logger = logging.getLogger(__name__)
 
 EXPERIMENT = "llavamed-serve"
 """The experiment whose traces they are."""
+_SETTING = "tracking_uri"
 
 
 class Traces:
     """Traces at one MLflow server or database."""
 
     def __init__(self, tracking_uri: str) -> None:
-        """Find or make the experiment, so that a wrong address is noticed at the start."""
-        mlflow.set_tracking_uri(tracking_uri)
-        self._experiment = mlflow.set_experiment(EXPERIMENT).experiment_id
+        """Find or make the experiment, so that a wrong address is noticed at the start.
+
+        Raises:
+            TrackingError: MLflow does not answer there, or refuses.
+        """
+        TrackingClient(tracking_uri, _SETTING)  # makes a database where there is none
+        with readable_errors(tracking_uri, _SETTING):
+            mlflow.set_tracking_uri(tracking_uri)
+            self._experiment = mlflow.set_experiment(EXPERIMENT).experiment_id
         self._thread = ThreadPoolExecutor(1, "llavamed-traces")
 
     def add(self, line: dict[str, Any]) -> None:

@@ -67,6 +67,19 @@ def test_another_model_comes_up_on_a_cluster_beside_the_old_one() -> None:
     assert first["spec"]["rayClusterConfig"] != second["spec"]["rayClusterConfig"]
 
 
+def test_an_alias_is_resolved_again_on_another_cluster_at_another_revision() -> None:
+    champion = SERVED | {"serve.export": "models:/rad@champion"}
+    first, second = service(champion), service(champion | {"serve.revision": "2"})
+    config = yaml.safe_load(first["spec"]["serveConfigV2"])
+    assert config["applications"][0]["args"]["export"] == "models:/rad@champion"
+    assert first["spec"]["serveConfigV2"] == second["spec"]["serveConfigV2"]
+    assert first["spec"]["rayClusterConfig"] != second["spec"]["rayClusterConfig"]
+    for pod in pod_specs(
+        {"kind": "RayCluster", "spec": first["spec"]["rayClusterConfig"]}
+    ):  # the head asks the registry
+        assert environment(pod)["MLFLOW_TRACKING_URI"] == "http://llavamed-mlflow:5000"
+
+
 def test_the_service_keeps_apart_from_the_standing_cluster() -> None:
     found = objects(SERVED)
     budget = found["PodDisruptionBudget/llavamed-head"]["spec"]["selector"]["matchLabels"]

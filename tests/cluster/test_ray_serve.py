@@ -1,22 +1,25 @@
 """Replicas on Ray Serve answer as one process does, and no request is lost when one goes."""
 
 import os
+import shutil
 import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from safetensors.torch import load_file, save_file
 
 from llavamed.errors import ConfigError
 from llavamed.model.generation import Generator, Prompt
 from llavamed.processor.turns import Turn
 from llavamed.serve.export import open_export
 from llavamed.storage.location import locate
+from llavamed.tracking.mlflow_client import TrackingClient
 
 pytestmark = pytest.mark.ray
 TOKEN = "a-token-of-all-replicas"
@@ -65,12 +68,12 @@ def replica_processes() -> list[int]:
 class Askers:
     """Clients that ask one question after another, with the retries of the openai client."""
 
-    def __init__(self, address: str, expected: str) -> None:
+    def __init__(self, address: str, expected: tuple[str, ...]) -> None:
         self._client = openai.OpenAI(
             base_url=f"{address}/v1", api_key=TOKEN, max_retries=5, timeout=60
         )
-        self._expected, self._end = expected, threading.Event()
-        self.num_answered, self.lost = 0, list[str]()
+        self.expected, self._end = expected, threading.Event()
+        self.answers, self.lost = list[str](), list[str]()
         self._threads = [threading.Thread(target=self._ask, args=(n,)) for n in range(4)]
 
     def __enter__(self) -> "Askers":
@@ -86,42 +89,90 @@ class Askers:
 
     def wait_for(self, number: int) -> None:
         """Wait until so many more questions are answered."""
-        goal, limit = self.num_answered + number, time.monotonic() + 120
-        while self.num_answered < goal and not self.lost:
+        goal = len(self.answers) + number
+        self._wait_until(lambda: len(self.answers) >= goal)
+
+    def wait_until_all_are(self, answer: str) -> None:
+        """Wait until the last eight answers are this one."""
+        self._wait_until(lambda: self.answers[-8:] == [answer] * 8)
+
+    def _wait_until(self, condition: Callable[[], bool]) -> None:
+        limit = time.monotonic() + 120
+        while not condition() and not self.lost:
             assert time.monotonic() < limit
             time.sleep(0.05)
 
     def _ask(self, number: int) -> None:
         while not self._end.is_set():
             messages: Any = [{"role": "user", "content": "What is shown?"}]
+            expected = self.expected
             try:
                 answer = self._client.chat.completions.create(
                     model="llavamed", messages=messages, max_tokens=8
                 )
-                assert answer.choices[0].message.content == self._expected
-                self.num_answered += 1
+                text = answer.choices[0].message.content
+                assert text in expected
+                self.answers.append(text)
             except Exception as error:
                 self.lost.append(f"{number}: {type(error).__name__}: {error}")
                 return
 
 
-def test_no_request_is_lost_at_an_update_or_a_kill(
-    address: str, arguments: dict[str, Any], tiny_export: Path
+def answer_of(export: Path) -> str:
+    generator: Generator = open_export(locate(str(export)), device="cpu")
+    prompt = Prompt([Turn("user", "What is shown?")], [])
+    return generator.answer([prompt], max_new_tokens=8)[0]
+
+
+def another_model(export: Path, folder: Path) -> Path:
+    """Copy an export with other words at the end of its model."""
+    copy = Path(shutil.copytree(export, folder / "another"))
+    weights = load_file(copy / "model.safetensors")
+    head = next(name for name in weights if name.endswith("lm_head.weight"))
+    weights[head] = weights[head].roll(3, 0).contiguous()
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    return copy
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrackingClient:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    client = TrackingClient(uri)
+    client.create_registered_model("chat")
+    return client
+
+
+def promote(registry: TrackingClient, export: Path) -> None:
+    version = registry.create_model_version("chat", str(export)).version
+    registry.set_registered_model_alias("chat", "champion", version)
+
+
+def test_no_request_is_lost_at_another_champion_or_a_kill(
+    address: str,
+    arguments: dict[str, Any],
+    tiny_export: Path,
+    tmp_path: Path,
+    registry: TrackingClient,
 ) -> None:
     from ray import serve
 
     from llavamed.serve.cluster import app
 
-    generator: Generator = open_export(locate(str(tiny_export)), device="cpu")
-    prompt = Prompt([Turn("user", "What is shown?")], [])
-    expected = generator.answer([prompt], max_new_tokens=8)[0]
+    better = another_model(tiny_export, tmp_path)
+    old, new = answer_of(tiny_export), answer_of(better)
+    assert old != new
+    arguments["export"] = "models:/chat@champion"
+    promote(registry, tiny_export)
     serve.run(app(arguments), name="chat")
-    with Askers(address, expected) as askers:
+    with Askers(address, (old,)) as askers:
         before = set(replica_processes())
         assert len(before) == 2
-        arguments["serving"]["max_waiting"] = 29
+        promote(registry, better)
+        askers.expected = (old, new)
         serve.run(app(arguments), name="chat")  # returns when the new replicas run
-        askers.wait_for(8)
+        askers.wait_until_all_are(new)
+        askers.expected = (new,)
         after = set(replica_processes())
         assert after - before
         os.kill(min(after - before), signal.SIGKILL)

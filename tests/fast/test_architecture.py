@@ -38,7 +38,7 @@ ONLY_IN = {
     # The engine is DeepSpeed. The context may reach for the groups that DeepSpeed keeps in module
     # variables (`NOTHING_BUT` below), for it makes the process group and must end it.
     "deepspeed": {"train/engine.py", "train/context.py"},
-    "mlflow": {"run/mlflow_client.py", "run/tracking.py", "serve/traces.py"},
+    "mlflow": {"tracking/mlflow_client.py", "run/tracking.py", "serve/traces.py"},
     "peft": {"model/adapters.py"},
     "bitsandbytes": {"model/quantize.py"},
     "openai": {"llm/client.py"},

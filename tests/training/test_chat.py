@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image as Picture
 
+from llavamed.cli import chat as cli_chat
 from llavamed.cli import main as cli
 from llavamed.errors import CheckpointError, RequestError, SampleError
 from llavamed.llm.request import Image, Message
@@ -75,7 +76,8 @@ def test_a_conversation_remembers_forgets_and_goes_on_after_errors(
     saved, emptied = tmp_path / "saved.json", tmp_path / "emptied.json"
     lines = [
         f"/image {tmp_path}/none.png",
-        f"/image {picture}",
+        "/image",
+        f"/image '{picture}'",
         "What is </s> shown?",
         "What is shown?",
         "/what",
@@ -88,6 +90,8 @@ def test_a_conversation_remembers_forgets_and_goes_on_after_errors(
     assert code == 0
     assert out.startswith("For research only.")
     assert f"image={tmp_path}/none.png: there is no such file" in err
+    assert out.count("/reset       forget") == 3  # at the start, and where no file is named
+    assert f"attached: {picture}\n" in out
     assert "messages[0]: its text spells the special token </s>" in err
     turns = json.loads(saved.read_text())["messages"]
     assert [turn["role"] for turn in turns] == ["user", "assistant"]
@@ -95,6 +99,52 @@ def test_a_conversation_remembers_forgets_and_goes_on_after_errors(
     assert turns[0]["content"][1]["text"] == "What is shown?"
     assert turns[1]["content"][0]["text"] in out
     assert json.loads(emptied.read_text())["messages"] == []
+
+
+def test_a_registered_model_needs_the_address_of_its_registry(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    code, _, err = run(capsys, "models:/rad@champion", "--ask", "Why?")
+    assert code == 2
+    assert "export=models:/rad@champion: MLFLOW_TRACKING_URI is not set" in err
+
+
+def test_an_interrupt_stops_the_answer_and_at_the_prompt_the_conversation(
+    tiny_export: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = iter(["What is shown?", "Where?"])
+    stream = Generator.stream
+    is_first = [True]
+
+    def read(_: str) -> str:
+        if (line := next(asked, None)) is None:
+            raise KeyboardInterrupt
+        return line
+
+    def interrupted(generator: Generator, *given: Any) -> Any:
+        for answer in stream(generator, *given):
+            yield answer
+            if is_first.pop() if is_first else False:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_chat.console, "input", read)
+    monkeypatch.setattr(Generator, "stream", interrupted)
+    code, out, err = run(capsys, str(tiny_export), "--max-tokens", "6")
+    assert code == 0
+    assert "stopped: the conversation is as it was before this question" in err
+    monkeypatch.setattr(Generator, "stream", stream)
+    alone = Conversation(open_export(locate(str(tiny_export))), Settings(max_tokens=6))
+    assert out.endswith("".join(alone.ask("Where?")) + "\n\n")
+
+
+def test_an_answer_controls_no_terminal(
+    tiny_export: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Conversation, "ask", lambda *_: iter(["a\x07", "b\n\x9bc"]))
+    assert run(capsys, str(tiny_export), "--ask", "Why?")[1] == "a\x07b\n\x9bc\n"
+    monkeypatch.setattr(type(cli_chat.console), "is_terminal", True)
+    assert run(capsys, str(tiny_export), "--ask", "Why?")[1] == "ab\nc\n"
 
 
 def test_the_second_question_is_asked_with_the_first(generator: Generator, picture: Path) -> None:

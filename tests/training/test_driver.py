@@ -12,7 +12,6 @@ from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError, DataError, LeaseError, TrainingError
 from llavamed.run.curriculum import make_jobs, plan_curriculum
 from llavamed.run.driver import evaluate_stages, run_curriculum
-from llavamed.run.mlflow_client import tracking_uri
 from llavamed.run.preflight import check_settings
 from llavamed.run.tracking import Tracker
 from llavamed.storage import lease
@@ -20,6 +19,7 @@ from llavamed.storage.lease import hold_lease
 from llavamed.storage.location import locate
 from llavamed.storage.manifest import ExportManifest, ScoresManifest, find, read, write
 from llavamed.storage.run_progress import RunSummary
+from llavamed.tracking.mlflow_client import tracking_uri
 from tests.support.driver_without_ray import Done, quiet, scored_config
 from tests.support.manifests import export_manifest
 from tests.support.training_setup import small_config

@@ -10,11 +10,13 @@ from llavamed.config.gate import GatePolicy
 from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError, DataError, GateError
 from llavamed.evaluate.answers import ANSWERS, iter_answers
+from llavamed.evaluate.find_candidate import find_candidate
 from llavamed.run.curriculum import find_stage
 from llavamed.run.driver import run_curriculum
 from llavamed.run.gate import check_stage, promote_stage
-from llavamed.run.mlflow_client import tracking_uri
 from llavamed.storage.location import locate
+from llavamed.tracking.mlflow_client import tracking_uri
+from llavamed.tracking.registered import find_export
 from tests.support.answer_files import write_answers
 from tests.support.driver_without_ray import Done, done, quiet, scored_config
 
@@ -34,7 +36,7 @@ def promote(config: RunConfig, policy: GatePolicy, name: str) -> str:
 
 
 def test_a_model_that_meets_the_policy_becomes_champion_and_one_that_does_not_leaves_it(
-    done: Done, tiny_config: RunConfig, tmp_path: Path
+    done: Done, tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = scored_config(tiny_config, tmp_path, "name=first")
     with pytest.raises(DataError, match=r"stage=align: is not scored .*; run `llavamed evaluate`"):
@@ -67,6 +69,11 @@ def test_a_model_that_meets_the_policy_becomes_champion_and_one_that_does_not_le
     assert version.tags["gate"] == "passed"
     assert version.tags["evaluation"] == str(plan.evaluation)
     assert "min_scores.all_strict=0" in version.tags["gate.checks"]
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri(second))
+    found = find_candidate("models:/rad@champion", template=None, precision="fp32", batch_size=1)
+    assert found.name == str(plan.export)
+    assert str(find_export("models:/rad/1")) == str(find_stage(first, None).export)
 
 
 def test_a_stage_without_an_evaluation_cannot_pass(tiny_config: RunConfig, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from mlflow.entities import Run
 from llavamed.config.run import RunConfig
 from llavamed.run import driver
 from llavamed.run.driver import run_curriculum
-from llavamed.run.mlflow_client import tracking_uri
 from llavamed.storage.location import locate
+from llavamed.tracking.mlflow_client import tracking_uri
 from llavamed.train.history import read_history
 from tests.support.driver_without_ray import Done, quiet, scored_config
 

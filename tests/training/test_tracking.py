@@ -9,9 +9,9 @@ from mlflow.entities import Run
 
 from llavamed.config.run import RunConfig
 from llavamed.errors import TrackingError
-from llavamed.run.mlflow_client import tracking_uri
 from llavamed.run.tracking import Tracker
 from llavamed.storage.manifest import PartFacts
+from llavamed.tracking.mlflow_client import tracking_uri
 from tests.support.manifests import export_manifest
 
 RESULT = export_manifest(

@@ -15,14 +15,14 @@ from mlflow import MlflowClient
 
 from llavamed.config.run import RunConfig
 from llavamed.errors import TrackingError
-from llavamed.run.mlflow_client import TrackingClient, readable_errors, shown_uri, tracking_uri
 from llavamed.run.tracking import Tracker
+from llavamed.tracking.mlflow_client import TrackingClient, readable_errors, shown_uri, tracking_uri
 from tests.training.test_tracking import in_folder
 
 START = """
 import sys
-from llavamed.run.mlflow_client import Client
-client = Client(sys.argv[1])
+from llavamed.tracking.mlflow_client import TrackingClient
+client = TrackingClient(sys.argv[1])
 client.create_experiment(sys.argv[2])
 """
 

@@ -28,7 +28,8 @@ mlflow.store.db.utils.MAX_RETRY_COUNT = 5
 """MLflow tries ten times, for 101 seconds, whenever a database does not answer; this is three."""
 os.environ.setdefault("PGCONNECT_TIMEOUT", "10")  # in seconds; or else PostgreSQL's client has none
 
-_ELSEWHERE = "or set tracking.uri to another server"
+_SETTING = "tracking.uri"
+_ELSEWHERE = f"or set {_SETTING} to another server"
 _PROBLEMS = (
     (
         r"The experiment (?P<id>\S+) must be in the 'active' state",
@@ -48,6 +49,12 @@ _PROBLEMS = (
         "refuses the credentials",
         "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, of "
         "an account that may write; those of a database belong into MLFLOW_TRACKING_URI",
+    ),
+    (
+        r"(?:Registered [Mm]odel|Model Version) (?:with name=|alias |\()(?P<id>[^\n]+?)\)?"
+        r" not found",
+        "its registry has none of {id}",
+        "check the name, or promote a model with `llavamed evaluate gate`",
     ),
     (
         r"error code 404|valid JSON format|Expecting value",
@@ -136,28 +143,33 @@ def shown_uri(uri: str) -> str:
 
 
 @contextmanager
-def readable_errors(uri: str) -> Iterator[None]:
-    """Turn errors of MLflow and of its libraries into a sentence. Raises: TrackingError."""
+def readable_errors(uri: str, setting: str = _SETTING) -> Iterator[None]:
+    """Turn errors of MLflow and of its libraries into a sentence about the setting of the URI.
+
+    Raises:
+        TrackingError: In place of theirs.
+    """
     try:
         yield
     except (MlflowException, SQLAlchemyError, CommandError, OSError, ImportError) as error:
-        raise TrackingError(f"tracking.uri={shown_uri(uri)}: {_explain(error, uri)}") from error
+        sentence = f"{_SETTING}={shown_uri(uri)}: {_explain(error, uri)}"
+        raise TrackingError(sentence.replace(_SETTING, setting)) from error
 
 
 class TrackingClient:
     """MLflow's client, each of whose methods raises TrackingError when the server refuses."""
 
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
+    def __init__(self, uri: str, setting: str = _SETTING) -> None:
+        self._uri, self._setting = uri, setting
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-        with readable_errors(uri):
+        with readable_errors(uri, setting):
             if uri.startswith("sqlite"):
                 _make_database(uri)
             self._client = MlflowClient(uri)
 
     def __getattr__(self, name: str) -> Any:
-        return readable_errors(self._uri)(getattr(self._client, name))
+        return readable_errors(self._uri, self._setting)(getattr(self._client, name))
 
 
 def _sqlite_uri(path: Path) -> str:

@@ -1,0 +1,1 @@
+"""MLflow: its client, and the exports that its registry names."""
