@@ -42,7 +42,7 @@ class Access:
         """
         if not self.tokens:
             return "everybody"
-        kind, _, given = (authorization or "").partition(" ")
+        kind, _, given = (authorization or "").strip().partition(" ")
         if kind.lower() != "bearer" or not given:
             raise RequestError(
                 "Authorization: no token is sent; send the header Authorization: Bearer TOKEN",
@@ -50,7 +50,8 @@ class Access:
                 status=401,
             )
         # All are compared, so that the time tells nothing.
-        matching = [t for t in self.tokens if hmac.compare_digest(t.encode(), given.encode())]
+        sent = given.strip().encode()
+        matching = [t for t in self.tokens if hmac.compare_digest(t.encode(), sent)]
         if not matching:
             raise RequestError(
                 "Authorization: the token is not known; ask the operator for one",

@@ -7,6 +7,7 @@ service (tokens, limits, errors, metrics, page) does not know which of them it t
 import asyncio
 import base64
 import json
+import re
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ from llavamed.model.generation import Generator
 from llavamed.serve.engine import BatchEngine, PartialAnswer
 from llavamed.serve.openai import ChatRequest, Choice, TokenCounts, token_logprob
 from llavamed.serve.prompt import encode_messages
+from llavamed.serve.spelling import Spelling
 
 _SEED_RANGE = 2**63
 
@@ -59,6 +61,7 @@ class LocalBackend:
 
     def __init__(self, generator: Generator, serving: Serving) -> None:
         self._generator, self._serving = generator, serving
+        self._spelling = Spelling(generator.tokenizer)
         self._engine = BatchEngine(
             generator, max_batch_size=serving.max_batch_size, max_waiting=serving.max_waiting
         )
@@ -109,9 +112,9 @@ class LocalBackend:
         )
 
     def _logprob(self, found: TokenLogprobs) -> Any:
-        spell = self._generator.tokenizer.decode
-        likeliest = [(spell([token]), logprob) for token, logprob in found.likeliest]
-        return token_logprob(spell([found.token]), found.logprob, likeliest)
+        spell = self._spelling.spell
+        likeliest = [(spell(token), logprob) for token, logprob in found.likeliest]
+        return token_logprob(spell(found.token), found.logprob, likeliest)
 
 
 def _samplings(request: ChatRequest, max_new_tokens: int) -> list[Sampling]:
@@ -122,7 +125,7 @@ def _samplings(request: ChatRequest, max_new_tokens: int) -> list[Sampling]:
             temperature=request.temperature or 0.0,
             top_p=1.0 if request.top_p is None else request.top_p,
             seed=None if request.seed is None else (request.seed + number) % _SEED_RANGE,
-            stop=request.stops,
+            stop=tuple(request.stop),
             num_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         )
         for number in range(request.n or 1)
@@ -142,8 +145,11 @@ class EngineBackend:
     async def answer(self, request: ChatRequest, messages: list[Message]) -> AsyncGenerator[Update]:
         """Answer a request; see `Backend`."""
         if self._session is None:
-            timeout = aiohttp.ClientTimeout(sock_read=self._serving.engine_timeout_seconds)
-            self._session = aiohttp.ClientSession(timeout=timeout, headers=self._headers)
+            self._session = aiohttp.ClientSession(
+                timeout=aiohttp.ClientTimeout(sock_read=self._serving.engine_timeout_seconds),
+                headers=self._headers,
+                connector=aiohttp.TCPConnector(limit=0),  # `max_waiting` is the limit
+            )
         if self._num_running >= self._serving.max_batch_size + self._serving.max_waiting:
             raise RequestError(
                 f"queue: {self._num_running} requests are being answered already; try again later",
@@ -160,10 +166,8 @@ class EngineBackend:
                     raise await _refusal(answer)
                 usage = TokenCounts(0, 0)
                 async for chunk in _chunks(answer):
-                    if chunk.get("usage"):
-                        told = chunk["usage"]
-                        usage = TokenCounts(told["prompt_tokens"], told["completion_tokens"])
-                    yield Update([_choice(each) for each in chunk.get("choices", [])], usage)
+                    usage = _usage(chunk) or usage
+                    yield Update(_choices(chunk), usage)
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise RequestError(
                 f"engine_url: the engine cannot be reached: {type(error).__name__}; try later",
@@ -171,6 +175,8 @@ class EngineBackend:
                 status=503,
                 retry_after=5,
             ) from error
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise _failed("says what is no answer") from error
         finally:
             self._num_running -= 1
 
@@ -215,10 +221,21 @@ def _data_url(image: Image) -> str:
     return f"data:{image.media_type};base64,{base64.b64encode(image.data).decode()}"
 
 
-def _choice(choice: dict[str, Any]) -> Choice:
-    logprobs = (choice.get("logprobs") or {}).get("content")
-    text = (choice.get("delta") or {}).get("content") or ""
-    return Choice(choice["index"], text, choice.get("finish_reason"), logprobs)
+def _choices(chunk: dict[str, Any]) -> list[Choice]:
+    return [
+        Choice(
+            int(choice["index"]),
+            (choice.get("delta") or {}).get("content") or "",
+            choice.get("finish_reason"),
+            (choice.get("logprobs") or {}).get("content"),
+        )
+        for choice in chunk.get("choices", [])
+    ]
+
+
+def _usage(chunk: dict[str, Any]) -> TokenCounts | None:
+    told = chunk.get("usage")
+    return TokenCounts(told["prompt_tokens"], told["completion_tokens"]) if told else None
 
 
 async def _chunks(answer: aiohttp.ClientResponse) -> AsyncGenerator[dict[str, Any]]:
@@ -234,26 +251,29 @@ async def _chunks(answer: aiohttp.ClientResponse) -> AsyncGenerator[dict[str, An
         if text.startswith("data:"):
             chunk = json.loads(text.removeprefix("data:"))
             if "error" in chunk:
-                raise RequestError(
-                    "engine_url: the engine failed in the middle of an answer; try again",
-                    code="engine_failed",
-                    status=502,
-                )
+                raise _failed("failed in the middle of an answer")
             yield chunk
-    raise RequestError(
-        "engine_url: the engine ended in the middle of an answer; try again",
-        code="engine_failed",
-        status=502,
+    raise _failed("ended in the middle of an answer")
+
+
+def _failed(how: str) -> RequestError:
+    return RequestError(
+        f"engine_url: the engine {how}; try again", code="engine_failed", status=502
     )
 
 
 async def _refusal(answer: aiohttp.ClientResponse) -> RequestError:
     """Return the refusal of the engine as ours. What no client can change has status 502."""
+    code = "engine_refused"
     try:
-        error = (await answer.json())["error"]
-        message, code = str(error["message"])[:500], str(error.get("code") or "engine_refused")
-    except (aiohttp.ClientError, ValueError, KeyError, TypeError):
-        message, code = f"status {answer.status}", "engine_refused"
+        body = await answer.json()
+        error = body.get("error", body)  # older engines have its fields at the top
+        # An engine may quote the image that it cannot read.
+        message = re.sub(r"data:[^\s'\"]{99,}", "data:...", str(error["message"]))[:500]
+        if isinstance(error.get("code"), str):  # vLLM repeats the status there
+            code = error["code"]
+    except (aiohttp.ClientError, ValueError, LookupError, TypeError, AttributeError):
+        message = f"status {answer.status}"
     status = answer.status if answer.status in {400, 413, 422, 429, 503} else 502
     return RequestError(
         f"engine_url: the engine refuses the request: {message}; correct it",

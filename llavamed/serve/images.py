@@ -26,7 +26,6 @@ from llavamed.processor.dicom import is_dicom
 from llavamed.processor.images import FORMATS
 from llavamed.serve.openai import ChatMessage, ImagePart
 
-_DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w=.+-]+)*?)(;base64)?,", re.ASCII)
 _FETCH_SECONDS = 5.0
 
 
@@ -47,7 +46,6 @@ async def read_messages(messages: list[ChatMessage], serving: Serving) -> list[M
     urls = [
         part.image_url.url
         for message in messages
-        if not isinstance(message.content, str)
         for part in message.content
         if isinstance(part, ImagePart)
     ]
@@ -61,13 +59,12 @@ async def read_messages(messages: list[ChatMessage], serving: Serving) -> list[M
     found = []
     for number, message in enumerate(messages):
         parts: list[str | Image] = []
-        content = [message.content] if isinstance(message.content, str) else message.content
-        for place, part in enumerate(content):
+        for place, part in enumerate(message.content):
             if isinstance(part, ImagePart):
                 key = f"messages[{number}].content[{place}].image_url"
                 parts.append(await _read(part.image_url.url, key, serving))
             else:
-                parts.append(part if isinstance(part, str) else part.text)
+                parts.append(part.text)
         role = "system" if message.role == "developer" else message.role
         found.append(Message(role, tuple(parts)))
     return found
@@ -89,25 +86,33 @@ async def _read(url: str, key: str, serving: Serving) -> Image:
 
 
 def _decode(url: str, key: str, serving: Serving) -> Image:
-    header = _DATA_URL.match(url)
-    if header is None:
+    """Decode a data URL as browsers do, for which white space and padding are of no matter.
+
+    Raises:
+        RequestError: It is no data URL, or too large.
+    """
+    header, comma, text = url.removeprefix(url[:5]).partition(",")
+    if not comma:
         raise RequestError(
             f"{key}: is no valid data URL; begin it with data:image/png;base64,",
             code="invalid_image_url",
             param=key,
         )
-    text = url[header.end() :]
     # Four letters of base64 are three bytes.
     _check_bytes(len(text) * 3 // 4, key, serving)
+    media_type, *parameters = (each.strip().lower() for each in header.split(";"))
+    data = unquote_to_bytes(text)
     try:
-        data = base64.b64decode(text, validate=True) if header[3] else unquote_to_bytes(text)
+        if parameters[-1:] == ["base64"]:
+            letters = b"".join(data.split())
+            data = base64.b64decode(letters + b"=" * (-len(letters) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise RequestError(
             f"{key}: is no valid base64; encode the image once more",
             code="invalid_image_url",
             param=key,
         ) from error
-    return Image(data, header[1] or "application/octet-stream")
+    return Image(data, media_type or "application/octet-stream")
 
 
 def _check_bytes(number: int, key: str, serving: Serving) -> None:

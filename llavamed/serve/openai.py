@@ -5,14 +5,26 @@ not supported is refused, and fields that nobody knows are ignored.
 """
 
 import json
+import logging
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
 
 from llavamed.errors import RequestError
+
+logger = logging.getLogger(__name__)
 
 MAX_STOPS = 4
 MAX_TOP_LOGPROBS = 20
@@ -21,7 +33,9 @@ _DEFAULTS: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "logit_bias": ({},),
     "tools": ([],),
+    "tool_choice": ("none", "auto"),
     "functions": ([],),
+    "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
@@ -30,7 +44,7 @@ _DEFAULTS: dict[str, tuple[Any, ...]] = {
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, strict=True)
 
 
 class TextPart(_Model):
@@ -41,10 +55,9 @@ class TextPart(_Model):
 
 
 class ImageUrl(_Model):
-    """Where an image is. `detail` is accepted, and makes no difference to a tower of one size."""
+    """Where an image is. Its `detail` makes no difference to a tower that sees it at one size."""
 
     url: str
-    detail: Literal["auto", "low", "high"] = "auto"
 
 
 class ImagePart(_Model):
@@ -57,11 +70,16 @@ class ImagePart(_Model):
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
+def _as_parts(content: Any) -> Any:
+    """Return a text as the list of parts that it stands for."""
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
 class ChatMessage(_Model):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: Annotated[list[Part], BeforeValidator(_as_parts)]
 
 
 class StreamOptions(_Model):
@@ -81,23 +99,16 @@ class ChatRequest(_Model):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     n: Annotated[int, Field(ge=1)] | None = None
-    stop: (
-        Annotated[str, StringConstraints(min_length=1)]
-        | Annotated[
-            list[Annotated[str, StringConstraints(min_length=1)]], Field(max_length=MAX_STOPS)
-        ]
-        | None
-    ) = None
+    stop: Annotated[
+        list[Annotated[str, StringConstraints(min_length=1)]],
+        Field(max_length=MAX_STOPS),
+        BeforeValidator(lambda stop: [stop] if isinstance(stop, str) else stop),
+    ] = Field(default_factory=list)
     max_tokens: Annotated[int, Field(ge=1)] | None = Field(
         None, validation_alias=AliasChoices("max_completion_tokens", "max_tokens")
     )
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        """Return the texts that end an answer."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
 def parse_request(data: bytes) -> ChatRequest:
@@ -119,9 +130,17 @@ def parse_request(data: bytes) -> ChatRequest:
             raise RequestError(
                 f"{name}: is not supported; leave it out", code="unsupported", param=name
             )
+    # Clients send null for what they leave to the service.
+    given = {name: value for name, value in body.items() if value is not None}
+    if "top_logprobs" in given and not given.get("logprobs"):
+        raise RequestError(
+            "top_logprobs: is only told with logprobs; set logprobs to true",
+            code="invalid_value",
+            param="top_logprobs",
+        )
+    if unknown := sorted(given.keys() - _KNOWN):
+        logger.debug("fields that are ignored: %r", [name[:40] for name in unknown[:20]])
     try:
-        # Clients send null for what they leave to the service.
-        given = {name: value for name, value in body.items() if value is not None}
         return ChatRequest.model_validate(given)
     except ValidationError as error:
         raise _refuse(error) from None  # the error holds what was sent
@@ -130,18 +149,31 @@ def parse_request(data: bytes) -> ChatRequest:
 def _refuse(error: ValidationError) -> RequestError:
     """Return the first broken rule, without the value that breaks it, which may be an image."""
     fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    names = [str(part) for part in fault["loc"] if part not in _TAGS]
-    key = ".".join(names)
-    rule = fault["msg"][0].lower() + fault["msg"][1:]
+    names = list(fault["loc"])
+    if names[2:3] == ["content"]:
+        del names[4:5]  # the kind of a part, which pydantic puts there
+    key = "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in names)[1:]
+    rule = _RULES.get(fault["type"]) or re.sub("^(Input|String|List) should", "must", fault["msg"])
+    if fault["type"] == "list_type" and names[-1] in {"content", "stop"}:
+        rule = "must be a text or a list"
     return RequestError(
-        f"{key}: {rule.replace('input should', 'must')}; correct it",
+        f"{key}: {rule[0].lower()}{rule[1:]}; correct it",
         code="invalid_value",
-        param=names[0] if names else None,
+        param=str(names[0]) if names else None,
     )
 
 
-_TAGS = {"text", "image_url", "str", "list[tagged-union[TextPart,ImagePart]]"}
-"""What pydantic puts into the place of a fault to name the option of a union."""
+_RULES = {
+    "missing": "is missing",
+    "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
+    "list_type": "must be a list",
+    "string_type": "must be a text",
+    "union_tag_not_found": "must have a type, `text` or `image_url`",
+    "union_tag_invalid": "must be of type `text` or `image_url`",
+}
+"""The rules that pydantic tells in terms of Python."""
+_KNOWN = {*ChatRequest.model_fields, "max_completion_tokens", *_DEFAULTS}
 
 
 def error_body(error: RequestError) -> dict[str, Any]:
@@ -208,13 +240,23 @@ class Choice:
         }
 
 
-def token_logprob(text: str, logprob: float, likeliest: Sequence[tuple[str, float]]) -> Any:
+@dataclass(frozen=True)
+class SpelledToken:
+    """A token as text, and as bytes: a token may be a part of a character."""
+
+    text: str
+    data: list[int] | None
+
+
+def token_logprob(
+    token: SpelledToken, logprob: float, likeliest: Sequence[tuple[SpelledToken, float]]
+) -> Any:
     """Return the probability of a token in OpenAI's form."""
 
-    def entry(text: str, logprob: float) -> dict[str, Any]:
-        return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode())}
+    def entry(token: SpelledToken, logprob: float) -> dict[str, Any]:
+        return {"token": token.text, "logprob": max(logprob, -9999.0), "bytes": token.data}
 
-    return {**entry(text, logprob), "top_logprobs": [entry(*each) for each in likeliest]}
+    return {**entry(token, logprob), "top_logprobs": [entry(*each) for each in likeliest]}
 
 
 @dataclass(frozen=True)

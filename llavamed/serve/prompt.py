@@ -69,11 +69,31 @@ def read_image(data: bytes, settings: ImageSettings, key: str) -> Pixels:
     try:
         return to_pixels(read_dicom(data) if is_dicom(data) else data, settings)
     except SampleError as error:
+        raise _unusable(key, error) from error
+
+
+def show_dicom(data: bytes) -> bytes:
+    """Return the first image of a DICOM file as PNG, from which the pixels of a model are made.
+
+    Raises:
+        RequestError: It is no DICOM file, or has no image that can be shown.
+    """
+    if not is_dicom(data):
         raise RequestError(
-            f"{key}: the image cannot be used: {error.detail}; send another",
-            code=error.reason,
-            param=key,
-        ) from error
+            "body: is no DICOM file; a browser shows other images itself", code="no_dicom"
+        )
+    try:
+        return read_dicom(data)
+    except SampleError as error:
+        raise _unusable("body", error) from error
+
+
+def _unusable(key: str, error: SampleError) -> RequestError:
+    return RequestError(
+        f"{key}: the image cannot be used: {error.detail}; send another",
+        code=error.reason,
+        param=key,
+    )
 
 
 def _text(message: Message, number: int, generator: Generator) -> str:

@@ -12,6 +12,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from llavamed.errors import ConfigError
+
 logger = logging.getLogger(__name__)
 
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0, float("inf"))
@@ -142,10 +144,25 @@ class RequestRecord:
 class LineFile:
     """A file to which JSON lines are added, each whole."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, setting: str) -> None:
+        """Make the file.
+
+        Args:
+            path: Where it is.
+            setting: What names it in the config.
+
+        Raises:
+            ConfigError: It cannot be written.
+        """
         self._path, self._lock = Path(path), threading.Lock()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.touch(mode=0o600)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.touch(mode=0o600)
+            self._path.open("a").close()
+        except OSError as error:
+            raise ConfigError(
+                f"{setting}={path}: cannot be written ({error.strerror}); name another file"
+            ) from error
 
     def add(self, line: dict[str, Any]) -> None:
         """Add a line. A full disk is logged, and no request fails by it."""

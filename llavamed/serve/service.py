@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -19,6 +20,7 @@ from llavamed.errors import RequestError
 from llavamed.llm.request import Image, Message
 from llavamed.serve.access import Access
 from llavamed.serve.backend import Backend, Update
+from llavamed.serve.body import read_body
 from llavamed.serve.feedback import parse_feedback
 from llavamed.serve.images import read_messages
 from llavamed.serve.openai import (
@@ -32,6 +34,7 @@ from llavamed.serve.openai import (
     parse_request,
 )
 from llavamed.serve.page import POLICY, read_page
+from llavamed.serve.prompt import show_dicom
 from llavamed.serve.records import LineFile, Metrics, RequestRecord
 from llavamed.serve.stream import (
     CLIENT_CLOSED,
@@ -66,9 +69,11 @@ class Service:
         self.metrics = Metrics(backend.load)
         self._page_files = read_page()
         self._policy = POLICY.format(origins=" ".join(serving.page_origins))
-        self._audit = LineFile(serving.audit_log) if serving.audit_log else None
+        self._audit = LineFile(serving.audit_log, "audit_log") if serving.audit_log else None
         self._traces = _make_traces(serving.tracking_uri)
-        self._feedback = LineFile(serving.feedback_file) if serving.feedback_file else None
+        self._feedback = (
+            LineFile(serving.feedback_file, "feedback_file") if serving.feedback_file else None
+        )
 
     def app(self) -> Starlette:
         """Return the application that a server or Ray Serve runs."""
@@ -76,6 +81,7 @@ class Service:
             Route("/v1/chat/completions", self._guard(Service.chat), methods=["POST"]),
             Route("/v1/models", self._guard(Service.models), methods=["GET"]),
             Route("/v1/models/{name:path}", self._guard(Service.models), methods=["GET"]),
+            Route("/preview", self._guard(Service.preview), methods=["POST"]),
             Route("/feedback", self._guard(Service.feedback), methods=["POST"]),
             Route("/info", self._guard(Service.info), methods=["GET"]),
             Route("/health", self._health, methods=["GET"]),
@@ -106,7 +112,7 @@ class Service:
 
     async def chat(self, request: Request, record: RequestRecord) -> Response:
         """Answer a request for chat completions."""
-        asked = parse_request(await self._read_body(request))
+        asked = parse_request(await read_body(request, self.serving.limits))
         self._check(asked)
         record.model, record.is_stream = asked.model, asked.stream
         messages = await read_messages(asked.messages, self.serving)
@@ -147,6 +153,11 @@ class Service:
             }
         )
 
+    async def preview(self, request: Request, _: RequestRecord) -> Response:
+        """Return a DICOM file as the picture that the model gets, which browsers can show."""
+        data = await read_body(request, self.serving.limits)
+        return Response(await asyncio.to_thread(show_dicom, data), media_type="image/png")
+
     async def feedback(self, request: Request, record: RequestRecord) -> Response:
         """Keep the opinion of a user who agreed to it."""
         if self._feedback is None:
@@ -155,7 +166,7 @@ class Service:
                 code="not_found",
                 status=404,
             )
-        line = parse_feedback(await self._read_body(request))
+        line = parse_feedback(await read_body(request, self.serving.limits))
         await asyncio.to_thread(self._feedback.add, {"request_id": record.request_id, **line})
         return JSONResponse({"kept": True})
 
@@ -197,27 +208,6 @@ class Service:
         for log in (self._audit, self._traces):
             if log is not None:
                 log.add(record.line(with_content=self.serving.log_content))
-
-    async def _read_body(self, request: Request) -> bytes:
-        """Return the body of a request, of which no more is read than the limit."""
-        limit, seconds = self.serving.limits.body_bytes, self.serving.limits.read_seconds
-        declared = request.headers.get("content-length", "0")
-        data = bytearray()
-        try:
-            async with asyncio.timeout(seconds):
-                if not declared.isdigit() or int(declared) > limit:
-                    raise _too_large(limit)
-                async for chunk in request.stream():
-                    data += chunk
-                    if len(data) > limit:
-                        raise _too_large(limit)
-        except TimeoutError as error:
-            raise RequestError(
-                f"body: has not arrived within {seconds:g} seconds; send it again",
-                code="request_timeout",
-                status=408,
-            ) from error
-        return bytes(data)
 
     def _check(self, asked: ChatRequest) -> None:
         """Raise RequestError if a request asks for another model, or for too much."""
@@ -337,7 +327,18 @@ class Service:
         headers = {**_HEADERS, "Content-Security-Policy": self._policy}
         return Response(data, media_type=media_type, headers=headers)
 
-    async def _no_route(self, request: Request, _: Exception | None) -> Response:
+    async def _no_route(self, request: Request, error: Exception | None) -> Response:
+        if isinstance(error, HTTPException) and error.status_code == 405:
+            allowed = (error.headers or {}).get("Allow", "")
+            response = _refusal(
+                RequestError(
+                    f"{request.method}: is not answered at this address; use {allowed}",
+                    code="method_not_allowed",
+                    status=405,
+                )
+            )
+            response.headers["Allow"] = allowed
+            return response
         return _refusal(
             RequestError(
                 f"{request.method}: nothing is at this address; ask POST /v1/chat/completions",
@@ -354,14 +355,6 @@ def _make_traces(uri: str | None) -> "Traces | None":
     from llavamed.serve.traces import Traces
 
     return Traces(uri)
-
-
-def _too_large(limit: int) -> RequestError:
-    return RequestError(
-        f"body: has more than {limit} bytes; send fewer or smaller images",
-        code="request_too_large",
-        status=413,
-    )
 
 
 def _unexpected(error: Exception) -> RequestError:

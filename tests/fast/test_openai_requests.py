@@ -68,9 +68,64 @@ def test_a_refusal_does_not_repeat_what_was_sent(secret: str) -> None:
 def test_null_means_the_default_and_the_newer_name_wins() -> None:
     body = GOOD | {"max_completion_tokens": None, "max_tokens": 5, "stream": None, "stop": None}
     asked = parse_request(json.dumps(body).encode())
-    assert (asked.max_tokens, asked.stream, asked.stops) == (5, False, ())
+    assert (asked.max_tokens, asked.stream, asked.stop) == (5, False, [])
     both = parse_request(json.dumps(GOOD | {"max_completion_tokens": 3, "max_tokens": 5}).encode())
     assert both.max_tokens == 3
+
+
+def refusal(**fields: Any) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        parse_request(json.dumps(GOOD | fields).encode())
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "messages[0].content: must be a text or a list; correct it"),
+        (["x"], "messages[0].content[0]: must be an object; correct it"),
+        ([{"text": "x"}], "messages[0].content[0]: must have a type, `text` or `image_url`"),
+        ([{"type": "file"}], "messages[0].content[0]: must be of type `text` or `image_url`"),
+        ([{"type": "text"}], "messages[0].content[0].text: is missing"),
+        ([{"type": "text", "text": 7}], "messages[0].content[0].text: must be a text"),
+        ([{"type": "image_url", "image_url": "data:"}], "content[0].image_url: must be an object"),
+    ],
+)
+def test_the_part_that_is_wrong_is_named(content: Any, message: str) -> None:
+    found = refusal(messages=[{"role": "user", "content": content}])
+    assert message in str(found)
+    assert found.param == "messages"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"stop": ["a", None]}, "stop[1]: must be a text"),
+        ({"stop": 5}, "stop: must be a text or a list"),
+        ({"max_tokens": "5"}, "max_tokens: must be a valid integer"),
+        ({"max_tokens": True}, "max_tokens: must be a valid integer"),
+        ({"stream": "yes"}, "stream: must be a valid boolean"),
+        ({"top_logprobs": 2}, "top_logprobs: is only told with logprobs; set logprobs to true"),
+        ({"tool_choice": "required"}, "tool_choice: is not supported; leave it out"),
+        ({"function_call": {"name": "f"}}, "function_call: is not supported; leave it out"),
+    ],
+)
+def test_no_field_is_read_as_something_else(fields: dict[str, Any], message: str) -> None:
+    assert message in str(refusal(**fields))
+
+
+def test_fields_that_nobody_knows_are_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("DEBUG", "llavamed.serve"):
+        parse_request(json.dumps(GOOD | {"top_k": 5, "user": "someone"}).encode())
+    assert "fields that are ignored: ['top_k', 'user']" in caplog.text
+    assert "someone" not in caplog.text
+
+
+def test_a_text_is_a_list_of_one_part() -> None:
+    part = {"type": "text", "text": "Why?", "prompt_cache_breakpoint": True}
+    parts = GOOD | {"messages": [{"role": "user", "content": [part]}]}
+    one, other = (parse_request(json.dumps(body).encode()) for body in (GOOD, parts))
+    assert one.messages == other.messages
 
 
 def test_a_whole_answer_and_a_stream_say_the_same() -> None:

@@ -71,8 +71,15 @@ def run_service(
 ) -> Iterator[RunningService]:
     """Run a service until the end of the block."""
     running = RunningService(Service(serving, backend, tokens))
+    with run_application(running.service.app()) as running.url:
+        yield running
+
+
+@contextmanager
+def run_application(app: Any) -> Iterator[str]:
+    """Run an application until the end of the block, and yield its address."""
     server = uvicorn.Server(
-        uvicorn.Config(running.service.app(), port=0, log_config=None, timeout_graceful_shutdown=5)
+        uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=5)
     )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -80,8 +87,7 @@ def run_service(
         assert thread.is_alive()
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
-    running.url = f"http://127.0.0.1:{port}"
-    yield running
+    yield f"http://127.0.0.1:{port}"
     server.should_exit = True
     thread.join()
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image as Picture
 from llavamed.errors import RequestError
 from llavamed.serve.backend import Update
 from llavamed.serve.openai import Choice, TokenCounts
+from tests.support.dicom_files import dicom_file
 from tests.support.running_service import TOKEN, RunningService, run_service, settings
 
 CHROMIUM = shutil.which("chromium")
@@ -156,6 +158,29 @@ def test_an_image_is_uploaded_looked_at_and_asked_about(
     expect(page.locator("#attached li")).to_have_count(0)
 
 
+def test_a_dicom_file_is_shown_and_sent_as_it_is(
+    page: Any, running: RunningService, tmp_path: Path
+) -> None:
+    from playwright.sync_api import expect
+
+    file = tmp_path / "ct.dcm"
+    file.write_bytes(dicom_file(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)))
+    page.set_input_files("#files", str(file))
+    expect(page.locator("#attached img")).to_have_attribute("src", re.compile("^data:image/png;"))
+    page.get_by_role("button", name="Look at ct.dcm").click()
+    expect(page.locator("#viewer-title")).to_have_text("ct.dcm")
+    plain = page.locator("#canvas").screenshot()
+    page.fill("#window", "40")
+    assert page.locator("#canvas").screenshot() != plain
+    page.keyboard.press("Escape")
+    ended(ask(page, "What is shown?"))
+    assert running.service.backend.asked[-1][-1].parts[0].data == file.read_bytes()
+    file.write_bytes(b"no DICOM file")
+    page.set_input_files("#files", str(file))
+    expect(page.locator("#problem")).to_contain_text("ct.dcm: body: is no DICOM file")
+    expect(page.locator("#attached li")).to_have_text("ct.dcm×")
+
+
 def test_images_are_dropped_and_pasted(page: Any, picture: Path) -> None:
     from playwright.sync_api import expect
 
@@ -204,7 +229,7 @@ def test_an_answer_is_stopped_and_its_generation_ends(page: Any, running: Runnin
     assert running.service.backend.is_open == 0
 
 
-def test_errors_are_shown_in_the_words_of_the_service(page: Any) -> None:
+def test_errors_are_shown_in_the_words_of_the_service(page: Any, running: RunningService) -> None:
     from playwright.sync_api import expect
 
     failed = ended(ask(page, "fail"))
@@ -214,6 +239,10 @@ def test_errors_are_shown_in_the_words_of_the_service(page: Any) -> None:
     expect(broken.locator(".error")).to_have_text("model: failed in the middle; try again")
     broken.get_by_role("button", name="Try again").click()
     expect(page.locator(".answer")).to_have_count(2)
+    expect(page.locator("#send")).to_be_visible()
+    ended(ask(page, "next"))
+    asked = [message.parts[-1] for message in running.service.backend.asked[-1]]
+    assert asked == ["break", "Answer to break", "next"]  # what was not answered is left out
 
 
 def test_without_a_token_the_page_asks_for_one(browser: Any, running: RunningService) -> None:

@@ -14,12 +14,15 @@ import numpy as np
 import openai
 import pytest
 
+from llavamed.errors import TrackingError
 from llavamed.model.generation import Generator, Prompt
+from llavamed.processor.dicom import read_dicom
 from llavamed.processor.images import to_pixels
 from llavamed.processor.turns import Turn
 from llavamed.serve.backend import EngineBackend, LocalBackend
 from llavamed.serve.export import open_export
-from llavamed.serve.launch import make_backend
+from llavamed.serve.launch import make_backend, page_address
+from llavamed.serve.traces import Traces
 from llavamed.storage.location import locate
 from tests.support.dicom_files import dicom_file
 from tests.support.running_service import (
@@ -149,11 +152,24 @@ def test_a_dicom_file_and_several_turns_are_answered(running: RunningService) ->
     assert (status, answer["object"]) == (200, "chat.completion")
 
 
+def test_a_dicom_file_is_shown_as_the_model_gets_it(running: RunningService) -> None:
+    scan = dicom_file(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64))
+    assert running.send("/preview", scan) == (200, read_dicom(scan))
+    assert running.headers["content-type"] == "image/png"
+    for data, code in ((png(), "no_dicom"), (scan[:-10], "corrupt_image")):
+        status, body = running.send("/preview", data)
+        assert (status, body["error"]["code"]) == (400, code)
+    assert running.send("/preview", scan, token=None)[0] == 401
+
+
 def test_a_signal_lets_a_running_answer_end(tiny_export: Path) -> None:
     command = [sys.executable, "-m", "llavamed", "serve", str(tiny_export), "port=0"]
     environment = {name: each for name, each in os.environ.items() if "SERVE_TOKEN" not in name}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
         assert process.stdout is not None
+        assert process.stderr is not None
         address, token = process.stdout.readline().split()[1].split("#token=")
         client = openai.OpenAI(base_url=f"{address}v1", api_key=token.strip(), max_retries=0)
         stream = ask(client, "Where?", stream=True, temperature=2, seed=0, max_tokens=400)
@@ -162,8 +178,23 @@ def test_a_signal_lets_a_running_answer_end(tiny_export: Path) -> None:
         chunks += list(stream)
         assert chunks[-1].choices[0].finish_reason in {"stop", "length"}
         assert process.wait(60) == 128 + signal.SIGTERM
+        said = process.stderr.read()
+        assert "signal=SIGTERM: the service has stopped; start it again to answer more" in said
     with pytest.raises(openai.APIConnectionError):
         ask(client, "Where?")
+
+
+def test_the_address_that_is_told_is_one_that_a_browser_opens() -> None:
+    told = {
+        host: page_address(host, 8) for host in ("0.0.0.0", "localhost", "::", "::1", "10.0.0.7")
+    }
+    assert told == {
+        "0.0.0.0": "http://127.0.0.1:8",
+        "localhost": "http://127.0.0.1:8",
+        "::": "http://[::1]:8",
+        "::1": "http://[::1]:8",
+        "10.0.0.7": "http://10.0.0.7:8",
+    }
 
 
 def test_headers_protect_and_name_the_request(running: RunningService) -> None:
@@ -221,6 +252,11 @@ def test_traces_reach_mlflow_without_what_was_said(generator: Generator, tmp_pat
     assert spans["OK"].attributes["finish_reasons"] in (["length"], ["stop"])
     assert spans["ERROR"].attributes["code"] == "model_not_found"
     assert "secret" not in str([span.to_dict() for span in spans.values()])
+
+
+def test_a_wrong_address_of_mlflow_is_told_at_the_start() -> None:
+    with pytest.raises(TrackingError, match=r"^tracking_uri=ftp://x: is no address that MLflow"):
+        Traces("ftp://x")
 
 
 def test_an_engine_answers_behind_the_same_service(

@@ -1,8 +1,10 @@
 """A URL of a client leads to no place that only this machine reaches."""
 
 import asyncio
+import base64
 import ipaddress
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from aiohttp.resolver import ThreadedResolver
@@ -10,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llavamed.errors import RequestError
+from llavamed.llm.request import Image
 from llavamed.serve.images import is_public, read_messages
 from llavamed.serve.openai import ChatMessage
-from tests.support.running_service import settings
+from tests.support.running_service import png, settings
 
 PRIVATE = [
     "10.0.0.0/8",
@@ -77,6 +80,31 @@ def test_only_allowed_hosts_are_asked(url: str) -> None:
     error = read(url, "image_hosts=[images.example, 127.0.0.1]")
     assert (error.status, error.code) == (400, "image_host_refused")
     assert "images are not fetched from there" in str(error)
+
+
+DATA = png()
+LETTERS = base64.b64encode(DATA).decode()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"data:image/png;base64,{LETTERS}",
+        f"data:image/png;charset=utf-8;base64,{LETTERS}",
+        f'data:image/png;name="a b.png"; base64,{LETTERS}',
+        f"data:;base64,{LETTERS}",
+        f"DATA:IMAGE/PNG;BASE64,{LETTERS}",
+        f"data:image/png;base64,{LETTERS.rstrip('=')}",
+        f"data:image/png;base64,{base64.encodebytes(DATA).decode()}",
+        f"data:image/png;base64,{quote(LETTERS)}",
+        f"data:image/png,{quote(DATA)}",
+    ],
+)
+def test_a_data_url_in_any_spelling_is_the_same_image(url: str) -> None:
+    part = {"type": "image_url", "image_url": {"url": url}}
+    message = ChatMessage.model_validate({"role": "user", "content": [part]})
+    (found,) = asyncio.run(read_messages([message], settings()))
+    assert [image.data for image in found.parts if isinstance(image, Image)] == [DATA]
 
 
 @pytest.mark.parametrize("addresses", [["127.0.0.1"], ["1.1.1.1", "10.0.0.1"], ["::1"]])

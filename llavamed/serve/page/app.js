@@ -1,5 +1,5 @@
 // The conversation: what was asked and answered, how it is shown, and what the buttons do.
-import { ask, get, ServiceError } from "./client.js";
+import { ask, get, preview, ServiceError } from "./client.js";
 import { find, make } from "./dom.js";
 import { saveJson, saveMarkdown } from "./files.js";
 import { render } from "./markdown.js";
@@ -66,6 +66,18 @@ const readAs = (blob) =>
     reader.readAsDataURL(blob);
   });
 
+/** Return what a browser can show of an image, or null if there is nothing. */
+async function pictureOf({ name, url, blob }) {
+  if (blob.type.startsWith("image/")) return { url, blob };
+  try {
+    const picture = await preview(new URL("preview", document.baseURI), service.token, blob);
+    return { url: await readAs(picture), blob: picture };
+  } catch (error) {
+    complain(`${name}: ${error.message}`);
+    return null;
+  }
+}
+
 async function attach(files) {
   const most = service.info?.limits.image_bytes ?? Infinity;
   for (const file of files) {
@@ -73,7 +85,8 @@ async function attach(files) {
       complain(`${file.name}: has ${file.size} bytes, at most ${most} are read.`);
       continue;
     }
-    attached.push({ name: file.name || "pasted image", url: await readAs(file), blob: file });
+    const image = { name: file.name || "pasted image", url: await readAs(file), blob: file };
+    attached.push({ ...image, picture: await pictureOf(image) });
   }
   showAttached();
   find("question").focus();
@@ -81,10 +94,10 @@ async function attach(files) {
 
 function thumbnail(image, properties = {}) {
   const label = `Look at ${image.name}`;
-  const button = make("button", { type: "button", title: label, onclick: () => view(image).catch(() => complain(`${image.name}: this browser cannot show it.`)), ...properties });
+  const button = make("button", { type: "button", title: label, onclick: () => view(image).catch(() => complain(`${image.name}: this browser cannot show it. The service reads it.`)), ...properties });
   button.setAttribute("aria-label", label);
-  if (image.blob.type.startsWith("image/")) {
-    const picture = make("img", { src: image.url, alt: "" });
+  if (image.picture) {
+    const picture = make("img", { src: image.picture.url, alt: "" });
     picture.addEventListener("error", () => picture.replaceWith(image.name));
     button.append(picture);
   } else {
@@ -126,7 +139,9 @@ function showAnswer(turn, answer) {
 
 function fillAnswer(turn, answer) {
   const text = make("div", { className: answer.isRunning ? "text waiting" : "text" }, ...render(answer.text));
-  const parts = [make("h2", { className: "who" }, answer.model), text];
+  const { url } = answer.endpoint;
+  const who = url === here ? answer.model : `${answer.model} · ${new URL(url, here).host}`;
+  const parts = [make("h2", { className: "who" }, who), text];
   answer.node.classList.toggle("failed", Boolean(answer.error));
   if (answer.error) parts.push(make("p", { className: "error" }, answer.error));
   if (answer.reason === "length") parts.push(make("p", { className: "hint" }, "The answer reached its longest length."));
@@ -166,8 +181,10 @@ function messagesFor(place, upTo) {
   return turns.slice(0, upTo + 1).flatMap((turn, number) => {
     const images = turn.images.map((image) => ({ type: "image_url", image_url: { url: image.url } }));
     const asked = { role: "user", content: [...images, { type: "text", text: turn.question }] };
+    if (number === upTo) return [asked];
     const answer = turn.answers[place] ?? turn.answers[0];
-    return number === upTo ? [asked] : [asked, { role: "assistant", content: answer.text }];
+    const isUnanswered = !answer.text && (answer.error || answer.reason === "stopped");
+    return isUnanswered ? [] : [asked, { role: "assistant", content: answer.text }];
   });
 }
 

@@ -19,7 +19,8 @@ async function refusal(response) {
 }
 
 async function request(url, token, options = {}) {
-  const headers = { "Content-Type": "application/json" };
+  const isFile = options.body instanceof Blob;
+  const headers = { "Content-Type": isFile ? "application/dicom" : "application/json" };
   if (token) headers.Authorization = `Bearer ${token}`;
   let response;
   try {
@@ -35,9 +36,24 @@ async function request(url, token, options = {}) {
 /** Return what a service says at an address. */
 export const get = async (url, token) => (await request(url, token)).json();
 
+/** Return a DICOM file as a picture. */
+export const preview = async (url, token, blob) =>
+  (await request(url, token, { method: "POST", body: blob })).blob();
+
 /** Send an object to an address. */
 export const post = async (url, token, body) =>
   (await request(url, token, { method: "POST", body: JSON.stringify(body) })).json();
+
+/** Return the next piece of an answer. */
+async function next(reader) {
+  try {
+    return await reader.read();
+  } catch (error) {
+    throw error.name === "AbortError" ? error : cutOff();
+  }
+}
+
+const cutOff = () => new ServiceError("The answer was cut off.", 0, null);
 
 /** Ask a question; `onText` gets the answer so far. Returns its id and why it ended. */
 export async function ask(endpoint, body, signal, onText) {
@@ -51,7 +67,7 @@ export async function ask(endpoint, body, signal, onText) {
   let waiting = "";
   let text = "";
   for (;;) {
-    const { done, value } = await reader.read();
+    const { done, value } = await next(reader);
     if (done) break;
     const lines = (waiting + value).split("\n");
     waiting = lines.pop();
@@ -66,6 +82,6 @@ export async function ask(endpoint, body, signal, onText) {
       onText(text);
     }
   }
-  if (!ended.reason) throw new ServiceError("The answer was cut off.", 200, null);
+  if (!ended.reason) throw cutOff();
   return ended;
 }

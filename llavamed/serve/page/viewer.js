@@ -68,7 +68,7 @@ const KEYS = {
 
 /** Show an image. */
 export async function view(image) {
-  const bitmap = await createImageBitmap(image.blob);
+  const bitmap = await createImageBitmap(image.picture.blob);
   picture = new OffscreenCanvas(bitmap.width, bitmap.height);
   const context = picture.getContext("2d", { willReadFrequently: true });
   context.drawImage(bitmap, 0, 0);
