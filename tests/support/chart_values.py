@@ -86,6 +86,7 @@ OTHER: dict[str, Any] = {
     "job.labels": {"volcano.sh/queue-name": "team"},
     "serve.enabled": True,
     "serve.export": "s3://bucket/runs/demo/exports/vqa",
+    "serve.revision": "2",
     "serve.existingSecret": "service-token",
     "serve.replicas": 2,
     "serve.gpus": 0,
