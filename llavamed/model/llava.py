@@ -16,7 +16,6 @@ from transformers import (
     MODEL_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForImageTextToText,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaNextConfig,
@@ -48,6 +47,8 @@ disable_progress_bar()  # our log lines already tell of each load and save
 
 Llava: TypeAlias = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
 
+LLAVAS = {"llava": LlavaForConditionalGeneration, "llava_next": LlavaNextForConditionalGeneration}
+"""The classes of a whole LLaVA, by `LLAVA_TYPES`."""
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 TOWER_KEY = "model.vision_tower.weights"
 VOCABULARY_MULTIPLE = 64
@@ -109,7 +110,7 @@ def load_model(source: str | Path, precision: Precision, attn_implementation: st
         CheckpointError: It cannot be found, or is not a whole LLaVA.
     """
     return _read_weights(
-        AutoModelForImageTextToText,
+        None,
         str(source),
         "weights",
         dtype=DTYPES[precision],
@@ -234,9 +235,7 @@ def llava_config(model: Model, vision: Any, text: Any) -> LlavaConfig | LlavaNex
 
 
 def _make_llava(config: LlavaConfig | LlavaNextConfig) -> Llava:
-    if isinstance(config, LlavaNextConfig):
-        return LlavaNextForConditionalGeneration(config)
-    return LlavaForConditionalGeneration(config)
+    return LLAVAS[config.model_type](config)
 
 
 def _make_part(
@@ -264,10 +263,10 @@ def _read_weights(auto_class: Any, source: str, key: str, **settings: Any) -> An
             settings |= {"config": config, "state_dict": form.read_weights()}
         else:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **gguf)
-        if auto_class is AutoModelForImageTextToText and config.model_type not in LLAVA_TYPES:
+        if auto_class is None and config.model_type not in LLAVA_TYPES:
             raise ValueError(f"its model_type is {config.model_type}, not llava")
-        if form is not None and auto_class is AutoModelForImageTextToText:
-            auto_class = LlavaForConditionalGeneration  # without a folder, it must be named
+        # An Auto class would read a config from a folder, and a form has none.
+        auto_class = auto_class or LLAVAS[config.model_type]
         model, report = auto_class.from_pretrained(
             folder,
             trust_remote_code=False,
