@@ -73,7 +73,7 @@ _EXPLANATION = re.compile(
 
 
 _CONCESSION = re.compile(
-    r"[,;.]?\s*\b(?:(?:al|even\s+)?though|while)\s+[^.;\n]*?"
+    r"[,;.]?\s*\b(?:(?:al|even\s+)?though|while)\s+[^.;\n]{0,120}?"
     r"\b(?:possib(?:le|ility)|conceivable|in\s+the\s+differential"
     r"|(?:cannot|can['’]t|could\s+not)\s+be\s+(?:ruled\s+out|excluded))\b",
     re.IGNORECASE,

@@ -45,7 +45,7 @@ _ALONE = re.compile(
     re.IGNORECASE,
 )
 _NOT_ALONE = re.compile(r"\W*(?:\w+ly\s+)?not\W*", re.IGNORECASE)
-_LABELLED = re.compile(r"([^.;,:\n]+?)\s*(?::|\s-|–|=)\s*(yes|no)\b", re.IGNORECASE)
+_LABELLED = re.compile(r"([^.;,:\n]{1,80}?)\s*(?::|\s-|–|=)\s*(yes|no)\b", re.IGNORECASE)
 """One of several labelled answers: "effusion: no; mass: yes"."""
 _TURNED = re.compile(r"(?:\bnot|n't)\s+(?:be\s+|say\s+)?(yes|no)\s*(?:[.,;!]|$)", re.IGNORECASE)
 """A denied yes or no."""
