@@ -3,7 +3,9 @@
 #
 # Python's slim image, not Ray's: the CUDA libraries come with torch as packages, at the versions of
 # constraints.txt, so Ray's CUDA image would bring a second copy of them, and a second Python environment.
-FROM python:3.11-slim-trixie
+# BASE may be your registry's copy of it, or another image of Debian with `python` and `pip`.
+ARG BASE=python:3.11-slim-trixie
+FROM ${BASE}
 
 # g++: Triton compiles its kernels' launchers where they are first used (torch.compile, flex_attention).
 # wget: the probes of Ray Serve workers under KubeRay. Both it and bash, for `ray start`, must be in the image.
@@ -19,10 +21,11 @@ ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility \
 WORKDIR /app
 
 # Dependencies in a layer of their own, some 6 GB: only these files renew it, not a change of the code.
+ARG EXTRAS=card,dicom,gcs,llm,postgres,quantize,serve,train
 COPY constraints.txt pyproject.toml LICENSE ./
 COPY llavamed/__init__.py llavamed/
 RUN touch README.md \
-    && pip install --no-cache-dir --constraint constraints.txt ".[card,dicom,gcs,llm,postgres,quantize,serve,train]"
+    && pip install --no-cache-dir --constraint constraints.txt ".[${EXTRAS}]"
 
 COPY README.md ./
 COPY llavamed llavamed

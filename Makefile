@@ -7,7 +7,7 @@ EXPORT ?= runs/demo/stages/vqa/export
 CONTROL_PLANE := tests/cluster/control_plane
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-corpus real chat test test-fast test-kill test-cluster check benchmark lint types k8s docs reference format clean
+.PHONY: help install demo demo-corpus real chat test test-fast test-kill test-image test-cluster check benchmark lint types k8s docs reference format clean
 
 help: ## List the verbs
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ test: install ## All tests but those of test-cluster, two at a time
 
 test-cluster: install ## The chart and the tools on a real Kubernetes API server; the first time builds one, for ten minutes
 	@LLAVAMED_CONTROL_PLANE="$$(nice scripts/control_plane.sh)" $(BIN)/python -m pytest -n 2 --dist loadgroup $(CONTROL_PLANE)
+
+test-image: install ## Build the image with buildah, as root, and run what the pods run in it; takes 20 GB of disk
+	@LLAVAMED_IMAGE="$$(nice scripts/build_image.sh)" $(BIN)/python -m pytest tests/cluster/test_image_build.py
 
 test-kill: install ## Kill a run 20 times, interrupt it, take a node away, bring one; nothing may be lost
 	@LLAVAMED_KILLS=20 $(BIN)/python -m pytest -s tests/cluster/test_kill.py tests/cluster/test_job.py \

@@ -1,8 +1,8 @@
 """The image fits the pods, and the steps of the Dockerfile work.
 
-No builder of images runs here, and no base image can be had: the steps are executed in a virtual
-environment of the same Python, where the dependencies are those of this environment. What apt-get
-installs is the one step that is left out.
+The steps are executed in a virtual environment of the same Python, where the dependencies are
+those of this environment. What apt-get installs is the one step that is left out. `make test-image`
+builds the image for real: test_image_build.py.
 """
 
 import fnmatch

@@ -7,8 +7,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def instructions() -> list[list[str]]:
-    """The instructions, comments dropped and continued lines joined, as words."""
+    """The instructions as words, comments dropped, continued lines joined, arguments filled in."""
     text = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text("utf-8"), flags=re.MULTILINE)
+    arguments = dict(re.findall(r"^ARG (\w+)=(\S+)\n", text, flags=re.MULTILINE))
+    text = re.sub(r"^ARG .*\n", "", text, flags=re.MULTILINE)
+    for name, value in arguments.items():
+        text = text.replace(f"${{{name}}}", value)
     lines = text.replace("\\\n", " ").splitlines()
     return [line.split() for line in lines if line.strip()]
 
