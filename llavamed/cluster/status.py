@@ -110,7 +110,9 @@ def describe(job: JobState, progress: ProgressReport, now: datetime) -> list[tup
         why = f": {found.reason}" if found.reason else ""
         lines.append(("run", f"{job.run}  attempt {found.attempt} {found.state}{why}"))
     else:
-        lines.append(("run", f"{job.run}  attempt {found.attempt}"))
+        left = found.run_seconds_left
+        rest = "" if left is None else f", about {clock(left)} until {_end(found)}"
+        lines.append(("run", f"{job.run}  attempt {found.attempt}{rest}"))
         silent = (now - updated).total_seconds()
         if job.state == "running" and silent > SILENCE_SECONDS:
             lines.append(("silent", f"for {clock(silent)}: see `llavamed cluster logs {job.name}`"))
@@ -150,16 +152,17 @@ def _cost(found: RunProgress, *, is_over: bool) -> str:
     hours = f"{found.spent.gpu_seconds / 3600:,.2f} GPU hours"
     if found.spent.cost is None:
         return f"{hours}, at an unknown price"
-    so_far = "" if is_over else " so far"
-    text = f"{found.spent.cost:,.2f} {found.currency}{so_far}, {hours}"
-    stage = next((each for each in found.stages if each.name == found.stage), None)
-    if is_over or stage is None or found.seconds_left is None:
-        return text
-    spent = stage.evaluation if found.task == "evaluate" else stage.training
-    if not spent.gpu_seconds or spent.cost is None:
-        return text
-    rest = found.seconds_left * found.num_gpus * spent.cost / spent.gpu_seconds
-    return f"{text}; about {found.spent.cost + rest:,.2f} when {found.stage} ends"
+    if is_over or found.cost_at_end is None:
+        return f"{found.spent.cost:,.2f} {found.currency}{'' if is_over else ' so far'}, {hours}"
+    so_far = f"{found.spent.cost:,.2f} {found.currency} so far, {hours}"
+    return f"{so_far}; about {found.cost_at_end:,.2f} when {_end(found)}"
+
+
+def _end(found: RunProgress) -> str:
+    """Return the moment up to which the rest of a run is estimated."""
+    last = found.stages[-1].name
+    is_evaluated = found.task == "evaluate" and found.stage == last
+    return f"{last} is {'evaluated' if is_evaluated else 'trained'}"
 
 
 def clock(seconds: float) -> str:

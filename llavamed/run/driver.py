@@ -20,6 +20,7 @@ from llavamed.evaluate.overlaps import find_overlaps
 from llavamed.evaluate.run import evaluate
 from llavamed.run.curriculum import StagePlan, find_stage, make_jobs, plan_curriculum
 from llavamed.run.fit import fit
+from llavamed.run.plan import training_flops
 from llavamed.run.preflight import (
     check_adapters,
     check_packages,
@@ -95,6 +96,7 @@ def run_curriculum(
                 check_settings(plans, jobs)
                 for plan, job in zip(plans, jobs, strict=True):  # all, before the first one trains
                     check_stage(plan, job, plan.data(datasets))
+                record.planned(_work_of(config, plans, datasets))
                 lease.check()
                 (directory / CONFIG).write_bytes(dump_config(config).encode())
                 with _tracked(config, lease) as tracker:
@@ -213,6 +215,17 @@ def _datasets_of(plans: list[StagePlan]) -> list[str]:
 
 def _fingerprints(datasets: Mapping[str, PreparedDataset]) -> dict[str, str]:
     return {name: dataset.manifest.fingerprint for name, dataset in datasets.items()}
+
+
+def _work_of(
+    config: RunConfig, plans: list[StagePlan], datasets: dict[str, PreparedDataset]
+) -> dict[str, float]:
+    """Return the operations of each stage's training; none where the model's shape is unknown."""
+    try:
+        return training_flops(config, [(plan.stage, plan.data(datasets)) for plan in plans])
+    except ConfigError as error:  # no reason to stop a run
+        logger.debug("the end of the run is not estimated: %s", error)
+        return {}
 
 
 def _train(

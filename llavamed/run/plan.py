@@ -5,6 +5,7 @@ weights. Hours assume the model-FLOPs utilisation they are asked for.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +31,7 @@ from llavamed.processor.pretrained import config_tiling
 from llavamed.processor.tiles import Tiling
 from llavamed.storage.location import MANIFEST, Location, locate
 from llavamed.train.job import order_of
+from llavamed.train.measure import step_flops
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,21 @@ def shape_stage(config: RunConfig, stage: Stage) -> StageShape:
     if stage.lora is not None:
         add_adapters(model, stage.lora, seed=config.seed, device=torch.device("meta"))
     return StageShape(model, freeze(model, stage.trainable))
+
+
+def training_flops(config: RunConfig, stages: Iterable[tuple[Stage, Mixture]]) -> dict[str, float]:
+    """Return the floating point operations that the training of each stage takes, by its name.
+
+    Args:
+        config: The run.
+        stages: Its stages, each with what it trains on.
+    """
+    found = {}
+    for stage, data in stages:
+        model = shape_stage(config, stage).model
+        order = order_of(stage, data, config.seed)
+        found[stage.name] = float(step_flops(model, stage=stage, data=data, order=order).sum())
+    return found
 
 
 def plan_stage(

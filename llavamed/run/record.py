@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from typing import Any, Literal
 from llavamed.config.run import RunConfig
 from llavamed.errors import LeaseError, LlavaMedError, StorageError
 from llavamed.run.curriculum import StagePlan
+from llavamed.run.forecast import flops_left, seconds_to_end
 from llavamed.run.progress import ProgressDisplay, Rate
 from llavamed.storage.lease import Lease
 from llavamed.storage.manifest import ExportManifest, write
@@ -50,6 +52,7 @@ class RunRecord:
             stages=(),
         )
         self._rate = Rate()
+        self._flops_per_second: float | None = None
         self._charged = time.monotonic()
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -87,12 +90,23 @@ class RunRecord:
         self._change(task="prepare", step=done, steps=total)
         self._rate.forget()
 
+    def planned(self, flops: Mapping[str, float]) -> None:
+        """Note how many floating point operations the training of each stage takes."""
+        for stage, amount in flops.items():
+            self._change_stage(stage, flops=amount)
+
     def stage_started(self, stage: str, num_steps: int) -> None:
         """Note that a stage is about to train."""
         self._display.stage_started(stage, num_steps)
         self._rate.forget()
         self._change_stage(stage, state="training", steps=num_steps)
-        self._change(task="train", stage=stage, step=self._stages[stage].step, steps=num_steps)
+        self._change(
+            task="train",
+            stage=stage,
+            step=self._stages[stage].step,
+            steps=num_steps,
+            seconds_left=None,
+        )
 
     def workers_started(self, workers: Workers) -> None:
         """Note the workers of a stage; their GPU seconds count from now on."""
@@ -117,6 +131,9 @@ class RunRecord:
             mfu=last.get("mfu"),
             **self._count(step, self._now.steps),
         )
+        work = flops_left(self._stages[stage])
+        if work and self._now.seconds_left:
+            self._flops_per_second = work / self._now.seconds_left
 
     def stage_trained(self, stage: str, result: ExportManifest) -> None:
         """Note that this attempt has trained and exported a stage."""
@@ -127,6 +144,7 @@ class RunRecord:
         """Note that nothing is left to do for a stage, whichever attempt did it."""
         self._release_workers()
         self._change_stage(stage, state="finished", step=result.steps, steps=result.steps)
+        self._change(seconds_left=None)
         self.write()
 
     def evaluation_started(self, stage: str) -> None:
@@ -195,12 +213,12 @@ class RunRecord:
             self._charge()
             stages = tuple(self._stages.values())
             spent = sum((each.training + each.evaluation for each in stages), Spending())
-            self._now = self._now.replace(
+            now = self._now.replace(
                 updated_at=datetime.now(UTC).isoformat(timespec="seconds"),
                 stages=stages,
                 spent=spent,
             )
-            now = self._now
+            now = self._now = now.replace(**self._estimate(now))
         try:
             self._lease.check()
             write(self._lease.folder, now)
@@ -211,6 +229,13 @@ class RunRecord:
             if self._is_written:
                 logger.warning("%s is not written, and will be again: %s", now.FILE, error)
             self._is_written = False
+
+    def _estimate(self, now: RunProgress) -> dict[str, float | None]:
+        left, cost = seconds_to_end(now, self._flops_per_second), None
+        if left is not None:
+            rest = self._prices.cost(now.accelerator, left * now.num_gpus)
+            cost = (now.spent + Spending(cost=rest)).cost
+        return {"run_seconds_left": left, "cost_at_end": cost}
 
 
 def _at_rest(stage: StageProgress) -> StageProgress:

@@ -33,7 +33,9 @@ class StageProgress(Facts):
     step: int = 0
     """Number of optimizer steps taken."""
     steps: int | None = None
-    """Number of its optimizer steps, null until its datasets are prepared."""
+    """Number of its optimizer steps, null until its training has begun."""
+    flops: float | None = None
+    """Floating point operations that its training takes, null until its datasets are prepared."""
     training: Spending = Spending()
     """What training has cost, in all attempts."""
     evaluation: Spending = Spending()
@@ -76,6 +78,11 @@ class RunProgress(Manifest):
     """Model FLOPs utilization of the last optimizer step, null where the GPU is unknown."""
     seconds_left: float | None = None
     """Estimate for the rest of the task."""
+    run_seconds_left: float | None = None
+    """Estimate for the rest of the task and the training of the stages that wait, at the same
+    floating point operations a second. Evaluations to come are not counted."""
+    cost_at_end: float | None = None
+    """Estimate of the cost of the run when that time is over."""
     num_workers: int = 0
     """Number of workers at work."""
     num_gpus: int = 0

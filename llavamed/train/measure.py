@@ -33,13 +33,8 @@ class Meter:
     ) -> None:
         self._device = device
         self._peak_flops = peak_flops
-        columns = {
-            name: data.column(name) for name in ("num_tiles", "num_tokens", "num_supervised")
-        }
-        columns["sum_squared_tokens"] = columns["num_tokens"] ** 2
-        sums: dict[str, Any] = {name: order.sums(column) for name, column in columns.items()}
-        self._num_tokens = sums["num_tokens"]
-        self._flops = stage_flops(model, stage, Workload(**sums))
+        self._num_tokens = order.sums(data.column("num_tokens"))
+        self._flops = step_flops(model, stage=stage, data=data, order=order)
 
     def measure(self, step: int, *, seconds: float, data_wait: float) -> StepRecord:
         """Return the measured metrics of a step.
@@ -73,6 +68,22 @@ class Meter:
             "memory_bytes": torch.cuda.max_memory_allocated(self._device),
             "memory_reserved_bytes": torch.cuda.max_memory_reserved(self._device),
         }
+
+
+def step_flops(model: Any, *, stage: Stage, data: Mixture, order: StageOrder) -> Any:
+    """Return the floating point operations of every step of a stage, padding not counted.
+
+    Args:
+        model: With the stage's adapters and trainable parts, before ZeRO-3 partitions it; its
+            weights may be on the meta device.
+        stage: The stage.
+        data: What it trains on.
+        order: In which steps.
+    """
+    columns = {name: data.column(name) for name in ("num_tiles", "num_tokens", "num_supervised")}
+    columns["sum_squared_tokens"] = columns["num_tokens"] ** 2
+    sums: dict[str, Any] = {name: order.sums(column) for name, column in columns.items()}
+    return stage_flops(model, stage, Workload(**sums))
 
 
 def cluster_peak_flops(engine: Engine, context: Context) -> float | None:

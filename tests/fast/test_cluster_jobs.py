@@ -206,6 +206,8 @@ def progress(**facts: Any) -> RunProgress:
         "tokens_per_second": 21_345.0,
         "mfu": 0.412,
         "seconds_left": 3600.0,
+        "run_seconds_left": 36_000.0,
+        "cost_at_end": 287.0,
         "num_workers": 8,
         "num_gpus": 8,
         "accelerator": "A100",
@@ -224,12 +226,19 @@ def test_what_is_said_of_a_running_job() -> None:
     lines = describe(read_job(job_of(**RUNNING)), ProgressReport(progress()), NOW)
     assert lines == [
         ("job", "demo  running, attempt 2"),
-        ("run", "demo  attempt 2"),
+        ("run", "demo  attempt 2, about 10:00:00 until instruct is trained"),
         ("stage", "align (1 of 2)  100 of 300 steps, 1:00:00 left"),
         ("speed", "loss 2.432, 21,345 tokens/s, 41.2% MFU"),
         ("workers", "8, on 8 A100 GPUs"),
-        ("cost", "7.00 USD so far, 2.00 GPU hours; about 35.00 when align ends"),
+        ("cost", "7.00 USD so far, 2.00 GPU hours; about 287.00 when instruct is trained"),
     ]
+    evaluated = progress(task="evaluate", stage="instruct", cost_at_end=8.0)
+    lines = describe(read_job(job_of(**RUNNING)), ProgressReport(evaluated), NOW)
+    assert lines[-1][1].endswith("about 8.00 when instruct is evaluated")
+    unknown = progress(run_seconds_left=None, cost_at_end=None)
+    known = dict(describe(read_job(job_of(**RUNNING)), ProgressReport(unknown), NOW))
+    assert known["run"] == "demo  attempt 2"
+    assert known["cost"] == "7.00 USD so far, 2.00 GPU hours"
 
 
 def test_what_is_said_of_one_that_ended_is_silent_or_unknown() -> None:

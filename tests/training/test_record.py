@@ -9,7 +9,8 @@ import pytest
 
 from llavamed.config.load import override_config
 from llavamed.config.run import RunConfig
-from llavamed.errors import LeaseError, StorageError, TrainingError
+from llavamed.errors import ConfigError, LeaseError, StorageError, TrainingError
+from llavamed.run import driver, progress
 from llavamed.run import record as module
 from llavamed.run.curriculum import plan_curriculum
 from llavamed.run.driver import run_curriculum
@@ -32,9 +33,10 @@ PRICES = "gpu_prices={date: 2026-11-01, currency: EUR, hourly: {A100: 3600}}"
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A clock that a test sets, for the GPU seconds."""
+    """A clock that a test sets, for the GPU seconds and the rate of steps."""
     now = [0.0]
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    for each in (module, progress):
+        monkeypatch.setattr(each, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(module, "WRITE_SECONDS", 3600.0)
     return now
 
@@ -114,6 +116,35 @@ def test_it_says_what_a_run_does_now(config: RunConfig, clock: list[float]) -> N
     assert progress_of(config).state == "finished"
 
 
+def test_it_estimates_the_rest_of_the_run_and_what_it_will_have_cost(
+    config: RunConfig, clock: list[float]
+) -> None:
+    with recorded(config) as record:
+        record.planned({"align": 20e12, "instruct": 60e12, "vqa": 40e12})
+        record.stage_started("align", 20)
+        record.workers_started(A100S)
+        record.write()
+        found = progress_of(config)
+        assert (found.run_seconds_left, found.cost_at_end) == (None, None)
+        record.trained([step(2)])
+        clock[0] += 10
+        record.trained([step(12)])
+        record.write()
+        found = progress_of(config)  # a step a second, 1e12 operations each
+        assert found.seconds_left == pytest.approx(8)
+        assert found.run_seconds_left == pytest.approx(8 + 60 + 40)
+        assert found.cost_at_end == pytest.approx(2 * (10 + 8 + 60 + 40))
+        record.stage_trained("align", export_manifest(steps=20))
+        assert progress_of(config).run_seconds_left is None
+        record.evaluation_started("align")
+        record.answered(1, 11)
+        clock[0] += 5
+        record.answered(6, 11)
+        record.write()
+        assert progress_of(config).run_seconds_left == pytest.approx(5 + 60 + 40)
+    assert progress_of(config).run_seconds_left is None
+
+
 @pytest.mark.parametrize(
     ("error", "state", "reason"),
     [
@@ -172,6 +203,26 @@ def test_a_gpu_without_a_price_is_named_and_its_cost_unknown(
         clock[0] += 10
     assert any("gpu_prices.hourly: has no price for B200" in text for text in said)
     assert progress_of(config).spent == Spending(gpu_seconds=10, cost=None)
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_the_work_of_each_stage_is_planned_where_the_shape_of_the_model_is_known(
+    is_known: bool,
+    done: Done,
+    tiny_config: RunConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ConfigError("model.weights=a: planning needs shapes")
+
+    if not is_known:
+        monkeypatch.setattr(driver, "training_flops", refuse)
+    config = scored_config(tiny_config, tmp_path, PRICES)
+    run_curriculum(config, quiet())
+    found = progress_of(config)
+    assert found.state == "finished"
+    assert all((stage.flops or 0) > 0 for stage in found.stages) == is_known
 
 
 def test_a_run_tells_its_cost_in_the_summary_and_in_mlflow(
