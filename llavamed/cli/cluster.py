@@ -140,21 +140,27 @@ def _plan(submission: "Submission", gpu: str) -> None:
 
 @app.command("list")
 def list_jobs(namespace: Namespace = None, context: Context = None) -> None:
-    """List the jobs of a namespace, the newest first."""
+    """List the jobs of a namespace, the newest first, and its services of models."""
     from rich.table import Table
 
-    from llavamed.cluster.kinds import PART_OF, RAY_JOB
+    from llavamed.cluster.checks.services import is_ready
+    from llavamed.cluster.kinds import PART_OF, RAY_JOB, RAY_SERVICE, name_of
     from llavamed.cluster.status import read_job
 
     cluster = _connect(namespace, context)
     jobs = [read_job(job) for job in cluster.find_all(RAY_JOB, selector=PART_OF)]
-    if not jobs:
-        _say(f"no jobs in namespace {cluster.namespace}")
+    services = cluster.find_all(RAY_SERVICE, selector=PART_OF)
+    if not (jobs or services):
+        _say(f"no jobs and no services in namespace {cluster.namespace}")
         return
     table = Table("job", "run", "state", "since")
     for job in sorted(jobs, key=lambda each: each.created, reverse=True):
         table.add_row(job.name, job.run, job.state, f"{job.created:%Y-%m-%d %H:%M}")
-    console.print(table)
+    if jobs:
+        console.print(table)
+    for service in services:
+        state = "takes requests" if is_ready(service) else "does not take requests yet"
+        _say(f"service {name_of(service)}: {state}; `llavamed cluster doctor` examines it")
 
 
 @app.command()
@@ -216,12 +222,27 @@ def logs(
 
 
 @app.command()
-def stop(job: JobName, namespace: Namespace = None, context: Context = None) -> None:
-    """Stop a running job; the same config goes on from the run's last checkpoint."""
-    from llavamed.cluster.logs import stop as stop_job
+def stop(
+    job: JobName,
+    after_checkpoint: Annotated[
+        bool,
+        typer.Option("--after-checkpoint", help="When the next checkpoint is complete, not now."),
+    ] = False,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Between two looks.")] = 3.0,
+    namespace: Namespace = None,
+    context: Context = None,
+) -> None:
+    """Stop a running job, and say what is lost; its run goes on from its last checkpoint."""
+    from llavamed.cluster.stop import describe_loss, wait_for_checkpoint
+    from llavamed.cluster.stop import stop as stop_job
 
-    stop_job(_connect(namespace, context), job)
+    cluster = _connect(namespace, context)
+    if after_checkpoint:
+        _say(f"{job}: waiting for its next checkpoint")
+        wait_for_checkpoint(cluster, job, seconds=seconds)
+    found = stop_job(cluster, job)
     _say(f"{job}: is told to stop; `llavamed cluster status {job}` says when it has")
+    _say(f"{job}: {describe_loss(found)}")
 
 
 @app.command()

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from llavamed.cluster.checks import environment, manifests
+from llavamed.cluster.checks import environment, manifests, services
 from llavamed.cluster.checks.problem import Problem
 from llavamed.cluster.kinds import (
     CLAIM,
@@ -16,6 +16,7 @@ from llavamed.cluster.kinds import (
     QUOTA,
     RAY_CLUSTER,
     RAY_JOB,
+    RAY_SERVICE,
     SECRET,
     SERVICE_ACCOUNT,
     Kind,
@@ -47,10 +48,10 @@ class Check:
     """What holds where no problem is found."""
 
 
-_RAY = (RAY_CLUSTER, RAY_JOB)
+_RAY = (RAY_CLUSTER, RAY_JOB, RAY_SERVICE)
 CHECKS = (
     Check("kuberay", environment.operator, (OPERATOR,), "the operator runs, and is new enough"),
-    Check("rules", manifests.rules, _RAY, "KubeRay accepts every RayCluster and RayJob"),
+    Check("rules", manifests.rules, _RAY, "KubeRay accepts all of its objects"),
     Check("versions", manifests.versions, _RAY, "Ray and llavamed are those of this program"),
     Check(
         "references",
@@ -70,6 +71,8 @@ CHECKS = (
         "pods have credentials for storage",
     ),
     Check("mlflow", environment.mlflow, (*_RAY, DEPLOYMENT), "the MLflow server is available"),
+    # With pods: manifests alone do not say whether a service answers.
+    Check("services", services.services, (RAY_SERVICE, POD), "every RayService takes requests"),
     Check("pods", environment.pods, (POD, EVENT), "no pod waits or fails"),
 )
 

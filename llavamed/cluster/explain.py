@@ -8,12 +8,15 @@ from typing import Any
 
 from llavamed.cluster.kinds import RAY_CLUSTER, RAY_JOB, SERVICE_PROXY, Kind
 
-INSTALL_KUBERAY = (
-    "helm install kuberay-operator kuberay/kuberay-operator --version 1.7.0 --namespace "
-    "kuberay-system --create-namespace"
-)
+_KUBERAY = "helm {} kuberay-operator kuberay/kuberay-operator --version 1.7.0 --namespace {}"
+INSTALL_KUBERAY = f"{_KUBERAY.format('install', 'ray-system')} --create-namespace"
 _USER = re.compile(r'User "([^"]+)"')
 _CANNOT = re.compile(r"cannot \w+ resource")
+
+
+def upgrade_kuberay(namespace: str) -> str:
+    """Return the command that upgrades the operator of a namespace."""
+    return _KUBERAY.format("upgrade", namespace)
 
 
 @dataclass(frozen=True)

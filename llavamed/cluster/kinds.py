@@ -39,6 +39,7 @@ class Kind:
 
 RAY_JOB = Kind("RayJob", "ray.io", "v1", "rayjobs")
 RAY_CLUSTER = Kind("RayCluster", "ray.io", "v1", "rayclusters")
+RAY_SERVICE = Kind("RayService", "ray.io", "v1", "rayservices")
 NODE = Kind("Node", "", "v1", "nodes", is_namespaced=False)
 POD = Kind("Pod", "", "v1", "pods")
 EVENT = Kind("Event", "", "v1", "events")

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llavamed.cluster.kinds import RAY_JOB
+from llavamed.cluster.kinds import RAY_CLUSTER, RAY_JOB
+from llavamed.cluster.pods import token_secret
 from llavamed.cluster.status import ENDED, JobState, read_job
 from llavamed.errors import ClusterError, UnreachableError
 
@@ -47,9 +48,11 @@ def ask_dashboard(cluster: "Cluster", job: JobState, method: str, path: str) -> 
             f"RayJob={job.name}: has no cluster, it is {job.state}; see `llavamed cluster status "
             f"{job.name}`"
         )
-    token = cluster.secret(job.cluster, TOKEN_KEY)
-    # The API server takes the header Authorization for its own.
-    headers = {"X-Ray-Authorization": f"Bearer {token}"}
+    secret = token_secret(cluster.get(RAY_CLUSTER, job.cluster))
+    headers = {}
+    if secret is not None:
+        # The API server takes the header Authorization for its own.
+        headers["X-Ray-Authorization"] = f"Bearer {cluster.secret(secret, TOKEN_KEY)}"
     service = f"{job.cluster}-head-svc"
     answer: dict[str, str] = cluster.ask_service(method, service, DASHBOARD_PORT, path, headers)
     return answer
@@ -119,16 +122,3 @@ def _look(cluster: "Cluster", name: str, text: LogText) -> _Look:
     except ClusterError as error:
         return _Look(problem=str(error), is_over=is_over)
     return _Look(text.new_lines(log), is_over=is_over)
-
-
-def stop(cluster: "Cluster", name: str) -> None:
-    """Ask a job to stop: its run is interrupted, and keeps its last checkpoint.
-
-    Raises:
-        ClusterError: There is no such job, it is not running, or its head does not answer.
-    """
-    job = read_job(cluster.get(RAY_JOB, name))
-    if job.state != "running":
-        hint = "" if job.state in ENDED else f"; `llavamed cluster delete {name}` takes it away"
-        raise ClusterError(f"RayJob={name}: is {job.state}, so there is nothing to stop{hint}")
-    ask_dashboard(cluster, job, "POST", f"/api/jobs/{job.job_id}/stop")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from llavamed.cluster.kinds import RAY_JOB, Object, labels_of, name_of
+from llavamed.cluster.kinds import RAY_JOB, RAY_SERVICE, Object, labels_of, name_of
 
 GPU = "nvidia.com/gpu"
 _SUFFIXES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15, "E": 10**18}
@@ -73,15 +73,28 @@ def _requests(container: Object) -> Amounts:
 
 
 def cluster_spec(thing: Object) -> Object | None:
-    """Return the specification of the Ray cluster in a RayCluster or RayJob, if it has one."""
+    """Return the specification of the Ray cluster in an object of KubeRay, if it has one."""
     spec: Object = thing.get("spec", {})
     if thing.get("kind") == RAY_JOB.name:
         return spec.get("rayClusterSpec")
+    if thing.get("kind") == RAY_SERVICE.name:
+        return spec.get("rayClusterConfig")
     return spec
 
 
+def token_secret(cluster: Object) -> str | None:
+    """Return the name of the Secret with the token of a RayCluster, or None where it needs none.
+
+    KubeRay makes one that is named like the cluster, unless `authOptions` names another.
+    """
+    auth = cluster["spec"].get("authOptions") or {}
+    if auth.get("mode") != "token":
+        return None
+    return str(auth.get("secretName") or name_of(cluster))
+
+
 def groups_of(thing: Object) -> list[PodGroup]:
-    """Return the groups of a RayCluster or of a RayJob's own cluster, the head first."""
+    """Return the groups of the Ray cluster in an object of KubeRay, the head first."""
     spec = cluster_spec(thing)
     return [] if spec is None else list(_groups(spec))
 

@@ -5,11 +5,13 @@ Source: KubeRay 1.7.0, `ray-operator/controllers/ray/utils/validation.go`.
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 
-from llavamed.cluster.kinds import RAY_JOB, Object, name_of
+from llavamed.cluster.kinds import RAY_CLUSTER, RAY_JOB, RAY_SERVICE, Object, name_of
+from llavamed.cluster.pods import cluster_spec
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
-_MAX_NAME = {"RayCluster": 53, "RayJob": 47}
+_MAX_NAME = {"RayCluster": 53, "RayJob": 47, "RayService": 47}
 _OPERATOR_LABELS = {
     *("app.kubernetes.io/name", "app.kubernetes.io/created-by", "ray.io/cluster", "ray.io/group"),
     *("ray.io/node-type", "ray.io/identifier"),
@@ -17,11 +19,13 @@ _OPERATOR_LABELS = {
 """Labels that the operator sets on pods."""
 _GATED = ("networkPolicy", "tlsOptions", "historyServerOptions")
 """Options that need a feature gate, which is off by default."""
+_DELETED_IN_ORDER = ("DeleteWorkers", "DeleteCluster", "DeleteSelf")
+_UPGRADES = ("NewCluster", "NewClusterWithIncrementalUpgrade", "None")
 _AUTOSCALER_V2 = "RAY_enable_autoscaler_v2"
 
 
 def broken_rules(thing: Object) -> list[str]:
-    """Return the rules that a RayCluster or RayJob breaks, with what to do."""
+    """Return the rules that an object of KubeRay breaks, with what to do."""
     kind, spec, name = thing["kind"], thing.get("spec", {}), name_of(thing)
     found = []
     if not _NAME.fullmatch(name) or len(name) > _MAX_NAME[kind]:
@@ -29,10 +33,11 @@ def broken_rules(thing: Object) -> list[str]:
             f"metadata.name={name}: has {len(name)} characters; use lower case letters, digits and "
             f"'-', beginning with a letter, {_MAX_NAME[kind]} at most"
         )
-    cluster = spec
     if kind == RAY_JOB.name:
         found += _job_rules(spec)
-        cluster = spec.get("rayClusterSpec")
+    elif kind == RAY_SERVICE.name:
+        found += _service_rules(spec)
+    cluster = cluster_spec(thing)
     return found + (list(_cluster_rules(cluster, kind)) if cluster else [])
 
 
@@ -56,11 +61,52 @@ def _job_rules(spec: Object) -> Iterator[str]:
             yield f"spec.clusterSelector: excludes {key}; remove it"
     if selects and mode == "SidecarMode":
         yield "spec.clusterSelector: excludes submissionMode=SidecarMode; use HTTPMode"
-    ends_workers = any(rule.get("policy") == "DeleteWorkers" for rule in rules)
-    if ends_workers and cluster.get("enableInTreeAutoscaling"):
-        yield "spec.deletionStrategy: DeleteWorkers excludes autoscaling; remove the rule"
-    if len({str(rule) for rule in rules}) < len(rules):
-        yield "spec.deletionStrategy.deletionRules: holds a rule twice; remove one"
+    yield from _deletion_rules(rules, selects, scales=cluster.get("enableInTreeAutoscaling", False))
+
+
+def _deletion_rules(rules: list[Object], selects: bool, *, scales: bool) -> Iterator[str]:
+    key, seconds = "spec.deletionStrategy.deletionRules", {}
+    for rule in rules:
+        policy, condition = str(rule.get("policy")), rule.get("condition") or {}
+        if selects and policy in ("DeleteCluster", "DeleteWorkers"):
+            yield f"{key}: {policy} excludes clusterSelector; remove the rule"
+        if scales and policy == "DeleteWorkers":
+            yield f"{key}: DeleteWorkers excludes autoscaling; remove the rule"
+        status = str(condition.get("jobStatus") or condition.get("jobDeploymentStatus"))
+        if (status, policy) in seconds:
+            yield f"{key}: holds a rule twice, {policy} at {status}; remove one"
+        seconds[status, policy] = condition.get("ttlSeconds", 0)
+    for status in sorted({status for status, _ in seconds}):
+        there = [each for each in _DELETED_IN_ORDER if (status, each) in seconds]
+        for first, then in pairwise(there):
+            if seconds[status, first] > seconds[status, then]:
+                yield (
+                    f"{key}: at {status}, {first} comes {seconds[status, first]} s after the end "
+                    f"and {then} {seconds[status, then]} s; delete workers first, then the cluster"
+                )
+
+
+def _service_rules(spec: Object) -> Iterator[str]:
+    cluster, upgrade = spec.get("rayClusterConfig") or {}, spec.get("upgradeStrategy") or {}
+    kind = upgrade.get("type", "NewCluster")
+    service = (cluster.get("headGroupSpec") or {}).get("headService") or {}
+    if (service.get("metadata") or {}).get("name"):
+        yield (
+            "spec.rayClusterConfig.headGroupSpec.headService.metadata.name: KubeRay names the "
+            "service itself; remove it"
+        )
+    if kind not in _UPGRADES:
+        yield f"spec.upgradeStrategy.type={kind}: is not known; use one of {', '.join(_UPGRADES)}"
+    if (delay := spec.get("rayClusterDeletionDelaySeconds", 0)) < 0:
+        yield f"spec.rayClusterDeletionDelaySeconds={delay}: is negative; use 0 or more"
+    if kind == "NewClusterWithIncrementalUpgrade":
+        if not cluster.get("enableInTreeAutoscaling"):
+            yield f"spec.upgradeStrategy.type={kind}: needs enableInTreeAutoscaling; set it to true"
+        if not (upgrade.get("clusterUpgradeOptions") or {}).get("gatewayClassName"):
+            yield (
+                f"spec.upgradeStrategy.type={kind}: needs clusterUpgradeOptions.gatewayClassName; "
+                "set it, or use NewCluster"
+            )
 
 
 def _cluster_rules(spec: Object, kind: str) -> Iterator[str]:
@@ -69,7 +115,7 @@ def _cluster_rules(spec: Object, kind: str) -> Iterator[str]:
     auth = spec.get("authOptions") or {}
     if auth.get("mode") == "token" and numbers < (2, 52):
         yield f"rayVersion={version or 'null'}: authOptions.mode=token needs 2.52.0; state it"
-    if auth.get("enableK8sTokenAuth") and (kind == RAY_JOB.name or numbers < (2, 55)):
+    if auth.get("enableK8sTokenAuth") and (kind != RAY_CLUSTER.name or numbers < (2, 55)):
         yield "authOptions.enableK8sTokenAuth: is for RayClusters from Ray 2.55 only; remove it"
     for option in _GATED:
         if option in spec:

@@ -17,6 +17,7 @@ from llavamed.cluster.kinds import (
     QUOTA,
     RAY_CLUSTER,
     RAY_JOB,
+    RAY_SERVICE,
     SECRET,
     SERVICE,
     SERVICE_ACCOUNT,
@@ -32,8 +33,8 @@ OPERATOR = Kind("KubeRay operator", "apps", "v1", "deployments")
 """The Deployments of the operator, in any namespace."""
 OPERATOR_LABEL = "app.kubernetes.io/name=kuberay-operator"
 _NAMESPACED = (
-    *(RAY_CLUSTER, RAY_JOB, POD, EVENT, QUOTA, SECRET, CONFIG_MAP, CLAIM, SERVICE_ACCOUNT),
-    *(SERVICE, DEPLOYMENT, LOCAL_QUEUE, NODE),
+    *(RAY_CLUSTER, RAY_JOB, RAY_SERVICE, POD, EVENT, QUOTA, SECRET, CONFIG_MAP, CLAIM),
+    *(SERVICE_ACCOUNT, SERVICE, DEPLOYMENT, LOCAL_QUEUE, NODE),
 )
 
 
@@ -55,11 +56,11 @@ class Snapshot:
 
     @property
     def ray(self) -> list[Object]:
-        """All RayClusters and RayJobs, but not the clusters that KubeRay made for jobs."""
+        """All objects of KubeRay, but not the clusters that it made for jobs and services."""
         clusters = [
             each for each in self.all(RAY_CLUSTER) if not each["metadata"].get("ownerReferences")
         ]
-        return [*clusters, *self.all(RAY_JOB)]
+        return [*clusters, *self.all(RAY_JOB), *self.all(RAY_SERVICE)]
 
 
 def take_snapshot(cluster: "Cluster") -> Snapshot:
@@ -82,8 +83,8 @@ def take_snapshot(cluster: "Cluster") -> Snapshot:
 
 
 def read_manifests(paths: list[Path]) -> Snapshot:
-    """Return the RayClusters and RayJobs of manifests. Raises: ConfigError."""
-    objects: dict[Kind, list[Object]] = {RAY_CLUSTER: [], RAY_JOB: []}
+    """Return the RayClusters, RayJobs and RayServices of manifests. Raises: ConfigError."""
+    objects: dict[Kind, list[Object]] = {RAY_CLUSTER: [], RAY_JOB: [], RAY_SERVICE: []}
     for path in paths:
         try:
             documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
@@ -99,6 +100,7 @@ def read_manifests(paths: list[Path]) -> Snapshot:
     if not any(objects.values()):
         names = ", ".join(map(str, paths))
         raise ConfigError(
-            f"offline={names}: holds no RayCluster and no RayJob; give what `helm template` prints"
+            f"offline={names}: holds no RayCluster, RayJob or RayService; give what `helm "
+            "template` prints"
         )
     return Snapshot(objects)

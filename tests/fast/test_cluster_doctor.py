@@ -1,17 +1,16 @@
 """The checks of `doctor`, each on objects that are broken in one way, without a cluster."""
 
 from collections.abc import Callable
-from copy import deepcopy
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llavamed.cluster.doctor import CHECKS, Finding, examine, exit_code
+from llavamed.cluster.explain import INSTALL_KUBERAY
 from llavamed.cluster.kinds import (
     CLAIM,
     CONFIG_MAP,
@@ -23,17 +22,26 @@ from llavamed.cluster.kinds import (
     QUOTA,
     RAY_CLUSTER,
     RAY_JOB,
+    RAY_SERVICE,
     SECRET,
     SERVICE_ACCOUNT,
+    Kind,
     Object,
+    name_of,
 )
 from llavamed.cluster.pending import causes, unschedulable
-from llavamed.cluster.pods import groups_of, obstacles, pods_that_fit, request_of
-from llavamed.cluster.rules import broken_rules
+from llavamed.cluster.pods import (
+    cluster_spec,
+    groups_of,
+    obstacles,
+    pods_that_fit,
+    request_of,
+    token_secret,
+)
 from llavamed.cluster.snapshot import OPERATOR, Snapshot, read_manifests
 from llavamed.errors import ConfigError
+from tests.support.ray_objects import K8S, manifest, service
 
-K8S = Path(__file__).parents[2] / "k8s"
 LABELS = {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB"}
 TAINT = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
 AMOUNTS = {"cpu": "96", "memory": "1Ti", "ephemeral-storage": "2Ti", "nvidia.com/gpu": "8"}
@@ -41,15 +49,6 @@ AMOUNTS = {"cpu": "96", "memory": "1Ti", "ephemeral-storage": "2Ti", "nvidia.com
 
 def named(name: str, **more: Any) -> Object:
     return {"metadata": {"name": name}} | more
-
-
-MANIFESTS = {
-    kind: yaml.safe_load((K8S / f"{kind}.yaml").read_text()) for kind in ("rayjob", "raycluster")
-}
-
-
-def manifest(kind: str) -> Object:
-    return deepcopy(MANIFESTS[kind])
 
 
 def deployment(name: str, image: str, available: int = 1, *arguments: str) -> Object:
@@ -71,6 +70,7 @@ def healthy() -> Snapshot:
             OPERATOR: [deployment("kuberay-operator", "quay.io/kuberay/operator:v1.7.0")],
             RAY_CLUSTER: [cluster],
             RAY_JOB: [],
+            RAY_SERVICE: [],
             NODE: [
                 gpus | {"status": {"allocatable": AMOUNTS}},
                 named("cpu-0", status={"allocatable": without}),
@@ -129,11 +129,12 @@ WAYS: dict[str, tuple[Callable[[Snapshot], Any], str, str, str]] = {
     ),
     "operator down": (
         lambda found: found.objects[OPERATOR][0].update(status={}),
-        "failure", "kuberay", "the operator /kuberay-operator is not available",
+        "failure", "kuberay", "the operator default/kuberay-operator is not available",
     ),
     "old operator": (
         lambda found: found.objects.update({OPERATOR: [deployment("o", "a/operator:v1.3.2")]}),
-        "failure", "kuberay", r"is KubeRay 1\.3, older than 1\.7; upgrade it: `helm upgrade",
+        "failure", "kuberay",
+        r"is KubeRay 1\.3, older than 1\.7; upgrade it: `helm upgrade .* --namespace default`",
     ),
     "replicas": (
         lambda found: a100(found).update(replicas=9),
@@ -212,6 +213,10 @@ def test_what_is_broken_is_found_with_its_cause(way: str) -> None:
     assert exit_code(examine(found)) >= (level == "failure")
 
 
+def test_the_operator_is_installed_as_the_prerequisites_say() -> None:
+    assert INSTALL_KUBERAY in (K8S / "README.md").read_text()
+
+
 def test_what_may_not_be_read_is_said_and_what_is_offline_is_left_out() -> None:
     found = healthy()
     del found.objects[NODE]
@@ -227,42 +232,66 @@ def test_what_may_not_be_read_is_said_and_what_is_offline_is_left_out() -> None:
 def test_a_file_without_ray_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text("kind: ConfigMap\n")
-    with pytest.raises(ConfigError, match="holds no RayCluster and no RayJob; give what `helm tem"):
+    with pytest.raises(
+        ConfigError, match="holds no RayCluster, RayJob or RayService; give what `he"
+    ):
         read_manifests([file])
     file.write_text("{")
     with pytest.raises(ConfigError, match=r"a\.yaml: cannot be read"):
         read_manifests([file])
 
 
-def broken_job(**changes: Any) -> list[str]:
-    job = manifest("rayjob")
-    job["spec"].update(changes)
-    return broken_rules(job)
+def applications(state: str) -> Object:
+    status = {"llavamed": {"status": state, "message": "no GPU\nis free"}}
+    return {
+        "conditions": [{"type": "Ready", "status": "True"}],
+        "pendingServiceStatus": {"applicationStatuses": status},
+    }
+
+
+def test_a_service_of_a_model_is_examined() -> None:
+    found = healthy()
+    found.objects[RAY_SERVICE].append(service())
+    (finding,) = [each for each in problems(found) if each.check == "services"]
+    assert finding.level == "warning"
+    assert "RayService llavamed-serve: does not take requests yet; wait for it" in finding.text
+    found.objects[RAY_SERVICE][0]["status"] = applications("RUNNING")
+    assert [each for each in problems(found) if each.check == "services"] == []
+    found.objects[RAY_SERVICE][0]["status"] = applications("DEPLOY_FAILED")
+    (finding,) = [each for each in problems(found) if each.check == "services"]
+    assert finding.level == "failure"
+    assert "application llavamed is DEPLOY_FAILED: no GPU is free; see the log" in finding.text
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"suspend": True}, "suspend=true: needs shutdownAfterJobFinishes"),
-        ({"ttlSecondsAfterFinished": 5}, "ttlSecondsAfterFinished: needs shutdownAfterJobFin"),
-        ({"shutdownAfterJobFinishes": True}, "deletionStrategy: excludes shutdownAfterJobFinis"),
-        ({"submissionMode": "InteractiveMode"}, "InteractiveMode: excludes backoffLimit"),
-        ({"clusterSelector": {"a": "b"}}, "must have one of rayClusterSpec and clusterSelector"),
-        ({"deletionStrategy": {"deletionRules": [{"policy": "DeleteSelf"}] * 2}}, "a rule twice"),
-    ],
+    "serves", [False, True], ids=["a cluster for runs", "a service, whose replicas work alone"]
 )
-def test_a_job_that_the_operator_refuses(changes: dict[str, Any], message: str) -> None:
-    assert any(message in rule for rule in broken_job(**changes)), broken_job(**changes)
+def test_replicas_of_a_service_need_no_gang_and_no_rdma(serves: bool) -> None:
+    found = healthy()
+    a100(found).update(replicas=2, maxReplicas=2)
+    cluster = found.objects[RAY_CLUSTER].pop()
+    spec = {k: v for k, v in cluster["spec"].items() if k != "upgradeStrategy"}
+    kind = RAY_SERVICE if serves else RAY_CLUSTER
+    found.objects[kind] = [service(rayClusterConfig=spec) if serves else cluster]
+    checks = {each.check for each in problems(found)}
+    assert ("queue" in checks, "network" in checks) == (not serves, not serves)
+    assert "nodes" in checks
 
 
-def test_our_own_manifests_break_no_rule() -> None:
-    assert broken_rules(manifest("rayjob")) == broken_rules(manifest("raycluster")) == []
-    long = manifest("raycluster")
-    long["metadata"]["name"] = "a" * 54
-    assert broken_rules(long) == [
-        f"metadata.name={'a' * 54}: has 54 characters; use lower case letters, digits and '-', "
-        "beginning with a letter, 53 at most"
-    ]
+@pytest.mark.parametrize("kind", [RAY_CLUSTER, RAY_SERVICE], ids=lambda kind: kind.name)
+def test_the_token_of_a_cluster_is_where_it_says(kind: Kind) -> None:
+    found = healthy()
+    thing = manifest("raycluster") if kind is RAY_CLUSTER else service()
+    spec = cluster_spec(thing)
+    assert spec is not None
+    spec["authOptions"] = {"mode": "token", "secretName": "ray-token"}
+    found.objects[kind] = [thing]
+    texts = [each.text for each in problems(found) if each.check == "references"]
+    assert len(texts) == 1
+    assert f"Secret ray-token does not exist, and pods of {name_of(thing)} (its token)" in texts[0]
+    assert token_secret(named("demo-abc", spec=spec)) == "ray-token"
+    assert token_secret(named("demo-abc", spec={"authOptions": {"mode": "token"}})) == "demo-abc"
+    assert token_secret(named("demo-abc", spec={})) is None
 
 
 @given(gpus=st.integers(0, 16), wanted=st.integers(1, 8), number=st.integers(0, 4))
@@ -270,7 +299,7 @@ def test_a_pod_fits_where_nothing_is_in_its_way(gpus: int, wanted: int, number: 
     allocatable = AMOUNTS | {"nvidia.com/gpu": str(gpus)}
     node = {"metadata": {"name": "gpu-0", "labels": LABELS}, "spec": {"taints": [TAINT]}}
     node["status"] = {"allocatable": allocatable}
-    spec = dict(groups_of(MANIFESTS["raycluster"])[2].spec)
+    spec = dict(groups_of(manifest("raycluster"))[2].spec)
     resources = {"nvidia.com/gpu": str(wanted)}
     spec["containers"] = [{"resources": {"requests": resources}}]
     assert request_of(spec) == {"nvidia.com/gpu": Fraction(wanted)}

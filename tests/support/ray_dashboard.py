@@ -62,7 +62,12 @@ def ray_dashboard(api: Api, namespace: str, cluster: str) -> Iterator[Dashboard]
         meta | {"kind": "Endpoints", "subsets": [subset]},
     )  # fmt: skip
     assert answer.status_code == 201, answer.text
-    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": cluster}}
+    spec = {"rayVersion": "2.60.0", "authOptions": {"mode": "token", "secretName": "ray-token"}}
+    head = {"containers": [{"name": "ray-head", "image": "ray"}]}
+    spec |= {"headGroupSpec": {"template": {"spec": head}}}
+    made = {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": {"name": cluster}}
+    api.create(made | {"spec": spec}, namespace)
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "ray-token"}}
     api.create(secret | {"stringData": {"auth_token": TOKEN}}, namespace)
     try:
         yield dashboard

@@ -13,7 +13,7 @@ from llavamed.cluster.checks.problem import (
     title,
     warning,
 )
-from llavamed.cluster.explain import INSTALL_KUBERAY
+from llavamed.cluster.explain import INSTALL_KUBERAY, upgrade_kuberay
 from llavamed.cluster.kinds import (
     CLAIM,
     CONFIG_MAP,
@@ -34,6 +34,7 @@ from llavamed.cluster.pending import causes
 from llavamed.cluster.pods import (
     Amounts,
     PodGroup,
+    cluster_spec,
     groups_of,
     nearest_node,
     pods_that_fit,
@@ -56,7 +57,8 @@ def operator(snapshot: Snapshot) -> Iterator[Problem]:
             f"`{INSTALL_KUBERAY}`"
         )
     for deployment in found:
-        where = f"{deployment['metadata'].get('namespace', '')}/{name_of(deployment)}"
+        namespace = deployment["metadata"].get("namespace", "default")
+        where = f"{namespace}/{name_of(deployment)}"
         if not (deployment.get("status") or {}).get("availableReplicas"):
             yield failure(
                 f"the operator {where} is not available; see `kubectl describe deployment`"
@@ -67,7 +69,7 @@ def operator(snapshot: Snapshot) -> Iterator[Problem]:
             wanted = ".".join(map(str, KUBERAY_VERSION))
             yield failure(
                 f"the operator {where} is KubeRay {'.'.join(map(str, version))}, older than "
-                f"{wanted}; upgrade it: `{INSTALL_KUBERAY.replace('install', 'upgrade', 1)}`"
+                f"{wanted}; upgrade it: `{upgrade_kuberay(namespace)}`"
             )
         words = " ".join([*(container.get("command") or []), *(container.get("args") or [])])
         uses_rules = any("deletionStrategy" in job.get("spec", {}) for job in snapshot.all(RAY_JOB))
@@ -89,6 +91,10 @@ def references(snapshot: Snapshot) -> Iterator[Problem]:
         for kind, name in _named(group.spec):
             if name not in there[kind]:
                 missing.setdefault((kind, name), []).append(f"{name_of(thing)}/{group.name}")
+    for thing in snapshot.ray:
+        secret = ((cluster_spec(thing) or {}).get("authOptions") or {}).get("secretName")
+        if secret and secret not in there[SECRET]:
+            missing.setdefault((SECRET, secret), []).append(f"{name_of(thing)} (its token)")
     for (kind, name), places in missing.items():
         yield failure(
             f"{kind.name} {name} does not exist, and pods of {', '.join(places)} need it; make it, "

@@ -14,6 +14,7 @@ from llavamed.cluster.checks.problem import (
 )
 from llavamed.cluster.kinds import (
     LOCAL_QUEUE,
+    RAY_SERVICE,
     labels_of,
     name_of,
 )
@@ -78,8 +79,13 @@ def versions(snapshot: Snapshot) -> Iterator[Problem]:
 
 
 def queue(snapshot: Snapshot) -> Iterator[Problem]:
-    """Examine the queue of each job, and whether a part of its workers may start alone."""
+    """Examine the queue of each job, and whether a part of its workers may start alone.
+
+    The replicas of a RayService work alone.
+    """
     for thing in snapshot.ray:
+        if thing["kind"] == RAY_SERVICE.name:
+            continue
         name = labels_of(thing).get(QUEUE)
         if name is not None:
             there = [name_of(each) for each in snapshot.all(LOCAL_QUEUE)]
@@ -137,6 +143,8 @@ def network(snapshot: Snapshot) -> Iterator[Problem]:
     """Examine by what GPUs of different machines talk: without RDMA NCCL takes sockets."""
     for thing, group in each_group(snapshot):
         request = request_of(group.spec)
+        if thing["kind"] == RAY_SERVICE.name:
+            continue  # its replicas do not talk to each other
         if not request.get(GPU) or max(group.replicas, group.max_replicas) < 2:
             continue
         containers = group.spec.get("containers") or [{}]

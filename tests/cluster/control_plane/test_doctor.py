@@ -190,7 +190,7 @@ def test_a_healthy_cluster_is_found_to_be_one(place: Namespace) -> None:
     until_mlflow_is_up(place)
     found = examined(place)
     assert [finding for finding in found if finding.level != "ok"] == []
-    assert len(found) == 12, "every check was made"
+    assert len(found) == 13, "every check was made"
 
 
 @pytest.mark.parametrize("way", BROKEN)
@@ -214,6 +214,7 @@ def test_an_operator_that_is_old_or_down_is_found(place: Namespace) -> None:
         assert len(texts) == 2
         assert "kuberay-system/kuberay-operator is not available" in texts[0]
         assert "is KubeRay 1.4, older than 1.7; upgrade it: `helm upgrade" in texts[1]
+        assert "--namespace kuberay-system`" in texts[1]
     finally:
         patch(place, OPERATOR, {"spec": operator()["spec"]})
         place.api.eventually(OPERATOR, available)

@@ -6,6 +6,7 @@ KubeRay's operator is not here: a test writes the status of a job as the operato
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +24,9 @@ from llavamed.storage.manifest import write
 from llavamed.storage.run_progress import RunProgress, Spending, StageProgress
 from tests.cluster.control_plane.conftest import Namespace, make_namespace
 from tests.conftest import CONFIGS
+from tests.support.chart_release import SERVED
 from tests.support.control_plane import NOBODY, Api, Helm, program, write_kubeconfig
+from tests.support.manifests import checkpoint_manifest
 from tests.support.ray_dashboard import ray_dashboard
 
 # A tool that prints nothing would be waited for.
@@ -111,7 +114,7 @@ def progress(step: int, **facts: Any) -> RunProgress:
 def test_a_run_is_submitted_watched_and_deleted(
     place: Namespace, tool: Tool, submit: Tool, s3_uri: str
 ) -> None:
-    assert tool("list")[1] == f"no jobs in namespace {place.name}\n"
+    assert tool("list")[1] == f"no jobs and no services in namespace {place.name}\n"
     code, out, err = submit()
     assert code == 0, err
     assert "demo: is submitted; `llavamed cluster status demo --watch`" in out
@@ -150,6 +153,28 @@ def test_a_run_is_submitted_watched_and_deleted(
     place.api.eventually(
         f"/apis/ray.io/v1/namespaces/{place.name}/rayjobs/demo", lambda found: found is None
     )
+
+
+def test_a_service_of_a_model_is_listed_and_examined(place: Namespace, tool: Tool) -> None:
+    place.upgrade(*(f"--set={name}={value}" for name, value in SERVED.items()))
+    assert "service llavamed-serve: does not take requests yet; `llavamed" in tool("list")[1]
+    report = tool("doctor")[1]
+    assert "warning  services       RayService llavamed-serve: does not take requests" in report
+    assert "ok       rules" in report
+    ready = {"type": "Ready", "status": "True", "reason": "NonZeroServeEndpoints", "message": ""}
+    condition = ready | {"lastTransitionTime": "2026-11-25T12:00:00Z"}
+    application = {"status": "UNHEALTHY", "message": "a replica has died"}
+    status = {
+        "conditions": [condition],
+        "activeServiceStatus": {"applicationStatuses": {"llavamed": application}},
+    }
+    path = f"/apis/ray.io/v1/namespaces/{place.name}/rayservices/llavamed-serve/status"
+    answer = place.api.ask("PATCH", path, {"status": status})
+    assert answer.status_code == 200, answer.text
+    assert "service llavamed-serve: takes requests" in tool("list")[1]
+    code, report, _ = tool("doctor")
+    assert code == 1
+    assert "application llavamed is UNHEALTHY: a replica has died; see the log" in report
 
 
 def test_what_is_refused_says_what_to_do(
@@ -299,7 +324,10 @@ def test_logs_outlive_the_api_server_and_the_head(place: Namespace, submit: Tool
     assert "Traceback" not in err
 
 
-def test_a_running_job_is_told_to_stop(place: Namespace, submit: Tool, tool: Tool) -> None:
+def test_a_running_job_is_told_to_stop(
+    place: Namespace, submit: Tool, tool: Tool, s3_uri: str
+) -> None:
+    folder = locate(f"{s3_uri}/runs/demo")
     assert submit()[0] == 0
     code, _, err = tool("stop", "demo")
     assert code == 1
@@ -309,4 +337,29 @@ def test_a_running_job_is_told_to_stop(place: Namespace, submit: Tool, tool: Too
         code, out, err = tool("stop", "demo")
         assert code == 0, err
         assert dashboard.stopped == ["/api/jobs/demo-x/stop"]
-    assert "demo: is told to stop" in out
+        assert "demo: is told to stop" in out
+        assert "how many is not known: " in out
+        code, _, err = tool("stop", "demo", "--after-checkpoint")
+        assert code == 1
+        assert "its checkpoints cannot be read from here: " in err
+        assert len(dashboard.stopped) == 1
+        write(folder, progress(12, updated_at="2026-11-01T11:59:58+00:00"))
+        assert (
+            "is not known: its progress is of an earlier job, until 2026" in tool("stop", "demo")[1]
+        )
+        write(folder, progress(12))
+        places = [folder / "stages" / "align" / "checkpoints" / name for name in ("10", "20")]
+        write(places[0], checkpoint_manifest(step=10))
+        out = tool("stop", "demo")[1]
+        assert (
+            "demo: align has taken 12 steps and its last checkpoint holds 10; the next job takes 2"
+        ) in out
+        saving = threading.Timer(1.0, write, (places[1], checkpoint_manifest(step=20)))
+        saving.start()
+        out = tool("stop", "demo", "--after-checkpoint", "--seconds", "0.1")[1]
+        saving.join()
+        assert len(dashboard.stopped) == 4
+        assert "its last checkpoint holds 20; the next job takes 0 again" in out
+        write(folder, progress(12, task="evaluate"))
+        out = tool("stop", "demo", "--after-checkpoint")[1]
+        assert "demo: no stage is in training, so no step is lost" in out

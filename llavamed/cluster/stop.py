@@ -1,0 +1,118 @@
+"""Stop a job, at once or when its next checkpoint is complete, and say what that costs."""
+
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from llavamed.cluster.kinds import RAY_JOB
+from llavamed.cluster.logs import ask_dashboard
+from llavamed.cluster.status import ENDED, JobState, read_job, read_progress
+from llavamed.errors import ClusterError, LlavaMedError, UnreachableError
+from llavamed.storage.location import locate
+from llavamed.train.checkpoint.listing import newest_checkpoint
+
+if TYPE_CHECKING:
+    from llavamed.cluster.client import Cluster
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a run is, and how much of it is safe."""
+
+    stage: str | None
+    """The stage that trains; None where none does, and then no step can be lost."""
+    step: int = 0
+    """Optimizer steps that it has taken."""
+    saved: int = 0
+    """Optimizer steps that its newest complete checkpoint holds."""
+
+
+def describe_loss(found: Standing | str) -> str:
+    """Return a sentence on what a stop costs.
+
+    Args:
+        found: How much of the run is safe, or why that is not known.
+    """
+    if isinstance(found, str):
+        return f"the next job takes again what no checkpoint holds; how much is not known: {found}"
+    if found.stage is None:
+        return "no stage is in training, so no step is lost"
+    return (
+        f"{found.stage} has taken {found.step:,} steps and its last checkpoint holds "
+        f"{found.saved:,}; the next job takes {max(0, found.step - found.saved):,} again"
+    )
+
+
+def read_standing(job: JobState) -> Standing | str:
+    """Return how much of a job's run is safe, or why that cannot be read from here."""
+    progress = read_progress(job)
+    found = progress.found
+    if found is None or job.directory is None:
+        return progress.why_not
+    if datetime.fromisoformat(found.updated_at) < job.created:
+        return f"its progress is of an earlier job, until {found.updated_at}"
+    if found.task != "train" or found.stage is None:
+        return Standing(None)
+    folder = locate(job.directory) / "stages" / found.stage / "checkpoints"
+    try:
+        checkpoint = newest_checkpoint(folder.without_retries())
+    except LlavaMedError as error:
+        return str(error)
+    return Standing(found.stage, found.step, checkpoint.step if checkpoint else 0)
+
+
+def wait_for_checkpoint(cluster: "Cluster", name: str, *, seconds: float) -> None:
+    """Wait until a checkpoint is complete that was not there before, or nothing is to be saved.
+
+    Args:
+        cluster: Where the job is.
+        name: Of the job.
+        seconds: Between two looks.
+
+    Raises:
+        ClusterError: The job is not running, or its checkpoints cannot be read from here.
+    """
+    before: Standing | None = None
+    while True:
+        try:
+            job = read_running(cluster, name)
+        except UnreachableError:
+            time.sleep(seconds)
+            continue
+        now = read_standing(job)
+        if isinstance(now, str) and before is None:
+            raise ClusterError(
+                f"RayJob={name}: its checkpoints cannot be read from here: {now}; stop it without "
+                "--after-checkpoint"
+            )
+        if isinstance(now, Standing):
+            if before is None:
+                before = now
+            if now.stage is None or now.stage != before.stage or now.saved > before.saved:
+                return
+        time.sleep(seconds)
+
+
+def read_running(cluster: "Cluster", name: str) -> JobState:
+    """Return the state of a job. Raises: ClusterError: There is none, or it is not running."""
+    job = read_job(cluster.get(RAY_JOB, name))
+    if job.state != "running":
+        hint = "" if job.state in ENDED else f"; `llavamed cluster delete {name}` takes it away"
+        raise ClusterError(f"RayJob={name}: is {job.state}, so there is nothing to stop{hint}")
+    return job
+
+
+def stop(cluster: "Cluster", name: str) -> Standing | str:
+    """Ask a job to stop: its run is interrupted, and goes on from its last checkpoint.
+
+    Returns:
+        How much of its run was safe at this moment, or why that is not known.
+
+    Raises:
+        ClusterError: There is no such job, it is not running, or its head does not answer.
+    """
+    job = read_running(cluster, name)
+    standing = read_standing(job)
+    ask_dashboard(cluster, job, "POST", f"/api/jobs/{job.job_id}/stop")
+    return standing
