@@ -129,7 +129,8 @@ class Tracking(Section):
     experiment: Annotated[str, Field(min_length=1)] = "llavamed"
     """Experiment that contains the run."""
     log_every_steps: Count = 10
-    """Number of steps between two reports. Each report has the metrics of every step."""
+    """Number of steps between two reports. Each report has the metrics of every step. The loss is
+    read from the GPU only then, and before a checkpoint."""
 
     @model_validator(mode="after")
     def _holds_no_password(self) -> Self:

@@ -118,6 +118,24 @@ def load_model(source: str | Path, precision: Precision, attn_implementation: st
     )
 
 
+def trust_image_tokens(model: Any) -> None:
+    """Let a LLaVA put features where the tokens of images are, without counting those tokens.
+
+    To compare their number with that of the features, and to word a message about it each time,
+    transformers waits for the GPU. The loader of training compares them on the host.
+
+    Args:
+        model: A LLaVA; it then needs `input_ids` in every forward pass that has images.
+    """
+    token = model.config.image_token_id
+
+    def find_places(input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
+        return (input_ids == token).unsqueeze(-1)
+
+    if isinstance(model, LlavaForConditionalGeneration):
+        model.model.get_placeholder_mask = find_places
+
+
 def shape_on_meta(model: Model) -> Llava:
     """Return the declared model on `meta`, without memory, to count its parameters.
 

@@ -19,9 +19,7 @@ def supervised_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
     The caller divides the sum by the supervised tokens of the whole global step, so that every
     token has the same weight however samples are packed and distributed.
     """
-    columns = (batch.targets != IGNORE_INDEX).any(dim=0).nonzero().squeeze(1)
-    if not len(columns):  # run even an empty pack: all workers must make the same calls
-        columns = torch.zeros(1, dtype=torch.int64, device=batch.targets.device)
+    columns = batch.supervised
     return functional.cross_entropy(
         column_logits(model, batch, columns).float().flatten(0, 1),
         batch.targets[:, columns].flatten(),

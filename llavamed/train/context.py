@@ -49,15 +49,18 @@ class PreemptionWatch:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._asked = time.monotonic()
+        # On GPUs a group of its own, between hosts: a flag on the GPU would wait for its work.
+        on_gpu = context.device.type == "cuda"
+        self._group = dist.new_group(backend="gloo") if on_gpu else None
 
     def asks(self) -> bool:
         """Return whether a check is due by the clock of rank 0; every rank must call it."""
         is_time = time.monotonic() - self._asked >= PREEMPTION_CHECK_SECONDS
-        flag = torch.tensor(float(is_time), device=self._context.device)
-        dist.broadcast(flag, src=0)
-        if flag.item():
+        flag = torch.tensor(float(is_time))
+        dist.broadcast(flag, src=0, group=self._group)
+        if is_due := bool(flag.item()):
             self._asked = time.monotonic()
-        return bool(flag.item())
+        return is_due
 
 
 def ray_context(report: Callable[[list[StepRecord]], None]) -> Context:

@@ -2,9 +2,7 @@
 
 No other module trains with it; `train.context` resets the process groups that it keeps.
 
-Its configuration is derived from ours and the number of workers. `engine.deepspeed` is merged last
-and may not change derived fields. We create the optimizer ourselves, so that nothing is compiled at
-run time.
+We create the optimizer ourselves, so that nothing is compiled at run time.
 """
 
 import argparse
@@ -38,6 +36,7 @@ from llavamed.config.stage import Stage
 from llavamed.errors import CheckpointError, ConfigError
 from llavamed.model.freeze import part_of
 from llavamed.storage.manifest import Layout
+from llavamed.train.deepspeed_config import deepspeed_config
 from llavamed.train.job import check_conversion
 from llavamed.train.optimizer import make_optimizer
 
@@ -64,6 +63,7 @@ class TrainingEngine:
         self._offloads = config.offload_optimizer != "none"
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self._part_of = {id(parameter): part_of(name) for name, parameter in trained}
+        self._max_grad_norm = stage.max_grad_norm
         self._settings = stage.optimizer
         optimizer = make_optimizer(model, stage.optimizer)
         self._peak_lrs = [group["peak_lr"] for group in optimizer.param_groups]
@@ -76,8 +76,16 @@ class TrainingEngine:
         if config.zero_stage == 0:
             # DeepSpeed initializes bf16's moments by an empty step, which would count as the first.
             optimizer.state.clear()
-        self._grad_norm = 0.0
-        self._part_norms: dict[str, float] = {}
+        # DeepSpeed reads a norm on the host to clip by it. Where it leaves the gradient to AdamW as
+        # it is, we let AdamW's kernel clip, and leave out a step, by tensors that nobody reads.
+        is_plain = self._engine.optimizer is self._engine.basic_optimizer
+        is_zero_2 = hasattr(self._engine.optimizer, "compute_grad_norm")
+        self.can_refuse = (
+            stage.optimizer.name == "adamw" and not self._offloads and (is_plain or is_zero_2)
+        )
+        self._divide_clipping()
+        self._refused = torch.zeros((), dtype=torch.bool, device=self._engine.device)
+        self._norms = torch.zeros(1, device=self._engine.device)
         self._writer = self._engine.checkpoint_engine = _MemoryWriter()
         # DeepSpeed would copy a script of its own into every checkpoint.
         self._engine._copy_recovery_script = lambda _: None
@@ -110,51 +118,74 @@ class TrainingEngine:
         scale = self._world_size * self.accumulation / max(1, num_supervised)
         self._engine.backward(loss_sum * scale)
 
-    def step(self, rate_factor: float | None = None) -> None:
-        """End a forward pass; the last one of a global step updates the weights.
-
-        Args:
-            rate_factor: Factor on the peak learning rate of each part, only at the end of a global
-                step.
-        """
-        if rate_factor is not None:
-            groups = self._engine.optimizer.param_groups
-            for group, peak_lr in zip(groups, self._peak_lrs, strict=True):
-                group["lr"] = peak_lr * rate_factor
-            if self._engine.optimizer is self._engine.basic_optimizer:  # it does not keep a norm
-                gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-                self._grad_norm = float(torch.nn.utils.get_total_norm(gradients))
-            if not self._offloads:
-                self._part_norms = self._measure_parts()
+    def step(self) -> None:
+        """End a forward pass that is not the last one of its global step."""
         self._engine.step()
 
-    def grad_norm(self) -> float:
-        """Return the L2 norm of the last gradient before clipping; infinite if it was skipped."""
-        if not self._engine.was_step_applied():
-            return math.inf
-        return float(self._engine.get_global_grad_norm() or self._grad_norm)
+    def update(self, rate_factor: float, loss_sum: torch.Tensor) -> None:
+        """End the last forward pass of a global step, and update the weights.
 
-    def part_norms(self) -> dict[str, float]:
-        """Return the L2 norm of the last gradient of each part of the model, before clipping.
+        A step whose loss or gradient is not finite changes no weight. Where `can_refuse`, neither
+        does any step after it, and the host is not asked.
+
+        Args:
+            rate_factor: Factor on the peak learning rate of each part.
+            loss_sum: Scalar, summed over the global step's supervised tokens of all ranks.
+        """
+        groups = self._engine.optimizer.param_groups
+        for group, peak_lr in zip(groups, self._peak_lrs, strict=True):
+            group["lr"] = peak_lr * rate_factor
+        device = self._engine.device
+        squares = torch.zeros(0, device=device) if self._offloads else self._squares_of_parts()
+        norm = squares.sum().sqrt()
+        if self.can_refuse:
+            self._refused |= ~(torch.isfinite(norm) & torch.isfinite(loss_sum))
+            adamw = self._engine.basic_optimizer
+            adamw.found_inf = self._refused.float()
+            adamw.grad_scale = ((norm + 1e-6) / self._max_grad_norm).clamp(min=1.0)
+        self._engine.step()
+        if not self.can_refuse:
+            is_applied = self._engine.was_step_applied()
+            measured = self._engine.get_global_grad_norm() if is_applied else math.inf
+            norm = norm if measured is None else torch.tensor(float(measured), device=device)
+        self._norms = torch.cat([norm[None], squares.sqrt()])
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of which `norms` tells: none with `offload_optimizer`, off the GPU."""
+        return () if self._offloads else tuple(sorted(set(self._part_of.values())))
+
+    def norms(self) -> torch.Tensor:
+        """Return the L2 norm of the last gradient, then that of each of `parts`, before clipping.
 
         Each rank sums the squares of the gradient that it keeps, and one small all-reduce adds them
-        up, so nothing is gathered. The result is empty with `offload_optimizer`, where the gradient
-        has left the GPU.
-        """
-        return self._part_norms
+        up, so nothing is gathered. The first is infinite if DeepSpeed has left out the step.
 
-    def _measure_parts(self) -> dict[str, float]:
-        parts = sorted(set(self._part_of.values()))
-        squares: dict[str, list[torch.Tensor]] = {part: [] for part in parts}
+        Returns:
+            float32 tensor of shape [1 + parts], on the engine's device.
+        """
+        return self._norms
+
+    def _squares_of_parts(self) -> torch.Tensor:
+        squares: dict[str, list[torch.Tensor]] = {part: [] for part in self.parts}
         for parameter, gradient in self._kept_gradients():
             norm = torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32)
             squares[self._part_of[id(parameter)]].append(norm**2)
         zero = torch.zeros((), device=self._engine.device)
-        sums = torch.stack([sum(squares[part], start=zero) for part in parts])
+        sums = torch.stack([sum(squares[part], start=zero) for part in self.parts])
         if self._zero_stage > 0:  # else every rank keeps the whole gradient
             torch.distributed.all_reduce(sums)
-        norms: list[float] = sums.sqrt().tolist()
-        return dict(zip(parts, norms, strict=True))
+        return sums
+
+    def _divide_clipping(self) -> None:
+        """Tell DeepSpeed whether it clips; it takes that from a checkpoint as well."""
+        bound = 0.0 if self.can_refuse else self._max_grad_norm
+        self._engine._config.gradient_clipping = bound
+        optimizer = self._engine.optimizer
+        if hasattr(optimizer, "clip_grad"):
+            optimizer.clip_grad = bound
+        if self.can_refuse and hasattr(optimizer, "compute_grad_norm"):
+            optimizer.compute_grad_norm = optimizer.check_grad_overflow = False
 
     def _kept_gradients(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield each parameter with this rank's part of its reduced gradient, before a step ends.
@@ -182,8 +213,7 @@ class TrainingEngine:
 
         Returns:
             The states to write with `torch.save`, by path, for `load`. The next call reuses their
-                memory,
-            so they must be written before.
+                memory, so they must be written before.
         """
         self._engine.save_checkpoint(
             ".", tag=_TAG, save_latest=False, exclude_frozen_parameters=True
@@ -205,17 +235,22 @@ class TrainingEngine:
         groups = self._engine.optimizer.param_groups
         settings = [{key: group[key] for key in group if key != "params"} for group in groups]
         self._engine._config.load_universal_checkpoint = is_universal
+        if hasattr(self._engine.optimizer, "compute_grad_norm"):
+            self._engine.optimizer.compute_grad_norm = True  # else it refuses what others clipped
         path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
         self._engine._config.load_universal_checkpoint = False
         if path is None:
             raise CheckpointError(f"{folder}: holds no state of this run; delete the checkpoint")
-        if is_universal:
-            # ZeRO-3 gives every group the settings of the first one, so biases and norms would
-            # decay, and one tensor that counts the steps of all groups, to which each would add.
-            for group, own in zip(groups, settings, strict=True):
-                group.update(own)
-            for state in self._engine.basic_optimizer.state.values():
-                state["step"] = state["step"].clone()
+        self._divide_clipping()
+        # Keep ours: ZeRO-3 gives every group the settings of the first one, so biases and norms
+        # would decay, and a state of another version may name another kernel.
+        for group, own in zip(groups, settings, strict=True):
+            group.update(own)
+        for parameter, state in self._engine.basic_optimizer.state.items():
+            if torch.is_tensor(count := state.get("step")):
+                # AdamW's kernel wants the count where the weights lie, and a tensor for each, where
+                # ZeRO-3 loads one for all groups, to which each would add.
+                state["step"] = count.to(parameter.device, copy=True)
 
     def envelope(self, step: int) -> dict[str, Any]:
         """Return the states that DeepSpeed reads before the tensors; every rank must call it.
@@ -344,27 +379,3 @@ def to_universal(folder: Path, target: Path, envelope: dict[str, Any]) -> None:
         file.unlink()
     for path, state in envelope.items():
         torch.save(state, target / path)
-
-
-def deepspeed_config(config: Engine, stage: Stage, world_size: int) -> dict[str, Any]:
-    """Return the whole DeepSpeed configuration of a stage."""
-    accumulation = math.ceil(stage.num_lanes / world_size)  # some ranks may get empty packs
-    zero: dict[str, Any] = {"stage": config.zero_stage}
-    if config.offload_optimizer != "none":
-        zero["offload_optimizer"] = {"device": config.offload_optimizer}
-    if config.zero_stage == 3:
-        zero["stage3_gather_16bit_weights_on_model_save"] = True
-    derived: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": stage.micro_batch_size,
-        "gradient_accumulation_steps": accumulation,
-        "train_batch_size": stage.micro_batch_size * accumulation * world_size,
-        "gradient_clipping": stage.max_grad_norm,
-        "bf16": {"enabled": config.precision == "bf16"},
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,  # DeepSpeed would compile its own at run time
-        "steps_per_print": 10**9,
-    }
-    extra = config.deepspeed.model_dump(mode="json")
-    zero |= extra.pop("zero_optimization", {})
-    return derived | extra

@@ -34,37 +34,47 @@ NUM_COMPARED = 16
 _DTYPES = {"bf16": (torch.bfloat16, torch.int16), "fp32": (torch.float32, torch.int32)}
 
 
-def finite_mean(
-    loss_sum: torch.Tensor, num_supervised: int, step: int, batches: list[Batch], context: Context
-) -> float:
-    """Return the mean loss of the global step, and refuse one that is not finite.
+def check_finite(
+    context: Context,
+    step: int,
+    sample_ids: Sequence[str],
+    own_sum: float,
+    loss_sum: float,
+    grad_norm: float = 0.0,
+) -> None:
+    """Raise TrainingError if the loss or the gradient of a step is not finite.
 
-    This runs before the optimizer changes any weight. Every rank must call it.
+    Every rank must call it.
 
     Args:
-        loss_sum: Scalar, summed over this rank's supervised tokens of the step.
-        num_supervised: Supervised tokens of all ranks.
-        step: The step, counted from 0.
-        batches: This rank's batches of the step.
         context: This rank.
+        step: The step, counted from 0.
+        sample_ids: This rank's samples of the step.
+        own_sum: The loss, summed over this rank's supervised tokens of the step.
+        loss_sum: The same, summed over all ranks.
+        grad_norm: L2 norm of the gradient of all ranks, if the step has been taken.
 
     Raises:
-        TrainingError: The loss is infinite or not a number.
+        TrainingError: One is infinite or not a number.
     """
-    total = loss_sum.clone()
-    dist.all_reduce(total)
-    if not math.isfinite(total.item()):
-        mine = None if math.isfinite(loss_sum.item()) else (context.rank, ids_of(batches))
+    if not math.isfinite(loss_sum):
+        mine = None if math.isfinite(own_sum) else (context.rank, list(sample_ids))
         found: list[tuple[int, list[str]] | None] = [None] * context.world_size
         dist.all_gather_object(found, mine)
         # Every rank raises the same sentence, since Ray passes on that of any of them.
         where = " and ".join(f"samples {ids} on rank {rank}" for rank, ids in filter(None, found))
         raise TrainingError(
-            f"loss={total.item()} at step {step + 1}: is not finite, and no weight was changed by "
+            f"loss={loss_sum} at step {step + 1}: is not finite, and no weight was changed by "
             f"it; look at {where or 'the sum over all ranks'}, or lower optimizer.lr and start "
             "under another name"
         )
-    return float(total.item()) / max(1, num_supervised)
+    if not math.isfinite(grad_norm):
+        samples = f"samples {list(sample_ids)} on rank {context.rank}"
+        raise TrainingError(
+            f"grad_norm={grad_norm} at step {step + 1}: is not finite, though the loss is; "
+            f"nothing of this step is saved; look at {samples}, or lower optimizer.lr and "
+            "start under another name"
+        )
 
 
 def weight_sums(model: torch.nn.Module, precision: Precision) -> dict[str, int]:
@@ -103,9 +113,9 @@ def _sum_of_bits(weight: torch.Tensor, precision: Precision) -> int:
     return int(weight.detach().to(dtype).contiguous().view(bits).sum(dtype=torch.int64))
 
 
-def ids_of(batches: list[Batch]) -> list[str]:
+def ids_of(batches: list[Batch]) -> tuple[str, ...]:
     """Return the ids of the samples of these batches."""
-    return [sample for batch in batches for sample in batch.sample_ids]
+    return tuple(sample for batch in batches for sample in batch.sample_ids)
 
 
 def check_loss(

@@ -98,7 +98,8 @@ METRICS = (
     Metric(
         "step_seconds",
         "seconds",
-        "Duration of the optimizer step, with the wait for data. MLflow has that of rank 0.",
+        "Duration of the optimizer step, with the wait for data; on a GPU the mean of the steps "
+        "between two readings of the loss. MLflow has that of rank 0.",
         prometheus="step_seconds",
         kind="histogram",
         per_worker=True,

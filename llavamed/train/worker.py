@@ -1,7 +1,6 @@
 """Train one stage on one worker, under Ray Train or in a single process without Ray."""
 
 import gc
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +12,12 @@ import torch.distributed as dist
 
 from llavamed.data.feed.loader import StageLoader
 from llavamed.data.prepared.mixture import Mixture
-from llavamed.errors import CheckpointError, StorageError, TrainingError
+from llavamed.errors import CheckpointError, StorageError
 from llavamed.model.adapters import add_adapters, merge_adapters
 from llavamed.model.attention import attend_per_sample
 from llavamed.model.export import Trained, check_export, fetch_export, write_export
 from llavamed.model.freeze import PartCount, freeze
-from llavamed.model.llava import build_model, load_model
+from llavamed.model.llava import build_model, load_model, trust_image_tokens
 from llavamed.model.loss import sampled_logits, supervised_loss
 from llavamed.processor.build import load_processor
 from llavamed.storage.fetch import fetch_once
@@ -31,18 +30,19 @@ from llavamed.train.context import Context, PreemptionWatch
 from llavamed.train.engine import TrainingEngine
 from llavamed.train.guard import (
     check_apart,
+    check_finite,
     check_loss,
     check_moved,
     explained_memory,
-    finite_mean,
     ids_of,
     weight_sums,
 )
 from llavamed.train.history import write_history
 from llavamed.train.job import StageJob, open_mixture, order_of
-from llavamed.train.measure import Meter, cluster_peak_flops, rounded, speed
+from llavamed.train.measure import Meter, cluster_peak_flops, speed
 from llavamed.train.metrics import StepRecord
-from llavamed.train.schedule import learning_rates, rate_factor
+from llavamed.train.schedule import rate_factor
+from llavamed.train.unread import TakenStep, UnreadSteps, with_all_ranks
 
 
 def train_stage(job: StageJob, context: Context) -> bool:
@@ -52,8 +52,7 @@ def train_stage(job: StageJob, context: Context) -> bool:
 
     Returns:
         Whether the export is complete. If not, a machine is about to be taken away: a checkpoint
-            holds
-        all steps so far, and the stage must be started again elsewhere.
+            holds all steps so far, and the stage must be started again elsewhere.
 
     Raises:
         TrainingError: A loss or gradient is not finite, or a loss exceeds the stage's bound, and
@@ -68,6 +67,7 @@ def train_stage(job: StageJob, context: Context) -> bool:
     processor = load_processor(Path(fetch_once(job.processor)))
     model = _initial_model(job, processor)
     attend_per_sample(model)
+    trust_image_tokens(model)
     if job.stage.lora is not None:
         add_adapters(model, job.stage.lora, seed=job.config.seed, device=context.device)
     counts = freeze(model, job.stage.trainable)
@@ -83,6 +83,7 @@ def train_stage(job: StageJob, context: Context) -> bool:
         rank=context.rank,
         world_size=context.world_size,
         packing=job.stage.packing,
+        pins=context.device.type == "cuda",
     )
     if job.stage.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -191,15 +192,17 @@ def _train_steps(
 
     Returns:
         Whether all steps were taken. A preemption ends them early with a checkpoint, which is
-            complete
-        once the context of the saver is left.
+            complete once the context of the saver is left.
     """
     stage, order, num_reported = job.stage, loader.order, len(history)
     num_supervised = order.sums(loader.data.column("num_supervised")).tolist()
     watch = PreemptionWatch(context)
-    step_started = time.monotonic()
+    unread = UnreadSteps(job, context, engine, meter)
+    # Else the loss must be known before the optimizer changes the weights.
+    may_wait = engine.can_refuse and stage.max_loss_ratio is None
+    started_step = time.monotonic()
     for step, batches in enumerate(loader.steps(start=len(history)), start=len(history)):
-        data_wait = time.monotonic() - step_started
+        data_wait = time.monotonic() - started_step
         loss_sum = torch.zeros((), device=context.device)
         for number, batch in enumerate(batches, start=1):
             loss = supervised_loss(engine.model, batch.to(context.device))
@@ -207,44 +210,50 @@ def _train_steps(
             loss_sum += loss.detach()
             if number < len(batches):
                 engine.step()
-        mean_loss = finite_mean(loss_sum, num_supervised[step], step, batches, context)
-        check_loss(job.config, stage, history, mean_loss, order.num_steps)
+        losses = with_all_ranks(loss_sum)
+        if not may_wait:
+            own_sum, total = losses.tolist()
+            check_finite(context, step, ids_of(batches), own_sum, total)
+            mean_loss = total / max(1, num_supervised[step])
+            check_loss(job.config, stage, history, mean_loss, order.num_steps)
         factor = rate_factor(stage.schedule, step=step, num_steps=order.num_steps)
-        engine.step(factor)
-        grad_norm = engine.grad_norm()
-        if not math.isfinite(grad_norm):
-            samples = f"samples {ids_of(batches)} on rank {context.rank}"
-            raise TrainingError(
-                f"grad_norm={grad_norm} at step {step + 1}: is not finite, though the loss is; "
-                f"nothing of this step is saved; look at {samples}, or lower optimizer.lr and "
-                "start under another name"
+        engine.update(factor, losses[1])
+        unread.add(
+            TakenStep(
+                step=step,
+                num_supervised=num_supervised[step],
+                sample_ids=ids_of(batches),
+                rate_factor=factor,
+                started=started_step,
+                seconds=time.monotonic() - started_step,
+                data_wait=data_wait,
+                losses=losses,
             )
-        seconds = time.monotonic() - step_started
-        history.append(
-            {
-                "step": step + 1,
-                "loss": mean_loss,
-                **learning_rates(stage.optimizer, factor),
-                "grad_norm": grad_norm,
-                **{f"grad_norm.{k}": rounded(norm) for k, norm in engine.part_norms().items()},
-                **meter.measure(step, seconds=seconds, data_wait=data_wait),
-                "checkpoint_age_seconds": rounded(saver.age_seconds),
-            }
         )
-        context.observe(history[-1])
         is_last = step + 1 == order.num_steps
-        if is_last or len(history) - num_reported >= job.config.tracking.log_every_steps:
+        is_reported = is_last or step + 1 - num_reported >= job.config.tracking.log_every_steps
+        if is_reported or not may_wait:
+            _read(unread, context, saver, history)
+        if is_reported:
             if context.rank == 0:
                 context.report(history[num_reported:])
             num_reported = len(history)
         is_preempted = watch.asks() and context.is_preempted()
         # Save after the last step too: if the export fails, no step is lost.
         if is_last or is_preempted or (step + 1) % job.config.checkpoint.every_steps == 0:
+            _read(unread, context, saver, history)
             saver.save(history, seconds=time.monotonic() - started)
             if is_preempted and not is_last:
                 return False
-        step_started = time.monotonic()
+        started_step = time.monotonic()
     return True
+
+
+def _read(unread: UnreadSteps, context: Context, saver: Saver, history: list[StepRecord]) -> None:
+    """Append the records of the steps since the last reading; every rank must call it."""
+    for record in unread.read(saver.age_seconds):
+        history.append(record)
+        context.observe(record)
 
 
 def _initial_model(job: StageJob, processor: Any) -> Any:

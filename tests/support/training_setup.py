@@ -12,7 +12,7 @@ from transformers import LlavaProcessor
 
 from llavamed.config.load import dump_config, load_config
 from llavamed.config.run import RunConfig
-from llavamed.data.feed.loader import Batch, StageLoader
+from llavamed.data.feed.loader import Batch, StageLoader, supervised_columns
 from llavamed.data.prepare.job import (
     complete_dataset,
     ensure_processor,
@@ -172,9 +172,11 @@ def step_batches(config: RunConfig, stage: int = 0) -> list[list[Batch]]:
 def joined(batches: list[Batch]) -> Batch:
     """One pack of the samples of many."""
     rows = ("input_ids", "targets", "position_ids")
+    whole = {name: torch.cat([getattr(batch, name) for batch in batches], dim=1) for name in rows}
     return replace(
         batches[0],
-        **{name: torch.cat([getattr(batch, name) for batch in batches], dim=1) for name in rows},
+        **whole,
+        supervised=torch.from_numpy(supervised_columns(whole["targets"].numpy())),
         sample_lengths=(sum((batch.sample_lengths[0] for batch in batches), ()),),
         pixel_values=torch.cat([batch.pixel_values for batch in batches]),
         image_sizes=torch.cat([batch.image_sizes for batch in batches]),

@@ -69,6 +69,7 @@ def pack() -> Batch:
     input_ids[0, 1:5] = IMAGE_TOKEN
     return Batch(
         input_ids=input_ids,
+        supervised=torch.arange(total),
         targets=torch.randint(3, 120, (1, total), generator=generator),
         position_ids=torch.cat([torch.arange(length) for length in LENGTHS])[None],
         sample_lengths=(LENGTHS,),

@@ -20,7 +20,8 @@ from llavamed.model.llava import build_model
 from llavamed.model.loss import supervised_loss
 from llavamed.processor.turns import IGNORE_INDEX
 from llavamed.train.context import local_context
-from llavamed.train.engine import TrainingEngine, deepspeed_config
+from llavamed.train.deepspeed_config import deepspeed_config
+from llavamed.train.engine import TrainingEngine
 from tests.support.training_setup import (
     assert_same_weights,
     joined,
@@ -63,8 +64,9 @@ def train(
                 engine.backward(supervised_loss(engine.model, batch), total)
                 engine.step()
             engine.backward(supervised_loss(engine.model, batches[-1]) * loss_factor, total)
-            engine.step(1.0)
-            norms.append(engine.grad_norm())
+            loss_sum = torch.tensor(float(total))  # the loss is finite, the gradient perhaps not
+            engine.update(1.0, loss_sum)
+            norms.append(engine.norms()[0].item())
         after = copy_of(engine.weights())
         engine.close()
     return Trained(before, after, norms)
@@ -186,8 +188,7 @@ def test_a_gradient_that_is_not_finite_shows_in_its_norm(
     settings = (f"engine.zero_stage={zero_stage}", f"engine.precision={precision}")
     trained = train(tiny_config, steps, *settings, loss_factor=math.inf)
     assert not any(map(math.isfinite, trained.norms))
-    if (zero_stage, precision) != (0, "fp32"):  # there AdamW has no guard
-        assert_same_weights(trained.after, trained.before)
+    assert_same_weights(trained.after, trained.before)
 
 
 def test_a_folder_without_state_is_not_loaded(tiny_config: RunConfig, tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ def one_sample() -> Batch:
     return Batch(
         input_ids=input_ids,
         targets=targets,
+        supervised=torch.arange(LENGTH - NUM_SUPERVISED, LENGTH),
         position_ids=torch.arange(LENGTH)[None],
         sample_lengths=((LENGTH,),),
         pixel_values=torch.randn(1, 3, 32, 32),

@@ -22,12 +22,15 @@ import torch
 from llavamed.data.feed.order import EpochOrder, StageOrder
 from llavamed.data.feed.packing import Integers
 from llavamed.data.prepared.mixture import Mixture
+from llavamed.errors import DataError
 from llavamed.processor.images import Pixels, model_inputs
 from llavamed.processor.turns import IGNORE_INDEX
 
 READ_AHEAD_STEPS = 4
 READ_THREADS = 4
 _COLUMNS = ["id", "pixels", "input_ids", "labels"]
+_TENSORS = ("input_ids", "targets", "supervised", "position_ids", "pixel_values")
+"""The tensors of a batch."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,14 @@ class Batch:
     """The inputs of one forward pass.
 
     `targets[r, t]` is the token that position t of row r must predict, or `IGNORE_INDEX` where
-    nothing is trained. `position_ids` restart at 0 with each sample of a pack. They or
+    nothing is trained; `supervised` holds the t where some row is trained, or else the first.
+    `position_ids` restart at 0 with each sample of a pack. They or
     `sample_lengths`, which count the padding of a row to its last sample, keep the samples apart.
     """
 
     input_ids: torch.Tensor  # [R, T] int64
     targets: torch.Tensor  # [R, T] int64
+    supervised: torch.Tensor  # [columns] int64, ascending
     position_ids: torch.Tensor  # [R, T] int64
     sample_lengths: tuple[tuple[int, ...], ...]  # of each row, T in all
     pixel_values: torch.Tensor  # [N, 3, S, S] float32
@@ -50,10 +55,13 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Return the same batch on a device."""
-        names = ("input_ids", "targets", "position_ids", "pixel_values")
         return replace(
-            self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names}
+            self, **{name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS}
         )
+
+    def pinned(self) -> "Batch":
+        """Return the same batch in memory from which a GPU copies while the host goes on."""
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
 
 
 @dataclass(frozen=True)
@@ -91,10 +99,22 @@ class StageLoader:
         rank: int,
         world_size: int,
         packing: bool,
+        pins: bool = False,
     ) -> None:
+        """Describe the way of one rank.
+
+        Args:
+            data: The samples.
+            order: Which of them each step takes.
+            rank: This rank.
+            world_size: The number of ranks.
+            packing: Whether the samples of a pass make one row, or a row each.
+            pins: Whether batches lie in pinned memory, which needs CUDA.
+        """
         self.data = data
         self.order = order
         self.packing = packing
+        self._pins = pins
         num_lanes = len(order.epochs[0].lanes)
         # If the lanes are no multiple of the ranks, some ranks get one more that is always empty.
         self.lanes = range(rank, num_lanes + -num_lanes % world_size, world_size)
@@ -112,7 +132,8 @@ class StageLoader:
             while ahead:
                 ahead.extend(islice(coming, 1))
                 step = ahead.popleft()
-                yield [self._collate(pack, step.reads) for pack in step.packs]
+                batches = [self._collate(pack, step.reads) for pack in step.packs]
+                yield [batch.pinned() for batch in batches] if self._pins else batches
         finally:
             readers.shutdown(cancel_futures=True)
 
@@ -176,8 +197,22 @@ class StageLoader:
             size = self.data.images.size
             images = [np.zeros((size, size, 3), dtype=np.uint8)]
             samples.append(self._blank(self.data.tiling.num_tokens((size, size))))
+        self._check_image_tokens(samples, images)
         rows = [samples] if self.packing else [[sample] for sample in samples]
         return collate(rows, images, self.data, sample_ids=ids, num_tokens=num_tokens)
+
+    def _check_image_tokens(self, samples: list[_Sample], images: list[Pixels]) -> None:
+        """Raise DataError if the samples have places for more or fewer images."""
+        is_image = [sample.input_ids == self.data.image_token_id for sample in samples]
+        found = int(sum(map(np.sum, is_image)))
+        sizes = [(image.shape[0], image.shape[1]) for image in images]
+        needed = sum(map(self.data.tiling.num_tokens, sizes))
+        if found != needed:
+            names = ", ".join(sample.id for sample in samples)
+            raise DataError(
+                f"samples=[{names}]: have {found} tokens of images, and {needed} are needed; "
+                "prepare the dataset again under another name"
+            )
 
     def _blank(self, count: int) -> _Sample:
         """Return the tokens of one blank image, none of which is trained."""
@@ -255,6 +290,7 @@ def collate(
     return Batch(
         input_ids=torch.from_numpy(input_ids),
         targets=torch.from_numpy(targets),
+        supervised=torch.from_numpy(supervised_columns(targets)),
         position_ids=torch.from_numpy(position_ids),
         sample_lengths=tuple(_lengths(row, length) for row in rows),
         pixel_values=torch.from_numpy(pixel_values),
@@ -262,6 +298,16 @@ def collate(
         sample_ids=sample_ids,
         num_tokens=num_tokens,
     )
+
+
+def supervised_columns(targets: Integers) -> Integers:
+    """Return the columns of `targets` [R, T] in which a row is trained, or [0] without any.
+
+    The batch holds them so that nobody has to look for them on the device. There is always one,
+    because all workers must make the same calls even for an empty pack.
+    """
+    columns = np.flatnonzero((targets != IGNORE_INDEX).any(axis=0))
+    return columns if len(columns) else np.zeros(1, dtype=np.int64)
 
 
 def _lengths(row: Sequence[_Sample], length: int) -> tuple[int, ...]:

@@ -1,0 +1,45 @@
+"""On a GPU the host waits for nothing inside a step."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from llavamed.config.run import RunConfig
+from llavamed.data.feed.loader import StageLoader
+from llavamed.model.attention import attend_per_sample
+from llavamed.model.freeze import freeze
+from llavamed.model.llava import build_model, trust_image_tokens
+from llavamed.model.loss import supervised_loss
+from llavamed.train.context import local_context
+from llavamed.train.engine import TrainingEngine
+from llavamed.train.job import order_of
+from tests.support.training_setup import LEARNING, mixture, processor_of, small_config
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_steps_pass_where_every_wait_of_the_host_is_an_error(tiny_config: RunConfig) -> None:
+    config = small_config(
+        tiny_config, *LEARNING, "engine.precision=bf16", "stages.align.global_batch_size=1"
+    )
+    stage, data = config.stages[0], mixture(config)
+    model: Any = build_model(config.model, processor_of(config), seed=0, precision="bf16")
+    freeze(model, stage.trainable)
+    attend_per_sample(model)
+    trust_image_tokens(model)
+    order = order_of(stage, data, config.seed)
+    loader = StageLoader(data, order, rank=0, world_size=1, packing=True, pins=True)
+    with local_context(lambda _: None) as context:
+        engine = TrainingEngine(
+            model.train().to(context.device), stage=stage, config=config.engine, world_size=1
+        )
+        try:
+            for number, (batch,) in enumerate(loader.steps()):
+                loss = supervised_loss(engine.model, batch.to(context.device))
+                engine.backward(loss, 100)
+                engine.update(1.0, loss.detach())
+                if number == 1:  # the first ones allocate
+                    torch.cuda.set_sync_debug_mode("error")
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        engine.close()
