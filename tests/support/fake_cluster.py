@@ -47,9 +47,8 @@ OPEN_KINDS = [
 ]
 
 
-def fill(api: Api, custom_resources: Path) -> None:
-    """Make the nodes, the volumes and KubeRay's custom resource definitions."""
-    add_kuberay(api, custom_resources)
+def fill(api: Api) -> None:
+    """Make the nodes, the volumes and the kinds of operators, but for KubeRay's."""
     for group, version, kind in OPEN_KINDS:
         api.create(open_definition(group, version, kind))
     for name, (labels, taints) in NODES.items():

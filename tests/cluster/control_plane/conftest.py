@@ -1,6 +1,7 @@
 """A control plane for the session, with fake nodes, and the real helm."""
 
 import itertools
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from tests.support.chart_release import CHART
 from tests.support.control_plane import ADMIN, Api, Helm, control_plane, program, write_kubeconfig
-from tests.support.fake_cluster import fill
+from tests.support.fake_cluster import add_kuberay, fill
 from tests.support.kubernetes_rules import Object
 
 COUNTER = itertools.count()
@@ -23,11 +24,44 @@ def helm(request: pytest.FixtureRequest) -> Helm:
 
 
 @pytest.fixture(scope="session")
-def api(tmp_path_factory: pytest.TempPathFactory, reference_data: Path) -> Iterator[Api]:
-    """An API server with KubeRay's kinds and nodes of each cloud."""
+def bare_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """An API server that knows what Kubernetes itself knows."""
     with control_plane(tmp_path_factory.mktemp("control-plane")) as api:
-        fill(api, reference_data / "data" / "kuberay-crds")
         yield api
+
+
+Answers = dict[str, list[subprocess.CompletedProcess[str]]]
+"""What each helm answers to an install with a value, by the value."""
+NEEDS_KUBERAY = ("job.enabled=false", "job.enabled=true")
+NEEDS_GANG = ("job.queue=team", "job.labels.volcano\\.sh/queue-name=team")
+
+
+@pytest.fixture(scope="session")
+def without_operators(
+    bare_api: Api, tmp_path_factory: pytest.TempPathFactory, reference_data: Path
+) -> Answers:
+    """The answers of a cluster without KubeRay, and then of one without Kueue and Volcano."""
+    kubeconfig = write_kubeconfig(bare_api, tmp_path_factory.mktemp("bare"), ADMIN)
+    helms = [Helm(program(name), kubeconfig) for name in ("helm3", "helm4")]
+
+    def answers(values: tuple[str, ...]) -> Answers:
+        chart = str(CHART)
+        return {
+            value: [helm.run("install", "llavamed", chart, f"--set={value}") for helm in helms]
+            for value in values
+        }
+
+    before = answers(NEEDS_KUBERAY)
+    add_kuberay(bare_api, reference_data / "data" / "kuberay-crds")
+    return before | answers(NEEDS_GANG)
+
+
+@pytest.fixture(scope="session")
+def api(bare_api: Api, without_operators: Answers) -> Api:
+    """An API server with KubeRay's kinds and nodes of each cloud."""
+    del without_operators  # it has added KubeRay's kinds
+    fill(bare_api)
+    return bare_api
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from tests.support.control_plane import Api, Helm, collection
 from tests.support.fake_cluster import make_pods
 from tests.support.kubernetes_rules import load_objects
 
-pytestmark = pytest.mark.xdist_group("control plane")
+pytestmark = pytest.mark.xdist_group("another control plane")  # half of the work
 
 KEPT = {
     "PersistentVolumeClaim/llavamed-mlflow",
