@@ -43,8 +43,8 @@ def test_the_image_is_made_of_files_that_the_build_sees() -> None:
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 OPTIONAL = PROJECT["optional-dependencies"]
-ELSEWHERE = {"benchmark", "cluster", "dev", "ocr"}
-"""Extras of a development machine or a laptop, and the reading of text in pictures."""
+ELSEWHERE = {"benchmark", "cluster", "dev", "faces", "ocr"}
+"""Extras of a development machine or a laptop, and what looks for text and faces in pictures."""
 
 
 def extras() -> list[str]:
