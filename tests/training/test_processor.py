@@ -3,7 +3,8 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from llavamed.config.load import parse_config
-from llavamed.errors import ConfigError
+from llavamed.data.prepare.job import ensure_processor
+from llavamed.errors import ConfigError, DataError
 from llavamed.processor.build import (
     build_processor,
     image_settings,
@@ -14,6 +15,7 @@ from llavamed.processor.build import (
 from llavamed.processor.images import ImageSettings
 from llavamed.processor.pretrained import part_config
 from llavamed.processor.tower import CLIP_MEAN, CLIP_STD
+from tests.support.small_tokenizers import QWEN_3, chatml
 
 TEXTS = ["Where is the lesion? In the left lower lobe.", "Ä 漢 <image>"]
 
@@ -64,6 +66,36 @@ def test_the_processor_expands_an_image_to_as_many_tokens_as_we_do(processor_fol
 def test_padding_is_taken_from_the_config(tiny_config):
     processor = build_processor(model(tiny_config, image_aspect_ratio="pad"), iter(TEXTS))
     assert image_settings(processor).aspect_ratio == "pad"
+
+
+CHANGES_OF_A_PROCESSOR = {
+    "image_aspect_ratio": "pad",
+    "vision_tower__image_size": 32,
+    "template": "plain",
+    "thinking": "leave_out",
+}
+
+
+@pytest.mark.parametrize(("key", "value"), CHANGES_OF_A_PROCESSOR.items())
+def test_a_processor_is_not_used_for_settings_that_would_have_made_another(
+    tiny_config, tmp_path, key, value
+):
+    tokenizer = chatml()
+    tokenizer.chat_template = QWEN_3
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    before = {"tokenizer": str(tmp_path / "tokenizer"), "template": "tokenizer"}
+
+    def config(**changes):
+        update = {"storage": str(tmp_path), "model": model(tiny_config, **before, **changes)}
+        return tiny_config.model_copy(update=update)
+
+    before |= {"language_model__config__vocab_size": len(tokenizer) + 1}
+    place = ensure_processor(config())
+    assert ensure_processor(config()) == place
+    before.pop(key, None)
+    dotted = key.replace("__", ".")
+    with pytest.raises(DataError, match=rf"prepared with other settings: model\.{dotted}="):
+        ensure_processor(config(**{key: value}))
 
 
 def test_a_tokenizer_in_a_folder_is_used_and_gets_the_image_token(

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from llavamed.config.model import Pretrained, TemplateName
+from llavamed.config.model import Pretrained, TemplateName, Thinking, VisionTower
 from llavamed.config.section import added_later
 from llavamed.config.sources import Read
 from llavamed.errors import DataError, LlavaMedError
@@ -123,7 +123,7 @@ class ProcessorModel(Facts):
 
     weights: str | None = None
     """Path, URI or hub name of a whole LLaVA."""
-    vision_tower: Pretrained | None = None
+    vision_tower: VisionTower | None = None
     """The image encoder."""
     language_model: Pretrained | None = None
     """The language model."""
@@ -131,6 +131,8 @@ class ProcessorModel(Facts):
     """Path, URI or hub name of the tokenizer."""
     template: TemplateName
     """Name of the chat template."""
+    thinking: Thinking = added_later("train")
+    """What becomes of the thinking part of an answer."""
     image_aspect_ratio: Literal["square", "pad"]
     """How an image becomes square."""
     image_grid_pinpoints: tuple[tuple[int, int], ...] | None = added_later(None)
