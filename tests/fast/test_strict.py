@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from llavamed.evaluate.scorers.item import Item
 from llavamed.evaluate.scorers.strict import score
+from llavamed.evaluate.scorers.unpack import unpack
 
 
 def said(prediction, reference, *, question="?", answer_type="CLOSED", options=None):
@@ -318,6 +319,12 @@ def test_yes_and_no_are_never_both_right(prediction):
     for word in ("yes", "no", "not", "without"):
         both = [said(f"{word} {prediction}", reference) for reference in ("yes", "no")]
         assert sum(both) <= 1
+
+
+@given(st.integers(1, 99), st.sampled_from(" \t\u00a0"))
+def test_a_run_of_spaces_is_one_space_and_empty_lines_are_one(number, space):
+    run = space * number
+    assert unpack(f"It{run}is\n{run}\n{run}\nso") == "It is\n\nso"
 
 
 WORDS = st.text("bdgkmprs ", max_size=30)

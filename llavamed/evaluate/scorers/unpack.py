@@ -17,6 +17,8 @@ _FENCE = re.compile(r"```[a-z]*\s*\n?(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE
 _ANSWER_TAG = re.compile(
     r"<(answer|final_answer|response|output|result)>(.*?)(?:</\1>|\Z)", re.DOTALL | re.IGNORECASE
 )
+_SPACES = re.compile(r"[^\S\n]+")
+_EMPTY_LINES = re.compile(r"\n\s*\n\s*")
 _TAG = re.compile(r"</?[a-z][^<>]*>", re.IGNORECASE)
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}")
@@ -91,6 +93,8 @@ def unpack(prediction: str, question: str = "") -> str:
     concession after the answer, and whatever a model writes in the name of the next speaker.
     """
     text = unicodedata.normalize("NFKC", prediction)
+    # Rules that skip spaces would take the square of a long run of them.
+    text = _EMPTY_LINES.sub("\n\n", _SPACES.sub(" ", text))
     text = _THOUGHT.sub(" ", text)
     text = _END_OF_THOUGHT.sub("", text).strip()
     if fence := _FENCE.search(text):
