@@ -33,6 +33,15 @@ def test_the_point_of_a_title_ends_no_quote():
 
 
 @pytest.mark.parametrize(
+    ("owner", "verdict"), [("Lippincott Press", "unclear"), ("Dr. Li", "no"), ("H. Li-Wu", "no")]
+)
+def test_an_author_is_named_by_a_whole_word(owner, verdict):
+    li = AUTHOR.replace("Writer", "Li")
+    [figure] = read(article(FIG.format(1, f"A lung. Courtesy of {owner}."), li)).figures
+    assert figure.third_party == verdict
+
+
+@pytest.mark.parametrize(
     ("rights", "verdict"),
     [
         ("<attrib>Photo: A. Stranger</attrib>", "unclear"),
@@ -135,6 +144,8 @@ def test_the_link_of_a_waiver_for_data_is_no_licence():
             None,
         ),
         ("<license><license-p>All rights reserved.</license-p></license>", None),
+        # The time to read it grows with its length, not with a power of it.
+        (f"<license><license-p>CC BY. {'waiver ' * 999}</license-p></license>", "CC BY"),
         ("", None),
         (
             '<license license-type="creativeCommonsBy"><license-p>Open.</license-p></license>',

@@ -23,9 +23,11 @@ _CONTENT_TYPES = {
     "ccbyncsalicense": "CC BY-NC-SA",
     "ccbyncndlicense": "CC BY-NC-ND",
 }
-_DATA_WAIVER = re.compile(
-    r"[^.]*\b(?:waiver|dedication)\b[^.]*(?:\([^)]*\))?[^.]*\bdata\b[^.]*(?:\.|$)", re.IGNORECASE
+_WAIVER = re.compile(
+    r"\b(?:waiver|dedication)\b(?P<rest>(?:[^.(]|\([^()]*\)|\()*\.?)", re.IGNORECASE
 )
+"""A waiver, and the rest of its sentence, in which an address in brackets may hold points."""
+_DATA = re.compile(r"\bdata\b", re.IGNORECASE)
 _HEAD = re.compile(r"\bcreative commons\b|\bcc ?(?:by|zero|0)\b|\bcc(?=by\b)|^(?=by\b)")
 _CC0 = re.compile(r"\bcc ?0\b|\bzero\b|\bpublic domain\b")
 _BY = re.compile(r"\bcc ?by\b|\bby\b|\battribution\b|\batribui[cç][aã]o\b|\batribuci[oó]n\b")
@@ -104,7 +106,7 @@ def stated_licence(licence: Element) -> tuple[str | None, str | None]:
     target = attribute(licence, "href")
     if target is not None and code_of_url(target):
         return code_of_url(target), target
-    words = _DATA_WAIVER.sub(" ", text_of(licence))
+    words = _without_data_waiver(text_of(licence))
     links = [
         target
         for link in descendants(licence, "ext-link")
@@ -115,6 +117,16 @@ def stated_licence(licence: Element) -> tuple[str | None, str | None]:
             return code, target.rstrip(").,;")
     kind = _CAPITAL.sub(" ", attribute(licence, "license-type") or "")
     return _code_of_words(words) or _code_of_words(kind), None
+
+
+def _without_data_waiver(words: str) -> str:
+    """Return the words of a licence without the sentences that waive rights in data only."""
+    kept, start = [], 0
+    for waiver in _WAIVER.finditer(words):
+        if _DATA.search(waiver["rest"]):
+            kept.append(words[start : words.rfind(".", start, waiver.start()) + 1])
+            start = waiver.end()
+    return " ".join([*kept, words[start:]])
 
 
 def code_of_url(address: str) -> str | None:

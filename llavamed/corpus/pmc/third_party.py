@@ -159,8 +159,9 @@ def _owner(text: str) -> int | None:
 
 def _is_own(sentence: str, authors: frozenset[str]) -> bool:
     """Return whether a credit names the article itself, or one of its authors."""
-    names = (name for name in authors if len(name) > 1)
-    return _OWN.search(sentence) is not None or any(name in sentence for name in names)
+    names = (re.escape(name) for name in authors if len(name) > 1)
+    is_named = any(re.search(rf"(?<!\w){name}(?!\w)", sentence) for name in names)
+    return is_named or _OWN.search(sentence) is not None
 
 
 def _sentence(text: str, place: int) -> str:
