@@ -32,7 +32,7 @@ from llavamed.llm.request import Message, Request, strict
 from llavamed.storage.fingerprint import fingerprint
 from llavamed.storage.lease import Lease, hold_lease
 from llavamed.storage.location import MANIFEST, Location, locate
-from llavamed.storage.manifest import Manifest, write
+from llavamed.storage.manifest import Manifest, find, write
 
 QUESTIONS = "questions.jsonl"
 IMAGES = "images"
@@ -107,12 +107,20 @@ def held_out_figures(step: Location, settings: ChatQuestions) -> list[FigureRow]
 
 
 def held_out_articles(config: RunConfig) -> frozenset[str]:
-    """Return the articles that training leaves out; none where no questions are written."""
+    """Return the articles that training leaves out; none where no questions are written.
+
+    They are those that would be asked about now, and those of the questions that are there already:
+    an update of the corpus or another selection may choose others.
+    """
     if config.corpus is None or config.corpus.questions is None:
         return frozenset()
-    step = locate(config.corpus_directory) / "select"
-    figures = held_out_figures(step, config.corpus.questions)
-    return frozenset(figure.pmcid for figure in figures)
+    corpus = locate(config.corpus_directory)
+    figures = held_out_figures(corpus / "select", config.corpus.questions)
+    chosen = frozenset(figure.pmcid for figure in figures)
+    if find(QuestionsManifest, corpus / "questions") is None:
+        return chosen
+    lines = (corpus / "questions" / QUESTIONS).read_bytes().splitlines()
+    return chosen.union(json.loads(line)["pmcid"] for line in lines)
 
 
 class QuestionJob:

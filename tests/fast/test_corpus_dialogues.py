@@ -16,6 +16,7 @@ from llavamed.corpus.dialogues.job import DialogueJob
 from llavamed.corpus.dialogues.prompt import load_prompt
 from llavamed.corpus.dialogues.table import DIALOGUE_SCHEMA
 from llavamed.corpus.figures import write_figures
+from llavamed.corpus.pmc.plan import HarvestManifest
 from llavamed.data.record import check_record
 from llavamed.data.sources import open_source
 from llavamed.errors import ConfigError, DataError, EndpointError
@@ -23,6 +24,7 @@ from llavamed.llm import client
 from llavamed.llm.answer import AnswerCache
 from llavamed.llm.cost import CostEstimate
 from llavamed.storage.location import locate
+from llavamed.storage.manifest import write
 from tests.conftest import CONFIGS
 from tests.support.chat_endpoint import MAY_PASS, chat_endpoint
 from tests.support.corpus_figures import selected
@@ -207,6 +209,9 @@ def test_answers_about_an_article_that_left_the_corpus_are_removed(tmp_path, end
     for number in range(2):
         left = [each for each in selected(6)[number::2] if each.pmcid != "PMC3"]
         write_figures(here / "harvest" / f"{number:05d}", left, "")
+        # The articles that a harvest under way has not come to have not gone.
+        assert DialogueJob(config).forget() == 0
+    finish_harvest(here / "harvest")
     gone = {
         row[key]
         for row in told
@@ -220,6 +225,14 @@ def test_answers_about_an_article_that_left_the_corpus_are_removed(tmp_path, end
     assert job.judge_again().num_figures == len(told) - 1
     assert "PMC3" not in {row["pmcid"] for row in rows(config)}
     assert len(endpoint.bodies) == asked
+
+
+def finish_harvest(folder):
+    numbers = dict.fromkeys(
+        ("num_articles", "num_kept", "num_figures", "num_kept_figures", "num_removed"), 0
+    )
+    made = HarvestManifest(inventory="listing", reasons={}, refused={}, counts={}, **numbers)
+    write(folder, made)
 
 
 def load_config_with(config, override):

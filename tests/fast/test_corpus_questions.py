@@ -107,6 +107,18 @@ def test_articles_of_the_set_are_in_no_training_sample(tmp_path, endpoint):
     assert len(list(DialogueJob(without).figures())) == 20
 
 
+def test_articles_of_a_written_set_stay_held_out_when_others_are_selected(tmp_path, endpoint):
+    config = corpus(tmp_path, endpoint)
+    asked = held_out_articles(config)
+    QuestionJob(config).run()
+    step = locate(config.corpus_directory) / "select"
+    kept = [each for each in selected(20) if each.pmcid != min(asked)]
+    write_figures(step / "00000", [*kept, replace(selected(20)[0], pmcid="PMC99")], "")
+    now = {figure.pmcid for figure in held_out_figures(step, config.corpus.questions)}
+    assert now != asked
+    assert held_out_articles(config) == asked | now
+
+
 def test_figures_are_of_different_articles_and_shared_out_over_modalities(tmp_path):
     figures = selected(30)
     figures += [replace(figure, number=1) for figure in figures]

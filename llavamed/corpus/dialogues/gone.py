@@ -5,8 +5,10 @@ not outlive the article that they tell of.
 """
 
 from llavamed.corpus.figures import iter_kept
+from llavamed.corpus.pmc.plan import HarvestManifest
 from llavamed.llm.answer import AnswerCache
 from llavamed.storage.location import Location
+from llavamed.storage.manifest import find
 
 _HASHES = ("request_hash", "checker_hash")
 
@@ -14,21 +16,21 @@ _HASHES = ("request_hash", "checker_hash")
 def gone_articles(harvest: Location, dialogues: Location) -> frozenset[str]:
     """Return the articles, such as `PMC123.1`, that dialogues tell of and a harvest has no more.
 
-    A corpus without a harvest of its own says nothing of what has gone.
+    Without a finished harvest nothing is known to have gone: articles may still be to come.
 
     Raises:
         StorageError: A table cannot be read.
     """
+    if find(HarvestManifest, harvest) is None:
+        return frozenset()
     told = {
         article_of(name)
         for file in _tables(dialogues)
         for name in file.read_table().column("figure_id").to_pylist()
     }
-    there = False
     for figure in iter_kept(harvest) if told else ():
-        there = True
         told.discard(article_of(figure.id))
-    return frozenset(told) if there else frozenset()
+    return frozenset(told)
 
 
 def forget(dialogues: Location, answers: str, gone: frozenset[str]) -> int:
