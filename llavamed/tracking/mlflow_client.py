@@ -139,7 +139,8 @@ def tracking_uri(config: RunConfig) -> str:
 
 def shown_uri(uri: str) -> str:
     """Return a URI without its password."""
-    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)
+    # SQLAlchemy takes a password that holds a slash; a number before one is a port.
+    return re.sub(r"(://[^:/@\s]*):(?!\d{1,5}/)\S*@", r"\1:***@", uri)
 
 
 @contextmanager

@@ -212,4 +212,5 @@ def test_an_error_is_told_by_what_it_says(said: str, message: str) -> None:
 
 def test_no_password_of_the_environment_is_shown() -> None:
     assert shown_uri("postgresql://me:secret@a:9/db") == "postgresql://me:***@a:9/db"
+    assert shown_uri("postgresql://me:s/cr@t@a:9/db") == "postgresql://me:***@a:9/db"
     assert shown_uri("http://mlflow:5000/a@b") == "http://mlflow:5000/a@b"
