@@ -201,6 +201,8 @@ def test_an_open_clip_of_another_kind_or_without_a_weight_is_refused(tmp_path, e
     with pytest.raises(ConfigError, match=r"its text encoder is not one of .* give BiomedCLIP, or"):
         ZeroShot(Classifier(weights=str(tmp_path)), descriptions())
     named = save_as_open_clip(tmp_path, *encoders)
+    with pytest.raises(ConfigError, match=r"classifier.revision=main: is for a model in the form"):
+        ZeroShot(Classifier(weights=str(tmp_path), revision="main"), descriptions())
     file = tmp_path / "open_clip_pytorch_model.bin"
     stored = torch.load(file)
     assert stored.keys() <= named.keys()

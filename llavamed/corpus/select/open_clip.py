@@ -72,19 +72,27 @@ class OpenClip(torch.nn.Module):
         return Compared(self.logit_scale.exp() * pictures @ texts.T)
 
 
-def load_open_clip(source: str) -> tuple[OpenClip, Any] | None:
+def load_open_clip(source: str, revision: str | None = None) -> tuple[OpenClip, Any] | None:
     """Return a model that open_clip saved with its processor, or None for one of another form.
 
     Args:
         source: Its folder, or its name on the hub.
+        revision: The revision that was asked for, which only models of transformers may have.
 
     Raises:
-        ConfigError: It is of another kind than BiomedCLIP, or lacks weights.
+        ConfigError: It is of another kind than BiomedCLIP, lacks weights, or was asked for by a
+            revision.
         OSError: Its tokenizer or the config of its text encoder is not there.
     """
     settings = read_json(source, CONFIG)
     if settings is None or read_json(source, "config.json") is not None:
         return None
+    if revision is not None:
+        raise ConfigError(
+            f"corpus.select.classifier.revision={revision}: is for a model in the form of "
+            f"transformers, and {source} is one of open_clip; leave it out, or download that "
+            "revision and name its folder"
+        )
     text = settings["model_cfg"].get("text_cfg", {})
     kinds = (text.get("hf_pooler_type"), text.get("hf_proj_type"))
     if "hf_model_name" not in text or kinds != (_POOLER, _PROJECTION):

@@ -71,7 +71,7 @@ class ZeroShot:
 
 def _load(settings: Classifier) -> tuple[Any, Any]:
     """Return the model and its processor."""
-    if found := load_open_clip(settings.weights):
+    if found := load_open_clip(settings.weights, settings.revision):
         return found
     where = {"revision": settings.revision, "trust_remote_code": False}
     model = AutoModel.from_pretrained(settings.weights, **where)
