@@ -252,6 +252,29 @@ def test_a_tower_of_open_clip_is_the_clip_it_is(tiny_config: RunConfig, tmp_path
         torch.testing.assert_close(weight, expected[name], rtol=0, atol=0)
 
 
+def test_what_open_clip_writes_in_its_settings_is_what_is_computed(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    clip = CLIPVisionModel(CLIPVisionConfig(**SHAPE))
+    vision = {"layers": 2, "width": 16, "head_width": 8, "mlp_ratio": 2, "patch_size": 8}
+    vision |= {"image_size": 32, "act_kwargs": {"approximate": "tanh"}, "norm_kwargs": {"eps": 0.5}}
+    folder = write_open_clip(tmp_path / "it", vision, as_open_clip(clip))
+    file = folder / "open_clip_config.json"
+    facts = json.loads(file.read_text())
+    facts["preprocess_cfg"] |= {"interpolation": "bilinear", "resize_mode": "squash"}
+    file.write_text(json.dumps(facts))
+    config = with_tower(tiny_config, folder)
+    assert config.model.vision_tower is not None
+    found = part_config(config.model.vision_tower, "model.vision_tower")
+    assert (found.hidden_act, found.layer_norm_eps) == ("gelu_pytorch_tanh", 0.5)
+    images = image_settings(build_processor(config.model, iter(["words"])))
+    assert (images.aspect_ratio, images.resample) == ("stretch", "bilinear")
+    facts["preprocess_cfg"]["resize_mode"] = "longest"
+    file.write_text(json.dumps(facts))
+    with pytest.raises(ConfigError, match=r"resize_mode=longest: cannot be converted; use a model"):
+        build_processor(config.model, iter(["words"]))
+
+
 def as_open_clip(clip: CLIPVisionModel) -> dict[str, torch.Tensor]:
     """The weights of a CLIP under the names that open_clip gives them."""
     w = clip.state_dict()
@@ -281,6 +304,12 @@ def drop_a_layer(folder: Path) -> None:
     torch.save({name: w for name, w in weights.items() if ".blocks.3." not in name}, file)
 
 
+def scale_a_layer(folder: Path) -> None:
+    file = folder / "open_clip_pytorch_model.bin"
+    scale = {"visual.trunk.blocks.0.ls1.gamma": torch.ones(192)}
+    torch.save(torch.load(file) | scale, file)
+
+
 def drop_weights(folder: Path) -> None:
     (folder / "open_clip_pytorch_model.bin").unlink()
 
@@ -289,11 +318,12 @@ def drop_weights(folder: Path) -> None:
     ("change", "message"),
     [
         (drop_a_layer, r"16 tensors are missing or of another shape: layers.N.attention.k_proj.bi"),
+        (scale_a_layer, r"has a tensor visual.trunk.blocks.0.ls1.gamma, which is in no model that"),
         (drop_weights, r"holds open_clip_config.json without weights; add one of open_clip_model"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_an_incomplete_model_of_open_clip_is_refused_with_what_is_missing(
+def test_weights_of_open_clip_that_are_not_those_of_a_tower_are_refused_by_name(
     tiny_config: RunConfig, tmp_path: Path, change: Any, message: str
 ) -> None:
     config = with_tower(tiny_config, write_open_clip(tmp_path / "it", OF_TIMM, timm_weights()))

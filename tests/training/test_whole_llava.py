@@ -145,6 +145,36 @@ def test_a_linear_projector_of_an_original_llava_stays_linear(
         assert torch.equal(model.model.multi_modal_projector.state_dict()[name], weight)
 
 
+def test_a_projector_that_an_earlier_training_left_behind_is_not_used(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    small = small_config(tiny_config)
+    theirs = save_as_original(tmp_path / "it", small)
+    weights = theirs.model.multi_modal_projector.state_dict()
+    number = {"linear_1": 0, "linear_2": 2}
+    stale = {}
+    for name, weight in weights.items():
+        layer, kind = name.split(".")
+        stale[f"model.mm_projector.{number[layer]}.{kind}"] = torch.zeros_like(weight)
+    torch.save(stale, tmp_path / "it" / "mm_projector.bin")
+    config = of_llava(small, str(tmp_path / "it"))
+    processor = build_processor(config.model, iter([]))
+    found = build_model(config.model, processor, seed=0, precision="fp32")
+    for name, weight in found.model.multi_modal_projector.state_dict().items():
+        assert torch.equal(weight, weights[name])
+
+
+@pytest.mark.parametrize(("kind", "resizing"), [("siglip", "stretch"), ("clip", "square")])
+def test_an_original_llava_without_an_aspect_ratio_sees_images_as_its_tower_does(
+    tiny_config: RunConfig, tmp_path: Path, kind: str, resizing: str
+) -> None:
+    tower = f"model.vision_tower.config.model_type={kind}_vision_model"
+    small = small_config(tiny_config, tower, f"data.directory={tmp_path}/datasets")
+    save_as_original(tmp_path / "it", small, image_aspect_ratio=None)
+    processor = build_processor(of_llava(small, str(tmp_path / "it")).model, iter([]))
+    assert image_settings(processor).aspect_ratio == resizing
+
+
 def drop_projector(folder: Path) -> None:
     (folder / "mm_projector.bin").unlink()
 
@@ -155,6 +185,11 @@ def drop_tower(folder: Path) -> None:
 
 def add_adapters(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("{}")
+
+
+def add_tensor(folder: Path) -> None:
+    file = folder / "mm_projector.bin"
+    torch.save(torch.load(file) | {"model.mm_projector.4.weight": torch.zeros(2, 2)}, file)
 
 
 def set_field(**fields: Any) -> Any:
@@ -174,6 +209,7 @@ def set_field(**fields: Any) -> Any:
             r" .*linear_1.weight, .*linear_2.bias, .*linear_2.weight; name a folder that",
         ),
         (drop_tower, r"mm_vision_tower=tower: cannot be loaded: .*; put the image encoder into"),
+        (add_tensor, r"has a tensor model.mm_projector.4.weight, which is in no model that can be"),
         (add_adapters, r"holds adapters that are not merged \(adapter_config.json\); merge them"),
         (
             set_field(mm_projector_type="resampler"),
@@ -184,7 +220,7 @@ def set_field(**fields: Any) -> Any:
             r"model_type=llava_of_ours: its language model is of no kind that transformers knows; ",
         ),
     ],
-    ids=["projector", "tower", "adapters", "resampler", "language model"],
+    ids=["projector", "tower", "layer", "adapters", "resampler", "language model"],
 )
 def test_an_original_llava_that_lacks_something_is_refused_with_what_it_lacks(
     tiny_config: RunConfig, tmp_path: Path, change: Any, message: str

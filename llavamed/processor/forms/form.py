@@ -11,6 +11,8 @@ import torch
 from safetensors import safe_open
 from transformers.utils import cached_file
 
+from llavamed.errors import ConfigError
+
 Tensors = dict[str, torch.Tensor]
 Rules = Mapping[str, str | tuple[str, ...]]
 """New names by patterns of the names they replace. A tuple names the equal parts, along the first
@@ -61,8 +63,18 @@ def read_tensors(file: Path) -> Tensors:
     return dict(found.get("state_dict", found))
 
 
-def rename(tensors: Tensors, rules: Rules) -> Tensors:
-    """Return the tensors whose names a rule matches, under their new names."""
+def rename(tensors: Tensors, rules: Rules, *, unused: str, source: str) -> Tensors:
+    """Return tensors under their new names.
+
+    Args:
+        tensors: The tensors by the names of another program.
+        rules: The new names.
+        unused: Pattern of the names of tensors that no rule matches and that are left out.
+        source: The folder or hub name that they are from, for errors.
+
+    Raises:
+        ConfigError: There are others, so the model computes something that is not converted.
+    """
     renamed: Tensors = {}
     for name, tensor in tensors.items():
         for pattern, target in rules.items():
@@ -71,4 +83,10 @@ def rename(tensors: Tensors, rules: Rules) -> Tensors:
                 names = [match.expand(each) for each in targets]
                 renamed |= zip(names, tensor.chunk(len(names)), strict=True)
                 break
+        else:
+            if not re.fullmatch(unused, name):
+                raise ConfigError(
+                    f"{source}: has a tensor {name}, which is in no model that can be converted; "
+                    "use another model, or save it in the form of transformers"
+                )
     return renamed

@@ -45,10 +45,12 @@ _IMAGE_PROCESSORS = {
         size=edges, crop_size=square, do_pad=True, **how
     ),
     "square": lambda edges, square, how: CLIPImageProcessorPil(size=edges, crop_size=square, **how),
-    "anyres": lambda edges, square, how: SiglipImageProcessorPil(size=square, **how),
+    "stretch": lambda _, square, how: SiglipImageProcessorPil(size=square, **how),
 }
-"""Image processors by `image_aspect_ratio`. Of the tiles of `anyres` only the first is used, which
-is the whole image stretched to a square."""
+_RESIZINGS = {"pad": "pad", "square": None, "anyres": "stretch"}
+"""How an image becomes square, by `image_aspect_ratio`; None for as the tower wants it.
+
+Of the tiles of `anyres` only the first is used, which is the whole image stretched to a square."""
 _OWN_FIELDS = re.compile(
     r"(un)?(mm|tune|freeze|use_mm|image|tokenizer|auto_map|architectures|model_type|_name_or_path|"
     r"vision|s2|transformers_version)(_.*)?"
@@ -66,6 +68,8 @@ _NAMES: Rules = {
     r"model\.((?:embed_tokens|layers|norm)\..+)": r"model.language_model.\1",
     r"lm_head\.weight": "lm_head.weight",
 }
+_UNUSED = r"model\.image_newline"
+"""The end of a row of tiles, of which only the first is used."""
 
 
 def llava_form(source: str, settings: dict[str, Any]) -> Form:
@@ -161,7 +165,8 @@ def _choice(
 
 
 def _image_processor(source: str, settings: dict[str, Any], tower: Tower) -> Any:
-    make = _choice(_IMAGE_PROCESSORS, source, settings, "image_aspect_ratio", "square")
+    resizing = _choice(_RESIZINGS, source, settings, "image_aspect_ratio", "square")
+    make = _IMAGE_PROCESSORS[resizing or tower.resizing]
     size = tower.image_size
     statistics = {"image_mean": list(tower.mean), "image_std": list(tower.std)}
     return make({"shortest_edge": size}, {"height": size, "width": size}, statistics)
@@ -171,7 +176,7 @@ def _read_weights(source: str, config: LlavaConfig, tower: str) -> Tensors:
     """Return the weights by the names of transformers, with those of the named image encoder."""
     found: Tensors = {}
     for file in _weight_files(source):
-        found |= rename(read_tensors(file), _NAMES)
+        found |= rename(read_tensors(file), _NAMES, unused=_UNUSED, source=source)
     if not any(name.startswith("model.vision_tower.") for name in found):
         encoder = MODEL_MAPPING[type(config.vision_config)].from_pretrained(
             tower, trust_remote_code=False
@@ -189,13 +194,17 @@ def _read_weights(source: str, config: LlavaConfig, tower: str) -> Tensors:
 
 
 def _weight_files(source: str) -> list[Path]:
-    """Return the files with weights; the projector may lie in one of its own."""
+    """Return the files with weights, later ones to be preferred.
+
+    The projector may lie in a file of its own. Beside a projector among the weights, that file is
+    what an earlier training has left.
+    """
     index = next((file for name in _INDEXES if (file := find_file(source, name))), None)
     names = list(_WHOLE)
     if index is not None:
         shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
         names = sorted({*shards})
-    files = [find_file(source, name) for name in (*names, _PROJECTOR)]
+    files = [find_file(source, name) for name in (_PROJECTOR, *names)]
     return [file for file in files if file is not None]
 
 

@@ -8,7 +8,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoImageProcessor, CLIPImageProcessorPil, CLIPVisionConfig, ViTConfig
+from transformers import (
+    AutoImageProcessor,
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    SiglipImageProcessorPil,
+    ViTConfig,
+)
 
 from llavamed.errors import ConfigError
 from llavamed.processor.forms.form import Form, Rules, Tensors, find_file, read_tensors, rename
@@ -26,7 +32,10 @@ _TIMM_SIZES = {
 }
 """Width, layers and heads of timm's plain vision transformers."""
 _HEAD_WIDTH = 64
-_BICUBIC = 3
+_ACTIVATIONS = {"none": "gelu", "tanh": "gelu_pytorch_tanh"}
+"""Activations by open_clip's `approximate`."""
+_FILTERS = {"bilinear": 2, "bicubic": 3}
+_RESIZE_MODES = {"shortest": "square", "squash": "stretch"}
 
 _OF_TIMM: Rules = {
     r"visual\.trunk\.cls_token": "embeddings.cls_token",
@@ -61,6 +70,8 @@ _OF_CLIP: Rules = {
     r"visual\.transformer\.resblocks\.(\d+)\.mlp\.c_fc\.(.+)": r"encoder.layers.\1.mlp.fc1.\2",
     r"visual\.transformer\.resblocks\.(\d+)\.mlp\.c_proj\.(.+)": r"encoder.layers.\1.mlp.fc2.\2",
 }
+_UNUSED = r"(?!visual\.).*|visual\.(proj|((trunk\.)?(head|attn_pool)|trunk\.fc_norm)\..+)"
+"""The text encoder, and what comes behind the hidden states."""
 
 
 def tower_form(source: str, settings: dict[str, Any]) -> Form:
@@ -71,7 +82,8 @@ def tower_form(source: str, settings: dict[str, Any]) -> Form:
         settings: The content of `open_clip_config.json`.
 
     Raises:
-        ConfigError: The image encoder is of a kind that has no tokens for LLaVA, or is not known.
+        ConfigError: The image encoder is of a kind that has no tokens for LLaVA, or it or its
+            images are not known.
     """
     vision = dict(settings["model_cfg"]["vision_cfg"])
     key = f"{source}: vision_cfg"
@@ -79,23 +91,38 @@ def tower_form(source: str, settings: dict[str, Any]) -> Form:
         config, rules = _timm_config(vision, key), _OF_TIMM
     else:
         config, rules = _clip_config(vision, settings["model_cfg"], key), _OF_CLIP
-    statistics = settings.get("preprocess_cfg", {})
+    images = settings.get("preprocess_cfg", {})
+    how = {
+        "image_mean": list(images.get("mean", CLIP_MEAN)),
+        "image_std": list(images.get("std", CLIP_STD)),
+        "resample": _choice(_FILTERS, images, "interpolation", "bicubic", source),
+    }
+    resizing = _choice(_RESIZE_MODES, images, "resize_mode", "shortest", source)
+    square = {"height": config.image_size, "width": config.image_size}
 
     def make_image_processor() -> Any:
-        size = config.image_size
-        return CLIPImageProcessorPil(
-            size={"shortest_edge": size},
-            crop_size={"height": size, "width": size},
-            image_mean=list(statistics.get("mean", CLIP_MEAN)),
-            image_std=list(statistics.get("std", CLIP_STD)),
-            resample=_BICUBIC,
-        )
+        if resizing == "stretch":
+            return SiglipImageProcessorPil(size=square, **how)
+        edges = {"shortest_edge": config.image_size}
+        return CLIPImageProcessorPil(size=edges, crop_size=square, **how)
 
     return Form(
         config,
         {AutoImageProcessor: make_image_processor},
-        lambda: rename(read_all(source), rules),
+        lambda: rename(read_all(source), rules, unused=_UNUSED, source=source),
     )
+
+
+def _choice(
+    known: dict[str, Any], facts: dict[str, Any], field: str, default: str, key: str
+) -> Any:
+    value = facts.get(field) or default
+    if value not in known:
+        raise ConfigError(
+            f"{key}: {field}={value}: cannot be converted; use a model with one of: "
+            f"{', '.join(known)}"
+        )
+    return known[value]
 
 
 def read_all(source: str) -> Tensors:
@@ -140,6 +167,7 @@ def _clip_config(vision: dict[str, Any], model: dict[str, Any], key: str) -> CLI
             f"{key}.layers={layers}: is a convolutional network, which has no hidden states with "
             "a token for each patch; use a model with a vision transformer"
         )
+    activation = _choice(_ACTIVATIONS, vision.get("act_kwargs") or {}, "approximate", "none", key)
     return CLIPVisionConfig(
         hidden_size=width,
         num_hidden_layers=layers,
@@ -147,6 +175,7 @@ def _clip_config(vision: dict[str, Any], model: dict[str, Any], key: str) -> CLI
         intermediate_size=int(width * vision.get("mlp_ratio", 4.0)),
         patch_size=vision["patch_size"],
         image_size=vision["image_size"],
-        hidden_act="quick_gelu" if model.get("quick_gelu") else "gelu",
+        hidden_act="quick_gelu" if model.get("quick_gelu") else activation,
+        layer_norm_eps=(vision.get("norm_kwargs") or {}).get("eps", 1e-5),
         projection_dim=model["embed_dim"],
     )
