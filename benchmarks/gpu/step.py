@@ -186,7 +186,7 @@ def ours(
     """Our step: passes, engine and update as the worker's loop calls them."""
     model = scale.model()
     attend_per_sample(model)
-    trust_image_tokens(model)
+    trust_image_tokens(model, model.config.image_token_id)
     settings: dict[str, Any] = {"gradient_checkpointing": recompute}
     if not packing:
         rows = scale.padded_rows

@@ -118,7 +118,26 @@ def load_model(source: str | Path, precision: Precision, attn_implementation: st
     )
 
 
-def trust_image_tokens(model: Any) -> None:
+def check_image_token(config: LlavaConfig | LlavaNextConfig, image_token_id: int, key: str) -> None:
+    """Check that a LLaVA looks for images where datasets have them.
+
+    Args:
+        config: The config of the LLaVA.
+        image_token_id: The id of the token of images in the datasets.
+        key: The config key that names it, for errors.
+
+    Raises:
+        ConfigError: It looks for another token.
+    """
+    if config.image_token_id != image_token_id:
+        raise ConfigError(
+            f"{key}: its token of images is {config.image_token_id}, but that of the datasets, "
+            f"which are prepared by the model section, is {image_token_id}; name these weights in "
+            "model.weights too"
+        )
+
+
+def trust_image_tokens(model: Any, image_token_id: int) -> None:
     """Let a LLaVA put features where the tokens of images are, without counting those tokens.
 
     To compare their number with that of the features, and to word a message about it each time,
@@ -126,8 +145,13 @@ def trust_image_tokens(model: Any) -> None:
 
     Args:
         model: A LLaVA; it then needs `input_ids` in every forward pass that has images.
+        image_token_id: The id of the token of images in the datasets.
+
+    Raises:
+        ConfigError: The model looks for another token, and would find no place for any image.
     """
-    token = model.config.image_token_id
+    check_image_token(model.config, image_token_id, "model")
+    token = image_token_id
 
     def find_places(input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
         return (input_ids == token).unsqueeze(-1)

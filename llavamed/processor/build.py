@@ -31,6 +31,7 @@ from llavamed.processor.pretrained import (
     check_same_pinpoints,
     load_pretrained,
     part_config,
+    pinpoints_of,
     whole_config,
 )
 from llavamed.processor.templates import TOKENIZER, own_chat_template
@@ -55,8 +56,8 @@ def build_processor(model: Model, texts: Iterator[str]) -> Processor:
         texts: Text to train a tokenizer on; read only for a random language model without one.
 
     Raises:
-        ConfigError: The tokenizer or the tower cannot be found, the template is unknown, or the
-            parts do not fit together.
+        ConfigError: The tokenizer or the tower cannot be found, the template is unknown or says
+            something else of thinking parts, or the parts do not fit together.
     """
     if model.weights is not None:
         processor = _whole_processor(model)
@@ -77,10 +78,11 @@ def build_processor(model: Model, texts: Iterator[str]) -> Processor:
     if model.template != TOKENIZER:
         processor.chat_template = chat_template(get_template(model.template))
         processor.tokenizer.chat_template = processor.chat_template
-    elif model.thinking != "train":
+    else:
         source = own_chat_template(processor.tokenizer)
-        processor.chat_template = with_thinking(source, model.thinking)
-        processor.tokenizer.chat_template = processor.chat_template
+        written = with_thinking(source, model.thinking)
+        if written != source:
+            processor.chat_template = processor.tokenizer.chat_template = written
     return processor
 
 
@@ -181,6 +183,12 @@ def tokenizer_hash(processor: Processor) -> str:
 def _whole_processor(model: Model) -> Processor:
     """Return the processor of a whole LLaVA, with its image tokens as in the model's config."""
     key, source = "model.weights", str(model.weights)
+    for name in ("tokenizer", "projector", "vision_feature_layer"):
+        if (value := getattr(model, name)) != Model.model_fields[name].default:
+            raise ConfigError(
+                f"model.{name}={value}: has no effect with model.weights, which come with their "
+                "own; remove it"
+            )
     config = whole_config(source, key)
     check_same_pinpoints(model, config)
     processor = load_pretrained(AutoProcessor, source, key, backend="pil")
@@ -190,11 +198,21 @@ def _whole_processor(model: Model) -> Processor:
             "add its processor_config.json and preprocessor_config.json"
         )
     tower = tower_of(config.vision_config, f"{key}={source}: vision_config")
-    size = image_settings(processor).size
-    if size != tower.image_size:
+    images = image_settings(processor)
+    if images.size != tower.image_size:
         raise ConfigError(
-            f"{key}={source}: its processor makes images of {size} pixels, and its tower takes "
-            f"{tower.image_size}; correct size in its preprocessor_config.json"
+            f"{key}={source}: its processor makes images of {images.size} pixels, and its tower "
+            f"takes {tower.image_size}; correct size in its preprocessor_config.json"
+        )
+    if images.grid_pinpoints != pinpoints_of(config):
+        raise ConfigError(
+            f"{key}={source}: image_grid_pinpoints={pinpoints_of(config)} in its config, but its "
+            f"processor has {images.grid_pinpoints}; correct one of the two"
+        )
+    if model.image_aspect_ratio == "pad" and images.aspect_ratio != "pad":
+        raise ConfigError(
+            f"model.image_aspect_ratio=pad: the processor of {source} adds no borders to images, "
+            "and its model was trained so; set it to square, which does as that processor does"
         )
     check_fast(processor.tokenizer)
     repair_merges(processor.tokenizer)

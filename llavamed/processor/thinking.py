@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from llavamed.config.model import Thinking
+from llavamed.errors import ConfigError
 from llavamed.processor.turns import Turn
 
 OPENING = "<think>"
@@ -26,9 +27,18 @@ def with_thinking(source: str, thinking: Thinking) -> str:
         source: The Jinja text of a chat template.
         thinking: `train` for no change; `mask` to train answers without their thinking parts, which
             stay in the text; `leave_out` for a text and prompts without them.
+
+    Raises:
+        ConfigError: It says something else already, as the template of an export may.
     """
-    if thinking == "train" or _SAYS.match(source):
+    said = thinking_of(source)
+    if said == thinking:
         return source
+    if said != "train":
+        raise ConfigError(
+            f"model.thinking={thinking}: the chat template comes from a model that was trained "
+            f"with {said}, and says so; set it to {said}"
+        )
     comment = f"{{#- thinking: {thinking} -#}}"
     if thinking == "mask":
         return comment + source

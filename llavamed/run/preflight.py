@@ -9,7 +9,7 @@ from llavamed.config.run import RunConfig
 from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import ConfigError
 from llavamed.model.adapters import check_layers
-from llavamed.model.llava import check_forward, llava_config
+from llavamed.model.llava import check_forward, check_image_token, llava_config
 from llavamed.model.quantize import load_bitsandbytes
 from llavamed.processor.pretrained import (
     check_same_pinpoints,
@@ -128,10 +128,15 @@ def check_settings(plans: Sequence[StagePlan], jobs: Sequence[StageJob]) -> None
 
 
 def check_stage(plan: StagePlan, job: StageJob, data: Mixture) -> None:
-    """Check that the data of a stage exists and fits its packs.
+    """Check that the data of a stage exists, and fits its packs and its initial weights.
 
     Raises:
         DataError: A shard is missing, or a sample is longer than a pack.
+        ConfigError: The initial weights look for another token of images than the data has.
     """
+    start = job.initial_weights
+    if start is not None and start == job.initial_fingerprint:  # not made by a stage of this run
+        key = f"stages.{plan.stage.name}.initial_weights"
+        check_image_token(whole_config(start, key), data.image_token_id, f"{key}={start}")
     data.check_shards()
     order_of(plan.stage, data, job.config.seed)

@@ -67,7 +67,7 @@ def train_stage(job: StageJob, context: Context) -> bool:
     processor = load_processor(Path(fetch_once(job.processor)))
     model = _initial_model(job, processor)
     attend_per_sample(model)
-    trust_image_tokens(model)
+    trust_image_tokens(model, data.image_token_id)
     if job.stage.lora is not None:
         add_adapters(model, job.stage.lora, seed=job.config.seed, device=context.device)
     counts = freeze(model, job.stage.trainable)

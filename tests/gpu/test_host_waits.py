@@ -26,7 +26,7 @@ def test_steps_pass_where_every_wait_of_the_host_is_an_error(tiny_config: RunCon
     model: Any = build_model(config.model, processor_of(config), seed=0, precision="bf16")
     freeze(model, stage.trainable)
     attend_per_sample(model)
-    trust_image_tokens(model)
+    trust_image_tokens(model, model.config.image_token_id)
     order = order_of(stage, data, config.seed)
     loader = StageLoader(data, order, rank=0, world_size=1, packing=True, pins=True)
     with local_context(lambda _: None) as context:

@@ -177,3 +177,17 @@ def test_thinking_needs_a_template_that_thinks(tiny_config: RunConfig) -> None:
         override_config(tiny_config, ["model.thinking=mask"])
     accepted = override_config(tiny_config, ["model.thinking=mask", "model.template=tokenizer"])
     assert accepted.model.thinking == "mask"
+
+
+@pytest.mark.parametrize("said", ["mask", "leave_out"])
+@pytest.mark.parametrize("wanted", ["train", "mask", "leave_out"])
+def test_a_template_that_says_what_becomes_of_thinking_is_used_for_that_alone(
+    said: Thinking, wanted: Thinking
+) -> None:
+    template = with_thinking(QWEN_3, said)
+    if wanted == said:
+        assert with_thinking(template, wanted) == template
+        return
+    message = rf"^model.thinking={wanted}: .* trained with {said}, and says so; set it to {said}$"
+    with pytest.raises(ConfigError, match=message):
+        with_thinking(template, wanted)

@@ -98,6 +98,18 @@ def test_a_processor_is_not_used_for_settings_that_would_have_made_another(
         ensure_processor(config(**{key: value}))
 
 
+def test_the_template_of_an_export_is_not_used_for_other_thinking(tiny_config, tmp_path):
+    tokenizer = chatml()
+    tokenizer.chat_template = QWEN_3
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    rows = {"language_model__config__vocab_size": len(tokenizer) + 1, "template": "tokenizer"}
+    masked = model(tiny_config, tokenizer=str(tmp_path / "tokenizer"), thinking="mask", **rows)
+    build_processor(masked, iter([])).tokenizer.save_pretrained(tmp_path / "export")
+    again = model(tiny_config, tokenizer=str(tmp_path / "export"), **rows)
+    with pytest.raises(ConfigError, match=r"model.thinking=train: .* with mask, and says so; set"):
+        build_processor(again, iter([]))
+
+
 def test_a_tokenizer_in_a_folder_is_used_and_gets_the_image_token(
     tiny_config, processor_folder, tmp_path
 ):

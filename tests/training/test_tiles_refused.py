@@ -11,7 +11,7 @@ from llavamed.config.run import RunConfig
 from llavamed.data.prepare.job import initial_manifest
 from llavamed.errors import ConfigError, SampleError
 from llavamed.model.llava import build_model
-from llavamed.processor.build import build_processor, tiling
+from llavamed.processor.build import build_processor, load_processor, tiling
 from llavamed.processor.encode import encode_prompt, get_template
 from llavamed.processor.turns import Turn
 from llavamed.run.curriculum import plan_curriculum
@@ -77,6 +77,22 @@ def test_a_whole_llava_next_is_trained_with_its_own_tiles(
     assert tiling(processor).pinpoints == ((16, 32), (32, 16))
     model = build_model(right.model, processor, seed=0, precision="fp32")
     assert isinstance(model, LlavaNextForConditionalGeneration)
+
+
+def test_a_whole_llava_next_whose_processor_cuts_other_tiles_is_refused(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    own = weights_of(tmp_path).replace("PINPOINTS", "[[16, 32], [32, 16]]")
+    processor = load_processor(tmp_path)
+    processor.image_processor.image_grid_pinpoints = [[16, 32]]
+    processor.save_pretrained(tmp_path)
+    wrong = override_config(config, [own])
+    message = (
+        r"image_grid_pinpoints=\(\(16, 32\), \(32, 16\)\) in its config, but its processor has "
+        r"\(\(16, 32\),\); correct one of the two"
+    )
+    with pytest.raises(ConfigError, match=message):
+        build_processor(wrong.model, iter([]))
 
 
 def test_initial_weights_with_other_tiles_are_refused(

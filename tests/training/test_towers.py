@@ -27,7 +27,13 @@ from llavamed.config.model import TOWER_TYPES, Model
 from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError
 from llavamed.model.freeze import freeze
-from llavamed.model.llava import build_model, check_forward, llava_config
+from llavamed.model.llava import (
+    build_model,
+    check_forward,
+    llava_config,
+    load_model,
+    trust_image_tokens,
+)
 from llavamed.processor.build import (
     build_processor,
     image_settings,
@@ -38,9 +44,15 @@ from llavamed.processor.images import ImageSettings, normalize_pixels, to_pixels
 from llavamed.processor.pretrained import part_config
 from llavamed.processor.tower import tower_of
 from llavamed.run.curriculum import plan_curriculum
-from llavamed.run.preflight import check_weights
+from llavamed.run.preflight import check_stage, check_weights
 from tests.support.image_files import encoded, photo
-from tests.support.training_setup import assert_same_weights, make_job, run_stage, small_config
+from tests.support.training_setup import (
+    assert_same_weights,
+    make_job,
+    mixture,
+    run_stage,
+    small_config,
+)
 
 TINY = {
     "hidden_size": 16,
@@ -316,3 +328,38 @@ def test_initial_weights_that_take_other_images_than_the_datasets_have_are_refus
     message = r"align.initial_weights=.*: takes images of 16 pixels as 5 tokens, but .* 16 as 4; na"
     with pytest.raises(ConfigError, match=message):
         check_weights(config, plan_curriculum(config))
+
+
+def test_initial_weights_that_look_for_another_token_of_images_are_refused(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    """They would find no place for any image, and train without a word as if there were none."""
+    whole(tmp_path, tiny_config, image_token_index=7)
+    config = override_config(tiny_config, [f"stages.align.initial_weights={tmp_path}"])
+    job, data = make_job(config), mixture(config)
+    message = rf"align.initial_weights=.*: its token of images is 7, but .* {data.image_token_id};"
+    with pytest.raises(ConfigError, match=message):
+        check_stage(plan_curriculum(config)[0], job, data)
+    model = load_model(tmp_path, "fp32", "sdpa")
+    with pytest.raises(ConfigError, match=r"^model: its token of images is 7, but"):
+        trust_image_tokens(model, data.image_token_id)
+
+
+@pytest.mark.parametrize(
+    "part", [{"tokenizer": "other"}, {"projector": "linear"}, {"vision_feature_layer": -3}]
+)
+def test_a_part_beside_a_whole_model_that_has_its_own_is_refused(part: dict[str, Any]) -> None:
+    (name,) = part
+    with pytest.raises(ConfigError, match=rf"^model.{name}=.*: has no effect with model.weights"):
+        build_processor(Model(weights="llava", **part), iter([]))
+
+
+def test_a_whole_model_whose_processor_adds_no_borders_is_refused_for_images_with_borders(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    model = whole(tmp_path, tiny_config)
+    with pytest.raises(ConfigError, match=r"image_aspect_ratio=pad: the processor of .* adds no"):
+        build_processor(model.model_copy(update={"image_aspect_ratio": "pad"}), iter([]))
+    padded = override_config(tiny_config, ["model.image_aspect_ratio=pad"])
+    model = whole(tmp_path, padded).model_copy(update={"image_aspect_ratio": "pad"})
+    assert image_settings(build_processor(model, iter([]))).aspect_ratio == "pad"
