@@ -8,10 +8,7 @@ from itertools import pairwise
 
 from llavamed.evaluate.scorers.open_answer import measures, measures_agree, opposes
 from llavamed.evaluate.scorers.unpack import conclusions
-from llavamed.evaluate.scorers.vocabulary import (
-    FUNCTION_WORDS,
-    UNDECIDED,
-)
+from llavamed.evaluate.scorers.vocabulary import FUNCTION_WORDS, UNDECIDED
 from llavamed.evaluate.scorers.words import CHINESE, canonical, words_of
 
 _BARE = re.compile(r"\A[\W_]*(?:option|choice|answer|letter|选项?)?[\W_]*([A-Za-z])[\W_]*\Z", re.I)
@@ -53,6 +50,8 @@ _CONFIRMED_AFTER = re.compile(
     r"\A[\s)\"']*(?:is|would\s+be)\s+(?:correct|(?:the|my)\s+(?:\w+\s+){0,2}(?:answer|choice|option))\b",
     re.IGNORECASE,
 )
+_REACH = 200
+"""Characters before a mention of an option in which it may be rejected."""
 _SHORT = 60
 """Longest answer, in characters, that may begin with a lower-case option letter."""
 _SEVERAL = re.compile(
@@ -345,8 +344,7 @@ def _letter_mentions(
         add(match[1].upper(), match.start(1), match.end(1))
     for match in _STANDALONE.finditer(text):
         start = match.start()
-        before, after = text[:start], text[match.end() :]
-        if _NOT_A_LETTER.search(before) or _NAME_GOES_ON.match(after):
+        if _stands_before(_NOT_A_LETTER, text, start) or _NAME_GOES_ON.match(text[match.end() :]):
             continue
         if _is_article(text, match[1], start):
             continue
@@ -393,5 +391,10 @@ def _is_article(text: str, letter: str, start: int) -> bool:
 
 
 def _mention(text: str, letter: str, start: int, end: int) -> _Mention:
-    rejected = bool(_REJECTED_BEFORE.search(text[:start]) or _REJECTED_AFTER.match(text[end:]))
-    return _Mention(letter, start, end, rejected)
+    rejected = _stands_before(_REJECTED_BEFORE, text, start)
+    return _Mention(letter, start, end, rejected or bool(_REJECTED_AFTER.match(text[end:])))
+
+
+def _stands_before(pattern: re.Pattern[str], text: str, place: int) -> bool:
+    """Tell whether a pattern that ends where a text ends fits what precedes a place."""
+    return bool(pattern.search(text, max(0, place - _REACH), place))
