@@ -70,6 +70,8 @@ def said(prediction, reference, *, question="?", answer_type="CLOSED", options=N
         ("None seen", "no"),
         ("None.", "no"),
         ("Free of effusion.", "no"),
+        ("No imaging evidence of effusion.", "no"),
+        ("There are no imaging signs of an effusion", "no"),
         ("Without effusion", "no"),
         ("Effusion has been ruled out.", "no"),
         ("Effusion is ruled out", "no"),

@@ -109,6 +109,7 @@ PHRASES: tuple[tuple[str, str], ...] = (
     (r"h ?& ?e", "hematoxylin and eosin"),
     (r"fail(s|ed)? to", "cannot"),
     (r"free (of|from)", "without"),
+    (r"imaging (evidence|findings?|signs?|features?)", "evidence"),
     (r"w o(?= )", "without"),
     (r"year olds?|years? old", "year"),
     (r"unremarkable|within normal limits", "normal"),
