@@ -136,7 +136,7 @@ class Model(Section):
         declared = self.vision_tower.config if self.vision_tower is not None else {}
         name = declared.get("model_type", TOWER_TYPES[0])
         if name not in TOWER_TYPES:
-            raise ValueError(f"vision_tower.config.model_type={name}: {tower_problem(name)}")
+            raise ValueError(f"vision_tower.config.model_type={name}: {tower_problem(str(name))}")
         return self
 
     @model_validator(mode="after")

@@ -95,6 +95,7 @@ def local_context(report: Callable[[list[StepRecord]], None]) -> Iterator[Contex
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+    before = dict(os.environ)
     os.environ.update(environment)  # without these, DeepSpeed would ask MPI
     on_gpu = torch.cuda.is_available()
     dist.init_process_group("nccl" if on_gpu else "gloo", rank=0, world_size=1)
@@ -103,6 +104,10 @@ def local_context(report: Callable[[list[StepRecord]], None]) -> Iterator[Contex
     finally:
         dist.destroy_process_group()
         forget_groups()
+        for name in environment:  # else the next library here would take itself for a worker
+            os.environ.pop(name)
+            if name in before:
+                os.environ[name] = before[name]
 
 
 def forget_groups() -> None:

@@ -54,6 +54,7 @@ def planted(place, value, beside):
 
 @given(st.sampled_from(PLACES), VALUES, st.none() | TEXTS)
 @example(("stages",), [{"name": []}], None)
+@example(("model", "vision_tower", "config", "model_type"), [], None)
 @example(("data", "datasets"), {"a": {"read": {"source": []}}}, None)
 @example(("stages", 0, "data"), {"captions": 1, "b": 0}, None)
 @example(("tracking", "log_every_steps"), "http://[", "uri")
