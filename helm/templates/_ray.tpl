@@ -20,7 +20,7 @@ metadata:
     # Another model makes other pods: KubeRay brings them up beside the old ones, and then moves the requests.
     llavamed/export: {{ .root.Values.serve.export | quote }}
     {{- with .root.Values.serve.revision }}
-    llavamed/revision: {{ . | quote }}
+    llavamed/revision: {{ ternary . (toString (int64 .)) (kindIs "string" .) | quote }}
     {{- end }}
     {{- end }}
     # Losing the head ends the job, losing a worker restarts it: no node is removed under them by choice.

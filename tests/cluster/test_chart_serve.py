@@ -69,7 +69,9 @@ def test_another_model_comes_up_on_a_cluster_beside_the_old_one() -> None:
 
 def test_an_alias_is_resolved_again_on_another_cluster_at_another_revision() -> None:
     champion = SERVED | {"serve.export": "models:/rad@champion"}
-    first, second = service(champion), service(champion | {"serve.revision": "2"})
+    first, second = service(champion), service(champion | {"serve.revision": 1764127000})
+    head = second["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]
+    assert head["metadata"]["annotations"]["llavamed/revision"] == "1764127000"
     config = yaml.safe_load(first["spec"]["serveConfigV2"])
     assert config["applications"][0]["args"]["export"] == "models:/rad@champion"
     assert first["spec"]["serveConfigV2"] == second["spec"]["serveConfigV2"]
