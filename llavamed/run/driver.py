@@ -13,8 +13,11 @@ from contextlib import contextmanager, suppress
 
 from llavamed.config.load import dump_config
 from llavamed.config.run import RunConfig
+from llavamed.config.stage import Stage
+from llavamed.data.feed.order import StageOrder
 from llavamed.data.prepare.job import check_sources, ensure_processor, prepare
 from llavamed.data.prepared.dataset import PreparedDataset
+from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import ConfigError, LeaseError, LlavaMedError, StorageError, TrackingError
 from llavamed.evaluate.overlaps import find_overlaps
 from llavamed.evaluate.run import evaluate
@@ -95,8 +98,9 @@ def run_curriculum(
                 jobs = make_jobs(config, plans, _fingerprints(datasets), lease)
                 check_settings(plans, jobs)
                 for plan, job in zip(plans, jobs, strict=True):  # all, before the first one trains
-                    check_stage(plan, job, plan.data(datasets))
-                record.planned(_work_of(config, plans, datasets))
+                    data = plan.data(datasets)
+                    order = check_stage(plan, job, data)
+                    record.planned(plan.stage.name, _work_of(config, plan.stage, data, order))
                 lease.check()
                 (directory / CONFIG).write_bytes(dump_config(config).encode())
                 with _tracked(config, lease) as tracker:
@@ -217,15 +221,13 @@ def _fingerprints(datasets: Mapping[str, PreparedDataset]) -> dict[str, str]:
     return {name: dataset.manifest.fingerprint for name, dataset in datasets.items()}
 
 
-def _work_of(
-    config: RunConfig, plans: list[StagePlan], datasets: dict[str, PreparedDataset]
-) -> dict[str, float]:
-    """Return the operations of each stage's training; none where the model's shape is unknown."""
+def _work_of(config: RunConfig, stage: Stage, data: Mixture, order: StageOrder) -> float | None:
+    """Return the operations of a stage's training, or None where its model's shape is unknown."""
     try:
-        return training_flops(config, [(plan.stage, plan.data(datasets)) for plan in plans])
+        return training_flops(config, stage, data, order)
     except ConfigError as error:  # no reason to stop a run
         logger.debug("the end of the run is not estimated: %s", error)
-        return {}
+        return None
 
 
 def _train(

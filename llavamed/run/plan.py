@@ -5,7 +5,6 @@ weights. Hours assume the model-FLOPs utilisation they are asked for.
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +16,7 @@ from llavamed.config.gpu_prices import GpuPrices
 from llavamed.config.load import override_config
 from llavamed.config.run import RunConfig
 from llavamed.config.stage import Stage
+from llavamed.data.feed.order import StageOrder
 from llavamed.data.prepared.dataset import PreparedDataset, open_prepared
 from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import ConfigError, StorageError
@@ -127,19 +127,14 @@ def shape_stage(config: RunConfig, stage: Stage) -> StageShape:
     return StageShape(model, freeze(model, stage.trainable))
 
 
-def training_flops(config: RunConfig, stages: Iterable[tuple[Stage, Mixture]]) -> dict[str, float]:
-    """Return the floating point operations that the training of each stage takes, by its name.
+def training_flops(config: RunConfig, stage: Stage, data: Mixture, order: StageOrder) -> float:
+    """Return the floating point operations that the training of a stage takes.
 
-    Args:
-        config: The run.
-        stages: Its stages, each with what it trains on.
+    Raises:
+        ConfigError: The shape of its model is unknown; see `shape_stage`.
     """
-    found = {}
-    for stage, data in stages:
-        model = shape_stage(config, stage).model
-        order = order_of(stage, data, config.seed)
-        found[stage.name] = float(step_flops(model, stage=stage, data=data, order=order).sum())
-    return found
+    model = shape_stage(config, stage).model
+    return float(step_flops(model, stage=stage, data=data, order=order).sum())
 
 
 def plan_stage(

@@ -6,6 +6,7 @@ import torch
 from transformers import AutoModel, LlavaConfig, LlavaNextConfig
 
 from llavamed.config.run import RunConfig
+from llavamed.data.feed.order import StageOrder
 from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import ConfigError
 from llavamed.model.adapters import check_layers
@@ -127,8 +128,11 @@ def check_settings(plans: Sequence[StagePlan], jobs: Sequence[StageJob]) -> None
         )
 
 
-def check_stage(plan: StagePlan, job: StageJob, data: Mixture) -> None:
+def check_stage(plan: StagePlan, job: StageJob, data: Mixture) -> StageOrder:
     """Check that the data of a stage exists, and fits its packs and its initial weights.
+
+    Returns:
+        The order of its samples.
 
     Raises:
         DataError: A shard is missing, or a sample is longer than a pack.
@@ -139,4 +143,4 @@ def check_stage(plan: StagePlan, job: StageJob, data: Mixture) -> None:
         key = f"stages.{plan.stage.name}.initial_weights"
         check_image_token(whole_config(start, key), data.image_token_id, f"{key}={start}")
     data.check_shards()
-    order_of(plan.stage, data, job.config.seed)
+    return order_of(plan.stage, data, job.config.seed)

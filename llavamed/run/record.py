@@ -3,7 +3,6 @@
 import logging
 import threading
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Literal
@@ -90,10 +89,9 @@ class RunRecord:
         self._change(task="prepare", step=done, steps=total)
         self._rate.forget()
 
-    def planned(self, flops: Mapping[str, float]) -> None:
-        """Note how many floating point operations the training of each stage takes."""
-        for stage, amount in flops.items():
-            self._change_stage(stage, flops=amount)
+    def planned(self, stage: str, flops: float | None) -> None:
+        """Note how many floating point operations the training of a stage takes, if known."""
+        self._change_stage(stage, flops=flops)
 
     def stage_started(self, stage: str, num_steps: int) -> None:
         """Note that a stage is about to train."""

@@ -120,7 +120,8 @@ def test_it_estimates_the_rest_of_the_run_and_what_it_will_have_cost(
     config: RunConfig, clock: list[float]
 ) -> None:
     with recorded(config) as record:
-        record.planned({"align": 20e12, "instruct": 60e12, "vqa": 40e12})
+        for stage, flops in {"align": 20e12, "instruct": 60e12, "vqa": 40e12}.items():
+            record.planned(stage, flops)
         record.stage_started("align", 20)
         record.workers_started(A100S)
         record.write()
