@@ -1,4 +1,4 @@
-"""Say what every form has in common: where its files are, and how its tensors are renamed."""
+"""Say what every form has in common: where its files are, and how settings and tensors convert."""
 
 import json
 import re
@@ -90,3 +90,33 @@ def rename(tensors: Tensors, rules: Rules, *, unused: str, source: str) -> Tenso
                     "use another model, or save it in the form of transformers"
                 )
     return renamed
+
+
+def counterpart(
+    known: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    field: str,
+    *,
+    default: str,
+    where: str,
+    rule: str = "cannot be converted",
+) -> Any:
+    """Return what transformers has for a setting of the program that saved a model.
+
+    Args:
+        known: The counterparts by the values that have one.
+        settings: Settings of that program.
+        field: The one to convert.
+        default: Its value where it is not set.
+        where: The config key or model, for errors.
+        rule: What is wrong with other values.
+
+    Raises:
+        ConfigError: The value has no counterpart.
+    """
+    value = settings.get(field) or default
+    if not isinstance(value, str) or value not in known:
+        raise ConfigError(
+            f"{where}: {field}={value}: {rule}; use a model with one of: {', '.join(known)}"
+        )
+    return known[value]

@@ -6,6 +6,7 @@ its config, or lies among its weights too if it was trained. Its tokenizer has n
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from llavamed.processor.forms.form import (
     Form,
     Rules,
     Tensors,
+    counterpart,
     find_file,
     read_json,
     read_tensors,
@@ -70,6 +72,7 @@ _NAMES: Rules = {
 }
 _UNUSED = r"model\.image_newline"
 """The end of a row of tiles, of which only the first is used."""
+_counterpart = partial(counterpart, rule="transformers' LLaVA has no such part")
 
 
 def llava_form(source: str, settings: dict[str, Any]) -> Form:
@@ -97,10 +100,12 @@ def llava_form(source: str, settings: dict[str, Any]) -> Form:
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
-        projector_hidden_act=_choice(_PROJECTORS, source, settings, "mm_projector_type", "linear"),
+        projector_hidden_act=_counterpart(
+            _PROJECTORS, settings, "mm_projector_type", default="linear", where=source
+        ),
         vision_feature_layer=settings.get("mm_vision_select_layer", -2),
-        vision_feature_select_strategy=_choice(
-            _STRATEGIES, source, settings, "mm_vision_select_feature", "patch"
+        vision_feature_select_strategy=_counterpart(
+            _STRATEGIES, settings, "mm_vision_select_feature", default="patch", where=source
         ),
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER),
         tie_word_embeddings=text.tie_word_embeddings,
@@ -152,20 +157,10 @@ def _text_config(source: str, settings: dict[str, Any], rows: int) -> Any:
     return AutoConfig.for_model(name, **fields | {"vocab_size": rows})
 
 
-def _choice(
-    known: dict[str, Any], source: str, settings: dict[str, Any], field: str, default: str
-) -> Any:
-    value = settings.get(field) or default
-    if value not in known:
-        raise ConfigError(
-            f"{source}: {field}={value}: transformers' LLaVA has no such part; use a model with "
-            f"one of: {', '.join(known)}"
-        )
-    return known[value]
-
-
 def _image_processor(source: str, settings: dict[str, Any], tower: Tower) -> Any:
-    resizing = _choice(_RESIZINGS, source, settings, "image_aspect_ratio", "square")
+    resizing = _counterpart(
+        _RESIZINGS, settings, "image_aspect_ratio", default="square", where=source
+    )
     make = _IMAGE_PROCESSORS[resizing or tower.resizing]
     size = tower.image_size
     statistics = {"image_mean": list(tower.mean), "image_std": list(tower.std)}

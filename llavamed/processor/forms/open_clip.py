@@ -17,7 +17,15 @@ from transformers import (
 )
 
 from llavamed.errors import ConfigError
-from llavamed.processor.forms.form import Form, Rules, Tensors, find_file, read_tensors, rename
+from llavamed.processor.forms.form import (
+    Form,
+    Rules,
+    Tensors,
+    counterpart,
+    find_file,
+    read_tensors,
+    rename,
+)
 from llavamed.processor.tower import CLIP_MEAN, CLIP_STD
 
 CONFIG = "open_clip_config.json"
@@ -95,9 +103,9 @@ def tower_form(source: str, settings: dict[str, Any]) -> Form:
     how = {
         "image_mean": list(images.get("mean", CLIP_MEAN)),
         "image_std": list(images.get("std", CLIP_STD)),
-        "resample": _choice(_FILTERS, images, "interpolation", "bicubic", source),
+        "resample": counterpart(_FILTERS, images, "interpolation", default="bicubic", where=source),
     }
-    resizing = _choice(_RESIZE_MODES, images, "resize_mode", "shortest", source)
+    resizing = counterpart(_RESIZE_MODES, images, "resize_mode", default="shortest", where=source)
     square = {"height": config.image_size, "width": config.image_size}
 
     def make_image_processor() -> Any:
@@ -111,18 +119,6 @@ def tower_form(source: str, settings: dict[str, Any]) -> Form:
         {AutoImageProcessor: make_image_processor},
         lambda: rename(read_all(source), rules, unused=_UNUSED, source=source),
     )
-
-
-def _choice(
-    known: dict[str, Any], facts: dict[str, Any], field: str, default: str, key: str
-) -> Any:
-    value = facts.get(field) or default
-    if value not in known:
-        raise ConfigError(
-            f"{key}: {field}={value}: cannot be converted; use a model with one of: "
-            f"{', '.join(known)}"
-        )
-    return known[value]
 
 
 def read_all(source: str) -> Tensors:
@@ -167,7 +163,9 @@ def _clip_config(vision: dict[str, Any], model: dict[str, Any], key: str) -> CLI
             f"{key}.layers={layers}: is a convolutional network, which has no hidden states with "
             "a token for each patch; use a model with a vision transformer"
         )
-    activation = _choice(_ACTIVATIONS, vision.get("act_kwargs") or {}, "approximate", "none", key)
+    activation = counterpart(
+        _ACTIVATIONS, vision.get("act_kwargs") or {}, "approximate", default="none", where=key
+    )
     return CLIPVisionConfig(
         hidden_size=width,
         num_hidden_layers=layers,
