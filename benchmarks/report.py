@@ -118,6 +118,13 @@ def bar_plot(
     axes.set_axisbelow(True)
     axes.legend(frameon=False, fontsize=8, ncols=min(len(series), 3))
     axes.margins(y=0.2)
+    return save_plot(name, figure)
+
+
+def save_plot(name: str, figure: Any) -> Path:
+    """Write a figure beside the results, and close it."""
+    from matplotlib import pyplot as plt
+
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.png"
     figure.savefig(path, dpi=150)

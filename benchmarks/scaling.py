@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from packing import CAPACITY, ROW_GROUP, Integers, draw_lengths
-from report import RESULTS, finish, gate
+from report import finish, gate, save_plot
 
 from llavamed.data.feed.order import StageOrder, order_stage
 
@@ -183,11 +183,7 @@ def plot(name: str, found: dict[int, dict[str, float]]) -> Path:
         axes.grid(alpha=0.3)
     shares.legend(frameon=False, fontsize=8, loc="lower left")
     waits.legend(frameon=False, fontsize=8, loc="upper left")
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.png"
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return path
+    return save_plot(name, figure)
 
 
 def main() -> int:

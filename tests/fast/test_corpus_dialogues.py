@@ -9,7 +9,6 @@ import yaml
 from PIL import Image
 from tenacity import wait_none
 
-from llavamed.config.load import load_config
 from llavamed.config.sources import Parquet
 from llavamed.corpus.dialogues.generate import Plan, check_cost
 from llavamed.corpus.dialogues.job import DialogueJob
@@ -25,9 +24,8 @@ from llavamed.llm.answer import AnswerCache
 from llavamed.llm.cost import CostEstimate
 from llavamed.storage.location import locate
 from llavamed.storage.manifest import write
-from tests.conftest import CONFIGS
 from tests.support.chat_endpoint import MAY_PASS, chat_endpoint
-from tests.support.corpus_figures import selected
+from tests.support.corpus_figures import corpus_config, selected
 
 PRICES = "{input: 1, output: 1}"
 
@@ -66,15 +64,8 @@ def say(body):
 
 
 def corpus(tmp_path, endpoint, *overrides, count=20):
-    config = load_config(
-        CONFIGS / "demo.yaml",
-        [
-            f"storage={tmp_path}",
-            f"corpus.dialogues.endpoint={{url: '{endpoint.url}', model: writer}}",
-            "corpus.dialogues.dialogues_per_file=8",
-            *overrides,
-        ],
-    )
+    per_file = "corpus.dialogues.dialogues_per_file=8"
+    config = corpus_config(tmp_path, endpoint, per_file, *overrides)
     step = locate(config.corpus_directory) / "select"
     figures = selected(count)
     figures[1] = figures[1].refused("duplicate", "of another")

@@ -9,7 +9,6 @@ from typer.testing import CliRunner
 
 from llavamed.cli.corpus import app
 from llavamed.config.corpus import ChatQuestions, Pairs
-from llavamed.config.load import load_config
 from llavamed.corpus.dialogues.job import DialogueJob
 from llavamed.corpus.figures import write_figures
 from llavamed.corpus.pairs import write_pairs
@@ -23,7 +22,7 @@ from llavamed.storage.location import locate
 from tests.conftest import CONFIGS
 from tests.support.benchmark_files import png
 from tests.support.chat_endpoint import chat_endpoint
-from tests.support.corpus_figures import selected
+from tests.support.corpus_figures import corpus_config, selected
 
 
 @pytest.fixture(autouse=True)
@@ -44,14 +43,8 @@ def written(*questions, description="It shows an organ."):
 
 
 def corpus(tmp_path, endpoint, figures=None):
-    config = load_config(
-        CONFIGS / "demo.yaml",
-        [
-            f"storage={tmp_path}",
-            f"corpus.dialogues.endpoint={{url: '{endpoint.url}', model: writer}}",
-            "corpus.questions={num_figures: 10, num_questions: 2}",
-        ],
-    )
+    questions = "corpus.questions={num_figures: 10, num_questions: 2}"
+    config = corpus_config(tmp_path, endpoint, questions)
     step = locate(config.corpus_directory) / "select"
     figures = selected(20) if figures is None else figures
     write_figures(step / "00000", figures, "")

@@ -1,8 +1,12 @@
 """Figures as a harvest leaves them, for the later steps of a corpus."""
 
 from dataclasses import replace
+from pathlib import Path
 
+from llavamed.config.load import load_config
+from llavamed.config.run import RunConfig
 from llavamed.corpus.figures import FigureImage, FigureRow
+from tests.support.chat_endpoint import ChatEndpoint
 
 CAPTIONS = {
     "chest_xray": "Chest radiograph {} shows an opacity in the right lower lobe.",
@@ -57,3 +61,10 @@ def selected(count: int, modalities: tuple[str, ...] = tuple(CAPTIONS)) -> list[
         for number in range(count)
         for modality in [modalities[number % len(modalities)]]
     ]
+
+
+def corpus_config(storage: Path, endpoint: ChatEndpoint, *overrides: str) -> RunConfig:
+    """The demo with a corpus, about which a model behind an endpoint writes."""
+    demo = Path(__file__).parents[2] / "ray_jobs" / "configs" / "demo.yaml"
+    writer = f"corpus.dialogues.endpoint={{url: '{endpoint.url}', model: writer}}"
+    return load_config(demo, [f"storage={storage}", writer, *overrides])
