@@ -4,6 +4,7 @@ Tried are packing, the size of a forward pass, the ZeRO stage and gradient check
 precision, and which weights learn are left as they are, and the tokens of a step nearly so.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -143,7 +144,7 @@ def _trials(config: RunConfig, stage: Stage, accelerator: str, speeds: Speeds) -
             f"{key}.engine.zero_stage": zero_stage,
         }
         changes = tuple(
-            f"{name}={_yaml(value)}"
+            f"{name}={json.dumps(value)}"
             for name, value in settings.items()
             if value != _present(config, stage, name.removeprefix(f"{key}."))
         )
@@ -198,10 +199,6 @@ def _present(config: RunConfig, stage: Stage, name: str) -> int | bool | None:
         return config.engine_of(stage).zero_stage
     value: int | bool | None = getattr(stage, name)
     return value
-
-
-def _yaml(value: int | bool | None) -> str:
-    return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
 
 
 def _timed(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from llavamed.cluster.checks.problem import Problem, failure, title, warning
-from llavamed.cluster.kinds import RAY_SERVICE, Object
+from llavamed.cluster.kinds import RAY_SERVICE, Object, name_of
 from llavamed.cluster.snapshot import Snapshot
 
 _FAILED = {"DEPLOY_FAILED", "UNHEALTHY"}
@@ -34,5 +34,5 @@ def services(snapshot: Snapshot) -> Iterator[Problem]:
         if not failed and not is_ready(service):
             yield warning(
                 f"{where}: does not take requests yet; wait for it with `kubectl wait "
-                f"rayservice/{service['metadata']['name']} --for=condition=Ready --timeout=30m`"
+                f"rayservice/{name_of(service)} --for=condition=Ready --timeout=30m`"
             )
