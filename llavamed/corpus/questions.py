@@ -102,7 +102,8 @@ def held_out_figures(step: Location, settings: ChatQuestions) -> list[FigureRow]
     for figure in iter_kept(step):
         firsts.setdefault(figure.pmcid, (figure.id, figure.modality))
     names = choose(firsts.values(), settings.num_figures, settings.seed)
-    chosen = {figure.id: figure for figure in iter_kept(step) if figure.id in set(names)}
+    wanted = set(names)
+    chosen = {figure.id: figure for figure in iter_kept(step) if figure.id in wanted}
     return [chosen[name] for name in names]
 
 
