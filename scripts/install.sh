@@ -8,7 +8,8 @@ set -eu
         "name another, e.g. make PYTHON=python3.12" >&2
     exit 1
 }
-uv=$(command -v uv || true)
+uv=$(command -v uv || command -v "$VENV/uv/bin/uv" || true)
+export PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1
 for python in "$PYTHON" python3; do
     [ -n "$uv" ] && break
     if "$python" -m uv --version >/dev/null 2>&1; then
