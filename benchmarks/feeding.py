@@ -164,7 +164,7 @@ def main() -> int:
     series = {
         name: {"224 pixels": (median(rate), rate[0], rate[-1])} for name, rate in rates.items()
     }
-    bar_plot(output, "From shards to batches", series, unit="images a CPU second")
+    bar_plot(output, "From shards to batches", series, unit="images per CPU second")
     return finish(
         output,
         {

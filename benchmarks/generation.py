@@ -209,7 +209,7 @@ def peak_memory(folder: str, num_images: int) -> dict[str, float]:
 
 
 def child(folder: str, num_images: int) -> None:
-    """Answer so many images' questions, and print the peak of the memory."""
+    """Answer the questions of this many images, and print the peak of the memory."""
     setting = Setting(folder, num_images)
     answer_ours(setting, folder, "child")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

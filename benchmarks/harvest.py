@@ -2,7 +2,7 @@
 
     python benchmarks/harvest.py [--quick]
 
-The mirror has the layout of `pmc-oa-opendata` and articles of 70 kB with four figures. It lies in a
+The mirror has the layout of `pmc-oa-opendata` and articles of 70 kB with four figures. It is in a
 folder, so that what is measured is ours: reading metadata and XML, checking, hashing and writing.
 A process of its own harvests it in ten parts. It is killed in the middle of the third and started
 again; every read of the mirror is logged, and none of a finished article may come twice.

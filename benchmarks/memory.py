@@ -158,7 +158,7 @@ def judge(task: str, runs: dict[int, dict[str, Any]]) -> tuple[dict[str, Any], l
     return {"bytes_per_row": growth, "seconds_per_row": seconds}, [
         gate(f"{task}: peak memory at 100 times the rows / at once", flat, at_most=1.1),
         gate(f"{task}: bytes spilled", spilled, at_most=0),
-        gate(f"{task}: CPU seconds a row, late / early in the run", slower, at_most=1.15),
+        gate(f"{task}: CPU seconds per row, late / early in the run", slower, at_most=1.15),
     ]
 
 

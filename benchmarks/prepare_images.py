@@ -169,7 +169,7 @@ def main() -> int:
                 series.setdefault(name, {})[f"{kind} {size}"] = (rate, least, most)
     name = f"{NAME}-quick" if options.quick else NAME
     title = "JPEG of 0.3 megapixels to model input, one thread"
-    report.bar_plot(name, title, series, unit="images a CPU second")
+    report.bar_plot(name, title, series, unit="images per CPU second")
     return report.finish(name, {"rounds": rounds, "results": results, "gates": gates(results)})
 
 

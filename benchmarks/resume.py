@@ -47,7 +47,7 @@ def first_batch_seconds(data: Mixture, order: StageOrder, start: int) -> float:
     seconds = time.monotonic() - begin
     steps.close()
     for thread in threading.enumerate():
-        if thread.name.startswith("reader"):  # what it still reads is no business of the next start
+        if thread.name.startswith("reader"):  # what it still reads does not concern the next start
             thread.join()
     return seconds
 

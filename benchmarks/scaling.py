@@ -120,7 +120,7 @@ def simulate(tokens: Integers, cluster: Cluster, seed: int) -> dict[str, float]:
 
 
 def order_of(lengths: Integers, num_gpus: int) -> StageOrder:
-    """Order one epoch for so many GPUs."""
+    """Order one epoch for this many GPUs."""
     groups = np.arange(len(lengths)) // ROW_GROUP
     return order_stage(
         groups,
@@ -225,7 +225,7 @@ def main() -> int:
                     at_most=0.1 if arguments.quick else 0.03,
                 ),
                 gate(
-                    "CPU seconds a sample to order an epoch, 10 times the samples / at once",
+                    "CPU seconds per sample to order an epoch, 10 times the samples / at once",
                     per_sample[1] / per_sample[0],
                     at_most=1.3,
                 ),

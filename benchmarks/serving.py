@@ -197,7 +197,7 @@ async def ask(session: aiohttp.ClientSession, url: str, asked: dict[str, Any]) -
 async def load(
     server: Server, num_clients: int, num_requests: int, num_tokens: int
 ) -> dict[str, Any]:
-    """Requests and tokens a second of so many clients, and their seconds to the first token."""
+    """Requests and tokens per second of this many clients, and their seconds to the first token."""
     asked, left, firsts = body(server.model, num_tokens), iter(range(num_requests)), list[float]()
 
     async def client(session: aiohttp.ClientSession) -> None:

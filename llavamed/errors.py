@@ -94,7 +94,7 @@ class EndpointError(LlavaMedError):
 class RequestError(LlavaMedError):
     """A question to a model breaks a rule, or cannot be answered now.
 
-    `status` is the one of HTTP, `code` the word that programs read, and `param` the part of the
+    `status` is the HTTP status, `code` the word that programs read, and `param` the part of the
     request that is wrong. `retry_after` is in seconds, and None where another try is of no use.
     """
 

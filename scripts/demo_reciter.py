@@ -1,7 +1,7 @@
 """A language model that recites: an OpenAI-compatible endpoint that needs no weights.
 
 It turns the phantoms' captions into dialogues. As real models do, it now and then asks to wait,
-answers no JSON, or speaks of the caption, so that the demo shows what becomes of that.
+answers no JSON, or speaks of the caption, so that the demo shows what happens then.
 """
 
 import json

@@ -323,8 +323,8 @@ def messages_page() -> str:
     return page(
         "Messages",
         "Every message of an error says which setting or file it is about, the rule that is "
-        "broken, and what to do. `…` stands for what the message names at run time. Samples that "
-        "cannot be used are not errors: they lie in the dataset's quarantine with one of the "
+        "broken, and what to do. `…` replaces what the message names at run time. Samples that "
+        "cannot be used are not errors: they are in the dataset's quarantine with one of the "
         "reasons below.",
         *parts,
     )

@@ -51,7 +51,7 @@ def labels(
 
     from llavamed.processor.build import load_tokenizer
 
-    logging.set_verbosity_error()  # a dialogue longer than the model's limit is no news here
+    logging.set_verbosity_error()  # dialogues longer than the model's limit are expected here
     problems: Counter[str] = Counter()
     count = 0
     for row in label_rows(

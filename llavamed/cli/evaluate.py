@@ -182,7 +182,7 @@ def _candidate(
 
 
 def _workers(number: int, *, use_gpu: bool) -> AbstractContextManager[None]:
-    """Join or start a Ray for so many workers; nothing for none."""
+    """Join or start a Ray for this many workers; do nothing for none."""
     if not number:
         return nullcontext()
     from llavamed.config.run import Scaling

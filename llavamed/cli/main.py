@@ -70,7 +70,7 @@ app.command("serve")(serve)
 _EVERYWHERE = {"--debug", "--verbose", "--quiet"}
 
 
-_VERSIONS = "Show the versions of llavamed, Python and the libraries it stands on."
+_VERSIONS = "Show the versions of llavamed, Python and the libraries it depends on."
 
 
 def _show_versions(asked: bool) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from llavamed.run.plan import StageCost
 
 _BOTH = ("strict", "legacy")
-"""Measures that stand side by side in every table."""
+"""Measures that every table shows side by side."""
 
 
 def show_summary(summary: RunSummary, console: Console) -> None:
@@ -122,7 +122,7 @@ def show_comparison(
 
     Args:
         compared: The scores, a group of questions each.
-        no_answer: The share of closed questions without an answer, one a file; may be empty.
+        no_answer: The share of closed questions without an answer, one per file; may be empty.
         files: The path of each file by the letter that stands for it.
         scorer: Name of the scorer.
         console: Where to print.

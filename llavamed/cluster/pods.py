@@ -43,7 +43,7 @@ def quantity(text: str | int | float) -> Fraction:
     """
     found = _QUANTITY.fullmatch(str(text).strip())
     if found is None or found[2] not in _SUFFIXES | _SMALL:
-        raise ValueError(f"{text!r} is no quantity")
+        raise ValueError(f"{text!r} is not a quantity")
     return Fraction(found[1]) * Fraction(_SMALL.get(found[2]) or _SUFFIXES[found[2]])
 
 

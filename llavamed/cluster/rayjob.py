@@ -1,4 +1,4 @@
-"""Make the RayJob that runs a config: on a cluster of its own, or on the one of a release."""
+"""Make the RayJob that runs a config: on a cluster of its own, or on that of a release."""
 
 import math
 import re
@@ -212,7 +212,7 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def _lifecycle(cluster: Object) -> Object:
-    """Return what becomes of the job's cluster; as in the chart's own jobs."""
+    """Return what happens to the job's cluster; as in the chart's own jobs."""
     rules: list[Object] = [
         {
             "policy": "DeleteCluster",

@@ -1,1 +1,1 @@
-"""The one typed tree of settings, a file a section, and how a YAML file becomes it (`load`)."""
+"""The one typed tree of settings, one file per section, and how a YAML file is read into it."""

@@ -47,12 +47,12 @@ class Select(Section):
     classifier: Classifier | None = None
     """A model that must agree with the words. By default the words decide alone."""
     panels: Literal["refuse", "split", "keep"] = "refuse"
-    """What becomes of figures of several panels. `split` cuts one at its white or black gutters if
+    """What happens to figures of several panels. `split` cuts one at its white or black gutters if
     it has as many parts as its caption has letters, each before its text."""
     min_side: Count = 224
     """Smallest width and height of a picture, in pixels."""
     duplicate_bits: Annotated[int, Field(ge=0, le=24)] | None = 10
-    """Two pictures that differ in at most so many of 256 bits are duplicates, of which the first is
+    """Two pictures that differ in at most this many of 256 bits are duplicates; only the first is
     kept. null keeps all."""
     evaluation_sets: tuple[str, ...] = ()
     """URIs of prepared datasets that no kept picture may be in."""
@@ -72,7 +72,7 @@ class Dialogues(Section):
     endpoint: Endpoint
     """The language model that writes them."""
     num_dialogues: Count | None = None
-    """Largest number of figures to ask about, shared out evenly over the modalities. By default
+    """Largest number of figures to ask about, distributed evenly over the modalities. By default
     all that are selected."""
     seed: Seed = 0
     """Seed for the choice of figures and the place of the image. A larger `num_dialogues` with the
@@ -127,7 +127,7 @@ class ChatQuestions(Section):
     """The language model that writes questions and reference answers. By default that of
     `dialogues`."""
     num_figures: Count = 50
-    """Number of figures to ask about, shared out evenly over the modalities, one an article."""
+    """Number of figures to ask about, distributed evenly over the modalities, one per article."""
     num_questions: Annotated[int, Field(ge=1, le=10)] = 3
     """Number of short questions about each figure, besides the request to describe it."""
     seed: Seed = 0

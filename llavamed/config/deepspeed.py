@@ -60,13 +60,13 @@ class ZeroOptimization(_Settings):
     contiguous_gradients: bool | None = None
     """Copy gradients to one buffer as they appear, which avoids fragmented memory."""
     reduce_scatter: bool | None = None
-    """Average gradients by reduce-scatter in place of all-reduce."""
+    """Average gradients by reduce-scatter instead of all-reduce."""
     reduce_bucket_size: Size | None = None
     """Number of gradient elements reduced at once. Less saves memory."""
     use_multi_rank_bucket_allreduce: bool | None = None
     """Join the reductions of several ranks in one all-reduce."""
     allgather_partitions: bool | None = None
-    """Collect updated parameters by all-gather in place of broadcasts."""
+    """Collect updated parameters by all-gather instead of broadcasts."""
     allgather_bucket_size: Size | None = None
     """Number of parameter elements gathered at once. Less saves memory."""
     overlap_comm: bool | None = None
@@ -88,7 +88,7 @@ class ZeroOptimization(_Settings):
     stage3_module_granularity_threshold: Size | None = None
     """Modules of fewer elements are gathered as one."""
     stage3_use_all_reduce_for_fetch_params: bool | None = None
-    """Fetch parameters by all-reduce in place of all-gather."""
+    """Fetch parameters by all-reduce instead of all-gather."""
     stage3_allgather_sequential: bool | None = None
     """Gather the parameters of a bucket one after another."""
     ignore_unused_parameters: bool | None = None
@@ -191,7 +191,7 @@ class DeepSpeed(_Settings):
     disable_python_gc: bool | None = None
     """Collect Python's garbage at DeepSpeed's own moments only."""
     disable_allgather: bool | None = None
-    """Broadcast updated parameters in place of gathering them."""
+    """Broadcast updated parameters instead of gathering them."""
     communication_data_type: Literal["fp32", "fp16", "bf16"] | None = None
     """Number format in which gradients are sent."""
     prescale_gradients: bool | None = None

@@ -36,4 +36,4 @@ class StageEngine(Section):
     offload_optimizer: OffloadDevice | None = None
     """The stage's own `engine.offload_optimizer`."""
     deepspeed: DeepSpeed | None = None
-    """The stage's own `engine.deepspeed`, in place of all of the run's."""
+    """The stage's own `engine.deepspeed`, which replaces the run's completely."""

@@ -17,9 +17,9 @@ class GatePolicy(Section):
     """What a model must meet to become the champion. A rule that is left out is not checked."""
 
     min_scores: Annotated[dict[Score, Fraction], Field(default_factory=dict)]
-    """Least scores, which the lower bounds of their intervals must reach."""
+    """Minimum scores, which the lower bounds of their intervals must reach."""
     min_grounding: Annotated[dict[Score, Points], Field(default_factory=dict)]
-    """Least gains over the blank image, which the lower bounds of their intervals must reach."""
+    """Minimum gains over the blank image, which the lower bounds of their intervals must reach."""
     max_no_answer: Fraction | None = None
     """Largest share of closed questions without an answer, at the upper bound of its interval."""
     max_overlap: Annotated[dict[Shared, Fraction], Field(default_factory=dict)]

@@ -32,8 +32,8 @@ class Harvest(Section):
     article_types: tuple[str, ...] = ()
     """Types of articles to take in JATS's words, such as `case-report`. By default all."""
     articles: str | None = None
-    """URI of a file with the numbers of articles to take, such as `PMC123`, one a line. By default
-    all of the inventory."""
+    """URI of a file with the numbers of articles to take, such as `PMC123`, one per line. By
+    default all of the inventory."""
     query: str | None = None
     """Search of PubMed Central that finds the articles to take, in its own syntax, such as
     `chest radiograph[title] AND case reports[filter]`."""
@@ -42,8 +42,8 @@ class Harvest(Section):
     )
     """Address of NCBI's E-utilities, which answer `query`."""
     max_articles: Count | None = None
-    """Stop when so many articles have figures; the part that reaches it is finished. By default all
-    articles are taken."""
+    """Stop when this many articles have figures; the part that reaches it is finished. By default
+    all articles are taken."""
     seed: Seed = 0
     """Seed of the order in which articles are taken. More articles extend a smaller corpus."""
     articles_per_part: Annotated[int, Field(ge=1, le=100_000)] = 1000

@@ -2,7 +2,8 @@
 
 The file is the only source, the overrides come after it, and nothing else counts: no second file,
 no interpolation, no environment. YAML is read as its version 1.2 has it, and only what builds plain
-values: tags, anchors and aliases are refused, for an override of one place would change the others.
+values: tags, anchors and aliases are refused, because an override of one place would change the
+others.
 """
 
 import math
@@ -29,7 +30,7 @@ _WHOLE_CONFIG = "must be a mapping with name, storage, model ...; correct the fi
 
 
 class _Loader(yaml.SafeLoader):
-    """Loads YAML with plain values only, and refuses a key that stands twice."""
+    """Loads YAML with plain values only, and refuses duplicate keys."""
 
     depth = 0
 
@@ -53,7 +54,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 raise _problem("a mapping or list cannot be a key, quote braces", key)
             if key.value in mapping:
-                raise _problem(f"the key {key.value!r} stands twice", key)
+                raise _problem(f"the key {key.value!r} occurs twice", key)
             mapping[key.value] = self.construct_object(value, deep=True)
         return mapping
 
@@ -180,7 +181,7 @@ def _check_plain(value: Any, place: tuple[str, ...]) -> None:
     if isinstance(value, dict):
         for name, below in value.items():
             if not isinstance(name, str):
-                raise ConfigError(f"{key}: a key is a {type(name).__name__}, no text; correct it")
+                raise ConfigError(f"{key}: a key is a {type(name).__name__}, not text; correct it")
             if not _is_text(name):
                 raise ConfigError(
                     f"{key}: the key {shown(name)} has control characters; remove them"
@@ -202,7 +203,7 @@ def _check_plain(value: Any, place: tuple[str, ...]) -> None:
             raise ConfigError(f"{key}: the number does not fit 64 bits; use a smaller one")
     elif value is not None:
         kind = type(value).__name__
-        raise ConfigError(f"{key}: a {kind} is no plain value; use text, a number, a list ...")
+        raise ConfigError(f"{key}: a {kind} is not a plain value; use text, a number, a list ...")
 
 
 def _is_text(value: str) -> bool:

@@ -99,10 +99,10 @@ def _key(location: Location, tree: Any) -> str:
 
 
 def _suggestion(location: Location, tree: Any, schema: Node) -> str:
-    """Return what to write in place of an unknown key.
+    """Return what to write instead of an unknown key.
 
     The same name one level down (`lr` for `optimizer.lr`) or in a section around it is the best
-    guess, then a name like it, and else all names that may stand there.
+    guess, then a similar name, and otherwise all names that are allowed there.
     """
     name, here = str(location[-1]), location[:-1]
     fields = _fields_at(here, schema)
@@ -151,7 +151,7 @@ def _names(node: Node, schema: Node) -> list[str]:
 
 
 def _step(node: Node, part: int | str, schema: Node) -> list[Node]:
-    """Return what a schema says may stand at an item or key of a node."""
+    """Return the schemas that are allowed at an item or key of a node."""
     if isinstance(part, int):
         return _options(node.get("items", {}), schema)
     if part in node.get("properties", {}):

@@ -87,7 +87,7 @@ class Model(Section):
     """The network: LLaVA made of a tower, a projector and a language model, or loaded whole."""
 
     weights: str | None = None
-    """Path, URI or hub name of a whole LLaVA to start from, in place of the parts below. One that
+    """Path, URI or hub name of a whole LLaVA to start from, instead of the parts below. One that
     LLaVA's own trainer has saved is converted when it is loaded."""
     vision_tower: VisionTower | None = None
     """The image encoder: CLIP, SigLIP, DINOv2, DINOv3 or ViT. One that open_clip has saved, such as
@@ -104,7 +104,7 @@ class Model(Section):
     template: TemplateName = "vicuna_v1"
     """Chat template: one of ours, or `tokenizer` for the one that comes with the tokenizer."""
     thinking: Thinking = added_later("train")
-    """What becomes of the thinking part of an answer, `<think>...</think>`. A tokenizer's template
+    """What happens to the thinking part of an answer, `<think>...</think>`. A tokenizer's template
     may write one even for an answer without it. `train` trains it like the rest, `mask` keeps it as
     context, `leave_out` removes it from answers and prompts."""
     image_aspect_ratio: Literal["square", "pad"] = "square"

@@ -1,4 +1,4 @@
-"""Make local paths of weights and tokenizers absolute, for they travel to workers as text.
+"""Make local paths of weights and tokenizers absolute, because workers get them as text.
 
 A worker has another current folder than the driver, and a relative path that does not exist looks
 like a name on the hub.

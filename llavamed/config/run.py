@@ -72,7 +72,7 @@ class Scaling(Section):
                     f"{name}={amount:g}: Ray spells this resource {proper!r}; write it that way"
                 )
             if not name.strip():
-                raise ValueError(f"{name!r}={amount:g}: is no name of a resource; remove it")
+                raise ValueError(f"{name!r}={amount:g}: is not the name of a resource; remove it")
             if round(amount, 4) != amount:
                 raise ValueError(
                     f"{name}={amount}: Ray counts in steps of 0.0001; use {max(amount, 1e-4):.4f}"
@@ -257,7 +257,7 @@ class RunConfig(Section):
         is_fixed = isinstance(self.scaling.num_workers, int)
         if stage.optimizer.name == "adamw_8bit" and engine.zero_stage and not is_fixed:
             raise ValueError(
-                f"{key}.optimizer.name=adamw_8bit: its state cannot be shared out anew when "
+                f"{key}.optimizer.name=adamw_8bit: its state cannot be distributed again when "
                 f"scaling.num_workers, which is a range, changes with {zero_stage}; set one number "
                 "of workers, zero_stage to 0, or use adamw"
             )
@@ -268,7 +268,7 @@ class RunConfig(Section):
             raise ValueError(
                 f"scaling.num_workers={workers}: stage {stage.name} has only {stage.num_lanes} "
                 "forward passes a step to share out (global_batch_size / micro_batch_size); use at "
-                "most so many workers"
+                "most that many workers"
             )
         if isinstance(self.scaling.num_workers, int) and stage.num_lanes % workers:
             unit = stage.micro_batch_size * workers

@@ -18,23 +18,23 @@ class Limits(Section):
     """What a request may hold. Larger ones are refused before they are read or decoded."""
 
     body_bytes: Count = 20_000_000
-    """Most bytes of a request."""
+    """Maximum size of a request, in bytes."""
     messages: Count = 100
-    """Most messages of a conversation."""
+    """Maximum number of messages in a conversation."""
     images: Count = 4
-    """Most images of a conversation."""
+    """Maximum number of images in a conversation."""
     image_bytes: Count = 10_000_000
-    """Most bytes of an encoded image."""
+    """Maximum size of an encoded image, in bytes."""
     image_pixels: Count = 40_000_000
-    """Most pixels of an image, as its header tells them."""
+    """Maximum number of pixels of an image, according to its header."""
     max_tokens: Count = 1024
-    """Most tokens of an answer."""
+    """Maximum number of tokens of an answer."""
     default_max_tokens: Count = 512
-    """Most tokens of an answer where the request names none."""
+    """Maximum number of tokens of an answer if the request sets none."""
     answers: Count = 4
-    """Most answers to one request, which `n` asks for."""
+    """Maximum number of answers to one request, as its `n` asks."""
     requests_per_minute: Count = 120
-    """Most requests of one token in a minute."""
+    """Maximum number of requests with one token in a minute."""
     read_seconds: Annotated[float, Field(gt=0)] = 30.0
     """Seconds in which a request must have arrived."""
 
@@ -54,7 +54,7 @@ class Serving(Section):
     """Name of the environment variable with the tokens of clients, separated by commas. Without
     it and without `token_file`, a token is made and printed once."""
     token_file: str | None = None
-    """File with the tokens of clients, one a line."""
+    """File with the tokens of clients, one per line."""
     open_access: bool = False
     """Whether clients need no token. Only possible at an address of this machine."""
     origins: tuple[_Origin, ...] = ()
@@ -64,14 +64,14 @@ class Serving(Section):
     image_hosts: tuple[_Host, ...] = ()
     """Hosts that images are fetched from by https. By default images come in the request only."""
     max_batch_size: Count = 8
-    """Most answers that are generated at once."""
+    """Maximum number of answers that are generated at once."""
     max_waiting: Count = 32
-    """Most requests that wait. Others are refused with status 429."""
+    """Maximum number of requests that wait. Others are refused with status 429."""
     drain_seconds: Annotated[float, Field(gt=0)] = 60.0
     """Seconds in which running requests may end when the service stops."""
     limits: Limits = Limits()
     engine_url: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")] | None = None
-    """Address of an OpenAI-compatible engine that answers in place of this process, such as
+    """Address of an OpenAI-compatible engine that answers instead of this process, such as
     `http://127.0.0.1:8001/v1` of vLLM. Its model must have the name `name`."""
     engine_key_env: _Variable | None = None
     """Name of the environment variable with the key of that engine."""

@@ -123,7 +123,7 @@ class Scans(Section):
     image_folder: str
     """URI of the folder that contains the scans named in the file."""
     slices_per_volume: Annotated[int, Field(ge=1, le=64)] = 1
-    """Number of slices that stand for a NIfTI volume, each an image of the sample."""
+    """Number of slices that represent a NIfTI volume, each as one image of the sample."""
     attested: str | None = None
     """URI of a list of files that somebody attests to name nobody, in the form that `sha256sum`
     writes. By default only DICOM files whose own tags attest it are read."""

@@ -32,7 +32,7 @@ class Optimizer(Section):
 
     name: Literal["adamw", "adamw_8bit"] = "adamw"
     """Implementation: `adamw` is PyTorch's; `adamw_8bit` is that of bitsandbytes, which keeps each
-    moment in one byte per parameter in place of four."""
+    moment in one byte per parameter instead of four."""
     lr: LearningRate
     """Peak learning rate."""
     weight_decay: WeightDecay = 0.0
@@ -98,7 +98,7 @@ class Stage(Section):
     trainable: Annotated[tuple[ModelPart, ...], Field(min_length=1)]
     """Parts of the model that learn. The others do not change by a single bit."""
     lora: Lora | None = None
-    """Adapters to train in place of the language model's own weights. `trainable` then names
+    """Adapters to train instead of the language model's own weights. `trainable` then names
     `language_model`, for its adapters, and `projector`. An export has the adapters merged."""
     num_train_epochs: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Number of passes over the data."""
@@ -145,7 +145,7 @@ class Stage(Section):
 
     @property
     def pack_tokens(self) -> int:
-        """Tokens that a pack holds; of no meaning without packing."""
+        """Tokens that a pack holds; meaningless without packing."""
         return self.max_tokens or DEFAULT_MAX_TOKENS
 
     @model_validator(mode="after")

@@ -1,6 +1,7 @@
-"""URIs that say how their storage is reached: `s3://bucket/path?anonymous=true&endpoint=https://host`.
+"""URIs that say how their storage is reached:
+`s3://bucket/path?anonymous=true&endpoint=https://host`.
 
-Options stand at the end of an `s3://` URI, after a `?`, and travel with it to every process. Other
+Options follow a `?` at the end of an `s3://` URI and go with it to every process. Other
 URIs and local paths have none, and keep their question marks.
 """
 
@@ -28,7 +29,7 @@ def check_no_password(uri: str | None, key: str) -> None:
     try:
         password = urlsplit(uri or "").password
     except ValueError as error:
-        raise ValueError(f"{key}: is no valid URI ({error}); correct it") from error
+        raise ValueError(f"{key}: is not a valid URI ({error}); correct it") from error
     if password is not None:
         raise ValueError(
             f"{key}: holds a password, and a config is shown and stored; remove it and set "

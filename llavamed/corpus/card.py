@@ -88,7 +88,7 @@ def write_cards(corpus: Location, name: str) -> Counts:
 
 
 def _attribution(figures: Iterable[FigureRow]) -> str:
-    """Return one line an article, with all that CC BY asks to be said."""
+    """Return one line per article, with everything that CC BY requires."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*_COLUMNS, "num_figures", "changes"])

@@ -4,7 +4,7 @@ A corpus is a folder. Each step (harvest, select, ...) has a folder of its own b
 that are complete when their manifest exists:
 
     CORPUS/images/PMC1.2/fig1.jpg           pictures, in a folder an article
-    CORPUS/harvest/00000/figures.parquet    one row a figure, kept or refused
+    CORPUS/harvest/00000/figures.parquet    one row per figure, kept or refused
     CORPUS/harvest/00000/manifest.json      a `FiguresManifest`, written last
 
 A step reads the parts of the step before and writes parts of the same names with all their rows:
@@ -70,7 +70,7 @@ class FigureRow:
     group_caption: str
     """Caption of the group around the figure; empty where there is none."""
     parent: str
-    """Id of the figure that this one stands in; empty where there is none."""
+    """Id of the figure that contains this one; empty where there is none."""
     mentions: tuple[str, ...]
     """Paragraphs that cite the figure."""
     mentions_by_range: tuple[str, ...]

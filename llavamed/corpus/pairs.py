@@ -56,7 +56,7 @@ def make_pair(figure: FigureRow, settings: Pairs) -> dict[str, Any] | None:
 def write_pairs(
     step: Location, folder: Location, settings: Pairs, held_out: Collection[str] = ()
 ) -> Counter[str]:
-    """Write the pairs of all figures that a step keeps, a file a part.
+    """Write the pairs of all figures that a step keeps, one file per part.
 
     Args:
         step: Folder of the selection.

@@ -148,7 +148,7 @@ class QuestionJob:
             None,
             package="llavamed.corpus",
             key="questions",
-            verdict="is no prompt",
+            verdict="is not a prompt",
             parts="system",
         )
         number = str(self._settings.num_questions)

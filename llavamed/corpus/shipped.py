@@ -15,14 +15,14 @@ Form = TypeVar("Form", bound=BaseModel)
 def load_shipped(
     form: type[Form], path: str | None, *, package: str, key: str, verdict: str, parts: str
 ) -> Form:
-    """Read a file at any URI, or the one of a package.
+    """Read a file at any URI, or the one that a package ships.
 
     Args:
         form: What the file must hold.
         path: The URI, or None for the file of the package.
         package: The package that holds `KEY.yaml`.
         key: The config key that names the file, for errors.
-        verdict: What a file of another form is not, for errors, such as `is no prompt`.
+        verdict: What a file of another form is not, for errors, such as `is not a prompt`.
         parts: What a file holds, for errors.
 
     Raises:

@@ -106,7 +106,7 @@ SHARD_SCHEMA = pa.schema(
         pa.field("licence", pa.string()),
     ]
 )
-"""Schema of `shards/*.parquet`, one row a sample; `labels` are not shifted."""
+"""Schema of `shards/*.parquet`, one row per sample; `labels` are not shifted."""
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -119,7 +119,7 @@ INDEX_SCHEMA = pa.schema(
         pa.field("num_truncated", pa.int32()),
     ]
 )
-"""Schema of `index.parquet`, one row a sample in shard order. `row` counts within the row group,
+"""Schema of `index.parquet`, one row per sample in shard order. `row` counts within the row group,
 and `num_truncated` is the number of text tokens that were cut off."""
 
 NUM_TILES = "num_tiles"
@@ -139,7 +139,7 @@ CONTENT_SCHEMA = pa.schema(
         pa.field("sample_hash", _TEXT_HASH),
     ]
 )
-"""Schema of `content.parquet`, one row a sample in index order. `row` is the position in the
+"""Schema of `content.parquet`, one row per sample in index order. `row` is the position in the
 source, from 0. `sample_hash` combines the other hashes, so duplicates have equal ones."""
 
 QUARANTINE_SCHEMA = pa.schema(

@@ -1,7 +1,7 @@
 """Write and read `answers.parquet`, the only file that scoring reads.
 
 One row is an item under one condition: what was asked, what was expected, and what was answered.
-The rows of a condition lie together, and every condition has the same items in the same order. A
+The rows of a condition are contiguous, and every condition has the same items in the same order. A
 file may be ours or anyone's: it needs the columns `id`, `prediction`, `references` and
 `answer_type`, and the others may be absent.
 """
@@ -214,7 +214,7 @@ def iter_answers(file: Location) -> Iterator[Answer]:
     Raises:
         DataError: There is no such file, a column is missing or of another type, or a row is no
             answer.
-        DamagedFileError: It is no Parquet file, or damaged.
+        DamagedFileError: It is not a Parquet file, or is damaged.
     """
     for table in _row_groups(file):
         for number, row in enumerate(_typed(table, file).to_pylist()):
@@ -229,7 +229,7 @@ def read_answers(file: Location) -> dict[str, list[Answer]]:
     Raises:
         DataError: As `iter_answers` does; or an id occurs twice in a condition, or conditions
             have other items or state them differently.
-        DamagedFileError: It is no Parquet file, or damaged.
+        DamagedFileError: It is not a Parquet file, or is damaged.
     """
     by_id: dict[str, dict[str, Answer]] = {}
     for answer in iter_answers(file):

@@ -94,7 +94,7 @@ def _rows(file: Location) -> Iterator[tuple[str, dict[str, Any], str]]:
                 row, place = read_object(line, f"{file}:{number}"), f"{file}:{number}"
                 id_ = row.get("id", row.get("question_id"))
                 if not isinstance(id_, str | int) or isinstance(id_, bool) or id_ == "":
-                    raise DataError(f"{place}: id={id_!r} is no text or number; write a name")
+                    raise DataError(f"{place}: id={id_!r} is not text or a number; write a name")
                 if str(id_) in seen:
                     raise DataError(
                         f"{place}: id={id_!r} is also the id of line {seen[str(id_)]}; give every "
@@ -105,7 +105,7 @@ def _rows(file: Location) -> Iterator[tuple[str, dict[str, Any], str]]:
     except FileNotFoundError as error:
         raise DataError(f"{file}: no such file; check the path") from error
     if not seen:
-        raise DataError(f"{file}: holds no object; write one a line")
+        raise DataError(f"{file}: holds no object; write one per line")
 
 
 def _text(row: dict[str, Any], place: str, *names: str) -> str:
@@ -114,7 +114,7 @@ def _text(row: dict[str, Any], place: str, *names: str) -> str:
     if name is None:
         raise DataError(f"{place}: lacks {' or '.join(names)}; add it to the object")
     if not isinstance(row[name], str):
-        raise DataError(f"{place}: {name}={row[name]!r} is no text; write it in quotes")
+        raise DataError(f"{place}: {name}={row[name]!r} is not text; write it in quotes")
     return row[name]
 
 
@@ -127,7 +127,7 @@ def _mentions(given: Any, place: str) -> tuple[str, ...]:
     if isinstance(given, list) and all(isinstance(each, str | dict) for each in given):
         found = [each if isinstance(each, str) else each.get("tokens", "") for each in given]
         return tuple(" ".join(map(str, each)) if isinstance(each, list) else each for each in found)
-    raise DataError(f"{place}: mentions={str(given)[:60]} is no list of texts; correct it")
+    raise DataError(f"{place}: mentions={str(given)[:60]} is not a list of texts; correct it")
 
 
 def domain_of(given: Any, place: str) -> str:
@@ -140,4 +140,4 @@ def domain_of(given: Any, place: str) -> str:
         return given or ""
     if isinstance(given, dict):
         return next((str(name) for name, is_so in given.items() if is_so is True), "")
-    raise DataError(f"{place}: domain={str(given)[:60]} is no name; write one")
+    raise DataError(f"{place}: domain={str(given)[:60]} is not a name; write one")

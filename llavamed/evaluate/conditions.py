@@ -110,7 +110,7 @@ def _kind(question: Question) -> tuple[str, str, str]:
 CONDITIONS: Mapping[str, Condition] = {
     TRAINED: Condition(_as_they_are, "the question as it is"),
     "blank_image": Condition(_blank, "every picture in one colour, of the same size"),
-    "noise": Condition(_noise, "random pixels in place of every picture"),
+    "noise": Condition(_noise, "random pixels instead of every picture"),
     "shuffled": Condition(
         _shuffled, "another item's picture, of the same modality and organ where there is one"
     ),

@@ -148,7 +148,7 @@ def _export(policy: GatePolicy, model: Evidence) -> Iterator[RuleResult]:
     export, wanted = model.export, model.scores.model_fingerprint
     if export is None:
         yield RuleResult(
-            "export_verified", False, f"{model.scores.model} is no complete export of ours"
+            "export_verified", False, f"{model.scores.model} is not a complete export of ours"
         )
     elif export.fingerprint != wanted:
         text = f"the export is {export.fingerprint}, and {wanted} was scored"

@@ -42,7 +42,7 @@ QUESTIONS_SCHEMA = pa.schema(
         pa.field("image_hashes", pa.list_(pa.string())),
     ]
 )
-"""Schema of `questions/*.parquet`, one row a question in the order of the benchmark."""
+"""Schema of `questions/*.parquet`, one row per question in the order of the benchmark."""
 
 
 @dataclass(frozen=True)

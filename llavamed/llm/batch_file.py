@@ -26,7 +26,8 @@ MAX_REQUESTS = 50_000
 MAX_BYTES = 200_000_000
 """Of a file; the guide says 200 MB."""
 NUM_THREADS = 16
-"""Answers written to the cache at once, for an object store takes its time over each."""
+"""Number of answers written to the cache at once, because an object store takes a while for
+each."""
 
 _KEY = re.compile(r"[0-9a-f]{64}")
 

@@ -263,7 +263,7 @@ class EndpointClient:
         except ValueError:
             completion = None
         if not is_completion(completion):
-            detail = f"the body is no chat completion: {self._without_key(response.text)}"
+            detail = f"the body is not a chat completion: {self._without_key(response.text)}"
             raise _TryError(detail, "body", status=200, is_lost=True)
         return dict(completion)
 

@@ -1,4 +1,5 @@
-"""When the next request may be sent: so many a minute, and never while the endpoint asks to wait.
+"""Decide when the next request may be sent: a limited number per minute, and none while told to
+wait.
 
 Requests are spread evenly instead of sent in a burst at each minute's start, which is what
 endpoints count against their own shorter windows.
@@ -34,7 +35,7 @@ class Pace:
         self._held_until = -math.inf
 
     def take(self, tokens: int) -> float:
-        """Count a request of so many tokens, and return the seconds after which to send it."""
+        """Count a request of this many tokens, and return the seconds after which to send it."""
         now = self._now()
         at = max(now, self._held_until, *self._free_at)
         for index, amount in enumerate((1, tokens)):
@@ -42,7 +43,7 @@ class Pace:
         return at - now
 
     def hold(self, seconds: float) -> None:
-        """Let no request that is counted from now on go before so many seconds have passed."""
+        """Hold back every request that is counted from now on for this many seconds."""
         self._held_until = max(self._held_until, self._now() + seconds)
 
 

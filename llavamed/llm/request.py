@@ -70,7 +70,7 @@ class Request:
         return self._body(endpoint, lambda image: image.data_uri)
 
     def key(self, endpoint: Endpoint) -> str:
-        """Return the SHA-256 of the body as canonical JSON, with hashes in place of images."""
+        """Return the SHA-256 of the body as canonical JSON, with hashes instead of images."""
         return hashlib.sha256(self._hashed(endpoint)).hexdigest()
 
     def most_prompt_tokens(self, endpoint: Endpoint) -> int:
@@ -140,7 +140,8 @@ def strict(schema: type[BaseModel]) -> dict[str, Any]:
 
 
 def _message(turn: Message, image_url: Callable[[Image], str]) -> dict[str, Any]:
-    """Return the turn as JSON; as plain text where it has no picture, for many know no parts."""
+    """Return the turn as JSON; as plain text if it has no picture, because many endpoints know no
+    parts."""
     if all(isinstance(part, str) for part in turn.parts):
         return {"role": turn.role, "content": "".join(map(str, turn.parts))}
     parts = [

@@ -26,7 +26,7 @@ class Sampling:
     top_p: float = 1.0
     """Tokens are drawn from the likeliest ones that have this probability together."""
     seed: int | None = None
-    """Seed for drawing. By default every answer is drawn anew."""
+    """Seed for drawing. By default every answer is drawn with a new seed."""
     stop: tuple[str, ...] = ()
     """Texts that end the answer, beside that of the template. They are not part of it."""
     num_logprobs: int | None = None

@@ -140,7 +140,7 @@ def check_export(place: Location, trained: Trained, device: torch.device) -> flo
     with scratch_folder() as scratch:
         folder = place.download(scratch)
         model, processor = _load(folder, trained.precision, trained.attn_implementation)
-    attend_per_sample(model)  # as in training, for other kernels round differently
+    attend_per_sample(model)  # as in training, because other kernels round differently
     _check_processor(place, processor, trained)
     loaded = model.state_dict()
     different = [

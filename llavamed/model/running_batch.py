@@ -114,7 +114,7 @@ class RunningBatch:
     ) -> None:
         """Put new rows below those of the batch, and pad the shorter ones of the two.
 
-        Layers are replaced one by one, for two whole caches may not fit into memory. Where one
+        Layers are replaced one by one, because two whole caches may not fit into memory. Where one
         fails, the others get back their rows, which are a view of what replaced them.
         """
         before, width = len(self._rows), self._mask.shape[1]

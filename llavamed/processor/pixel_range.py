@@ -26,7 +26,7 @@ from llavamed.errors import SampleError
 Range = tuple[float, float]
 
 _MASK = 16
-"""Grey images of 8 bits whose values all lie below this are masks."""
+"""Grey images of 8 bits whose values are all below this are masks."""
 _FULL: Range = (0, 65535)
 _KNOWN = "known are 8 and 16 bits that are used in full, and a range that the file states"
 _TAGS = {tag.name: number for number, tag in TiffTags.TAGS_V2.items()}

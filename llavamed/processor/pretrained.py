@@ -205,7 +205,7 @@ def loading_problem(error: Exception) -> str:
         first_line = f"{type(error).__name__}: {first_line}"
     if "custom code" in first_line:
         return (
-            "needs code that lies beside it (auto_map in its config), and such code is never run; "
+            "needs code that comes with it (auto_map in its config), and such code is never run; "
             "name a model whose kind transformers itself knows"
         )
     return (

@@ -1,4 +1,4 @@
-"""Say in a chat template what becomes of the thinking part of an answer: `<think>...</think>`.
+"""Make a chat template say what happens to the thinking part of an answer: `<think>...</think>`.
 
 The Jinja text itself says it, in a comment, so that datasets, exports and the hash of the template
 know it without another setting. What transformers renders from that text is what we train.
@@ -21,7 +21,7 @@ _EMPTY = ("<think>\n\n</think>\n\n", "<think>\n\n</think>\n", "<think>\n")
 
 
 def with_thinking(source: str, thinking: Thinking) -> str:
-    """Return a chat template that says what becomes of thinking parts.
+    """Return a chat template that says what happens to thinking parts.
 
     Args:
         source: The Jinja text of a chat template.

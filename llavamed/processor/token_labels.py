@@ -107,7 +107,7 @@ def _tokenize_once(text: LabeledText, tokenizer: "PreTrainedTokenizerBase") -> T
     found = tokenizer(text.words, add_special_tokens=False, return_offsets_mapping=True)
     trained, done = [], 0
     for start, stop in found["offset_mapping"]:
-        # Some tokenizers do not count white space as part of a token: it lies between two tokens.
+        # Some tokenizers do not count white space as part of a token: it is between two tokens.
         place = min(start, done, len(text.words) - 1)
         space = text.words[place:stop]
         place += len(space) - len(space.lstrip()) if space.strip() else 0

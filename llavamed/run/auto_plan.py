@@ -28,7 +28,8 @@ from llavamed.run.plan import (
 SAME_STEP = 0.2
 """The fraction by which the samples of a step may differ from those configured."""
 LARGEST_PASS = 8
-"""A pack is tried up to so many times `data.max_length`; a padded pass up to so many samples."""
+"""Packs are tried up to this multiple of `data.max_length`, padded passes up to this many
+samples."""
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def make_jobs(
     Args:
         config: The run.
         plans: All stages.
-        fingerprints: Those of the prepared datasets by name. By default as they lie in storage now;
+        fingerprints: Those of the prepared datasets by name. By default as they are in storage now;
             a dataset that is gone, or was never prepared, is taken for the one its stage has begun
             with.
         lease: The right to write into the run's folder.

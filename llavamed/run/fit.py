@@ -39,7 +39,7 @@ def fit(
     on_started: Callable[[Workers], None],
     on_records: Callable[[list[StepRecord]], None],
 ) -> bool:
-    """Train a stage on its workers until its export lies in storage, or a machine is taken away.
+    """Train a stage on its workers until its export is in storage, or a machine is taken away.
 
     Args:
         job: The stage.
@@ -48,7 +48,7 @@ def fit(
         on_records: Called, in a thread of this process, with the records that rank 0 reports.
 
     Returns:
-        Whether the export is there; if not, all steps lie in a checkpoint.
+        Whether the export is there; if not, all steps are in a checkpoint.
 
     Raises:
         TrainingError: Workers died more often than `max_failures`.
@@ -120,7 +120,7 @@ def _trainer(job: StageJob, folder: Location, queue: Queue) -> _Trainer:
             accelerator_type=scaling.accelerator_type,
         ),
         run_config=RayRunConfig(
-            # Ray would restore the state of a run of the same name; ours lies in our checkpoints.
+            # Ray would restore the state of a run of the same name; ours is in our checkpoints.
             name=f"{job.stage.name}-{uuid.uuid4().hex[:8]}",
             storage_path=folder.path,
             storage_filesystem=filesystem,

@@ -13,7 +13,7 @@ from llavamed.train.metrics import StepRecord
 
 @dataclass(frozen=True)
 class Started:
-    """A worker has started, so resources are not waited for any more."""
+    """A worker has started, so nothing waits for resources any longer."""
 
     rank: int
     workers: Workers

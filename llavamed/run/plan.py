@@ -78,7 +78,7 @@ def plan_run(
 
     Raises:
         ConfigError: The GPU is unknown, an image leaves no room for text, a dataset is neither
-            prepared nor declared, or so many GPUs cannot share out a step.
+            prepared nor declared, or a step cannot be divided among this many GPUs.
     """
     find_accelerator(accelerator)
     config = override_config(config, workers_override(config, num_gpus))
@@ -89,7 +89,7 @@ def plan_run(
 
 
 def workers_override(config: RunConfig, num_gpus: int | None) -> list[str]:
-    """Return the override that plans for so many GPUs, or none for those of the config."""
+    """Return the override that plans for this many GPUs, or none for those of the config."""
     if num_gpus is None:
         return []
     least = min(num_gpus, config.scaling.least_workers)

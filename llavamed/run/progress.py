@@ -14,7 +14,7 @@ from llavamed.train.metrics import StepRecord, progress_text
 
 _SECONDS_BETWEEN_LINES = 2.0
 _RATE_SECONDS = 30.0
-"""The rate that is shown is the mean over so many seconds, or over all where there were fewer."""
+"""The rate that is shown is the mean over this many seconds, or over all if there were fewer."""
 
 logger = logging.getLogger(__name__)
 

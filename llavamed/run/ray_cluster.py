@@ -107,7 +107,7 @@ def _quiet_ray() -> int:
 
 
 def check_port(address: str) -> None:
-    """Raise OSError if nobody listens, for which Ray itself would wait two minutes."""
+    """Raise OSError if nothing listens there; Ray itself would wait for two minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()

@@ -35,7 +35,7 @@ class Access:
     _buckets: dict[str, _Bucket] = field(default_factory=dict)
 
     def client(self, authorization: str | None) -> str:
-        """Return the name of the client that sends this header, which is no secret.
+        """Return the name of the client that sends this header, which is not a secret.
 
         Raises:
             RequestError: The token is absent or wrong.
@@ -90,7 +90,7 @@ def read_tokens(serving: Serving) -> tuple[tuple[str, ...], str | None]:
             text = locate(serving.token_file).read_bytes().decode()
         except (FileNotFoundError, UnicodeDecodeError) as error:
             raise ConfigError(
-                f"{key}: cannot be read as text; write a token a line into it"
+                f"{key}: cannot be read as text; write one token per line into it"
             ) from error
         tokens = tuple(text.split())
     elif serving.token_env in os.environ:

@@ -176,7 +176,7 @@ class EngineBackend:
                 retry_after=5,
             ) from error
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise _failed("says what is no answer") from error
+            raise _failed("sends something that is not an answer") from error
         finally:
             self._num_running -= 1
 

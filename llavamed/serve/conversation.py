@@ -12,9 +12,9 @@ from llavamed.model.generation import Generator
 from llavamed.serve.prompt import encode_messages, read_image
 from llavamed.storage.location import locate
 
-NOTICE = "For research only. This is no medical device, and its answers may be wrong."
+NOTICE = "For research only. This is not a medical device, and its answers may be wrong."
 DEFAULT_MAX_TOKENS = 512
-"""The most tokens of an answer where nobody says."""
+"""Maximum number of tokens of an answer if the request sets none."""
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ class BatchEngine:
                 self._changed.wait()
             if self._is_closed:
                 return False
-        self._drop_given_up()  # before others are admitted, for it makes room
+        self._drop_given_up()  # before others are admitted, because it makes room
         with self._changed:
             new = self._admit()
         self._join(new)

@@ -86,15 +86,15 @@ async def _read(url: str, key: str, serving: Serving) -> Image:
 
 
 def _decode(url: str, key: str, serving: Serving) -> Image:
-    """Decode a data URL as browsers do, for which white space and padding are of no matter.
+    """Decode a data URL as browsers do, which ignore white space and padding.
 
     Raises:
-        RequestError: It is no data URL, or too large.
+        RequestError: It is not a data URL, or is too large.
     """
     header, comma, text = url.removeprefix(url[:5]).partition(",")
     if not comma:
         raise RequestError(
-            f"{key}: is no valid data URL; begin it with data:image/png;base64,",
+            f"{key}: is not a valid data URL; begin it with data:image/png;base64,",
             code="invalid_image_url",
             param=key,
         )
@@ -108,7 +108,7 @@ def _decode(url: str, key: str, serving: Serving) -> Image:
             data = base64.b64decode(letters + b"=" * (-len(letters) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise RequestError(
-            f"{key}: is no valid base64; encode the image once more",
+            f"{key}: is not valid base64; encode the image once more",
             code="invalid_image_url",
             param=key,
         ) from error
@@ -130,7 +130,7 @@ def _check_pixels(data: bytes, key: str, limit: int) -> None:
     """Refuse an image by its header, before it is decoded.
 
     Raises:
-        RequestError: It has too many pixels, or is of no format that is decoded.
+        RequestError: It has too many pixels, or its format is not decoded.
     """
     if is_dicom(data):
         return  # its reader has a limit of its own

@@ -76,11 +76,11 @@ def show_dicom(data: bytes) -> bytes:
     """Return the first image of a DICOM file as PNG, from which the pixels of a model are made.
 
     Raises:
-        RequestError: It is no DICOM file, or has no image that can be shown.
+        RequestError: It is not a DICOM file, or has no image that can be shown.
     """
     if not is_dicom(data):
         raise RequestError(
-            "body: is no DICOM file; a browser shows other images itself", code="no_dicom"
+            "body: is not a DICOM file; a browser shows other images itself", code="no_dicom"
         )
     try:
         return read_dicom(data)

@@ -134,7 +134,7 @@ class Service:
         return JSONResponse(body)
 
     async def models(self, request: Request, _: RequestRecord) -> Response:
-        """Return the models, or the one of a name."""
+        """Return all models, or the model of a name."""
         model = {"id": self.serving.name, "object": "model", "created": 0, "owned_by": "llavamed"}
         name = request.path_params.get("name")
         if name is None:

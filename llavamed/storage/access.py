@@ -7,7 +7,7 @@ them, so that one run reads a public bucket and writes to a private one:
     s3://pmc-oa-opendata?anonymous=true
     s3://figures/chest?endpoint=https://minio.example.org:9000
 
-Secrets never stand in a URI, for URIs are written into logs, configs and manifests.
+Secrets never appear in a URI, because URIs are written to logs, configs and manifests.
 """
 
 from typing import Any
@@ -46,9 +46,9 @@ def read_access(uri: str) -> tuple[str, dict[str, Any]]:
             options["endpoint_url"] = value.rstrip("/")
         else:
             raise StorageError(
-                f"{plain}?{key}=...: is no option of a location, or has a wrong value; {_KNOWN}"
+                f"{plain}?{key}=...: is not an option of a location, or has a wrong value; {_KNOWN}"
             )
-    # In one order, for fsspec compares filesystems by their arguments as they were given.
+    # In a fixed order, because fsspec compares filesystems by their arguments as given.
     options["config_kwargs"] = {"max_pool_connections": MAX_CONNECTIONS}
     return plain, dict(sorted(options.items()))
 

@@ -1,7 +1,7 @@
 """Fetch a folder from object storage to this machine, once for all its processes.
 
-The copy lies below the machine's folder for temporary files (`TMPDIR`) and is named after what the
-source holds, so a source that changes is fetched anew and a copy that is complete is used as it is.
+The copy is below the machine's folder for temporary files (`TMPDIR`) and is named after what the
+source holds, so a source that changes is fetched again and a complete copy is used as it is.
 A copy that nothing has asked for in a day is deleted when another one is fetched.
 """
 
@@ -68,7 +68,7 @@ def fetch_once(source: str, *, weights: bool | str = True) -> str:
 
 
 def _delete_unused(cache: Path) -> None:
-    """Delete the copies that are not used any more, and what fetches that were killed have left."""
+    """Delete the copies that are no longer used, and what killed fetches have left."""
     for folder in cache.iterdir():
         with suppress(FileNotFoundError):  # deleted by another process
             if folder.is_dir() and time.time() - folder.stat().st_mtime > KEEP_SECONDS:

@@ -1,4 +1,4 @@
-"""Let one attempt at a time write to a folder, by a lease that all others see.
+"""Let one attempt at a time write to a folder, by a lease that all attempts can see.
 
 Every attempt creates a file with its own number below `.lease`, which only one of many can do, and
 writes a new beat into it every few seconds. The highest number holds the folder. A later attempt
@@ -83,7 +83,7 @@ class Lease:
         """Check that no other attempt has taken over.
 
         Raises:
-            LeaseError: Another one has, so this attempt must not write any more.
+            LeaseError: Another one has, so this attempt must not write again.
             StorageError: The lease cannot be read.
         """
         found = newest_lease(self.folder)

@@ -78,7 +78,7 @@ class Location:
         return Location(type(self.fs)(**arguments), self.path, attempts=1)
 
     def _limit(self, seconds: float | None = None) -> dict[str, float]:
-        """Return the argument that ends a call which would otherwise wait for its client for ever.
+        """Return the argument that ends a call that would otherwise wait for its client forever.
 
         The client of an object store works in a thread of its own. It gives up a server that does
         not answer, but not its own locks and threads, on which a request can wait too.
@@ -151,7 +151,7 @@ class Location:
 
     @contextmanager
     def _unfinished(self, data: bytes) -> Iterator[Path]:
-        """Write a local file under another name beside this one, and delete it in the end."""
+        """Write a local file under another name next to this one, and delete it at the end."""
         unfinished = Path(f"{self.path}.{uuid.uuid4().hex[:8]}{_PARTIAL}")
         try:
             unfinished.write_bytes(data)

@@ -48,8 +48,8 @@ _MAY_PASS_OF_S3 = {
     *("HTTPClientError", "ConnectionError", "IncompleteReadError", "ResponseParserError"),
     *("ChecksumError", "FlexibleChecksumError", "CredentialRetrievalError"),
 }
-"""botocore's, by name and not by import, for few commands need S3; its other errors are of settings
-and credentials."""
+"""botocore's, by name and not by import, because few commands need S3; its other errors concern
+settings and credentials."""
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -121,7 +121,7 @@ class RetryingFile(io.RawIOBase):
     def read_buffer(self, size: int, /) -> "pa.Buffer":
         """Return up to `size` bytes in Arrow's memory, which is used again. Raises: StorageError.
 
-        Arrow calls this in place of `read` where a file has it. `read` would take new memory from
+        Arrow calls this instead of `read` where a file has it. `read` would take new memory from
         the system for every row group, which costs as much time as its copy.
         """
         import pyarrow as pa

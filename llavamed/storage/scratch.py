@@ -10,12 +10,12 @@ from llavamed.errors import StorageError
 _TORCH_WRITER = "inline_container.cc"
 """Where `torch.save` finds that a disk is full, by a RuntimeError."""
 _SAFETENSORS = "SafetensorError"
-"""What safetensors raises then; known by name, for few commands need it."""
+"""What safetensors raises then, by name, because few commands need to import it."""
 
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Make a temporary folder, which is deleted in the end.
+    """Make a temporary folder, which is deleted at the end.
 
     Raises:
         StorageError: It cannot be made, or a file cannot be written into it.

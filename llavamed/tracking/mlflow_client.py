@@ -58,7 +58,7 @@ _PROBLEMS = (
     ),
     (
         r"error code 404|valid JSON format|Expecting value",
-        "something answers there that is no MLflow server",
+        "what answers there is not an MLflow server",
         "correct tracking.uri",
     ),
     (
@@ -91,7 +91,7 @@ _PROBLEMS = (
         r"file is not a database|is malformed|disk I/O error|no such (?:table|column)"
         r"|already exists\n\[SQL: \nCREATE",
         "the database is damaged",
-        "move it away and start the same command again, which records what lies in storage, "
+        "move it away and start the same command again, which records what is in storage, "
         f"{_ELSEWHERE}",
     ),
     (
@@ -102,7 +102,7 @@ _PROBLEMS = (
     (
         r"unsupported URI|maintenance mode|Could not parse SQLAlchemy URL|Can't load plugin"
         r"|Invalid URL|No host supplied|No connection adapters",
-        "is no address that MLflow takes",
+        "is not an address that MLflow accepts",
         "use http://, https://, sqlite:/// or postgresql://",
     ),
     (

@@ -42,7 +42,7 @@ def find_export(name: str) -> Location:
     if registered not in {None, manifest.fingerprint}:
         raise CheckpointError(
             f"{name}: version {version.version} has fingerprint={registered}, and {place} has "
-            f"{manifest.fingerprint}: another model was written there; register it anew"
+            f"{manifest.fingerprint}: another model was written there; register it again"
         )
     logger.info("%s is version %s, %s", name, version.version, place)
     return place

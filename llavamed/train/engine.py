@@ -42,7 +42,7 @@ from llavamed.train.optimizer import make_optimizer
 
 if _HIDES_MLFLOW:
     del sys.modules["mlflow"]
-# DeepSpeed would compile its shared-memory collectives for CPUs at first use, for minutes.
+# DeepSpeed would compile its shared-memory collectives for CPUs at first use, which takes minutes.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 # DeepSpeed calls a collective by a deprecated name, and torch warns at every step.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
@@ -102,7 +102,7 @@ class TrainingEngine:
 
     def loads(self, saved: Layout) -> bool:
         """Return whether a state of this layout can be loaded without conversion."""
-        # Without ZeRO every rank holds the whole state, for any number of ranks.
+        # Without ZeRO every rank holds the whole state, whatever the number of ranks.
         return saved.zero_stage == self._zero_stage and (
             self._zero_stage == 0 or saved.world_size == self._world_size
         )

@@ -28,7 +28,7 @@ from llavamed.train.metrics import StepRecord
 from llavamed.train.schedule import warmup_steps
 
 MEDIAN_OF = 50
-"""The loss of a step is compared with the median loss of so many steps before it."""
+"""The loss of a step is compared with the median loss of this many steps before it."""
 NUM_COMPARED = 16
 """Positions behind a border of a pack at which a leak is looked for."""
 _DTYPES = {"bf16": (torch.bfloat16, torch.int16), "fp32": (torch.float32, torch.int32)}

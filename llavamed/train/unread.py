@@ -21,7 +21,7 @@ from llavamed.train.schedule import learning_rates
 
 @dataclass(frozen=True)
 class TakenStep:
-    """A step whose numbers lie on the device."""
+    """A step whose numbers are still on the device."""
 
     step: int
     """Counted from 0."""

@@ -132,7 +132,7 @@ def _exporting(place: Location, num_steps: int) -> Iterator[None]:
     except StorageError as error:
         raise CheckpointError(
             f"{place}: the export cannot be written or read back: {error}; all {num_steps} steps "
-            "lie in the last checkpoint, and the same command started again goes on from there"
+            "are in the last checkpoint; start the same command again to go on from there"
         ) from error
 
 

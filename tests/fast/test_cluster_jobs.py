@@ -290,7 +290,7 @@ def test_a_log_is_given_once_whatever_breaks_in_between(parts: list[str]) -> Non
 def test_quantities_and_what_a_pod_reserves() -> None:
     amounts = [quantity(text) for text in ("500m", "1", "64Gi", "1e3", "2k", 8)]
     assert amounts == [0.5, 1, 64 * 2**30, 1000, 2000, 8]
-    with pytest.raises(ValueError, match="'8GB' is no quantity"):
+    with pytest.raises(ValueError, match="'8GB' is not a quantity"):
         quantity("8GB")
     containers = [{"resources": {"requests": {"cpu": 1}, "limits": {"cpu": 2, GPU: "8"}}}] * 2
     init = [{"resources": {"requests": {"cpu": 5}}}]

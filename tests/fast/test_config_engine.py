@@ -34,7 +34,7 @@ EIGHT_BIT = "stages.instruct.optimizer.name=adamw_8bit"
         ),
         (
             (EIGHT_BIT, "scaling.num_workers=[1, 2]"),
-            "stages.instruct.optimizer.name=adamw_8bit: its state cannot be shared out anew when "
+            "stages.instruct.optimizer.name=adamw_8bit: its state cannot be distributed again when "
             "scaling.num_workers, which is a range, changes with engine.zero_stage=2; set one "
             "number of workers, zero_stage to 0, or use adamw",
         ),

@@ -198,7 +198,7 @@ MISTAKES = {
     ),
     "address that is none": (
         "tracking.uri='http://['",
-        "tracking.uri: is no valid URI (Invalid IPv6 URL); correct it",
+        "tracking.uri: is not a valid URI (Invalid IPv6 URL); correct it",
     ),
     "half a character": (
         'name="\\ud800"',
@@ -224,7 +224,7 @@ MISTAKES = {
     "more workers than there is work": (
         "scaling.num_workers=[2, 64]",
         "scaling.num_workers=64: stage align has only 4 forward passes a step to share out "
-        "(global_batch_size / micro_batch_size); use at most so many workers",
+        "(global_batch_size / micro_batch_size); use at most that many workers",
     ),
     "a dataset's passes": (
         "stages.align.data={captions: 0}",

@@ -20,7 +20,7 @@ FILE_MISTAKES = {
         r"not valid YAML: line 3, column 1: expected ',' or ']', but got '<stream end>'; correct",
     ),
     "not UTF-8": (b"name: \xff", "not valid YAML: 'utf-8' codec can't decode byte 0xff"),
-    "key twice": (b"name: a\nname: b", "not valid YAML: line 2, column 1: the key 'name' stands"),
+    "key twice": (b"name: a\nname: b", "not valid YAML: line 2, column 1: the key 'name' occurs"),
     "template": (
         b"name: {{ name }}",
         "not valid YAML: line 1, column 8: a mapping or list cannot be a key, quote braces",

@@ -39,7 +39,7 @@ CASES: list[Case] = [
     ),
     (
         ["scaling.resources_per_worker={' ': 2}"],
-        "is no name of a resource; remove it",
+        "is not the name of a resource; remove it",
         [["scaling.resources_per_worker={}"]],
     ),
     (
@@ -120,7 +120,7 @@ CASES: list[Case] = [
     ),
     (
         ["scaling.num_workers=64"],
-        r"has only (\d+) forward passes .* use at most so many workers",
+        r"has only (\d+) forward passes .* use at most that many workers",
         [["scaling.num_workers={0}"]],
     ),
     (

@@ -211,15 +211,15 @@ def test_more_dialogues_with_the_same_seed_keep_the_chosen_figures(domains, seed
     ("load", "content", "message"),
     [
         (load_filters, None, r"filters=.*: no such file; check the path"),
-        (load_filters, "version: 1\nrules: [{kind: odd}]", r"filters=.*: are no rules .*give ver"),
+        (load_filters, "version: 1\nrules: [{kind: odd}]", r"filters=.*: are not rules .*give ver"),
         (
             load_filters,
             "version: 1\nrules: [{name: a, kind: phrases, drops: dialogue, speakers: [user], "
             "expressions: ['(']}]",
-            r"'\(' is no regular expression",
+            r"'\(' is not a regular expression",
         ),
         (load_prompt, None, r"prompt=.*: no such file; check the path"),
-        (load_prompt, "system: [", r"prompt=.*: is no prompt .*give system and examples"),
+        (load_prompt, "system: [", r"prompt=.*: is not a prompt .*give system and examples"),
     ],
 )
 def test_a_file_of_another_form_is_refused(tmp_path, load, content, message):

@@ -350,7 +350,10 @@ def test_reading_text_needs_its_package_before_anything_is_read(tmp_path, monkey
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, r"lexicon=.*: no such file"), ("version: 1", r"lexicon=.*: is no lexicon .*give vers")],
+    [
+        (None, r"lexicon=.*: no such file"),
+        ("version: 1", r"lexicon=.*: is not a lexicon .*give vers"),
+    ],
 )
 def test_a_lexicon_of_another_form_is_refused(tmp_path, content, message):
     file = tmp_path / "words.yaml"

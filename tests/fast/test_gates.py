@@ -98,7 +98,7 @@ def test_contamination_is_judged_by_the_worst_training_set(overlaps, most, is_me
     [
         ("export0", True, "loaded back, logits differ by"),
         ("other", False, "the export is other, and export0 was scored"),
-        (None, False, "s3://runs/rad/export is no complete export of ours"),
+        (None, False, "s3://runs/rad/export is not a complete export of ours"),
     ],
 )
 def test_only_the_export_that_was_scored_and_compared_passes(export, is_met, found):

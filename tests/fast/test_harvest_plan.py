@@ -149,9 +149,9 @@ def test_numbers_of_articles_are_read_from_a_file(tmp_path):
     file.write_text("PMC12\n 7 \npmc9.2\n")
     assert read_numbers(locate(str(file))) == [12, 7, 9]
     file.write_text("PMC12\nhttps://example.org\n")
-    with pytest.raises(DataError, match=r"'https://example.org' is no number of an article; write"):
+    with pytest.raises(DataError, match=r"'https://example.org' is not the number of an article"):
         read_numbers(locate(str(file)))
-    with pytest.raises(DataError, match=r"absent: is no text file that can be read; check"):
+    with pytest.raises(DataError, match=r"absent: is not a readable text file; check"):
         read_numbers(locate(str(tmp_path / "absent")))
 
 

@@ -220,11 +220,11 @@ def test_a_judge_that_refuses_everyone_ends_the_command(endpoint, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"text": None}, r"questions\.jsonl:1: question=None is no text|text=None is no text"),
-        ({"fig_caption": 7}, r"questions\.jsonl:1: fig_caption=7 is no text; write it in quotes"),
-        ({"domain": 7}, r"questions\.jsonl:1: domain=7 is no name; write one"),
-        ({"in_text_mention": 7}, r"questions\.jsonl:1: mentions=7 is no list of texts"),
-        ({"question_id": None}, r"questions\.jsonl:1: id=None is no text or number"),
+        ({"text": None}, r"questions\.jsonl:1: question=None is not text|text=None is not text"),
+        ({"fig_caption": 7}, r"questions\.jsonl:1: fig_caption=7 is not text; write it in quotes"),
+        ({"domain": 7}, r"questions\.jsonl:1: domain=7 is not a name; write one"),
+        ({"in_text_mention": 7}, r"questions\.jsonl:1: mentions=7 is not a list of texts"),
+        ({"question_id": None}, r"questions\.jsonl:1: id=None is not text or a number"),
         ({"question_id": "other"}, r"answers\.jsonl: lacks answers to 1 of 1 questions"),
     ],
 )
@@ -237,8 +237,8 @@ def test_questions_that_cannot_be_judged_are_refused(tmp_path, changes, message)
 @pytest.mark.parametrize(
     ("answers", "message"),
     [
-        ([], r"answers\.jsonl: holds no object; write one a line"),
-        ([[1]], r"answers\.jsonl:1: is a list; write one JSON object a line"),
+        ([], r"answers\.jsonl: holds no object; write one per line"),
+        ([[1]], r"answers\.jsonl:1: is a list; write one JSON object per line"),
         ([{"question_id": 0}], r"answers\.jsonl:1: lacks prediction or text; add it"),
         ([{"question_id": 0, "text": "a"}] * 2, r"answers\.jsonl:2: id=0 is also the id of line 1"),
         (

@@ -167,7 +167,7 @@ def test_retry_after_is_waited_for_by_all_that_follow(endpoint, tmp_path, monkey
 def test_an_error_that_comes_as_success_is_shown(endpoint, tmp_path):
     endpoint.fail("200 html")
     (answer,) = answers(endpoint, tmp_path, question(), attempts=1)
-    assert answer.detail == "the body is no chat completion: <html>Bad gateway</html>"
+    assert answer.detail == "the body is not a chat completion: <html>Bad gateway</html>"
 
 
 def test_a_wait_of_hours_is_a_failure(endpoint, tmp_path):

@@ -130,7 +130,7 @@ def test_what_was_changed_by_hand_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DamagedFileError, match=r"manifest.json: differs from its checksum"):
         read(ExportManifest, place)
     file.write_text("[]")
-    with pytest.raises(DamagedFileError, match=r"manifest.json: is no manifest"):
+    with pytest.raises(DamagedFileError, match=r"manifest.json: is not a manifest"):
         read(ExportManifest, place)
     body = {"schema_version": ExportManifest.VERSION, "steps": "many"}
     file.write_text(json.dumps(body | {"checksum": fingerprint(body)}))

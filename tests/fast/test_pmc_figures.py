@@ -125,7 +125,7 @@ def test_an_entity_that_nobody_knows_stays_as_it_is_written():
     head = b'<!DOCTYPE article SYSTEM "jats.dtd">'
     [figure] = read(head + article(FIG.format(1, "a &journalname; b"))).figures
     assert figure.caption == "a &journalname; b"
-    with pytest.raises(DataError, match="is no XML"):
+    with pytest.raises(DataError, match="is not XML"):
         read(article(FIG.format(1, "a &journalname; b")))
 
 
@@ -223,8 +223,8 @@ def test_a_list_of_two_figures_is_no_range():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", r"a\.xml: is no XML: .*; fetch the file again"),
-        (b"<article><body>", r"a\.xml: is no XML: .*; fetch the file again"),
+        (b"", r"a\.xml: is not XML: .*; fetch the file again"),
+        (b"<article><body>", r"a\.xml: is not XML: .*; fetch the file again"),
         (b"<html/>", r"a\.xml: holds no article; give a JATS file"),
         (b" " * ((50 << 20) + 1), r"a\.xml: has 52,428,801 bytes, at most 52,428,800 are read"),
     ],

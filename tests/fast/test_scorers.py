@@ -138,16 +138,19 @@ def row(**changes):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([b"{"], r"file:1: is not JSON \(.*\); write one JSON object a line"),
-        ([b"[1]"], r"file:1: is a list; write one JSON object a line"),
+        ([b"{"], r"file:1: is not JSON \(.*\); write one JSON object per line"),
+        ([b"[1]"], r"file:1: is a list; write one JSON object per line"),
         ([row(prediction=None)], r"file:1: lacks prediction; add it"),
-        ([row(prediction=7)], r"file:1: prediction=7 is no text; write it in quotes"),
+        ([row(prediction=7)], r"file:1: prediction=7 is not text; write it in quotes"),
         ([row(answer_type="maybe")], r"file:1: answer_type='maybe' must be OPEN or CLOSED"),
-        ([row(image=["1.png"])], r"file:1: image=\['1.png'\] is no text or number; write a name"),
-        ([row(question_type=1.5)], r"file:1: question_type=1.5 is no text or number"),
+        (
+            [row(image=["1.png"])],
+            r"file:1: image=\['1.png'\] is not text or a number; write a name",
+        ),
+        ([row(question_type=1.5)], r"file:1: question_type=1.5 is not text or a number"),
         ([row(options="A")], r"file:1: options=A must map letters to texts or list texts"),
         ([row(), b"", row()], r"file:3: id='1' is also the id of line 1; give"),
-        ([], r"file: holds no item; write one JSON object a line"),
+        ([], r"file: holds no item; write one JSON object per line"),
     ],
 )
 def test_a_file_that_cannot_be_scored_is_refused(lines, message):

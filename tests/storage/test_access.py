@@ -86,7 +86,9 @@ def test_a_location_is_written_as_it_is_read(bucket, names, options):
     ],
 )
 def test_an_option_that_is_not_known_is_refused(options):
-    with pytest.raises(StorageError, match=r"\?\w*=\.\.\.: is no option of a location") as refused:
+    with pytest.raises(
+        StorageError, match=r"\?\w*=\.\.\.: is not an option of a location"
+    ) as refused:
         locate(f"s3://bucket/path?{options}")
     assert "secret" not in str(refused.value).replace("?secret=", "")
     assert "abc" not in str(refused.value)

@@ -1,4 +1,4 @@
-"""What lies in object storage is fetched once a machine, and anew when it changes."""
+"""What lies in object storage is fetched once per machine, and anew when it changes."""
 
 import os
 import threading

@@ -177,7 +177,7 @@ def test_a_dicom_file_is_shown_and_sent_as_it_is(
     assert running.service.backend.asked[-1][-1].parts[0].data == file.read_bytes()
     file.write_bytes(b"no DICOM file")
     page.set_input_files("#files", str(file))
-    expect(page.locator("#problem")).to_contain_text("ct.dcm: body: is no DICOM file")
+    expect(page.locator("#problem")).to_contain_text("ct.dcm: body: is not a DICOM file")
     expect(page.locator("#attached li")).to_have_text("ct.dcm×")
 
 

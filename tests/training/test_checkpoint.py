@@ -136,7 +136,7 @@ DAMAGE = {
     "records": (flip_in("history.parquet"), r"history.parquet: differs from its manifest"),
     "lost": (lose_a_file, r"optim_states.pt: is missing"),
     "halved": (halve_the_manifest, r"manifest.json: is not JSON"),
-    "changed": (change_the_manifest, r"manifest.json: differs from its checksum, it is damaged"),
+    "changed": (change_the_manifest, r"manifest.json: differs from its checksum; it is damaged"),
 }
 
 

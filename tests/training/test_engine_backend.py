@@ -146,9 +146,9 @@ def test_a_refusal_of_the_engine_is_passed_on(
     [
         ([START, WORD], "the engine ended in the middle of an answer; try again"),
         ([START, event({"error": {"message": "x", "code": 500}}), DONE], "failed in the middle"),
-        ([b"data: {\n\n"], "the engine says what is no answer; try again"),
-        ([event(["no"])], "the engine says what is no answer; try again"),
-        ([event({"choices": [{"delta": {}}]})], "the engine says what is no answer"),
+        ([b"data: {\n\n"], "the engine sends something that is not an answer; try again"),
+        ([event(["no"])], "the engine sends something that is not an answer; try again"),
+        ([event({"choices": [{"delta": {}}]})], "the engine sends something that is not an answer"),
         ([], "the engine ended in the middle of an answer"),
     ],
 )

@@ -111,7 +111,7 @@ def test_every_stretch_of_steps_keeps_the_proportions() -> None:
 
 
 def test_a_stage_without_a_sample_is_refused() -> None:
-    message = r"data=0\.001: 1 epochs of so few passes contain none of 100 samples; raise the"
+    message = r"data=0\.001: 1 epochs with so few passes contain none of 100 samples; raise the"
     with pytest.raises(DataError, match=message):
         order([Share(100, 0.001)], num_epochs=1)
 

@@ -87,5 +87,7 @@ def test_the_address_of_the_registry_must_be_known(monkeypatch: pytest.MonkeyPat
     with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI is not set; set it to the server"):
         find_export("models:/rad@champion")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "ftp://nowhere")
-    with pytest.raises(TrackingError, match=r"^MLFLOW_TRACKING_URI=ftp://nowhere: is no address"):
+    with pytest.raises(
+        TrackingError, match=r"^MLFLOW_TRACKING_URI=ftp://nowhere: is not an address"
+    ):
         find_export("models:/rad@champion")

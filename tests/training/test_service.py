@@ -255,7 +255,9 @@ def test_traces_reach_mlflow_without_what_was_said(generator: Generator, tmp_pat
 
 
 def test_a_wrong_address_of_mlflow_is_told_at_the_start() -> None:
-    with pytest.raises(TrackingError, match=r"^tracking_uri=ftp://x: is no address that MLflow"):
+    with pytest.raises(
+        TrackingError, match=r"^tracking_uri=ftp://x: is not an address that MLflow"
+    ):
         Traces("ftp://x")
 
 

@@ -159,8 +159,8 @@ def answering() -> Iterator[Callable[[int], str]]:
     [
         (401, r"refuses the credentials .*; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASS"),
         (403, r"refuses the credentials .*; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASS"),
-        (404, r"something answers there that is no MLflow server .*; correct tracking.uri"),
-        (200, r"something answers there that is no MLflow server.*; correct tracking.uri"),
+        (404, r"what answers there is not an MLflow server .*; correct tracking.uri"),
+        (200, r"what answers there is not an MLflow server.*; correct tracking.uri"),
         (500, r"the server has failed .*; look into its log, or set tracking.uri to another"),
         (503, r"the server has failed .*; look into its log, or set tracking.uri to another"),
     ],

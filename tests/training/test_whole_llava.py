@@ -217,7 +217,7 @@ def set_field(**fields: Any) -> Any:
         ),
         (
             set_field(model_type="llava_of_ours"),
-            r"model_type=llava_of_ours: its language model is of no kind that transformers knows; ",
+            r"its language model is of a kind that transformers does not know; ",
         ),
     ],
     ids=["projector", "tower", "layer", "adapters", "resampler", "language model"],

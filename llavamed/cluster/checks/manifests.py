@@ -96,8 +96,8 @@ def queue(snapshot: Snapshot) -> Iterator[Problem]:
                 )
             elif snapshot.knows(LOCAL_QUEUE) and name not in there:
                 yield failure(
-                    f"{title(thing)}: waits for ever, for LocalQueue {name} does not exist; there "
-                    f"are: {', '.join(there) or 'none'}; make it, or correct the label"
+                    f"{title(thing)}: waits forever, because LocalQueue {name} does not exist; "
+                    f"there are: {', '.join(there) or 'none'}; make it, or correct the label"
                 )
         pods_with_gpus = sum(
             group.replicas for group in groups_of(thing) if request_of(group.spec).get(GPU)

@@ -76,7 +76,7 @@ class Phrases(_Rule):
             try:
                 re.compile(each)
             except re.error as error:
-                raise ValueError(f"{each!r} is no regular expression: {error}") from error
+                raise ValueError(f"{each!r} is not a regular expression: {error}") from error
         return expressions
 
     @cached_property
@@ -124,7 +124,7 @@ class Length(_Rule):
 
 
 class Leak(_Rule):
-    """An answer of at least so many words stands in its own question."""
+    """An answer of at least this many words is part of its own question."""
 
     kind: Literal["leak"]
     words: Annotated[int, Field(ge=1)]
@@ -251,7 +251,7 @@ def load_filters(path: str | None) -> Filters:
         path,
         package="llavamed.corpus.dialogues",
         key="filters",
-        verdict="are no rules",
+        verdict="are not rules",
         parts="version and rules",
     )
 

@@ -1,7 +1,7 @@
 """Articles that left the corpus, by a retraction, a correction or another licence.
 
-Raw answers outlive every change of prompts, filters and selections, for they were paid for. They do
-not outlive the article that they tell of.
+Raw answers outlive every change of prompts, filters and selections, because they were paid for.
+They do not outlive the article that they tell of.
 """
 
 from llavamed.corpus.figures import iter_kept

@@ -1,7 +1,7 @@
 """What a language model is asked: our instructions, examples of the modality, and the notes.
 
 The texts are data, `prompt.yaml` in the package or a file of one's own in the same form. Whatever
-a request depends on is in its key, so a changed text asks anew and an unchanged one never does.
+a request depends on is in its key, so a changed text is asked again and an unchanged one never is.
 """
 
 from collections.abc import Sequence
@@ -123,16 +123,16 @@ def notes(caption: str, mentions: Sequence[str]) -> str:
 
 
 def load_prompt(path: str | None) -> DialoguePrompt:
-    """Read the prompt of a file at any URI, or the one of the package.
+    """Read the prompt of a file at any URI, or the package's own.
 
     Raises:
-        ConfigError: The file cannot be read or is no prompt.
+        ConfigError: The file cannot be read or is not a prompt.
     """
     return load_shipped(
         DialoguePrompt,
         path,
         package="llavamed.corpus.dialogues",
         key="prompt",
-        verdict="is no prompt",
+        verdict="is not a prompt",
         parts="system and examples",
     )

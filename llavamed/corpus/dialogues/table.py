@@ -49,9 +49,10 @@ DIALOGUE_SCHEMA = pa.schema(
         ("checker_cost", pa.float64()),
     ]
 )
-"""Schema of `dialogues-*.parquet`, one row a figure that was asked about. `turns` are as the model
-wrote them, `exchanges` those that passed, and `findings` what the rules of `filters_hash` found.
-`request_hash` names the raw answer below the folder of answers. `notes` are what the model read."""
+"""Schema of `dialogues-*.parquet`, one row per figure that was asked about. `turns` are as the
+model wrote them, `exchanges` those that passed, and `findings` what the rules of `filters_hash`
+found. `request_hash` names the raw answer below the folder of answers. `notes` are what the model
+read."""
 
 
 class DialoguesManifest(Manifest):

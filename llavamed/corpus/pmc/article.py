@@ -190,7 +190,8 @@ class ArticleHarvester:
         return picture, data
 
     def _read(self, metadata: Metadata, file: BucketFile) -> bytes:
-        """Read a file; where its MD5 differs, ask again which it should be, for files change."""
+        """Read a file; where its MD5 differs, ask again which it should be, because files
+        change."""
         try:
             return self._fetcher.read(file.key, file.md5)
         except SampleError as error:

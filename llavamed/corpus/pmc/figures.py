@@ -28,7 +28,7 @@ _NOT_MENTION = frozenset(
     {"fig", "fig-group", "table-wrap", "table-wrap-group", "boxed-text", "supplementary-material"}
     | {"media"}
 )
-"""What may stand in a paragraph and is not of its text."""
+"""Elements of a paragraph that are not part of its text."""
 _NO_PARAGRAPH = (_NOT_MENTION - {"boxed-text"}) | {"fn", "ref"} | _NOT_OURS
 """Elements whose paragraphs are not of the article's text."""
 _NO_PICTURE = frozenset(
@@ -75,7 +75,7 @@ class Figure:
     """A list a picture, in order: its address as written, or those of its alternatives."""
     group: FigureGroup | None
     parent: str | None
-    """Id of the figure that this one stands in."""
+    """Id of the figure that contains this one."""
     permissions: list[Permissions]
     third_party: ThirdParty
     third_party_quote: str | None
@@ -264,7 +264,7 @@ def _ranges(paragraph: Element) -> Iterator[tuple[Element, Element]]:
 def _between(first: list[_Label], last: list[_Label]) -> Iterator[_Label]:
     """Yield the labels between the last of one reference and the first of the next.
 
-    The figures that they refer to tell the ends, for their own text may name panels only.
+    The figures that they refer to give the ends, because their own text may name panels only.
     """
     if first and last and first[-1][0] == last[0][0]:
         for number in range(first[-1][1] + 1, last[0][1]):

@@ -23,14 +23,14 @@ from llavamed.storage.location import Location
 INVENTORIES = "inventory-reports"
 METADATA = "metadata"
 NUM_TRIED = 3
-"""Inventories that are tried, the newest first, for the newest may still be written."""
+"""Number of inventories to try, newest first, because the newest may still be being written."""
 LISTING = "listing"
 """Name of the inventory of a mirror that has none."""
 
 CANDIDATES_SCHEMA = pa.schema(
     [("pmcid", pa.int64()), ("version", pa.int32()), ("etag", pa.string())]
 )
-"""One row an article: its number, its latest version, and the ETag of its metadata."""
+"""One row per article: its number, its latest version, and the ETag of its metadata."""
 
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}-\d{2}Z")
 _KEY = r"^metadata/PMC(?P<pmcid>\d{1,12})\.(?P<version>\d{1,6})\.json$"
@@ -87,7 +87,7 @@ def _read(bucket: Location, place: Location) -> Inventory:
         if manifest["fileFormat"] != "CSV" or not set(columns) >= _COLUMNS:
             raise ValueError("no CSV with Key and ETag")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{place}: {error}: is no inventory that is known") from error
+        raise DataError(f"{place}: {error}: is not an inventory of a known form") from error
     tables = [batch for key, md5 in files for batch in _read_csv(bucket / key, md5, columns)]
     return Inventory(place.name, hashlib.sha256(data).hexdigest(), _latest(tables))
 
@@ -108,7 +108,7 @@ def _read_csv(file: Location, md5: str, columns: list[str]) -> Iterator[pa.Table
         for batch in rows:
             yield _articles(pc.replace_substring(batch["key"], "%2F", "/"), batch["etag"])
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{file}: is no gzipped CSV: {error}") from error
+        raise DataError(f"{file}: is not a gzipped CSV: {error}") from error
 
 
 def _articles(keys: pa.Array, etags: pa.Array) -> pa.Table:

@@ -52,7 +52,7 @@ def parse_articles(data: bytes, name: str) -> list[Element]:
         name: Its name, for errors.
 
     Raises:
-        DataError: The file is too large, is no XML, or holds no article.
+        DataError: The file is too large, is not XML, or has no article.
     """
     if len(data) > MAX_BYTES:
         raise DataError(f"{name}: has {len(data):,} bytes, at most {MAX_BYTES:,} are read; skip it")
@@ -67,7 +67,7 @@ def parse_articles(data: bytes, name: str) -> list[Element]:
     try:
         root = etree.fromstring(_NAMED.sub(_numbered, data.lstrip()), parser)
     except etree.XMLSyntaxError as error:
-        raise DataError(f"{name}: is no XML: {error.msg}; fetch the file again") from error
+        raise DataError(f"{name}: is not XML: {error.msg}; fetch the file again") from error
     found = [root] if local(root) == "article" else list(descendants(root, "article"))
     if not found:
         raise DataError(f"{name}: holds no article; give a JATS file")

@@ -2,7 +2,7 @@
 
 The bucket's metadata decide about an article's licence; what the XML says may only contradict them.
 Licences are read where a publisher states them, never by searching the whole document: the waiver
-for an article's data is no licence of its figures, and a licence may quote a credit line.
+for an article's data is not a licence for its figures, and a licence may quote a credit line.
 """
 
 import re

@@ -70,7 +70,7 @@ def read_metadata(data: bytes, pmcid: str, version: int) -> Metadata:
         media = found.get("media_urls") or []
         xml_url = found["xml_url"]
         if not isinstance(xml_url, str) or not all(isinstance(each, str) for each in media):
-            raise TypeError("an address is no text")
+            raise TypeError("an address is not text")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SampleError("bad_metadata", f"{type(error).__name__}: {error}") from error
     if facts != (pmcid, version):

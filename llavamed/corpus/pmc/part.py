@@ -124,7 +124,7 @@ def remove_articles(place: Location, names: set[str], corpus: Location, keep: se
         place: Folder of the part.
         names: Numbers of the articles, such as `PMC1`.
         corpus: Folder of the corpus.
-        keep: Paths of pictures that stay, for a newer part has the same ones.
+        keep: Paths of pictures that stay, because a newer part has the same ones.
 
     Returns:
         The number of articles that were removed.

@@ -29,7 +29,7 @@ _FREE = {
     *("source", "search_url", "max_articles", "articles_in_flight", "requests_per_second"),
     "max_unavailable_fraction",
 }
-"""Settings that do not change what becomes of an article."""
+"""Settings that do not change what happens to an article."""
 
 
 class HarvestRound(Facts):
@@ -44,7 +44,8 @@ class HarvestRound(Facts):
     num_parts: int
     """Number of its parts."""
     num_required: int
-    """Parts at the beginning that `max_articles` does not leave out, for their articles changed."""
+    """Parts at the beginning that `max_articles` does not leave out, because their articles
+    changed."""
     num_articles: int
     """Articles of the round."""
     num_replaced: int
@@ -60,7 +61,7 @@ class HarvestPlan(Manifest):
     HINT: ClassVar[str] = "set corpus.directory to another folder"
 
     settings: dict[str, Any]
-    """Settings that decide what becomes of an article."""
+    """Settings that decide what happens to an article."""
     rounds: tuple[HarvestRound, ...]
     """The first harvest, and the updates after it."""
 
@@ -131,7 +132,7 @@ class HarvestManifest(Manifest):
 
 
 def settings_of(settings: Harvest) -> dict[str, Any]:
-    """Return the settings that decide what becomes of an article, as plain values."""
+    """Return the settings that decide what happens to an article, as plain values."""
     return settings.model_dump(mode="json", exclude=_FREE)
 
 
@@ -245,7 +246,7 @@ def read_replaced(folder: Location, number: int) -> set[str]:
 def next_parts(here: HarvestRound, done: set[int], num_kept: int, settings: Harvest) -> list[int]:
     """Return the parts that are needed for certain, in order; none when the round is finished.
 
-    A part gives `articles_per_part` articles at most, so `max_articles` needs so many parts more.
+    A part gives `articles_per_part` articles at most, so `max_articles` needs this many parts more.
     The parts that are harvested are thereby the shortest possible beginning of the round.
 
     Args:

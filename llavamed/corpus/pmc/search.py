@@ -71,23 +71,23 @@ def count_articles(query: str, url: str, last_day: date) -> int:
 
 
 def read_numbers(file: Location) -> list[int]:
-    """Return the numbers of a file of articles, one a line, with or without `PMC`.
+    """Return the numbers of a file of articles, one per line, with or without `PMC`.
 
     Raises:
-        DataError: There is no such file, or a line is no number.
+        DataError: There is no such file, or a line is not a number.
     """
     try:
         lines = file.read_bytes().decode().split()
     except (FileNotFoundError, UnicodeDecodeError) as error:
         raise DataError(
-            f"corpus.harvest.articles={file}: is no text file that can be read; check the path"
+            f"corpus.harvest.articles={file}: is not a readable text file; check the path"
         ) from error
     numbers = [line.upper().removeprefix("PMC").partition(".")[0] for line in lines]
     for line, number in zip(lines, numbers, strict=True):
         if not (number.isascii() and number.isdigit()):
             raise DataError(
-                f"corpus.harvest.articles={file}: {line[:40]!r} is no number of an article; write "
-                "one such as PMC123 on each line"
+                f"corpus.harvest.articles={file}: {line[:40]!r} is not the number of an article; "
+                "write one such as PMC123 on each line"
             )
     return [int(number) for number in numbers]
 

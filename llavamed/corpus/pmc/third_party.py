@@ -1,7 +1,7 @@
 """Whether a figure belongs to somebody else than the authors of its article.
 
-An article under an open licence may show figures of others. They are told by what stands beside the
-figure itself; the article's own licence may quote a credit line that is none.
+An article under an open licence may show figures of others. They are recognized by what is written
+next to the figure itself; the article's own licence may quote a credit line that is none.
 """
 
 import re
@@ -111,7 +111,7 @@ def third_party(
     """Say whether a figure names an owner outside the article, and quote where.
 
     Read are the permissions, attribution, footnotes and caption of the figure and of its group.
-    "yes" stands for a permission or a copyright, "unclear" for a credit, an adaptation or a
+    "yes" means a permission or a copyright, "unclear" a credit, an adaptation or a
     courtesy. A copyright of the authors and a credit to one of them name nobody else.
     """
     around = [above for above in figure.iterancestors() if local(above) == "fig-group"][:1]

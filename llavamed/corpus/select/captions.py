@@ -157,7 +157,7 @@ def panel_cue(caption: str) -> str | None:
 def split_caption(caption: str) -> dict[str, str]:
     """Return the part of a caption that belongs to each panel, by letter in upper case.
 
-    The letters must stand before their texts, as in "Liver. (A) CT. (B) MRI.". What stands before
+    The letters must come before their texts, as in "Liver. (A) CT. (B) MRI.". What stands before
     the first letter belongs to all. A caption of another form gives nothing.
     """
     marks: list[tuple[re.Match[str], list[str]]] = []
@@ -182,14 +182,14 @@ def load_lexicon(path: str | None) -> Lexicon:
     """Read the words of a file at any URI, or those of the package.
 
     Raises:
-        ConfigError: The file cannot be read or is no lexicon.
+        ConfigError: The file cannot be read or is not a lexicon.
     """
     return load_shipped(
         Lexicon,
         path,
         package="llavamed.corpus.select",
         key="lexicon",
-        verdict="is no lexicon",
+        verdict="is not a lexicon",
         parts="version, modalities, others and faces",
     )
 

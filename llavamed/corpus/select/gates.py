@@ -1,6 +1,6 @@
 """Why a figure is refused: each gate looks at one thing and returns a reason with its facts.
 
-The gates stand in the order of their cost: words first, then the size, then the pixels.
+The gates run in the order of their cost: words first, then the size, then the pixels.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,8 @@ class EvaluationSet:
 
 
 def read_words(figure: FigureRow, settings: Select, lexicon: Lexicon) -> FigureRow:
-    """Return the figure with what its rights and words say, refused by the first that speaks.
+    """Return the figure with what its rights and words say, refused where the first rule
+    fails.
 
     Reasons: licence, third_party, no_picture, several_pictures, no_caption, face, compound,
     no_modality, modality_conflict, other_modality, too_small.

@@ -17,8 +17,9 @@ deviation of both."""
 _BORDER = 0.12
 """Part of a side at each end in which white is a margin and splits nothing. With these numbers
 none of 60 radiology images of VQA-RAD is split, and all of 60 compounds of them are whose gutters
-have 2 to 10 pixels. With black gutters 9 of the 60 are split, for radiographs have black margins,
-and 37 of the 60 compounds have two parts: they are for pictures whose number of panels is known."""
+have 2 to 10 pixels. With black gutters 9 of the 60 are split, because radiographs have black
+margins, and 37 of the 60 compounds have two parts: they are for pictures whose number of panels is
+known."""
 
 
 def find_panels(pixels: Pixels, *, with_black: bool = False) -> list[Box]:

@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 HARVEST, SCREEN = "harvest", "screen"
 HASHES = "hashes.parquet"
 HASHES_SCHEMA = pa.schema([("id", pa.string()), ("hash", pa.binary(IMAGE_HASH_BYTES))])
-"""Schema of `hashes.parquet`, one row a figure that the screening keeps."""
+"""Schema of `hashes.parquet`, one row per figure that the screening keeps."""
 
 _AT_ONCE = 32
 """Figures whose pictures are in memory together."""
 _NUM_THREADS = 8
-"""Pictures read at once, for an object store takes its time over each."""
+"""Number of pictures read at once, because an object store takes a while for each."""
 
 
 @dataclass(frozen=True)

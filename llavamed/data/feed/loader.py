@@ -69,7 +69,7 @@ class _Sample:
     id: str
     input_ids: Integers
     targets: Integers
-    images: list[pa.Buffer]  # as stored; parts of the row group, for a copy costs new memory
+    images: list[pa.Buffer]  # as stored; views of the row group, because a copy needs new memory
 
 
 _Reads = dict[int, Future[dict[int, _Sample]]]
@@ -109,14 +109,15 @@ class StageLoader:
             rank: This rank.
             world_size: The number of ranks.
             packing: Whether the samples of a pass make one row, or a row each.
-            pins: Whether batches lie in pinned memory, which needs CUDA.
+            pins: Whether batches are in pinned memory, which needs CUDA.
         """
         self.data = data
         self.order = order
         self.packing = packing
         self._pins = pins
         num_lanes = len(order.epochs[0].lanes)
-        # If the lanes are no multiple of the ranks, some ranks get one more that is always empty.
+        # If the lanes are not a multiple of the ranks, some ranks get one more that is always
+        # empty.
         self.lanes = range(rank, num_lanes + -num_lanes % world_size, world_size)
         self._rows = data.column("row")
 

@@ -155,7 +155,7 @@ def order_stage(
         num_lanes: Packs in a step.
         capacity: The weight a pack holds.
         num_epochs: Passes over the samples.
-        max_steps: The exact number of optimizer steps, for which epochs are cut or repeated, or
+        max_steps: The exact number of optimizer steps; epochs are cut or repeated to reach it. Or
             None for `num_epochs` whole epochs.
         shares: The datasets that the index joins, in index order. By default one, passed over once.
 
@@ -183,7 +183,7 @@ def order_stage(
     if not steps:
         passes = ", ".join(str(share.passes) for share in shares)
         raise DataError(
-            f"data={passes}: {num_epochs} epochs of so few passes contain none of "
+            f"data={passes}: {num_epochs} epochs with so few passes contain none of "
             f"{len(weights)} samples; raise the passes, or num_train_epochs"
         )
     return StageOrder(tuple(epochs), steps if max_steps is None else max_steps)

@@ -1,6 +1,6 @@
 """Print samples of a prepared dataset: the images in coloured half-blocks, then the tokens.
 
-Nothing is shown by colour alone: trained tokens also stand in brackets, and without colour, as in a
+Nothing is shown by colour alone: trained tokens are also in brackets, and without colour, as in a
 pipe, shades of block characters draw the image. The dataset's text cannot control the terminal:
 unprintable characters are shown as escapes.
 """

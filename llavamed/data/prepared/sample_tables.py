@@ -1,6 +1,6 @@
 """Hold the outcome of every sample: index and content of the good ones, quarantine of the others.
 
-The tables lie in memory. Samples only ever move from the first two to the quarantine.
+The tables are in memory. Samples only ever move from the first two to the quarantine.
 """
 
 import hashlib

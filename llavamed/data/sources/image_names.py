@@ -21,7 +21,7 @@ _DRIVE = re.compile(r"/?[a-z]:[\\/]", re.IGNORECASE)
 
 
 def names_below(folder: Location, name: str) -> list[str]:
-    """Return the paths below a folder that a row's name may stand for, the likeliest first.
+    """Return the paths below a folder that a row's name may mean, the likeliest first.
 
     The list is empty if any spelling of the name leads out of the folder or holds a null byte.
     """

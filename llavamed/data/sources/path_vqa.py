@@ -26,7 +26,7 @@ _LARGEST = 1e18
 
 
 class PathVqaSource:
-    """Questions about pathology images, one a sample."""
+    """Questions about pathology images, one per sample."""
 
     def __init__(self, read: PathVqa) -> None:
         self._folder = locate(read.path)

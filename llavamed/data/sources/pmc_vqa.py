@@ -29,7 +29,7 @@ _BLANKS = string.whitespace + "'\"\u00a0\u200a"
 
 
 class PmcVqaSource(FileOfRows):
-    """Multiple-choice questions about figures, one a sample."""
+    """Multiple-choice questions about figures, one per sample."""
 
     def __init__(self, read: PmcVqa) -> None:
         super().__init__(locate(read.path), locate(read.image_folder))

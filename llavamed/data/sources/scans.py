@@ -3,7 +3,7 @@
 An item names its scans as other items name pictures. A volume becomes `slices_per_volume` images,
 each with a placeholder of its own in place of the volume's; `scan.dcm#3` is the fourth frame of a
 file with several, whose first is read by default. A file is refused unless its de-identification
-is attested: by its own tags, or by a list of SHA-256 whose own SHA-256 stands in the config.
+is attested: by its own tags, or by a list of SHA-256 whose own SHA-256 is in the config.
 """
 
 import hashlib

@@ -26,7 +26,7 @@ _LANGUAGES = {"en", "zh"}
 
 
 class SlakeSource(JsonFolder):
-    """Questions about radiology images, one a sample."""
+    """Questions about radiology images, one per sample."""
 
     def __init__(self, read: Slake) -> None:
         super().__init__(locate(read.path), _FILES[read.split], ("imgs",))

@@ -31,7 +31,7 @@ TEXTS = frozenset({"json", "txt"})
 NO_ENDING = "endingless"
 """Kinds of members without an ending, and of members that are not files."""
 LINK = "link"
-"""Stand for the ending of what has none, and of what is no file."""
+"""Stand for the ending of names without one, and of what is not a file."""
 
 _NAME = re.compile(r"(?P<stem>(?:.*/)?[^./][^/]*?)(?:\.(?P<kind>[^\W\d_][^./]*))?", re.DOTALL)
 

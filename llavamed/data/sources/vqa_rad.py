@@ -24,7 +24,7 @@ _TEST = "test_"
 
 
 class VqaRadSource(JsonFolder):
-    """Questions about radiology images, one a sample."""
+    """Questions about radiology images, one per sample."""
 
     def __init__(self, read: VqaRad) -> None:
         files = (f"{read.split}set.json", _FILE_OF_BOTH)

@@ -154,7 +154,7 @@ class WebDatasetSource:
 def caption_turns(id: str, caption: str, num_images: int) -> tuple[Turn, Turn]:
     """Return a question about the figure, and the caption as its answer.
 
-    The question, and whether the images stand before or behind it, follow from the `id` alone; both
+    The question, and whether the images come before or after it, follow from the `id` alone; both
     places are equally frequent.
     """
     questions = _DETAILED if len(caption.split()) >= DETAILED_WORDS else _BRIEF

@@ -1,7 +1,7 @@
 """MedXpertQA MM: examination questions with five options and one or more pictures.
 
 A JSON line is `{"id", "question", "options", "label", "images", "medical_task", "body_system",
-"question_type"}`. The options also stand in the question, behind "Answer Choices:". They are a
+"question_type"}`. The options are also part of the question, after "Answer Choices:". They are a
 mapping of letters, or a list of `{"letter", "content"}`.
 """
 

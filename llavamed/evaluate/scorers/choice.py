@@ -29,7 +29,7 @@ _CHINESE_CLASSES = (
 def is_chosen(answer: str, reference: str, candidates: Iterable[str] = ()) -> bool | None:
     """Tell whether an unpacked answer gives the reference and no other answer of its kind.
 
-    None stands for no choice: no answer of the kind, or a hedge.
+    None means no choice: no answer of the kind, or a hedge.
 
     Args:
         answer: The answer's words, from `unpack`.
@@ -109,7 +109,7 @@ def _is_number(words: Sequence[str]) -> bool:
 
 
 def _without_measures(words: Sequence[str]) -> list[str]:
-    """Drop numbers followed by a unit, because they are no counts."""
+    """Drop numbers followed by a unit, because they are not counts."""
     return [
         word
         for at, word in enumerate(words)

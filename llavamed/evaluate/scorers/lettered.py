@@ -105,7 +105,7 @@ def _by_words(words: list[str], options: Mapping[str, str]) -> str | None:
 def chosen_letter(answer: str, options: Mapping[str, str]) -> str | None:
     """Return the letter of the option that an unpacked answer chooses, or None.
 
-    None stands for no choice: no option, two of them, a letter that contradicts its text, a hedge.
+    None means no choice: no option, two of them, a letter that contradicts its text, a hedge.
     """
     for part, is_final in conclusions(answer):
         found = _choice(part, options)

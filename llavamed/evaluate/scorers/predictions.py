@@ -60,7 +60,7 @@ def read_items(lines: Iterable[bytes], name: str) -> Iterator[Item]:
         name: The file's name, for errors.
 
     Raises:
-        DataError: A line is no such object, an id occurs twice, or the file has no item.
+        DataError: A line is not such an object, an id occurs twice, or the file has no item.
     """
     seen: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
@@ -75,7 +75,7 @@ def read_items(lines: Iterable[bytes], name: str) -> Iterator[Item]:
         seen[item.id] = number
         yield item
     if not seen:
-        raise DataError(f"{name}: holds no item; write one JSON object a line")
+        raise DataError(f"{name}: holds no item; write one JSON object per line")
 
 
 def read_object(line: bytes, place: str) -> dict[str, Any]:
@@ -91,9 +91,11 @@ def read_object(line: bytes, place: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise DataError(f"{place}: is not JSON ({error}); write one JSON object a line") from error
+        raise DataError(
+            f"{place}: is not JSON ({error}); write one JSON object per line"
+        ) from error
     if not isinstance(row, dict):
-        raise DataError(f"{place}: is a {type(row).__name__}; write one JSON object a line")
+        raise DataError(f"{place}: is a {type(row).__name__}; write one JSON object per line")
     return row
 
 
@@ -104,11 +106,13 @@ def _item(line: bytes, place: str) -> Item:
         raise DataError(f"{place}: lacks {', '.join(absent)}; add it to the object")
     for key in _TEXTS:
         if not isinstance(row.get(key, ""), str):
-            raise DataError(f"{place}: {key}={row[key]!r} is no text; write it in quotes")
+            raise DataError(f"{place}: {key}={row[key]!r} is not text; write it in quotes")
     labels = {key: row[key] for key in _LABELS if row.get(key) is not None}
     for key, label in labels.items():
         if not isinstance(label, str | int):
-            raise DataError(f"{place}: {key}={label!r} is no text or number; write a name for it")
+            raise DataError(
+                f"{place}: {key}={label!r} is not text or a number; write a name for it"
+            )
     answer_type = row["answer_type"].strip().upper()
     if answer_type not in {"OPEN", "CLOSED"}:
         raise DataError(

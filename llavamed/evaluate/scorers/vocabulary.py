@@ -117,7 +117,7 @@ NO_ALONE = re.compile(
 AGREEMENT = re.compile(
     r"\b(?:that|this|you)(?:['’]?(?:s|re)|\s+(?:is|are))\s+right\b(?=\W*$|\s*[.,;!])", re.IGNORECASE
 )
-"""Sentences in which "right" means correct and is no side."""
+"""Sentences in which "right" means correct and not a side."""
 
 STATED = re.compile(
     r"\b(?:is|are|was|were|'s)\s+(?:(?P<yes>(?:\w+ly\s+)?(?:true|correct|the\s+case|(?:(?:very|most|highly)\s+)?likely|probable))"

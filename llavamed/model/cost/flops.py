@@ -50,7 +50,7 @@ class Workload:
     """The work of a stage as sums over all samples and epochs, or as arrays of sums by step."""
 
     num_tiles: float
-    """Tiles of images that pass through the tower: one an image without pinpoints."""
+    """Tiles of images that pass through the tower: one per image without pinpoints."""
     num_tokens: float
     num_supervised: float
     sum_squared_tokens: float

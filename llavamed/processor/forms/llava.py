@@ -149,8 +149,8 @@ def _text_config(source: str, settings: dict[str, Any], rows: int) -> Any:
     name = _LANGUAGE_MODELS.get(kind, kind.removeprefix("llava_"))
     if name not in CONFIG_MAPPING:
         raise ConfigError(
-            f"{source}: model_type={kind}: its language model is of no kind that transformers "
-            "knows; correct model_type in its config.json to llava_llama, llava_mistral or "
+            f"{source}: model_type={kind}: its language model is of a kind that transformers does "
+            "not know; correct model_type in its config.json to llava_llama, llava_mistral or "
             "llava_qwen"
         )
     fields = {key: value for key, value in settings.items() if not _OWN_FIELDS.fullmatch(key)}
@@ -191,7 +191,7 @@ def _read_weights(source: str, config: LlavaConfig, tower: str) -> Tensors:
 def _weight_files(source: str) -> list[Path]:
     """Return the files with weights, later ones to be preferred.
 
-    The projector may lie in a file of its own. Beside a projector among the weights, that file is
+    The projector may be in a file of its own. If the weights have a projector too, that file is
     what an earlier training has left.
     """
     index = next((file for name in _INDEXES if (file := find_file(source, name))), None)

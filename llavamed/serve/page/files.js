@@ -1,7 +1,7 @@
 // Save a conversation as a file. Images are named by their hash and not written.
 import { make } from "./dom.js";
 
-const NOTICE = "For research only. This is no medical device, and its answers may be wrong.";
+const NOTICE = "For research only. This is not a medical device, and its answers may be wrong.";
 
 async function hash(blob) {
   if (!crypto.subtle) return null; // browsers give it to https and this machine only

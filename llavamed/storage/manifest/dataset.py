@@ -132,7 +132,7 @@ class ProcessorModel(Facts):
     template: TemplateName
     """Name of the chat template."""
     thinking: Thinking = added_later("train")
-    """What becomes of the thinking part of an answer."""
+    """What happens to the thinking part of an answer."""
     image_aspect_ratio: Literal["square", "pad"]
     """How an image becomes square."""
     image_grid_pinpoints: tuple[tuple[int, int], ...] | None = added_later(None)

@@ -99,7 +99,7 @@ class PartFacts(Facts):
 
 
 class ExportManifest(StageManifest):
-    """A trained model that others load. The records of its steps lie beside it as a table."""
+    """A trained model that others load. The records of its steps are in a table next to it."""
 
     VERSION: ClassVar[int] = 1
     HINT: ClassVar[str] = "use the program that exported it, or another run name"

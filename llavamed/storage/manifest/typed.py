@@ -83,7 +83,7 @@ def read(kind: type[M], folder: Location, *, name: str | None = None) -> M:
     file = folder / (name or kind.FILE)
     body = file.read_json()
     if not isinstance(body, dict):
-        raise DamagedFileError(f"{file}: is no manifest, it is damaged", "no manifest")
+        raise DamagedFileError(f"{file}: is not a manifest; it is damaged", "not a manifest")
     version = body.pop(_VERSION, None)
     if version != kind.VERSION:
         found = "none" if version is None else version
@@ -93,7 +93,7 @@ def read(kind: type[M], folder: Location, *, name: str | None = None) -> M:
     checksum = body.pop(_CHECKSUM, None)
     if checksum != fingerprint({_VERSION: version} | body):
         reason = "differs from its checksum"
-        raise DamagedFileError(f"{file}: {reason}, it is damaged", reason)
+        raise DamagedFileError(f"{file}: {reason}; it is damaged", reason)
     try:
         return kind.model_validate(body)
     except ValidationError as error:

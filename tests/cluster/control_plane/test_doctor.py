@@ -170,7 +170,7 @@ BROKEN = {
         ("--set=ray.version=2.52.0",), nothing, "versions", "rayVersion=2.52.0: the image has Ray"
     ),
     "queue": Broken(
-        (), queue_up, "queue", "waits for ever, for LocalQueue team does not exist"
+        (), queue_up, "queue", "waits forever, because LocalQueue team does not exist"
     ),
     "image": Broken(
         (), fail_to_pull, "pods",
