@@ -31,7 +31,7 @@ class LlavaJson(Section):
     path: str
     """URI of the file: a JSON list, or one JSON object per line."""
     image_folder: str
-    """URI of the folder that contains the images named in the file."""
+    """URI of the folder that contains the images named in the file. It may be packed as zip."""
     licence: str = ""
     """Licence of the data, stored with every sample."""
 
@@ -41,7 +41,7 @@ class VqaRad(Section):
 
     source: Literal["vqa_rad"]
     path: str
-    """URI of the folder."""
+    """URI of the folder. It, or the images in it, may be packed as zip."""
     split: Literal["train", "test"] = "train"
     """Split to read."""
     phrase_types: tuple[Literal["freeform", "para", "frame"], ...] = ("freeform", "para", "frame")
@@ -53,7 +53,7 @@ class Slake(Section):
 
     source: Literal["slake"]
     path: str
-    """URI of the folder."""
+    """URI of the folder. It, or the images in it, may be packed as zip."""
     split: Literal["train", "validation", "test"] = "train"
     """Split to read."""
     languages: Annotated[tuple[Literal["en", "zh"], ...], Field(min_length=1)] = ("en",)
@@ -77,7 +77,7 @@ class PmcVqa(Section):
     path: str
     """URI of the CSV file."""
     image_folder: str
-    """URI of the folder that contains the figures named in the file."""
+    """URI of the folder that contains the figures named in the file. It may be packed as zip."""
 
 
 class Parquet(Section):

@@ -19,7 +19,7 @@ import pyarrow as pa
 from llavamed.data.record import QUARANTINE_SCHEMA, quarantine_row
 from llavamed.errors import DataError, SampleError
 from llavamed.evaluate.answers import from_options, to_options
-from llavamed.evaluate.benchmarks import BENCHMARKS
+from llavamed.evaluate.benchmarks import BENCHMARKS, open_items
 from llavamed.evaluate.benchmarks.benchmark import Items
 from llavamed.evaluate.questions import CHUNK, Question, QuestionImage
 from llavamed.processor.turns import Turn
@@ -70,7 +70,7 @@ class ListedQuestions:
         rows = (locate(self.folder) / _name(chunk)).read_table().to_pylist()
         if not with_pictures:
             return [_question(row) for row in rows]
-        items = BENCHMARKS[self.benchmark].open(self.path, self.split)
+        items = open_items(BENCHMARKS[self.benchmark], self.path, self.split)
         # Neighbours share pictures.
         picture_of = lru_cache(4)(partial(_picture, items))
         return [
@@ -120,7 +120,7 @@ def list_questions(
             cannot be asked.
     """
     found = BENCHMARKS[benchmark]
-    items = found.open(path, split)
+    items = open_items(found, path, split)
     rows = islice(items.rows(), limit)
     seen: set[str] = set()
     digest = hashlib.sha256()

@@ -58,6 +58,9 @@ class Location:
     def __str__(self) -> str:
         if self.is_local:
             return self.path
+        if "zip" in _protocols(self.fs):
+            archive = self.fs.of
+            return f"{Location(archive.fs, archive.path) / self.path}"
         return f"{self.fs.unstrip_protocol(self.path)}{write_access(self.fs)}"
 
     def without_retries(self) -> "Location":

@@ -238,8 +238,8 @@ def test_an_unknown_benchmark_or_split_is_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "images", "packed"),
     [
-        ("slake-en", "imgs", "imgs.zip"),
-        ("pmc-vqa", "images", "images.zip"),
+        ("slake-en", "imgs", "imgs.tar"),
+        ("pmc-vqa", "images", "images.tgz"),
         ("medxpertqa-mm", "images", "images.tar.gz"),
         ("figure-chat", "images", "images.tar"),
     ],

@@ -1,9 +1,12 @@
 """Small benchmarks in the forms in which they are published, each with two pictures."""
 
+import base64
 import csv
 import io
 import json
 import pickle
+import shutil
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -161,3 +164,34 @@ FORMS: Mapping[str, Callable[[Path], None]] = {
     "figure-chat": figure_chat,
 }
 """What writes the files of each benchmark into a folder."""
+
+
+def pack(folder: Path, archive: Path, *, top: str = "") -> None:
+    """Move a folder into a zip archive, below a folder of its own where `top` names one."""
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+        for file in sorted(each for each in folder.rglob("*") if each.is_file()):
+            packed.write(file, f"{top}{file.relative_to(folder)}")
+        packed.writestr("__MACOSX/._a.png", b"no picture")
+    shutil.rmtree(folder)
+
+
+def cell(number: int) -> str:
+    """Return a picture as VLMEvalKit writes it into a cell."""
+    return base64.b64encode(png(number)).decode()
+
+
+def tsv(file: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows as pandas writes them, which is how VLMEvalKit makes its tables."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        lines = csv.DictWriter(stream, list(rows[0]), delimiter="\t", lineterminator="\n")
+        lines.writeheader()
+        lines.writerows(rows)
+
+
+def hub_copy(file: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows as Hugging Face's Parquet files, with a picture in each."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pictures = [{"bytes": png(number), "path": f"{number}.png"} for number in range(len(rows))]
+    table = [row | {"image": picture} for row, picture in zip(rows, pictures, strict=True)]
+    pq.write_table(pa.Table.from_pylist(table), file)

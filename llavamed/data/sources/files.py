@@ -4,8 +4,7 @@ import errno
 import hashlib
 import posixpath
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -18,38 +17,6 @@ from llavamed.storage.retry import with_retries
 _NO_FILE = {errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
 _WILDCARD = re.compile(r"[*?\[]")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-
-
-class FileOfRows(ABC):
-    """Base of sources that consist of one file of rows and a folder of images."""
-
-    def __init__(self, file: Location, images: Location) -> None:
-        self._file = file
-        self._images = images
-
-    def count(self) -> int:
-        """Return the number of rows of the file."""
-        return sum(1 for _ in self.rows())
-
-    def content_hash(self) -> str:
-        """Return the SHA-256 of the file."""
-        return hash_file(self._file)
-
-    @abstractmethod
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield the rows of the file.
-
-        Raises:
-            DataError: The file is absent or damaged.
-        """
-
-    def load_image(self, reference: str) -> bytes:
-        """Read an image by its name below the folder.
-
-        Raises:
-            SampleError: `missing_image` or `unsafe_path`.
-        """
-        return load_image_file(self._images, reference)
 
 
 @contextmanager
@@ -101,21 +68,6 @@ def damaged(location: Location, kind: str, fact: object) -> DataError:
     return DataError(f"path={location}: not {kind}: {lines[0]}; download or export the file again")
 
 
-def check_unpacked(images: Location) -> None:
-    """Check that a folder of images is not still packed beside its place, as hubs publish it.
-
-    Raises:
-        DataError: There is no such folder, but an archive of its name.
-    """
-    if images.exists():
-        return
-    folder, _, name = images.path.rstrip("/").rpartition("/")
-    for packed in (f"{name}.zip", f"{name}.tar", f"{name}.tar.gz"):
-        place = Location(images.fs, folder, images.attempts)
-        if (place / packed).exists():
-            raise DataError(f"path={place}: its images are packed; unpack {packed} there")
-
-
 def load_image_file(folder: Location, name: str) -> bytes:
     """Read an image below a folder by any name that `names_below` understands.
 
@@ -163,10 +115,24 @@ def find_files(uri: str, suffix: str) -> list[Location]:
     place.fs.invalidate_cache()  # another process may have written it
     if with_retries(place, "look at", partial(place.fs.isfile, place.path)):
         return [place]
-    listing = place.fs.glob if is_pattern else place.fs.find
-    found = with_retries(place, "list", partial(listing, place.path))
+    if not is_pattern:
+        return find_below(place, suffix)
+    return _chosen(place, with_retries(place, "list", partial(place.fs.glob, place.path)), suffix)
+
+
+def find_below(folder: Location, suffix: str) -> list[Location]:
+    """Return the sorted files below a folder, without those that begin with a dot or an underscore.
+
+    Raises:
+        DataError: There is none.
+    """
+    found = with_retries(folder, "list", partial(folder.fs.find, folder.path))
+    return _chosen(folder, found, suffix)
+
+
+def _chosen(place: Location, found: Iterable[str], suffix: str) -> list[Location]:
     names = (path for path in sorted(found) if path.endswith(suffix))
     files = [Location(place.fs, p) for p in names if posixpath.basename(p)[0] not in "._"]
     if not files:
-        raise DataError(f"path={uri}: no *{suffix} file there; check the dataset's path")
+        raise DataError(f"path={place}: no *{suffix} file there; check the dataset's path")
     return files

@@ -12,13 +12,9 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
-from llavamed.data.sources.files import (
-    FileOfRows,
-    check_unpacked,
-    damaged,
-    hash_file,
-    load_image_file,
-)
+from llavamed.data.sources.archives import ZIP, open_folder, open_packed
+from llavamed.data.sources.file_of_rows import FileOfRows
+from llavamed.data.sources.files import damaged, hash_file, load_image_file
 from llavamed.data.sources.text_files import Text, open_text
 from llavamed.errors import DataError
 from llavamed.storage.location import Location
@@ -46,20 +42,25 @@ class JsonFile(FileOfRows):
         Raises:
             DataError: The file is absent or damaged, or the images are still packed.
         """
-        check_unpacked(self._images)
+        _ = self._images  # an archive that cannot be read ends it before the first row
         return stream_json(self._file)
 
 
 class JsonFolder:
     """A folder with a JSON file of rows and a folder of images, each under one of several names.
 
-    Both are looked up at the first read. The lookup ignores case and punctuation, since downloads
+    It, or the folder of images in it, may be packed as a zip archive. Both are looked up at the
+    first read. The lookup ignores case and punctuation, since downloads
     turn spaces into underscores. If no name matches, errors show the first one.
     """
 
-    def __init__(self, folder: Location, files: Sequence[str], images: Sequence[str]) -> None:
-        self._folder = folder
+    def __init__(self, uri: str, files: Sequence[str], images: Sequence[str]) -> None:
+        self._uri = uri
         self._file_names, self._image_names = files, images
+
+    @cached_property
+    def _folder(self) -> Location:
+        return open_folder(self._uri)
 
     @cached_property
     def file(self) -> Location:
@@ -68,8 +69,8 @@ class JsonFolder:
 
     @cached_property
     def images(self) -> Location:
-        """The folder of images."""
-        return _find_child(self._folder, self._image_names)
+        """The folder of images, or the inside of its archive. Raises: DataError."""
+        return open_packed(_find_child(self._folder, self._image_names))
 
     def count(self) -> int:
         """Return the number of rows that are listed.
@@ -93,7 +94,7 @@ class JsonFolder:
         Raises:
             DataError: The file is absent or damaged, or the images are still packed.
         """
-        check_unpacked(self.images)
+        _ = self.images  # an archive that cannot be read ends it before the first row
         return stream_json(self.file)
 
     def load_image(self, reference: str) -> bytes:
@@ -107,7 +108,7 @@ class JsonFolder:
 
 def _find_child(folder: Location, names: Sequence[str]) -> Location:
     wanted = [_letters(name) for name in names]
-    there = {_letters(name): name for name in folder.children()}
+    there = {_letters(name.removesuffix(ZIP)): name.removesuffix(ZIP) for name in folder.children()}
     name = next((there[name] for name in wanted if name in there), names[0])
     return folder / name
 

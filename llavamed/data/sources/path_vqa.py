@@ -14,11 +14,12 @@ from typing import Any
 from llavamed.config.sources import PathVqa
 from llavamed.config.uri import below
 from llavamed.data.record import Record
-from llavamed.data.sources.files import FileOfRows, damaged
+from llavamed.data.sources.archives import open_folder
+from llavamed.data.sources.file_of_rows import FileOfRows
+from llavamed.data.sources.files import damaged
 from llavamed.data.sources.parquet import ParquetFiles
 from llavamed.data.sources.records import question, require, yes_or_no
 from llavamed.data.sources.safe_pickle import read_safe_pickle
-from llavamed.storage.location import locate
 
 LICENCE = "MIT"
 _KEYS = ("image", "question", "answer")
@@ -29,21 +30,19 @@ class PathVqaSource:
     """Questions about pathology images, one per sample."""
 
     def __init__(self, read: PathVqa) -> None:
-        self._folder = locate(read.path)
         self._path = read.path
         self._split = read.split
 
     @cached_property
     def _files(self) -> "_Pickle | ParquetFiles":
-        if (self._folder / "data").exists():
+        folder = open_folder(self._path)
+        if (folder / "data").exists():
             pattern = below(self._path, f"data/{self._split}-*.parquet")
             return ParquetFiles(
                 pattern, images=("image",), required=(("image",), ("question",), ("answer",))
             )
         split = "val" if self._split == "validation" else self._split
-        return _Pickle(
-            self._folder / "qas" / split / f"{split}_qa.pkl", self._folder / "images" / split
-        )
+        return _Pickle(folder / "qas" / split / f"{split}_qa.pkl", folder / "images" / split)
 
     def count(self) -> int:
         """Return the number of questions of the split."""

@@ -16,7 +16,8 @@ from typing import Any
 
 from llavamed.config.sources import PmcVqa
 from llavamed.data.record import Record
-from llavamed.data.sources.files import FileOfRows, check_unpacked, damaged
+from llavamed.data.sources.file_of_rows import FileOfRows
+from llavamed.data.sources.files import damaged
 from llavamed.data.sources.records import question, require
 from llavamed.data.sources.text_files import open_text
 from llavamed.errors import SampleError
@@ -41,7 +42,7 @@ class PmcVqaSource(FileOfRows):
         Raises:
             DataError: The file is absent or has another format, or the images are still packed.
         """
-        check_unpacked(self._images)
+        _ = self._images  # an archive that cannot be read ends it before the first row
         with open_text(self._file) as text:
             rows = csv.DictReader(text.stream, restkey="more", strict=True)
             try:

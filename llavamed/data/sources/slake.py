@@ -14,7 +14,6 @@ from llavamed.config.sources import Slake
 from llavamed.data.record import Record
 from llavamed.data.sources.json_rows import JsonFolder
 from llavamed.data.sources.records import question, read_answer_type, require
-from llavamed.storage.location import locate
 
 LICENCE = "CC-BY-4.0"
 _FILES = {
@@ -29,7 +28,7 @@ class SlakeSource(JsonFolder):
     """Questions about radiology images, one per sample."""
 
     def __init__(self, read: Slake) -> None:
-        super().__init__(locate(read.path), _FILES[read.split], ("imgs",))
+        super().__init__(read.path, _FILES[read.split], ("imgs",))
         self._left_out = _LANGUAGES - set(read.languages)
         self._split = read.split
 

@@ -16,7 +16,6 @@ from llavamed.config.sources import VqaRad
 from llavamed.data.record import Record
 from llavamed.data.sources.json_rows import JsonFolder
 from llavamed.data.sources.records import question, read_answer_type, require
-from llavamed.storage.location import locate
 
 LICENCE = "CC0-1.0"
 _FILE_OF_BOTH, _IMAGES_OF_BOTH = "VQA_RAD Dataset Public.json", "VQA_RAD Image Folder"
@@ -28,7 +27,7 @@ class VqaRadSource(JsonFolder):
 
     def __init__(self, read: VqaRad) -> None:
         files = (f"{read.split}set.json", _FILE_OF_BOTH)
-        super().__init__(locate(read.path), files, ("images", _IMAGES_OF_BOTH))
+        super().__init__(read.path, files, ("images", _IMAGES_OF_BOTH))
         self._left_out = set(VqaRad.model_fields["phrase_types"].default) - set(read.phrase_types)
         self._split = read.split
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from llavamed.config.uri import below, split_options
 from llavamed.errors import ConfigError
 from llavamed.evaluate.benchmarks import (
     figure_chat,
@@ -13,7 +14,9 @@ from llavamed.evaluate.benchmarks import (
     slake,
     vqa_rad,
 )
-from llavamed.evaluate.benchmarks.benchmark import Benchmark
+from llavamed.evaluate.benchmarks.benchmark import Benchmark, Items
+from llavamed.evaluate.benchmarks.tables import ENDINGS, TableItems
+from llavamed.storage.location import locate
 
 BENCHMARKS: Mapping[str, Benchmark] = {
     benchmark.name: benchmark
@@ -29,6 +32,21 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     )
 }
 """Every benchmark by its name."""
+
+
+def open_items(benchmark: Benchmark, path: str, split: str) -> Items:
+    """Open a split: in the form in which the benchmark is published, or a table that copies it.
+
+    Args:
+        benchmark: The benchmark.
+        path: URI of the data.
+        split: Name of the split.
+    """
+    if split_options(path)[0].endswith(ENDINGS):
+        return TableItems(benchmark, path, split)
+    if benchmark.is_on_hub and (locate(path) / "data").exists():
+        return TableItems(benchmark, below(path, f"data/{split}-*.parquet"), split)
+    return benchmark.open(path, split)
 
 
 def find_benchmark(name: str, split: str | None) -> tuple[Benchmark, str]:

@@ -1,6 +1,7 @@
 """What a benchmark is: data in its published form, a prompt, and the scorer whose rules it uses."""
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -9,14 +10,12 @@ from llavamed.errors import SampleError
 from llavamed.evaluate.questions import Question, words_of
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
 
+_MARK = re.compile(r"<image (\d)>")
 BY_LETTER = "Answer with the letter of the right option."
 
 
 class Items(Protocol):
     """One split of a benchmark in its published form. Opening it reads nothing."""
-
-    def content_hash(self) -> str:
-        """Return a hash of the listing, without the images."""
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield the raw rows, each with an `id`. Raises: DataError."""
@@ -42,6 +41,9 @@ class Benchmark:
         instruction: Line appended to a question that is answered in words.
         choice_instruction: Line appended to a question with lettered options.
         scorer: Name of the scorer of its headline score.
+        language: Language of its questions.
+        categories: The categories that are of it in tables that hold more.
+        is_on_hub: Whether Hugging Face has copies of it as `data/{split}-*.parquet`.
     """
 
     name: str
@@ -53,6 +55,9 @@ class Benchmark:
     instruction: str = ""
     choice_instruction: str = ""
     scorer: str = "strict"
+    language: str = "en"
+    categories: tuple[str, ...] = ()
+    is_on_hub: bool = False
 
     @property
     def title(self) -> str:
@@ -147,6 +152,27 @@ def open_question(
         images=images,
         **groups,
     )
+
+
+def place_pictures(
+    texts: Sequence[str], picture_of: Callable[[int], str]
+) -> tuple[list[str], tuple[str, ...]]:
+    """Put placeholders where texts name pictures as `<image 1>`.
+
+    Args:
+        texts: The question and its options.
+        picture_of: Returns the reference to a picture by its number.
+
+    Returns:
+        The texts, and the pictures in the order of their placeholders.
+    """
+    pictures: list[str] = []
+
+    def take(mark: re.Match[str]) -> str:
+        pictures.append(picture_of(int(mark[1])))
+        return IMAGE_PLACEHOLDER
+
+    return [_MARK.sub(take, text) for text in texts], tuple(pictures)
 
 
 def _placed(id: str, text: str, images: tuple[str, ...]) -> str:

@@ -13,7 +13,6 @@ from llavamed.data.sources.records import require
 from llavamed.evaluate.benchmarks.benchmark import Benchmark, open_question
 from llavamed.evaluate.chat import domain_of
 from llavamed.evaluate.questions import Question, words_of
-from llavamed.storage.location import locate
 
 _FILES = ("questions.jsonl", "llava_med_eval_qa50_qa.jsonl")
 _PLAIN = {"question_id": "id", "text": "question", "gpt4_answer": "reference"}
@@ -24,7 +23,7 @@ class FigureChatItems(JsonFolder):
 
     def __init__(self, path: str, split: str) -> None:
         del split  # there is one
-        super().__init__(locate(path), _FILES, ("images",))
+        super().__init__(path, _FILES, ("images",))
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield the rows under their plain names. Raises: DataError."""

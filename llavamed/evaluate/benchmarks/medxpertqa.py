@@ -17,7 +17,6 @@ from llavamed.evaluate.benchmarks.benchmark import (
     lettered_question,
 )
 from llavamed.evaluate.questions import Question
-from llavamed.storage.location import locate
 
 _CHOICES = "Answer Choices:"
 
@@ -26,7 +25,7 @@ class MedXpertQaItems(JsonFolder):
     """Questions of one split."""
 
     def __init__(self, path: str, split: str) -> None:
-        super().__init__(locate(path), (f"MM/{split}.jsonl",), ("images",))
+        super().__init__(path, (f"MM/{split}.jsonl",), ("images",))
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield the rows. Raises: DataError."""

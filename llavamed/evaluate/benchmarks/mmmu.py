@@ -6,8 +6,6 @@ same names. The answers of the split `test` are not public.
 """
 
 import ast
-import hashlib
-import re
 from collections.abc import Iterator
 from string import ascii_uppercase
 from typing import Any
@@ -21,9 +19,9 @@ from llavamed.evaluate.benchmarks.benchmark import (
     Benchmark,
     lettered_question,
     open_question,
+    place_pictures,
 )
 from llavamed.evaluate.questions import Question
-from llavamed.processor.turns import IMAGE_PLACEHOLDER
 
 SUBJECTS = (
     *("Basic_Medical_Science", "Clinical_Medicine", "Diagnostics_and_Laboratory_Medicine"),
@@ -32,7 +30,6 @@ SUBJECTS = (
 _PICTURES = tuple(f"image_{number}" for number in range(1, 8))
 _NEEDED = (("id",), ("question",), ("options",), ("answer",), ("image_1",))
 _OTHERS = ("question_type", "subfield", "img_type", "topic_difficulty")
-_MARK = re.compile(r"<image (\d)>")
 
 
 class MmmuItems:
@@ -50,13 +47,6 @@ class MmmuItems:
             for subject in SUBJECTS
         }
 
-    def content_hash(self) -> str:
-        """Return a hash of the footers of all files."""
-        digest = hashlib.sha256()
-        for files in self._subjects.values():
-            digest.update(files.content_hash().encode())
-        return digest.hexdigest()
-
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield the places of all questions. Raises: DataError."""
         for subject, files in self._subjects.items():
@@ -68,20 +58,16 @@ class MmmuItems:
         values, _ = self._subjects[row["subject"]].read(row)
         id_, text, answer = require(values, "id", "question", "answer")
         listed = _listed(values["options"], "options")
+        (text, *listed), images = place_pictures(
+            [text, *listed], lambda number: reference_of(values.get(f"image_{number}"))
+        )
         options = dict(zip(ascii_uppercase, listed, strict=False))
-        pictures: list[str] = []
-
-        def place(words: str) -> str:
-            return _MARK.sub(lambda mark: _take(values, int(mark[1]), pictures), words)
-
-        text = place(text)
-        options = {letter: place(words) for letter, words in options.items()}
         groups = {
             "question_type": str(values.get("subfield") or ""),
             "domain": row["subject"],
             "language": "en",
         }
-        images = tuple(pictures) or (reference_of(values["image_1"]),)
+        images = images or (reference_of(values["image_1"]),)
         if options:
             return lettered_question(id_, text, options, answer.strip(), images=images, **groups)
         return open_question(id_, text, _answers(answer), images=images, **groups)
@@ -92,12 +78,6 @@ class MmmuItems:
         if picture is None:
             raise SampleError("missing_image", f"{reference!r} is a name, not a picture")
         return picture
-
-
-def _take(values: dict[str, Any], number: int, pictures: list[str]) -> str:
-    """Append a picture to those of the question, and return its placeholder."""
-    pictures.append(reference_of(values.get(f"image_{number}")))
-    return IMAGE_PLACEHOLDER
 
 
 def _listed(text: str, key: str) -> list[str]:
@@ -123,5 +103,6 @@ BENCHMARK = Benchmark(
     open=MmmuItems,
     data=f"a folder with {', '.join(SUBJECTS)}, each with validation-*.parquet",
     licence="Apache-2.0",
+    categories=SUBJECTS,
     choice_instruction=BY_LETTER,
 )

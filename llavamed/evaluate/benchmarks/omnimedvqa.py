@@ -5,11 +5,12 @@ rows are `{"dataset", "question_id", "question_type", "question", "gt_answer", "
 "option_A" to "option_D", "modality_type"}`. The answer is the text of an option.
 """
 
-import hashlib
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
-from llavamed.data.sources.files import find_files, hash_file, load_image_file
+from llavamed.data.sources.archives import open_folder
+from llavamed.data.sources.files import find_below, load_image_file
 from llavamed.data.sources.json_rows import stream_json
 from llavamed.data.sources.records import require
 from llavamed.errors import SampleError
@@ -19,7 +20,7 @@ from llavamed.evaluate.benchmarks.benchmark import (
     lettered_question,
 )
 from llavamed.evaluate.questions import Question
-from llavamed.storage.location import locate
+from llavamed.storage.location import Location
 
 _LETTERS = "ABCD"
 _FOLDERS = {"open-access": "Open-access", "restricted-access": "Restricted-access"}
@@ -29,19 +30,20 @@ class OmniMedVqaItems:
     """Questions of all data sets of one part."""
 
     def __init__(self, path: str, part: str) -> None:
-        self._folder = locate(path)
-        self._files = f"{path.rstrip('/')}/QA_information/{_FOLDERS[part]}"
+        self._path, self._part = path, _FOLDERS[part]
 
-    def content_hash(self) -> str:
-        """Return a hash of all files of questions."""
-        digest = hashlib.sha256()
-        for file in find_files(self._files, ".json"):
-            digest.update(f"{file.name} {hash_file(file)}\n".encode())
-        return digest.hexdigest()
+    @cached_property
+    def _folder(self) -> Location:
+        return open_folder(self._path)
+
+    @cached_property
+    def _files(self) -> list[Location]:
+        """The files of questions. Raises: DataError."""
+        return find_below(self._folder / "QA_information" / self._part, ".json")
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield the rows of every file. Raises: DataError."""
-        for file in find_files(self._files, ".json"):
+        for file in self._files:
             for row in stream_json(file):
                 dataset = row.get("dataset") or file.name.removesuffix(".json")
                 yield {**row, "id": f"{dataset}-{row.get('question_id')}", "dataset": dataset}
@@ -82,7 +84,7 @@ BENCHMARK = Benchmark(
     version=1,
     splits=("open-access", "restricted-access"),
     open=OmniMedVqaItems,
-    data="a folder with QA_information and Images",
+    data="a folder with QA_information and Images, or OmniMedVQA.zip",
     licence="of each source",
     choice_instruction=BY_LETTER,
 )

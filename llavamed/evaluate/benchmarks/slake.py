@@ -34,6 +34,8 @@ BENCHMARKS = tuple(
         open=partial(_open, language),
         data="a folder with test.json, validate.json, train.json and imgs",
         licence=LICENCE,
+        language=language,
+        is_on_hub=language == "en",
     )
     for language in ("en", "zh")
 )

@@ -37,4 +37,5 @@ BENCHMARK = Benchmark(
     open=_open,
     data="a folder with testset.json, trainset.json and images, or the public file of both",
     licence=LICENCE,
+    is_on_hub=True,
 )

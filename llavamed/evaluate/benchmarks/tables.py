@@ -1,0 +1,134 @@
+"""Read any benchmark from a table of questions with their pictures, as kits and hubs copy it.
+
+These are the tab-separated files of VLMEvalKit, and Parquet files as Hugging Face makes them, with
+a picture, a question and its answer a row. What a table does not say, such as the kind of a
+question or an organ, is left empty; a question that is answered by yes or no counts as closed.
+"""
+
+import posixpath
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import replace
+from itertools import chain
+from string import ascii_uppercase
+from typing import Any
+
+from llavamed.data.record import AnswerType
+from llavamed.data.sources.parquet import ParquetFiles
+from llavamed.data.sources.records import require, yes_or_no
+from llavamed.errors import DataError, SampleError
+from llavamed.evaluate.benchmarks.benchmark import (
+    Benchmark,
+    lettered_question,
+    open_question,
+    place_pictures,
+)
+from llavamed.evaluate.benchmarks.tsv import TsvFiles
+from llavamed.evaluate.questions import Question
+
+ENDINGS = (".tsv", ".parquet")
+_CHOICES = "Answer Choices:"
+_GROUPS = {
+    "question_type": ("question_type", "content_type", "category"),
+    "organ": ("organ", "image_organ", "location", "body_system"),
+    "modality": ("modality", "modality_type"),
+    "domain": ("l2-category", "domain", "medical_task"),
+}
+_OTHERS = ("hint", "split", "answer_type", "q_lang", *chain(*_GROUPS.values()))
+_SPLITS = {each: each for each in ("train", "dev", "validation", "test")}
+_SPLITS |= dict.fromkeys(("val", "validate"), "validation")
+"""Words for splits, with the names of the splits."""
+_LETTERS = ascii_uppercase[:10]
+_TYPES: Mapping[str, AnswerType] = {"OPEN": "OPEN", "CLOSED": "CLOSED"}
+
+
+class TableItems:
+    """The questions of a table."""
+
+    def __init__(self, benchmark: Benchmark, path: str, split: str) -> None:
+        self._benchmark, self._path, self._split = benchmark, path, split
+        self._part = _SPLITS.get(re.split("[^a-z]", split)[0], "")
+        self._table: TsvFiles | ParquetFiles = (
+            TsvFiles(path)
+            if path.endswith(".tsv")
+            else ParquetFiles(
+                path,
+                images=("image", "images"),
+                required=(("question",), ("answer",)),
+                optional=(*_OTHERS, *_LETTERS),
+            )
+        )
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield the rows of the split. Raises: DataError."""
+        name, only = f"{self._benchmark.name}-{self._split}", self._benchmark.categories
+        for number, row in enumerate(self._table.rows()):
+            self._check_name(posixpath.basename(row["file"]))
+            if self._is_of_another_split({str(row.get("split"))}):
+                continue
+            if only and row.get("category", only[0]).replace(" ", "_") not in only:
+                continue
+            if row.get("q_lang", self._benchmark.language) != self._benchmark.language:
+                continue
+            yield {**row, "id": f"{name}-{row['id'] if row.get('index') else number}"}
+
+    def _is_of_another_split(self, words: Set[str]) -> bool:
+        named = {split for word, split in _SPLITS.items() if word in words}
+        return bool(named and self._part and self._part not in named)
+
+    def _check_name(self, name: str) -> None:
+        """Refuse a file that is of another split by its name. Raises: DataError."""
+        if self._is_of_another_split(set(re.split("[^a-z]+", name.lower()))):
+            raise DataError(
+                f"path={self._path}: {name} is of another split than {self._split} by its name; "
+                "name the right file, or the right --split"
+            )
+
+    def ask(self, row: dict[str, Any]) -> Question:
+        """Interpret a row. Raises: SampleError."""
+        values, pictures = self._table.read(row)
+        if not pictures:
+            raise SampleError("missing_image", "the row has no picture, and names no row that has")
+        text, answer = require(values, "question", "answer")
+        letters = [each for each in _LETTERS if str(values.get(each) or "").strip()]
+        if letters:
+            text = text.partition(_CHOICES)[0]
+        if hint := str(values.get("hint") or "").strip():
+            text = f"{hint}\n{text}"
+        texts = [text, *(str(values[letter]).strip() for letter in letters)]
+        (text, *options), placed = place_pictures(texts, _numbered(pictures))
+        images = placed or tuple(pictures)
+        groups = {
+            group: next((str(values[name]) for name in names if values.get(name)), "")
+            for group, names in _GROUPS.items()
+        }
+        groups["language"] = str(values.get("q_lang") or self._benchmark.language)
+        if letters:
+            offered = dict(zip(letters, options, strict=True))
+            right = _letter(answer, offered)
+            return lettered_question(row["id"], text, offered, right, images=images, **groups)
+        asked = open_question(row["id"], text, (answer.strip(),), images=images, **groups)
+        given = str(values.get("answer_type") or "").strip().upper()
+        return replace(asked, answer_type=_TYPES.get(given, yes_or_no(answer)))
+
+    def load_image(self, reference: str) -> bytes:
+        """Read a picture. Raises: SampleError."""
+        return self._table.load_image(reference)
+
+
+def _numbered(pictures: Sequence[str]) -> Callable[[int], str]:
+    """Return what finds the picture of a number. It raises SampleError (`missing_image`)."""
+
+    def picture_of(number: int) -> str:
+        if not 0 < number <= len(pictures):
+            raise SampleError("missing_image", f"<image {number}> of {len(pictures)} pictures")
+        return pictures[number - 1]
+
+    return picture_of
+
+
+def _letter(answer: str, options: Mapping[str, str]) -> str:
+    """Return the letter of the right option, which a table gives itself or by the option's text."""
+    by_text = [letter for letter, words in options.items() if words == answer.strip()]
+    is_text = answer.strip() not in options and len(by_text) == 1
+    return by_text[0] if is_text else answer.strip()
