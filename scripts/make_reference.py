@@ -3,8 +3,8 @@
 A test makes them again and compares, so that a page never says what the code does not.
 """
 
-import ast
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,21 @@ import yaml
 from pydantic import BaseModel
 
 ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "llavamed"
 REFERENCE = ROOT / "docs" / "reference"
+sys.path.insert(0, str(ROOT))
 NOTE = "<!-- Made from the code by scripts/make_reference.py; change the code, not this page. -->\n"
 
 
 def pages() -> dict[str, str]:
     """Return the text of each generated page, by its file name."""
+    from scripts import messages
+
     return {
         "config.md": config_page(),
         "cli.md": cli_page(),
         "metrics.md": metrics_page(),
         "files.md": files_page(),
-        "messages.md": messages_page(),
+        "messages.md": page("Messages", messages.INTRODUCTION, *messages.sections()),
         "helm.md": helm_page(),
     }
 
@@ -292,65 +294,6 @@ def files_page() -> str:
 def summary(text: str | None) -> str:
     """Return the first paragraph of a docstring."""
     return " ".join((text or "").strip().split("\n\n")[0].split())
-
-
-# Messages
-
-
-def messages_page() -> str:
-    """List every error that the code can raise, and every reason for which a sample is refused."""
-    errors: dict[str, set[str]] = {}
-    reasons: dict[str, set[str]] = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-                continue
-            name = node.func.id
-            if name == "SampleError" and len(node.args) == 2:
-                reason, detail = (words(each) for each in node.args)
-                if re.fullmatch("[a-z_]+", reason):
-                    reasons.setdefault(reason, set()).add(detail)
-            elif node.args and (name in error_names() or is_rule(name, path)):
-                name = "ConfigError" if is_rule(name, path) else name
-                text = words(node.args[0])
-                if len(text) > 20:
-                    errors.setdefault(name, set()).add(text)
-    parts = ["## Reasons in the quarantine\n"]
-    rows = [[f"`{reason}`", "; ".join(sorted(each))] for reason, each in sorted(reasons.items())]
-    parts.append(table(["reason", "detail"], rows))
-    for name, texts in sorted(errors.items()):
-        parts += [f"## {name}\n", *(f"- {cell(text)}" for text in sorted(texts)), ""]
-    return page(
-        "Messages",
-        "Every message of an error says which setting or file it is about, the rule that is "
-        "broken, and what to do. `…` replaces what the message names at run time. Samples that "
-        "cannot be used are not errors: they are in the dataset's quarantine with one of the "
-        "reasons below.",
-        *parts,
-    )
-
-
-def error_names() -> set[str]:
-    """Return the names of our own errors."""
-    from llavamed import errors
-
-    return {name for name, value in vars(errors).items() if isinstance(value, type)}
-
-
-def is_rule(name: str, path: Path) -> bool:
-    """Tell whether an exception is a rule of the config, which becomes a ConfigError."""
-    return name == "ValueError" and path.parent == PACKAGE / "config"
-
-
-def words(node: ast.expr) -> str:
-    """Return the fixed words of an expression, with `…` for what is only known at run time."""
-    if isinstance(node, ast.Constant):
-        return str(node.value)
-    if isinstance(node, ast.JoinedStr):
-        return "".join(words(part) for part in node.values)
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return words(node.left) + words(node.right)
-    return "…"
 
 
 # Helm

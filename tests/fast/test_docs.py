@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from llavamed.cluster.explain import Call, explain
+from llavamed.cluster.kinds import RAY_JOB
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -80,3 +83,14 @@ def test_every_environment_variable_is_documented():
 def test_every_field_of_a_file_is_described():
     page = (ROOT / "docs" / "reference" / "files.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| `(\w+)` \| .* \|  \|$", page, re.MULTILINE) == []
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 409, 422, 500])
+def test_what_kubernetes_refuses_is_among_the_messages(status):
+    page = (ROOT / "docs" / "reference" / "messages.md").read_text(encoding="utf-8")
+    patterns = [
+        re.escape(line[2:]).replace("…", ".+") for line in page.splitlines() if line[:2] == "- "
+    ]
+    for body in ("", '{"reason": "AlreadyExists", "details": {"name": "demo"}}'):
+        said = explain(status, body, Call("get", RAY_JOB, "research", "demo"))
+        assert any(re.search(each, said) for each in patterns if len(each) > 20), said
