@@ -85,7 +85,7 @@ def gate_model(
     run = load_run(config, overrides)
     from llavamed.cli.tables import print_line, show_checks
     from llavamed.evaluate.gates import require
-    from llavamed.run.gate import check_stage, promote_stage
+    from llavamed.run.gate import check_stage, make_champion
 
     name = model or run.name
     checks, plan, tracker = check_stage(run, stage, rules, name)
@@ -93,7 +93,7 @@ def gate_model(
     if check:
         require(checks, name)
         return
-    print_line(console, promote_stage(checks, plan, tracker, rules, name))
+    print_line(console, make_champion(checks, plan, tracker, rules, name))
 
 
 def write_model_card(

@@ -1,1 +1,1 @@
-"""Work that is handed to Ray: pipelines over data, what workers warn of, and why one has failed."""
+"""Work that is handed to Ray: pipelines over data, warnings of workers, and why one failed."""

@@ -1,4 +1,4 @@
-"""Explain in a sentence of ours why Ray ended a task; Ray's own advice is for its developers."""
+"""Explain in one sentence why Ray ended a task; Ray's own advice is for its developers."""
 
 import re
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def explain_failure(error: BaseException, memory_hint: str) -> str:
 
     Args:
         error: The error Ray raised.
-        memory_hint: Which settings need less memory, for a worker that ran out of it.
+        memory_hint: Advice for a worker that ran out of memory.
     """
     causes = list(iter_causes(error))
     for cause in causes:
@@ -41,8 +41,8 @@ def explain_failure(error: BaseException, memory_hint: str) -> str:
             process = f"process {found[1]} on {found[2]}" if found else "a worker's process"
             return (
                 f"{process} was killed from outside or crashed, and left no message: the kernel "
-                "does that to a process when the machine or its container runs out of memory; look "
-                f"into the kernel's log there, and if it was memory, {memory_hint}"
+                "does that to a process when the machine or its container runs out of memory; read "
+                f"the kernel's log there, and if it was memory, {memory_hint}"
             )
     others = [cause for cause in causes if not type(cause).__module__.startswith("ray.")]
     if not others:

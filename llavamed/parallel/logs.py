@@ -1,4 +1,4 @@
-"""Bring what workers warn of to the log of the driver, which shows it."""
+"""Send warnings of workers to the log of the driver, which shows them."""
 
 import logging
 import logging.handlers
@@ -18,7 +18,7 @@ _POLL_SECONDS = 0.5
 def queue_beside_driver(**options: Any) -> Queue:
     """Return a queue that any worker can write to, on the machine of this process.
 
-    On another machine it could be lost with it, and every retry would miss it.
+    On another machine it could be lost with that machine, and every retry would miss it.
 
     Args:
         options: Options of its actor.
@@ -29,7 +29,7 @@ def queue_beside_driver(**options: Any) -> Queue:
 
 @contextmanager
 def send_logs(queue: Queue | None) -> Iterator[None]:
-    """Send what this process warns of into a queue; without one, do nothing."""
+    """Send the warnings of this process to a queue; without one, do nothing."""
     if queue is None:
         yield
         return
@@ -45,7 +45,7 @@ def send_logs(queue: Queue | None) -> Iterator[None]:
 
 @contextmanager
 def hear_workers() -> Iterator[None]:
-    """Log what the workers of this Ray job send, until the context is left."""
+    """Log what the workers of this Ray job send, until the context ends."""
     queue = queue_beside_driver(name=_name(), get_if_exists=True)
     is_over = threading.Event()
     listening = threading.Thread(target=_listen, args=(queue, is_over), name="logs", daemon=True)
@@ -58,7 +58,7 @@ def hear_workers() -> Iterator[None]:
 
 
 def queue_of_driver() -> Queue | None:
-    """Return the queue that the driver of this Ray job hears, or None if it hears none."""
+    """Return the queue that the driver of this Ray job reads, or None if it reads none."""
     try:
         ray.get_actor(_name())
     except ValueError:

@@ -46,11 +46,11 @@ def carry_errors() -> Iterator[None]:
 def iter_rows(
     pipeline: Any, *, memory_hint: str = "give the machines more memory"
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a pipeline, and log what its workers warn of.
+    """Yield the rows of a pipeline, and log the warnings of its workers.
 
     Args:
         pipeline: A Ray Data dataset.
-        memory_hint: Which settings need less memory, for the error of a worker that was killed.
+        memory_hint: Advice for a worker that was killed for its memory.
 
     Raises:
         LlavaMedError: A worker failed. An error of ours is raised unchanged; any other becomes a
@@ -72,7 +72,7 @@ def _of_ours(error: BaseException, memory_hint: str) -> LlavaMedError:
                 return carried
             fact = (str(carried).strip().splitlines() or [""])[0]
             return LlavaMedError(
-                f"{type(carried).__name__}: {fact}: the program failed while it worked on data, "
+                f"{type(carried).__name__}: {fact}: the program failed while it processed data, "
                 "and no sample is to blame; see where with --debug, and report it"
             )
     return LlavaMedError(

@@ -1,7 +1,8 @@
 """Choose the settings of each stage that train it fastest within the memory of a GPU.
 
-Tried are packing, the size of a forward pass, the ZeRO stage and gradient checkpointing. Optimizer,
-precision, and which weights learn are left as they are, and the tokens of a step nearly so.
+It varies packing, the size of a forward pass, the ZeRO stage and gradient checkpointing. It keeps
+the optimizer, the precision and the trainable parts, and nearly keeps the number of tokens per
+step.
 """
 
 import json
@@ -41,11 +42,11 @@ class Trial:
     cost: StageCost
     """What the stage costs with them. Its hours are those of `hours`."""
     mfu: float
-    """Model-FLOPs utilisation while the GPU computes."""
+    """Model-FLOPs utilization while the GPU computes."""
     measured_by: str | None
-    """The result that says so; None where it is arithmetic."""
+    """The benchmark result behind it; None where it is arithmetic."""
     compute_hours: float
-    """Hours of operations."""
+    """Hours spent on operations."""
     memory_hours: float
     """Hours in which the weights and the optimizer's state are read and written."""
     network_hours: float
@@ -64,7 +65,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Choice:
-    """The settings chosen for a stage, beside those configured."""
+    """The settings chosen for a stage, and those configured."""
 
     stage: str
     configured: Trial
@@ -85,8 +86,8 @@ def choose(
     Args:
         config: The run.
         accelerator: A name in `ACCELERATORS`.
-        num_gpus: How many; by default the config's workers.
-        speeds: How fast GPUs are, by default what comes with llavamed.
+        num_gpus: Number of GPUs; by default the config's workers.
+        speeds: Speeds of GPUs; by default those that come with llavamed.
 
     Raises:
         ConfigError: No setting that was tried fits a stage into the GPU's memory; or `plan_run`
@@ -108,7 +109,8 @@ def choose(
                 f"{least.cost.gpu_memory / 1e9:.0f}; use more or larger GPUs, "
                 "engine.offload_optimizer=cpu, or adapters (lora)"
             )
-        # Of equally fast ones take that which changes least, and then that which needs least.
+        # Among equally fast ones, take the one that changes least, and then the one that needs
+        # least.
         best = min(
             fitting,
             key=lambda trial: (
@@ -154,7 +156,7 @@ def _trials(config: RunConfig, stage: Stage, accelerator: str, speeds: Speeds) -
         try:
             trial = tried(changes)
         except ConfigError:
-            continue  # it does not go with the other settings
+            continue  # it conflicts with the other settings
         samples = trial.cost.samples_per_step / configured.cost.samples_per_step
         if abs(samples - 1) <= SAME_STEP:
             yield trial
@@ -185,7 +187,7 @@ def _passes(
 
 
 def _may_pack(config: RunConfig, stage: Stage) -> bool:
-    """Return whether the samples of a pack surely cannot see each other, or are packed already."""
+    """Return whether samples of a pack are known not to see each other, or are packed already."""
     if stage.packing:
         return True
     model = shape_on_meta(config.model)
@@ -207,10 +209,10 @@ def _timed(
 ) -> Trial:
     """Return a trial with its hours.
 
-    A pass takes its operations; reads every weight twice, forward and backward; and a step reads
-    and writes gradient, weights and the optimizer's state. ZeRO sends gradients once a step below
-    stage 2 and else in every pass, the updated weights once a step, and in stage 3 all weights
-    twice a pass.
+    A pass does its operations and reads every weight twice, forward and backward. A step reads and
+    writes the gradient, the weights and the optimizer's state. ZeRO sends gradients once per step
+    below stage 2 and otherwise in every pass, the updated weights once per step, and in stage 3
+    all weights twice per pass.
 
     Args:
         config: The run with the changes.
@@ -248,7 +250,7 @@ def _timed(
 
 
 def reasons(choice: Choice) -> list[str]:
-    """Return in sentences what was chosen for a stage, and why."""
+    """Return sentences that say what was chosen for a stage, and why."""
     chosen, before = choice.chosen, choice.configured
     settings = " ".join(chosen.changes) or "as configured"
     memory = chosen.cost.memory.total / 1e9

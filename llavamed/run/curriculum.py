@@ -127,8 +127,7 @@ def make_jobs(
         config: The run.
         plans: All stages.
         fingerprints: Those of the prepared datasets by name. By default as they are in storage now;
-            a dataset that is gone, or was never prepared, is taken for the one its stage has begun
-            with.
+            for a dataset that is gone, or was never prepared, the one its stage began with.
         lease: The right to write into the run's folder.
     """
     jobs: dict[str, StageJob] = {}

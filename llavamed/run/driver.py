@@ -113,7 +113,7 @@ def run_curriculum(
 def prepare_datasets(
     config: RunConfig, names: list[str], progress: ProgressDisplay
 ) -> dict[str, PreparedDataset]:
-    """Prepare the named datasets, by default all of the config. Raises: LlavaMedError."""
+    """Prepare the named datasets, by default all of the config's. Raises: LlavaMedError."""
     for name in names:
         config.data.check_name(name)
     check_writable(locate(config.datasets_directory))
@@ -124,7 +124,7 @@ def prepare_datasets(
 
 
 def check_datasets(config: RunConfig, names: list[str]) -> None:
-    """Compare the named datasets, by default all of the config, with their sources, without Ray.
+    """Compare the named datasets, by default all of the config's, with their sources, without Ray.
 
     Raises:
         LlavaMedError: A source has changed, or a dataset is not prepared.
@@ -251,12 +251,12 @@ def _train(
         record.trained(records)
         try:
             run.log_records(records)
-        except TrackingError as error:  # no reason to stop training: all is sent at its end
+        except TrackingError as error:  # no reason to stop training: everything is sent at its end
             logger.warning("metrics are held back: %s", error)
 
     folder = locate(config.directory) / "ray"
     while not fit(job, folder, record.workers_started, on_records):
-        logger.warning("train %s: a machine is taken away; goes on elsewhere", name)
+        logger.warning("train %s: a machine is taken away; the stage goes on elsewhere", name)
     job.lease.check()
     result = plan.result()
     assert result is not None, "the workers ended without an error and without an export"

@@ -1,4 +1,4 @@
-"""Train a stage with Ray Train: start workers, hear what they report, and decide when to stop.
+"""Train a stage with Ray Train: start workers, receive their reports, and decide when to stop.
 
 Ray's controller loads this module too, so that transformers and DeepSpeed, which take seconds to
 load, are imported only in the functions that train.
@@ -60,7 +60,7 @@ def fit(
     listener = _Listener(queue, on_started, on_records)
     trainer = _trainer(job, folder, queue)
     try:
-        # The listener hears out its queue at the end, so the workers must have stopped by then.
+        # The listener empties its queue at the end, so the workers must have stopped by then.
         with listener, trainer, told_what_is_missing(job.config.scaling, listener.has_heard):
             return bool(trainer.fit().return_value)
     except (TrainingFailedError, RayError) as error:
@@ -159,7 +159,7 @@ def _train_worker(settings: dict[str, Any]) -> bool:
 
 
 class _StopOnOurErrors(UserCallback):
-    """Ends the fit at an error of ours, which would come again with every new worker."""
+    """Ends the fit at an error of ours, which every new worker would raise again."""
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue

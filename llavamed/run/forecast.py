@@ -14,8 +14,9 @@ def flops_left(stage: StageProgress) -> float | None:
 def seconds_to_end(now: RunProgress, flops_per_second: float | None) -> float | None:
     """Return how long a run still takes, or None where that is unknown.
 
-    It is the rest of the task at hand, and the training of the stages that wait, at the same
-    operations a second. Evaluations to come are not counted: how long they take is not known.
+    This is the rest of the current task and the training of the stages that wait, at the same
+    number of operations per second. Later evaluations are not counted, because their duration is
+    not known.
 
     Args:
         now: How far the run is.

@@ -26,7 +26,7 @@ def check_stage(
         config: The run's.
         stage: Name of the stage, None for the last one.
         policy: The rules.
-        name: Of the registered model, whose champion the model is compared with.
+        name: Name of the registered model, with whose champion the model is compared.
 
     Raises:
         ConfigError: The stage has no evaluation, or the policy names a score that it lacks.
@@ -56,10 +56,10 @@ def check_stage(
     return check_policy(policy, model, champion), plan, tracker
 
 
-def promote_stage(
+def make_champion(
     checks: list[RuleResult], plan: StagePlan, tracker: Tracker, policy: GatePolicy, name: str
 ) -> str:
-    """Make a checked model the champion, and return a sentence of it.
+    """Make a checked model the champion, and return a sentence about it.
 
     Raises:
         GateError: It breaks a rule; the champion stays.
@@ -74,7 +74,7 @@ def promote_stage(
         "gate.policy": fingerprint(policy.model_dump(mode="json")),
         "gate.checks": json.dumps({check.rule: check.found for check in checks})[:5000],
     }
-    return tracker.promote(name, str(plan.export), result, facts)
+    return tracker.set_champion(name, str(plan.export), result, facts)
 
 
 def _answers(folder: Location) -> list[Answer]:

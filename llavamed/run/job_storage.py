@@ -1,8 +1,8 @@
 """Choose where a submitted job writes, since `ray job submit` runs it in a temporary folder.
 
-With `--working-dir` the driver's folder is a copy in Ray's package cache, another one for every
-changed file, which Ray may delete at any time. So a relative path to write to is taken below a
-folder in the home of the head, which lasts and is the same for every submission.
+With `--working-dir` the driver's folder is a copy in Ray's package cache. Every changed file makes
+another copy, and Ray may delete it at any time. So a relative path to write to is resolved in a
+folder in the head's home directory, which lasts and is the same for every submission.
 """
 
 import os
@@ -16,7 +16,7 @@ IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 def job_folder() -> Path:
-    """Return the folder of this machine that relative paths of a submitted job are below."""
+    """Return the folder of this machine in which relative paths of a submitted job are resolved."""
     return Path.home() / "llavamed"
 
 

@@ -1,4 +1,4 @@
-"""What workers tell the driver while a stage trains.
+"""Messages from workers to the driver while a stage trains.
 
 The process of the queue loads this module for every stage, so it imports nothing heavy.
 """

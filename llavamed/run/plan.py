@@ -1,7 +1,7 @@
 """Compute what a run will do and cost before it starts: steps, tokens, memory, hours.
 
-Reads the index of a dataset that is prepared, or else what the config declares of it, and never any
-weights. Hours assume the model-FLOPs utilisation they are asked for.
+It reads the index of a prepared dataset, or otherwise what the config declares about it, and never
+any weights. Hours assume a given model-FLOPs utilization.
 """
 
 import math
@@ -55,14 +55,14 @@ class StageCost:
     parts: list[PartCount]
     memory: Memory
     savings: tuple[Saving, ...]
-    """What would save memory, where the stage does not fit."""
+    """Settings that would save memory, if the stage does not fit."""
     flops: float
     hours: float
     cost: float | None
     """Price of the GPUs for that time, None where it is not in `gpu_prices`."""
     prices: GpuPrices
     assumed: tuple[str, ...]
-    """What is assumed of datasets that are not prepared, in sentences."""
+    """Sentences that say what is assumed about datasets that are not prepared."""
 
 
 def plan_run(
@@ -73,8 +73,8 @@ def plan_run(
     Args:
         config: The run.
         accelerator: A name in `ACCELERATORS`.
-        num_gpus: How many; by default the config's workers, of a range the most.
-        mfu: Model-FLOPs utilisation, the part of the GPUs' peak that is reached.
+        num_gpus: Number of GPUs; by default the config's workers, or the most of a range.
+        mfu: Model-FLOPs utilization: the fraction of the GPUs' peak that is reached.
 
     Raises:
         ConfigError: The GPU is unknown, an image leaves no room for text, a dataset is neither
@@ -171,7 +171,7 @@ def plan_stage(
     memory = memory_of(config)
     fits = memory.total <= gpu.memory_bytes
     workers = config.scaling.most_workers
-    # Where the passes of a step do not come out even, all wait for those who have one more.
+    # If the passes of a step do not divide evenly, all workers wait for those that have one more.
     at_work = stage.num_lanes / (math.ceil(stage.num_lanes / workers) * workers)
     hours = computed / (workers * at_work * gpu.flops_per_second * mfu) / 3600
     return StageCost(
@@ -240,7 +240,7 @@ def _assumed(
         if name not in prepared and declared is not None:
             sentences.append(
                 f"{name}: lengths are assumed to be lognormal, {declared.mean_text_tokens:g} text "
-                f"tokens in the mean with a spread of {declared.text_tokens_spread:g} times that "
+                f"tokens on average with a spread of {declared.text_tokens_spread:g} times that "
                 f"(data.datasets.{name}.declared.text_tokens_spread), "
                 f"{_images(declared, tiles)}, and at most data.max_length={config.data.max_length}"
             )
@@ -252,7 +252,7 @@ def _images(declared: Declared, tiles: Tiling) -> str:
     number = declared.mean_images
     if not number:
         return "no image"
-    each = "one image each" if number == 1 else f"{number:g} images each in the mean"
+    each = "one image each" if number == 1 else f"{number:g} images each on average"
     return f"{each}, of {tiles.most_tokens} tokens, the most" if tiles.pinpoints else each
 
 

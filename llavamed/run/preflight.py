@@ -63,8 +63,8 @@ def _check_same_images(
             [list(size) for size in each.pinpoints] or "one tile" for each in (theirs, ours)
         )
         raise ConfigError(
-            f"{key}: cuts images into {found}, but the model section, which datasets are prepared "
-            f"by, into {wanted}; name these weights in model.weights too"
+            f"{key}: cuts images into {found}, but the model section, by which datasets are "
+            f"prepared, into {wanted}; name these weights in model.weights too"
         )
     if theirs != ours:
         raise ConfigError(
@@ -115,7 +115,7 @@ def check_settings(plans: Sequence[StagePlan], jobs: Sequence[StageJob]) -> None
                 )
             continue
         own = begun.settings.differences(job.settings)
-        if job.initial_weights in refused:  # which follows from what is named already
+        if job.initial_weights in refused:  # it follows from a difference that is already named
             follows = f"stages.{plan.stage.name}.initial_weights="
             own = [line for line in own if not line.startswith(follows)]
         differing |= dict.fromkeys(own)
@@ -129,14 +129,14 @@ def check_settings(plans: Sequence[StagePlan], jobs: Sequence[StageJob]) -> None
 
 
 def check_stage(plan: StagePlan, job: StageJob, data: Mixture) -> StageOrder:
-    """Check that the data of a stage exists, and fits its packs and its initial weights.
+    """Check that the data of a stage exists and fits its packs and its initial weights.
 
     Returns:
         The order of its samples.
 
     Raises:
         DataError: A shard is missing, or a sample is longer than a pack.
-        ConfigError: The initial weights look for another token of images than the data has.
+        ConfigError: The initial weights expect another image token than the data has.
     """
     start = job.initial_weights
     if start is not None and start == job.initial_fingerprint:  # not made by a stage of this run

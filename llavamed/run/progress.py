@@ -26,7 +26,7 @@ class Rate:
         self._seen: deque[tuple[float, int]] = deque()
 
     def forget(self) -> None:
-        """Start again, for other work."""
+        """Start again, for another task."""
         self._seen.clear()
 
     def update(self, done: int) -> float:
@@ -44,7 +44,7 @@ class Rate:
 class ProgressDisplay:
     """Shows what a run does, how far it is, how fast, and how much time is left.
 
-    Use it as a context manager: leaving it takes the bar away.
+    Use it as a context manager; the bar disappears at the end.
     """
 
     def __init__(self, console: Console | None = None) -> None:

@@ -36,10 +36,11 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
 
 @contextmanager
 def ray_for(scaling: Scaling) -> Iterator[None]:
-    """Join the cluster of this process, or start one on this machine for the time of the context.
+    """Join the cluster of this process, or start one on this machine until the context ends.
 
-    `RAY_ADDRESS`, which Ray sets for a submitted job, names the cluster. One started here has token
-    authentication, which is Ray's default where RAY_AUTH_MODE is not set: then it makes the token.
+    `RAY_ADDRESS`, which Ray sets for a submitted job, names the cluster. A cluster started here has
+    token authentication: that is Ray's default if RAY_AUTH_MODE is not set, and Ray makes the
+    token.
 
     Raises:
         LlavaMedError: Ray does not answer or does not start.
@@ -54,7 +55,7 @@ def ray_for(scaling: Scaling) -> Iterator[None]:
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": _quiet_ray()}
     if address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # Ray's own 30 s are too few where the disk is cold and the cores are busy.
+        # Ray's own 30 s are too short if the disk is cold and the cores are busy.
         os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
         wanted = scaling.most_workers * scaling.resources_per_worker.get("CPU", 1)
         settings["num_cpus"] = max(os.cpu_count() or 1, int(wanted))
@@ -100,7 +101,7 @@ def _quiet_ray() -> int:
     """Hide what Ray logs, except with `--verbose`, and return the level for its loggers."""
     if logger.isEnabledFor(logging.DEBUG):
         return logging.INFO
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # or else C++ writes to stderr
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # otherwise C++ writes to stderr
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return logging.CRITICAL

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 class RunRecord:
     """Keeps `progress.json` of a run while it is entered, and counts the GPU seconds of stages.
 
-    A storage that does not answer stops nothing: the file is written again some seconds later.
+    A storage that does not answer does not stop the run: the file is written again seconds later.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class RunRecord:
         self._ended.set()
         self._writer.join()
         if isinstance(error, LeaseError):
-            return  # the file is another attempt's by now
+            return  # by now the file belongs to another attempt
         state: Literal["finished", "failed", "interrupted"] = "finished"
         reason = ""
         if error is not None:
@@ -222,10 +222,10 @@ class RunRecord:
             write(self._lease.folder, now)
             self._is_written = True
         except LeaseError:
-            return  # whoever publishes next finds out
+            return  # whatever publishes next finds out
         except StorageError as error:
             if self._is_written:
-                logger.warning("%s is not written, and will be again: %s", now.FILE, error)
+                logger.warning("%s is not written, and is tried again: %s", now.FILE, error)
             self._is_written = False
 
     def _estimate(self, now: RunProgress) -> dict[str, float | None]:
@@ -237,5 +237,5 @@ class RunRecord:
 
 
 def _at_rest(stage: StageProgress) -> StageProgress:
-    """Return a stage as it is before an attempt works on it."""
+    """Return a stage as it was before an attempt worked on it."""
     return stage if stage.state == "finished" else stage.replace(state="waiting")

@@ -27,7 +27,7 @@ def resources_of_a_worker(scaling: Scaling) -> dict[str, float]:
 
 
 def num_workers_that_fit(nodes: list[dict[str, float]], wanted: dict[str, float]) -> int:
-    """Return how many workers find room on some nodes; one worker cannot span two of them.
+    """Return how many workers fit on some nodes; one worker cannot span two of them.
 
     Args:
         nodes: What each node has, by Ray's names.
@@ -40,7 +40,7 @@ def num_workers_that_fit(nodes: list[dict[str, float]], wanted: dict[str, float]
 
 
 def check_local_resources(scaling: Scaling) -> None:
-    """Refuse workers for which this machine alone has no room. Raises: ConfigError."""
+    """Refuse workers that do not fit on this machine alone. Raises: ConfigError."""
     missing = _missing(scaling)
     if missing is not None:
         raise ConfigError(

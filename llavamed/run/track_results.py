@@ -1,7 +1,7 @@
-"""Bring MLflow up to what storage says: the results of stages, their scores, the model.
+"""Bring MLflow up to date with storage: the results of stages, their scores, the model.
 
-Results are told from storage alone, whether this attempt made them or an earlier one did, which may
-have been killed or may have found no server. What a run shows already is not told again.
+Results are read from storage alone, whether this attempt made them or an earlier one, which may
+have been killed or may have found no server. What a run already shows is not sent again.
 """
 
 import logging
@@ -144,7 +144,7 @@ def flat_scores(scores: Mapping[str, Mapping[str, float | None]]) -> dict[str, f
 
 
 def _stage_progress(config: RunConfig, stage: str) -> StageProgress | None:
-    """Return what the run's record tells of a stage, None where it was lost."""
+    """Return a stage of the run's record, or None if the record was lost."""
     progress = find_progress(locate(config.directory))
     stages = {each.name: each for each in progress.stages} if progress else {}
     return stages.get(stage)

@@ -1,8 +1,8 @@
 """Record the runs of a curriculum in MLflow. Only the driver writes to it.
 
 The curriculum is a parent run, each stage and each evaluation a child. Runs are found again by tag,
-so that a job started again goes on in the same runs, and what was logged is not logged twice. No
-run is opened or changed before the first thing is told of it.
+so that a restarted job goes on in the same runs and logs nothing twice. No run is opened or changed
+before something is logged to it.
 """
 
 import json
@@ -46,9 +46,9 @@ _MODEL_TYPE = "llava"
 _STEPS_PER_REQUEST = 1000 // (2 * len(METRICS))
 """A request holds a thousand values at most, and a step is logged whole or not at all."""
 ALIAS = "current"
-"""Of the newest version of a registered model; MLflow keeps `latest` for itself."""
+"""Alias of the newest version of a registered model; MLflow reserves `latest` for itself."""
 CHAMPION = "champion"
-"""Of the version of a registered model that last met the policy of its gate."""
+"""Alias of the version of a registered model that last met the policy of its gate."""
 
 
 def check_tracking(config: RunConfig) -> None:
@@ -85,20 +85,20 @@ class Tracker:
     def register_model(self, export: str, result: ExportManifest) -> str:
         """Register the last stage's export as a version of the model named like the run.
 
-        The alias `current` moves to a new version; one that is registered already stays.
+        The alias `current` moves to a new version; a version that is already registered stays.
 
         Args:
             export: URI of a complete export, which therefore has been checked.
             result: Its manifest.
 
         Returns:
-            A sentence of what was done. A server takes no path of another machine as a source, so
-            an export in a local folder is only registered in a database here.
+            A sentence that says what was done. A server accepts no path of another machine as a
+            source, so an export in a local folder is only registered in a database on this machine.
         """
         name = self._config.name
         version = self._register(name, export, result)
         if version is None:
-            return f"model {name}: not registered, for {self.uri} cannot read {export}"
+            return f"model {name}: not registered, because {self.uri} cannot read {export}"
         known = self._client.search_model_versions(f"name = '{name}'")
         if version >= max(int(each.version) for each in known):
             self._client.set_registered_model_alias(name, ALIAS, str(version))
@@ -113,7 +113,7 @@ class Tracker:
             try:
                 self._client.create_registered_model(name)
             except TrackingError:
-                if not self._is_registered(name):  # by a run of the same name, in this moment
+                if not self._is_registered(name):  # by a run of the same name, at the same time
                     raise
         known = self._client.search_model_versions(f"name = '{name}'")
         mine = [int(each.version) for each in known if tags.items() <= each.tags.items()]
@@ -131,17 +131,19 @@ class Tracker:
             return None
         return dict(self._client.get_model_version(name, str(found)).tags)
 
-    def promote(self, name: str, export: str, result: ExportManifest, tags: dict[str, str]) -> str:
+    def set_champion(
+        self, name: str, export: str, result: ExportManifest, tags: dict[str, str]
+    ) -> str:
         """Move the alias `champion` of a registered model to an export.
 
         Args:
-            name: Of the registered model, which is made if there is none.
+            name: Name of the registered model, which is created if there is none.
             export: URI of the export.
             result: Its manifest.
             tags: Why it is the champion, and where its evaluation is.
 
         Returns:
-            A sentence of what was done.
+            A sentence that says what was done.
 
         Raises:
             TrackingError: The server refuses, or cannot read an export in a local folder.
@@ -161,8 +163,8 @@ class Tracker:
         """Close the parent run.
 
         Args:
-            scores: Those of all evaluations.
-            fingerprint: Of the result that the run has come to, for `has_finished`.
+            scores: The scores of all evaluations.
+            fingerprint: Fingerprint of the run's result, for `has_finished`.
         """
         _finish(self._client, self._parent, scores, fingerprint)
 
@@ -187,13 +189,13 @@ class Tracker:
     def _experiment(self) -> str:
         if found := self._find_experiment():
             return found
-        name, place = self._config.tracking.experiment, None  # a server has a place of its own
+        name, place = self._config.tracking.experiment, None  # a server has its own place
         if self.uri.startswith("sqlite") and (storage := locate(self._config.storage)).is_local:
             place = (Path(storage.path) / "mlartifacts").as_uri()
         try:
             return str(self._client.create_experiment(name, artifact_location=place))
         except TrackingError:
-            if found := self._find_experiment():  # another run has made it in this moment
+            if found := self._find_experiment():  # another run has just made it
                 return found
             raise
 
@@ -339,7 +341,7 @@ class TrackedRun:
         """Record a finished stage: its sums, and the steps that workers could not report.
 
         Args:
-            name: Of its model.
+            name: Name of its model.
             export: URI of its export.
             result: The export's manifest.
             history: The records of all its steps.
@@ -372,19 +374,19 @@ class TrackedRun:
             Metric(key, value, now, 0, model_id=model.model_id) for key, value in metrics.items()
         ]
         self._client.log_batch(self.run_id, values)
-        self._client.finalize_logged_model(model.model_id, "READY")  # last: now it is whole
+        self._client.finalize_logged_model(model.model_id, "READY")  # last: now it is complete
 
     def _create_model(self, name: str, export: str) -> LoggedModel:
         return self._client.create_logged_model(
             self._experiment,
             name=name.replace(
                 ".", "-"
-            ),  # MLflow takes no dots here, and a run's name may have some
+            ),  # MLflow accepts no dots here, and a run's name may have some
             source_run_id=self.run_id,
             model_type=_MODEL_TYPE,
             tags={"export": export},
         )
 
     def finish(self, fingerprint: str = "") -> None:
-        """Close the run, which now shows the whole result of this fingerprint."""
+        """Close the run, which now shows the complete result with this fingerprint."""
         _finish(self._client, self.run_id, {}, fingerprint)

@@ -26,7 +26,7 @@ from llavamed.storage.location import locate
 
 mlflow.store.db.utils.MAX_RETRY_COUNT = 5
 """MLflow tries ten times, for 101 seconds, whenever a database does not answer; this is three."""
-os.environ.setdefault("PGCONNECT_TIMEOUT", "10")  # in seconds; or else PostgreSQL's client has none
+os.environ.setdefault("PGCONNECT_TIMEOUT", "10")  # seconds; its client has no limit
 
 _SETTING = "tracking.uri"
 _ELSEWHERE = f"or set {_SETTING} to another server"
@@ -48,13 +48,13 @@ _PROBLEMS = (
         r"|authentication failed|Access denied|no password supplied|not authenticated",
         "refuses the credentials",
         "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, of "
-        "an account that may write; those of a database belong into MLFLOW_TRACKING_URI",
+        "an account that may write; those of a database belong in MLFLOW_TRACKING_URI",
     ),
     (
         r"(?:Registered [Mm]odel|Model Version) (?:with name=|alias |\()(?P<id>[^\n]+?)\)?"
         r" not found",
-        "its registry has none of {id}",
-        "check the name, or promote a model with `llavamed evaluate gate`",
+        "its registry has no {id}",
+        "check the name, or make a model the champion with `llavamed evaluate gate`",
     ),
     (
         r"error code 404|valid JSON format|Expecting value",
@@ -69,7 +69,7 @@ _PROBLEMS = (
     (
         r"error code 5\d\d|too many 5\d\d error responses",
         "the server has failed",
-        f"look into its log, {_ELSEWHERE}",
+        f"read its log, {_ELSEWHERE}",
     ),
     (
         r"database is locked",
@@ -113,7 +113,7 @@ _PROBLEMS = (
         "start the server, or set tracking.uri to one that answers",
     ),
 )
-"""Of what MLflow, SQLAlchemy and others say: a pattern, the fact, and what to do."""
+"""Errors of MLflow, SQLAlchemy and others: a pattern, the fact, and what to do."""
 
 _SCHEMA = re.compile(
     r"found version (?P<id>\w+), but expected|Can't locate revision identified by '(?P<old>\w+)'"
@@ -139,7 +139,7 @@ def tracking_uri(config: RunConfig) -> str:
 
 def shown_uri(uri: str) -> str:
     """Return a URI without its password."""
-    # SQLAlchemy takes a password that holds a slash; a number before one is a port.
+    # SQLAlchemy accepts a password with a slash in it; a number before a slash is a port.
     return re.sub(r"(://[^:/@\s]*):(?!\d{1,5}/)\S*@", r"\1:***@", uri)
 
 
@@ -148,7 +148,7 @@ def readable_errors(uri: str, setting: str = _SETTING) -> Iterator[None]:
     """Turn errors of MLflow and of its libraries into a sentence about the setting of the URI.
 
     Raises:
-        TrackingError: In place of theirs.
+        TrackingError: It replaces their error.
     """
     try:
         yield
@@ -182,10 +182,10 @@ def _sqlite_uri(path: Path) -> str:
 
 
 def _make_database(uri: str) -> None:
-    """Create a SQLite database beside its place, under a lock, and move it there once complete.
+    """Create a SQLite database next to its place, under a lock, and move it there once complete.
 
-    Two runs that start at once would both create its tables, and one that is killed would leave
-    half of them, which MLflow does not mend.
+    Two runs that start at once would both create its tables, and a killed run would leave half of
+    them, which MLflow does not repair.
     """
     database = make_url(uri).database
     if not database or database == ":memory:":
@@ -195,7 +195,7 @@ def _make_database(uri: str) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with Path(f"{path}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # needs no more of a network file system than SQLite does
+        fcntl.flock(lock, fcntl.LOCK_EX)  # asks no more of a network file system than SQLite does
         if _is_made(path):
             return
         unfinished = path.with_name(f"{path.name}.partial")
@@ -228,7 +228,7 @@ def _explain(error: BaseException, uri: str) -> str:
             sentence = f"{fact}{reason}; {hint}"
             return sentence.format(**named) if named else sentence
     first = shown_uri(text.strip().splitlines()[0] if text.strip() else type(error).__name__)
-    return f"{first}; look into the server's log, {_ELSEWHERE}"
+    return f"{first}; read the server's log, {_ELSEWHERE}"
 
 
 def _explain_schema(revision: str, uri: str) -> str:

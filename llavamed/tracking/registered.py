@@ -1,4 +1,4 @@
-"""Find the folder of an export, which a registered model of MLflow may stand for."""
+"""Find the folder of an export, which may be named as a registered model of MLflow."""
 
 import logging
 import os
@@ -36,8 +36,8 @@ def find_export(name: str) -> Location:
     manifest = find(ExportManifest, place)
     if manifest is None:
         raise CheckpointError(
-            f"{name}: version {version.version} is {place}, where no complete export is; register "
-            "one that exists"
+            f"{name}: version {version.version} is {place}, which holds no complete export; "
+            "register one that exists"
         )
     if registered not in {None, manifest.fingerprint}:
         raise CheckpointError(

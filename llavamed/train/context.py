@@ -40,7 +40,7 @@ class Context:
 
 
 PREEMPTION_CHECK_SECONDS = 1.0
-"""Seconds between checks; a machine is announced to go at least some thirty seconds before."""
+"""Seconds between checks; a machine is announced at least about thirty seconds before it goes."""
 
 
 class PreemptionWatch:
@@ -49,7 +49,7 @@ class PreemptionWatch:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._asked = time.monotonic()
-        # On GPUs a group of its own, between hosts: a flag on the GPU would wait for its work.
+        # Use a group of its own between hosts: a flag on the GPU would wait for the GPU's work.
         on_gpu = context.device.type == "cuda"
         self._group = dist.new_group(backend="gloo") if on_gpu else None
 
@@ -96,7 +96,7 @@ def local_context(report: Callable[[list[StepRecord]], None]) -> Iterator[Contex
         "MASTER_PORT": str(port),
     }
     before = dict(os.environ)
-    os.environ.update(environment)  # without these, DeepSpeed would ask MPI
+    os.environ.update(environment)  # without these, DeepSpeed asks MPI
     on_gpu = torch.cuda.is_available()
     dist.init_process_group("nccl" if on_gpu else "gloo", rank=0, world_size=1)
     try:
@@ -104,7 +104,7 @@ def local_context(report: Callable[[list[StepRecord]], None]) -> Iterator[Contex
     finally:
         dist.destroy_process_group()
         forget_groups()
-        for name in environment:  # else the next library here would take itself for a worker
+        for name in environment:  # otherwise the next library in this process would act as a worker
             os.environ.pop(name)
             if name in before:
                 os.environ[name] = before[name]

@@ -77,7 +77,7 @@ class TrainingEngine:
             # DeepSpeed initializes bf16's moments by an empty step, which would count as the first.
             optimizer.state.clear()
         # DeepSpeed reads a norm on the host to clip by it. Where it leaves the gradient to AdamW as
-        # it is, we let AdamW's kernel clip, and leave out a step, by tensors that nobody reads.
+        # it is, we let AdamW's kernel clip, and skip a step, by tensors that the host never reads.
         is_plain = self._engine.optimizer is self._engine.basic_optimizer
         is_zero_2 = hasattr(self._engine.optimizer, "compute_grad_norm")
         self.can_refuse = (
@@ -152,7 +152,7 @@ class TrainingEngine:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The parts of which `norms` tells: none with `offload_optimizer`, off the GPU."""
+        """The parts that `norms` covers: none with `offload_optimizer`, away from the GPU."""
         return () if self._offloads else tuple(sorted(set(self._part_of.values())))
 
     def norms(self) -> torch.Tensor:
@@ -178,7 +178,7 @@ class TrainingEngine:
         return sums
 
     def _divide_clipping(self) -> None:
-        """Tell DeepSpeed whether it clips; it takes that from a checkpoint as well."""
+        """Set whether DeepSpeed clips, which loading a checkpoint changes."""
         bound = 0.0 if self.can_refuse else self._max_grad_norm
         self._engine._config.gradient_clipping = bound
         optimizer = self._engine.optimizer
@@ -236,7 +236,7 @@ class TrainingEngine:
         settings = [{key: group[key] for key in group if key != "params"} for group in groups]
         self._engine._config.load_universal_checkpoint = is_universal
         if hasattr(self._engine.optimizer, "compute_grad_norm"):
-            self._engine.optimizer.compute_grad_norm = True  # else it refuses what others clipped
+            self._engine.optimizer.compute_grad_norm = True  # or it refuses states others clipped
         path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
         self._engine._config.load_universal_checkpoint = False
         if path is None:
@@ -248,7 +248,7 @@ class TrainingEngine:
             group.update(own)
         for parameter, state in self._engine.basic_optimizer.state.items():
             if torch.is_tensor(count := state.get("step")):
-                # AdamW's kernel wants the count where the weights lie, and a tensor for each, where
+                # AdamW's kernel wants the count where the weights are, and a tensor for each, where
                 # ZeRO-3 loads one for all groups, to which each would add.
                 state["step"] = count.to(parameter.device, copy=True)
 

@@ -1,4 +1,4 @@
-"""Stop a stage that would train wrong or whose memory runs out, and advise what would help."""
+"""Stop a stage that would train wrongly or runs out of memory, and advise what would help."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ from llavamed.train.schedule import warmup_steps
 MEDIAN_OF = 50
 """The loss of a step is compared with the median loss of this many steps before it."""
 NUM_COMPARED = 16
-"""Positions behind a border of a pack at which a leak is looked for."""
+"""Number of positions after the end of a sample in a pack at which to look for a leak."""
 _DTYPES = {"bf16": (torch.bfloat16, torch.int16), "fp32": (torch.float32, torch.int32)}
 
 
@@ -233,7 +233,7 @@ def explained_memory(
 
 @dataclass(frozen=True)
 class _Sizing:
-    """All that the plan of a stage's memory needs beside the config."""
+    """Everything that the plan of a stage's memory needs besides the config."""
 
     model: Any
     counts: Sequence[PartCount]

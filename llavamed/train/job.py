@@ -53,7 +53,7 @@ class Workers:
 
 @dataclass(frozen=True)
 class StageJob:
-    """All that a worker is told: the run's config, its stage, and the URIs of its files."""
+    """Everything that a worker gets: the run's config, its stage, and the URIs of its files."""
 
     config: RunConfig
     stage: Stage

@@ -19,7 +19,7 @@ PERCENTILES = (50, 95, 99)
 
 
 class Meter:
-    """Knows the work of every step of a stage. Create it before ZeRO-3 partitions the model."""
+    """Computes the work of every step of a stage. Create it before ZeRO-3 partitions the model."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Meter:
         """Return the measured metrics of a step.
 
         `mfu` is model FLOPs utilization: the operations of the step as counted by `stage_flops`,
-        divided by `seconds` times the dense bfloat16 operations a second of all workers. It is
+        divided by `seconds` times the dense bfloat16 operations per second of all workers. It is
         absent where that peak (`cluster_peak_flops`) is unknown: on a CPU, in float32, and on a GPU
         that `peak_flops` does not know. Source: PaLM (arXiv 2204.02311), appendix B.
 
@@ -74,11 +74,11 @@ def step_flops(model: Any, *, stage: Stage, data: Mixture, order: StageOrder) ->
     """Return the floating point operations of every step of a stage, padding not counted.
 
     Args:
-        model: With the stage's adapters and trainable parts, before ZeRO-3 partitions it; its
-            weights may be on the meta device.
+        model: The model with the stage's adapters and trainable parts, before ZeRO-3 partitions it;
+            its weights may be on the meta device.
         stage: The stage.
-        data: What it trains on.
-        order: In which steps.
+        data: The datasets that it trains on.
+        order: The order of their samples.
     """
     columns = {name: data.column(name) for name in ("num_tiles", "num_tokens", "num_supervised")}
     columns["sum_squared_tokens"] = columns["num_tokens"] ** 2
@@ -87,7 +87,7 @@ def step_flops(model: Any, *, stage: Stage, data: Mixture, order: StageOrder) ->
 
 
 def cluster_peak_flops(engine: Engine, context: Context) -> float | None:
-    """Return the peak operations a second of all workers' GPUs together, or None if unknown."""
+    """Return the peak operations per second of all workers' GPUs, or None if unknown."""
     if context.device.type != "cuda" or engine.precision != "bf16":
         return None
     peak = peak_flops(torch.cuda.get_device_name(context.device))

@@ -2,7 +2,7 @@
 
 A record of a step holds the values. MLflow, Prometheus, the progress display and the table in the
 documentation take from this list the name of a metric, its meaning and where it is shown. A name
-that ends in `.PART` stands for one metric for each part of the model.
+that ends in `.PART` means one metric for each part of the model.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ class Metric:
     """One metric of a step."""
 
     name: str
-    """Its key in a step's record, which is its name in MLflow."""
+    """Its key in a step's record, which is also its name in MLflow."""
     unit: str
     """The unit of its value."""
     help: str
@@ -99,7 +99,7 @@ METRICS = (
         "step_seconds",
         "seconds",
         "Duration of the optimizer step, with the wait for data; on a GPU the mean of the steps "
-        "between two readings of the loss. MLflow has that of rank 0.",
+        "between two readings of the loss. MLflow shows the value of rank 0.",
         prometheus="step_seconds",
         kind="histogram",
         per_worker=True,
@@ -107,7 +107,7 @@ METRICS = (
     Metric(
         "data_wait_seconds",
         "seconds",
-        "Time in which the worker waited for its batches. MLflow has that of rank 0.",
+        "Time in which the worker waited for its batches. MLflow shows the value of rank 0.",
         prometheus="data_wait_seconds",
         per_worker=True,
     ),
@@ -115,14 +115,14 @@ METRICS = (
         "checkpoint_age_seconds",
         "seconds",
         "Time since the state of the newest complete checkpoint was copied, or since this attempt "
-        "began to train where it has completed none: what a lost machine costs.",
+        "began to train if it has completed none. This time is lost with a machine.",
         prometheus="checkpoint_age_seconds",
     ),
     Metric(
         "memory_bytes",
         "bytes",
         "Largest amount of GPU memory allocated so far, or the largest resident set of the process "
-        "where there is no GPU. MLflow has that of rank 0.",
+        "where there is no GPU. MLflow shows the value of rank 0.",
         prometheus="memory_bytes",
         per_worker=True,
     ),
@@ -130,7 +130,7 @@ METRICS = (
         "memory_reserved_bytes",
         "bytes",
         "Largest amount of GPU memory reserved by PyTorch so far. It is absent where there is no "
-        "GPU. MLflow has that of rank 0.",
+        "GPU. MLflow shows the value of rank 0.",
         prometheus="memory_reserved_bytes",
         per_worker=True,
     ),

@@ -1,7 +1,7 @@
 """Keep the numbers of steps on the device until many of them are read at once.
 
-A host that reads a number waits for all that it has asked of the GPU, and the GPU then waits for
-the host to ask for more. So loss and norms are read where records are reported or saved.
+A host that reads a number waits for all the work it has queued on the GPU, and the GPU then waits
+for the host to queue more. So loss and norms are read only when records are reported or saved.
 """
 
 import time
@@ -24,17 +24,17 @@ class TakenStep:
     """A step whose numbers are still on the device."""
 
     step: int
-    """Counted from 0."""
+    """Number of the step, counted from 0."""
     num_supervised: int
-    """Supervised tokens of all ranks."""
+    """Number of supervised tokens of all ranks."""
     sample_ids: tuple[str, ...]
     """The samples of this rank."""
     rate_factor: float
     """Factor on the peak learning rates."""
     started: float
-    """When it began, by `time.monotonic`."""
+    """Time at which it began, by `time.monotonic`."""
     seconds: float
-    """Until the host had asked the device for all of it."""
+    """Seconds until the host had queued all of its work on the device."""
     data_wait: float
     """Seconds for which the host waited for its batches."""
     losses: torch.Tensor
@@ -62,14 +62,14 @@ class UnreadSteps:
     def read(self, checkpoint_age: float) -> list[StepRecord]:
         """Read all of them and return their records; every rank must call it at the same step.
 
-        On a GPU only the time of all of them together is known, and each gets an equal share.
+        On a GPU only the total time of these steps is known, and each step gets an equal share.
 
         Args:
             checkpoint_age: Seconds since the newest checkpoint.
 
         Raises:
             TrainingError: The loss or gradient of a step is not finite. No weight was changed by
-                it, or by those after it, or else it stands last.
+                it or by later steps, or it is the last step.
         """
         if not self._steps:
             return []

@@ -147,7 +147,7 @@ def _trained(
     """Return the trained model for comparison with its export; every rank must call it.
 
     Each rank runs its first batch, because ZeRO-3 needs all ranks. Only that of rank 0 is compared,
-    which is never empty and has an image, if only a blank one.
+    which is never empty and has an image, even if it is only a blank one.
 
     Args:
         job: The stage.
@@ -198,7 +198,7 @@ def _train_steps(
     num_supervised = order.sums(loader.data.column("num_supervised")).tolist()
     watch = PreemptionWatch(context)
     unread = UnreadSteps(job, context, engine, meter)
-    # Else the loss must be known before the optimizer changes the weights.
+    # Otherwise the loss must be known before the optimizer changes the weights.
     may_wait = engine.can_refuse and stage.max_loss_ratio is None
     started_step = time.monotonic()
     for step, batches in enumerate(loader.steps(start=len(history)), start=len(history)):

@@ -143,7 +143,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrackingClient:
     return client
 
 
-def promote(registry: TrackingClient, export: Path) -> None:
+def set_champion(registry: TrackingClient, export: Path) -> None:
     version = registry.create_model_version("chat", str(export)).version
     registry.set_registered_model_alias("chat", "champion", version)
 
@@ -163,12 +163,12 @@ def test_no_request_is_lost_at_another_champion_or_a_kill(
     old, new = answer_of(tiny_export), answer_of(better)
     assert old != new
     arguments["export"] = "models:/chat@champion"
-    promote(registry, tiny_export)
+    set_champion(registry, tiny_export)
     serve.run(app(arguments), name="chat")
     with Askers(address, (old,)) as askers:
         before = set(replica_processes())
         assert len(before) == 2
-        promote(registry, better)
+        set_champion(registry, better)
         askers.expected = (old, new)
         serve.run(app(arguments), name="chat")  # returns when the new replicas run
         askers.wait_until_all_are(new)

@@ -243,4 +243,4 @@ def test_a_declared_spread_costs_padding_and_is_said(run):
     code, out, _ = run("plan", "--config", V1, "--gpu", "A100")
     assert code == 0
     assert f"({key})" in "".join(out.split("\n"))
-    assert "150 text tokens in the mean with a spread of 0.6" in " ".join(out.split())
+    assert "150 text tokens on average with a spread of 0.6" in " ".join(out.split())

@@ -13,7 +13,7 @@ from llavamed.evaluate.answers import ANSWERS, iter_answers
 from llavamed.evaluate.find_candidate import find_candidate
 from llavamed.run.curriculum import find_stage
 from llavamed.run.driver import run_curriculum
-from llavamed.run.gate import check_stage, promote_stage
+from llavamed.run.gate import check_stage, make_champion
 from llavamed.storage.location import locate
 from llavamed.tracking.mlflow_client import tracking_uri
 from llavamed.tracking.registered import find_export
@@ -30,9 +30,9 @@ def champion(config: RunConfig, name: str) -> str:
     return str(version.version)
 
 
-def promote(config: RunConfig, policy: GatePolicy, name: str) -> str:
+def set_champion(config: RunConfig, policy: GatePolicy, name: str) -> str:
     checks, plan, tracker = check_stage(config, None, policy, name)
-    return promote_stage(checks, plan, tracker, policy, name)
+    return make_champion(checks, plan, tracker, policy, name)
 
 
 def test_a_model_that_meets_the_policy_becomes_champion_and_one_that_does_not_leaves_it(
@@ -44,12 +44,12 @@ def test_a_model_that_meets_the_policy_becomes_champion_and_one_that_does_not_le
     run_curriculum(first, quiet())
     hard = EASY.model_copy(update={"min_scores": {"all_strict": 1.0}})
     with pytest.raises(GateError, match=r"model=rad: breaks 1 of 3 rules .*all_strict=1"):
-        promote(first, hard, "rad")
+        set_champion(first, hard, "rad")
     with pytest.raises(GateError, match=r"samples of captions have Apache-2.0"):
-        promote(first, EASY.model_copy(update={"licences": ("CC0",)}), "rad")
+        set_champion(first, EASY.model_copy(update={"licences": ("CC0",)}), "rad")
     assert MlflowClient(tracking_uri(first)).search_registered_models("name = 'rad'") == []
-    assert promote(first, EASY, "rad") == "model rad: version 1 is the champion"
-    assert promote(first, EASY, "rad") == "model rad: version 1 is the champion"
+    assert set_champion(first, EASY, "rad") == "model rad: version 1 is the champion"
+    assert set_champion(first, EASY, "rad") == "model rad: version 1 is the champion"
 
     second = scored_config(tiny_config, tmp_path, "name=second", "seed=1")
     run_curriculum(second, quiet())
@@ -60,9 +60,9 @@ def test_a_model_that_meets_the_policy_becomes_champion_and_one_that_does_not_le
     write_answers(folder, perfect)
     no_loss = EASY.model_copy(update={"max_loss": {"all_strict": 0.0}})
     with pytest.raises(GateError, match=r"max_loss\.all_strict=0: -.* whose lower"):
-        promote(second, no_loss, "rad")
+        set_champion(second, no_loss, "rad")
     assert champion(first, "rad") == "1"
-    assert promote(second, EASY, "rad") == "model rad: version 2 is the champion"
+    assert set_champion(second, EASY, "rad") == "model rad: version 2 is the champion"
     version = MlflowClient(tracking_uri(second)).get_model_version_by_alias("rad", "champion")
     plan = find_stage(second, None)
     assert version.source == str(plan.export)

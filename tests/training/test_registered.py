@@ -68,7 +68,7 @@ def test_a_folder_that_changed_since_is_refused(client: TrackingClient, tmp_path
 )
 def test_what_the_registry_lacks_is_named(name: str, found: str) -> None:
     with pytest.raises(
-        TrackingError, match=f"^MLFLOW_TRACKING_URI=sqlite.*: its registry has none of .*{found}"
+        TrackingError, match=f"^MLFLOW_TRACKING_URI=sqlite.*: its registry has no .*{found}"
     ):
         find_export(name)
 

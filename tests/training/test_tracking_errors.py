@@ -161,8 +161,8 @@ def answering() -> Iterator[Callable[[int], str]]:
         (403, r"refuses the credentials .*; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASS"),
         (404, r"what answers there is not an MLflow server .*; correct tracking.uri"),
         (200, r"what answers there is not an MLflow server.*; correct tracking.uri"),
-        (500, r"the server has failed .*; look into its log, or set tracking.uri to another"),
-        (503, r"the server has failed .*; look into its log, or set tracking.uri to another"),
+        (500, r"the server has failed .*; read its log, or set tracking.uri to another"),
+        (503, r"the server has failed .*; read its log, or set tracking.uri to another"),
     ],
 )
 def test_a_server_that_refuses(

@@ -44,7 +44,7 @@ UNIVERSAL = "universal"
 RANDOM = "random_of_rank_{}_.pt"
 _OF_A_RANK = re.compile(r"(?:pp|of)_rank_(\d+)_")
 _CHUNK_BYTES = 16 << 20
-"""Bytes of a file that are in memory while it is copied."""
+"""Number of bytes of a file that are in memory while it is copied."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def publish(folder: Path, place: Location) -> dict[str, FileFacts]:
 
 
 def restore_checkpoint(folder: Location, engine: TrainingEngine, job: StageJob) -> Restored | None:
-    """Restore the newest intact checkpoint; every rank must call it, and all restore the same one.
+    """Restore the newest intact checkpoint; every rank must call it, and all restore the same.
 
     Args:
         folder: The `checkpoints` folder of the stage.
@@ -215,7 +215,7 @@ def _copy(file: Location, facts: FileFacts, target: Path) -> None:
 
 def _compare(file: Location, facts: FileFacts, found: str) -> None:
     if found != facts.sha256:
-        raise DamagedCheckpointError(f"{file}: differs from its manifest, it is damaged")
+        raise DamagedCheckpointError(f"{file}: differs from its manifest; it is damaged")
 
 
 def _read_history(place: Location, facts: FileFacts) -> list[StepRecord]:

@@ -1,4 +1,4 @@
-"""Choose which checkpoints to keep; choosing after each save keeps what choosing once would."""
+"""Choose which checkpoints to keep; choosing after each save keeps the same as choosing once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ def names_to_keep(saved: Sequence[Saved], settings: Checkpoint) -> set[str]:
 
     Args:
         saved: Complete checkpoints, oldest first.
-        settings: How many of the newest, best by what, and the span in hours.
+        settings: How many of the newest to keep, what makes one best, and the span in hours.
     """
     kept = {one.name for one in saved[-settings.num_to_keep :]}
     if settings.keep_best == "loss" and saved:

@@ -158,7 +158,8 @@ class Saver:
         return together(action, is_mine, group=self._group)
 
     def _clear(self, place: Location) -> None:
-        """Delete a damaged or partial checkpoint, by any number of workers, from the place."""
+        """Delete a damaged or partial checkpoint, saved by any number of workers, from its
+        place."""
         self._job.check_lease()
         place.remove()
 
