@@ -39,12 +39,12 @@ template:
 {{- define "llavamed.groups" -}}
 {{- $ray := .Values.ray -}}
 {{- $groups := list (set (deepCopy $ray.cpu) "name" "cpu") (set (deepCopy $ray.a100) "name" "a100") -}}
+{{- $names := list "head" "cpu" "a100" -}}
 {{- range $given := $ray.gpuGroups -}}
 {{- $group := deepCopy $ray.a100 -}}
 {{- range $key, $value := $given }}{{ $_ := set $group $key $value }}{{ end -}}
-{{- range $groups -}}
-{{- if eq .name $group.name }}{{ fail (printf "ray.gpuGroups: the name %s is taken; each group needs its own" .name) }}{{ end -}}
-{{- end -}}
+{{- if has $group.name $names }}{{ fail (printf "ray.gpuGroups: the name %s is taken; each group needs its own" $group.name) }}{{ end -}}
+{{- $names = append $names $group.name -}}
 {{- $groups = append $groups $group -}}
 {{- end -}}
 {{- toYaml $groups -}}
@@ -58,7 +58,7 @@ template:
 {{- $max := int .group.maxReplicas -}}
 {{- $replicas := ternary $min (int .group.replicas) $autoscaling -}}
 {{- if or (lt $replicas $min) (gt $replicas $max) -}}
-{{- fail (printf "ray.%s: minReplicas=%d <= replicas=%d <= maxReplicas=%d does not hold" .group.name $min $replicas $max) -}}
+{{- fail (printf "ray.%s: minReplicas=%d <= replicas=%d <= maxReplicas=%d does not hold; change one of them" .group.name $min $replicas $max) -}}
 {{- end -}}
 groupName: {{ .group.name | quote }}
 {{- if not $autoscaling }}

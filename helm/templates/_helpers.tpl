@@ -11,6 +11,16 @@ characters but shortens the names of the token's Secret and of the pods to 50.
 {{- .Release.Name -}}
 {{- end }}
 
+{{/* A name with an end, where Kubernetes makes longer names of it. Arguments: root, kind, end, most. */}}
+{{- define "llavamed.shortName" -}}
+{{- $name := include "llavamed.name" .root -}}
+{{- $most := sub .most (len .end) -}}
+{{- if gt (len $name) (int $most) -}}
+{{- fail (printf "release name %q has %d characters: Kubernetes takes %d of a %s's name, and this one ends in %s; use %d at most" $name (len $name) .most .kind .end $most) -}}
+{{- end -}}
+{{- $name }}{{ .end -}}
+{{- end }}
+
 {{- define "llavamed.selectorLabels" -}}
 app.kubernetes.io/name: llavamed
 app.kubernetes.io/instance: {{ include "llavamed.name" . | quote }}
@@ -73,12 +83,11 @@ capabilities:
 {{- end }}
 
 {{/*
-Requests equal limits: Ray plans with the limits, and the pod is never evicted first. A number of CPUs is an
-integer or text such as 1500m.
+Requests equal limits: Ray plans with the limits, and the pod is never evicted first. A number of CPUs is a
+number or text such as 1500m.
 */}}
 {{- define "llavamed.resources" -}}
-{{- $cpu := ternary .cpu (toString (int .cpu)) (kindIs "string" .cpu) -}}
-{{- $amounts := dict "cpu" $cpu "memory" .memory -}}
+{{- $amounts := dict "cpu" (toString .cpu) "memory" .memory -}}
 {{- with .disk }}{{ $_ := set $amounts "ephemeral-storage" . }}{{ end -}}
 {{- with .gpus }}{{ $_ := set $amounts "nvidia.com/gpu" (toString (int .)) }}{{ end -}}
 {{- range $name, $amount := .extraResources -}}
@@ -87,23 +96,7 @@ integer or text such as 1500m.
 {{- dict "requests" $amounts "limits" $amounts | toYaml -}}
 {{- end }}
 
-{{/* Object storage, as the AWS tools read it, for Ray and MLflow alike. */}}
-{{- define "llavamed.storageEnv" -}}
-{{- with .Values.storage.endpointUrl -}}
-- name: AWS_ENDPOINT_URL
-  value: {{ . | quote }}
-{{- end -}}
-{{- end }}
-
-{{- define "llavamed.storageEnvFrom" -}}
-{{- with .Values.storage.existingSecret -}}
-envFrom:
-  - secretRef:
-      name: {{ . | quote }}
-{{- end -}}
-{{- end }}
-
 {{/* The labels by which Prometheus and Grafana find an object, beside those of the chart. */}}
 {{- define "llavamed.monitoringLabels" -}}
-{{- merge (include "llavamed.labels" . | fromYaml) .Values.monitoring.labels | toYaml -}}
+{{- merge (deepCopy .Values.monitoring.labels) (include "llavamed.labels" . | fromYaml) | toYaml -}}
 {{- end }}

@@ -15,14 +15,25 @@ value. Empty: Kubernetes' own scheduler, which starts pods one by one.
 {{- end -}}
 {{- end }}
 
+{{/* Refuse labels that are not the user's to set, and a queue for what Kueue does not take. */}}
+{{- define "llavamed.checkJob" -}}
+{{- range $key, $value := .Values.job.labels -}}
+{{- if eq $key "kueue.x-k8s.io/queue-name" -}}
+{{- fail (printf "job.labels: %s=%s is set by job.queue, which also makes a job that Kueue takes; set job.queue=%s" $key $value $value) -}}
+{{- else if or (hasPrefix "app.kubernetes.io/" $key) (hasPrefix "helm.sh/" $key) -}}
+{{- fail (printf "job.labels: %s is set by the chart; use another key" $key) -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.job.queue .Values.ray.autoscaling.enabled -}}
+{{- fail (printf "job.queue=%s: Kueue admits a job of a fixed size; set ray.autoscaling.enabled=false" .Values.job.queue) -}}
+{{- end -}}
+{{- end }}
+
 {{/* The specification of a job with a cluster of its own. */}}
 {{- define "llavamed.jobSpec" -}}
 {{- with .Values.job -}}
 {{- if gt (len (include "llavamed.name" $)) 47 -}}
 {{- fail (printf "release name %q has %d characters: KubeRay takes 47 of a job's name" $.Release.Name (len $.Release.Name)) -}}
-{{- end -}}
-{{- if and .queue $.Values.ray.autoscaling.enabled -}}
-{{- fail (printf "job.queue=%s: Kueue admits a job of a fixed size; set ray.autoscaling.enabled=false" .queue) -}}
 {{- end -}}
 entrypoint: {{ .entrypoint | quote }}
 # The operator itself submits and watches the job, so a lost log stream ends nothing, and no submitter pod is made,

@@ -15,11 +15,13 @@
 {{- with include "llavamed.storageEnv" . }}
 {{ . }}
 {{- end }}
+{{- with .Values.mlflow.extraEnv }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
 {{/* The server's own environment. */}}
 {{- define "llavamed.mlflowEnv" -}}
-{{ include "llavamed.mlflowStore" . }}
 # Background jobs serve features that training does not use.
 - name: MLFLOW_SERVER_ENABLE_JOB_EXECUTION
   value: "false"
@@ -46,10 +48,8 @@
     secretKeyRef: {name: {{ $.Values.mlflow.auth.existingSecret | quote }}, key: {{ $key }}}
 {{- end }}
 {{- end }}
-{{- with .extraEnv }}
-{{ toYaml . }}
 {{- end }}
-{{- end }}
+{{ include "llavamed.mlflowStore" . }}
 {{- end }}
 
 {{/*

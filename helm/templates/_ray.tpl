@@ -7,6 +7,7 @@ Arguments: root (the chart's top scope), group (its values: those of ray.head, r
 serve (bool) for the pods of the service.
 */}}
 {{- define "llavamed.rayPod" -}}
+{{- include "llavamed.checkVolumes" . -}}
 {{- $ray := .root.Values.ray -}}
 {{- $image := include "llavamed.image" .root -}}
 metadata:
@@ -80,26 +81,12 @@ spec:
         - {name: dash-metrics, containerPort: 44227}
         {{- end }}
       env:
-        {{- include "llavamed.rayEnv" . | nindent 8 }}
+        {{- include "llavamed.rayEnv" . | include "llavamed.env" | nindent 8 }}
       {{- with include "llavamed.storageEnvFrom" .root }}
       {{- . | nindent 6 }}
       {{- end }}
       volumeMounts:
-        - {name: ray-logs, mountPath: /tmp/ray}
-        - {name: shared-memory, mountPath: /dev/shm}
-        - {name: configs, mountPath: {{ include "llavamed.configDir" . }}, readOnly: true}
         {{- include "llavamed.rayMounts" . | nindent 8 }}
   volumes:
-    # KubeRay's own name for it, so that its autoscaler container shares it. Ray spills objects there, too.
-    - name: ray-logs
-      emptyDir:
-        sizeLimit: {{ .group.disk }}
-    - name: shared-memory
-      emptyDir:
-        medium: Memory
-        sizeLimit: {{ .group.sharedMemory }}
-    - name: configs
-      configMap:
-        name: {{ include "llavamed.name" .root }}-configs
     {{- include "llavamed.rayVolumes" . | nindent 4 }}
 {{- end }}

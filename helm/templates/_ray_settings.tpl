@@ -1,7 +1,7 @@
 {{/* An amount of memory such as 1.5Gi, in bytes. */}}
 {{- define "llavamed.bytes" -}}
 {{- $unit := regexFind "[A-Za-z]+$" . -}}
-{{- $factors := dict "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 "M" 1000000 "G" 1000000000 "T" 1000000000000 -}}
+{{- $factors := dict "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 "M" 1000000 "G" 1000000000 "T" 1000000000000 -}}
 {{- mulf (trimSuffix $unit . | float64) (get $factors $unit) | int64 -}}
 {{- end }}
 
@@ -23,43 +23,17 @@ memory, and the disk in place of /dev/shm where that is smaller. Argument: a gro
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- $selector := dict }}
-{{- with .nodeLabel }}{{ $selector = dict .key .value }}{{ end }}
-{{- with merge $selector .nodeSelector }}
+{{- $selector := deepCopy .nodeSelector }}
+{{- $name := .name }}
+{{- with .nodeLabel }}
+{{- if ne (get $selector .key | default .value) .value }}
+{{- fail (printf "ray.%s.nodeSelector: asks for %s=%s, and nodeLabel for %s; set nodeLabel, and leave it out here" $name .key (get $selector .key) .value) }}
+{{- end }}
+{{- $_ := set $selector .key .value }}
+{{- end }}
+{{- with $selector }}
 nodeSelector:
   {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- end }}
-
-{{/* What the settings add to the mounts of a Ray container, and to the volumes of its pod. */}}
-{{- define "llavamed.rayMounts" -}}
-{{- $ray := .root.Values.ray -}}
-{{- if and .group.gpus $ray.weights.uri }}
-- {name: weights, mountPath: {{ $ray.weights.mountPath }}, readOnly: true}
-{{- end }}
-{{- range $index, $claim := $ray.claims }}
-- {name: claim-{{ $index }}, mountPath: {{ .mountPath }}, readOnly: {{ .readOnly | default false }}}
-{{- end }}
-{{- with $ray.extraVolumeMounts }}
-{{ toYaml . }}
-{{- end }}
-{{- end }}
-
-{{- define "llavamed.rayVolumes" -}}
-{{- $ray := .root.Values.ray -}}
-{{- if and .group.gpus $ray.weights.uri }}
-- name: weights
-  emptyDir:
-    sizeLimit: {{ $ray.weights.size }}
-{{- end }}
-{{- range $index, $claim := $ray.claims }}
-- name: claim-{{ $index }}
-  persistentVolumeClaim:
-    claimName: {{ .claim | quote }}
-    readOnly: {{ .readOnly | default false }}
-{{- end }}
-{{- with $ray.extraVolumes }}
-{{ toYaml . }}
 {{- end }}
 {{- end }}
 

@@ -11,6 +11,7 @@ import yaml
 
 from llavamed.cluster.rules import broken_rules
 from tests.support.chart_release import (
+    BUCKET,
     BUNDLED,
     CHART,
     POSTGRES,
@@ -168,6 +169,45 @@ REFUSED = {
         {"ray.gpuGroups": [{"name": f"group-{index}"} for index in range(16)]},
         "/ray/gpuGroups': maxItems: got 16, want 15",
     ),
+    "two labels for a node": (
+        {"ray.a100.nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-A100-PCIE-40GB"}},
+        r"ray\.a100\.nodeSelector: asks for nvidia\.com/gpu\.product=NVIDIA-A100-PCIE-40GB, and "
+        "nodeLabel for NVIDIA-A100-SXM4-80GB; set nodeLabel",
+    ),
+    "a group twice": (
+        {"ray.gpuGroups": [{"name": "h100"}, {"name": "h100"}]},
+        r"ray\.gpuGroups: the name h100 is taken; each group needs its own",
+    ),
+    "a group called head": (
+        {"ray.gpuGroups": [{"name": "head"}]},
+        r"ray\.gpuGroups: the name head is taken",
+    ),
+    "a volume's name of the chart": (
+        {"ray.extraVolumes": [{"name": "shared-memory", "emptyDir": {}}]},
+        r"ray\.extraVolumes: the name shared-memory is taken; choose another",
+    ),
+    "two claims at a path": (
+        {"ray.claims": [{"claim": name, "mountPath": "/data"} for name in ("a", "b")]},
+        r"ray: two volumes are mounted at /data; move that of extraVolumeMounts, claims or",
+    ),
+    "a mount of no volume": (
+        {"ray.extraVolumeMounts": [{"name": "scratch", "mountPath": "/scratch"}]},
+        r"ray\.extraVolumeMounts: scratch, mounted at /scratch, is none of the volumes ray-logs, "
+        r"shared-memory, configs; add it to ray\.extraVolumes",
+    ),
+    "a label of the chart": (
+        {"job.labels": {"app.kubernetes.io/name": "x"}},
+        r"job\.labels: app\.kubernetes\.io/name is set by the chart; use another key",
+    ),
+    "a queue as a label": (
+        {"job.enabled": True, "job.labels": {"kueue.x-k8s.io/queue-name": "team"}},
+        r"job\.labels: kueue\.x-k8s\.io/queue-name=team is set by job\.queue, .*; set job\.queue="
+        "team",
+    ),
+    "a queue for a cluster that grows": (
+        SCALED | {"job.queue": "team"},
+        r"job\.queue=team: Kueue admits a job of a fixed size; set ray\.autoscaling\.enabled=false",
+    ),
     "two databases": (
         POSTGRES | BUNDLED,
         r"mlflow\.database\.bundled\.enabled=true: excludes a database of your own",
@@ -202,6 +242,15 @@ def test_every_group_of_values_is_closed_and_complete() -> None:
 def test_names_that_kuberay_would_refuse_or_cut_are_refused(name: str) -> None:
     with pytest.raises(helm_python.HelmError, match=f'release name "{re.escape(name)}"'):
         release(name=name)
+
+
+def test_a_name_too_long_for_what_kubernetes_makes_of_it_is_refused() -> None:
+    collected = POSTGRES | BUCKET | {"mlflow.gc.enabled": True}
+    with pytest.raises(
+        helm_python.HelmError, match=r"takes 52 of a CronJob's name.*use 42 at most"
+    ):
+        release(collected, name="a" * 43)
+    assert f"CronJob/{'a' * 42}-mlflow-gc" in objects(collected, name="a" * 42)
 
 
 def test_the_longest_name_is_taken(reference_data: Path) -> None:

@@ -152,7 +152,8 @@ BESIDE: dict[str, dict[str, Any]] = {
 ALL = {
     name: value
     for name, value in OTHER.items()
-    if name not in ("job.enabled", "ray.a100.capabilities", "mlflow.database.bundled.enabled")
+    if name
+    not in ("job.enabled", "job.queue", "ray.a100.capabilities", "mlflow.database.bundled.enabled")
 }
 VALUE_SETS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -162,7 +163,8 @@ VALUE_SETS: dict[str, dict[str, Any]] = {
     "bucket": BUCKET,
     "stateless": POSTGRES | BUCKET,
     "all-other": ALL,
-    "all-other-fixed-size": ALL | {"ray.autoscaling.enabled": False, "ray.a100.replicas": 1},
+    "all-other-fixed-size": ALL
+    | {"ray.autoscaling.enabled": False, "ray.a100.replicas": 1, "job.queue": "team"},
 }
 
 
