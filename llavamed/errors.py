@@ -40,7 +40,7 @@ class DataError(LlavaMedError):
 
 
 class SampleError(DataError):
-    """One sample is unusable. `reason` is the word it is counted by, `detail` states the facts."""
+    """One sample is unusable. `reason` is the word that counts it, `detail` states the facts."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)
@@ -95,7 +95,7 @@ class RequestError(LlavaMedError):
     """A question to a model breaks a rule, or cannot be answered now.
 
     `status` is the HTTP status, `code` the word that programs read, and `param` the part of the
-    request that is wrong. `retry_after` is in seconds, and None where another try is of no use.
+    request that is wrong. `retry_after` is in seconds, or None if another attempt is useless.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class ClusterError(LlavaMedError):
 
 
 class UnreachableError(ClusterError):
-    """Kubernetes does not answer, which may pass."""
+    """Kubernetes does not answer, which may be temporary."""
 
 
 class GateError(LlavaMedError):

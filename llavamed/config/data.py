@@ -30,9 +30,9 @@ class Dataset(Section):
     """One dataset to prepare."""
 
     read: Read
-    """Where the samples come from."""
+    """Source of the samples."""
     max_bad_fraction: Fraction = 0.01
-    """Largest fraction of samples that may be quarantined before the preparation fails."""
+    """Maximum fraction of samples that may be quarantined before the preparation fails."""
     drop_duplicates: bool = False
     """Quarantine samples whose images and words equal those of an earlier sample. By default they
     are only counted."""

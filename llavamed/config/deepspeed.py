@@ -1,8 +1,8 @@
 """The `deepspeed` section of an engine: the settings of DeepSpeed itself that a run may change.
 
 Names, types and bounds are DeepSpeed's (0.19), so that a misspelt key is found here and not ignored
-there; a test compares them with the installed DeepSpeed. Left out are what other fields of ours
-decide, what DeepSpeed has deprecated or removed, and its parts that our engine does not use
+there; a test compares them with the installed DeepSpeed. This leaves out what our other
+fields decide, what DeepSpeed has deprecated or removed, and the parts that our engine does not use
 (pipeline, tensor, expert and sequence parallelism, inference, data loading, checkpoint files).
 """
 
@@ -30,7 +30,7 @@ _DERIVED = {  # settings of DeepSpeed, and the fields of ours that decide them
 
 
 class _Settings(Section):
-    """Settings of which only those that are set are passed on."""
+    """Settings of DeepSpeed. Only those that are set are passed on."""
 
     @model_serializer(mode="wrap")
     def _leave_out_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -62,13 +62,13 @@ class ZeroOptimization(_Settings):
     reduce_scatter: bool | None = None
     """Average gradients by reduce-scatter instead of all-reduce."""
     reduce_bucket_size: Size | None = None
-    """Number of gradient elements reduced at once. Less saves memory."""
+    """Number of gradient elements reduced at once. Fewer elements save memory."""
     use_multi_rank_bucket_allreduce: bool | None = None
     """Join the reductions of several ranks in one all-reduce."""
     allgather_partitions: bool | None = None
     """Collect updated parameters by all-gather instead of broadcasts."""
     allgather_bucket_size: Size | None = None
-    """Number of parameter elements gathered at once. Less saves memory."""
+    """Number of parameter elements gathered at once. Fewer elements save memory."""
     overlap_comm: bool | None = None
     """Reduce gradients while the backward pass goes on."""
     offload_param: OffloadParam | None = None
@@ -124,7 +124,7 @@ class CommsLogger(_Settings):
     """Logging of every collective, to find slow ones."""
 
     enabled: bool | None = None
-    """Whether it is on."""
+    """Whether it is enabled."""
     verbose: bool | None = None
     """Log each collective when it happens."""
     prof_all: bool | None = None
@@ -139,7 +139,7 @@ class FlopsProfiler(_Settings):
     """DeepSpeed's own count of operations, printed at one step."""
 
     enabled: bool | None = None
-    """Whether it is on."""
+    """Whether it is enabled."""
     recompute_fwd_factor: Fraction | None = None
     """Part of the forward pass that is computed twice, which is counted once more."""
     profile_step: Size | None = None
@@ -155,18 +155,18 @@ class FlopsProfiler(_Settings):
 
 
 class AsyncIo(_Settings):
-    """Asynchronous reads and writes of NVMe, with `offload_param`."""
+    """Asynchronous NVMe reads and writes, with `offload_param`."""
 
     block_size: Size | None = None
     """Size of a read or write, in bytes."""
     queue_depth: Size | None = None
-    """Number of reads or writes under way."""
+    """Number of concurrent reads or writes."""
     intra_op_parallelism: Size | None = None
     """Number of threads per read or write."""
     single_submit: bool | None = None
     """Submit each block by itself."""
     overlap_events: bool | None = None
-    """Submit blocks while others complete."""
+    """Submit blocks while earlier ones complete."""
     use_gds: bool | None = None
     """Read and write GPU memory directly (GPUDirect Storage)."""
 
@@ -189,7 +189,7 @@ class DeepSpeed(_Settings):
     dump_state: bool | None = None
     """Print the state of DeepSpeed's engine when it starts."""
     disable_python_gc: bool | None = None
-    """Collect Python's garbage at DeepSpeed's own moments only."""
+    """Run Python's garbage collector only when DeepSpeed calls it."""
     disable_allgather: bool | None = None
     """Broadcast updated parameters instead of gathering them."""
     communication_data_type: Literal["fp32", "fp16", "bf16"] | None = None

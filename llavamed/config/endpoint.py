@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint: where it is, what it understands, what it allows and costs."""
+"""An OpenAI-compatible endpoint: its address, abilities, limits and prices."""
 
 from typing import Annotated, Literal, Self
 
@@ -10,20 +10,20 @@ Price = Annotated[float, Field(ge=0)]
 
 
 class Prices(Section):
-    """Prices per million tokens, in any one currency."""
+    """Prices per million tokens, all in the same currency."""
 
     input: Price
-    """Price of tokens of a prompt."""
+    """Price of prompt tokens."""
     output: Price
-    """Price of tokens of an answer."""
+    """Price of answer tokens."""
     cached_input: Price | None = None
-    """Price of tokens of a prompt that the endpoint has read before. By default `input`."""
+    """Price of prompt tokens that the endpoint has cached. By default `input`."""
     batch: Fraction = 0.5
-    """Fraction of these prices that requests of a batch file cost."""
+    """Fraction of these prices that requests in a batch file cost."""
 
 
 class Endpoint(Section):
-    """A model behind an OpenAI-compatible endpoint. Limits hold for one client."""
+    """A model behind an OpenAI-compatible endpoint. Limits apply to one client."""
 
     url: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")]
     """Address of the API up to its version, such as `http://127.0.0.1:8000/v1`."""
@@ -32,25 +32,25 @@ class Endpoint(Section):
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     """Name of the environment variable that holds the key. By default no key is sent."""
     json_schema: bool = True
-    """The endpoint can hold an answer to a JSON schema. Otherwise the prompt asks for it."""
+    """Whether the endpoint can enforce a JSON schema. Otherwise the prompt asks for the format."""
     limit_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """Name that the endpoint has for the largest number of tokens of an answer."""
+    """Name of the endpoint's field for the maximum number of tokens of an answer."""
     max_in_flight: Count = 8
-    """Largest number of requests that wait for an answer at once."""
+    """Maximum number of requests that wait for an answer at once."""
     requests_per_minute: Count | None = None
-    """Largest number of requests sent in a minute."""
+    """Maximum number of requests sent per minute."""
     tokens_per_minute: Count | None = None
-    """Largest number of tokens asked for in a minute: estimated prompts and longest answers."""
+    """Maximum number of tokens per minute, with estimated prompts and longest answers."""
     attempts: Count = 8
-    """Number of times that a request is sent while it fails by what may pass."""
+    """Number of times that a request is sent while it fails for a temporary reason."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
-    """Seconds in which an answer must be complete."""
+    """Seconds within which an answer must be complete."""
     tokens_per_image: Count = 1500
-    """Number of tokens that an image counts in estimates and limits."""
+    """Number of tokens that an image counts for in estimates and limits."""
     prices: Prices | None = None
-    """What tokens cost. Required by `max_cost`."""
+    """Prices of tokens. `max_cost` requires them."""
     max_cost: Annotated[float, Field(gt=0)] | None = None
-    """Most that a client may spend. Answers in the cache cost nothing."""
+    """Maximum cost that a client may cause. Answers in the cache cost nothing."""
 
     @model_validator(mode="after")
     def _cost_is_known(self) -> Self:

@@ -1,4 +1,4 @@
-"""The `engine` section: how DeepSpeed spreads and computes a stage."""
+"""The `engine` section: how DeepSpeed distributes and computes a stage."""
 
 from typing import Literal
 
@@ -12,7 +12,7 @@ OffloadDevice = Literal["none", "cpu"]
 
 
 class Engine(Section):
-    """How DeepSpeed spreads and computes every stage, unless the stage has an `engine` itself."""
+    """How DeepSpeed distributes and computes every stage, unless the stage overrides it."""
 
     zero_stage: ZeroStage = 2
     """What is partitioned among the workers: nothing (0), the optimizer state (1), the gradients as
@@ -27,7 +27,7 @@ class Engine(Section):
 
 
 class StageEngine(Section):
-    """What one stage sets differently from the run's `engine`, field by field."""
+    """Fields of the run's `engine` that one stage overrides."""
 
     zero_stage: ZeroStage | None = None
     """The stage's own `engine.zero_stage`, e.g. 2 for alignment and 3 for instruction tuning."""

@@ -10,16 +10,16 @@ Control = Literal["blank_image", "noise", "shuffled", "question_only", "untraine
 
 
 class Evaluation(Section):
-    """Answers to test questions by the stage's model, and by controls that should do worse."""
+    """Answers to test questions, by the stage's model and by controls that should do worse."""
 
     data: str
     """Dataset of questions."""
     majority_from: str | None = None
     """Dataset whose most frequent closed answer is the majority control. By default `data`."""
     controls: tuple[Control, ...] = ("blank_image", "untrained", "majority")
-    """Conditions to answer under beside the question as it is: pictures in one colour, of random
-    pixels or of another item; no picture; the model before the curriculum; the most frequent
-    answer."""
+    """Conditions to answer under, in addition to the unchanged question: pictures in one colour,
+    with random pixels or of another item; no picture; the model before the curriculum; the most
+    frequent answer."""
     max_new_tokens: Annotated[int, Field(ge=1, le=2**16)] = 64
     """Largest number of tokens per answer. Decoding is greedy."""
     batch_size: Annotated[int, Field(ge=1, le=2**16)] = 32

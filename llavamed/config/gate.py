@@ -14,21 +14,22 @@ Points = Annotated[float, Field(ge=-1, le=1)]
 
 
 class GatePolicy(Section):
-    """What a model must meet to become the champion. A rule that is left out is not checked."""
+    """Rules that a model must meet to become the champion. A rule that is left out is not
+    checked."""
 
     min_scores: Annotated[dict[Score, Fraction], Field(default_factory=dict)]
     """Minimum scores, which the lower bounds of their intervals must reach."""
     min_grounding: Annotated[dict[Score, Points], Field(default_factory=dict)]
     """Minimum gains over the blank image, which the lower bounds of their intervals must reach."""
     max_no_answer: Fraction | None = None
-    """Largest share of closed questions without an answer, at the upper bound of its interval."""
+    """Maximum share of closed questions without an answer, at the upper bound of its interval."""
     max_overlap: Annotated[dict[Shared, Fraction], Field(default_factory=dict)]
-    """Largest share of the samples of any training set that match a test question, by what they
-    share. A training set that is unknown or gone breaks the rule."""
+    """Maximum share of the samples of any training set that match a test question, by what they
+    share. An unknown or missing training set breaks the rule."""
     export_verified: bool = True
-    """The export is complete, and was loaded back and compared when it was written."""
+    """The export must be complete, loaded back and compared when it was written."""
     licences: tuple[str, ...] | None = None
     """Licences that training samples may have. A sample without one has the licence `""`."""
     max_loss: Annotated[dict[Score, Fraction], Field(default_factory=dict)]
-    """Most that a score may fall below the champion's, at the lower bound of the interval of the
-    paired difference. Without a champion there is nothing to fall below."""
+    """Maximum loss of a score against the champion's, at the lower bound of the interval of the
+    paired difference. Without a champion the rule is met."""

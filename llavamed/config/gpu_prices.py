@@ -1,4 +1,4 @@
-"""What GPUs cost: a dated table, which a config may replace by one of its own."""
+"""Prices of GPUs: a dated table, which a config may replace with its own."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,14 +12,15 @@ _SHIPPED = Path(__file__).with_suffix(".yaml")
 
 
 class GpuPrices(Section):
-    """Prices of GPUs, from which the cost of a run follows. A table replaces the default whole."""
+    """Prices of GPUs, from which the cost of a run is computed. A table replaces the default
+    entirely."""
 
     date: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
     """Day on which the prices were looked up, such as `2026-11-01`."""
     currency: Annotated[str, Field(min_length=1, max_length=8)]
     """Currency of the prices, such as `USD`."""
     hourly: dict[str, Annotated[float, Field(ge=0)]]
-    """Price of one GPU for an hour, by Ray's name of the GPU model, such as `A100`. The cost of a
+    """Price per GPU hour, by Ray's name of the GPU model, such as `A100`. The cost of a
     GPU that is not in the table is unknown."""
 
     def cost(self, accelerator: str | None, gpu_seconds: float) -> float | None:
@@ -27,7 +28,7 @@ class GpuPrices(Section):
 
         Args:
             accelerator: Ray's name of the GPU model, None where it is unknown.
-            gpu_seconds: Number of GPUs times seconds. No time costs nothing, on any GPU.
+            gpu_seconds: Number of GPUs times seconds. Zero costs nothing on any GPU.
         """
         if gpu_seconds == 0:
             return 0.0

@@ -1,9 +1,8 @@
-"""Turn a YAML file and `key=value` overrides into a `RunConfig`, with errors a person can act on.
+"""Turn a YAML file and `key=value` overrides into a `RunConfig`, with actionable errors.
 
 The file is the only source, the overrides come after it, and nothing else counts: no second file,
-no interpolation, no environment. YAML is read as its version 1.2 has it, and only what builds plain
-values: tags, anchors and aliases are refused, because an override of one place would change the
-others.
+no interpolation, no environment. Files are YAML 1.2 with plain values only: tags, anchors and
+aliases are refused, because an override of one place would change the others.
 """
 
 import math
@@ -24,7 +23,7 @@ from llavamed.errors import ConfigError
 S = TypeVar("S", bound=Section)
 
 MAX_DEPTH = 32
-"""Levels of a config; real ones have less than ten."""
+"""Maximum depth of a config; real ones have fewer than ten levels."""
 
 _WHOLE_CONFIG = "must be a mapping with name, storage, model ...; correct the file"
 
@@ -70,7 +69,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes a text that `_Loader`, or a reader of YAML 1.1, would take for another value."""
+    """Quotes text that `_Loader`, or a reader of YAML 1.1, would take for another value."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -112,7 +111,7 @@ def load_section(
     """Read a file that holds one section, such as an endpoint, by the rules of a config file.
 
     Args:
-        option: What names the file on the command line, for errors.
+        option: The command-line option that names the file, for errors.
         path: A local YAML file, or None for a section of nothing but overrides.
         kind: The section.
         overrides: Dotted overrides, such as `limits.images=2`.
@@ -174,7 +173,7 @@ def dump_config(config: RunConfig) -> str:
 
 
 def _check_plain(value: Any, place: tuple[str, ...]) -> None:
-    """Refuse a value that is not plain, or that some file or library could not hold."""
+    """Refuse a value that is not plain, or that some file or library cannot represent."""
     key = ".".join(place) or "config"
     if len(place) > MAX_DEPTH:
         raise ConfigError(f"{'.'.join(place[:3])}: has more than {MAX_DEPTH} levels; flatten it")
@@ -207,7 +206,7 @@ def _check_plain(value: Any, place: tuple[str, ...]) -> None:
 
 
 def _is_text(value: str) -> bool:
-    """Return whether any file can hold a text: no control characters or half characters."""
+    """Return whether a text has no control characters and no half characters (lone surrogates)."""
     return not re.search("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]", value)
 
 

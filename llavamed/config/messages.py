@@ -1,4 +1,4 @@
-"""Turn the errors of pydantic into sentences a person can act on.
+"""Turn the errors of pydantic into actionable sentences.
 
 A sentence shows single values and never the content of a section, which may hold a secret.
 """
@@ -27,7 +27,7 @@ _RULES = {
     "and end with a letter or digit, and have at most 63 characters",
     "union_tag_not_found": "must be set",
 }
-"""Rules that pydantic words for programmers, by its names of them."""
+"""Rules that pydantic words for programmers, by its error types."""
 
 
 def sentences(
@@ -36,8 +36,8 @@ def sentences(
     """Return a sentence for every rule that a tree of plain values breaks.
 
     Args:
-        error: What pydantic found.
-        tree: What it read.
+        error: The error of pydantic.
+        tree: The values that it read.
         kind_of_tree: The root of the tree: a whole config, or the one section of a file.
     """
     found, schema = [], _schema(kind_of_tree)
@@ -55,7 +55,7 @@ def sentences(
         elif kind == "value_error":
             found.append(f"{key}.{facts['error']}" if key else str(facts["error"]))
         elif kind == "too_short" and value:
-            continue  # its items are wrong, which they say themselves
+            continue  # its items are wrong and have sentences of their own
         elif kind == "union_tag_invalid":
             key = f"{key}.{facts['discriminator'].strip(chr(39))}"
             rule = f"must be one of {facts['expected_tags']}"

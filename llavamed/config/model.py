@@ -25,8 +25,8 @@ TOWER_TYPES = (
     "dinov2_with_registers",
     "dinov3_vit",
 )
-"""Image encoders by transformers' names of them; `processor.tower` knows each one's tokens."""
-_VARYING = "it makes another number of tokens of each image, and LLaVA needs one number for all"
+"""Image encoders by their `model_type`; `processor.tower` knows the tokens of each."""
+_VARYING = "it makes a different number of tokens from each image, and LLaVA needs the same for all"
 _HALVING = "it joins patches from layer to layer, so its hidden states have no token for each patch"
 _WHOLE = "it is a whole model with a text encoder"
 UNFIT_TOWERS = {
@@ -43,7 +43,7 @@ UNFIT_TOWERS = {
     "clip": f"{_WHOLE}; its image encoder is a clip_vision_model",
     "siglip": f"{_WHOLE}; its image encoder is a siglip_vision_model",
 }
-"""Why image encoders that users ask for do not fit into a LLaVA, by transformers' names of them."""
+"""Why image encoders that users ask for do not fit into a LLaVA, by their `model_type`."""
 
 
 def tower_problem(model_type: str) -> str:
@@ -56,14 +56,15 @@ Edge = Annotated[int, Field(ge=1, le=2**14)]
 
 
 class Pretrained(Section):
-    """An image encoder or a language model: published weights, or a shape to fill at random."""
+    """An image encoder or a language model: published weights, or a shape with random weights."""
 
     weights: str | None = None
     """Path, URI or hub name of the weights; for a language model also of a GGUF file, whose name
-    ends in `.gguf`. By default the shape in `config` gets random ones."""
+    ends in `.gguf`. By default the shape in `config` gets random weights."""
     config: dict[str, Any] = Field(default_factory=dict)
-    """Hugging Face config fields, with `model_type`. Next to `weights` they only declare the shape,
-    so that `plan` needs no network; they are compared with the weights when those are loaded."""
+    """Hugging Face config fields, with `model_type`. Together with `weights` they only declare the
+    shape, so that `plan` needs no network, and are compared with the weights when these are
+    loaded."""
 
     @model_validator(mode="after")
     def _has_a_shape(self) -> Self:
@@ -80,7 +81,7 @@ class VisionTower(Pretrained):
 
     image_size: Count | None = added_later(None)
     """Width and height of an image, in pixels. By default that of the weights or of `config`. At
-    another size the position table of the weights is resampled bicubically."""
+    another size the position embeddings of the weights are resampled bicubically."""
 
 
 class Model(Section):
@@ -98,29 +99,30 @@ class Model(Section):
     """Path, URI or hub name of the tokenizer. By default that of the weights; for a language model
     with random weights, one with `vocab_size` entries is trained on the text of the datasets."""
     projector: Literal["linear", "mlp2x_gelu"] = "mlp2x_gelu"
-    """Map from image features to token embeddings: one linear layer, or two with GELU between."""
+    """Map from image features to token embeddings: one linear layer, or two with a GELU between
+    them."""
     vision_feature_layer: Annotated[int, Field(lt=0, ge=-1000)] = -2
-    """Hidden state of the tower to project, counted from the last."""
+    """Index of the tower's hidden state to project, counted from the last layer."""
     template: TemplateName = "vicuna_v1"
-    """Chat template: one of ours, or `tokenizer` for the one that comes with the tokenizer."""
+    """Chat template: one of ours, or `tokenizer` for the template that comes with the tokenizer."""
     thinking: Thinking = added_later("train")
     """What happens to the thinking part of an answer, `<think>...</think>`. A tokenizer's template
     may write one even for an answer without it. `train` trains it like the rest, `mask` keeps it as
     context, `leave_out` removes it from answers and prompts."""
     image_aspect_ratio: Literal["square", "pad"] = "square"
-    """How an image becomes square: `square` does as the tower's own processor, which for CLIP and
-    DINOv2 crops the centre and for SigLIP and ViT stretches the image; `pad` adds borders first, so
-    that nothing is cut off or stretched."""
+    """How an image becomes square: `square` does what the tower's own processor does, which crops
+    the centre for CLIP and DINOv2 and stretches the image for SigLIP and ViT; `pad` adds borders
+    first, so that nothing is cut off or stretched."""
     image_grid_pinpoints: Annotated[tuple[tuple[Edge, Edge], ...], Field(min_length=1)] | None = (
         added_later(None)
     )
     """Heights and widths in pixels, whole multiples of the tower's image size, to which images are
     enlarged before they are cut into tiles, as in LLaVA-NeXT (`anyres`); for example
-    `[[336, 672], [672, 336], [672, 672]]`. An image takes the one that shows most of it. By default
-    an image is one tile."""
+    `[[336, 672], [672, 336], [672, 672]]`. Each image uses the size that shows most of it. By
+    default an image is one tile."""
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
-    """Attention kernels, by transformers' names of them. While training, `sdpa` attends within each
-    sample of a pack by itself."""
+    """Attention kernels, by their names in transformers. In training, `sdpa` attends within each
+    sample of a pack separately."""
 
     @model_validator(mode="after")
     def _thinking_has_a_template(self) -> Self:

@@ -1,7 +1,7 @@
 """Make local paths of weights and tokenizers absolute, because workers get them as text.
 
-A worker has another current folder than the driver, and a relative path that does not exist looks
-like a name on the hub.
+A worker has a different current folder from the driver, and a relative path that does not exist
+looks like a name on the hub.
 """
 
 import os
@@ -37,7 +37,7 @@ def resolve_paths(config: RunConfig) -> RunConfig:
 def resolve_places(config: RunConfig) -> RunConfig:
     """Return the config with every local place of runs and data as an absolute path.
 
-    Workers that Ray starts on a running cluster have another current folder than the driver.
+    Workers that Ray starts on a running cluster have a different current folder from the driver.
     """
     datasets = {
         name: dataset.model_copy(
@@ -98,8 +98,8 @@ def absolute(uri: str) -> str:
 def resolve(source: str | None) -> str | None:
     """Return one source, absolute where it is a local path.
 
-    A path is what no name on the hub can be, or what is a folder here: transformers looks for a
-    folder first, too. A GGUF file is where its folder is.
+    A source is a path if it cannot be a name on the hub, or if it is a folder here: transformers
+    looks for a folder first too. A GGUF file is where its folder is.
     """
     if source is not None and source.endswith(".gguf"):
         folder, name = os.path.split(source)
@@ -108,7 +108,7 @@ def resolve(source: str | None) -> str | None:
         return source
     path = os.path.expanduser(source.removeprefix("file://"))
     is_path = source.startswith(("/", ".", "~", "file://")) or source.count("/") > 1
-    if is_path or os.path.isdir(path):  # which is false for a name too long to be one
+    if is_path or os.path.isdir(path):  # false for a name that is too long for a path
         return str(Path(path).absolute())
     return source
 

@@ -30,8 +30,8 @@ class Scaling(Section):
         Annotated[NumWorkers, Tag(ONE)] | Annotated[tuple[NumWorkers, NumWorkers], Tag(SEVERAL)],
         Discriminator(one_or_several),
     ] = 1
-    """Number of training workers; or the least and the most of them. Within a range the free
-    machines of the cluster decide, and a stage goes on from its last checkpoint when the number
+    """Number of training workers, or the minimum and maximum. Within a range the free machines of
+    the cluster decide, and a stage goes on from its last checkpoint when the number
     changes."""
     use_gpu: bool = False
     """Reserve one GPU per worker. By default workers run on the CPU."""
@@ -44,7 +44,7 @@ class Scaling(Section):
     """Ray's name of the GPU model to use, e.g. `A100`. By default any."""
     launcher: Literal["ray", "local"] = "ray"
     """Where training runs: on workers that Ray starts, or (`local`) in the process of the command
-    itself, so that a breakpoint works. `local` takes one worker, and uses a GPU if there is one."""
+    itself, so that a breakpoint works. `local` needs one worker, and uses a GPU if there is one."""
 
     @property
     def least_workers(self) -> int:
@@ -114,10 +114,10 @@ class Checkpoint(Section):
     num_to_keep: Annotated[int, Field(ge=1, le=10_000)] = 2
     """Number of newest checkpoints to keep. Others are deleted, unless a field below keeps them."""
     keep_best: Literal["none", "loss"] = "none"
-    """Keep also the checkpoint with the lowest mean loss over the last `every_steps` steps."""
+    """Also keep the checkpoint with the lowest mean loss over the last `every_steps` steps."""
     keep_every_hours: Annotated[float, Field(gt=0)] | None = None
-    """Keep also the first checkpoint after each such number of hours of the stage's training. By
-    default none is kept for its age."""
+    """Also keep the first checkpoint after each interval of this many hours of training. By default
+    none is kept for its age."""
 
 
 class Tracking(Section):
@@ -148,7 +148,7 @@ class RunConfig(Section):
     seed: Seed = 0
     """Seed for weight initialization and sample order."""
     max_failures: Annotated[int, Field(ge=0, le=10_000)] = 3
-    """Number of times a stage is restarted from its last checkpoint after a worker died."""
+    """Number of times that a stage is restarted from its last checkpoint after a worker died."""
     model: Model
     """The network."""
     data: Data
@@ -156,17 +156,17 @@ class RunConfig(Section):
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
     """Stages in order. Each starts from the weights that the previous one exported."""
     scaling: Scaling = Scaling()
-    """Workers and their resources."""
+    """Training workers and their resources."""
     engine: Engine = Engine()
     """DeepSpeed's settings, which a stage may override."""
     checkpoint: Checkpoint = Checkpoint()
     """When checkpoints are written, and which are kept."""
     tracking: Tracking = Tracking()
-    """Where metrics go."""
+    """The MLflow server that records the run."""
     corpus: Corpus | None = None
-    """How data is made from open literature. Only `llavamed corpus` reads it."""
+    """How training data is made from open literature. Only `llavamed corpus` reads this section."""
     gpu_prices: GpuPrices = Field(default_factory=shipped_prices)
-    """What GPUs cost. By default the table that comes with llavamed, `config/gpu_prices.yaml`."""
+    """Prices of GPUs. By default the table that comes with llavamed, `config/gpu_prices.yaml`."""
 
     def engine_of(self, stage: Stage) -> Engine:
         """Return the engine of a stage: the run's, with what the stage itself sets."""
@@ -229,7 +229,8 @@ class RunConfig(Section):
         return self
 
     def _check_engine(self, stage: Stage) -> None:
-        """Refuse what DeepSpeed ignores, or cannot partition or move: bitsandbytes' storage."""
+        """Refuse settings that DeepSpeed ignores, or storage of bitsandbytes that it cannot
+        partition."""
         engine, key = self.engine_of(stage), f"stages.{stage.name}"
         zero_stage, offload = (
             f"{'' if getattr(stage.engine, name) is None else key + '.'}engine.{name}"
@@ -238,7 +239,7 @@ class RunConfig(Section):
         )
         if stage.lora is not None and stage.lora.quantize != "none" and engine.zero_stage == 3:
             raise ValueError(
-                f"{key}.lora.quantize={stage.lora.quantize}: {zero_stage} cannot share out "
+                f"{key}.lora.quantize={stage.lora.quantize}: {zero_stage} cannot partition "
                 "weights of four bits, whose scales it does not know; set zero_stage to 2, or "
                 "quantize to none"
             )
@@ -267,8 +268,8 @@ class RunConfig(Section):
         if workers > stage.num_lanes:
             raise ValueError(
                 f"scaling.num_workers={workers}: stage {stage.name} has only {stage.num_lanes} "
-                "forward passes a step to share out (global_batch_size / micro_batch_size); use at "
-                "most that many workers"
+                "forward passes per step to distribute (global_batch_size / micro_batch_size); "
+                "use at most that many workers"
             )
         if isinstance(self.scaling.num_workers, int) and stage.num_lanes % workers:
             unit = stage.micro_batch_size * workers

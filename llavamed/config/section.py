@@ -8,7 +8,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?$")]
 """Name of a stage or dataset. It has no dots, because dots separate the keys of an override."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
-"""A positive number that fits the 32-bit integers of every library behind us."""
+"""A positive number that fits the 32-bit integers of the libraries that we use."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """A seed that numpy, torch and Python all accept."""
 
@@ -16,7 +16,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 def added_later(default: Any) -> Any:
     """Return a field that dumps leave out at its default.
 
-    So a new setting changes no fingerprint of runs and datasets that do not use it.
+    So a new setting does not change fingerprints of runs and datasets that do not use it.
     """
     return Field(default, exclude_if=lambda value: value == default)
 
@@ -30,7 +30,7 @@ def one_or_several(value: Any) -> str:
 
 
 class Section(BaseModel):
-    """A part of the tree: unknown keys and infinite numbers are refused, values never change."""
+    """A part of the tree. It refuses unknown keys and infinite numbers, and never changes."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False

@@ -1,4 +1,4 @@
-"""The `data.datasets.*.read` sections: where samples come from, one section a form of source."""
+"""The `data.datasets.*.read` sections: the sources of samples, one section per format."""
 
 from typing import Annotated, Literal, Self
 
@@ -45,7 +45,8 @@ class VqaRad(Section):
     split: Literal["train", "test"] = "train"
     """Split to read."""
     phrase_types: tuple[Literal["freeform", "para", "frame"], ...] = ("freeform", "para", "frame")
-    """Kinds of questions to read. Training has 3,064 of them, or 1,797 without `frame`."""
+    """Kinds of questions to read. The training split has 3,064 questions, or 1,797 without
+    `frame`."""
 
 
 class Slake(Section):
@@ -125,10 +126,10 @@ class Scans(Section):
     slices_per_volume: Annotated[int, Field(ge=1, le=64)] = 1
     """Number of slices that represent a NIfTI volume, each as one image of the sample."""
     attested: str | None = None
-    """URI of a list of files that somebody attests to name nobody, in the form that `sha256sum`
-    writes. By default only DICOM files whose own tags attest it are read."""
+    """URI of a list of files that somebody attests to be de-identified, in the form that
+    `sha256sum` writes. By default only DICOM files whose own tags attest it are read."""
     attested_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    """SHA-256 of that list. A list that was changed is refused."""
+    """SHA-256 of that list. A changed list is refused."""
     licence: str = ""
     """Licence of the data, stored with every sample."""
 
@@ -136,8 +137,8 @@ class Scans(Section):
     def _the_list_is_signed(self) -> Self:
         if self.attested is not None and self.attested_sha256 is None:
             raise ValueError(
-                f"attested={self.attested}: needs attested_sha256, which signs it; set it to the "
-                "list's SHA-256"
+                f"attested={self.attested}: needs attested_sha256, which authenticates it; set it "
+                "to the list's SHA-256"
             )
         return self
 
@@ -146,4 +147,4 @@ Read = Annotated[
     Phantoms | LlavaJson | Scans | VqaRad | Slake | PathVqa | PmcVqa | Parquet | WebDataset,
     Field(discriminator="source"),
 ]
-"""Where samples come from."""
+"""Source of samples."""

@@ -1,4 +1,4 @@
-"""The `stages` section: what each stage trains, on what and for how long."""
+"""The `stages` section: what each stage trains, on which data and for how long."""
 
 from typing import Annotated, Literal, Self
 
@@ -57,7 +57,7 @@ class Optimizer(Section):
 
 
 class Lora(Section):
-    """Low-rank adapters: two thin matrices next to each frozen one of the language model."""
+    """Low-rank adapters: two small matrices next to each frozen matrix of the language model."""
 
     r: Annotated[int, Field(ge=1, le=65536)] = 16
     """Rank of the adapters."""
@@ -65,13 +65,13 @@ class Lora(Section):
     """Scale of the adapters: their output is multiplied by alpha / r."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout probability of the adapters' input. Above 0, results depend on how samples are packed
-    and spread over workers."""
+    and distributed over workers."""
     target_modules: tuple[str, ...] = ()
     """Names of the linear layers that get adapters, such as `q_proj`. By default all but the output
     layer."""
     quantize: Literal["none", "nf4"] = "none"
-    """Storage of the frozen linear layers: as they are, or in four bits (`nf4`, QLoRA). An export
-    contains the weights that were trained with, i.e. after rounding to four bits."""
+    """Storage of the frozen linear layers: unchanged, or in four bits (`nf4`, QLoRA). An export
+    contains the weights used in training, i.e. after rounding to four bits."""
 
 
 class Schedule(Section):
@@ -84,7 +84,7 @@ class Schedule(Section):
 
 
 class Stage(Section):
-    """One stage of the curriculum: what trains, on what, for how long."""
+    """One stage of the curriculum: what it trains, on which data, for how long."""
 
     name: Name
     """Name of the stage, used in overrides such as `stages.align.optimizer.lr=1e-3`."""
@@ -96,7 +96,7 @@ class Stage(Section):
     """Dataset to train on; or several, each with its number of passes per epoch. With
     `{dialogues: 1, captions: 0.5}` an epoch takes half of the captions and the next the rest."""
     trainable: Annotated[tuple[ModelPart, ...], Field(min_length=1)]
-    """Parts of the model that learn. The others do not change by a single bit."""
+    """Parts of the model that are trained. The other parts do not change by a single bit."""
     lora: Lora | None = None
     """Adapters to train instead of the language model's own weights. `trainable` then names
     `language_model`, for its adapters, and `projector`. An export has the adapters merged."""
@@ -121,10 +121,10 @@ class Stage(Section):
     engine: StageEngine = StageEngine()
     """Settings of the run's `engine` that differ in this stage."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Norm to which gradients are clipped."""
+    """Maximum norm of the gradient, to which it is clipped."""
     max_loss_ratio: Annotated[float, Field(gt=1)] | None = None
     """Stop before a step whose loss exceeds this multiple of the median of the 50 steps before it,
-    warm-up excepted. By default training never stops for that."""
+    except during warm-up. By default there is no such limit."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory for about a third more time."""
     initial_weights: str | None = None

@@ -1,5 +1,4 @@
-"""URIs that say how their storage is reached:
-`s3://bucket/path?anonymous=true&endpoint=https://host`.
+"""Options of a URI: `s3://bucket/path?anonymous=true&endpoint=https://host`.
 
 Options follow a `?` at the end of an `s3://` URI and go with it to every process. Other
 URIs and local paths have none, and keep their question marks.
@@ -19,13 +18,13 @@ def split_options(uri: str) -> tuple[str, str]:
 
 
 def below(uri: str, name: str) -> str:
-    """Return the URI of a name below a folder, reached in the same way."""
+    """Return the URI of a name below a folder, with the same options."""
     folder, options = split_options(uri)
     return f"{folder.rstrip('/')}/{name}" + (f"?{options}" if options else "")
 
 
 def check_no_password(uri: str | None, key: str) -> None:
-    """Raise ValueError if the URI of an MLflow server holds a password, or is none."""
+    """Raise ValueError if the URI of an MLflow server holds a password or is invalid."""
     try:
         password = urlsplit(uri or "").password
     except ValueError as error:

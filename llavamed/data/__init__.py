@@ -1,1 +1,1 @@
-"""The way of a sample: source, conversation and images, prepared shards, order, batches."""
+"""Everything that happens to a sample: source, preparation, prepared dataset, order, batches."""

@@ -134,8 +134,8 @@ CONTENT_SCHEMA = pa.schema(
         pa.field("row", pa.int64()),
         pa.field("id", pa.string()),
         pa.field("image_hashes", pa.list_(pa.binary(IMAGE_HASH_BYTES))),
-        pa.field("question_hashes", pa.list_(_TEXT_HASH)),  # one a user turn
-        pa.field("answer_hashes", pa.list_(_TEXT_HASH)),  # one an assistant turn
+        pa.field("question_hashes", pa.list_(_TEXT_HASH)),  # one per user turn
+        pa.field("answer_hashes", pa.list_(_TEXT_HASH)),  # one per assistant turn
         pa.field("sample_hash", _TEXT_HASH),
     ]
 )
@@ -151,11 +151,11 @@ QUARANTINE_SCHEMA = pa.schema(
         pa.field("detail", pa.string()),
     ]
 )
-"""Schema of `quarantine.parquet`, one row a rejected sample. `row` is the position in the source,
+"""Schema of `quarantine.parquet`, one row per rejected sample. `row` is the position in the source,
 from 0."""
 
 MAX_DETAIL = 400
-"""The most characters of a quarantined sample's id or detail, which may hold an image as text."""
+"""Maximum number of characters of a quarantined sample's id or detail, which may hold an image."""
 
 
 def quarantine_row(source: str, row: int, id: str, error: SampleError) -> dict[str, Any]:

@@ -17,7 +17,7 @@ EIGHT_BIT = "stages.instruct.optimizer.name=adamw_8bit"
     [
         (
             (LORA, "engine.zero_stage=3"),
-            "stages.instruct.lora.quantize=nf4: engine.zero_stage=3 cannot share out weights of "
+            "stages.instruct.lora.quantize=nf4: engine.zero_stage=3 cannot partition weights of "
             "four bits, whose scales it does not know; set zero_stage to 2, or quantize to none",
         ),
         (

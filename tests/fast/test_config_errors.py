@@ -223,7 +223,7 @@ MISTAKES = {
     ),
     "more workers than there is work": (
         "scaling.num_workers=[2, 64]",
-        "scaling.num_workers=64: stage align has only 4 forward passes a step to share out "
+        "scaling.num_workers=64: stage align has only 4 forward passes per step to distribute "
         "(global_batch_size / micro_batch_size); use at most that many workers",
     ),
     "a dataset's passes": (

@@ -135,7 +135,7 @@ def test_a_line_that_is_no_utf_8_costs_its_own_row_alone(tmp_path):
     found = read(tmp_path, b'{"id": 1}\n{"id": "caf\xe9"}\n{"id": 3}\n')
     assert found[::2] == [{"id": 1}, {"id": 3}]
     assert found[1][BROKEN].startswith(
-        "b'\\xe9' is no UTF-8; save the file as UTF-8 at line 2, byte 21"
+        "b'\\xe9' is not UTF-8; save the file as UTF-8 at line 2, byte 21"
     )
 
 
@@ -150,10 +150,13 @@ def test_a_line_that_is_no_utf_8_costs_its_own_row_alone(tmp_path):
         (b'[{"id": 1}', "the file ends in the middle of it at line 1, byte 10, near "),
         (b'[{"id": "x', "the file ends in the middle of it at line 1, byte 1, near "),
         (b'{"id": 1}\n{"id"', "the file ends in the middle of it at line 2, byte 10, near "),
-        (b'[{"id": 1} {"id": 2}]', "no comma and no end of the list at line 1, byte 11, near "),
+        (
+            b'[{"id": 1} {"id": 2}]',
+            "neither a comma nor the end of the list at line 1, byte 11, near ",
+        ),
         (b'[{"id": 1},]', "Expecting value at line 1, byte 11, near "),
-        (b"[1]\n[2]", "more behind the end of the list at line 2, byte 4, near "),
-        (b'[{"id": "\xff"}]', "b'\\xff' is no UTF-8; save the file as UTF-8 at line 1, byte 9, "),
+        (b"[1]\n[2]", "more text after the end of the list at line 2, byte 4, near "),
+        (b'[{"id": "\xff"}]', "b'\\xff' is not UTF-8; save the file as UTF-8 at line 1, byte 9, "),
         (b"PK\x03\x04....", "is compressed by zip, and only gzip is read; unpack it"),
         (b"\x28\xb5\x2f\xfd..", "is compressed by zstd, and only gzip is read; unpack it"),
         (gzip.compress(b"[1, 2, 3]", mtime=0)[:-9], "not whole gzip: "),

@@ -172,7 +172,7 @@ def test_removed_samples_shift_no_others(dataset, samples, tokenizer, tmp_path):
 def test_without_colour_brackets_tell_what_is_trained():
     text = on_terminal(sample())
     assert "Ask ? <image> x 4 \u27e6 Yes \u27e7 (5 more cut)" in text
-    assert "7, of these 1 trained and 4 of 1 image; 5 cut" in text
+    assert "7, 1 trained, 4 from 1 image; 5 cut" in text
     assert "shard 3, row group 2, row 1" in text
     assert re.search(r"licence +CC0", text)
     assert "\x1b" not in text

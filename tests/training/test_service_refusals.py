@@ -321,7 +321,10 @@ def test_settings_that_do_not_fit_are_refused(
     short.write_text("short\n")
     port = running.url.rpartition(":")[2]
     for words, text in (
-        (["open_access=true", "host=0.0.0.0"], "open_access=true: host=0.0.0.0 is reached from"),
+        (
+            ["open_access=true", "host=0.0.0.0"],
+            "open_access=true: host=0.0.0.0 is reachable from",
+        ),
         (["log_content=true"], "log_content=true: nothing would hold them"),
         (["tracking_uri=https://me:secret@mlflow.example"], "tracking_uri: holds a password"),
         ([f"token_file={short}"], "must hold tokens of at least 16 letters"),

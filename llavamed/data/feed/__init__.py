@@ -1,1 +1,1 @@
-"""What a worker trains on next: order, packing, batches. Needs no Ray."""
+"""Decide what a worker trains on next: order, packing, batches. This needs no Ray."""

@@ -1,9 +1,9 @@
 """Load the batches of one rank during training. This needs no Ray.
 
 The order says which samples a rank needs at which step. Threads read their row groups a few steps
-ahead, and a row group stays in memory until the step of its last sample, which is about a shuffle
-window a lane. So memory grows with the number of lanes and not with the data. Shapes: R rows
-(samples, or one pack), T tokens, I images in N tiles of S x S pixels; without tiling, N is I.
+ahead, and a row group stays in memory until the step of its last sample, which is about one
+shuffle window per lane. So memory grows with the number of lanes and not with the data. Shapes: R
+rows (samples, or one pack), T tokens, I images in N tiles of S x S pixels; without tiling, N is I.
 """
 
 import queue
@@ -60,7 +60,7 @@ class Batch:
         )
 
     def pinned(self) -> "Batch":
-        """Return the same batch in memory from which a GPU copies while the host goes on."""
+        """Return the same batch in pinned memory, from which a GPU copies asynchronously."""
         return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
 
 
@@ -101,14 +101,14 @@ class StageLoader:
         packing: bool,
         pins: bool = False,
     ) -> None:
-        """Describe the way of one rank.
+        """Set up the loader of one rank.
 
         Args:
             data: The samples.
-            order: Which of them each step takes.
+            order: The order, which says which samples each step takes.
             rank: This rank.
             world_size: The number of ranks.
-            packing: Whether the samples of a pass make one row, or a row each.
+            packing: Whether the samples of a pass make one row, or one row each.
             pins: Whether batches are in pinned memory, which needs CUDA.
         """
         self.data = data
@@ -267,7 +267,7 @@ def collate(
     Attention is causal, so no token sees the padding behind it.
 
     Args:
-        rows: The samples of each row: several in a pack, else one.
+        rows: The samples of each row: several in a pack, otherwise one.
         images: The pixels of all samples, uint8, in their order.
         data: The datasets, for the padding token and the image settings.
         sample_ids: Ids of the samples, for error messages.
@@ -304,7 +304,7 @@ def collate(
 def supervised_columns(targets: Integers) -> Integers:
     """Return the columns of `targets` [R, T] in which a row is trained, or [0] without any.
 
-    The batch holds them so that nobody has to look for them on the device. There is always one,
+    The batch holds them so that they need not be searched for on the device. There is always one,
     because all workers must make the same calls even for an empty pack.
     """
     columns = np.flatnonzero((targets != IGNORE_INDEX).any(axis=0))

@@ -1,7 +1,7 @@
 """Decide which samples make up which step, in pure integers, before training starts.
 
 An epoch reads row groups in a seeded order, with the visits of several datasets spread evenly. The
-samples are cut into runs of equal weight, one run a lane, so that all lanes end at about the same
+samples are cut into runs of equal weight, one run per lane, so that all lanes end at about the same
 step and only row groups on a cut are read twice. Each lane shuffles within a window of its row
 groups and packs the samples of the window. Step k takes the k-th pack of every lane, and an empty
 pack from a lane that has run out, so each sample is seen exactly as often as it should be, the tail
@@ -25,7 +25,8 @@ from llavamed.data.prepared.mixture import Share
 from llavamed.errors import DataError
 
 WINDOW_ROW_GROUPS = 8
-"""Row groups a lane shuffles and packs together; more of them mix better and take more memory."""
+"""Number of row groups that a lane shuffles and packs at once; more mix better and take more
+memory."""
 
 _EMPTY: Integers = np.empty(0, dtype=np.int64)
 
@@ -153,10 +154,10 @@ def order_stage(
         weights: int64 array of shape [samples], the weight of each sample.
         seed: Seed for the order of samples.
         num_lanes: Packs in a step.
-        capacity: The weight a pack holds.
+        capacity: The weight that a pack holds.
         num_epochs: Passes over the samples.
         max_steps: The exact number of optimizer steps; epochs are cut or repeated to reach it. Or
-            None for `num_epochs` whole epochs.
+            None for `num_epochs` complete epochs.
         shares: The datasets that the index joins, in index order. By default one, passed over once.
 
     Raises:

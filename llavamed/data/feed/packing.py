@@ -3,7 +3,7 @@
 The set of weights that the waiting samples can add up to is one integer with a bit for each sum,
 and a dozen different lengths can nearly always fill the remaining room exactly. Best fit
 decreasing leaves the lightest samples to the end, and where an image is most of a sample these
-are all alike and fill nothing: on drawn lengths with 576 tokens an image it fills 0.94 of 4096
+are all alike and fill nothing: on drawn lengths with 576 tokens per image it fills 0.94 of 4096
 tokens, while this fills 0.998.
 """
 
@@ -23,7 +23,7 @@ def fill_packs(places: Integers, weights: Integers, capacity: int) -> list[Integ
         places: int64 array of shape [samples], positions in `weights`. Their order is the only
             source of randomness.
         weights: int64 array, the weight of each sample, at most `capacity`.
-        capacity: The weight a pack holds.
+        capacity: The weight that a pack holds.
 
     Returns:
         The packs, each an int64 array of places. Together they hold every place once.

@@ -31,11 +31,11 @@ def label_rows(
         source: The source of the rows.
         template: The chat template.
         tokenizer: The tokenizer of the template.
-        num_image_tokens: Tokens an image takes.
+        num_image_tokens: Number of tokens per image.
         max_length: The longest sample in tokens, or None.
 
     Yields:
-        A mapping with `id`, as in the file or else the number of the row from 0; `input_ids`;
+        A mapping with `id`, from the file or otherwise the row number from 0; `input_ids`;
         `labels`, not shifted; and `problem`, None or "reason: detail". The lists are empty if the
             row
         is unreadable.

@@ -29,7 +29,7 @@ SPACE, LINE_BREAK = "\u00b7", "\u23ce"
 Kind = Literal["trained", "masked", "image"]
 
 FEW = 3
-"""Quarantined samples shown for each reason."""
+"""Number of quarantined samples to show for each reason."""
 
 _PLACE = ("shard", "row_group", "row")
 _FACTS = ("source", "licence", "pmid", "domain", "answer_type", "question_type")

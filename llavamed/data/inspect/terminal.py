@@ -21,7 +21,7 @@ from llavamed.data.inspect.samples import LINE_BREAK, InspectedSample, Refusal, 
 from llavamed.processor.images import Pixels
 
 MAX_IMAGE_WIDTH, MIN_IMAGE_WIDTH = 56, 20
-"""Columns an image takes; several share the width until each is at the least."""
+"""Columns per image; several images share the width down to the minimum."""
 
 _SHADES = " \u2591\u2592\u2593\u2588"
 _STYLES = {"trained": "bold green", "masked": "dim", "image": "cyan"}
@@ -69,10 +69,10 @@ def show_refusals(refusals: Sequence[Refusal], console: Console) -> None:
 
 
 def count_tokens(sample: InspectedSample) -> str:
-    """Describe how many tokens a sample has, how many are trained, of images, and cut."""
+    """Describe how many tokens a sample has, and how many are trained, from images, or cut."""
     num_image = sum(len(span.tokens) for span in sample.spans if span.kind == "image")
     return (
-        f"{sample.num_tokens:,}, of these {sample.num_trained:,} trained and {num_image:,} of "
+        f"{sample.num_tokens:,}, {sample.num_trained:,} trained, {num_image:,} from "
         f"{len(sample.pixels)} image{'' if len(sample.pixels) == 1 else 's'}; "
         f"{sample.num_cut:,} cut"
     )
@@ -119,7 +119,7 @@ def _num_lines(pixels: Pixels, width: int) -> int:
 
 
 def _draw_in_colour(pixels: Pixels, width: int) -> Text:
-    """Draw two pixels a character: the upper one in the foreground, the lower in the background."""
+    """Draw two pixels per character: the upper in the foreground, the lower in the background."""
     rows = np.asarray(Image.fromarray(pixels).resize((width, 2 * _num_lines(pixels, width))))
     text = Text(no_wrap=True)
     for upper, lower in zip(rows[::2], rows[1::2], strict=True):

@@ -2,9 +2,9 @@
 
 One task streams the listings of the sources in chunks. Actors fetch and decode the images of a
 chunk, make its tokens and labels, and write it as one shard. Only tables with a few numbers and
-hashes a sample come back, so memory does not grow with the data, and the same inputs give the same
-bytes on any number of machines. Duplicates are found by content; they are counted, or quarantined
-with `drop_duplicates`.
+hashes per sample come back, so memory does not grow with the data, and the same inputs give the
+same bytes on any number of machines. Duplicates are found by content; they are counted, or
+quarantined with `drop_duplicates`.
 """
 
 import json
@@ -68,7 +68,7 @@ from llavamed.storage.scratch import scratch_folder
 logger = logging.getLogger(__name__)
 
 TOKENIZER_SAMPLES = 20_000
-"""Samples of each dataset whose text trains a new tokenizer."""
+"""Number of samples of each dataset whose text trains a new tokenizer."""
 
 _SHOWN_KEYS = 12
 
@@ -151,7 +151,7 @@ def prepare(
 
 
 def check_sources(config: RunConfig, names: Sequence[str]) -> None:
-    """Compare prepared datasets with their current sources, which are listed and hashed for it.
+    """Compare prepared datasets with their current sources, which this lists and hashes.
 
     Args:
         config: The config of the run.
@@ -256,7 +256,8 @@ class _ShardActor:
 
     @cached_property
     def _writer(self) -> ShardWriter:
-        """Created with the first chunk: Ray retries a failing constructor forever."""
+        """The writer, created with the first chunk, because Ray retries a failing constructor
+        forever."""
         return ShardWriter(*self._settings)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -346,7 +347,7 @@ def complete_dataset(
 
 
 def _remarks(dataset: str, unread: Counter[str], names: dict[str, int]) -> Iterator[str]:
-    """Yield what a user should know about a source although no sample is refused for it."""
+    """Yield remarks about a source for which no sample is refused."""
     if unread:
         keys = ", ".join(f"{key} ({count:,})" for key, count in unread.most_common(_SHOWN_KEYS))
         more = f" and {len(unread) - _SHOWN_KEYS} more" if len(unread) > _SHOWN_KEYS else ""

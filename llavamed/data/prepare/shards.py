@@ -37,11 +37,11 @@ from llavamed.storage.fetch import fetch_once
 from llavamed.storage.location import locate
 
 MAX_UNREAD_KEYS = 50
-"""The most unread keys reported for a shard, the commonest first; rows may have any number."""
+"""Maximum number of unread keys to report for a shard, most frequent first."""
 
 
 MAX_GROUP_BYTES = (1 << 31) - (1 << 20)
-"""The most bytes of images in a row group; Arrow writes larger groups but cannot read them."""
+"""Maximum number of bytes of images in a row group; Arrow can write more but cannot read it."""
 
 
 @dataclass(frozen=True)
@@ -131,10 +131,11 @@ class ShardWriter:
     def _make_sample(
         self, source: Source, record: Record, leave: Callable[[str], None]
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, int]]:
-        """Return one row of a shard, its content hashes, and its tokens cut off and tiles.
+        """Return one row of a shard, its content hashes, and its numbers of cut tokens and of
+        tiles.
 
         Args:
-            source: Where images are fetched from.
+            source: The source that images are fetched from.
             record: The sample.
             leave: Called with each part of an image that is not read.
 
@@ -144,7 +145,7 @@ class ShardWriter:
         check_record(record)
         fetch = cache(partial(fetch_image, source))
         sizes = []
-        if self._tiling.pinpoints:  # else the size of an image does not matter
+        if self._tiling.pinpoints:  # otherwise the size of an image does not matter
             sizes = [read_size(fetch(reference)) for reference in record.images]
         encoded = encode(
             record.turns,

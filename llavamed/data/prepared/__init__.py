@@ -1,1 +1,1 @@
-"""Complete datasets, and all that can be done with them without their sources."""
+"""Complete datasets, and everything that can be done with them without their sources."""

@@ -26,9 +26,9 @@ Words = npt.NDArray[np.uint64]
 Integers = npt.NDArray[np.int64]
 
 MAX_DISTANCE = 40
-"""The most bits in which two copies of an image differ, by default. No two of 60 real radiology
-images differ in fewer than 75 bits. A copy differs in up to 9 bits after JPEG at quality 50, at
-half the size or with 10 % more brightness, and in up to 35 bits after a crop of 2 %."""
+"""Default for the maximum number of bits in which two copies of an image differ. No two of 60 real
+radiology images differ in fewer than 75 bits. A copy differs in up to 9 bits after JPEG at quality
+50, at half the size or with 10 % more brightness, and in up to 35 bits after a crop of 2 %."""
 
 _SIDE, _FREQUENCIES = 64, 16
 _ANGLES = np.pi / _SIDE * np.outer(np.arange(_FREQUENCIES), np.arange(_SIDE) + 0.5)
@@ -42,7 +42,7 @@ def hash_image(pixels: Pixels) -> bytes:
     """Return the signs of the 16 x 16 lowest DCT frequencies of the grey image: 256 bits.
 
     Source: the DCT hash of Zauner, "Implementation and Benchmarking of Perceptual Image Hash
-    Functions" (2010), with the sign in place of the comparison with the median.
+    Functions" (2010), with the sign instead of the comparison with the median.
 
     Args:
         pixels: uint8 array of shape [height, width, 3].
@@ -105,7 +105,7 @@ def near(these: Words, those: Words, max_distance: int) -> tuple[Integers, Integ
     Args:
         these: uint64 array of shape [n, 4].
         those: uint64 array of shape [m, 4].
-        max_distance: In bits.
+        max_distance: Maximum distance, in bits.
 
     Returns:
         For each pair, its position in `these`, its position in `those` and its distance in bits, as

@@ -25,7 +25,7 @@ from llavamed.storage.location import MANIFEST, Location
 from llavamed.storage.manifest import DatasetManifest, read
 
 PROCESSOR = "processor"
-"""Name of the folder beside the datasets that holds their shared processor."""
+"""Name of the folder next to the datasets that holds their shared processor."""
 
 INDEX = "index.parquet"
 CONTENT = "content.parquet"
@@ -116,7 +116,7 @@ class PreparedDataset:
     def column(self, name: str) -> npt.NDArray[np.int64]:
         """Return a column of the index as an int64 array of shape [samples].
 
-        `num_tiles` is that of images where the model cuts none into tiles.
+        If the model cuts no images into tiles, `num_tiles` is the number of images.
         """
         if name == NUM_TILES and name not in self.index.column_names:
             name = "num_images"

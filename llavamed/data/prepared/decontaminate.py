@@ -140,7 +140,7 @@ class Contamination:
         return open_prepared(self.dataset.location)
 
     def _describe(self, match: dict[str, Any]) -> str:
-        """Describe by which of the criteria a sample matches."""
+        """Describe by which criteria a sample matches."""
         facts = []
         for criterion in self.by:
             if match[criterion] is not None:
@@ -164,7 +164,8 @@ def find_contamination(
         name: The training set.
         against: The evaluation sets.
         by: Criteria of a match; by default image and question.
-        max_distance: The most bits in which equal images differ; by default `MAX_DISTANCE`.
+        max_distance: Maximum number of bits in which equal images differ; by default
+        `MAX_DISTANCE`.
 
     Raises:
         ConfigError: A dataset or criterion is unknown.

@@ -18,16 +18,17 @@ class Share(NamedTuple):
 
     num_samples: int
     passes: float = 1.0
-    """How often an epoch passes over it. At 0.5, an epoch takes one half and the next the other."""
+    """Number of passes over it in an epoch. At 0.5, an epoch takes one half and the next the
+    other."""
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Datasets of one folder, and so of one tokenizer and image size, under one joint index."""
+    """Datasets of one folder, and thus of one tokenizer and image size, under one joint index."""
 
     datasets: tuple[PreparedDataset, ...]
     passes: tuple[float, ...] = (1.0,)
-    """How often an epoch passes over each dataset."""
+    """Number of passes over each dataset in an epoch."""
 
     @property
     def num_samples(self) -> int:
@@ -57,12 +58,12 @@ class Mixture:
 
     @property
     def image_token_id(self) -> int:
-        """The token that is repeated for an image."""
+        """The id of the token that is repeated for an image."""
         return self.datasets[0].manifest.image_token_id
 
     @property
     def pad_token_id(self) -> int:
-        """The token that pads a row."""
+        """The id of the token that pads a row."""
         return self.datasets[0].manifest.pad_token_id
 
     def pixels(self, stored: pa.Buffer | bytes) -> Pixels:

@@ -15,7 +15,7 @@ _ADVICE = {
 
 
 def check_questions(dataset: PreparedDataset, key: str) -> None:
-    """Raise DataError unless all questions of a dataset can be told apart, asked and scored.
+    """Raise DataError unless all questions of a dataset can be distinguished, asked and scored.
 
     This reads the text of all samples but none of their images.
 

@@ -66,7 +66,7 @@ class SampleTables:
         """Return the fingerprint of a dataset of these samples.
 
         It covers the samples in their order, the listing they come from, and how they became tokens
-        and pixels; not where the source lies or in which form the shards store an image.
+        and pixels; not where the source is or in which form the shards store an image.
         """
         settings = {"read", "store_images", "drop_duplicates"}
         samples = hashlib.sha256(b"".join(self.content.column("sample_hash").to_pylist()))

@@ -1,7 +1,7 @@
 """Read folders that are still packed as zip archives, as hubs publish them, without unpacking.
 
-A member of a zip archive is read where it lies, like a file. This is not so in a tar archive, which
-has no table of contents, nor in a compressed one; these are to be unpacked.
+A member of a zip archive is read in place, like a file. A tar archive, which has no table of
+contents, or a compressed one does not allow this and must be unpacked.
 """
 
 import posixpath
@@ -27,7 +27,7 @@ def open_folder(uri: str) -> Location:
 
 
 def open_packed(folder: Location) -> Location:
-    """Return a folder; if it is absent, the inside of the zip archive of its name beside it.
+    """Return a folder; if it is absent, the inside of the zip archive of the same name next to it.
 
     Raises:
         DataError: The archive is damaged, or of another kind.

@@ -1,4 +1,4 @@
-"""The base of sources that are one file of rows beside a folder of images."""
+"""The base of sources that are one file of rows and a folder of images."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Find, hash and read the files of sources, and name the damage if there is some."""
+"""Find, hash and read the files of sources, and say what is damaged."""
 
 import errno
 import hashlib

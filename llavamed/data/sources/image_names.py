@@ -2,7 +2,7 @@
 
 Rows name images relative to the folder, by an absolute path or a full URI, with `./` and `..`, with
 backslashes, and with composed or decomposed accents (NFC, NFD). All of these resolve alike wherever
-the folder lies, and none leads out of it. Percent signs are escapes only in a URI, and there only
+the folder is, and none leads out of it. Percent signs are escapes only in a URI, and there only
 if no file has the literal name.
 """
 

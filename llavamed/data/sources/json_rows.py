@@ -42,7 +42,7 @@ class JsonFile(FileOfRows):
         Raises:
             DataError: The file is absent or damaged, or the images are still packed.
         """
-        _ = self._images  # an archive that cannot be read ends it before the first row
+        _ = self._images  # fail before the first row if the archive cannot be read
         return stream_json(self._file)
 
 
@@ -94,7 +94,7 @@ class JsonFolder:
         Raises:
             DataError: The file is absent or damaged, or the images are still packed.
         """
-        _ = self.images  # an archive that cannot be read ends it before the first row
+        _ = self.images  # fail before the first row if the archive cannot be read
         return stream_json(self.file)
 
     def load_image(self, reference: str) -> bytes:
@@ -158,11 +158,13 @@ def _items_of_list(window: "_Window") -> Iterator[Any]:
             window.at += 1
             window.skip_blanks()
     if window.peek() != "]":
-        raise window.damage(window.at, "no comma and no end of the list" if window.peek() else "")
+        raise window.damage(
+            window.at, "neither a comma nor the end of the list" if window.peek() else ""
+        )
     window.at += 1
     window.skip_blanks()
     if window.peek():
-        raise window.damage(window.at, "more behind the end of the list")
+        raise window.damage(window.at, "more text after the end of the list")
 
 
 def _items_of_lines(window: "_Window") -> Iterator[Any]:
@@ -221,7 +223,7 @@ class _Window:
         self.at = len(self._piece) if found is None else found.end()
 
     def read_value(self) -> Any:
-        """Read the value at the current position and move behind it.
+        """Read the value at the current position and move past it.
 
         Raises:
             _BrokenError: There is no valid value.
@@ -261,7 +263,7 @@ class _Window:
             found = half[0].encode("utf-8", "surrogatepass")
             if self._text.encoding == "utf-8":
                 found = half[0].encode("utf-8", "surrogateescape")
-            fact = f"{found!r} is no {self._text.encoding.upper()}; save the file as UTF-8"
+            fact = f"{found!r} is not {self._text.encoding.upper()}; save the file as UTF-8"
             raise _BrokenError(self.at + half.start(), fact)
 
     def _read_on(self) -> None:

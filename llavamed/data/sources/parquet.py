@@ -72,7 +72,7 @@ class ParquetFiles:
     def content_hash(self) -> str:
         """Return the SHA-256 of the files' sizes and footers, which hold the bounds of each column.
 
-        Equal files hash equally wherever they lie. The same rows from another writer hash
+        Equal files hash equally wherever they are. The same rows from another writer hash
         differently, and a change that alters no size and no bound is not noticed.
         """
         digest = hashlib.sha256()

@@ -34,14 +34,14 @@ Split = Literal["train", "validation", "test"]
 LICENCE = "Apache-2.0"
 
 PHANTOMS_VERSION = 1
-"""Increase it with every change of images or texts, so that datasets are prepared again."""
+"""Increase it with every change to images or texts, so that datasets are prepared again."""
 
 _Choice = TypeVar("_Choice")
 
 _SIDES: tuple[tuple[Side, ...], ...] = ((), ("left",), ("right",), ("left", "right"))
 _SIDES_CHANCE = (0.2, 0.25, 0.25, 0.3)
-# How often a yes-or-no question about an image with a finding has the answer "yes". Images without
-# a finding always have the answer "no", so "yes" is right for half of all images.
+# Probability that a yes-or-no question about an image with a finding has the answer "yes". Images
+# without a finding always have the answer "no", so "yes" is right for half of all images.
 _TRUE_CHANCE = 0.5 / 0.8
 # The same for questions about a side, if one side has a finding. With findings on both sides the
 # answer is always "yes", without a finding "no".
@@ -66,7 +66,7 @@ _CAPTION_REQUESTS = ("Describe the image.", "What is in this image?", "Write a c
 _PLACE_TYPES = ("side", "count", "presence")
 
 NUM_QUESTIONS = 4
-"""Questions about each image."""
+"""Number of questions about each image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class PhantomSource:
         return self.num_images * (NUM_QUESTIONS if self.kind == "questions" else 1)
 
     def content_hash(self) -> str:
-        """Return the version of the code that draws and describes, since the settings are known."""
+        """Return the version of the code that draws and describes; the settings are known."""
         return f"phantoms/{PHANTOMS_VERSION}"
 
     def rows(self) -> Iterator[dict[str, Any]]:

@@ -42,7 +42,7 @@ class PmcVqaSource(FileOfRows):
         Raises:
             DataError: The file is absent or has another format, or the images are still packed.
         """
-        _ = self._images  # an archive that cannot be read ends it before the first row
+        _ = self._images  # fail before the first row if the archive cannot be read
         with open_text(self._file) as text:
             rows = csv.DictReader(text.stream, restkey="more", strict=True)
             try:

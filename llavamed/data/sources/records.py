@@ -54,7 +54,7 @@ PAIRS = {
 SYSTEM_KEYS = ("system", "system_prompt")
 IDS = ("id", "question_id", "qid")
 NOTES = ("domain", "answer_type", "question_type", "pmid", "licence")
-"""Keys that describe a sample beside its dialogue."""
+"""Keys that describe a sample in addition to its dialogue."""
 _UNSUPPORTED_KEYS = MEDIA_KEYS | {
     "tools": "tools are not trained",
     "functions": "tools are not trained",
@@ -86,7 +86,8 @@ def dialogue(
 
     Args:
         row: The row in the format of its source.
-        images: References to the images if the format keeps them apart from the row, else None.
+        images: References to the images if the format keeps them apart from the row, otherwise
+        None.
         id: The id of a row that has none.
         licence: The licence of a row that has none.
 
@@ -262,7 +263,7 @@ def _with_system(fields: Fields, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
         return turns
     own = [turn.text for turn in turns if turn.role == "system"]
     if own and own != [value]:
-        raise SampleError("two_systems", f"{own[0]!r} in the turns, {value!r} beside them")
+        raise SampleError("two_systems", f"{own[0]!r} in the turns, {value!r} next to them")
     return turns if own else (Turn("system", value), *turns)
 
 

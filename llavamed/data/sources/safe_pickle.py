@@ -40,11 +40,11 @@ class _PlainUnpickler(pickle.Unpickler):
         raise _refused(self._location, f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> NoReturn:
-        raise _refused(self._location, "an object outside of it")
+        raise _refused(self._location, "an object outside the file")
 
 
 def read_safe_pickle(location: Location) -> Any:
-    """Return the content of a pickle. Texts of Python 2 are read as UTF-8, or else as Latin-1.
+    """Return the content of a pickle. Texts of Python 2 are read as UTF-8, or otherwise as Latin-1.
 
     Raises:
         DataError: The file is absent, damaged or too large, or asks for anything but plain data.

@@ -1,7 +1,7 @@
 """Read dialogues about DICOM and NIfTI files, in LLaVA's JSON form.
 
 An item names its scans as other items name pictures. A volume becomes `slices_per_volume` images,
-each with a placeholder of its own in place of the volume's; `scan.dcm#3` is the fourth frame of a
+each with its own placeholder instead of the volume's; `scan.dcm#3` is the fourth frame of a
 file with several, whose first is read by default. A file is refused unless its de-identification
 is attested: by its own tags, or by a list of SHA-256 whose own SHA-256 is in the config.
 """
@@ -53,7 +53,7 @@ class ScansSource(JsonFile):
         """
         part = _PART.fullmatch(reference)
         name = part["name"] if part else reference
-        if name != self._last[0]:  # the slices of a volume are asked for one after another
+        if name != self._last[0]:  # the slices of a volume are requested one after another
             self._last = (name, load_image_file(self._images, name))
         data = self._last[1]
         number = int(part["number"]) if part else None
@@ -68,8 +68,8 @@ class ScansSource(JsonFile):
         if not is_attested:
             raise SampleError(
                 "identifiable",
-                f"{name}: nothing in a NIfTI file attests that it names nobody; list its SHA-256 "
-                "in `attested`",
+                f"{name}: nothing in a NIfTI file attests that it was de-identified; list its "
+                "SHA-256 in `attested`",
             )
         count = int(part["count"] or 1) if part else 1
         return read_nifti(data, number=number or 0, count=count)
@@ -98,7 +98,7 @@ def with_slices(record: Record, count: int) -> Record:
 
     Args:
         record: The record.
-        count: Slices of a volume.
+        count: Number of slices per volume.
     """
     repeats = [count if name.lower().endswith(_VOLUME) else 1 for name in record.images]
     if all(each == 1 for each in repeats):

@@ -4,7 +4,7 @@ Hugging Face calls the second file `validation.json` and packs the images as `im
 
 A row: `{"qid", "img_name", "question", "answer", "q_lang": "en"|"zh", "answer_type":
 "OPEN"|"CLOSED", "content_type", "modality", "location", ...}`. A record's domain is the modality
-(CT, MRI, X-Ray), by which LLaVA-Med's datasets are divided, and not the part of the body.
+(CT, MRI, X-Ray), which LLaVA-Med's datasets are divided by, and not the body part.
 """
 
 from collections.abc import Iterator

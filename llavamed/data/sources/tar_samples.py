@@ -1,6 +1,6 @@
 """Group the members of a tar shard into samples, by their names and order alone.
 
-The ending of a member is the part behind the last dot of its name if it begins with a letter:
+The ending of a member is the part after the last dot of its name if it begins with a letter:
 `7.jpg` and `a/2.5mm.png` have one, a DICOM file `1.2.840.113` has none. The rest is its stem.
 WebDataset's own rule, to cut at the first dot, would merge all DICOM UIDs into one sample. So the
 key of a sample is found among consecutive images and texts:
@@ -8,7 +8,7 @@ key of a sample is found among consecutive images and texts:
 1. A stem that two of them share is a key: `1.2.840.7.jpg`, `1.2.840.7.txt`.
 2. Otherwise a member belongs to the longest neighbouring stem that its own extends by a dot:
    `7.left.jpg`, `7.right.jpg`, `7.json`.
-3. Otherwise words behind a dot are not part of the key: `7.image.jpg`, `7.caption.txt`. Numbers
+3. Otherwise words after a dot are not part of the key: `7.image.jpg`, `7.caption.txt`. Numbers
    are: an image `1.2.840.7.jpg` without its text is a sample of its own.
 
 Members with other endings follow the same rules but do not affect them.
@@ -31,7 +31,7 @@ TEXTS = frozenset({"json", "txt"})
 NO_ENDING = "endingless"
 """Kinds of members without an ending, and of members that are not files."""
 LINK = "link"
-"""Stand for the ending of names without one, and of what is not a file."""
+"""Used as the ending of names without one, and of members that are not files."""
 
 _NAME = re.compile(r"(?P<stem>(?:.*/)?[^./][^/]*?)(?:\.(?P<kind>[^\W\d_][^./]*))?", re.DOTALL)
 

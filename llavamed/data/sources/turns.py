@@ -29,8 +29,8 @@ _ROLES: dict[str, Role] = {
     "developer": "system",
 }
 _UNSUPPORTED_KEYS = MEDIA_KEYS | {
-    "tool_calls": "calls of tools are not trained",
-    "function_call": "calls of tools are not trained",
+    "tool_calls": "tool calls are not trained",
+    "function_call": "tool calls are not trained",
     "train_detail": "an answer is trained as a whole or not at all",
     "loss_scale": "use weight or loss, 0 or 1",
 }

@@ -5,7 +5,7 @@
   type of a test question begins with `test_`.
 
 A row: `{"qid", "image_name", "question", "answer", "answer_type": "OPEN"|"CLOSED",
-"question_type", "phrase_type", "image_organ"}`. Two rows have a space behind the answer type, and
+"question_type", "phrase_type", "image_organ"}`. Two rows have a space after the answer type, and
 some answers are numbers.
 """
 

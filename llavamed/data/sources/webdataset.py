@@ -211,7 +211,7 @@ def _members(location: Location, digest: Any) -> Iterator[Member]:
         try:
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 while (info := archive.next()) is not None:
-                    archive.members = []  # type: ignore[attr-defined]  # it would keep all
+                    archive.members = []  # type: ignore[attr-defined]  # otherwise it keeps all
                     if info.size < 0:
                         raise tarfile.ReadError(f"a member of {info.size} bytes")
                     name = read_name(info.name)
