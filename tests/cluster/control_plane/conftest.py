@@ -122,5 +122,8 @@ def make_namespace(api: Api, helm: Helm, folder: Path) -> Namespace:
     labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
     metadata = {"name": name, "labels": labels}
     api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+    # Until the controller has made this account, the API server admits no pod.
+    account = f"/api/v1/namespaces/{name}/serviceaccounts/default"
+    api.eventually(account, lambda found: found is not None)
     kubeconfig = write_kubeconfig(api, folder, ADMIN)
     return Namespace(name, api, Helm(helm.path, kubeconfig))
