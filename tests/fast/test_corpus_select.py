@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -180,6 +181,14 @@ def test_a_caption_names_its_modality(caption, wanted):
 def test_a_caption_is_split_where_letters_stand_before_their_texts(caption, parts):
     letters = [chr(ord("A") + number) for number in range(len(parts or ()))]
     assert split_caption(caption) == dict(zip(letters, parts or [], strict=True))
+
+
+@pytest.mark.parametrize("words", ["A,", "a,a", "A ; ", "a - ", "a and ", "(A) x "])
+def test_the_time_to_look_for_panels_grows_with_the_length_of_a_caption(words):
+    start = time.process_time()
+    assert panel_cue(words * 8000) in (None, "a", "A")
+    assert split_caption(words * 8000) == {}
+    assert time.process_time() - start < 5  # minutes where it grows with the square
 
 
 REFUSED = {

@@ -21,7 +21,9 @@ MARGIN = 0.3
 
 _DASH = r"[-\u2010-\u2015\u2212]"
 _BETWEEN = rf"(?:\s*(?:,|;|/|{_DASH})\s*|\s+(?:and|to|&)\s+)"
-_LETTERS = rf"[A-La-l](?:{_BETWEEN}[A-La-l])*"
+_MORE = "{0,23}"
+"""How many letters may follow another: twice as many as there are, so that time is bounded."""
+_LETTERS = rf"[A-La-l](?:{_BETWEEN}[A-La-l]){_MORE}"
 _MARKS = (
     # "(A)", "(B, C)", and letters that end a longer parenthesis: "(H&E; x 100; C,D)"
     re.compile(rf"[(\[;,:]\s*(?P<letters>{_LETTERS})\s*[)\]]"),
@@ -30,7 +32,7 @@ _MARKS = (
     # "A) text", "A. Text", "A: text", "A, Text"
     re.compile(r"(?<!\S)(?P<letters>[A-La-l])\s?(?:[.:)]\s*(?=\S)|,\s*(?=[A-Z]))"),
     # "a Text", "a\u2013c Text": letters that the publisher prints bold
-    re.compile(rf"(?<!\S)(?P<letters>[a-l](?:\s*(?:,|and|{_DASH})\s*[a-l])*)\s+(?=[A-Z])"),
+    re.compile(rf"(?<!\S)(?P<letters>[a-l](?:\s*(?:,|and|{_DASH})\s*[a-l]){_MORE})\s+(?=[A-Z])"),
     # "Text. b text in lower case", likewise
     re.compile(r"(?:^|[.;)\]]\s+|,\s+(?!a))(?P<letters>[a-l])\s+(?=[a-z])"),
     # "panel A"
