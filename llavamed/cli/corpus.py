@@ -18,18 +18,26 @@ app = typer.Typer(help="Make training data from open literature.", no_args_is_he
 def figures(
     files: Annotated[list[str], typer.Argument(help="JATS files of articles, at any URI.")],
 ) -> None:
-    """Print the figures of articles as JSON lines: captions, pictures, mentions and rights."""
+    """Print the figures of articles as JSON lines: captions, pictures, mentions and rights.
+
+    A file that cannot be read is reported at the end, and the others are read all the same.
+    """
     from llavamed.corpus.pmc.figures import read_article
     from llavamed.corpus.pmc.jats import parse_articles
     from llavamed.storage.location import locate
 
+    failures = []
     for file in files:
         place = locate(file)
         try:
-            data = place.read_bytes()
-        except FileNotFoundError as error:
-            raise DataError(f"{file}: no such file; check the path") from error
-        for article in map(read_article, parse_articles(data, file)):
+            articles = [read_article(each) for each in parse_articles(place.read_bytes(), file)]
+        except FileNotFoundError:
+            failures.append(f"{file}: no such file; check the path")
+            continue
+        except DataError as error:
+            failures.append(str(error))
+            continue
+        for article in articles:
             shared = {
                 "file": place.name,
                 "pmcid": article.pmcid,
@@ -38,6 +46,8 @@ def figures(
             }
             for figure in article.figures:
                 typer.echo(json.dumps(shared | asdict(figure), ensure_ascii=False))
+    if failures:
+        raise DataError("\n".join(failures))
 
 
 @app.command()

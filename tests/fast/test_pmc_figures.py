@@ -3,13 +3,16 @@
 import json
 import re
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from llavamed.cli.corpus import app
+from llavamed.corpus.pmc.figures import read_article
 from llavamed.corpus.pmc.jats import parse_articles
 from llavamed.errors import DataError
 from tests.support.jats_articles import articles
@@ -41,6 +44,35 @@ def test_every_figure_of_the_golden_articles_is_read_as_a_person_reads_it(golden
             for key in EQUAL:
                 assert got[key] == there[key], (name, figure.id, key)
     assert number == 103
+
+
+SUPPORT = Path(__file__).parents[1] / "support"
+PARTS = re.split(
+    r"^=== (\w+)\n", (SUPPORT / "publisher_articles.txt").read_text(), flags=re.MULTILINE
+)
+PUBLISHED = dict(zip(PARTS[1::2], PARTS[2::2], strict=True))
+EXPECTED = yaml.safe_load((SUPPORT / "publisher_figures.yaml").read_text())
+NOTHING = dict.fromkeys(EQUAL) | {"graphics": [], "permissions": [], "third_party": "no"}
+NOTHING |= {"mentions": [], "mentions_by_range": []}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_forms_of_publishers_are_read_by_the_same_rules(name):
+    """The figures that are expected were written down by hand, before any reader saw them."""
+    declared = re.search(r'\A<\?xml [^>]*encoding="([\w-]+)"', PUBLISHED[name])
+    found = read(PUBLISHED[name].encode(declared[1] if declared else "utf-8"), name)
+    expected = EXPECTED[name]
+    head = {key: getattr(found, key) for key in ("pmcid", "licence", "licence_url")}
+    assert head == dict.fromkeys(head) | expected["article"]
+    assert len(found.figures) == len(expected["figures"])
+    for figure, there in zip(found.figures, expected["figures"], strict=True):
+        wanted = NOTHING | there
+        if wanted["group"] is not None:
+            wanted["group"] = {"id": None, "label": None, "caption": None} | wanted["group"]
+        for key in ("mentions", "mentions_by_range"):
+            wanted[key] = [expected["text"][letter] for letter in wanted[key]]
+        got = asdict(figure)
+        assert {key: got[key] for key in EQUAL} == wanted
 
 
 def in_a_set(text):
@@ -140,6 +172,16 @@ def in_floats(text):
     return text.replace("</article>", f"{group}</article>", 1)
 
 
+def test_the_articles_of_a_set_keep_to_their_own_figures():
+    one, two = (
+        article(f'{FIG.format(1, n)}<p>{n} <xref ref-type="fig" rid="f1">1</xref></p>').decode()
+        for n in ("One", "Two")
+    )
+    found = parse_articles(f"<pmc-articleset>{one}{two}</pmc-articleset>".encode(), "set.xml")
+    [first], [second] = (read_article(each).figures for each in found)
+    assert (first.mentions, second.mentions) == (["One 1"], ["Two 1"])
+
+
 def test_where_a_figure_stands_changes_neither_its_caption_nor_its_mentions(golden):
     moved = 0
     for name, (data, _) in golden.items():
@@ -214,6 +256,16 @@ def test_a_supplement_that_no_reference_names_is_no_mention():
     assert read(article(body)).figures[0].mentions == []
 
 
+def test_a_number_of_any_length_is_a_label():
+    """Neither does the time grow with the numbers between two labels."""
+    one = FIG.format(1, "x")
+    far, long = one.replace("Figure 1", "Figure 999999999"), one.replace("Figure 1", "9" * 9000)
+    ends = "–".join(f'<xref ref-type="fig" rid="{name}">1</xref>' for name in ("f1", "far"))
+    body = one + far.replace('"f1"', '"far"') + long.replace('"f1"', '"long"') + f"<p>{ends}</p>"
+    found = read(article(body)).figures
+    assert [len(figure.mentions) for figure in found] == [1, 1, 0]
+
+
 def test_a_list_of_two_figures_is_no_range():
     one, three = (f'<xref ref-type="fig" rid="f{n}">{n}</xref>' for n in (1, 3))
     body = "".join(FIG.format(n, "x") for n in (1, 2, 3)) + f"<p>Figures {one}, {three}.</p>"
@@ -260,5 +312,15 @@ def test_the_command_prints_a_line_a_figure(tmp_path):
     row = json.loads(lines[0])
     assert (row["file"], row["id"], row["caption"]) == ("PMC1.xml", "f1", "A lung.")
     assert {"graphics", "mentions", "group", "parent", "permissions", "licence"} <= set(row)
-    absent = CliRunner().invoke(app, ["figures", str(tmp_path / "absent.xml")])
-    assert "no such file; check the path" in str(absent.exception)
+
+
+def test_a_file_that_cannot_be_read_hides_no_other(tmp_path):
+    file, torn = tmp_path / "PMC1.xml", tmp_path / "PMC2.xml"
+    file.write_bytes(article(FIG.format(1, "A lung.")))
+    torn.write_bytes(file.read_bytes()[:-20])
+    absent = tmp_path / "absent.xml"
+    result = CliRunner().invoke(app, ["figures", str(torn), str(absent), str(file)])
+    assert [json.loads(line)["file"] for line in result.output.splitlines()] == ["PMC1.xml"]
+    first, second = str(result.exception).splitlines()
+    assert re.search(r"PMC2\.xml: is no XML: .*; fetch the file again", first)
+    assert re.search(r"absent\.xml: no such file; check the path", second)

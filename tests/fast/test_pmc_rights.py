@@ -1,5 +1,6 @@
 """The reader tells the licence of an article, and a figure that belongs to somebody else."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,31 @@ def test_rights_stand_at_a_figure_or_at_its_group(rights, verdict, group):
     )
     [found] = read(article(body)).figures
     assert found.third_party == verdict
+
+
+@pytest.mark.parametrize("words", ["Courtesy of own. ", "courtesy of own ", "consent \u00a9 "])
+def test_the_time_to_read_a_credit_line_grows_with_its_length(words):
+    start = time.process_time()
+    [figure] = read(article(FIG.format(1, words * 4000))).figures
+    assert figure.third_party == "no"
+    assert time.process_time() - start < 5  # a minute where it grows with the square
+
+
+@pytest.mark.parametrize(
+    "rights",
+    [
+        "<graphic xlink:href='x'><attrib>City Museum</attrib></graphic>",
+        "<alternatives><graphic xlink:href='x'><permissions><copyright-statement>© City Museum"
+        "</copyright-statement></permissions></graphic></alternatives>",
+        "<caption><p>A lung.</p><attrib>City Museum</attrib></caption>",
+    ],
+)
+def test_rights_stand_at_a_picture_or_in_a_caption(rights):
+    [found] = read(article(f"<fig>{rights}</fig>")).figures
+    assert found.third_party != "no"
+    assert "City Museum" in found.third_party_quote
+    whole, inside = read(article(f"<fig><caption/><fig>{rights}</fig></fig>")).figures
+    assert (whole.third_party, inside.third_party) == ("no", found.third_party)
 
 
 TERMS = {"nc": ["NonCommercial", "Non-Commercial", "NC"], "sa": ["ShareAlike", "Share Alike", "SA"]}

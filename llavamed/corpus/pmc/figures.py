@@ -40,7 +40,7 @@ _RANGE = re.compile(
     r"(?:fig(?:ur[ea])?s?\b\.?)?\s*",
     re.IGNORECASE,
 )
-_NUMBERED = re.compile(r"^(?P<series>.*?)(?P<number>\d+)\W*$", re.DOTALL)
+_NUMBER = re.compile(r"(?<!\d)\d{1,9}(?=\W*$)")
 _FIGURE = re.compile(r"^(?:figures?|figs?|abb(?:ildung)?|figura)\b")
 _Label: TypeAlias = tuple[str, int]
 
@@ -214,9 +214,8 @@ def _add_mentions(article: Element, figures: list[Figure]) -> None:
         for figure in (each for found in references for each in _cited(found, by_id)):
             _append(figure.mentions, text)
         for first, last in _ranges(paragraph) if len(references) > 1 else ():
-            for label in _between(_labels(first, by_id), _labels(last, by_id)):
-                for figure in by_label.get(label, ()):
-                    _append(figure.mentions_by_range, text)
+            for figure in _between(_labels(first, by_id), _labels(last, by_id), by_label):
+                _append(figure.mentions_by_range, text)
     for figure in figures:
         figure.mentions_by_range[:] = [
             text for text in figure.mentions_by_range if text not in figure.mentions
@@ -261,14 +260,17 @@ def _ranges(paragraph: Element) -> Iterator[tuple[Element, Element]]:
             first, pieces = node, [node.tail or ""]
 
 
-def _between(first: list[_Label], last: list[_Label]) -> Iterator[_Label]:
-    """Yield the labels between the last of one reference and the first of the next.
+def _between(
+    first: list[_Label], last: list[_Label], by_label: dict[_Label, list[Figure]]
+) -> Iterator[Figure]:
+    """Yield the figures between the last of one reference and the first of the next.
 
     The figures that they refer to give the ends, because their own text may name panels only.
     """
     if first and last and first[-1][0] == last[0][0]:
-        for number in range(first[-1][1] + 1, last[0][1]):
-            yield last[0][0], number
+        for label, figures in by_label.items():
+            if first[-1] < label < last[0]:
+                yield from figures
 
 
 def _labels(reference: Element, by_id: dict[str, list[Figure]]) -> list[_Label]:
@@ -280,8 +282,8 @@ def _labels(reference: Element, by_id: dict[str, list[Figure]]) -> list[_Label]:
 def _series_of(figure: Figure) -> _Label | None:
     """Return series and number of a figure, ("s", 4), by its label or by that of its group."""
     for label in (figure.label, figure.group.label if figure.group else None):
-        if match := _NUMBERED.match(label or ""):
-            return _series(match["series"]), int(match["number"])
+        if label and (number := _NUMBER.search(label)):
+            return _series(label[: number.start()]), int(number[0])
     return None
 
 

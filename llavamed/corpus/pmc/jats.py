@@ -18,8 +18,9 @@ Element: TypeAlias = etree._Element
 MAX_BYTES = 50 << 20
 """Articles above this size are refused; real ones rarely reach a tenth of it."""
 
-_NAMED = re.compile(rb"&([A-Za-z][A-Za-z0-9]{1,31});")
-"""An entity by its name, which a file without a document type may not have, and some do."""
+_NAMED = re.compile(rb"<!\[CDATA\[.*?(?:\]\]>|\Z)|&(?P<name>[A-Za-z][A-Za-z0-9]{1,31});", re.DOTALL)
+"""An entity by its name, which a file without a document type may not have, and some do; or a
+section of plain characters, which has none."""
 
 _OF_XML = frozenset({"amp", "lt", "gt", "quot", "apos"})
 _ASIDE = frozenset({"tex-math", "annotation", "annotation-xml", "alt-text", "long-desc"})
@@ -76,7 +77,7 @@ def parse_articles(data: bytes, name: str) -> list[Element]:
 
 def _numbered(entity: re.Match[bytes]) -> bytes:
     """Write a character that HTML and JATS have a name for by its number; leave other entities."""
-    name = entity[1].decode()
+    name = (entity["name"] or b"").decode()
     characters = html.entities.html5.get(f"{name};")
     if characters is None or name in _OF_XML:
         return entity[0]

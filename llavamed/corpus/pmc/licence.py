@@ -70,16 +70,16 @@ def _licence_of(meta: Element) -> tuple[str | None, str | None]:
 
 def _permitted(meta: Element) -> tuple[str | None, str | None]:
     """Read the permissions of an article."""
-    permissions = children(meta, "permissions")
-    for block in permissions:
+    # Before its version 2.2, the schema has the licence beside the permissions, or without any.
+    blocks = [*children(meta, "permissions"), meta]
+    for block in blocks:
         # Some publishers place the reference beside the licence.
         loose = [each for each in block if local(each) == "license_ref"]
         for each in [*children(block, "license"), *loose]:
             code, address = _referred(each) if each in loose else stated_licence(each)
             if code:
                 return code, address
-    # Older files state the copyright beside the permissions, or without any.
-    for statement in (each for block in [meta, *permissions] for each in block):
+    for statement in (each for block in reversed(blocks) for each in block):
         if local(statement) == "copyright-statement" and (
             code := _code_of_words(text_of(statement))
         ):

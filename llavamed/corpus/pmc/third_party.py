@@ -4,7 +4,9 @@ An article under an open licence may show figures of others. They are recognized
 next to the figure itself; the article's own licence may quote a credit line that is none.
 """
 
+import bisect
 import re
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from llavamed.corpus.pmc.jats import Element, children, descendants, local, text_of
@@ -29,7 +31,7 @@ _YES = re.compile(
     re.IGNORECASE,
 )
 _OF_SUBJECTS = re.compile(
-    r"[^.]*?\bpermissions?\s+(?:\w+\s+){0,6}?(?:of|from|by)\s+"
+    r"[^.]{0,200}?\bpermissions?\s+(?:\w+\s+){0,6}?(?:of|from|by)\s+"
     rf"(?:(?:the|this|our|both|all|his|her|their)\s+)*{_SUBJECTS}",
     re.IGNORECASE,
 )
@@ -90,6 +92,8 @@ _OWN = re.compile(
     re.IGNORECASE,
 )
 """Words by which a source is the article itself."""
+_OTHER_WORKS = frozenset({"fig", "supplementary-material"})
+"""What may stand inside a figure and has rights of its own."""
 _SENTENCE_END = re.compile(
     r"(?<!\b[A-Z])(?<!\b[DM]r)(?<!\bDrs)(?<!\bProf)(?<!\bet al)[.!?](?=\s+[A-Z(][a-z]{2}|\s*$)"
 )
@@ -110,63 +114,70 @@ def third_party(
 ) -> tuple[ThirdParty, str | None]:
     """Say whether a figure names an owner outside the article, and quote where.
 
-    Read are the permissions, attribution, footnotes and caption of the figure and of its group.
-    "yes" means a permission or a copyright, "unclear" a credit, an adaptation or a
+    Read are the permissions, attributions, footnotes and caption of the figure and of its group,
+    and those of their pictures. "yes" means a permission or a copyright, "unclear" a credit, an
+    adaptation or a
     courtesy. A copyright of the authors and a credit to one of them name nobody else.
     """
     around = [above for above in figure.iterancestors() if local(above) == "fig-group"][:1]
-    for block in (each for node in [figure, *around] for each in children(node, "permissions")):
+    for block in _rights([figure, *around], "permissions"):
         statement = text_of(block)
         codes = [code for each in children(block, "license") if (code := stated_licence(each)[0])]
         is_own = _OF_AUTHORS.search(statement) is not None and _owner(statement) is None
         if statement and not is_own and not {"CC0", "CC BY"}.intersection(codes):
             return "yes", statement
-    attributions = [
-        text
-        for node in [figure, *around]
-        for each in children(node, "attrib")
-        if (text := text_of(each))
-    ]
+    credits = map(text_of, _rights([figure, *around], "attrib"))
+    attributions = [text for text in credits if text]
     texts = [caption, *attributions, *(text_of(each) for each in descendants(figure, "fn"))]
     for text in texts:
-        place = _owner(text)
-        if place is not None:
-            return "yes", _sentence(text, place)
+        if quote := _owner(text):
+            return "yes", quote
     for text in texts:
         if found := _ADAPTED.search(text):
-            return "unclear", _sentence(text, found.start())
-        for credit in _CREDIT.finditer(text):
-            sentence = _sentence(text, credit.start())
+            return "unclear", next(_sentences(text, [found.start()]))
+        for sentence in _sentences(text, (each.start() for each in _CREDIT.finditer(text))):
             if not _is_own(sentence, authors):
                 return "unclear", sentence
     foreign = [text for text in attributions if not _is_own(text, authors)]
     return ("unclear", foreign[0]) if foreign else ("no", None)
 
 
-def _owner(text: str) -> int | None:
-    """Return the place of a permission or copyright of somebody else, None where there is none."""
-    places = (stated.start() for stated in _YES.finditer(text))
-    return next(
-        (
-            place
-            for place in places
-            if not (_OF_AUTHORS.match(text, place) or _OF_SUBJECTS.match(text, place))
-            and not _CONSENT.search(_sentence(text, place))
-        ),
-        None,
+def _rights(nodes: list[Element], name: str) -> Iterator[Element]:
+    """Yield the elements of a name that speak of figures, and not of a figure inside of one."""
+    for node in nodes:
+        yield from descendants(node, name, outside=_OTHER_WORKS)
+
+
+def _owner(text: str) -> str | None:
+    """Return the sentence with a permission or copyright of somebody else, None without any."""
+    places = (
+        stated.start()
+        for stated in _YES.finditer(text)
+        if not _OF_AUTHORS.match(text, stated.start())
+        and not _OF_SUBJECTS.match(text, stated.start())
     )
+    return next((each for each in _sentences(text, places) if not _CONSENT.search(each)), None)
 
 
 def _is_own(sentence: str, authors: frozenset[str]) -> bool:
     """Return whether a credit names the article itself, or one of its authors."""
-    names = (re.escape(name) for name in authors if len(name) > 1)
+    names = (re.escape(name) for name in authors if len(name) > 1 and name in sentence)
     is_named = any(re.search(rf"(?<!\w){name}(?!\w)", sentence) for name in names)
     return is_named or _OWN.search(sentence) is not None
 
 
-def _sentence(text: str, place: int) -> str:
-    """Return the sentence of a text around a place; the point of an initial ends none."""
-    ends = [found.end() for found in _SENTENCE_END.finditer(text)]
-    start = max((end for end in ends if end <= place), default=0)
-    stop = next((end for end in ends if end > place), len(text))
-    return text[start:stop].strip()
+def _sentences(text: str, places: Iterable[int]) -> Iterator[str]:
+    """Yield the sentences of a text that ascending places are in, each once.
+
+    The point of an initial ends none. Each sentence is looked at once, however many places are in
+    it, so that the time grows with the length of the text.
+    """
+    ends: list[int] = []
+    stop = 0
+    for place in places:
+        if place < stop:
+            continue
+        ends = ends or [*(found.end() for found in _SENTENCE_END.finditer(text)), len(text)]
+        number = bisect.bisect_right(ends, place)
+        start, stop = (ends[number - 1] if number else 0), ends[number]
+        yield text[start:stop].strip()
