@@ -116,8 +116,8 @@ def third_party(
 
     Read are the permissions, attributions, footnotes and caption of the figure and of its group,
     and those of their pictures. "yes" means a permission or a copyright, "unclear" a credit, an
-    adaptation or a
-    courtesy. A copyright of the authors and a credit to one of them name nobody else.
+    adaptation or a courtesy. A copyright of the authors and a credit to one of them name nobody
+    else.
     """
     around = [above for above in figure.iterancestors() if local(above) == "fig-group"][:1]
     for block in _rights([figure, *around], "permissions"):
