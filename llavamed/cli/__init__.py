@@ -1,1 +1,1 @@
-"""The `llavamed` command: a file a command group; heavy imports stay inside the commands."""
+"""The `llavamed` command: one file per command group; heavy imports stay inside the commands."""

@@ -27,20 +27,30 @@ def chat(
     image: Annotated[
         list[str] | None, typer.Option(help="Image of the first question; repeatable.")
     ] = None,
-    ask: Annotated[str | None, typer.Option(help="Print the answer to this, and end.")] = None,
+    ask: Annotated[
+        str | None, typer.Option(help="Print the answer to this question and exit.")
+    ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="The most tokens of an answer.")
+        int | None, typer.Option(min=1, help="Maximum number of tokens of an answer.")
     ] = None,
     temperature: Annotated[
-        float, typer.Option(min=0, max=2, help="0 always takes the likeliest token.")
+        float,
+        typer.Option(
+            min=0, max=2, help="Sampling temperature; 0 always takes the likeliest token."
+        ),
     ] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Draw from the likeliest.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed for drawing.")] = None,
+    top_p: Annotated[
+        float,
+        typer.Option(
+            min=0.01, max=1, help="Sample from the likeliest tokens with this probability."
+        ),
+    ] = 1.0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed for sampling.")] = None,
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="Where the model runs.")
     ] = "auto",
 ) -> None:
-    """Talk to an export in the terminal, about images. Answers are those of the evaluation."""
+    """Talk to an export about images in the terminal. It answers as in the evaluation."""
     from llavamed.serve.conversation import NOTICE, Conversation, Settings
     from llavamed.serve.export import open_export
     from llavamed.tracking.registered import find_export
@@ -68,7 +78,7 @@ def _converse(conversation: "Conversation", export: str) -> None:
             typer.echo()
             return
         command, _, rest = line.partition(" ")
-        # As terminals write a file that is dropped on them, or as a shell would read it.
+        # Terminals quote a file that is dropped on them as a shell would.
         file = os.path.expanduser(rest.strip().strip("'\""))
         try:
             match command:
@@ -96,7 +106,7 @@ def _converse(conversation: "Conversation", export: str) -> None:
 
 def _answer(conversation: "Conversation", question: str) -> None:
     for piece in conversation.ask(question):
-        # A terminal would obey what controls it.
+        # Control characters would reach the terminal.
         typer.echo(_CONTROLS.sub("", piece) if console.is_terminal else piece, nl=False)
     typer.echo()
 
@@ -120,7 +130,7 @@ def serve(
     from llavamed.config.serving import Serving
 
     words = list(overrides or [])
-    if export is not None and "=" in export.partition("://")[0]:  # a setting, and no export
+    if export is not None and "=" in export.partition("://")[0]:  # a setting, not an export
         words, export = [export, *words], None
     serving = load_section("config", config, Serving, words)
     from llavamed.serve.launch import serve as run

@@ -47,10 +47,12 @@ def submit(
         bool, typer.Option("--on-cluster", help="Run on the release's standing cluster.")
     ] = False,
     release: Annotated[
-        str | None, typer.Option(help="Release whose image and groups it has; default: the only.")
+        str | None,
+        typer.Option(help="Release to take image and groups from; default: the only one."),
     ] = None,
     template: Annotated[
-        Path | None, typer.Option(help="RayJob or RayCluster to take them from instead.")
+        Path | None,
+        typer.Option(help="File with a RayJob or RayCluster to take both from instead."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the manifest and submit nothing.")
@@ -59,7 +61,7 @@ def submit(
     namespace: Namespace = None,
     context: Context = None,
 ) -> None:
-    """Check and plan a config, then train by it on a cluster of its own: a RayJob."""
+    """Check and plan a config, then run it as a RayJob on a cluster of its own."""
     from llavamed.cluster.kinds import PART_OF, RAY_CLUSTER, RAY_JOB, name_of
     from llavamed.cluster.rayjob import Submission, choose_release, make_job, make_job_on, to_yaml
     from llavamed.config.load import load_config
@@ -122,11 +124,11 @@ def _warn_of_local_storage(submission: "Submission") -> None:
 
 
 def _plan(submission: "Submission", gpu: str) -> None:
-    """Print what the run will cost, where what reckons it is installed."""
+    """Print what the run will cost, if the packages for planning are installed."""
     from importlib.util import find_spec
 
     if find_spec("torch") is None:
-        _say("plan: is left out; `pip install 'llavamed[train]'` brings what it needs")
+        _say("plan: is skipped; it needs `pip install 'llavamed[train]'`")
         return
     from llavamed.cli.tables import show_plan
     from llavamed.errors import LlavaMedError
@@ -134,13 +136,13 @@ def _plan(submission: "Submission", gpu: str) -> None:
 
     try:
         show_plan(plan_run(submission.config, accelerator=gpu), console)
-    except LlavaMedError as error:  # it may only be out of reach from here
-        _say(f"plan: is left out: {error}")
+    except LlavaMedError as error:  # its data may be out of reach from here
+        _say(f"plan: is skipped: {error}")
 
 
 @app.command("list")
 def list_jobs(namespace: Namespace = None, context: Context = None) -> None:
-    """List the jobs of a namespace, the newest first, and its services of models."""
+    """List the jobs of a namespace, newest first, and its model services."""
     from rich.table import Table
 
     from llavamed.cluster.checks.services import is_ready
@@ -156,7 +158,7 @@ def list_jobs(namespace: Namespace = None, context: Context = None) -> None:
         raise
     except ClusterError as error:  # who may see jobs need not see services
         services = []
-        logger.warning("services are left out: %s", error)
+        logger.warning("services are not listed: %s", error)
     if not (jobs or services):
         _say(f"no jobs and no services in namespace {cluster.namespace}")
         return
@@ -166,19 +168,19 @@ def list_jobs(namespace: Namespace = None, context: Context = None) -> None:
     if jobs:
         console.print(table)
     for service in services:
-        state = "takes requests" if is_ready(service) else "does not take requests yet"
+        state = "accepts requests" if is_ready(service) else "does not take requests yet"
         _say(f"service {name_of(service)}: {state}; `llavamed cluster doctor` examines it")
 
 
 @app.command()
 def status(
     job: JobName,
-    watch: Annotated[bool, typer.Option("--watch", help="Until the job has ended.")] = False,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Between two looks.")] = 5.0,
+    watch: Annotated[bool, typer.Option("--watch", help="Repeat until the job has ended.")] = False,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds between two updates.")] = 5.0,
     namespace: Namespace = None,
     context: Context = None,
 ) -> None:
-    """Say how far a job is: stage, step, loss, speed, time left, GPUs and cost.
+    """Show how far a job is: stage, step, loss, speed, time left, GPUs and cost.
 
     It exits with 1 when the job has failed.
     """
@@ -212,12 +214,14 @@ def status(
 @app.command()
 def logs(
     job: JobName,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Between two looks.")] = 3.0,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the job ends.")
+    ] = False,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds between two updates.")] = 3.0,
     namespace: Namespace = None,
     context: Context = None,
 ) -> None:
-    """Print the log of a job's driver. A lost connection is made again; nothing is judged by it."""
+    """Print the log of a job's driver. A lost connection is made again."""
     from llavamed.cluster.logs import follow as follow_log
 
     cluster = _connect(namespace, context)
@@ -233,9 +237,11 @@ def stop(
     job: JobName,
     after_checkpoint: Annotated[
         bool,
-        typer.Option("--after-checkpoint", help="When the next checkpoint is complete, not now."),
+        typer.Option(
+            "--after-checkpoint", help="Stop when the next checkpoint is complete, not now."
+        ),
     ] = False,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Between two looks.")] = 3.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds between two updates.")] = 3.0,
     namespace: Namespace = None,
     context: Context = None,
 ) -> None:
@@ -248,18 +254,20 @@ def stop(
         _say(f"{job}: waiting for its next checkpoint")
         wait_for_checkpoint(cluster, job, seconds=seconds)
     found = stop_job(cluster, job)
-    _say(f"{job}: is told to stop; `llavamed cluster status {job}` says when it has")
+    _say(f"{job}: is asked to stop; `llavamed cluster status {job}` shows when it has")
     _say(f"{job}: {describe_loss(found)}")
 
 
 @app.command()
 def delete(
     job: JobName,
-    force: Annotated[bool, typer.Option("--force", help="Even while it is running.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Delete the job even while it is running.")
+    ] = False,
     namespace: Namespace = None,
     context: Context = None,
 ) -> None:
-    """Delete a job and its cluster; what its run has stored stays."""
+    """Delete a job and its cluster. Everything that its run has stored stays."""
     from llavamed.cluster.kinds import RAY_JOB
     from llavamed.cluster.status import read_job
     from llavamed.errors import ClusterError
@@ -283,7 +291,7 @@ def _show_finding(finding: "Finding") -> None:
 def doctor(
     offline: Annotated[
         list[Path] | None,
-        typer.Option(help="Examine manifests in this file, and no cluster; repeatable."),
+        typer.Option(help="Examine manifests in this file instead of a cluster; repeatable."),
     ] = None,
     probe: Annotated[
         bool,
@@ -292,11 +300,13 @@ def doctor(
     storage: Annotated[
         str | None, typer.Option(help="Folder in which each probe writes and deletes a file.")
     ] = None,
-    probe_seconds: Annotated[float, typer.Option(min=1, help="What a probe may take.")] = 600.0,
+    probe_seconds: Annotated[
+        float, typer.Option(min=1, help="Seconds that a probe may take.")
+    ] = 600.0,
     namespace: Namespace = None,
     context: Context = None,
 ) -> None:
-    """Examine a cluster: one line a check, each problem with what to do.
+    """Examine a cluster: one line per check, and what to do about each problem.
 
     It exits with 1 when something stops runs.
     """

@@ -62,7 +62,7 @@ def harvest(
         ),
     ] = False,
     estimate: Annotated[
-        bool, typer.Option("--estimate", help="Say what it takes, and fetch no article.")
+        bool, typer.Option("--estimate", help="Print what it takes, and fetch no article.")
     ] = False,
     num_cpus: Annotated[
         int | None, typer.Option(min=1, help="CPUs of the estimate; default: this machine's.")
@@ -75,7 +75,7 @@ def harvest(
     from llavamed.storage.location import locate
 
     if run.corpus is None:
-        raise ConfigError("corpus=null: says not what to harvest; add a section corpus.harvest")
+        raise ConfigError("corpus=null: does not say what to harvest; add a section corpus.harvest")
     settings = run.corpus.harvest
     if estimate:
         cpus = num_cpus or os.cpu_count() or 1
@@ -110,10 +110,11 @@ def dialogues(
     overrides: Overrides = None,
     config: ConfigFile = None,
     estimate: Annotated[
-        bool, typer.Option("--estimate", help="Say what it takes, and ask nothing.")
+        bool, typer.Option("--estimate", help="Print what it takes, and send no request.")
     ] = False,
     judge_only: Annotated[
-        bool, typer.Option("--judge-only", help="Filter what was written before, and ask nothing.")
+        bool,
+        typer.Option("--judge-only", help="Filter what was written before, and send no request."),
     ] = False,
     write_batch: Annotated[
         str | None,
@@ -177,7 +178,7 @@ def questions(
     overrides: Overrides = None,
     config: ConfigFile = None,
     estimate: Annotated[
-        bool, typer.Option("--estimate", help="Say what it takes, and ask nothing.")
+        bool, typer.Option("--estimate", help="Print what it takes, and send no request.")
     ] = False,
 ) -> None:
     """Write questions for a chat evaluation, about figures that are held out of training."""

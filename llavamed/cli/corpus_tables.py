@@ -1,4 +1,4 @@
-"""What the commands of a corpus print."""
+"""Print the tables of the corpus commands."""
 
 from rich.console import Console
 
@@ -34,7 +34,7 @@ def show_harvest_estimate(found: HarvestEstimate, num_cpus: int, console: Consol
 
 
 def show_harvest(manifest: HarvestManifest, console: Console) -> None:
-    """Print what was harvested, and why the rest was not."""
+    """Print what was harvested, and why the rest was refused."""
     counts = manifest.counts
     _line(
         console,
@@ -106,7 +106,7 @@ def show_plan(plan: Plan, settings: Dialogues, console: Console) -> None:
 
 
 def show_dialogues(manifest: DialoguesManifest, console: Console) -> None:
-    """Print how many dialogues passed, and what the others met."""
+    """Print how many dialogues passed, and why the others did not."""
     outcomes = ", ".join(f"{count:,} {name}" for name, count in manifest.outcomes.items())
     modalities = ", ".join(f"{count:,} {name}" for name, count in manifest.modalities.items())
     price = "" if manifest.cost is None else f", cost {manifest.cost:.4g}"

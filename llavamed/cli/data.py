@@ -1,4 +1,4 @@
-"""`llavamed data`: look at data, before and after it is prepared. The same rules as `cli`."""
+"""`llavamed data`: look at data, before and after it is prepared."""
 
 import json
 from collections import Counter
@@ -29,16 +29,19 @@ def labels(
     tokenizer: Annotated[str, typer.Option(help="Folder, or name on the hub.")],
     max_length: Annotated[
         int | None,
-        typer.Option(min=1, help="Cut the text here, image tokens counted; default: no cut."),
+        typer.Option(
+            min=1,
+            help="Truncate to this number of tokens, with those of images; default: no truncation.",
+        ),
     ] = None,
     image_tokens: Annotated[
         int,
-        typer.Option(min=1, help="Tokens an image takes; 1 leaves a mark for each image."),
+        typer.Option(min=1, help="Number of tokens per image; 1 leaves a mark for each image."),
     ] = 1,
 ) -> None:
     """Print token ids and labels of dialogues as JSON lines, to compare masks with any trainer.
 
-    A dialogue that cannot be labelled says why in "problem"; a count of those goes to stderr.
+    A dialogue that cannot be labelled has the reason in "problem"; their number goes to stderr.
     """
     from llavamed.data.inspect.labels import label_rows
     from llavamed.data.sources import open_source
@@ -80,20 +83,20 @@ def inspect(
         list[str] | None,
         typer.Argument(
             metavar="[SAMPLE_ID]... [KEY=VALUE]...",
-            help="Which samples; default: drawn at random. Then overrides of the config.",
+            help="Ids of samples; default: drawn at random. Then overrides of the config.",
         ),
     ] = None,
     config: ConfigFile = None,
-    number: Annotated[int, typer.Option(min=1, help="How many to draw.")] = 1,
+    number: Annotated[int, typer.Option(min=1, help="Number of samples to draw.")] = 1,
     seed: Annotated[int, typer.Option(help="Another seed draws other samples.")] = 0,
     quarantined: Annotated[
-        bool, typer.Option("--quarantined", help="What was refused, and why, instead.")
+        bool, typer.Option("--quarantined", help="Show what was refused, and why, instead.")
     ] = False,
     html: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write a page instead, at any URI.")
     ] = None,
 ) -> None:
-    """Show samples of a prepared dataset: image, tokens trained and masked, where they are from."""
+    """Show samples of a prepared dataset: image, trained and masked tokens, and origin."""
     overrides = [word for word in words or [] if _is_override(word)]
     ids = [word for word in words or [] if not _is_override(word)]
     run = load_run(config, overrides)
@@ -137,8 +140,8 @@ def _is_override(word: str) -> bool:
 
 @app.command()
 def decontaminate(
-    dataset: Annotated[str, typer.Option(help="The one that is trained on.")],
-    against: Annotated[list[str], typer.Option(help="One that scores are taken on; repeatable.")],
+    dataset: Annotated[str, typer.Option(help="Name of the training set.")],
+    against: Annotated[list[str], typer.Option(help="Name of an evaluation set; repeatable.")],
     overrides: Overrides = None,
     config: ConfigFile = None,
     by: Annotated[
@@ -150,11 +153,15 @@ def decontaminate(
     ] = None,
     max_distance: Annotated[
         int | None,
-        typer.Option(min=0, max=255, help="Bits of 256 in which equal images may differ."),
+        typer.Option(
+            min=0, max=255, help="Maximum number of bits, of 256, in which equal images may differ."
+        ),
     ] = None,
-    remove: Annotated[bool, typer.Option("--remove", help="Take the matches out.")] = False,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Move the matches to the quarantine.")
+    ] = False,
 ) -> None:
-    """Report, and remove if asked, training samples that are in an evaluation set too."""
+    """Report, and remove on request, training samples that an evaluation set also contains."""
     run = load_run(config, overrides)
     from llavamed.cli.tables import show_contamination, show_removal
     from llavamed.data.prepared.dataset import hold_datasets

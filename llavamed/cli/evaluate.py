@@ -87,7 +87,9 @@ def answer_questions(
         str | None, typer.Option(help="Template of ours, for a model without a chat template.")
     ] = None,
     precision: Annotated[Precision, typer.Option(help="Number format of the weights.")] = "bf16",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 64,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Maximum number of tokens of an answer.")
+    ] = 64,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 32,
     workers: Annotated[
         int, typer.Option(min=0, help="Workers of Ray; 0 answers in this process.")
@@ -98,9 +100,9 @@ def answer_questions(
         float, typer.Option(min=0, max=1, help="Fraction of questions that may be unusable.")
     ] = 0.0,
 ) -> None:
-    """Have a model answer a benchmark, and show how it scores beside the controls.
+    """Let a model answer a benchmark, and show its scores with those of the controls.
 
-    Start the same command again to go on: nothing is asked twice.
+    Run the same command again to resume: no question is asked twice.
     """
     from llavamed.evaluate.answering import Asked, answer_benchmark
     from llavamed.run.progress import ProgressDisplay
@@ -162,7 +164,7 @@ def _candidate(
     precision: Precision,
     batch_size: int,
 ) -> "Candidate":
-    """Return the model that is asked, by its name or the file of its endpoint."""
+    """Return the model to ask, by its name or the file of its endpoint."""
     from llavamed.config.endpoint import Endpoint
     from llavamed.config.load import load_section
     from llavamed.errors import ConfigError
@@ -197,7 +199,8 @@ def run_stages(
     config: ConfigFile = None,
     stage: Annotated[str | None, typer.Option(help="Default: all that have an evaluation.")] = None,
 ) -> None:
-    """Score the models of finished stages once more, beside their controls; the default."""
+    """Score the models of finished stages again, with their controls. This is the default
+    command."""
     run = load_run(config, overrides)
     from llavamed.cli.tables import show_scores
     from llavamed.run.driver import evaluate_stages
@@ -233,7 +236,7 @@ def score_file(
         list[str] | None, typer.Option(help="Name of a scorer; repeatable; default: all.")
     ] = None,
     items: Annotated[
-        bool, typer.Option("--items", help="Print one JSON line {id, score} an item instead.")
+        bool, typer.Option("--items", help="Print one JSON line {id, score} per item instead.")
     ] = False,
     candidates: Annotated[
         str | None,
@@ -243,7 +246,7 @@ def score_file(
         ),
     ] = None,
 ) -> None:
-    """Score the answers of a model, whoever made them, by one scorer or by all.
+    """Score the answers of any model, by one scorer or by all.
 
     With --scorer legacy alone, all averages of LLaVA-Med's two scripts follow.
     """
@@ -290,13 +293,14 @@ def compare_results(
     scorer: Annotated[str, typer.Option(help="Name of a scorer.")] = "strict",
     by: Annotated[
         Literal["answer_type", "question_type", "domain"],
-        typer.Option(help="What groups the questions."),
+        typer.Option(help="Field to group questions by."),
     ] = "answer_type",
     plot: Annotated[
-        str | None, typer.Option(help="Draw it to this file, a PNG at any URI.")
+        str | None, typer.Option(help="Draw a plot to this file, a PNG at any URI.")
     ] = None,
 ) -> None:
-    """Compare runs, exports or files of predictions on the same questions, each with the first."""
+    """Compare runs, exports or files of predictions on the same questions, each with the first
+    one."""
     from string import ascii_uppercase
 
     from llavamed.cli.tables import print_line, show_comparison

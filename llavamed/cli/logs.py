@@ -31,9 +31,9 @@ _LIBRARY_SETTINGS = {
 
 
 def configure_logging(verbosity: Verbosity) -> None:
-    """Show our messages from a level on, and messages of libraries only with `verbose`.
+    """Show our messages from a level up, and messages of libraries only with `verbose`.
 
-    May be called again, and then replaces what the call before has set up.
+    A second call replaces the setup of the first.
     """
     is_verbose = verbosity == "verbose"
     handler: logging.Handler

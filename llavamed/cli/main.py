@@ -33,7 +33,7 @@ from llavamed.errors import ConfigError, InterruptError, LlavaMedError
 
 
 class _Commands(TyperGroup):
-    """The commands, which end with a sentence at Ctrl-C or SIGTERM; click would say "Aborted!"."""
+    """The commands. At Ctrl-C or SIGTERM they end with a sentence; click would print "Aborted!"."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command, and turn an interrupt into an error of ours."""
@@ -41,7 +41,7 @@ class _Commands(TyperGroup):
 
         def interrupt(number: int, _: object) -> None:
             received.append(signal.Signals(number))
-            raise KeyboardInterrupt  # Ray, too, passes this on from wherever it waits
+            raise KeyboardInterrupt  # Ray passes this on too, wherever it waits
 
         before = {each: signal.signal(each, interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -96,7 +96,7 @@ def common(
         bool, typer.Option("--version", callback=_show_versions, is_eager=True, help=_VERSIONS)
     ] = False,
 ) -> None:
-    """Accept the options of every command; `main` reads them itself, wherever they stand."""
+    """Accept the options of every command; `main` reads them itself, at any position."""
 
 
 @app.command()
@@ -111,7 +111,7 @@ def prepare(
         bool, typer.Option("--check", help="Only compare finished datasets with their sources.")
     ] = False,
 ) -> None:
-    """Prepare datasets: validate, tokenise and shard them, with Ray Data."""
+    """Prepare datasets: validate, tokenize and shard them, with Ray Data."""
     run = load_run(config, overrides)
     from llavamed.run.driver import check_datasets, prepare_datasets
     from llavamed.run.progress import ProgressDisplay
@@ -225,7 +225,7 @@ def show_config(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line. An error of a user ends it with a sentence and an exit code."""
+    """Run the command line. A user's error ends it with a sentence and an exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     configure_logging(
         "verbose" if "--verbose" in words else "quiet" if "--quiet" in words else "normal"
@@ -257,12 +257,12 @@ def _explain_missing(error: Exception) -> ConfigError | None:
 
 
 def _explain_unexpected(error: Exception) -> str:
-    """Explain that the program has a mistake, and keep the traceback, which may not come again."""
+    """Explain that the program has a bug, and keep the traceback, which may not be reproducible."""
     with tempfile.NamedTemporaryFile(
         "w", prefix="llavamed-", suffix=".txt", delete=False, encoding="utf-8"
     ) as file:
         traceback.print_exception(error, file=file)
     return (
-        f"unexpected {type(error).__name__}: the program or a library has a mistake; report it "
+        f"unexpected {type(error).__name__}: the program or a library has a bug; report it "
         f"with the traceback in {file.name}"
     )

@@ -1,4 +1,4 @@
-"""Shared by all commands: how to find the config of a run, and where to print."""
+"""Options that all commands share: how to find the config of a run, and where to print."""
 
 import logging
 import os
@@ -30,7 +30,7 @@ def find_config(path: str | None) -> str:
     """Return the path of the config that a command was given. Raises: ConfigError."""
     path = path or os.environ.get("LLAVAMED_CONFIG")
     if path is None:
-        raise ConfigError("config=null: which run? give --config FILE, or set LLAVAMED_CONFIG")
+        raise ConfigError("config=null: names no run; give --config FILE, or set LLAVAMED_CONFIG")
     return path
 
 

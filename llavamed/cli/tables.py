@@ -1,4 +1,4 @@
-"""Print the tables that commands end with."""
+"""Print the tables at the end of commands."""
 
 import shlex
 import sys
@@ -68,7 +68,7 @@ def show_scores(found: ScoresManifest, console: Console) -> None:
 
 
 def _scores_table(title: str, groups: Sequence[GroupScores], conditions: Sequence[str]) -> Table:
-    """Return a row a condition, with strict and legacy side by side for each type of question.
+    """Return one row per condition, with strict and legacy side by side for each type of question.
 
     Each cell has its interval below, so that the table fits into 80 columns.
     """
@@ -91,7 +91,7 @@ def _scores_table(title: str, groups: Sequence[GroupScores], conditions: Sequenc
 def show_scorers(
     groups: Sequence["QuestionGroup"], scores: Mapping[str, Sequence["Estimate"]], console: Console
 ) -> None:
-    """Print the mean score of each group of questions with its interval, a row a scorer."""
+    """Print the mean score of each group of questions with its interval, one row per scorer."""
     heads = [f"{group.name} ({len(group.positions):,})" for group in groups]
     table = _table("Scores", "scorer", *heads)
     for name, estimates in scores.items():
@@ -100,7 +100,7 @@ def show_scorers(
 
 
 def show_legacy(averages: Mapping[str, Mapping[str, float]], console: Console) -> None:
-    """Print the averages of LLaVA-Med's two scripts in percent, a row a measure."""
+    """Print the averages of LLaVA-Med's two scripts in percent, one row per measure."""
     table = _table("LLaVA-Med's scripts, in percent", "measure", *averages)
     names = dict.fromkeys(name for values in averages.values() for name in values)
     for name in names:
@@ -121,9 +121,9 @@ def show_comparison(
     """Print the scores of files and their differences to the first.
 
     Args:
-        compared: The scores, a group of questions each.
+        compared: The scores, one entry per group of questions.
         no_answer: The share of closed questions without an answer, one per file; may be empty.
-        files: The path of each file by the letter that stands for it.
+        files: The path of each file by its letter.
         scorer: Name of the scorer.
         console: Where to print.
     """
@@ -153,7 +153,7 @@ def show_comparison(
 
 
 def show_checks(checks: Sequence["RuleResult"], console: Console) -> None:
-    """Print every rule of a policy with what was found."""
+    """Print every rule of a policy with its result."""
     table = _table("Policy", "rule", "met", "found")
     for column in table.columns[1:]:
         column.justify = "left"
@@ -189,7 +189,7 @@ def _interval(estimate: "Estimate | EstimateFacts", form: str = ".3f") -> str:
 
 
 def show_answers(made: "AnswersManifest", groups: Sequence[GroupScores], console: Console) -> None:
-    """Print how each condition of an evaluation scores, strict beside legacy."""
+    """Print the scores of each condition of an evaluation, strict next to legacy."""
     title = f"Scores of {made.model} on {made.questions} {made.split} (95 % intervals)"
     console.print(_scores_table(title, groups, made.conditions))
     for reason, number in made.quarantined.items():
@@ -210,14 +210,14 @@ def show_benchmarks(console: Console) -> None:
 def show_plan(costs: Sequence["StageCost"], console: Console) -> None:
     """Print what a run will do and cost."""
     first = costs[0]
-    title = f"{first.num_gpus} x {first.accelerator} at {first.mfu:.0%} model-FLOPs utilisation"
+    title = f"{first.num_gpus} x {first.accelerator} at {first.mfu:.0%} model-FLOPs utilization"
     table = _table(title, "", *(cost.name for cost in costs))
     declared = [f"{cost.dataset}{' (declared)' if cost.is_declared else ''}" for cost in costs]
     rows: dict[str, list[str]] = {
         "dataset": declared,
         "samples": [f"{cost.num_samples:,}" for cost in costs],
         "steps": [f"{cost.steps:,}" for cost in costs],
-        "samples a step": [f"{cost.samples_per_step:,.1f}" for cost in costs],
+        "samples per step": [f"{cost.samples_per_step:,.1f}" for cost in costs],
         "tokens": [_short(cost.num_tokens) for cost in costs],
         "useful tokens": [f"{cost.useful_tokens:.1%}" for cost in costs],
         "trained": [_short(sum(part.num_trained for part in cost.parts)) for cost in costs],
@@ -225,7 +225,7 @@ def show_plan(costs: Sequence["StageCost"], console: Console) -> None:
     }
     for part in ("weights", "gradients", "optimizer", "activations", "logits", "workspace"):
         rows[f"GB {part}"] = [f"{getattr(cost.memory, part) / 1e9:.1f}" for cost in costs]
-    rows["GB a GPU"] = [
+    rows["GB per GPU"] = [
         f"{cost.memory.total / 1e9:.1f} of {cost.gpu_memory / 1e9:.0f}"
         f"{'' if cost.memory.total <= cost.gpu_memory else ' !'}"
         for cost in costs
@@ -251,7 +251,7 @@ def show_plan(costs: Sequence["StageCost"], console: Console) -> None:
 
 
 def show_contamination(found: Contamination, console: Console) -> None:
-    """Print how much of a training set evaluation sets have too, by each way to match."""
+    """Print how much of a training set evaluation sets also contain, by each criterion."""
     total, names = found.dataset.num_samples, [other.name for other in found.against]
     title = f"Samples of {found.dataset.name} ({total:,}) that match"
     counts = _table(title, "by", *names, *(["any"] if len(names) > 1 else []))
@@ -290,12 +290,12 @@ def show_removal(found: Contamination, without: PreparedDataset | None, console:
     elif not leaving:
         text = f"Nothing was changed: none of {total:,} samples match by {' or '.join(found.by)}"
     else:
-        text = f"Removed {what}; {without.num_samples:,} are left, the others in the quarantine"
+        text = f"Removed {what}; {without.num_samples:,} are left, the others are in the quarantine"
     print_line(console, text)
 
 
 def describe_total(costs: Sequence["StageCost"]) -> str:
-    """Return a sentence of what all stages cost together, and by which prices."""
+    """Return a sentence about the cost of all stages, with the prices used."""
     prices, gpu = costs[0].prices, costs[0].accelerator
     hours = sum(cost.hours for cost in costs)
     known = [cost.cost for cost in costs if cost.cost is not None]
@@ -303,12 +303,12 @@ def describe_total(costs: Sequence["StageCost"]) -> str:
         return f"All stages: {hours:.3g} hours; gpu_prices.hourly has no price for {gpu}"
     return (
         f"All stages: {hours:.3g} hours and {money(sum(known))} {prices.currency}, at "
-        f"{prices.hourly[gpu]:g} a GPU and hour as of {prices.date} (gpu_prices)"
+        f"{prices.hourly[gpu]:g} per GPU hour as of {prices.date} (gpu_prices)"
     )
 
 
 def money(amount: float) -> str:
-    """Return an amount with cents where they matter."""
+    """Return an amount, with cents if it is small."""
     return f"{amount:,.0f}" if amount >= 1000 else f"{amount:,.2f}"
 
 
@@ -327,18 +327,18 @@ def _short(number: float) -> str:
 
 
 def print_line(console: Console, text: str) -> None:
-    """Print a sentence as it is, without colours and without breaking it."""
+    """Print a sentence unchanged, without colours and line breaks."""
     console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def _mlflow_command(uri: str) -> str:
-    """Return how to look at the runs: a server's address, or the command that serves a database."""
+    """Return how to see the runs: a server's address, or the command that serves a database."""
     if uri.startswith("http"):
         return uri
     return shlex.join([str(_installed("mlflow")), "server", "--backend-store-uri", uri])
 
 
 def _installed(name: str) -> Path:
-    """Return the path of a command of this environment, as short as it works from here."""
+    """Return the shortest path of a command of this environment that works from here."""
     command = Path(sys.executable).with_name(name)
     return command.relative_to(Path.cwd()) if command.is_relative_to(Path.cwd()) else command

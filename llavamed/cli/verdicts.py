@@ -1,4 +1,4 @@
-"""Commands of `llavamed evaluate` with which people decide on a model: judge, gate, card."""
+"""Commands of `llavamed evaluate` for decisions on a model: judge, gate, card."""
 
 from typing import Annotated
 
@@ -31,10 +31,10 @@ def judge_answers(
         int, typer.Option(min=1, help="Largest number of tokens of a verdict.")
     ] = 512,
     estimate: Annotated[
-        bool, typer.Option("--estimate", help="Say what it would take, and ask nothing.")
+        bool, typer.Option("--estimate", help="Print what it would take, and send no request.")
     ] = False,
 ) -> None:
-    """Have a language model judge answers to questions about figures, beside reference answers."""
+    """Let a language model judge answers to questions about figures against reference answers."""
     from llavamed.cli.tables import print_line, show_judgement
     from llavamed.config.endpoint import Endpoint
     from llavamed.config.load import load_section
@@ -102,7 +102,7 @@ def write_model_card(
     config: ConfigFile = None,
     stage: Annotated[str | None, typer.Option(help="Default: the last one.")] = None,
 ) -> None:
-    """Write a model card, and a data card for each training set, from what is recorded."""
+    """Write a model card, and a data card for each training set, from the records."""
     run = load_run(config, overrides)
     from llavamed.cli.tables import print_line
     from llavamed.run.cards import write_cards

@@ -1,7 +1,7 @@
 """Talk to the API server of Kubernetes. This is the only file that knows its client.
 
-Objects are plain JSON. What may pass (a time-out, a server that starts again) is tried again; what
-does not is raised as a sentence.
+Objects are plain JSON. Temporary failures (a time-out, a server that restarts) are retried; others
+are raised as one sentence.
 """
 
 import base64
@@ -27,9 +27,9 @@ from llavamed.storage import retry
 
 ATTEMPTS = 6
 TIMEOUT_SECONDS = (5.0, 30.0)
-"""What the server is given to accept a connection, and to answer."""
+"""Time limits for the server to accept a connection, and to answer."""
 SUBMISSION = "llavamed.io/submission"
-"""Annotation with a mark of one call of `create`, by which it knows its own object again."""
+"""Annotation with a random mark, by which a call of `create` recognizes its own object."""
 _MAY_PASS = {429, 500, 502, 503, 504}
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Cluster:
     """One cluster and namespace, as the current user sees them."""
 
     def __init__(self, namespace: str | None = None, context: str | None = None) -> None:
-        """Read the kubeconfig, or within a pod its service account.
+        """Read the kubeconfig or, within a pod, its service account.
 
         Args:
             namespace: By default that of the context, or `default`.
@@ -50,7 +50,7 @@ class Cluster:
         """
         self._file = os.environ.get("KUBECONFIG")  # the client looks only when it is imported
         settings = client.Configuration()
-        settings.retries = False  # urllib3 would try again by itself, and say nothing
+        settings.retries = False  # urllib3 would retry silently
         try:
             if is_in_pod():
                 config.load_incluster_config(client_configuration=settings)
@@ -85,21 +85,21 @@ class Cluster:
         """Return all objects of a kind. Raises: ClusterError.
 
         Args:
-            kind: Which objects.
-            selector: Labels that they have.
-            everywhere: In all namespaces, not only in this one.
+            kind: The kind of object.
+            selector: Labels that they must have.
+            everywhere: Whether to search all namespaces, not only this one.
         """
         namespace = None if everywhere or not kind.is_namespaced else self.namespace
         query = urlencode({"labelSelector": selector}) if selector else ""
         path = kind.path(namespace) + (f"?{query}" if query else "")
         items: list[Object] = self._ask("GET", path, Call("list", kind, namespace))["items"]
-        # Items of a list do not repeat what kind they are.
+        # Items of a list do not repeat their kind.
         return [{"apiVersion": kind.api_version, "kind": kind.name} | item for item in items]
 
     def create(self, kind: Kind, thing: Object) -> Object:
         """Create an object. Raises: ClusterError.
 
-        When the answer to the first attempt was lost, a later one finds the object that it made.
+        If the answer to the first attempt is lost, a later attempt finds the object.
         """
         mark = uuid.uuid4().hex
         annotations = thing["metadata"].get("annotations", {}) | {SUBMISSION: mark}
@@ -158,7 +158,7 @@ class Cluster:
         headers: Mapping[str, str] | None = None,
         recover: Callable[[int], Object | None] = lambda _: None,
     ) -> Any:
-        """Send a request, again while it fails by what may pass, and return the answer's JSON."""
+        """Send a request, retry it after temporary failures, and return the JSON of the answer."""
 
         def warn(state: RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome else None
@@ -211,7 +211,7 @@ class Cluster:
         return json.loads(text) if text else {}
 
     def _neighbours(self, status: int, call: Call) -> list[str] | None:
-        """Return the names of the objects beside one that is not there."""
+        """Return the names of the existing objects when one does not exist."""
         if status != 404 or not call.name or call.kind is SERVICE_PROXY:
             return None
         try:
@@ -227,7 +227,7 @@ def is_in_pod() -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """Return what went wrong below the layers of urllib3, without addresses of objects."""
+    """Return the root cause below the layers of urllib3, without addresses of objects."""
     reason = getattr(error, "reason", None) or error
     text = " ".join(str(reason).split())
     return text.rpartition(">: ")[2] or type(reason).__name__

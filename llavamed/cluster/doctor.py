@@ -1,4 +1,4 @@
-"""Examine a cluster before GPUs wait for it: a list of checks, each a line with what to do."""
+"""Examine a cluster before GPUs wait for it: a list of checks, each with one line of advice."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -43,16 +43,18 @@ class Check:
     name: str
     examine: Callable[[Snapshot], Iterable[Problem]]
     needs: tuple[Kind, ...]
-    """Kinds whose objects must be known. A kind that was not asked for passes the check over."""
+    """Kinds whose objects must be known. The check is skipped if a kind was not requested."""
     ok: str
-    """What holds where no problem is found."""
+    """Text that is shown if no problem is found."""
 
 
 _RAY = (RAY_CLUSTER, RAY_JOB, RAY_SERVICE)
 CHECKS = (
     Check("kuberay", environment.operator, (OPERATOR,), "the operator runs, and is new enough"),
     Check("rules", manifests.rules, _RAY, "KubeRay accepts all of its objects"),
-    Check("versions", manifests.versions, _RAY, "Ray and llavamed are those of this program"),
+    Check(
+        "versions", manifests.versions, _RAY, "Ray and llavamed have the versions of this program"
+    ),
     Check(
         "references",
         environment.references,
@@ -72,13 +74,13 @@ CHECKS = (
     ),
     Check("mlflow", environment.mlflow, (*_RAY, DEPLOYMENT), "the MLflow server is available"),
     # With pods: manifests alone do not say whether a service answers.
-    Check("services", services.services, (RAY_SERVICE, POD), "every RayService takes requests"),
+    Check("services", services.services, (RAY_SERVICE, POD), "every RayService accepts requests"),
     Check("pods", environment.pods, (POD, EVENT), "no pod waits or fails"),
 )
 
 
 def examine(snapshot: Snapshot) -> list[Finding]:
-    """Return what each check finds, in their order: its problems, or that there is none."""
+    """Return the findings of all checks in order: the problems of each, or that there are none."""
     return [finding for check in CHECKS for finding in _findings(check, snapshot)]
 
 

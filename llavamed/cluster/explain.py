@@ -1,4 +1,4 @@
-"""Say in one sentence what Kubernetes refuses, and what to do about it."""
+"""Explain in one sentence what Kubernetes refuses, and what to do about it."""
 
 import json
 import re
@@ -21,10 +21,10 @@ def upgrade_kuberay(namespace: str) -> str:
 
 @dataclass(frozen=True)
 class Call:
-    """What is asked of the API server."""
+    """A request to the API server."""
 
     verb: str
-    """As roles have it: get, list, create, patch, delete."""
+    """The verb as roles name it: get, list, create, patch, delete."""
     kind: Kind
     namespace: str | None
     name: str = ""
@@ -39,15 +39,15 @@ def explain(status: int, body: str, call: Call, existing: list[str] | None = Non
     Args:
         status: HTTP status of the answer.
         body: The answer, a `Status` of Kubernetes or plain text.
-        call: What was asked.
-        existing: For 404, names of the objects of the kind that there are, None if unknown.
+        call: The request.
+        existing: For 404, the names of the existing objects of the kind, or None if unknown.
     """
     answer = _parse(body)
     said = str(answer.get("message") or body or "no reason given").strip()
     if call.kind is SERVICE_PROXY and answer.get("kind") != "Status":
         return (
-            f"{call}: the service itself answers {status}: {said}; its pod may be another than "
-            "before, so try again"
+            f"{call}: the service itself answers {status}: {said}; its pod may have "
+            "been replaced, so try again"
         )
     where = f"namespace {call.namespace}" if call.namespace else "the cluster"
     match status:
@@ -66,7 +66,7 @@ def explain(status: int, body: str, call: Call, existing: list[str] | None = Non
             return f"{call}: {_missing_kind(call.kind)}"
         case 404:
             if existing is None:
-                there = "its neighbours cannot be listed"
+                there = "other objects of the kind cannot be listed"
             else:
                 there = f"there are: {', '.join(sorted(existing))}" if existing else "there is none"
             return f"{call}: is not in {where}; {there}; check --namespace and the name"
@@ -76,7 +76,7 @@ def explain(status: int, body: str, call: Call, existing: list[str] | None = Non
                 f"{call.name}`, or choose another --name"
             )
         case 409:
-            return f"{call}: was changed by somebody at the same moment; run the command again"
+            return f"{call}: was changed by another client at the same time; run the command again"
         case 400 | 422:
             return f"{call}: {_wrong_fields(answer, said)}"
     return f"{call}: the API server answers {status}: {said}; try again, or ask who administers it"
@@ -91,7 +91,7 @@ def _parse(body: str) -> dict[str, Any]:
 
 
 def _missing_rule(said: str, call: Call) -> str:
-    """Name the rule that is missing, and the commands that an administrator grants it with."""
+    """Name the missing rule, and the commands with which an administrator grants it."""
     found = _USER.search(said)
     user = found[1] if found else "USER"
     role, kind = f"llavamed-{call.verb}-{call.kind.plural.replace('/', '-')}", "role"
@@ -113,7 +113,9 @@ def _missing_rule(said: str, call: Call) -> str:
 def _missing_kind(kind: Kind) -> str:
     if kind in (RAY_JOB, RAY_CLUSTER):
         return f"the cluster does not know the kind; install KubeRay with `{INSTALL_KUBERAY}`"
-    return f"the cluster does not know the kind {kind.resource}; install what brings it"
+    return (
+        f"the cluster does not know the kind {kind.resource}; install the operator that defines it"
+    )
 
 
 def _wrong_fields(answer: dict[str, Any], said: str) -> str:

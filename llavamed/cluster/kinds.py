@@ -22,7 +22,7 @@ class Kind:
 
     @property
     def api_version(self) -> str:
-        """What an object of the kind has as `apiVersion`."""
+        """The `apiVersion` of an object of the kind."""
         return f"{self.group}/{self.version}" if self.group else self.version
 
     @property
@@ -31,7 +31,8 @@ class Kind:
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
     def path(self, namespace: str | None, name: str = "") -> str:
-        """Return the path of an object, or of all in a namespace or, with None, everywhere."""
+        """Return the path of an object, or of all objects in a namespace or, with None, in the
+        cluster."""
         root = f"/apis/{self.api_version}" if self.group else f"/api/{self.version}"
         inside = f"/namespaces/{namespace}" if self.is_namespaced and namespace else ""
         return f"{root}{inside}/{self.plural}{f'/{name}' if name else ''}"

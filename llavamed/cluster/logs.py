@@ -1,7 +1,7 @@
 """The log of a job's driver, from Ray's dashboard through the API server.
 
-It is asked for again and again, and what is new is given: a connection that breaks, a pod or a head
-that starts again cost nothing, and nothing is judged by it.
+The log is fetched repeatedly and only its new part is returned, so a broken connection or a
+restarted pod or head loses nothing. No decision depends on the log.
 """
 
 import time
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 DASHBOARD_PORT = 8265
 TOKEN_KEY = "auth_token"
 PATIENCE_SECONDS = 600.0
-"""Seconds for which an API server or a head may be away."""
+"""Seconds for which an API server or a head may be unreachable."""
 
 
 class LogText:
-    """The text of a log so far; gives what is new in each later one."""
+    """The text of a log so far, which returns the new part of each later text."""
 
     def __init__(self) -> None:
         self._text = ""
 
     def new_lines(self, text: str) -> str:
-        """Return what `text` has beyond the text before; all of it where it is another log."""
+        """Return the part of `text` after the previous text, or all of it if it is another log."""
         goes_on = text.startswith(self._text)
         new = text[len(self._text) :] if goes_on else text
         self._text = text
@@ -69,14 +69,14 @@ def follow(
     """Yield the log of a job as it grows, until the job has ended.
 
     Args:
-        cluster: Where it is.
-        name: Of the job.
-        follows: Go on until the job has ended; otherwise yield what there is.
-        seconds: Between two looks.
-        on_problem: Told, once each time, what keeps the log away.
+        cluster: The cluster of the job.
+        name: Name of the job.
+        follows: Whether to go on until the job has ended; otherwise yield the current log.
+        seconds: Seconds between two requests.
+        on_problem: Called once for each problem that makes the log unavailable.
 
     Raises:
-        ClusterError: There is no such job, or its log was away for too long.
+        ClusterError: There is no such job, or its log was unavailable for too long.
     """
     text, before = LogText(), ""
     seen = time.monotonic()
@@ -92,15 +92,15 @@ def follow(
             seen = time.monotonic()
         if time.monotonic() - seen > PATIENCE_SECONDS:
             raise ClusterError(
-                f"RayJob={name}: its log was away for {PATIENCE_SECONDS:.0f} s: {before}; see "
-                f"`llavamed cluster status {name}`"
+                f"RayJob={name}: its log was unavailable for {PATIENCE_SECONDS:.0f} s: {before}; "
+                f"see `llavamed cluster status {name}`"
             )
         time.sleep(seconds)
 
 
 @dataclass(frozen=True)
 class _Look:
-    """What one look at a log has found."""
+    """The result of one request for a log."""
 
     new: str = ""
     problem: str = ""

@@ -1,4 +1,4 @@
-"""Why pods do not run: what their states and events mean, in causes and what to do."""
+"""Explain why pods do not run: the causes behind their states and events, and what to do."""
 
 import re
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ _PREEMPTED = {"Preempted", "Preempting", "SpotInterruption", "NodeShutdown", "Ev
 
 
 def causes(pods: list[Object], events: list[Object]) -> list[str]:
-    """Return why pods wait or fail, one sentence a cause, with the pods that it holds up.
+    """Return why pods wait or fail: one sentence per cause, with the pods that it affects.
 
     Args:
-        pods: Any pods; those that run are passed over.
+        pods: Any pods; running pods are skipped.
         events: Events of the same namespace.
     """
     found: dict[str, list[str]] = {}
@@ -60,9 +60,9 @@ def _causes_of(pod: Object, events: list[Object]) -> Iterator[str]:
             yield from unschedulable(condition.get("message") or "")
     for reason in ("FailedMount", "FailedAttachVolume"):
         if reason in said:
-            yield f"cannot mount a volume: {said[reason]}; make what it names"
+            yield f"cannot mount a volume: {said[reason]}; create what it names"
     if "NotTriggerScaleUp" in said:
-        yield "no node pool can grow for it; raise a pool's limit, or ask for what a pool has"
+        yield "no node pool can grow for it; raise a pool's limit, or request what a pool has"
 
 
 def _container_cause(status: Object) -> Iterator[str]:
@@ -76,7 +76,7 @@ def _container_cause(status: Object) -> Iterator[str]:
             "image.repository, image.tag and image.pullSecrets"
         )
     elif reason in ("CreateContainerConfigError", "CreateContainerError"):
-        yield f"container {status['name']} cannot be made: {text}; make what it names"
+        yield f"container {status['name']} cannot be created: {text}; create what it names"
     elif ended.get("reason") == "OOMKilled":
         yield (
             f"container {status['name']} was killed for its memory; raise the memory of its group "
@@ -88,10 +88,10 @@ def _container_cause(status: Object) -> Iterator[str]:
 
 
 def unschedulable(message: str) -> Iterator[str]:
-    """Yield the causes in a message of the scheduler, which sums up what each node lacks."""
+    """Yield the causes in a message of the scheduler, which summarizes what each node lacks."""
     insufficient = re.findall(r"(\d+) Insufficient ([\w./-]+)", message)
     for number, resource in insufficient:
-        yield f"{number} nodes have not enough {resource} free; add nodes, or wait for other work"
+        yield f"{number} nodes lack free {resource}; add nodes, or wait for other work"
     if found := re.search(r"(\d+) node\(s\) didn't match Pod's node affinity/selector", message):
         yield f"{found[1]} nodes have other labels than its nodeSelector; correct the selector"
     for number, taint in re.findall(
@@ -101,13 +101,13 @@ def unschedulable(message: str) -> Iterator[str]:
     if "unbound immediate PersistentVolumeClaims" in message:
         yield "its volume claim is not bound; check the storage class and the claim's events"
     if found := re.search(r'persistentvolumeclaim "([^"]+)" not found', message):
-        yield f"its volume claim {found[1]} does not exist; make it"
+        yield f"its volume claim {found[1]} does not exist; create it"
     if found := re.search(r"(\d+) node\(s\) were unschedulable", message):
         yield f"{found[1]} nodes are cordoned; uncordon them or add others"
 
 
 def _owner_causes(events: list[Object]) -> Iterator[str]:
-    """Yield why pods were not even made, which events of their owner tell."""
+    """Yield why pods could not be created, according to the events of their owner."""
     seen: dict[str, None] = {}
     for event in events:
         text, owner = str(event.get("message", "")), event["involvedObject"]

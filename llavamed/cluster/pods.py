@@ -1,4 +1,4 @@
-"""What pods ask for, and which nodes have it: quantities, selectors, taints."""
+"""What pods request, and which nodes have it: quantities, selectors, taints."""
 
 import re
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ class PodGroup:
 
     @property
     def is_head(self) -> bool:
-        """Whether it is the head's."""
+        """Whether this is the group of the head."""
         return self.name == "head"
 
 
@@ -39,7 +39,7 @@ def quantity(text: str | int | float) -> Fraction:
     """Return a quantity of Kubernetes, such as `500m` or `64Gi`, as a number.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The text is not a quantity.
     """
     found = _QUANTITY.fullmatch(str(text).strip())
     if found is None or found[2] not in _SUFFIXES | _SMALL:
@@ -48,7 +48,7 @@ def quantity(text: str | int | float) -> Fraction:
 
 
 def show(name: str, amount: Fraction) -> str:
-    """Return an amount of a resource for people."""
+    """Return an amount of a resource in readable form."""
     if name in ("memory", "ephemeral-storage") and amount >= 2**30:
         return f"{name} {float(amount / 2**30):.4g}Gi"
     return f"{name} {float(amount):.4g}"
@@ -83,9 +83,9 @@ def cluster_spec(thing: Object) -> Object | None:
 
 
 def token_secret(cluster: Object) -> str | None:
-    """Return the name of the Secret with the token of a RayCluster, or None where it needs none.
+    """Return the name of the Secret with the token of a RayCluster, or None if it needs none.
 
-    KubeRay makes one that is named like the cluster, unless `authOptions` names another.
+    KubeRay creates one with the name of the cluster, unless `authOptions` names another.
     """
     auth = cluster["spec"].get("authOptions") or {}
     if auth.get("mode") != "token":
@@ -114,7 +114,7 @@ def _groups(spec: Object) -> Iterator[PodGroup]:
 
 
 def obstacles(spec: Object, node: Object) -> list[str]:
-    """Return what keeps a pod from a node that nothing else runs on; empty where it fits.
+    """Return what keeps a pod off an otherwise empty node; empty if it fits.
 
     Args:
         spec: Specification of the pod.
@@ -155,7 +155,7 @@ def _tolerates(toleration: Object, taint: Object) -> bool:
 
 
 def pods_that_fit(spec: Object, nodes: list[Object]) -> int:
-    """Return how many pods of a specification the nodes hold together, when they are empty."""
+    """Return how many pods of a specification all nodes can hold when they are empty."""
     request = {name: amount for name, amount in request_of(spec).items() if amount}
     total = 0
     for node in nodes:
@@ -168,6 +168,6 @@ def pods_that_fit(spec: Object, nodes: list[Object]) -> int:
 
 
 def nearest_node(spec: Object, nodes: list[Object]) -> tuple[str, list[str]] | None:
-    """Return the node that lacks least of what a pod needs, and what it lacks."""
+    """Return the node that lacks the least of what a pod needs, and what it lacks."""
     lacking = [(name_of(node), obstacles(spec, node)) for node in nodes]
     return min(lacking, key=lambda each: len(each[1]), default=None)

@@ -1,6 +1,6 @@
 """Examine a pod from the inside: `python -m llavamed.cluster.probe URI`, which `doctor` starts.
 
-The report is JSON in the container's termination message, so that nobody needs the right to read
+The report is JSON in the container's termination message, so that no one needs permission to read
 logs. It holds no secret.
 """
 
@@ -19,7 +19,7 @@ from llavamed.errors import LlavaMedError
 from llavamed.storage.location import check_writable, locate
 
 MESSAGE = Path("/dev/termination-log")
-"""Where Kubernetes takes the message from."""
+"""File from which Kubernetes reads the message."""
 SHARED_MEMORY = "/dev/shm"
 MAX_BYTES = 4000
 """Kubernetes keeps 4096 bytes of a message."""
@@ -27,13 +27,14 @@ _TIMEOUT_SECONDS = 20.0
 
 
 def report(uri: str | None) -> dict[str, Any]:
-    """Return what a pod can do.
+    """Return a report of what a pod can do.
 
     Args:
-        uri: Folder to write, read and delete a file in; None for no such test.
+        uri: Folder in which to write, read and delete a file; None to skip this test.
 
     Returns:
-        Versions, the bytes of shared memory, and for storage and MLflow an empty text, or why not.
+        Versions, the bytes of shared memory, and for storage and MLflow the problem, or an empty
+        text.
     """
     size = os.statvfs(SHARED_MEMORY)
     facts: dict[str, Any] = {
@@ -66,7 +67,7 @@ def _problem(work: Callable[[], object]) -> str:
 
 
 def _ask(url: str) -> None:
-    """Ask for an answer. Raises: OSError."""
+    """Request a URL. Raises: OSError, if it does not answer."""
     try:
         urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS).close()
     except urllib.error.HTTPError as error:

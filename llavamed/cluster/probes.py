@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from llavamed.cluster.client import Cluster
 
 LEAST_SHARED_MEMORY = 2**30
-"""Bytes of /dev/shm below which NCCL and Ray's object store are in trouble."""
+"""Minimum number of bytes of /dev/shm for NCCL and Ray's object store."""
 _ENDED = ("Succeeded", "Failed")
 _UNNEEDED = ("initContainers", "restartPolicy")
 
 
 def make_probe(cluster: Object, group: PodGroup, uri: str | None) -> Object:
-    """Return a pod of a group, with its image, account, environment and volumes, that probes.
+    """Return a pod that probes a group, with the group's image, account, environment and volumes.
 
-    It asks for no GPU and for little else, so that it also starts where all GPUs are taken; node
-    selector and tolerations are the group's own.
+    It requests no GPU and few other resources, so that it starts even if all GPUs are in use. It
+    has the node selector and tolerations of the group.
     """
     spec = {key: value for key, value in deepcopy(group.spec).items() if key not in _UNNEEDED}
     container = spec["containers"][0]
@@ -36,7 +36,7 @@ def make_probe(cluster: Object, group: PodGroup, uri: str | None) -> Object:
         "name": "probe",
         "command": ["python", "-m", "llavamed.cluster.probe"],
         "args": [] if uri is None else [uri],
-        # No limit of memory: Kubernetes would size /dev/shm by it.
+        # No memory limit, because Kubernetes would size /dev/shm by it.
         "resources": {"requests": {"cpu": "500m", "memory": "1Gi"}},
     }
     for key in ("ports", "livenessProbe", "readinessProbe", "lifecycle"):
@@ -54,16 +54,16 @@ def make_probe(cluster: Object, group: PodGroup, uri: str | None) -> Object:
 def probe_groups(
     cluster: "Cluster", snapshot: Snapshot, uri: str | None, *, seconds: float
 ) -> Iterator[Finding]:
-    """Yield what the probe of each group of each standing cluster finds; its pod is deleted.
+    """Yield the findings of a probe in each group of each running cluster; its pod is deleted.
 
     Args:
-        cluster: Where.
-        snapshot: What is there.
+        cluster: The Kubernetes cluster and namespace.
+        snapshot: The objects in it.
         uri: Folder in storage to write to.
-        seconds: How long a probe may take, with the start of its pod.
+        seconds: Seconds that a probe may take, including the start of its pod.
 
     Raises:
-        ClusterError: A pod cannot be made or read.
+        ClusterError: A pod cannot be created or read.
     """
     for ray in snapshot.ray:
         for group in groups_of(ray):
@@ -116,7 +116,7 @@ def judge(facts: dict[str, Any]) -> Iterator[Problem]:
     size = facts.get("shared_memory", 0)
     if size < LEAST_SHARED_MEMORY:
         yield failure(
-            f"/dev/shm has {size / 2**20:.0f} MiB, too few for Ray and NCCL; set sharedMemory"
+            f"/dev/shm has {size / 2**20:.0f} MiB, too little for Ray and NCCL; set sharedMemory"
         )
     if facts.get("llavamed") != __version__:
         yield warning(
@@ -129,6 +129,6 @@ def judge(facts: dict[str, Any]) -> Iterator[Problem]:
     theirs = str(facts.get("python", "")).rpartition(".")[0]
     if theirs != ours:
         yield warning(
-            f"the image has Python {theirs} and this machine {ours}; jobs do not mind, a Ray "
-            "Client connection from here would"
+            f"the image has Python {theirs} and this machine {ours}; this matters only "
+            "to a Ray Client connection from here"
         )

@@ -16,11 +16,11 @@ from llavamed.errors import ClusterError, ConfigError
 RUN = "llavamed.io/run"
 """Annotation of a job with the name of its run."""
 DIRECTORY = "llavamed.io/directory"
-"""Annotation of a job with the URI of its run's folder, where `progress.json` lies."""
+"""Annotation of a job with the URI of its run's folder, which contains `progress.json`."""
 QUEUE = "kueue.x-k8s.io/queue-name"
 """Label by which Kueue admits a job."""
 MAX_NAME = 47
-"""Characters that KubeRay takes of a job's name."""
+"""Maximum number of characters of a job's name in KubeRay."""
 _BACKOFF_LIMIT = 3
 _DEADLINE_SECONDS = 3600
 _KEEP_SECONDS = 600
@@ -29,11 +29,11 @@ _KEEP_FAILED_SECONDS = 86400
 
 @dataclass(frozen=True)
 class Submission:
-    """What is to run."""
+    """A run to submit."""
 
     config: RunConfig
     text: str
-    """The config file as it is."""
+    """The text of the config file."""
     overrides: tuple[str, ...]
     take_over: bool = False
     name: str | None = None
@@ -58,13 +58,13 @@ def job_name(submission: Submission) -> str:
 
 
 def make_job(submission: Submission, template: Object) -> Object:
-    """Return the RayJob that makes a cluster of its own.
+    """Return the RayJob that creates a cluster of its own.
 
-    Its image, service account, volumes, node selectors and sizes are those of the template. The
-    GPU workers are as many as the config's `scaling` needs.
+    Its image, service account, volumes, node selectors and sizes come from the template. The number
+    of GPU workers follows from the config's `scaling`.
 
     Args:
-        submission: What is to run.
+        submission: The run.
         template: A RayCluster, or a RayJob with a cluster of its own.
 
     Raises:
@@ -84,17 +84,17 @@ def make_job(submission: Submission, template: Object) -> Object:
     spec |= {"entrypoint": entrypoint(submission), "submissionMode": "HTTPMode"}
     metadata = _metadata(submission, template)
     if QUEUE in metadata["labels"]:
-        # Kueue suspends a job until it is admitted, which KubeRay takes of no job with rules.
+        # Kueue suspends a job until it is admitted, which KubeRay refuses for jobs with rules.
         spec.pop("deletionStrategy", None)
         spec |= {"shutdownAfterJobFinishes": True, "ttlSecondsAfterFinished": _KEEP_SECONDS}
     return _job(metadata, spec)
 
 
 def make_job_on(submission: Submission, cluster: Object) -> Object:
-    """Return the RayJob that runs on a RayCluster that is there.
+    """Return the RayJob that runs on an existing RayCluster.
 
     Raises:
-        ConfigError: The cluster has not as many GPUs as the workers need, or a queue is asked for.
+        ConfigError: The cluster has fewer GPUs than the workers need, or a queue is requested.
     """
     if submission.queue is not None:
         raise ConfigError(
@@ -119,24 +119,24 @@ def make_job_on(submission: Submission, cluster: Object) -> Object:
 
 
 def entrypoint(submission: Submission) -> str:
-    """Return the command of the head: write the config to a file, and train by it."""
+    """Return the command of the head, which writes the config to a file and trains with it."""
     file = f"/tmp/{job_name(submission)}.yaml"
     words = ["python", "-m", "llavamed", "train", "--config", file, *submission.overrides]
     if submission.take_over:
         words.append("--take-over")
-    # exec: a signal must reach Python, not a shell before it.
+    # exec: a signal must reach Python, not the shell.
     return f"printf %s {shlex.quote(submission.text)} >{file} && exec {shlex.join(words)}"
 
 
 def size_workers(cluster: Object, config: RunConfig) -> None:
-    """Give the first GPU group of a cluster as many pods as a run needs, and the others none.
+    """Give the first GPU group of a cluster as many pods as a run needs, and other GPU groups none.
 
     Args:
         cluster: Specification of a RayCluster, which is changed.
         config: The run.
 
     Raises:
-        ConfigError: The run needs GPUs, and no group has some.
+        ConfigError: The run needs GPUs, and no group has any.
     """
     groups = cluster.get("workerGroupSpecs", [])
     with_gpus = [group for group in groups if gpus_of(group)]
@@ -167,8 +167,8 @@ def choose_release(clusters: list[Object], name: str | None, namespace: str) -> 
 
     Args:
         clusters: All RayClusters of releases.
-        name: Which; by default the only one.
-        namespace: Where they are, for the error.
+        name: Name of the release; by default the only one.
+        namespace: The namespace, for the error.
 
     Raises:
         ClusterError: There is no such release, or several.
@@ -176,7 +176,7 @@ def choose_release(clusters: list[Object], name: str | None, namespace: str) -> 
     found = {
         name_of(cluster): cluster
         for cluster in clusters
-        if not cluster["metadata"].get("ownerReferences")  # else KubeRay made it for a job
+        if not cluster["metadata"].get("ownerReferences")  # otherwise KubeRay created it for a job
     }
     chosen = [found[name]] if name in found else [] if name else list(found.values())
     if len(chosen) == 1:
@@ -190,13 +190,13 @@ def choose_release(clusters: list[Object], name: str | None, namespace: str) -> 
 
 
 def to_yaml(manifest: Object) -> str:
-    """Return a manifest as kubectl takes it, with the keys in their order."""
+    """Return a manifest as YAML for kubectl, with the keys in their order."""
     text: str = yaml.dump(manifest, Dumper=_Dumper, sort_keys=False, width=100)
     return text
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes a text of several lines as such, and a part that is repeated each time."""
+    """Writes multi-line text as a block, and repeated parts without aliases."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
@@ -212,7 +212,7 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def _lifecycle(cluster: Object) -> Object:
-    """Return what happens to the job's cluster; as in the chart's own jobs."""
+    """Return the settings for the end of the job's cluster, as in the chart's own jobs."""
     rules: list[Object] = [
         {
             "policy": "DeleteCluster",

@@ -1,4 +1,4 @@
-"""KubeRay's own rules, which its operator checks and the schema of its resources does not state.
+"""KubeRay's own rules, which its operator checks but the schema of its resources does not state.
 
 Source: KubeRay 1.7.0, `ray-operator/controllers/ray/utils/validation.go`.
 """

@@ -1,4 +1,4 @@
-"""What `doctor` examines: objects read from a namespace and its cluster, or from files."""
+"""The objects that `doctor` examines, read from a namespace and its cluster, or from files."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,14 +40,14 @@ _NAMESPACED = (
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Objects by their kind at one moment."""
+    """Objects by kind at one moment."""
 
     objects: dict[Kind, list[Object]]
     unreadable: dict[Kind, str] = field(default_factory=dict)
-    """Why the objects of a kind are not known. A kind in neither was not asked for."""
+    """Why the objects of a kind are not known. A kind in neither mapping was not requested."""
 
     def all(self, kind: Kind) -> list[Object]:
-        """Return the objects of a kind; none where they are not known."""
+        """Return the objects of a kind; none if they are not known."""
         return self.objects.get(kind, [])
 
     def knows(self, kind: Kind) -> bool:
@@ -56,7 +56,7 @@ class Snapshot:
 
     @property
     def ray(self) -> list[Object]:
-        """All objects of KubeRay, but not the clusters that it made for jobs and services."""
+        """All objects of KubeRay, without the clusters that it created for jobs and services."""
         clusters = [
             each for each in self.all(RAY_CLUSTER) if not each["metadata"].get("ownerReferences")
         ]
@@ -64,7 +64,7 @@ class Snapshot:
 
 
 def take_snapshot(cluster: "Cluster") -> Snapshot:
-    """Read all that is examined; what may not be read is noted.
+    """Read everything that is examined, and note what cannot be read.
 
     Raises:
         UnreachableError: The API server does not answer.

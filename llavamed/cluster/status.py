@@ -1,4 +1,4 @@
-"""What a submitted run does: judged by its RayJob and told by its progress file, not by its log."""
+"""The state of a submitted run, from its RayJob and its progress file, not from its log."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,30 +13,30 @@ from llavamed.storage.run_progress import RunProgress, find_progress
 State = Literal["pending", "running", "suspended", "succeeded", "stopped", "failed"]
 ENDED: frozenset[State] = frozenset({"succeeded", "stopped", "failed"})
 SILENCE_SECONDS = 60.0
-"""A running job whose progress is older than this is said to be silent."""
+"""Age of its progress after which a running job is shown as silent."""
 
 
 @dataclass(frozen=True)
 class JobState:
-    """What KubeRay says of a job."""
+    """What KubeRay says about a job."""
 
     name: str
     run: str
     directory: str | None
     state: State
     reason: str
-    """Why it is so, where KubeRay gives a reason."""
+    """Reason for the state, if KubeRay gives one."""
     cluster: str
     """Name of its RayCluster; empty while there is none."""
     job_id: str
-    """Its identifier on the Ray cluster; empty while it is not submitted."""
+    """Identifier on the Ray cluster; empty until it is submitted."""
     created: datetime
     attempts: int
-    """Number of clusters that were made for it."""
+    """Number of clusters that were created for it."""
 
 
 def read_job(job: Object) -> JobState:
-    """Return what a RayJob says of itself."""
+    """Read the state of a RayJob."""
     metadata, status = job["metadata"], job.get("status") or {}
     annotations = metadata.get("annotations") or {}
     reason = ": ".join(str(status[key]).strip() for key in ("reason", "message") if status.get(key))
@@ -54,7 +54,8 @@ def read_job(job: Object) -> JobState:
 
 
 def _state(status: Object) -> State:
-    """Return the state of a job. The deployment's status rules: a job may be lost with its head."""
+    """Return the state of a job. The deployment's status decides: a job may be lost with its
+    head."""
     deployment, job = status.get("jobDeploymentStatus", ""), status.get("jobStatus", "")
     if deployment in ("Failed", "ValidationFailed"):
         return "failed"
@@ -68,20 +69,22 @@ def _state(status: Object) -> State:
 
 @dataclass(frozen=True)
 class ProgressReport:
-    """What the run itself says, or why that is not known."""
+    """The progress of a run, or why it is not known."""
 
     found: RunProgress | None
     why_not: str = ""
 
 
 def read_progress(job: JobState) -> ProgressReport:
-    """Read the progress of a job's run from storage, once and without waiting."""
+    """Read the progress of a job's run from storage, once and without retries."""
     if job.directory is None:
         return ProgressReport(None, "the job was not submitted with `llavamed cluster submit`")
     try:
         place = locate(job.directory)
         if place.is_local:
-            return ProgressReport(None, f"{job.directory} is a folder of the cluster, not of here")
+            return ProgressReport(
+                None, f"{job.directory} is a folder of the cluster, not of this machine"
+            )
         found = find_progress(place.without_retries())
     except LlavaMedError as error:
         return ProgressReport(None, str(error))
@@ -89,12 +92,12 @@ def read_progress(job: JobState) -> ProgressReport:
 
 
 def describe(job: JobState, progress: ProgressReport, now: datetime) -> list[tuple[str, str]]:
-    """Return what is known of a job as pairs of a label and a text.
+    """Describe a job as pairs of a label and a text.
 
     Args:
-        job: From its RayJob.
-        progress: From its run.
-        now: The time, with its zone.
+        job: The state from its RayJob.
+        progress: The progress of its run.
+        now: The time, with its time zone.
     """
     state = f"{job.state}{f', attempt {job.attempts}' if job.attempts > 1 else ''}"
     lines = [("job", f"{job.name}  {state}")]
@@ -105,7 +108,9 @@ def describe(job: JobState, progress: ProgressReport, now: datetime) -> list[tup
         return [*lines, ("progress", f"unknown: {progress.why_not}")]
     updated = datetime.fromisoformat(found.updated_at)
     if updated < job.created:
-        lines.append(("progress", f"of an earlier job, until {found.updated_at}; no news yet"))
+        lines.append(
+            ("progress", f"of an earlier job, until {found.updated_at}; none of this job yet")
+        )
     elif found.state != "running":
         why = f": {found.reason}" if found.reason else ""
         lines.append(("run", f"{job.run}  attempt {found.attempt} {found.state}{why}"))
@@ -159,7 +164,7 @@ def _cost(found: RunProgress, *, is_over: bool) -> str:
 
 
 def _end(found: RunProgress) -> str:
-    """Return the moment up to which the rest of a run is estimated."""
+    """Return the end point of the estimate for the rest of a run."""
     last = found.stages[-1].name
     is_evaluated = found.task == "evaluate" and found.stage == last
     return f"{last} is {'evaluated' if is_evaluated else 'trained'}"

@@ -1,4 +1,4 @@
-"""Stop a job, at once or when its next checkpoint is complete, and say what that costs."""
+"""Stop a job, now or when its next checkpoint is complete, and say what that costs."""
 
 import time
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Standing:
-    """How far a run is, and how much of it is safe."""
+    """How far a run is, and how much of it is saved."""
 
     stage: str | None
-    """The stage that trains; None where none does, and then no step can be lost."""
+    """The stage in training; None if no stage trains, and then no step can be lost."""
     step: int = 0
     """Optimizer steps that it has taken."""
     saved: int = 0
@@ -32,20 +32,23 @@ def describe_loss(found: Standing | str) -> str:
     """Return a sentence on what a stop costs.
 
     Args:
-        found: How much of the run is safe, or why that is not known.
+        found: How much of the run is saved, or why that is not known.
     """
     if isinstance(found, str):
-        return f"the next job takes again what no checkpoint holds; how much is not known: {found}"
+        return (
+            "the next job repeats the steps after the last checkpoint; how many is not known: "
+            f"{found}"
+        )
     if found.stage is None:
         return "no stage is in training, so no step is lost"
     return (
         f"{found.stage} has taken {found.step:,} steps and its last checkpoint holds "
-        f"{found.saved:,}; the next job takes {max(0, found.step - found.saved):,} again"
+        f"{found.saved:,}; the next job repeats {max(0, found.step - found.saved):,}"
     )
 
 
 def read_standing(job: JobState) -> Standing | str:
-    """Return how much of a job's run is safe, or why that cannot be read from here."""
+    """Return how much of a job's run is saved, or why that cannot be read from here."""
     progress = read_progress(job)
     found = progress.found
     if found is None or job.directory is None:
@@ -63,12 +66,12 @@ def read_standing(job: JobState) -> Standing | str:
 
 
 def wait_for_checkpoint(cluster: "Cluster", name: str, *, seconds: float) -> None:
-    """Wait until a checkpoint is complete that was not there before, or nothing is to be saved.
+    """Wait until a new checkpoint is complete, or there is nothing to save.
 
     Args:
-        cluster: Where the job is.
-        name: Of the job.
-        seconds: Between two looks.
+        cluster: The cluster of the job.
+        name: Name of the job.
+        seconds: Seconds between two checks.
 
     Raises:
         ClusterError: The job is not running, or its checkpoints cannot be read from here.
@@ -98,16 +101,16 @@ def read_running(cluster: "Cluster", name: str) -> JobState:
     """Return the state of a job. Raises: ClusterError: There is none, or it is not running."""
     job = read_job(cluster.get(RAY_JOB, name))
     if job.state != "running":
-        hint = "" if job.state in ENDED else f"; `llavamed cluster delete {name}` takes it away"
+        hint = "" if job.state in ENDED else f"; `llavamed cluster delete {name}` deletes it"
         raise ClusterError(f"RayJob={name}: is {job.state}, so there is nothing to stop{hint}")
     return job
 
 
 def stop(cluster: "Cluster", name: str) -> Standing | str:
-    """Ask a job to stop: its run is interrupted, and goes on from its last checkpoint.
+    """Ask a job to stop. Its run is interrupted, and can resume from its last checkpoint.
 
     Returns:
-        How much of its run was safe at this moment, or why that is not known.
+        How much of its run was saved at this moment, or why that is not known.
 
     Raises:
         ClusterError: There is no such job, it is not running, or its head does not answer.

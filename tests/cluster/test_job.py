@@ -237,7 +237,7 @@ def test_a_node_that_is_taken_away_costs_no_step(
     while not (export := stage / "export" / "manifest.json").exists():
         assert time.monotonic() < noticed + 300, logs()
         time.sleep(0.5)
-    assert "align: a machine is taken away; goes on elsewhere" in logs()
+    assert "align: a machine is taken away; the stage goes on elsewhere" in logs()
     subprocess.run([RAY, "job", "stop", "on-spot"], env=cluster, check=True, capture_output=True)
     history = pq.ParquetFile(export.with_name("history.parquet")).read()
     assert history["step"].to_pylist() == list(range(1, 301))

@@ -25,7 +25,7 @@ ERRORS: dict[str, tuple[Exception, type[LlavaMedError], str]] = {
     "mistake": (
         TypeError("no number\nand more lines"),
         LlavaMedError,
-        "TypeError: no number: the program failed while it worked on data, and no sample is to "
+        "TypeError: no number: the program failed while it processed data, and no sample is to "
         "blame; see where with --debug, and report it",
     ),
 }

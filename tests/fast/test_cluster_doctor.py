@@ -254,7 +254,7 @@ def test_a_service_of_a_model_is_examined() -> None:
     found.objects[RAY_SERVICE].append(service())
     (finding,) = [each for each in problems(found) if each.check == "services"]
     assert finding.level == "warning"
-    assert "RayService llavamed-serve: does not take requests yet; wait for it" in finding.text
+    assert "RayService llavamed-serve: does not accept requests yet; wait for it" in finding.text
     found.objects[RAY_SERVICE][0]["status"] = applications("RUNNING")
     assert [each for each in problems(found) if each.check == "services"] == []
     found.objects[RAY_SERVICE][0]["status"] = applications("DEPLOY_FAILED")
@@ -316,14 +316,14 @@ MESSAGE = (
 
 def test_the_schedulers_message_becomes_causes() -> None:
     assert list(unschedulable(MESSAGE)) == [
-        "1 nodes have not enough memory free; add nodes, or wait for other work",
-        "3 nodes have not enough nvidia.com/gpu free; add nodes, or wait for other work",
+        "1 nodes lack free memory; add nodes, or wait for other work",
+        "3 nodes lack free nvidia.com/gpu; add nodes, or wait for other work",
         "5 nodes have other labels than its nodeSelector; correct the selector",
         "2 nodes have the taint nvidia.com/gpu: present; add a toleration",
         "1 nodes are cordoned; uncordon them or add others",
     ]
     (cause,) = unschedulable('persistentvolumeclaim "weights" not found')
-    assert cause == "its volume claim weights does not exist; make it"
+    assert cause == "its volume claim weights does not exist; create it"
     (cause,) = unschedulable("0/1: pod has unbound immediate PersistentVolumeClaims.")
     assert "its volume claim is not bound" in cause
 
@@ -350,7 +350,7 @@ ENDED = {"terminated": {"reason": "OOMKilled", "exitCode": 137}}
     [
         ([pod(containerStatuses=waiting("ErrImagePull"))], [], "p: image i cannot be pulled (ErrI"),
         ([pod(initContainerStatuses=waiting("CreateContainerConfigError", "secret x"))], [],
-         "p: container ray cannot be made: secret x; make what it names"),
+         "p: container ray cannot be created: secret x; create what it names"),
         ([pod("Running", containerStatuses=[{"name": "ray", "state": {}, "lastState": ENDED}])], [],
          "p: container ray was killed for its memory; raise the memory"),
         ([pod("Running", containerStatuses=waiting("CrashLoopBackOff"))], [],

@@ -330,7 +330,7 @@ def test_a_missing_rule_is_named_with_the_commands_that_grant_it() -> None:
 def test_what_a_service_answers_is_not_taken_for_the_api_servers_word() -> None:
     call = Call("get", SERVICE_PROXY, "research", "demo-head-svc")
     said = explain(404, "Job demo-x does not exist", call)
-    assert "the service itself answers 404: Job demo-x does not exist; its pod may be" in said
+    assert "the service itself answers 404: Job demo-x does not exist; its pod may" in said
     refused = answer(kind="Status", message='User "a" cannot get resource "services/proxy"')
     assert "--verb get --resource services/proxy --namespace research" in explain(
         403, refused, call
@@ -355,7 +355,12 @@ def test_what_a_service_answers_is_not_taken_for_the_api_servers_word() -> None:
             None,
             "delete it with `llavamed cluster delete demo`, or",
         ),
-        (409, {"reason": "Conflict"}, None, "was changed by somebody at the same moment; run the"),
+        (
+            409,
+            {"reason": "Conflict"},
+            None,
+            "was changed by another client at the same time; run the",
+        ),
         (
             422,
             {"details": {"causes": [{"field": "spec.entrypoint", "message": "too long"}]}},

@@ -99,7 +99,7 @@ def test_a_healthy_report_is_no_problem() -> None:
     [
         ({"storage": "s3://b: cannot write it"}, "failure", "storage: s3://b: cannot write it"),
         ({"mlflow": "403"}, "failure", "MLflow: 403; check its Deployment and the NetworkPolicies"),
-        ({"shared_memory": 2**26}, "failure", "/dev/shm has 64 MiB, too few for Ray and NCCL"),
+        ({"shared_memory": 2**26}, "failure", "/dev/shm has 64 MiB, too little for Ray and NCCL"),
         ({"ray": None}, "failure", "the image has no Ray; build it from our Dockerfile"),
         ({"llavamed": "0.0.1"}, "warning", "the image has llavamed 0.0.1 and this program is"),
         ({"python": "3.9.1"}, "warning", "the image has Python 3.9 and this machine 3."),

@@ -244,7 +244,7 @@ def test_the_command_estimates_and_fetches_nothing(tmp_path):
     assert "60,000 with an allowed licence, about 240,000 figures" in found.output
     assert "on 64 CPUs" in found.output
     refused = CliRunner().invoke(app, words)
-    assert "corpus=null: says not what to harvest; add a section" in str(refused.exception)
+    assert "corpus=null: does not say what to harvest; add a section" in str(refused.exception)
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ def test_the_environment_names_the_config(run, monkeypatch):
 def test_a_missing_config_is_asked_for(command, run):
     code, out, err = run(command)
     assert (code, out) == (2, "")
-    assert err == "error: config=null: which run? give --config FILE, or set LLAVAMED_CONFIG\n"
+    assert err == "error: config=null: names no run; give --config FILE, or set LLAVAMED_CONFIG\n"
 
 
 @pytest.mark.parametrize("command", ["config", "plan", "prepare", "train", "evaluate"])
@@ -140,7 +140,7 @@ def test_names_that_are_not_there_are_refused_before_anything_starts(
 def test_plan_says_what_the_paper_s_run_costs_without_network_or_data(run, unreachable):
     code, out, err = run("plan", "--config", V1, "--gpu", "A100", "--num-gpus", "8")
     assert (code, err) == (0, "")
-    assert "8 x A100 at 40% model-FLOPs utilisation" in out
+    assert "8 x A100 at 40% model-FLOPs utilization" in out
     for number in ("600,000", "4,688", "2,814", "128.0"):
         assert number in out
     assert "All stages: " in out

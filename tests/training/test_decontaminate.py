@@ -263,7 +263,7 @@ def test_the_command_shows_the_consequences_before_it_removes(planted, tmp_path,
     code, out = call("--by", "pair", "--remove")
     assert code == 0
     assert "* pair (both of one sample) │ 2 (3.3%)" in out
-    assert "Removed 2 of 60 samples (3.3%) by pair; 58 are left, the others in the quara" in out
+    assert "Removed 2 of 60 samples (3.3%) by pair; 58 are left, the others are in the quara" in out
     code, out = call("--by", "pair", "--remove")
     assert "Nothing was changed: none of 58 samples match by pair" in out
 

@@ -74,7 +74,7 @@ def test_no_space_for_the_export_costs_no_step(
     job = make_job(small_config(tiny_config, *LEARNING, *settings))
     message = (
         rf"full-{place}/stages/align/export: the export cannot be written or read back: .*{reason}"
-        r".*; all 6 steps lie in the last checkpoint, and the same command started again goes on"
+        r".*; all 6 steps are in the last checkpoint; start the same command again to go on"
     )
     with monkeypatch.context() as patch:
         fill(patch)

@@ -1,4 +1,4 @@
-"""Weights are taken from where they lie, and code that lies beside them is never run."""
+"""Weights are taken from where they are, and code that comes with them is never run."""
 
 import json
 from pathlib import Path
@@ -74,7 +74,7 @@ def folder(tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     return tmp_path
 
 
-MESSAGE = r"needs code that lies beside it \(auto_map in its config\), and such code is never run"
+MESSAGE = r"needs code that comes with it \(auto_map in its config\), and such code is never run"
 
 
 def test_code_of_a_config_is_never_run_and_nobody_is_asked(folder: Path) -> None:

@@ -189,7 +189,7 @@ def test_a_storage_that_is_away_stops_nothing_and_is_named_once(
         record.write()
         record.write()
     assert [text for text in said if "progress.json is not written" in text] == [
-        "progress.json is not written, and will be again: s3://bucket: cannot write it"
+        "progress.json is not written, and is tried again: s3://bucket: cannot write it"
     ]
     assert progress_of(config).state == "finished"
 

@@ -53,7 +53,7 @@ def test_a_folder_that_changed_since_is_refused(client: TrackingClient, tmp_path
     with pytest.raises(CheckpointError, match=r"version 1 has fingerprint=first, and .* has other"):
         find_export("models:/changed@champion")
     (tmp_path / "manifest.json").unlink()
-    with pytest.raises(CheckpointError, match="where no complete export is; register one that"):
+    with pytest.raises(CheckpointError, match="which holds no complete export; register one that"):
         find_export("models:/changed/1")
 
 

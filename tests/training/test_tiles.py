@@ -314,7 +314,7 @@ def test_a_plan_assumes_the_largest_images(config: RunConfig) -> None:
     assert lengths == pytest.approx([20, 20 + most, 20 + 2 * most])
     assert "no image, and at most" in costs[0].assumed[0]
     assert f"one image each, of {most} tokens, the most" in costs[1].assumed[0]
-    assert f"2 images each in the mean, of {most} tokens" in costs[2].assumed[0]
+    assert f"2 images each on average, of {most} tokens" in costs[2].assumed[0]
 
 
 def test_settings_that_were_added_later_leave_fingerprints_as_they_were() -> None:

@@ -169,7 +169,9 @@ def test_a_folder_of_this_machine_is_not_registered_elsewhere(
     tracker = Tracker(in_folder(tiny_config, tmp_path))
     tracker.uri = "http://mlflow:5000"
     said = tracker.register_model(str(tmp_path / "export"), RESULT)
-    assert said.endswith(f"not registered, for http://mlflow:5000 cannot read {tmp_path}/export")
+    assert said.endswith(
+        f"not registered, because http://mlflow:5000 cannot read {tmp_path}/export"
+    )
 
 
 def test_a_server_lost_in_the_middle_is_a_sentence(tiny_config: RunConfig, tmp_path: Path) -> None:

@@ -198,8 +198,8 @@ def test_a_server_that_refuses(
             "CERTIFICATE_VERIFY_FAILED",
             r"its certificate cannot be verified .*; set MLFLOW_TRACKING",
         ),
-        ("what nobody has seen", r"what nobody has seen; look into the server's log, or set track"),
-        ("", r"OSError; look into the server's log, or set tracking.uri to another server"),
+        ("what nobody has seen", r"what nobody has seen; read the server's log, or set track"),
+        ("", r"OSError; read the server's log, or set tracking.uri to another server"),
     ],
 )
 def test_an_error_is_told_by_what_it_says(said: str, message: str) -> None:

@@ -45,7 +45,7 @@ from llavamed.cluster.pods import (
 from llavamed.cluster.snapshot import OPERATOR, Snapshot
 
 KUBERAY_VERSION = (1, 7)
-"""The oldest KubeRay whose RayJobs have all that ours use."""
+"""The oldest KubeRay whose RayJobs have every field that ours use."""
 
 
 def operator(snapshot: Snapshot) -> Iterator[Problem]:
@@ -134,7 +134,7 @@ def _sources(holder: Object, keys: dict[str, Kind]) -> Iterator[tuple[Kind, str]
 
 
 def nodes(snapshot: Snapshot) -> Iterator[Problem]:
-    """Examine whether there are nodes for the pods of every group, and what the nearest lacks."""
+    """Examine whether nodes fit the pods of every group, and what the nearest node lacks."""
     every = snapshot.all(NODE)
     for thing, group in each_group(snapshot):
         wanted = group.replicas or min(group.max_replicas, 1)
@@ -252,7 +252,7 @@ def mlflow(snapshot: Snapshot) -> Iterator[Problem]:
 
 
 def pods(snapshot: Snapshot) -> Iterator[Problem]:
-    """Examine pods that wait or fail, and what was not even made."""
+    """Examine pods that wait or fail, and pods that could not be created."""
     ours = [pod for pod in snapshot.all(POD) if _is_ours(pod)]
     for cause in causes(ours, snapshot.all(EVENT)):
         yield failure(cause)

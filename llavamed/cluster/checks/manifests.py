@@ -1,4 +1,4 @@
-"""What manifests alone show: KubeRay's rules, versions, queues, shared memory, network."""
+"""What manifests alone can show: KubeRay's rules, versions, queues, shared memory, network."""
 
 import re
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ from llavamed.cluster.rules import broken_rules
 from llavamed.cluster.snapshot import Snapshot
 
 RAY_VERSION = (2, 60)
-"""The Ray that this program is tested with; `pyproject.toml` has the same."""
+"""The version of Ray that this program is tested with, as in `pyproject.toml`."""
 _GANG_LABELS = (
     *(QUEUE, "ray.io/gang-scheduling-enabled", "volcano.sh/queue-name", "kai.scheduler/queue"),
 )
@@ -39,14 +39,14 @@ _RDMA = re.compile(r"rdma/|/efa$|/hca|/ib")
 
 
 def rules(snapshot: Snapshot) -> Iterator[Problem]:
-    """Examine the rules of KubeRay that no schema states."""
+    """Examine KubeRay's rules that no schema states."""
     for thing in snapshot.ray:
         for broken in broken_rules(thing):
             yield failure(f"{title(thing)}: {broken}")
 
 
 def versions(snapshot: Snapshot) -> Iterator[Problem]:
-    """Examine whether Ray and the images are of one version, and of this program's."""
+    """Examine whether Ray and the images have one version, and that of this program."""
     ours = ".".join(map(str, RAY_VERSION))
     for thing in snapshot.ray:
         spec = cluster_spec(thing)
@@ -79,9 +79,9 @@ def versions(snapshot: Snapshot) -> Iterator[Problem]:
 
 
 def queue(snapshot: Snapshot) -> Iterator[Problem]:
-    """Examine the queue of each job, and whether a part of its workers may start alone.
+    """Examine the queue of each job, and whether some of its workers may start alone.
 
-    The replicas of a RayService work alone.
+    The replicas of a RayService are independent.
     """
     for thing in snapshot.ray:
         if thing["kind"] == RAY_SERVICE.name:
@@ -110,7 +110,7 @@ def queue(snapshot: Snapshot) -> Iterator[Problem]:
 
 
 def shared_memory(snapshot: Snapshot) -> Iterator[Problem]:
-    """Examine /dev/shm: where there is none of a size, containers have 64 MB."""
+    """Examine /dev/shm: without a sized volume, containers have 64 MB."""
     for thing, group in each_group(snapshot):
         containers = group.spec.get("containers") or [{}]
         mounts = {
@@ -140,7 +140,7 @@ def shared_memory(snapshot: Snapshot) -> Iterator[Problem]:
 
 
 def network(snapshot: Snapshot) -> Iterator[Problem]:
-    """Examine by what GPUs of different machines talk: without RDMA NCCL takes sockets."""
+    """Examine the network between GPUs of different machines: without RDMA, NCCL uses sockets."""
     for thing, group in each_group(snapshot):
         request = request_of(group.spec)
         if thing["kind"] == RAY_SERVICE.name:
@@ -151,7 +151,9 @@ def network(snapshot: Snapshot) -> Iterator[Problem]:
         env = {each["name"]: each.get("value", "") for each in containers[0].get("env") or []}
         where = f"{title(thing)}: group {group.name}"
         if env.get("NCCL_IB_DISABLE") == "1":
-            yield warning(f"{where}: NCCL_IB_DISABLE=1 forces sockets; remove it where RDMA is")
+            yield warning(
+                f"{where}: NCCL_IB_DISABLE=1 forces sockets; remove it where there is RDMA"
+            )
         elif not any(_RDMA.search(name) for name in request):
             yield warning(
                 f"{where}: may have {max(group.replicas, group.max_replicas)} machines and no RDMA "

@@ -1,4 +1,4 @@
-"""What a check finds, and the things that checks go through."""
+"""The findings of checks, and the objects that checks iterate over."""
 
 import re
 from collections.abc import Iterator
@@ -34,13 +34,13 @@ def title(thing: Object) -> str:
 
 
 def each_group(snapshot: Snapshot) -> Iterator[tuple[Object, PodGroup]]:
-    """Yield every group of pods with the RayCluster or RayJob that it is of."""
+    """Yield every group of pods with the RayCluster or RayJob that it belongs to."""
     for thing in snapshot.ray:
         for group in groups_of(thing):
             yield thing, group
 
 
 def minor_version(text: str) -> tuple[int, int] | None:
-    """Return major and minor of a version such as `v1.7.0`, or None where it is none."""
+    """Return major and minor of a version such as `v1.7.0`, or None for any other text."""
     found = re.match(r"v?(\d+)\.(\d+)", text)
     return (int(found[1]), int(found[2])) if found else None

@@ -1,4 +1,4 @@
-"""Whether the services of models answer, by what KubeRay says of them."""
+"""Check whether model services answer, according to their KubeRay status."""
 
 from collections.abc import Iterator
 
@@ -7,17 +7,17 @@ from llavamed.cluster.kinds import RAY_SERVICE, Object, name_of
 from llavamed.cluster.snapshot import Snapshot
 
 _FAILED = {"DEPLOY_FAILED", "UNHEALTHY"}
-"""States of a Ray Serve application that need somebody."""
+"""States of a Ray Serve application that need attention."""
 
 
 def is_ready(service: Object) -> bool:
-    """Return whether a RayService takes requests."""
+    """Return whether a RayService accepts requests."""
     conditions = (service.get("status") or {}).get("conditions") or []
     return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
 
 
 def services(snapshot: Snapshot) -> Iterator[Problem]:
-    """Examine the applications of each RayService, and of an upgrade under way."""
+    """Examine the applications of each RayService, also during an upgrade."""
     for service in snapshot.all(RAY_SERVICE):
         status, where = service.get("status") or {}, title(service)
         failed = []
@@ -33,6 +33,6 @@ def services(snapshot: Snapshot) -> Iterator[Problem]:
             )
         if not failed and not is_ready(service):
             yield warning(
-                f"{where}: does not take requests yet; wait for it with `kubectl wait "
+                f"{where}: does not accept requests yet; wait for it with `kubectl wait "
                 f"rayservice/{name_of(service)} --for=condition=Ready --timeout=30m`"
             )

@@ -157,7 +157,7 @@ def test_a_run_is_submitted_watched_and_deleted(
 
 def test_a_service_of_a_model_is_listed_and_examined(place: Namespace, tool: Tool) -> None:
     place.upgrade(*(f"--set={name}={value}" for name, value in SERVED.items()))
-    assert "service llavamed-serve: does not take requests yet; `llavamed" in tool("list")[1]
+    assert "service llavamed-serve: does not accept requests yet; `llavamed" in tool("list")[1]
     report = tool("doctor")[1]
     assert "warning  services       RayService llavamed-serve: does not take requests" in report
     assert "ok       rules" in report
@@ -171,7 +171,7 @@ def test_a_service_of_a_model_is_listed_and_examined(place: Namespace, tool: Too
     path = f"/apis/ray.io/v1/namespaces/{place.name}/rayservices/llavamed-serve/status"
     answer = place.api.ask("PATCH", path, {"status": status})
     assert answer.status_code == 200, answer.text
-    assert "service llavamed-serve: takes requests" in tool("list")[1]
+    assert "service llavamed-serve: accepts requests" in tool("list")[1]
     code, report, _ = tool("doctor")
     assert code == 1
     assert "application llavamed is UNHEALTHY: a replica has died; see the log" in report
@@ -338,8 +338,8 @@ def test_a_running_job_is_told_to_stop(
         code, out, err = tool("stop", "demo")
         assert code == 0, err
         assert dashboard.stopped == ["/api/jobs/demo-x/stop"]
-        assert "demo: is told to stop" in out
-        assert "how much is not known: its progress is of an earlier job, until 2016" in out
+        assert "demo: is asked to stop" in out
+        assert "how many is not known: its progress is of an earlier job, until 2016" in out
         code, _, err = tool("stop", "demo", "--after-checkpoint")
         assert code == 1
         assert "its checkpoints cannot be read from here: " in err
@@ -349,14 +349,15 @@ def test_a_running_job_is_told_to_stop(
         write(places[0], checkpoint_manifest(step=10))
         out = tool("stop", "demo")[1]
         assert (
-            "demo: align has taken 12 steps and its last checkpoint holds 10; the next job takes 2"
+            "demo: align has taken 12 steps and its last checkpoint holds 10; the next job "
+            "repeats 2"
         ) in out
         saving = threading.Timer(1.0, write, (places[1], checkpoint_manifest(step=20)))
         saving.start()
         out = tool("stop", "demo", "--after-checkpoint", "--seconds", "0.1")[1]
         saving.join()
         assert len(dashboard.stopped) == 3
-        assert "its last checkpoint holds 20; the next job takes 0 again" in out
+        assert "its last checkpoint holds 20; the next job repeats 0" in out
         write(folder, progress(12, task="evaluate"))
         out = tool("stop", "demo", "--after-checkpoint")[1]
         assert "demo: no stage is in training, so no step is lost" in out
