@@ -82,6 +82,24 @@ def small(tmp_path: Path) -> RunConfig:
 
 
 @pytest.fixture(scope="session")
+def small_datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the datasets of SMALL, prepared in this process: `data.directory` of a run."""
+    from tests.support.training_setup import prepared
+
+    folder = tmp_path_factory.mktemp("small-datasets")
+    config = load_config(DEMO, [*SMALL, f"storage={folder}", f"data.directory={folder}"])
+    for name in config.data.datasets:
+        prepared(config, name)
+    return folder
+
+
+@pytest.fixture
+def small_prepared(tmp_path: Path, small_datasets: Path) -> RunConfig:
+    """The demo, cut down, in a storage of its own, with datasets that are prepared already."""
+    return load_config(DEMO, [*SMALL, f"storage={tmp_path}", f"data.directory={small_datasets}"])
+
+
+@pytest.fixture(scope="session")
 def job_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a cluster started by command: a home, token authentication."""
     return {

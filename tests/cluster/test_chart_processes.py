@@ -20,29 +20,12 @@ from gcp_storage_emulator.server import create_server
 from mlflow import MlflowClient
 
 from tests.support.chart_release import BUNDLED, hook_pods, objects, ray_pods
-from tests.support.container_process import ContainerProcess
+from tests.support.container_process import ContainerProcess, mlflow_server
 from tests.support.control_plane import free_ports
-from tests.support.kubernetes_rules import Object, pod_specs
+from tests.support.kubernetes_rules import pod_specs
 
 SEARCH = "/api/2.0/mlflow/experiments/search"
 USERS = {"username": "admin", "password": "a long % password", "flask-secret-key": "k" * 32}
-
-
-def mlflow_pod(values: dict[str, Any]) -> Object:
-    pod: Object = objects(values)["Deployment/llavamed-mlflow"]["spec"]["template"]["spec"]
-    return pod
-
-
-@contextlib.contextmanager
-def mlflow_server(
-    values: dict[str, Any], folder: Path, secrets: dict[str, Any], given: dict[str, str]
-) -> Iterator[str]:
-    """The pod of MLflow: its migration, then its server."""
-    pod = mlflow_pod(values)
-    ContainerProcess(pod["initContainers"][0], folder, secrets, given).run()
-    (port,) = free_ports(1)
-    with ContainerProcess(pod["containers"][0], folder, secrets, given).serving(port) as url:
-        yield url
 
 
 def status(url: str, host: str, **options: Any) -> int:
@@ -237,14 +220,3 @@ def test_pods_fetch_their_weights(
     ContainerProcess(a100["initContainers"][0], tmp_path, given=bucket_environment()).run()
     assert (tmp_path / "weights" / "config.json").read_text() == "config.json"
     assert (tmp_path / "weights" / "shards" / "model-1.safetensors").is_file()
-
-
-def test_the_one_step_curriculum_of_helm_test_runs(tmp_path: Path) -> None:
-    with mlflow_server({}, tmp_path, {}, {}) as url:
-        container = hook_pods({})["llavamed-test-curriculum"]["containers"][0]
-        process = ContainerProcess(container, tmp_path / "test", given={"MLFLOW_TRACKING_URI": url})
-        process.run()
-        client = MlflowClient(url)
-        (experiment,) = [item for item in client.search_experiments() if item.name == "llavamed"]
-        runs = client.search_runs([experiment.experiment_id])
-        assert len(runs) == 5  # the curriculum and its parts

@@ -22,6 +22,7 @@ from tests.support.chart_release import (
     ROOT,
     SCALED,
     environment,
+    mlflow_pod,
     objects,
     ray_pods,
     release,
@@ -29,11 +30,6 @@ from tests.support.chart_release import (
 from tests.support.kubernetes_rules import Object
 
 CONFIGS = {file.name: file.read_bytes() for file in ROOT.glob("ray_jobs/configs/*.yaml")}
-
-
-def mlflow_pod(values: dict[str, Any] | None = None) -> Object:
-    pod: Object = objects(values)["Deployment/llavamed-mlflow"]["spec"]["template"]["spec"]
-    return pod
 
 
 def mlflow_options(values: dict[str, Any] | None = None) -> dict[str, str]:

@@ -30,10 +30,10 @@ MOMENTS = {
 class Command:
     """`llavamed train` on a terminal of its own."""
 
-    def __init__(self, storage: Path) -> None:
+    def __init__(self, storage: Path, *overrides: str) -> None:
         ours, theirs = pty.openpty()
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-        overrides = (f"storage={storage}", *SMALL, "stages.align.max_steps=60")
+        overrides = (f"storage={storage}", *SMALL, "stages.align.max_steps=60", *overrides)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "llavamed", "train", "--config", str(DEMO), *overrides],
             env=environment | {"RAY_ADDRESS": "local", "COLUMNS": "200", "TERM": "xterm"},
@@ -82,8 +82,9 @@ class Command:
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> Iterator[Command]:
-    command = Command(tmp_path)
+def command(moment: str, small_datasets: Path, tmp_path: Path) -> Iterator[Command]:
+    overrides = () if moment == "while preparing" else (f"data.directory={small_datasets}",)
+    command = Command(tmp_path, *overrides)
     yield command
     if command._process.poll() is None:
         command._process.kill()

@@ -19,8 +19,11 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from mlflow import MlflowClient
 
 from tests.cluster.conftest import SMALL
+from tests.support.chart_release import hook_pods
+from tests.support.container_process import ContainerProcess, mlflow_server
 
 pytestmark = pytest.mark.ray
 
@@ -122,16 +125,29 @@ def submit(environment: dict[str, str], *arguments: str, options: tuple[str, ...
     return done.returncode, done.stdout + done.stderr
 
 
-def test_a_job_runs_to_the_end(cluster: dict[str, str], tmp_path: Path) -> None:
-    code, log = submit(
-        cluster,
-        *("--config", "ray_jobs/configs/demo.yaml", f"storage={tmp_path}", *SMALL),
-    )
-    assert code == 0, log
-    for sentence in ("prepare captions  40/40", "train vqa  4/4", "Scores on", "mlflow server"):
-        assert sentence in log
-    summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
-    assert len(summary["stages"]) == 3
+def test_a_job_runs_the_one_step_curriculum_of_helm_test_to_the_end(
+    cluster: dict[str, str], tmp_path: Path
+) -> None:
+    """The command and the environment of the container, as an entrypoint."""
+    container = hook_pods({})["llavamed-test-curriculum"]["containers"][0]
+    with mlflow_server({}, tmp_path, {}, {}) as url:
+        process = ContainerProcess(container, tmp_path / "test", given={"MLFLOW_TRACKING_URI": url})
+        environment = json.dumps({"env_vars": process.environment})
+        code, log = submit(
+            cluster,
+            *process.words()[2:],
+            f"storage={tmp_path}",
+            options=("--runtime-env-json", environment),
+        )
+        assert code == 0, log
+        for sentence in ("prepare captions  20/20", "train vqa  1/1", "Scores on", url):
+            assert sentence in log
+        summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
+        assert len(summary["stages"]) == 3
+        client = MlflowClient(url)
+        (experiment,) = [item for item in client.search_experiments() if item.name == "llavamed"]
+        runs = client.search_runs([experiment.experiment_id])
+        assert len(runs) == 5  # the curriculum and its parts
 
 
 def test_a_config_error_ends_a_job_with_a_sentence(cluster: dict[str, str]) -> None:
@@ -143,8 +159,11 @@ def test_a_config_error_ends_a_job_with_a_sentence(cluster: dict[str, str]) -> N
     assert "prepare" not in log, "nothing has begun"
 
 
-def test_a_job_is_stopped(cluster: dict[str, str], tmp_path: Path) -> None:
-    arguments = (f"storage={tmp_path}", *SMALL, "stages.align.max_steps=3000")
+def test_a_job_is_stopped(cluster: dict[str, str], small_datasets: Path, tmp_path: Path) -> None:
+    arguments = (
+        *(f"storage={tmp_path}", *SMALL, f"data.directory={small_datasets}"),
+        "stages.align.max_steps=3000",
+    )
     code, log = submit(cluster, *arguments, options=("--no-wait", "--submission-id", "to-stop"))
     assert code == 0, log
     checkpoints = tmp_path / "demo" / "stages" / "align" / "checkpoints"

@@ -29,7 +29,9 @@ from llavamed.storage.manifest import read
 from llavamed.storage.run_progress import RunSummary
 from llavamed.train.checkpoint.listing import complete_checkpoints, read_checkpoint
 from llavamed.train.history import read_history
+from tests.support.gloo_workers import run_on_workers
 from tests.support.log_messages import on_log
+from tests.support.training_setup import make_job
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
@@ -64,6 +66,7 @@ def test_curriculum_trains_evaluates_tracks_and_finds_itself_finished(
     assert read(RunSummary, locate(small.directory)) == summary
     assert "left" in text
     assert "train instruct  6/6" in text
+    assert "mlflow server" in text
     assert Path(summary.evaluations[0].report).read_text().startswith("<!DOCTYPE html>")
     check_tracking(summary)
     check_metrics(metrics, summary)
@@ -155,11 +158,11 @@ def check_tracking(summary: RunSummary) -> None:
     assert {model.tags["export"] for model in models} == {s.export for s in summary.stages}
 
 
-def test_a_killed_worker_changes_nothing(small: RunConfig, tmp_path: Path) -> None:
-    stage = small.stages[1].model_copy(update={"max_steps": 40})
-    base = small.model_copy(update={"stages": (stage,), "max_failures": 1})
+def test_a_killed_worker_changes_nothing(small_prepared: RunConfig, tmp_path: Path) -> None:
+    stage = small_prepared.stages[1].model_copy(update={"max_steps": 40})
+    base = small_prepared.model_copy(update={"stages": (stage,), "max_failures": 1})
     quiet = base.model_copy(update={"storage": str(tmp_path / "quiet")})
-    run(quiet)
+    run_on_workers(2, [make_job(quiet)])
     killed = base.model_copy(update={"storage": str(tmp_path / "killed")})
     checkpoints = plan_curriculum(killed)[0].checkpoints
     victims = kill_a_worker(checkpoints, after_step=4)
@@ -200,10 +203,10 @@ def tracked_losses(summary: RunSummary, stage: str) -> dict[int, float]:
 
 
 def test_a_run_goes_on_with_half_its_workers_from_the_checkpoint_before_a_damaged_one(
-    small: RunConfig,
+    small_prepared: RunConfig,
 ) -> None:
-    stage = small.stages[0].model_copy(update={"max_steps": 40})
-    by_two = small.model_copy(update={"stages": (stage,), "max_failures": 0})
+    stage = small_prepared.stages[0].model_copy(update={"max_steps": 40})
+    by_two = small_prepared.model_copy(update={"stages": (stage,), "max_failures": 0})
     checkpoints = plan_curriculum(by_two)[0].checkpoints
     victims = kill_a_worker(checkpoints, after_step=random.randrange(4, 16))
     with pytest.raises(TrainingError, match="max_failures=0: workers of stage align failed"):
@@ -226,11 +229,11 @@ def test_a_run_goes_on_with_half_its_workers_from_the_checkpoint_before_a_damage
     assert losses == pytest.approx({each["step"]: each["loss"] for each in exported}, abs=1e-3)
 
 
-def test_an_error_of_ours_ends_the_stage_at_once(small: RunConfig) -> None:
-    wild = small.stages[0].model_copy(
-        update={"optimizer": small.stages[0].optimizer.model_copy(update={"lr": 1e30})}
+def test_an_error_of_ours_ends_the_stage_at_once(small_prepared: RunConfig) -> None:
+    wild = small_prepared.stages[0].model_copy(
+        update={"optimizer": small_prepared.stages[0].optimizer.model_copy(update={"lr": 1e30})}
     )
-    config = small.model_copy(update={"stages": (wild,), "max_failures": 3})
+    config = small_prepared.model_copy(update={"stages": (wild,), "max_failures": 3})
     said: list[str] = []
     with (
         on_log(said.append, level=logging.DEBUG),
@@ -241,9 +244,9 @@ def test_an_error_of_ours_ends_the_stage_at_once(small: RunConfig) -> None:
     assert len(started) == config.scaling.num_workers, "it is tried again"
 
 
-def test_ctrl_c_ends_a_stage_at_once(small: RunConfig) -> None:
-    stage = small.stages[0].model_copy(update={"max_steps": 5000})
-    config = small.model_copy(update={"stages": (stage,)})
+def test_ctrl_c_ends_a_stage_at_once(small_prepared: RunConfig) -> None:
+    stage = small_prepared.stages[0].model_copy(update={"max_steps": 5000})
+    config = small_prepared.model_copy(update={"stages": (stage,)})
     checkpoints = plan_curriculum(config)[0].checkpoints
     # A shell starts what runs in its background with the signal ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -58,6 +58,12 @@ def environment(pod: Object) -> dict[str, str]:
     return {item["name"]: item.get("value", "") for item in pod["containers"][0]["env"]}
 
 
+def mlflow_pod(values: dict[str, Any] | None = None) -> Object:
+    """The pod of MLflow."""
+    pod: Object = objects(values)["Deployment/llavamed-mlflow"]["spec"]["template"]["spec"]
+    return pod
+
+
 def hook_pods(values: dict[str, Any]) -> dict[str, Object]:
     """The pods of `helm test`, by their name."""
     with helm_python.Chart.load(CHART) as chart:

@@ -12,6 +12,8 @@ from typing import Any
 
 import requests
 
+from tests.support.chart_release import mlflow_pod
+from tests.support.control_plane import free_ports
 from tests.support.kubernetes_rules import Object
 
 ROOT = Path(__file__).parents[2]
@@ -133,3 +135,15 @@ class ContainerProcess:
         finally:
             os.killpg(process.pid, 15)
             process.communicate(timeout=60)
+
+
+@contextlib.contextmanager
+def mlflow_server(
+    values: dict[str, Any], folder: Path, secrets: dict[str, Any], given: dict[str, str]
+) -> Iterator[str]:
+    """The pod of MLflow: its migration, then its server."""
+    pod = mlflow_pod(values)
+    ContainerProcess(pod["initContainers"][0], folder, secrets, given).run()
+    (port,) = free_ports(1)
+    with ContainerProcess(pod["containers"][0], folder, secrets, given).serving(port) as url:
+        yield url
