@@ -71,16 +71,13 @@ def harvest(
     """Fetch articles of PubMed Central and their figures, with Ray Data."""
     run = load_run(config, overrides)
     from llavamed.cli.corpus_tables import show_harvest, show_harvest_estimate
-    from llavamed.corpus.pmc import estimate as estimates
     from llavamed.storage.location import locate
 
     if run.corpus is None:
         raise ConfigError("corpus=null: does not say what to harvest; add a section corpus.harvest")
     settings = run.corpus.harvest
     if estimate:
-        cpus = num_cpus or os.cpu_count() or 1
-        number = estimates.count_candidates(settings)
-        show_harvest_estimate(estimates.estimate(settings, cpus, number), cpus, console)
+        show_harvest_estimate(settings, num_cpus or os.cpu_count() or 1, console)
         return
     from llavamed.corpus.pmc.job import HarvestJob
     from llavamed.run.progress import ProgressDisplay

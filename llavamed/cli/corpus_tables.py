@@ -3,19 +3,46 @@
 from rich.console import Console
 
 from llavamed.config.corpus import Corpus, Dialogues
+from llavamed.config.harvest import Harvest
 from llavamed.corpus.dialogues.forecast import forecast
 from llavamed.corpus.dialogues.generate import Plan
 from llavamed.corpus.dialogues.table import DialoguesManifest
-from llavamed.corpus.pmc.estimate import HarvestEstimate, count_candidates, estimate
+from llavamed.corpus.pmc.estimate import (
+    NUM_ARTICLES,
+    HarvestEstimate,
+    count_candidates,
+    estimate,
+)
 from llavamed.corpus.pmc.plan import HarvestManifest
 from llavamed.corpus.questions import QUESTIONS, QuestionsManifest
 from llavamed.corpus.select.job import Selection
+from llavamed.errors import StorageError
 from llavamed.llm.cost import CostEstimate
 from llavamed.storage.location import Location
 
 
-def show_harvest_estimate(found: HarvestEstimate, num_cpus: int, console: Console) -> None:
-    """Print what a harvest takes."""
+def show_harvest_estimate(settings: Harvest, num_cpus: int, console: Console) -> HarvestEstimate:
+    """Print what a harvest takes, and return it.
+
+    Where the server that counts the articles of a query does not answer, as without a network,
+    the numbers are those of the whole bucket.
+
+    Raises:
+        DataError: The query is refused, or the list or the mirror of the harvest cannot be read.
+        StorageError: The storage of the list or of the mirror does not answer.
+    """
+    try:
+        number = count_candidates(settings)
+    except StorageError as error:
+        if settings.query is None:
+            raise
+        number = NUM_ARTICLES
+        _line(
+            console,
+            f"corpus.harvest.query={settings.query}: its articles cannot be counted, so that these "
+            f"are the numbers of the whole bucket, the most there can be ({error})",
+        )
+    found = estimate(settings, num_cpus, number)
     _line(
         console,
         f"{found.num_articles:,} articles to look at, {found.num_taken:,} with an allowed licence, "
@@ -31,6 +58,7 @@ def show_harvest_estimate(found: HarvestEstimate, num_cpus: int, console: Consol
         f"{found.hours:,.1f} hours: {found.hours_of_requests:,.1f} by requests_per_second, "
         f"{found.hours_of_cpu:,.1f} on {num_cpus} CPUs",
     )
+    return found
 
 
 def show_harvest(manifest: HarvestManifest, console: Console) -> None:
@@ -79,9 +107,8 @@ def show_corpus_forecast(corpus: Corpus, num_cpus: int, console: Console) -> Non
         ConfigError: The prompt of the dialogues cannot be read.
         DataError: The list, the query or the mirror of the harvest cannot be read.
     """
-    harvest = estimate(corpus.harvest, num_cpus, count_candidates(corpus.harvest))
     _line(console, "harvest")
-    show_harvest_estimate(harvest, num_cpus, console)
+    harvest = show_harvest_estimate(corpus.harvest, num_cpus, console)
     settings = corpus.dialogues
     if settings is None:
         return

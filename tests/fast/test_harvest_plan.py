@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from tenacity import wait_none
 from typer.testing import CliRunner
 
 from llavamed.cli.corpus import app
@@ -236,6 +237,18 @@ def test_a_plan_says_what_the_corpus_takes(tmp_path, bucket):
     assert "dialogues: 20 figures, if all are selected" in text
     assert "writer: 20 requests, about" in text
     assert "cost up to" in text
+
+
+def test_without_a_network_the_plan_of_a_query_is_that_of_the_bucket(monkeypatch):
+    monkeypatch.setattr("llavamed.storage.retry.WAIT", wait_none())
+    harvest = "{query: lung, search_url: 'http://127.0.0.1:9/entrez'}"
+    run = load_config(DEMO, [f"corpus={{harvest: {harvest}}}"])
+    console = Console(record=True, width=400)
+    show_corpus_forecast(run.corpus, 4, console)
+    text = console.export_text()
+    assert "corpus.harvest.query=lung: its articles cannot be counted, so that these are" in text
+    assert "(http://127.0.0.1:9/entrez: cannot ask it: ConnectionError" in text
+    assert "9,129,850 articles to look at" in text
 
 
 def test_the_command_estimates_and_fetches_nothing(tmp_path):

@@ -19,17 +19,17 @@ from llavamed.storage.retry import ATTEMPTS, with_retries
 MOST_RESULTS = 9_999
 SECONDS_BETWEEN_REQUESTS = 0.34
 """NCBI allows three requests a second."""
-TIMEOUT_SECONDS = 60.0
 FIRST_DAY = date(1990, 1, 1)
 """No article entered PubMed Central before."""
 
 
 @dataclass(frozen=True)
 class _Server:
-    """Prints as its address, and knows how often to try."""
+    """Prints as its address, and knows how often to try and how long to wait."""
 
     url: str
     attempts: int = ATTEMPTS
+    seconds: float = 60.0
 
     def __str__(self) -> str:
         return self.url
@@ -51,7 +51,7 @@ def find_articles(query: str, url: str, last_day: date) -> list[int]:
     windows = [(FIRST_DAY, last_day)]
     while windows:
         first, last = windows.pop()
-        count, numbers = _search(query, url, first, last)
+        count, numbers = _search(query, _Server(url), first, last)
         if count <= MOST_RESULTS:
             found.update(numbers)
         elif first == last:
@@ -66,8 +66,12 @@ def find_articles(query: str, url: str, last_day: date) -> list[int]:
 
 
 def count_articles(query: str, url: str, last_day: date) -> int:
-    """Return how many articles a query finds, by one request; see `find_articles`."""
-    return _search(query, url, FIRST_DAY, last_day)[0]
+    """Return how many articles a query finds, by one request; see `find_articles`.
+
+    A server that does not answer is given up within half a minute.
+    """
+    server = _Server(url, attempts=2, seconds=10.0)
+    return _search(query, server, FIRST_DAY, last_day)[0]
 
 
 def read_numbers(file: Location) -> list[int]:
@@ -92,7 +96,7 @@ def read_numbers(file: Location) -> list[int]:
     return [int(number) for number in numbers]
 
 
-def _search(query: str, url: str, first: date, last: date) -> tuple[int, list[int]]:
+def _search(query: str, server: _Server, first: date, last: date) -> tuple[int, list[int]]:
     """Return how many articles a query finds between two days, and the first of them."""
     parameters = {
         "db": "pmc",
@@ -103,9 +107,9 @@ def _search(query: str, url: str, first: date, last: date) -> tuple[int, list[in
         "mindate": first.strftime("%Y/%m/%d"),
         "maxdate": last.strftime("%Y/%m/%d"),
     }
-    address = f"{url.rstrip('/')}/esearch.fcgi?{urllib.parse.urlencode(parameters)}"
+    address = f"{server.url.rstrip('/')}/esearch.fcgi?{urllib.parse.urlencode(parameters)}"
     time.sleep(SECONDS_BETWEEN_REQUESTS)
-    data = with_retries(_Server(url), "ask", lambda: _get(address))
+    data = with_retries(server, "ask", lambda: _get(address, server.seconds))
     try:
         result = json.loads(data)["esearchresult"]
         if problem := result.get("ERROR"):
@@ -113,14 +117,14 @@ def _search(query: str, url: str, first: date, last: date) -> tuple[int, list[in
         return int(result["count"]), [int(number) for number in result["idlist"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{url}: answers in a form that is not known ({type(error).__name__}: {error}); check "
-            "corpus.harvest.search_url"
+            f"{server}: answers in a form that is not known ({type(error).__name__}: {error}); "
+            "check corpus.harvest.search_url"
         ) from error
 
 
-def _get(address: str) -> bytes:
+def _get(address: str, seconds: float) -> bytes:
     try:
-        with urllib.request.urlopen(address, timeout=TIMEOUT_SECONDS) as answer:
+        with urllib.request.urlopen(address, timeout=seconds) as answer:
             data: bytes = answer.read()
             return data
     except urllib.error.HTTPError as error:
