@@ -359,6 +359,9 @@ def locate(uri: str) -> Location:
             path = Path(uri.removeprefix("file://")).expanduser().absolute()
             return Location(fsspec.filesystem("file"), path.as_posix())
         plain, arguments = read_access(uri)
+        if scheme in _BUCKETS:
+            # Else another thread's listing, of before a file was written, could be the answer.
+            arguments["use_listings_cache"] = False
         fs, path = fsspec.core.url_to_fs(plain, **arguments)
     except (ImportError, ValueError, OSError) as error:
         problem = str(error).splitlines()[0]

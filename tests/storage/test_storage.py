@@ -1,4 +1,5 @@
 import os
+import posixpath
 import socket
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import boto3
 import fsspec
 import pyarrow as pa
 import pytest
@@ -112,6 +114,23 @@ def test_what_another_process_writes_is_seen(folder):
     other.pipe_file(f"{folder.path}/new", b"1")
     assert folder.children() == ["new"]
     assert (folder / "new").exists()
+
+
+def test_a_listing_that_another_thread_has_made_is_no_answer(folder, monkeypatch):
+    """It may come between this thread's look and the call that forgets older listings."""
+    (folder / "a").write_bytes(b"1")
+    monkeypatch.setattr(type(folder.fs), "invalidate_cache", lambda *_: None)
+    for list_all in (folder.fs.ls, folder.fs.find, folder.fs.info):
+        list_all(folder.path)
+    if folder.is_local:
+        fsspec.filesystem("file").pipe_file(f"{folder.path}/b", b"1")
+    else:
+        boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"]).put_object(
+            Bucket=folder.path.partition("/")[0], Key=folder.path.partition("/")[2] + "/b"
+        )
+    assert folder.children() == ["a", "b"]
+    assert (folder / "b").exists()
+    assert [posixpath.basename(path) for path in folder.list_files()] == ["a", "b"]
 
 
 def test_remove_takes_a_file_or_a_folder_and_nothing_else(folder):
