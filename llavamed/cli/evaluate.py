@@ -214,8 +214,8 @@ def run_stages(
 
 _FIELDS = (
     "JSON lines of {id, question, prediction, reference, answer_type, options, image, "
-    "question_type, domain}, at any URI; all but id, prediction, reference and answer_type may be "
-    "absent. Options are letters with texts, or a list."
+    "question_type, organ, modality, domain}, at any URI; all but id, prediction, reference and "
+    "answer_type may be absent. Options are letters with texts, or a list."
 )
 
 
@@ -275,7 +275,7 @@ def score_file(
     }
     if items:
         for item, value in zip(found, scores[names[0]].tolist(), strict=True):
-            typer.echo(json.dumps({"id": item.id, "score": value}, ensure_ascii=False))
+            typer.echo(json.dumps({"id": item.given_id, "score": value}, ensure_ascii=False))
         return
     groups = group_items(found)
     show_scorers(groups, summarize(groups, scores), console)
@@ -292,7 +292,7 @@ def compare_results(
     files: Annotated[list[str], typer.Argument(help=_RESULTS)],
     scorer: Annotated[str, typer.Option(help="Name of a scorer.")] = "strict",
     by: Annotated[
-        Literal["answer_type", "question_type", "domain"],
+        Literal["answer_type", "question_type", "organ", "modality", "domain"],
         typer.Option(help="Field to group questions by."),
     ] = "answer_type",
     plot: Annotated[

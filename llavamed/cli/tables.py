@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from llavamed.run.plan import StageCost
 
 _BOTH = ("strict", "legacy")
+_MANY_FILES = 3
+"""From this number of files on, intervals stand below scores, so that none is cut off."""
 """Measures that every table shows side by side."""
 
 
@@ -128,19 +130,20 @@ def show_comparison(
         console: Where to print.
     """
     scores = _table(f"Scores by {scorer}", "", "questions", "clusters", *files)
+    shown = _interval if len(files) < _MANY_FILES else _interval_below
     differences = _table(
         f"Differences to {next(iter(files))}", "", "", "difference", "p", "McNemar"
     )
     for found in compared:
         name, size = found.group.name, len(found.group.positions)
-        cells = map(_interval, found.scores)
+        cells = map(shown, found.scores)
         scores.add_row(name, f"{size:,}", f"{found.group.num_clusters:,}", *cells)
         for letter, each in zip(list(files)[1:], found.differences, strict=True):
             estimate = _interval(each.estimate, "+.3f")
             mcnemar = "-" if each.mcnemar is None else f"{each.mcnemar:.4f}"
             differences.add_row(name, letter, estimate, f"{each.p_value:.4f}", mcnemar)
     if no_answer:
-        scores.add_row("closed without answer", "", "", *map(_interval, no_answer))
+        scores.add_row("closed without answer", "", "", *map(shown, no_answer))
     console.print(scores)
     console.print(differences)
     for letter, path in files.items():
@@ -188,6 +191,10 @@ def _interval(estimate: "Estimate | EstimateFacts", form: str = ".3f") -> str:
     return f"{estimate.value:{form}} [{estimate.low:{form}},{estimate.high:{form}}]"
 
 
+def _interval_below(estimate: "Estimate | EstimateFacts") -> str:
+    return f"{estimate.value:.3f}\n{estimate.low:.2f}-{estimate.high:.2f}"
+
+
 def show_answers(made: "AnswersManifest", groups: Sequence[GroupScores], console: Console) -> None:
     """Print the scores of each condition of an evaluation, strict next to legacy."""
     title = f"Scores of {made.model} on {made.questions} {made.split} (95 % intervals)"
@@ -205,6 +212,11 @@ def show_benchmarks(console: Console) -> None:
         print_line(console, f"{each.name} (version {each.version}, licence: {each.licence})")
         print_line(console, f"    splits: {', '.join(each.splits)}")
         print_line(console, f"    data: {each.data}")
+    print_line(
+        console,
+        "A folder of images or all of a benchmark may be packed as zip. Tables are read too: "
+        "VLMEvalKit's (.tsv), and Parquet with the columns image, question and answer.",
+    )
 
 
 def show_plan(costs: Sequence["StageCost"], console: Console) -> None:

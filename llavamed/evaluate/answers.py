@@ -118,6 +118,9 @@ class Answer:
                 image=self.image,
                 question_type=self.question_type,
                 domain=self.domain,
+                organ=self.organ,
+                modality=self.modality,
+                given_id=self.id,
             )
             for reference in self.references
         ]
@@ -325,7 +328,7 @@ def _answer(row: dict[str, Any], place: str) -> Answer:
     if row["prediction"] is None:
         raise DataError(f"{place}: id={id_!r}: has no prediction; write '' for an empty answer")
     references = row["references"]
-    if not references or None in references:
+    if not references or not all(each and each.strip() for each in references):
         raise DataError(f"{place}: id={id_!r}: has no reference to score by; add one")
     answer_type = (row["answer_type"] or "").strip().upper()
     if answer_type not in {"OPEN", "CLOSED"}:

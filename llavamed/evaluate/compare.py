@@ -22,7 +22,7 @@ from llavamed.evaluate.summary import GroupKey, QuestionGroup, group_items
 
 _ASKED = (
     *("question", "reference", "other_references", "answer_type", "options"),
-    *("image", "question_type", "domain"),
+    *("image", "question_type", "organ", "modality", "domain"),
 )
 """Fields of the question, which must be the same in every file that states them."""
 _SHOWN = 3

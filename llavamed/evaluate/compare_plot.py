@@ -29,7 +29,7 @@ def draw_comparison(
         if number:
             rows = [found.differences[number - 1].estimate for found in compared]
             _draw(differences, rows, number, len(names), name)
-    scores.set_xlim(0, 1)
+    scores.set_xlim(-0.02, 1.02)
     scores.set_xlabel(f"score by {scorer}, 95 % interval")
     differences.axvline(0, color="0.4", linewidth=1)
     differences.set_xlabel("difference to A, 95 % interval")
@@ -65,4 +65,5 @@ def _draw(axes: Axes, rows: Sequence[Estimate], number: int, num_files: int, nam
 
 
 def _label(found: GroupComparison) -> str:
-    return f"{found.group.name}\n{len(found.group.positions):,} questions"
+    number = len(found.group.positions)
+    return f"{found.group.name}\n{number:,} question{'s' if number > 1 else ''}"

@@ -16,7 +16,7 @@ from llavamed.evaluate.statistics import (
     mean_intervals,
 )
 
-GroupKey = Literal["answer_type", "question_type", "domain"]
+GroupKey = Literal["answer_type", "question_type", "organ", "modality", "domain"]
 """Fields that questions can be grouped by."""
 
 
@@ -77,6 +77,7 @@ def summarize(
 def describe_clusters(items: Sequence[Item]) -> str:
     """Describe in a sentence what the intervals treat as independent."""
     num_images = len({item.image for item in items if item.image})
+    plural = "s" if num_images > 1 else ""
     without = sum(not item.image for item in items)
     if without == len(items):
         return (
@@ -84,4 +85,4 @@ def describe_clusters(items: Sequence[Item]) -> str:
             "they are too narrow"
         )
     alone = f" and {without:,} items without one, each for itself" if without else ""
-    return f"95 % intervals, clustered by image: {num_images:,} images{alone}"
+    return f"95 % intervals, clustered by image: {num_images:,} image{plural}{alone}"

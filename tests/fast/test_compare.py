@@ -197,6 +197,31 @@ def test_the_command_prints_scores_differences_and_draws_them(tmp_path, monkeypa
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+def test_no_interval_of_three_files_is_cut_off_where_lines_are_short(tmp_path, monkeypatch):
+    monkeypatch.setattr(console, "width", 80)
+    files = [
+        write(tmp_path / f"{name}.jsonl", answers(*[WRONG, RIGHT] * 20, answer))
+        for name, answer in zip("abc", [WRONG, RIGHT, NONE], strict=True)
+    ]
+    found = CliRunner().invoke(app, ["compare", *files])
+    assert "…" not in found.output
+    assert found.output.count("0.488") >= 2  # 20 of 41
+    for by in ("organ", "modality"):
+        with pytest.raises(DataError, match=f"by={by}: none of 41 items has a {by}; add it"):
+            raise CliRunner().invoke(app, ["compare", *files, "--by", by]).exception
+
+
+def test_each_score_has_the_id_of_its_line(tmp_path):
+    line = {"prediction": "yes", "reference": "yes", "answer_type": "CLOSED"}
+    rows = [{"id": id_, **line} for id_ in (7, "b")]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    found = CliRunner().invoke(
+        app, ["score", str(tmp_path / "a.jsonl"), "--scorer", "strict", "--items"]
+    )
+    scores = [json.loads(printed) for printed in found.output.splitlines()]
+    assert scores == [{"id": 7, "score": 1.0}, {"id": "b", "score": 1.0}]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

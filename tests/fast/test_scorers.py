@@ -147,6 +147,11 @@ def row(**changes):
             [row(image=["1.png"])],
             r"file:1: image=\['1.png'\] is not text or a number; write a name",
         ),
+        ([row(id=["1"])], r"file:1: id=\['1'\] is not text or a number; give the item one"),
+        (
+            [row(reference=" ")],
+            "file:1: reference is empty; write the right answer, or leave the item out",
+        ),
         ([row(question_type=1.5)], r"file:1: question_type=1.5 is not text or a number"),
         ([row(options="A")], r"file:1: options=A must map letters to texts or list texts"),
         ([row(), b"", row()], r"file:3: id='1' is also the id of line 1; give"),

@@ -8,6 +8,7 @@ from llavamed.evaluate.scorers.terms import (
     CLASSES,
     COMPLEMENTS,
     COUNTS,
+    OPPOSITES,
     UNITS,
 )
 from llavamed.evaluate.scorers.unpack import conclusions
@@ -19,8 +20,21 @@ from llavamed.evaluate.scorers.vocabulary import (
 )
 from llavamed.evaluate.scorers.words import CHINESE, Word, canonical, words_of
 
+_NUM_POSITIONS = 6
+"""Number of the first kinds of opposites that are places."""
+_SPARED = re.compile(
+    r"[^.;,\n]*\b(?:is|are|appears?|looks?)\s+(?:normal|clear|spared|unaffected|intact|healthy|uninvolved)\b"
+    r"|[^.;,\n]*\b(?:left|right)\s+\w+\s+clear\b",
+    re.IGNORECASE,
+)
+"""A clause about a place where nothing is."""
+_DENIERS = frozenset({"no", "none", "neither", "nor"})
+_CHINESE_SIDES = (
+    (re.compile("([左右])[侧边面]"), r"\1"),
+    (re.compile("[两双]侧|两边|双边"), "双侧"),
+)
 _CHINESE_CLASSES = (
-    ("左", "右", "双侧", "两侧"),
+    ("左", "右", "双侧"),
     ("上", "下", "中"),
     ("横断面", "冠状面", "矢状面"),
 )
@@ -51,6 +65,8 @@ def _choice(text: str, reference: str, candidates: Sequence[str]) -> bool | None
     wanted = content(reference)
     if not wanted:
         return text.strip() == reference.strip()
+    if any(kind & set(wanted) for kind in OPPOSITES[:_NUM_POSITIONS]):
+        text = _SPARED.sub(" ", text)
     words = words_of(AGREEMENT.sub(" ", text))
     if wanted == ["none"] or _is_number(wanted):
         wanted = [COUNTS.get(word, word) for word in wanted]
@@ -58,7 +74,8 @@ def _choice(text: str, reference: str, candidates: Sequence[str]) -> bool | None
         if BOUND.search(text) and not BOUND.search(reference):
             return False
         counts = any(_is_number([word.text]) for word in words)
-        if wanted == ["0"] and words and words[0].denied and not counts:
+        is_denied = words[0].denied if words else bool(_DENIERS & set(canonical(text)))
+        if wanted == ["0"] and is_denied and not counts:
             return True
     elif set(wanted) & COMPLEMENTS.keys():
         words = [
@@ -126,10 +143,12 @@ def _is_denied(words: Sequence[Word], wanted: Sequence[str]) -> bool:
 
 
 def _chinese(text: str, reference: str) -> bool | None:
-    wanted = re.sub(r"\W", "", reference)
     if not CHINESE.search(text):
         return None
-    text = re.sub(r"\s", "", text)
+    wanted, text = re.sub(r"\W", "", reference), re.sub(r"\s", "", text)
+    for pattern, side in _CHINESE_SIDES:
+        wanted, text = pattern.sub(side, wanted), pattern.sub(side, text)
+    text = re.sub(r"(?:不是|并非|而非|不在|没有|非)在?(?:左|右|双侧|上|下|中)", "", text)
     for kind in _CHINESE_CLASSES:
         for rival in kind:
             if rival in text and rival not in wanted and any(each in wanted for each in kind):

@@ -1,7 +1,7 @@
 """The input of a scorer, and its type."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 Options = Mapping[str, str] | tuple[str, ...] | None
 """Options by letter, the candidate answers of a closed question, or None."""
@@ -22,8 +22,12 @@ class Item:
     """Name or hash of the image; items of one image form a cluster. Empty where unknown."""
     question_type: str = ""
     domain: str = ""
+    organ: str = ""
+    modality: str = ""
     other_references: tuple[str, ...] = ()
     """Further right answers; an item is scored by the best match."""
+    given_id: str | int | float = field(default="", compare=False)
+    """The id as a file of predictions writes it, where that may be a number."""
 
 
 Rule = Callable[[Item], float]

@@ -6,75 +6,41 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from llavamed.evaluate.scorers.letter_patterns import (
+    ALL_OTHERS,
+    BARE,
+    BRACKETED,
+    BUT,
+    BY_PLACE,
+    CLOSING,
+    CONFIRMED_AFTER,
+    JOINED,
+    JOINS,
+    JUDGED,
+    LEADING,
+    NAME_GOES_ON,
+    NAMED,
+    NOR,
+    NOT_A_LETTER,
+    ONE,
+    ORDINALS,
+    RATED,
+    REACH,
+    REASON,
+    REJECTED_AFTER,
+    REJECTED_BEFORE,
+    REJECTING,
+    RIGHT,
+    SEEMING,
+    SENTENCE,
+    SEVERAL,
+    SHORT,
+    STANDALONE,
+)
 from llavamed.evaluate.scorers.open_answer import measures, measures_agree, opposes
 from llavamed.evaluate.scorers.unpack import conclusions
 from llavamed.evaluate.scorers.vocabulary import FUNCTION_WORDS, UNDECIDED
 from llavamed.evaluate.scorers.words import CHINESE, canonical, words_of
-
-_BARE = re.compile(r"\A[\W_]*(?:option|choice|answer|letter|选项?)?[\W_]*([A-Za-z])[\W_]*\Z", re.I)
-_LEADING = re.compile(
-    r"\A[\s(\[{\"']*(?:(?:option|choice|answer|letter)\s+)?([A-Za-z])\s*[)\]}\"']*\s*(?:[:.,;)\]-]|\s[-–—]\s|\n)\s*(?=\S)"
-)
-_NAMED = re.compile(
-    r"\b(?:option|choice|answer|letter|alternative|select|choose|pick|chose|with|选项|选择|选|答案)\s*(?:is|would\s+be|:|是|为)?\s*"
-    r"[(\[\"']?([A-Z])\b(?!['’]\w)|(?:选项|选择|选|答案是?|答案为)\s*([A-Z])",
-    re.IGNORECASE,
-)
-_BRACKETED = re.compile(r"[(\[]\s*([A-Za-z])\s*[)\]]")
-_STANDALONE = re.compile(r"(?<![A-Za-z0-9_-])([A-Z])(?![A-Za-z0-9_'’-])")
-_NAME_GOES_ON = re.compile(r"\A[\s-]+(?:lines?|cells?|waves?|signs?|mode|scans?|rings?)\b")
-_REASON = re.compile(r"[\s,]+(?:because|since|given\s+that)\b", re.IGNORECASE)
-_JUDGED = re.compile(
-    r"\b([A-Z])\)?\s*(?::|-|–|=)\s*(yes|true|correct|no|false|incorrect|wrong)\b", re.IGNORECASE
-)
-"""A letter with a verdict, one of several: "A: no. B: yes."."""
-_NOT_A_LETTER = re.compile(
-    r"\b(?:hepatitis|vitamins?|types?|grades?|groups?|stages?|class|influenza|factors?|views?|proteins?|figures?|fig|"
-    r"panels?|segments?|zones?|parts?|images?|levels?|phases?|sections?|categor(?:y|ies)|lines?|waves?|"
-    r"ig|scans?|mode|kerley|child-pugh|stanford|weber|cells?)\.?\s*\Z",
-    re.IGNORECASE,
-)
-_REJECTED_BEFORE = re.compile(
-    r"(?:\bnot|\bcannot|n['’]t|\brather\s+than|\binstead\s+of|\bas\s+opposed\s+to|\bneither|\bnor|\bexcept(?:\s+for)?|\bexclud(?:e|es|ing)|"
-    r"\brul(?:e|es|ed|ing)\s+out|\bunlike|\banything\s+but|\b(?:more|rather)\s+(?:likely|probable|plausible)\s+than|>|\breject(?:s|ed)?|\beliminat(?:e|es|ed|ing)|\bno|\bwithout|不是|排除|而非)"
-    r"(?:\s+(?:a|an|the|option|choice|answer|be|it|is|in|on|at|of|from|either|really|actually|"
-    r"\w+(?:ed|en)\s+(?:by|with|using|from|in|on|as|for)|[A-Z]\s+(?:or|and|nor)))*[\s(\"']*\Z",
-    re.IGNORECASE,
-)
-_REJECTED_AFTER = re.compile(
-    r"\A[\s)\"']*(?:(?:is|are|was|seems|appears|would\s+be|can\s+be|looks)\s*)?(?:\w+ly\s+|much\s+|far\s+)?"
-    r"(?:n['’]t\b|not\b|unlikely|less\s+likely|less\s+probable|incorrect|wrong|false|ruled\s+out|excluded|eliminated|rejected|不对|错误)",
-    re.IGNORECASE,
-)
-_CONFIRMED_AFTER = re.compile(
-    r"\A[\s)\"']*(?:is|would\s+be)\s+(?:correct|(?:the|my)\s+(?:\w+\s+){0,2}(?:answer|choice|option))\b",
-    re.IGNORECASE,
-)
-_REACH = 200
-"""Characters before a mention of an option in which it may be rejected."""
-_SHORT = 60
-"""Longest answer, in characters, that may begin with a lower-case option letter."""
-_SEVERAL = re.compile(
-    r"\b(both|all|none|neither|any)\s+of\s+(?:the\s+)?(?:above|these|them|options)\b", re.I
-)
-
-
-_ALL_OTHERS = re.compile(
-    r"\b(?:[Aa]ll|[Ee]verything|every\s+option|each|any)\s+(?:of\s+them\s+)?(?:but|except(?:\s+for)?|other\s+than|apart\s+from)"
-    r"\s+(?:option\s+)?\(?([A-Z])\b"
-)
-_RIGHT = frozenset({"yes", "true", "correct"})
-_REJECTING = re.compile(
-    r"\b(?:exclud|eliminat|reject|rul\w+\s+out|wrong|incorrect|false|unlikely)", re.IGNORECASE
-)
-_JOINED = re.compile(r"\s*(?:,|,?\s*(?:and|or|nor|&)\s+|/)\s*(?:option\s+)?")
-_NOR = re.compile(r"\s*,?\s*\b(?:or|nor)\s+(?:an?\s+)?")
-_SENTENCE = re.compile(r"(?<=[.;!?:)])\s+|\n+")
-_JOINS = re.compile(r"\W*(?:or|and|no|not|nor|but)\b", re.IGNORECASE)
-_CLOSING = re.compile(
-    r"(?:\A|[.;!?\n,])(?P<clause>[^.;!?\n,]+),\s*(?:so\s+|hence\s+)?\(?(?P<letter>[A-Z])\)?\s*\.?\s*\Z"
-)
-"""A letter at the end of a sentence, after the clause that gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +82,15 @@ def chosen_letter(answer: str, options: Mapping[str, str]) -> str | None:
 
 def _choice(text: str, options: Mapping[str, str]) -> str | None:
     """Return a letter, None for an undecided text, or "" if no option is named."""
-    if bare := _BARE.match(text):
+    if bare := BARE.match(text):
         letter = bare[1].upper()
         return letter if letter in options else _by_part(text, options) or None
     if (whole := _by_words(canonical(text), options)) is not None:
         return whole
-    if (reason := _REASON.search(text)) and (found := _choice(text[: reason.start()], options)):
+    if place := BY_PLACE.match(text):
+        return _in_place(place, list(options))
+    text = ONE.sub("", text)
+    if (reason := REASON.search(text)) and (found := _choice(text[: reason.start()], options)):
         return found
     if first := _first(text, options):
         return first
@@ -129,14 +98,14 @@ def _choice(text: str, options: Mapping[str, str]) -> str | None:
         return excluded if excluded in options else None
     mentions = _mentions(text, options)
     kept = [mention for mention in mentions if not mention.rejected]
-    confirmed = {each.letter for each in kept if _CONFIRMED_AFTER.match(text[each.end :])}
+    confirmed = {each.letter for each in kept if CONFIRMED_AFTER.match(text[each.end :])}
     chosen = confirmed if len(confirmed) == 1 else {mention.letter for mention in kept}
     if letter := _leading(text, mentions, options):
         return letter
-    closing = _CLOSING.search(text)
+    closing = CLOSING.search(text)
     if len(chosen) > 1 and closing and _gives_reason(closing["clause"], options):
         return closing["letter"] if closing["letter"] in options else None
-    if several := _SEVERAL.search(text):
+    if several := SEVERAL.search(text):
         alike = [each for each, words in options.items() if _same_several(several[1], words)]
         chosen = chosen or set(alike)
         if len(chosen) != 1:
@@ -156,15 +125,15 @@ def _choice(text: str, options: Mapping[str, str]) -> str | None:
 
 def _first(text: str, options: Mapping[str, str]) -> str | None:
     """Return the option that the first sentence is, and no other: "Liver. It lies below ..."."""
-    sentences = [each for each in _SENTENCE.split(text) if each and re.search(r"\w", each)]
+    sentences = [each for each in SENTENCE.split(text) if each and re.search(r"\w", each)]
     letters = [_by_words(canonical(each), options) for each in sentences]
-    bare = _BARE.match(sentences[0]) if sentences else None
+    bare = BARE.match(sentences[0]) if sentences else None
     start = 1 if bare and len(sentences) > 1 else 0
     named = {bare[1].upper()} if bare else set()
     named |= {letter for letter in letters if letter}
     if len(sentences) < start + 2 or not letters[start] or len(named) != 1:
         return None
-    return None if _JOINS.match(sentences[start + 1]) else letters[start]
+    return None if JOINS.match(sentences[start + 1]) else letters[start]
 
 
 def _by_exclusion(text: str) -> str | None:
@@ -172,18 +141,32 @@ def _by_exclusion(text: str) -> str | None:
 
     None if nothing is excluded; an empty text if no option or several are left.
     """
-    if len(judged := dict(_JUDGED.findall(text))) > 1:
-        right = [letter for letter, word in judged.items() if word.lower() in _RIGHT]
+    if len(judged := dict(JUDGED.findall(text))) > 1:
+        right = [letter for letter, word in judged.items() if word.lower() in RIGHT]
         return right[0] if len(right) == 1 else ""
-    if (others := _ALL_OTHERS.search(text)) and _REJECTING.search(text):
+    rated = {letter: float(share) for letter, share in RATED.findall(text)}
+    if len(rated) > 1:
+        best = [letter for letter, share in rated.items() if share == max(rated.values())]
+        return best[0] if len(best) == 1 else ""
+    if (others := ALL_OTHERS.search(text)) and REJECTING.search(text):
         return others[1]
     return None
 
 
+def _in_place(place: re.Match[str], letters: list[str]) -> str | None:
+    """Return the letter in a named place of the list, None if there is none."""
+    if place["number"]:
+        at = int(place["number"]) - 1
+    else:
+        word = place["word"].lower()
+        at = len(letters) - 1 if word == "last" else ORDINALS.index(word)
+    return letters[at] if 0 <= at < len(letters) else None
+
+
 def _leading(text: str, mentions: list[_Mention], options: Mapping[str, str]) -> str | None:
     """Return the letter that an answer begins with, if nothing after it says otherwise."""
-    lead = _LEADING.match(text)
-    if not lead or not (lead[1].isupper() or len(text) < _SHORT):
+    lead = LEADING.match(text)
+    if not lead or not (lead[1].isupper() or len(text) < SHORT):
         return None
     letter = lead[1].upper()
     said = {mention.letter for mention in mentions if not mention.rejected}
@@ -192,7 +175,7 @@ def _leading(text: str, mentions: list[_Mention], options: Mapping[str, str]) ->
 
 def _same_several(word: str, option: str) -> bool:
     """Tell whether an option is "none of the above" where an answer says "none of these"."""
-    found = _SEVERAL.search(option)
+    found = SEVERAL.search(option)
     return found is not None and found[1].lower() == word.lower()
 
 
@@ -318,7 +301,10 @@ def _occurrences(text: str, words: str) -> list[tuple[int, int]]:
     for first in range(len(bounds)):
         for last in range(first, min(len(bounds), first + len(wanted) + 5)):
             piece = text[bounds[first][0] : bounds[last][1]]
-            if _words(piece) == wanted and canonical(piece)[0] not in FUNCTION_WORDS:
+            said = _words(piece)
+            if first == last and piece.isupper() and set(wanted) <= set(said):
+                said = wanted  # "CXR" is an X-ray
+            if said == wanted and canonical(piece)[0] not in FUNCTION_WORDS:
                 return [(bounds[first][0], bounds[last][1])]
     return []
 
@@ -334,17 +320,17 @@ def _letter_mentions(
         if letter in options and not inside:
             found.setdefault(start, _mention(text, letter, start, end))
 
-    for match in _NAMED.finditer(text):
+    for match in NAMED.finditer(text):
         group = 1 if match[1] else 2
         letter, start = match[group], match.start(group)
         stands_alone = letter.isupper() or not re.match(r"\s+\w", text[match.end(group) :])
         if stands_alone and not _is_article(text, letter.upper(), start):
             add(letter.upper(), start, match.end(group))
-    for match in _BRACKETED.finditer(text):
+    for match in BRACKETED.finditer(text):
         add(match[1].upper(), match.start(1), match.end(1))
-    for match in _STANDALONE.finditer(text):
+    for match in STANDALONE.finditer(text):
         start = match.start()
-        if _stands_before(_NOT_A_LETTER, text, start) or _NAME_GOES_ON.match(text[match.end() :]):
+        if _stands_before(NOT_A_LETTER, text, start) or NAME_GOES_ON.match(text[match.end() :]):
             continue
         if _is_article(text, match[1], start):
             continue
@@ -364,8 +350,8 @@ def _reject_together(text: str, mentions: list[_Mention]) -> list[_Mention]:
     rejects = False  # whether what follows the mention rejects it, and all that are joined to it
     for place in reversed(range(1, len(together))):
         before, mention = together[place - 1], together[place]
-        rejects = rejects or bool(_REJECTED_AFTER.match(text[mention.end :]))
-        rejects = rejects and bool(_JOINED.fullmatch(gaps[place]))
+        rejects = rejects or bool(REJECTED_AFTER.match(text[mention.end :]))
+        rejects = rejects and bool(JOINED.fullmatch(gaps[place]))
         if rejects:
             together[place - 1] = replace(before, rejected=True)
     return together
@@ -374,7 +360,7 @@ def _reject_together(text: str, mentions: list[_Mention]) -> list[_Mention]:
 def _goes_on(gaps: list[str]) -> bool:
     """Tell whether what stands between options joins them by commas up to an "or"."""
     last = next((gap for gap in gaps if gap.strip() != ","), "")
-    return bool(_NOR.fullmatch(last))
+    return bool(NOR.fullmatch(last))
 
 
 def _is_article(text: str, letter: str, start: int) -> bool:
@@ -383,7 +369,7 @@ def _is_article(text: str, letter: str, start: int) -> bool:
         return False
     after = text[start + 1 :]
     if re.match(
-        r"\s*(?:$|[.,;:)\]!?/&\"']|(?:is|and|or|nor|not|but|because|since|as|was|seems|looks|would|must|should)\b)",
+        r"\s*(?:$|[.,;:)\]!?/&\"']|(?:is|and|or|nor|not|but|rather|instead|over|then|because|since|as|was|seems|looks|would|must|should)\b)",
         after,
     ):
         return letter == "I" and bool(re.match(r"\s+(?:was|and)\b", after))
@@ -391,10 +377,11 @@ def _is_article(text: str, letter: str, start: int) -> bool:
 
 
 def _mention(text: str, letter: str, start: int, end: int) -> _Mention:
-    rejected = _stands_before(_REJECTED_BEFORE, text, start)
-    return _Mention(letter, start, end, rejected or bool(_REJECTED_AFTER.match(text[end:])))
+    rejected = _stands_before(REJECTED_BEFORE, text, start)
+    rejected |= _stands_before(SEEMING, text, start) and bool(BUT.match(text[end:]))
+    return _Mention(letter, start, end, rejected or bool(REJECTED_AFTER.match(text[end:])))
 
 
 def _stands_before(pattern: re.Pattern[str], text: str, place: int) -> bool:
     """Tell whether a pattern that ends where a text ends fits what precedes a place."""
-    return bool(pattern.search(text, max(0, place - _REACH), place))
+    return bool(pattern.search(text, max(0, place - REACH), place))

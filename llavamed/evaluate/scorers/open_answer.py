@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
+from llavamed.evaluate.scorers.choice import content, is_chosen
 from llavamed.evaluate.scorers.terms import (
     NUMBERED,
     OPPOSITES,
@@ -25,6 +26,14 @@ _PARTS = re.compile(
 )
 _ALTERNATIVES = re.compile(r",(?!\d)|\bor\b|\bvs\b|\bversus\b|\band\b|/|;", re.IGNORECASE)
 _OR = re.compile(r"\b(?:or|vs|versus)\b", re.IGNORECASE)
+_NOTHING = re.compile(
+    r"\W*(?:none|nothing(?:\s+abnormal)?|nil|no\s+(?:significant\s+|acute\s+|obvious\s+)?"
+    r"(?:abnormalit(?:y|ies)|abnormal\s+findings?|findings?))"
+    r"(?:\s+(?:(?:is|are)\s+)?(?:seen|present|found|identified|noted))?\W*",
+    re.IGNORECASE,
+)
+_LEVEL = re.compile(r"[ltcs]\d+")
+"""A vertebra."""
 _PREPOSITION = re.compile(r"\b(?:of|in|on|at|within|along|from|to|near)\b", re.IGNORECASE)
 _NUMBER = re.compile(r"(minus)?(\d+(?:\.\d+)?)")
 _TOLERANCE = 0.05
@@ -48,6 +57,10 @@ def open_score(answer: str, reference: str) -> float:
         return 0.0
     if CHINESE.search(reference):
         return _chinese(answer, reference)
+    if _NOTHING.fullmatch(reference) and _NOTHING.fullmatch(answer):
+        return 1.0
+    if re.fullmatch(r"\d+", " ".join(content(reference))):
+        return float(bool(is_chosen(answer, reference)))
     said = words_of(answer)
     parts = [part for part in _PARTS.split(reference) if canonical(part)]
     if not parts:
@@ -59,6 +72,9 @@ def open_score(answer: str, reference: str) -> float:
     if _content(said) == _content(wanted) and _content(wanted):
         return 1.0
     if _is_list(answer, len(parts)) or _offers(answer, reference):
+        return 0.0
+    levels = {word.text for word in wanted if _LEVEL.fullmatch(word.text)}
+    if levels and levels != {word.text for word in said if _LEVEL.fullmatch(word.text)}:
         return 0.0
     if opposes(said, wanted) or _denials_differ(said, wanted):
         return 0.0

@@ -26,7 +26,7 @@ SCORERS: Mapping[str, Rule] = {
 
 logger = logging.getLogger(__name__)
 _TEXTS = ("question", "prediction", "reference", "answer_type")
-_LABELS = ("image", "question_type", "domain")
+_LABELS = ("image", "question_type", "domain", "organ", "modality")
 
 
 def find_scorer(name: str) -> Rule:
@@ -107,12 +107,19 @@ def _item(line: bytes, place: str) -> Item:
     for key in _TEXTS:
         if not isinstance(row.get(key, ""), str):
             raise DataError(f"{place}: {key}={row[key]!r} is not text; write it in quotes")
+    if not isinstance(row["id"], str | int | float) or row["id"] == "":
+        raise DataError(f"{place}: id={row['id']!r} is not text or a number; give the item one")
+    if not row["reference"].strip():
+        raise DataError(
+            f"{place}: reference is empty; write the right answer, or leave the item out"
+        )
     labels = {key: row[key] for key in _LABELS if row.get(key) is not None}
     for key, label in labels.items():
         if not isinstance(label, str | int):
             raise DataError(
                 f"{place}: {key}={label!r} is not text or a number; write a name for it"
             )
+    texts: dict[str, Any] = {key: str(labels.get(key, "")).strip() for key in _LABELS}
     answer_type = row["answer_type"].strip().upper()
     if answer_type not in {"OPEN", "CLOSED"}:
         raise DataError(
@@ -125,9 +132,8 @@ def _item(line: bytes, place: str) -> Item:
         reference=row["reference"],
         answer_type=answer_type,
         options=_options(row.get("options"), place),
-        image=str(labels.get("image", "")).strip(),
-        question_type=str(labels.get("question_type", "")).strip(),
-        domain=str(labels.get("domain", "")).strip(),
+        given_id=row["id"],
+        **texts,
     )
 
 

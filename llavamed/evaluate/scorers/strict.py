@@ -6,7 +6,9 @@ may be too low, but it never rests on a guess.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
+from llavamed.evaluate.scorers.chinese import fold
 from llavamed.evaluate.scorers.choice import is_chosen
 from llavamed.evaluate.scorers.item import Item
 from llavamed.evaluate.scorers.lettered import chosen_letter, reference_letter
@@ -15,7 +17,7 @@ from llavamed.evaluate.scorers.unpack import unpack
 from llavamed.evaluate.scorers.words import spell_out
 from llavamed.evaluate.scorers.yes_no import polarity, says
 
-NAME = "strict/2"
+NAME = "strict/3"
 """Name and version, reported with every score."""
 
 
@@ -45,6 +47,8 @@ def verdict(item: Item) -> float | None:
                 answer = spell_out(answer, text)
             chosen = chosen_letter(answer, options)
             return None if chosen is None else float(chosen == letter)
+    item = replace(item, reference=fold(item.reference))
+    answer = fold(answer)
     wanted = polarity(item.reference)
     if wanted is not None:
         said = says(answer, item.question, item.reference)

@@ -55,6 +55,8 @@ PLURALS = {
         ),
     )
 }
+PLURALS |= {f"{stem}thoraces": f"{stem}thorax" for stem in ("", "pneumo", "hydro", "hemo", "pyo")}
+PLURALS |= {"cortices": "cortex", "apices": "apex", "appendices": "appendix"}
 """Singular of Latin and Greek words by their plural."""
 ENDING_IN_SES = re.compile(r"(?<=\w\w)(o|ta|y|the|re)ses$")
 """Ending of plurals of words in -sis: diagnoses, metastases, epiphyses, prostheses."""
@@ -114,12 +116,16 @@ PHRASES: tuple[tuple[str, str], ...] = (
     (r"year olds?|years? old", "year"),
     (r"unremarkable|within normal limits", "normal"),
     (r"sagital|mid ?sagittal", "sagittal"),
-    (r"(left|right)( sided?)? (and|&) (left|right)( sided?)?", "bilateral"),
+    (r"(left|right)( sided?)? (and|&) (the )?(left|right)( sided?)?", "bilateral"),
     (r"comput(ed|eri[sz]ed)( axial)? tomogra(m|phy)( scan)?", "ct"),
     (r"cat scan", "ct"),
     (r"cxr", "chest xray"),
     (r"x ?rays?|radiographs?|radiography|roentgenograms?|roentgenogra(ph|phy)", "xray"),
-    (r"plain films?|chest films?", "xray"),
+    (r"plain films?|chest films?|xr", "xray"),
+    (r"embol(us|i)", "embolism"),
+    (r"nephrolithiasis|urolithiasis", "kidney stone"),
+    (r"renal (calcul(us|i)|stones?)", "kidney stone"),
+    (r"cholelithiasis", "gallstone"),
     (r"ultrasonogra(m|phy)|ultrasonic|ultrasounds?|sonogra(m|ms|phy)|echography", "ultrasound"),
     (r"mammogra(m|ms|phy)", "mammography"),
     (
@@ -140,7 +146,7 @@ PHRASES: tuple[tuple[str, str], ...] = (
     (r"diffusion weighted( imag(e|ing))?|diffusion weighting", "dwi"),
     (r"postero ?anterior|posteroanterior|posterior (to )?anterior|pa view|pa projection", "pa"),
     (r"antero ?posterior|anteroposterior|anterior (to )?posterior|ap view|ap projection", "ap"),
-    (r"both sides|on both|both|bilaterally|bilateral|either side", "bilateral"),
+    (r"both sides|each side|on both|both|bilaterally|bilateral|either side", "bilateral"),
     (r"unilateral", "unilateral"),
     (r"left sided?|left hand side|lt", "left"),
     (r"right sided?|right hand side|rt", "right"),
@@ -176,6 +182,7 @@ OPPOSITES: tuple[frozenset[str], ...] = tuple(
         "superior inferior",
         "anterior posterior front back",
         "medial lateral",
+        "above below",
         "proximal distal",
         "axial coronal sagittal oblique",
         "t1 t2 flair dwi adc",
@@ -227,6 +234,8 @@ CLASSES: tuple[frozenset[str], ...] = (
 """Mutually exclusive answers: naming one denies the others."""
 
 COMPLEMENTS = {
+    "male": "female",
+    "female": "male",
     "normal": "abnormal",
     "abnormal": "normal",
     "benign": "malignant",

@@ -23,10 +23,12 @@ _TAG = re.compile(r"</?[a-z][^<>]*>", re.IGNORECASE)
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}")
 _NEXT_TURN = re.compile(
-    r"###|<\|[a-z_]+\|>|</s>|(?:^|\n)\s*(?:human|user|question)\s*:", re.IGNORECASE
+    r"###(?!\s*(?:final|answer|conclusion|reasoning|finding|impression|summary|analysis|step|thought)"
+    r")|<\|[a-z_]+\|>|</s>|(?:^|\n)\s*(?:human|user|question)\s*:",
+    re.IGNORECASE,
 )
 _SPEAKER = re.compile(r"\A\s*(?:assistant|ai|model|gpt|bot|response|output)\s*:\s*", re.IGNORECASE)
-_MARKDOWN = re.compile(r"[*`]+|(?<!\w)_+|_+(?!\w)|(?:^|\n)\s*(?:#+|>|-)\s+")
+_MARKDOWN = re.compile(r"[*`]+|(?<!\w)_+|_+(?!\w)|(?:^|\n)\s*(?:#+|>(?!\s*\d)|-)\s+")
 _KEYS = ("final_answer", "answer", "prediction", "response", "output", "result", "choice", "label")
 
 _MARKER = re.compile(
@@ -36,7 +38,8 @@ _MARKER = re.compile(
         (?:\s+(?:is|would\s+be|should\s+be)\b|\s*[:=])
       | \bthe\s+(?:correct|right|best|true)\s+(?:one|option|letter|alternative)
         (?:\s+(?:is|would\s+be|should\s+be)\b|\s*[:=])
-      | \bi(?:\s+would|['’]d|\s+will)?\s+(?:choose|pick|select|go\s+with|opt\s+for)\b
+      | \bi(?:['’]m|\s+am)?\s+lean(?:ing)?\s+to(?:wards?)?\b
+      | \bi(?:\s+would|['’]d|\s+will|\s+now)?\s+(?:choose|pick|select|go\s+with|opt\s+for)\b
       | \b(?:answer|ans|conclusion|verdict|result|response)\s*[:=]
       | 最终答案(?:是|为|:)? | 答案(?:是|为|:) | 结论(?:是|为|:)? | 回答:
       | \bantwort\s*: | \bréponse\s*: | \brespuesta\s*:

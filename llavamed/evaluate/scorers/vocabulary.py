@@ -14,7 +14,8 @@ def _split(words: str) -> list[str]:
 YES = frozenset(
     _split(
         "yes yeah aye yep yup yea y true correct indeed affirmative affirmed absolutely certainly "
-        "definitely sure agreed present positive confirmed ja jawohl sí oui sim sì да はい 예 네"
+        "definitely sure agreed present positive confirmed ja jawohl sí si oui sim sì да "
+        "はい 예 네 evet tak có نعم"
     )
 )
 """Words that say yes by themselves. `positive` and `present` count at the end of a sentence too."""
@@ -25,12 +26,12 @@ EMPHASIS = frozenset(_split("indeed absolutely certainly definitely sure"))
 NO = frozenset(
     _split(
         "no nope nah nay n false incorrect wrong negative absent none never not nein kein keine "
-        "keiner non não нет いいえ 아니요"
+        "keiner non não нет いいえ 아니요 아니오 nee nie hayır không لا nil"
     )
 )
 """Words that say no by themselves."""
 
-LEADING_ONLY = frozenset({"y", "n", "sure", "wrong", "correct", "si", "da", "true", "false", "non"})
+LEADING_ONLY = frozenset(_split("y n sure wrong correct si da true false non nie tak có"))
 """Words of `YES` and `NO` that mean something else inside a sentence."""
 
 CHINESE_NO = _split(
@@ -74,7 +75,8 @@ _OPEN_PHRASES = (
     r"as\s+an\s+ai|need\s+(?:more|further|additional)",
     r"further\s+(?:imaging|investigation|tests?|information)\s+(?:is|are|would)",
     r"vielleicht|unklar|nicht\s+sicher|wei(?:ß|ss)\s+(?:es\s+)?nicht|je\s+ne\s+sais\s+pas|no\s+(?:lo\s+)?sé|"
-    r"quizás|tal\s+vez|peut-être|talvez",
+    r"quizás|tal\s+vez|peut-être|talvez|forse|misschien",
+    r"no\s+se\s+puede|nicht\s+(?:beurteilbar|bestimmbar|erkennbar,?\s+ob)|não\s+sei|non\s+(?:lo\s+)?so|не\s+знаю",
 )
 _OPEN_CHINESE = (
     "可能 也许 不能排除 不除外 不能确定 不能判断 难以确定 不确定 无法 不清楚 不知道 看不出 "
@@ -94,7 +96,7 @@ LEANING = re.compile(
 
 AFFIRMING = re.compile(
     r"\b(?:there(?:\s+is|['’]s)\s+)?(?:no|without(?:\s+(?:a|any))?|beyond(?:\s+any)?)\s+(?:doubt|question)\b"
-    r"|\bnot\s+(?:only|just|merely)\b|\bundoubtedly\b",
+    r"|\bnot\s+(?:only|just|merely)\b|\bundoubtedly\b|\bnothing\s+but\b",
     re.IGNORECASE,
 )
 """Phrases that contain a denial but deny nothing."""
@@ -102,14 +104,17 @@ AFFIRMING = re.compile(
 YES_ALONE = re.compile(
     r"\W*(?:(?:most|very|quite|highly)\s+)?(?:likely|probably|probable)\W*"
     r"|\W*(?:(?:certainly|definitely|clearly|surely)\W+)?(?:(?:i\s+(?:would\s+)?(?:think|believe|guess|suppose|say)|(?:it\s+)?(?:seems|appears|looks))\s+so"
-    r"|of\s+course|definitely|certainly|exactly|precisely|right|u[hm][- ]huh"
+    r"|quite\s+so|(?:i[\'’]?m\s+)?afraid\s+so|you\s+bet|it\s+sure\s+is"
+    r"|of\s+course|definitely|certainly|exactly|precisely|right|clearly|obviously|u[hm][- ]huh"
+    r"|(?:only\s+|just\s+)?(?:slight|mild|moderate|marked|severe|massive|minimal)ly"
     r"|(?:it|they)(?:['’](?:s|re)|\s+(?:is|are))\s+(?:there|visible|seen|so)"
     r"|(?:it|there|that|this|they|he|she|i|we|you)\s+(?:is|are|was|were|does|do|did|has|have|can))\W*",
     re.IGNORECASE,
 )
 NO_ALONE = re.compile(
     r"\W*(?:(?:most|very|quite|highly)\s+)?(?:unlikely|improbable)\W*"
-    r"|\W*(?:hardly|i\s+doubt\s+(?:it|that|so)|in\s+no\s+way|by\s+no\s+means)\W*",
+    r"|\W*(?:hardly|i\s+doubt\s+(?:it|that|so)|in\s+no\s+way|by\s+no\s+means"
+    r"|far\s+from\s+it|i\s+would(?:\s+not|n[\'’]t)\s+say\s+so|not\s+quite|not\s+(?:\w+ly)|(?:it\s+)?(?:would\s+)?(?:seems?|appears?)\s+not)\W*",
     re.IGNORECASE,
 )
 """Answers that say yes or no when nothing else is said."""
@@ -120,13 +125,16 @@ AGREEMENT = re.compile(
 """Sentences in which "right" means correct and not a side."""
 
 STATED = re.compile(
-    r"\b(?:is|are|was|were|'s)\s+(?:(?P<yes>(?:\w+ly\s+)?(?:true|correct|the\s+case|(?:(?:very|most|highly)\s+)?likely|probable))"
+    r"\b(?:is|are|was|were|'s)\s+(?:(?P<yes>(?:\w+ly\s+)?(?:true|correct|the\s+case|(?:(?:very|most|highly)\s+)?(?:likely|probable)"
+    r"(?=\W*(?:[.,;!]|\Z)|\s+that\b(?!.*\b(?:no|not)\b))))"
     r"|(?P<no>(?:\w+ly\s+|very\s+)?(?:not\s+(?:true|correct|likely)|false|incorrect|untrue|unlikely|improbable)))\b",
     re.IGNORECASE,
 )
 """Sentences that call what was asked true, false, likely or unlikely."""
 
-OTHER_DENIALS = frozenset(_split("kein keine nicht sans sin ningún aucun aucune pas"))
+OTHER_DENIALS = frozenset(
+    _split("kein keine nicht sans sin ningún ninguna aucun aucune pas geen nessun nessuna nenhuma")
+)
 """Words of other languages that deny what follows them."""
 DENIAL_BEFORE = _split(
     "no not without absent negative lack lacks lacking excludes excluded devoid "
@@ -139,6 +147,8 @@ DENIAL_AFTER = re.compile(
     r"\b(?:(?:is|are|was|were|be|been|appears?|seems?)\s*(?:not|n['’]?t)|not|cannot|can['’]?t)\s+(?:be\s+)?"
     r"(?:\w+ly\s+)?(?:seen|identified|visible|visuali[sz]ed|present|evident|demonstrated|detected|"
     r"apparent|noted|found|observed|appreciated|shown|recogni[sz]ed|there|made\s+out)\b"
+    r"|\bno\s+longer\s+(?:seen|visible|present|evident|there|identified|apparent)\b"
+    r"|\b(?:has|have)\s+(?:disappeared|resolved|vanished|cleared)\b|\b(?:is|are)\s+gone\b"
     r"|\b(?:is|are|was|were|appears?|seems?)\s+(?:absent|lacking|missing|negative|ruled\s+out|excluded|"
     r"unlikely|not\b)|\b(?:has|have)\s+been\s+(?:ruled\s+out|excluded)\b|\bruled\s+out\b|\babsent\b",
     re.IGNORECASE,
@@ -181,6 +191,34 @@ WEAKENING = frozenset(
     _split("definitive firm further reliable certain final more enough additional your my")
 )
 """Words between a denial and what it denies."""
+
+OTHER_SENTENCES = re.compile(
+    r"\bnon\s+(?:c['’]è|ci\s+sono|vi\s+(?:è|sono)|si\s+ved\w+)|\bn[ãa]o\s+(?:há|existe\w*)\b"
+    r"|\bn['’](?:y\s+a|est|a)\s+pas\b|\A\W*pas\s+d[e'’]|\bno\s+hay\b",
+    re.IGNORECASE,
+)
+"""Words of other languages that say that something is not there."""
+
+EXISTS = re.compile(
+    r"\bthere(?:\s+(?:is|are|appears?\s+to\s+be|seems?\s+to\s+be)|['’]s)\b"
+    r"|\b(?:shows?|demonstrates?|reveals?|displays?|exhibits?|contains?|has|have|had|depicts?"
+    r"|confirms?|(?:i|we|you)\s+(?:can\s+|do\s+)?(?:see|find|note|identify))\b"
+    r"|\b(?:is|are|was|were|be)\s+(?:\w+ly\s+)?(?:seen|visible|present|noted|identified|evident|found"
+    r"|visuali[sz]ed|observed|detected|demonstrated|apparent|appreciated|shown|there|used|given)\b"
+    r"|\b(?:this|it|that|these|they)\s+(?:is|are)\s+",
+    re.IGNORECASE,
+)
+"""Sentences that say that something is there."""
+
+UNASSERTED = re.compile(
+    r"\b(?:if|whether|unless|should|would|could|can(?!\s+(?:\w+ly\s+)?(?:be\s+)?(?:see|find|note|identif))|may|might"
+    r"|ask(?:s|ed|ing)?|question|determine|suspect\w*|suspicious|concern\w*|susp|differential|history|risk"
+    r"|little|hardly|barely|scarcely|few|doubt\w*|question\w*|removed|resected|treated|simulat\w+"
+    r"|mimic\w*|resembl\w+|like|look(?:ing)?\s+for|assess\w*|evaluat\w+|exclude\w*|rule|normal\s+variant"
+    r"|potential\w*|possib\w+|consider\w*|criteria|defined|typical\w*|usually|generally|often|previous\w*)\b",
+    re.IGNORECASE,
+)
+"""Words of sentences that do not assert what they name."""
 
 BOUND = re.compile(r"\b(?:more|less|fewer|greater)\s+than\b|[<>]", re.IGNORECASE)
 """Words that turn a number into a range."""

@@ -36,7 +36,14 @@ _REJECTED_AFTER = re.compile(
     r"(?:n['’]t\b|not\b|unlikely|less\s+likely|incorrect|wrong|ruled\s+out|excluded|rejected|absent)",
     re.IGNORECASE,
 )
-_ACRONYM = re.compile(r"\b[A-Z]{3,6}\b")
+_ACRONYM = re.compile(r"\b[A-Z]{2,6}\b")
+_MODALITIES = frozenset({"CT", "MR", "US", "PA", "AP", "XR"})
+_LEVELS = re.compile(r"\b([ltcs])(\d+)\s*[-/–]\s*(\d+)\b")
+"""Neighbouring vertebrae: "l4/5"."""
+_TENS = re.compile(
+    r"\b(twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety)\s"
+    r"(one|two|three|four|five|six|seven|eight|nine)\b"
+)
 CHINESE = re.compile(r"[\u3400-\u9fff]")
 
 
@@ -91,6 +98,9 @@ def spell_out(text: str, known: str) -> str:
     initials = "".join(word[0] for word in words).upper()
 
     def full(found: re.Match[str]) -> str:
+        is_short = len(found[0]) == 2
+        if is_short and (found[0] in _MODALITIES or found[0] != initials):
+            return found[0]
         start = initials.find(found[0])
         return " ".join(words[start : start + len(found[0])]) if start >= 0 else found[0]
 
@@ -110,14 +120,21 @@ def canonical(text: str) -> list[str]:
     text = re.sub(r"\bUS\b", "ultrasound", unicodedata.normalize("NFKC", text)).lower()
     text = re.sub(r"['\u2019\u02bc]", "", text)
     text = re.sub(r"(?<!\S)(?:[-\u2212]|minus\s)(?=\d)", "minus", text)
+    text = re.sub(r">\s*(?=\d)", " more than ", re.sub(r"<\s*(?=\d)", " less than ", text))
+    text = _LEVELS.sub(r"\1\2 \1\3", text)
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
     text = re.sub(r"(?<=\d),(?=\d)", ".", text)
     text = re.sub(r"(?<=\d)(?=(?:mm|cm|ml|cc|kg|mg|hu)\b)", " ", text)
     text = " ".join(re.sub(r"[-/_]", " ", text).split())
     for pattern, word in _PHRASES:
         text = pattern.sub(word, text)
+    text = _TENS.sub(lambda found: str(_number(found[1]) + _number(found[2])), text)
     tokens = _TOKEN.findall(text)
     return [_form(token, tokens[place - 1] if place else "") for place, token in enumerate(tokens)]
+
+
+def _number(word: str) -> int:
+    return int(NUMBER_WORDS[word])
 
 
 def _form(token: str, before: str) -> str:

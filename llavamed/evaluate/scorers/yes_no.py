@@ -3,6 +3,8 @@
 import re
 from collections.abc import Collection, Iterable, Sequence
 
+from llavamed.evaluate.scorers.chinese import ABSENT, chinese_verdict
+from llavamed.evaluate.scorers.terms import COMPLEMENTS
 from llavamed.evaluate.scorers.unpack import conclusions
 from llavamed.evaluate.scorers.vocabulary import (
     AFFIRMING,
@@ -13,6 +15,7 @@ from llavamed.evaluate.scorers.vocabulary import (
     DENIAL_AFTER,
     DENIAL_BEFORE,
     EMPHASIS,
+    EXISTS,
     FUNCTION_WORDS,
     LEADING_ONLY,
     LEANING,
@@ -20,13 +23,15 @@ from llavamed.evaluate.scorers.vocabulary import (
     NO_ALONE,
     OF_ANSWERING,
     OTHER_DENIALS,
+    OTHER_SENTENCES,
     STATED,
+    UNASSERTED,
     UNDECIDED,
     WEAKENING,
     YES,
     YES_ALONE,
 )
-from llavamed.evaluate.scorers.words import CHINESE, canonical, clauses
+from llavamed.evaluate.scorers.words import CHINESE, canonical, clauses, words_of
 
 _BOTH = re.compile(
     r"\[\s*yes\s*,\s*no\s*\]|\[\s*no\s*,\s*yes\s*\]|\byes\s*(?:/|\\|\||or|and|und|ou|y)\s*no\b|\bno\s*(?:/|or|and)\s*yes\b|是否|有无|是与否"
@@ -45,8 +50,48 @@ _ALONE = re.compile(
     re.IGNORECASE,
 )
 _NOT_ALONE = re.compile(r"\W*(?:\w+ly\s+)?not\W*", re.IGNORECASE)
-_LABELLED = re.compile(r"([^.;,:\n]{1,80}?)\s*(?::|\s-|–|=)\s*(yes|no)\b", re.IGNORECASE)
-"""One of several labelled answers: "effusion: no; mass: yes"."""
+_LABELLED = re.compile(
+    r"([^.;,:\n]{1,80}?)\s*(?:(?::|\s-|–|=)\s*(yes|no|present|absent|positive|negative)\b"
+    r"|\s(present|absent|yes|no)(?=\s*(?:[.;,\n]|\Z)))",
+    re.IGNORECASE,
+)
+"""One of several labelled answers: "effusion: no; mass: yes", "mass present, effusion absent"."""
+_POSITIVE = frozenset({"yes", "present", "positive"})
+_SIGN = re.compile(r"(?:[(\[]|\w\s*:)\s*([+-])\s*[)\]]?\W*\Z")
+"""A sign behind what was asked: "mass (-)"."""
+_STRESSED = re.compile(
+    r"\A\W*(?:definitely|certainly|clearly|obviously|absolutely|indeed|exactly|of\s+course|right)"
+    r"\s*(?P<mark>[.,;!])\s*(?P<rest>\w.*)\Z",
+    re.IGNORECASE | re.DOTALL,
+)
+"""A word that affirms what was asked, before a sentence about something else."""
+_DENIED_WHOLE = re.compile(
+    r"\A\W*it\s+(?:(?:is\s+not|isn't)\s+(?:true|correct|the\s+case)|(?:is|would\s+be)\s+(?:wrong|incorrect|false))"
+    r"(?:\s+to\s+(?:say|claim|state))?\s+that\b",
+    re.IGNORECASE,
+)
+_NOT_DOUBTED = re.compile(r"\bi\s+(?:do\s+not|don't)\s+doubt\s+that\b", re.IGNORECASE)
+_NO_ABSENCE = re.compile(r"\b(?:no|not|without)\s+(?:an?\s+)?(?:absence|lack)\b", re.IGNORECASE)
+_CLEAR = re.compile(r"\bclear\b", re.IGNORECASE)
+_NEXT_SUBJECT = re.compile(r"\band\s+(?=the\s+\w+\s+(?:is|are|was|were|has|have|does|do)\b)", re.I)
+_OF_THE = re.compile(r"\s*(?:is|are|was|were)\s+the\b", re.IGNORECASE)
+"""The beginning of a question about something that is there."""
+_OF_SOMETHING = re.compile(r"\s*(?:is|are|was|were)\s+(?!there\b)", re.IGNORECASE)
+_DEGREES = frozenset(
+    ["slightly", "mildly", "moderately", "markedly", "severely", "clearly", "very"]
+)
+_UNSEEN = re.compile(
+    r"\b(?:can(?:not|'t)|(?:do|does|could)\s*(?:not|n't)|unable\s+to)\s+(?:see|visuali[sz]e|find|identify)\b",
+    re.IGNORECASE,
+)
+_CONTRAST = ("withcontrast", "withoutcontrast")
+_QUESTION = re.compile(r"[^.:;!?\n]*\?")
+_VERB = re.compile(r"\b(?:is|are|was|were|has|have|had|does|do|did|appears?|looks?|seems?)\b", re.I)
+_ASKED_IN_ORDER = re.compile(
+    r"\b(?:than|to|above|below|behind|between|from|before|after|over|under)\b", re.IGNORECASE
+)
+_RELATIVE = frozenset(["patie", "you", "prese", "visib", "evide", "noted", "detec", "ident"])
+"""Stems of a question that an answer may leave out."""
 _TURNED = re.compile(r"(?:\bnot|n't)\s+(?:be\s+|say\s+)?(yes|no)\s*(?:[.,;!]|$)", re.IGNORECASE)
 """A denied yes or no."""
 _GREETING = re.compile(
@@ -92,24 +137,33 @@ def says(answer: str, question: str = "", reference: str = "") -> bool | None:
         question: The question; decides which denial is relevant.
         reference: The reference; decides which Chinese words mean yes and no.
     """
+    if _CLEAR.search(question):  # it is asked for, and no word of certainty
+        answer, question = (_CLEAR.sub("translucent", each) for each in (answer, question))
     for part, is_final in conclusions(answer):
         verdict = _verdict(part, question, reference)
-        if verdict is not _ABSENT:
+        if verdict is not ABSENT:
             if verdict is None and not is_final:
                 continue
             return bool(verdict) if verdict is not None else None
     return None
 
 
-_ABSENT = object()
-"""The text neither answers yes or no nor leaves the question open."""
-
-
 def _verdict(text: str, question: str, reference: str) -> object:
-    """Return True, False, None for an undecided text, or `_ABSENT`."""
+    """Return True, False, None for an undecided text, or `ABSENT`."""
     if CHINESE.search(text):
-        return _chinese(text, reference)
-    text = _straight(text)
+        verdict = chinese_verdict(text, question, reference)
+        lead = _lead(text)[0] if verdict is ABSENT else None
+        return verdict if lead is None else lead
+    text = _NOT_DOUBTED.sub(" ", _straight(text))
+    if whole := _DENIED_WHOLE.match(text):
+        inner = _verdict(text[whole.end() :], question, reference)
+        return not inner if isinstance(inner, bool) else None
+    if _NO_ABSENCE.search(text):
+        return None
+    if sign := _SIGN.search(text):
+        return sign[1] == "+"
+    if (stressed := _STRESSED.match(text)) and _is_elsewhere(stressed["rest"], question):
+        return True
     if (greeting := _GREETING.match(text)) and _lead(text[greeting.end() :])[0] is not None:
         text = text[greeting.end() :]
     lead, rest = _lead(text)
@@ -119,6 +173,8 @@ def _verdict(text: str, question: str, reference: str) -> object:
     labelled = _labelled(text, question)
     if labelled is not None:
         return labelled
+    if lead is False and re.match(r"\s+\w", rest) and _by_denial(text, question) is True:
+        return True  # "no dislocation, but there is a fracture"
     if lead is not None:
         alone = {word.lower() in {"yes", "yeah"} for word in _ALONE.findall(rest)}
         return None if (not lead) in alone or (lead and _NOT_ALONE.fullmatch(rest)) else lead
@@ -137,6 +193,10 @@ def _verdict(text: str, question: str, reference: str) -> object:
         return turned[1].lower() == "no"
     if called := STATED.search(text):
         return called.lastgroup == "yes"
+    if OTHER_SENTENCES.search(text):
+        return False
+    if (opposite := _by_complement(text, question)) is not None:
+        return opposite
     return _by_denial(AFFIRMING.sub(" yes ", text), question)
 
 
@@ -144,8 +204,37 @@ def _labelled(text: str, question: str) -> bool | None:
     """Return the labelled answer whose label matches the question, if there are several."""
     labelled = _LABELLED.findall(text)
     asked = _content(canonical(question))
-    about = {said.lower() for label, said in labelled if _content(canonical(label)) & asked}
-    return about.pop() == "yes" if len(labelled) > 1 and len(about) == 1 else None
+    about = {
+        (said or stated).lower() in _POSITIVE
+        for label, said, stated in labelled
+        if _content(canonical(label)) & asked
+    }
+    return about.pop() if len(labelled) > 1 and len(about) == 1 else None
+
+
+def _by_complement(text: str, question: str) -> bool | None:
+    """Read an answer that names the opposite of what was asked, and not that: "it is abnormal"."""
+    words = words_of(text)
+    if set(_CONTRAST) <= {*canonical(question), *canonical(text)}:
+        return None if _CONTRAST[0] in canonical(text) else False
+    for asked in COMPLEMENTS.keys() & set(canonical(question)):
+        if any(word.text == asked for word in words):
+            return None
+        named = {word.denied for word in words if word.text == COMPLEMENTS[asked]}
+        if len(named) == 1 and not UNASSERTED.search(text):
+            return named.pop()
+    return None
+
+
+def _is_elsewhere(text: str, question: str) -> bool:
+    """Tell whether a text denies something, and that is not what was asked."""
+    asked = _content(canonical(question))
+    if AFFIRMING.search(text):
+        return True
+    tokens = canonical(text)
+    cues = [place for place, token in enumerate(tokens) if token in _CUES]
+    denied = _content(tokens[cues[0] :]) if cues else set()
+    return bool(asked and denied - ANAPHORIC) and not asked & denied
 
 
 def _straight(text: str) -> str:
@@ -187,7 +276,7 @@ def _lead(text: str) -> tuple[bool | None, str]:
     }:
         return None, text  # the rules of denial read them
     is_of_answering = bool(re.match(r"\s+\w", rest)) and _is_of_answering(canonical(rest), ())
-    if word in {"no", "n"} and (UNDECIDED.match(body) or is_of_answering):
+    if word in NO and (UNDECIDED.match(body) or is_of_answering):
         return None, text
     if word in YES and re.match(r"\s+not\b", rest, re.I):
         return False, rest
@@ -206,7 +295,11 @@ def _by_denial(text: str, question: str) -> object:
     denied: set[str] = set()
     stated: set[str] = set()
     num_denials, is_affirmed, is_open = 0, False, False
-    for clause in clauses(text):
+    if _UNSEEN.search(text) and _OF_THE.match(question) and len(asked) > 1:
+        return None
+    text = _NEXT_SUBJECT.sub("; ", _QUESTION.sub(" ", text))
+    said = list(clauses(text))
+    for clause in said:
         tokens = canonical(clause)
         cues = [place for place, token in enumerate(tokens) if token in _CUES]
         after = DENIAL_AFTER.search(clause)
@@ -223,18 +316,54 @@ def _by_denial(text: str, question: str) -> object:
             num_denials += 1
             denied |= _content(tokens[cues[0] :])
             stated |= _content(tokens[: cues[0]])
+            cut = re.search(
+                r"\b(?:no|not|without|never|neither|nor|absent|negative)\b", clause, re.I
+            )
+            before = clause[: cut.start()] if cut else ""
+            is_affirmed = is_affirmed or _restates(before, question, asked)
         else:
             stated |= _content(tokens)
-            is_affirmed = is_affirmed or bool(_AFFIRMED.search(clause)) or "yes" in tokens
+            is_affirmed = (
+                is_affirmed
+                or bool(_AFFIRMED.search(clause))
+                or "yes" in tokens
+                or _restates(clause, question, asked, is_whole=len(said) == 1)
+            )
     if not num_denials:
-        return True if is_affirmed else None if is_open else _ABSENT
+        return True if is_affirmed else None if is_open else ABSENT
     is_english = not OTHER_DENIALS & set(canonical(text))
     is_foreign = is_english and bool(denied - ANAPHORIC) and bool(asked) and not asked & denied
     if is_affirmed:
         return True if is_foreign else None
     if denied and asked and not asked & denied and asked & stated:
-        return _ABSENT  # the denial is about something else
+        return ABSENT  # the denial is about something else
     return None if is_foreign else False
+
+
+def _restates(
+    clause: str, question: str, asked: Collection[str], *, is_whole: bool = False
+) -> bool:
+    """Tell whether a clause states what was asked in its words: "the heart is enlarged"."""
+    if not asked or UNASSERTED.search(clause):
+        return False
+    words = canonical(question)
+    if is_whole and _OF_THE.match(question):
+        said = [word[:5] for word in canonical(clause) if word not in _DEGREES]
+        if said == [words[-1][:5]]:
+            return True  # "slightly enlarged"
+    if "or" in words or _CUES & set(words):
+        return False
+    wanted = [word[:5] for word in words if word[:5] in asked and word[:5] not in _RELATIVE]
+    said = [word[:5] for word in canonical(clause)]
+    if not wanted or not set(wanted) <= set(said):
+        return False
+    if _ASKED_IN_ORDER.search(question):
+        places = [said.index(word) for word in wanted]
+        if places != sorted(places):
+            return False
+    has_verb = is_whole or bool(_VERB.search(clause))
+    is_told = len(set(wanted)) > 1 and has_verb and _OF_SOMETHING.match(question)
+    return bool(is_told or EXISTS.search(clause))
 
 
 def _is_of_answering(denied: Sequence[str], asked: Collection[str]) -> bool:
@@ -244,38 +373,12 @@ def _is_of_answering(denied: Sequence[str], asked: Collection[str]) -> bool:
     return head in OF_ANSWERING and head[:5] not in asked
 
 
-_CUES = (frozenset(DENIAL_BEFORE) | {"no", "none", "nothing", "absence"}) - {"pas", "sin"}
+_CUES = (frozenset(DENIAL_BEFORE) | {"no", "none", "nothing", "nil", "absence", "0"}) - {
+    "pas",
+    "sin",
+}
 
 
 def _content(tokens: Iterable[str]) -> set[str]:
     """Return the stems of the content words."""
     return {token[:5] for token in tokens if token not in FUNCTION_WORDS and token not in _CUES}
-
-
-def _chinese(text: str, reference: str) -> object:
-    if UNDECIDED.search(text):
-        return None
-    wanted = re.sub(r"\W", "", reference)
-    core = wanted.lstrip("不没未非") if CHINESE.search(wanted) else ""
-    if len(core) > 1 and core in CHINESE_YES:
-        found = re.findall(rf"(不|没有?|未|非)?{core}", text)
-        if found and len({bool(each) for each in found}) == 1:
-            return not found[0]
-    if _BOTH.search(text):
-        return None
-    pattern = "|".join(sorted([*CHINESE_NO, *CHINESE_YES], key=len, reverse=True))
-    found = list(re.finditer(pattern, text))
-    if not found:
-        return _verdict_of_latin(text)
-    says_yes = [match[0] in CHINESE_YES for match in found]
-    if len(set(says_yes)) == 1 or (
-        found[0].start() == 0 and re.match(r"\W|$", text[found[0].end() :])
-    ):
-        return says_yes[0]
-    strong = [match[0] in CHINESE_YES for match in found if len(match[0]) > 1]
-    return strong[0] if len(set(strong)) == 1 else None
-
-
-def _verdict_of_latin(text: str) -> object:
-    lead, _ = _lead(text)
-    return _ABSENT if lead is None else lead

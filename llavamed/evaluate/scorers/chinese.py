@@ -1,0 +1,81 @@
+"""Read yes and no in Chinese and Japanese, whose words are not divided by spaces."""
+
+import re
+
+from llavamed.evaluate.scorers.vocabulary import CHINESE_NO, CHINESE_YES, UNDECIDED
+from llavamed.evaluate.scorers.words import CHINESE
+
+ABSENT = object()
+"""The text neither answers yes or no nor leaves the question open."""
+_CHINESE_TERMS = (
+    (re.compile("核?磁共振(?:成像)?"), " MRI "),
+    (re.compile("(?:电子)?计算机(?:[Xx]线)?断层(?:扫描|成像)?"), " CT "),
+    (re.compile(r"[Xx]\s*-?(?:光|射线|线)片?"), " X-ray "),
+    (re.compile("超声波?"), " ultrasound "),
+)
+_CHINESE_DIGITS = {word: str(number) for number, word in enumerate("零一二三四五六七八九十")}
+_CHINESE_DIGITS |= {"两": "2"}
+_CHINESE_NUMBER = re.compile(r"(?<!第)([零一二两三四五六七八九十]|\d+)\s*(?:[个只块处条枚颗片]|\Z)")
+_JAPANESE = re.compile(
+    r"(?P<no>いいえ|ありません|みられません|見られません|認めません|認められません|ではない)"
+    r"|(?P<yes>はい|あります|みられます|見られます|認めます|認められます)"
+)
+_OPPOSITES = {"正常": "异常", "异常": "正常"}
+_IS_SOMETHING = re.compile("这?是(?!的|不|没|无)([\u3400-\u9fff]{2,}?)(?:的|图像|图)?")
+_SAID_NOT = re.compile(r"(?<![不是])是(不(?!是)|没|无|未)")
+"""A denial that "is" only introduces."""
+
+
+def fold(text: str) -> str:
+    """Write Chinese names of modalities, and numbers before a counter, as other languages do."""
+    if not CHINESE.search(text):
+        return text
+    for pattern, name in _CHINESE_TERMS:
+        text = pattern.sub(name, text)
+    return _CHINESE_NUMBER.sub(lambda found: f" {_CHINESE_DIGITS.get(found[1], found[1])} ", text)
+
+
+def chinese_verdict(text: str, question: str, reference: str) -> object:
+    """Return True, False, None for an undecided text, or `ABSENT` where no word says either."""
+    if UNDECIDED.search(text) or "わかりません" in text:
+        return None
+    if japanese := _JAPANESE.search(text):
+        return japanese.lastgroup == "yes"
+    bare = re.sub(r"\W", "", text)
+    opposed = _OPPOSITES.get(bare)
+    if opposed and (bare in question or opposed in question):
+        return bare in question
+    if len(bare) > 1 and bare in question and not re.match("有?没|是?不|是否|无|未", bare):
+        return True
+    other = _IS_SOMETHING.fullmatch(bare)
+    if other and other[1] not in question:
+        return None
+    text = _SAID_NOT.sub(r"\1", text)
+    parts = [each for each in re.split("[,,。;;、]", text) if each]
+    about = [each for each in parts if not _is_elsewhere(each, question)]
+    text = ",".join(about or parts)
+    wanted = re.sub(r"\W", "", reference)
+    core = wanted.lstrip("不没未非") if CHINESE.search(wanted) else ""
+    if len(core) > 1 and core in CHINESE_YES:
+        found = re.findall(rf"(不|没有?|未|非)?{core}", text)
+        if found and len({bool(each) for each in found}) == 1:
+            return not found[0]
+    if re.search("是否|有无|是与否", text):
+        return None
+    pattern = "|".join(sorted([*CHINESE_NO, *CHINESE_YES], key=len, reverse=True))
+    found = list(re.finditer(pattern, text))
+    if not found:
+        return ABSENT
+    says_yes = [match[0] in CHINESE_YES for match in found]
+    if len(set(says_yes)) == 1 or (
+        found[0].start() == 0 and re.match(r"\W|$", text[found[0].end() :])
+    ):
+        return says_yes[0]
+    strong = [match[0] in CHINESE_YES for match in found if len(match[0]) > 1]
+    return strong[0] if len(set(strong)) == 1 else None
+
+
+def _is_elsewhere(text: str, question: str) -> bool:
+    """Tell whether a clause denies something that the question does not name."""
+    denied = re.search(r"(?:没有|未见|不存在|无)([\u3400-\u9fff]{2,})", text)
+    return denied is not None and not set(denied[1]) & set(question)
