@@ -54,7 +54,8 @@ test-kill: install ## Kill a run 20 times, interrupt it, take a node away, bring
 	@LLAVAMED_KILLS=20 $(BIN)/python -m pytest -s tests/cluster/test_kill.py tests/cluster/test_job.py \
 	    tests/cluster/test_interrupt.py
 
-check: lint types docs test test-cluster ## All that CI runs
+check: lint types docs ## All that CI runs; tests on the API server wait much, so the others run beside them
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test test-cluster
 
 benchmark: install ## Measure beside peers, into benchmarks/results; QUICK=1 takes minutes
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" EXTRAS=dev,postgres,benchmark sh scripts/install.sh
