@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from llavamed.errors import LlavaMedError
 from llavamed.storage.location import check_writable, locate
@@ -26,7 +26,18 @@ MAX_BYTES = 4000
 _TIMEOUT_SECONDS = 20.0
 
 
-def report(uri: str | None) -> dict[str, Any]:
+class ProbeReport(TypedDict):
+    """What a pod reports of itself; `doctor` reads it, also from images of other versions."""
+
+    python: str
+    llavamed: str
+    ray: str | None
+    shared_memory: int
+    storage: NotRequired[str]
+    mlflow: NotRequired[str]
+
+
+def report(uri: str | None) -> ProbeReport:
     """Return a report of what a pod can do.
 
     Args:
@@ -37,7 +48,7 @@ def report(uri: str | None) -> dict[str, Any]:
         text.
     """
     size = os.statvfs(SHARED_MEMORY)
-    facts: dict[str, Any] = {
+    facts: ProbeReport = {
         "python": platform.python_version(),
         "llavamed": importlib.metadata.version("llavamed"),
         "ray": _version_of("ray"),

@@ -6,13 +6,14 @@ import re
 import time
 from collections.abc import Iterator
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llavamed import __version__
 from llavamed.cluster.checks.problem import Problem, failure, warning
 from llavamed.cluster.doctor import Finding
 from llavamed.cluster.kinds import POD, Object, name_of
 from llavamed.cluster.pods import PodGroup, groups_of
+from llavamed.cluster.probe import ProbeReport
 from llavamed.cluster.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def _judge_pod(pod: Object, seconds: float) -> Iterator[Problem]:
     yield from judge(facts)
 
 
-def judge(facts: dict[str, Any]) -> Iterator[Problem]:
+def judge(facts: ProbeReport) -> Iterator[Problem]:
     """Yield what is wrong in the report of a probe."""
     if facts.get("storage"):
         yield failure(f"storage: {facts['storage']}")

@@ -6,7 +6,7 @@ cheap. The workers that prepare a dataset fetch and decode the images.
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, TypedDict, get_args
 
 import pyarrow as pa
 
@@ -87,6 +87,56 @@ def check_unicode(record: Record) -> None:
         raise SampleError("not_unicode", f"{error.object[error.start]!r} in it") from error
 
 
+class StoredTurn(TypedDict):
+    """A turn of a `ShardRow`."""
+
+    role: Role
+    text: str
+    trained: bool
+
+
+class ShardRow(TypedDict):
+    """A row of `SHARD_SCHEMA`."""
+
+    id: str
+    pixels: list[bytes]
+    input_ids: list[int]
+    labels: list[int]
+    turns: list[StoredTurn]
+    domain: str
+    answer_type: str
+    question_type: str
+    source: str
+    pmid: str
+    licence: str
+
+
+class ContentHashes(TypedDict):
+    """The hashes of a sample, by their names in `CONTENT_SCHEMA`."""
+
+    image_hashes: list[bytes]
+    question_hashes: list[bytes]
+    answer_hashes: list[bytes]
+    sample_hash: bytes
+
+
+class ContentRow(ContentHashes):
+    """A row of `CONTENT_SCHEMA`."""
+
+    row: int
+    id: str
+
+
+class QuarantineRow(TypedDict):
+    """A row of `QUARANTINE_SCHEMA`."""
+
+    source: str
+    row: int
+    id: str
+    reason: str
+    detail: str
+
+
 _TURN = pa.struct([("role", pa.string()), ("text", pa.string()), ("trained", pa.bool_())])
 
 SHARD_SCHEMA = pa.schema(
@@ -158,7 +208,7 @@ MAX_DETAIL = 400
 """Maximum number of characters of a quarantined sample's id or detail, which may hold an image."""
 
 
-def quarantine_row(source: str, row: int, id: str, error: SampleError) -> dict[str, Any]:
+def quarantine_row(source: str, row: int, id: str, error: SampleError) -> QuarantineRow:
     """Return a row of `QUARANTINE_SCHEMA` with its texts shortened and lone surrogates escaped."""
     return {
         "source": source,

@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from llavamed.data.record import QUARANTINE_SCHEMA, quarantine_row
+from llavamed.data.record import QUARANTINE_SCHEMA, QuarantineRow, quarantine_row
 from llavamed.errors import DataError, SampleError
 from llavamed.evaluate.answers import from_options, to_options
 from llavamed.evaluate.benchmarks import BENCHMARKS, open_items
@@ -124,7 +124,7 @@ def list_questions(
     rows = islice(items.rows(), limit)
     seen: set[str] = set()
     digest = hashlib.sha256()
-    bad: list[dict[str, Any]] = []
+    bad: list[QuarantineRow] = []
     num_questions = num_chunks = number = 0
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         while some := list(islice(rows, CHUNK)):
@@ -190,7 +190,7 @@ def _check_id(id_: str, seen: set[str], path: str) -> None:
 
 
 def _check_quarantine(
-    name: str, num_rows: int, bad: list[dict[str, Any]], max_bad_fraction: float
+    name: str, num_rows: int, bad: list[QuarantineRow], max_bad_fraction: float
 ) -> None:
     if not num_rows:
         raise DataError(f"{name}: holds no question; check the path and the split")

@@ -6,7 +6,7 @@ Reading is pure, so that answers are read again, by other rules, without being p
 import posixpath
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from pydantic import BaseModel, ValidationError
 
@@ -62,21 +62,30 @@ class EndpointAnswer:
     received_at: str | None = None
 
 
+class CacheEntry(TypedDict):
+    """What the cache keeps of an answer: the answer as it came, and how it came."""
+
+    completion: dict[str, Any]
+    received_at: str
+    attempts: int
+    is_batch: bool
+
+
 class AnswerCache:
     """Raw answers below a folder at any URI, a file each, named by the hash of the request."""
 
     def __init__(self, folder: str) -> None:
         self._folder = locate(folder)
 
-    def read(self, key: str) -> dict[str, Any] | None:
+    def read(self, key: str) -> CacheEntry | None:
         """Return the entry, or None when there is none. Raises: StorageError."""
         try:
-            entry: dict[str, Any] = self._place(key).read_json()
+            entry: CacheEntry = self._place(key).read_json()
         except FileNotFoundError:
             return None
         return entry
 
-    def write(self, key: str, entry: dict[str, Any]) -> None:
+    def write(self, key: str, entry: CacheEntry) -> None:
         """Keep an entry, whole or not at all. Raises: StorageError."""
         self._place(key).write_json(entry)
 
@@ -95,8 +104,8 @@ class AnswerCache:
 
 def entry_of(
     completion: dict[str, Any], *, received_at: str, attempts: int, is_batch: bool = False
-) -> dict[str, Any]:
-    """Return what the cache keeps of an answer: the answer as it came, and how it came."""
+) -> CacheEntry:
+    """Return the entry of an answer."""
     return {
         "completion": completion,
         "received_at": received_at,
@@ -114,7 +123,7 @@ def is_completion(body: Any) -> bool:
 
 
 def read_answer(
-    key: str, entry: dict[str, Any], request: Request, endpoint: Endpoint, *, is_cached: bool
+    key: str, entry: CacheEntry, request: Request, endpoint: Endpoint, *, is_cached: bool
 ) -> EndpointAnswer:
     """Read an entry of the cache as the answer to its request."""
     completion = entry["completion"]

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from llavamed.config.endpoint import Endpoint
 from llavamed.errors import DataError
-from llavamed.llm.answer import AnswerCache, entry_of, is_completion
+from llavamed.llm.answer import AnswerCache, CacheEntry, entry_of, is_completion
 from llavamed.llm.cost import Budget
 from llavamed.llm.request import Request
 from llavamed.storage.location import locate
@@ -119,7 +119,7 @@ def _files(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
         yield file
 
 
-def _read_line(line: bytes) -> tuple[str, str, dict[str, Any] | None]:
+def _read_line(line: bytes) -> tuple[str, str, CacheEntry | None]:
     """Return the kind of a line, its key, and the entry of the cache where it has an answer."""
     try:
         row = json.loads(line)

@@ -32,6 +32,7 @@ from llavamed.config.endpoint import Endpoint
 from llavamed.errors import ConfigError, EndpointError
 from llavamed.llm.answer import (
     AnswerCache,
+    CacheEntry,
     EndpointAnswer,
     entry_of,
     is_completion,
@@ -188,12 +189,12 @@ class EndpointClient:
                     return self._failed(key, failure)
         return read_answer(key, entry, request, self.endpoint, is_cached=is_cached)
 
-    async def _ask(self, request: Request, key: str) -> dict[str, Any]:
+    async def _ask(self, request: Request, key: str) -> CacheEntry:
         """Return an answer that is kept in the cache, after as many attempts as it takes."""
         body = request.body(self.endpoint)
         attempts = 0
 
-        async def attempt() -> dict[str, Any]:
+        async def attempt() -> CacheEntry:
             nonlocal attempts
             attempts += 1
             async with self._slots:

@@ -9,7 +9,7 @@ import threading
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow.fs as pafs
 import ray
@@ -111,7 +111,7 @@ def _trainer(job: StageJob, folder: Location, queue: Queue) -> _Trainer:
     filesystem = None if folder.is_local else pafs.PyFileSystem(pafs.FSSpecHandler(folder.fs))
     return _Trainer(
         _train_worker,
-        train_loop_config={"job": job, "queue": queue},
+        train_loop_config=dict(_WorkerSettings(job=job, queue=queue)),
         torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=scaling.num_workers,
@@ -144,13 +144,19 @@ def _train_here(
         return train_stage(job, context)
 
 
-def _train_worker(settings: dict[str, Any]) -> bool:
+class _WorkerSettings(TypedDict):
+    """What Ray Train hands to each worker."""
+
+    job: StageJob
+    queue: Queue
+
+
+def _train_worker(settings: _WorkerSettings) -> bool:
     """Train the stage on one worker; Ray Train calls it on each."""
     from llavamed.train.context import ray_context
     from llavamed.train.worker import train_stage
 
-    queue: Queue = settings["queue"]
-    job: StageJob = settings["job"]
+    job, queue = settings["job"], settings["queue"]
     context = ray_context(lambda records: queue.put(Steps(records)))
     queue.put(Started(context.rank, context.workers()))
     metrics = WorkerMetrics(job.config.name, job.stage.name, context.rank)

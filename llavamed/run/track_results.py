@@ -7,7 +7,6 @@ have been killed or may have found no server. What a run already shows is not se
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
 
 from llavamed.config.run import RunConfig
 from llavamed.data.prepared.dataset import open_prepared
@@ -120,7 +119,7 @@ def track_end(
     tracker.finish(scores, end)
 
 
-def stage_settings(config: RunConfig, plan: StagePlan) -> dict[str, Any]:
+def stage_settings(config: RunConfig, plan: StagePlan) -> dict[str, object]:
     """Return the parameters that the run of a stage shows."""
     settings = plan.stage.model_dump(mode="json", exclude={"evaluation", "engine"})
     scaling = config.scaling.model_dump(mode="json")

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from mlflow.entities import (
@@ -68,7 +67,7 @@ class Tracker:
         self._opened: list[str] = []
         self._find_experiment()
 
-    def start(self, name: str, params: dict[str, Any]) -> "TrackedRun":
+    def start(self, name: str, params: Mapping[str, object]) -> "TrackedRun":
         """Open the child run of a stage or of an evaluation, or open it again if it exists."""
         run_id = self._open_run(f"{self._key}/{name}", name, {_PARENT: self._parent})
         self._log_params(run_id, params)
@@ -250,7 +249,7 @@ class Tracker:
     def _is_registered(self, name: str) -> bool:
         return bool(self._client.search_registered_models(f"name = '{name}'"))
 
-    def _log_params(self, run_id: str, params: dict[str, Any]) -> None:
+    def _log_params(self, run_id: str, params: Mapping[str, object]) -> None:
         there = self._client.get_run(run_id).data.params
         new = [Param(key, str(value)) for key, value in params.items() if key not in there]
         self._client.log_batch(run_id, params=new)

@@ -2,7 +2,7 @@
 
 import resource
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -94,7 +94,15 @@ def cluster_peak_flops(engine: Engine, context: Context) -> float | None:
     return None if peak is None else peak * context.world_size
 
 
-def speed(history: Sequence[StepRecord]) -> dict[str, Any]:
+class Speed(TypedDict):
+    """The speed of a stage, under the names of its export's manifest."""
+
+    tokens_per_second: float
+    mfu: NotRequired[float]
+    step_seconds: dict[str, float]
+
+
+def speed(history: Sequence[StepRecord]) -> Speed:
     """Summarize the speed of a stage, without the first tenth of its steps as warm-up.
 
     Returns:
@@ -103,13 +111,18 @@ def speed(history: Sequence[StepRecord]) -> dict[str, Any]:
     """
     late = history[len(history) // 10 :]
     seconds = np.percentile([record["step_seconds"] for record in late], PERCENTILES)
-    medians = {
-        key: float(np.median([record[key] for record in late]))
-        for key in ("tokens_per_second", "mfu")
-        if all(key in record for record in late)
-    }
     names = (f"p{number}" for number in PERCENTILES)
-    return {**medians, "step_seconds": dict(zip(names, seconds.tolist(), strict=True))}
+    found: Speed = {
+        "tokens_per_second": _median(late, "tokens_per_second"),
+        "step_seconds": dict(zip(names, seconds.tolist(), strict=True)),
+    }
+    if all("mfu" in record for record in late):
+        found["mfu"] = _median(late, "mfu")
+    return found
+
+
+def _median(records: Sequence[StepRecord], key: str) -> float:
+    return float(np.median([record[key] for record in records]))
 
 
 def rounded(number: float) -> float:

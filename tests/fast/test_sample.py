@@ -1,8 +1,12 @@
 import pytest
 
+from llavamed.data import record
+from llavamed.data.prepared.decontaminate import CONTAMINATION_SCHEMA, ContaminationRow
+from llavamed.data.prepared.sample_tables import SampleCounts
 from llavamed.data.record import Record, check_record
 from llavamed.errors import SampleError
 from llavamed.processor.turns import Turn
+from llavamed.storage.manifest import DatasetManifest
 
 QUESTION, ANSWER = Turn("user", "<image>\nWhere?"), Turn("assistant", "Here.")
 
@@ -31,3 +35,21 @@ def test_a_record_no_template_could_render_is_refused(turns, reason, detail):
 def test_good_records_pass():
     check_record(Record("1", ("a.jpg",), (QUESTION, ANSWER)))
     check_record(Record("1", (), (Turn("system", "Be brief."), Turn("user", "Where?"), ANSWER)))
+
+
+@pytest.mark.parametrize(
+    ("row", "schema"),
+    [
+        (record.ShardRow, record.SHARD_SCHEMA),
+        (record.ContentRow, record.CONTENT_SCHEMA),
+        (record.QuarantineRow, record.QUARANTINE_SCHEMA),
+        (ContaminationRow, CONTAMINATION_SCHEMA),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_typed_row_has_the_columns_of_its_schema(row, schema):
+    assert row.__required_keys__ == {*schema.names}
+
+
+def test_the_counts_of_samples_are_fields_of_the_manifest():
+    assert SampleCounts.__required_keys__ <= DatasetManifest.model_fields.keys()

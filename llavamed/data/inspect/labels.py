@@ -6,7 +6,7 @@ refuses for other reasons, such as an empty answer, have labels here.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from llavamed.data.record import check_unicode
 from llavamed.data.sources import Source
@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+class LabelledRow(TypedDict):
+    """The labels of one row. `problem` is "reason: detail"; an unreadable row has empty lists."""
+
+    id: Any
+    input_ids: list[int]
+    labels: list[int]
+    problem: str | None
+
+
 def label_rows(
     source: Source,
     *,
@@ -24,7 +33,7 @@ def label_rows(
     tokenizer: "PreTrainedTokenizerBase",
     num_image_tokens: int,
     max_length: int | None,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[LabelledRow]:
     """Encode the rows of a source one by one.
 
     Args:
@@ -35,17 +44,19 @@ def label_rows(
         max_length: The longest sample in tokens, or None.
 
     Yields:
-        A mapping with `id`, from the file or otherwise the row number from 0; `input_ids`;
-        `labels`, not shifted; and `problem`, None or "reason: detail". The lists are empty if the
-            row
-        is unreadable.
+        The labels of each row, not shifted. Its `id` is from the file, or the row number from 0.
 
     Raises:
         ConfigError: The tokenizer does not fit the template.
         DataError: The file cannot be read.
     """
     for number, row in enumerate(source.rows()):
-        labelled = {"id": row.get("id", number), "input_ids": [], "labels": [], "problem": None}
+        labelled: LabelledRow = {
+            "id": row.get("id", number),
+            "input_ids": [],
+            "labels": [],
+            "problem": None,
+        }
         try:
             record = source.parse(row)
             check_unicode(record)
@@ -56,7 +67,7 @@ def label_rows(
                 num_image_tokens=num_image_tokens,
                 max_length=max_length,
             )
-            labelled |= {"input_ids": encoded.input_ids, "labels": encoded.labels}
+            labelled["input_ids"], labelled["labels"] = encoded.input_ids, encoded.labels
             encoded.check_supervised()
         except SampleError as error:
             labelled["problem"] = str(error)

@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from llavamed.data.prepared.dataset import QUARANTINE, PreparedDataset
-from llavamed.data.record import SHARD_SCHEMA
+from llavamed.data.record import SHARD_SCHEMA, QuarantineRow, ShardRow
 from llavamed.errors import DataError
 from llavamed.processor.encode import encode, get_template
 from llavamed.processor.images import Pixels
@@ -68,7 +68,7 @@ class Refusal:
 
     reason: str
     count: int
-    first: list[dict[str, Any]]
+    first: list[QuarantineRow]
     """Rows of `QUARANTINE_SCHEMA`."""
 
 
@@ -140,7 +140,7 @@ def read_refusals(dataset: PreparedDataset | Location) -> list[Refusal]:
 
 def _inspect(
     dataset: PreparedDataset,
-    sample: dict[str, Any],
+    sample: ShardRow,
     place: tuple[int, int, int],
     tokenizer: "PreTrainedTokenizerBase",
 ) -> InspectedSample:
@@ -155,6 +155,7 @@ def _inspect(
         max_length=None,
     )
     ids, labels = sample["input_ids"], sample["labels"]
+    stored = dict(sample)
     return InspectedSample(
         id=sample["id"],
         place=place,
@@ -164,7 +165,7 @@ def _inspect(
         num_tokens=len(ids),
         num_trained=sum(label != IGNORE_INDEX for label in labels),
         num_cut=len(whole.input_ids) - len(ids),
-        facts={name: sample[name] for name in _FACTS if sample[name]},
+        facts={name: str(stored[name]) for name in _FACTS if stored[name]},
     )
 
 

@@ -5,7 +5,7 @@ Ray Data distributes this work over the cluster; the module itself needs no Ray.
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,15 @@ from llavamed.data.record import (
     QUARANTINE_SCHEMA,
     SHARD_SCHEMA,
     TILED_INDEX_SCHEMA,
+    ContentHashes,
+    ContentRow,
+    QuarantineRow,
     Record,
+    ShardRow,
     check_record,
     quarantine_row,
 )
-from llavamed.data.sources import Source, fetch_image, open_source
+from llavamed.data.sources import fetch_image, open_source
 from llavamed.errors import DataError, LlavaMedError, SampleError
 from llavamed.processor.build import image_settings, load_processor, tiling
 from llavamed.processor.encode import encode, get_template
@@ -80,10 +84,10 @@ class ShardWriter:
     def write(self, chunk: Chunk) -> ShardReport:
         """Write the shard of a chunk, unless no sample is usable, and report on each sample."""
         source = self._sources[chunk.dataset]
-        good: list[dict[str, Any]] = []
-        content: list[dict[str, Any]] = []
+        good: list[ShardRow] = []
+        content: list[ContentRow] = []
         counts: list[dict[str, int]] = []
-        bad: list[dict[str, Any]] = []
+        bad: list[QuarantineRow] = []
         unread: Counter[str] = Counter()
         for number, row in enumerate(chunk.rows, start=chunk.first_row):
             name = str(row.get("id", ""))
@@ -91,7 +95,7 @@ class ShardWriter:
             try:
                 record = source.parse(row)
                 name = record.id
-                sample, hashes, own_counts = self._make_sample(source, record, left.add)
+                sample, hashes, own_counts = self._make_sample(chunk.dataset, record, left.add)
             except SampleError as error:
                 bad.append(quarantine_row(chunk.dataset, number, name, error))
             except (LlavaMedError, OSError, MemoryError):
@@ -101,7 +105,7 @@ class ShardWriter:
                 bad.append(quarantine_row(chunk.dataset, number, name, failed))
             else:
                 unread.update(left.union(record.unread_keys))
-                good.append({**sample, "source": chunk.dataset})
+                good.append(sample)
                 content.append({"row": number, "id": sample["id"], **hashes})
                 counts.append(own_counts)
         size = self._config.data.row_group_size
@@ -129,13 +133,13 @@ class ShardWriter:
         return ShardReport(chunk.dataset, tables, dict(unread.most_common(MAX_UNREAD_KEYS)))
 
     def _make_sample(
-        self, source: Source, record: Record, leave: Callable[[str], None]
-    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, int]]:
+        self, dataset: str, record: Record, leave: Callable[[str], None]
+    ) -> tuple[ShardRow, ContentHashes, dict[str, int]]:
         """Return one row of a shard, its content hashes, and its numbers of cut tokens and of
         tiles.
 
         Args:
-            source: The source that images are fetched from.
+            dataset: Name of the dataset, from whose source images are fetched.
             record: The sample.
             leave: Called with each part of an image that is not read.
 
@@ -143,7 +147,7 @@ class ShardWriter:
             SampleError: The sample is unusable.
         """
         check_record(record)
-        fetch = cache(partial(fetch_image, source))
+        fetch = cache(partial(fetch_image, self._sources[dataset]))
         sizes = []
         if self._tiling.pinpoints:  # otherwise the size of an image does not matter
             sizes = [read_size(fetch(reference)) for reference in record.images]
@@ -158,15 +162,19 @@ class ShardWriter:
         )
         encoded.check_supervised()
         images = [self._image(fetch(reference), leave) for reference in record.images]
-        sample = {
+        sample: ShardRow = {
             "id": record.id,
             "pixels": [data for data, _ in images],
             "input_ids": encoded.input_ids,
             "labels": encoded.labels,
-            "turns": [asdict(turn) for turn in record.turns],
+            "turns": [
+                {"role": turn.role, "text": turn.text, "trained": turn.trained}
+                for turn in record.turns
+            ],
             "domain": record.domain,
             "answer_type": record.answer_type,
             "question_type": record.question_type,
+            "source": dataset,
             "pmid": record.pmid,
             "licence": record.licence,
         }
@@ -183,7 +191,7 @@ class ShardWriter:
         return stored, hash_image(pixels)
 
 
-def shard_table(samples: list[dict[str, Any]], row_group_size: int) -> pa.Table:
+def shard_table(samples: list[ShardRow], row_group_size: int) -> pa.Table:
     """Build a table of `SHARD_SCHEMA` one row group at a time: an Arrow array holds at most 2 GiB.
 
     Raises:

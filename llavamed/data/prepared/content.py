@@ -9,14 +9,13 @@ machine computes the same bits.
 import hashlib
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
-from llavamed.data.record import IMAGE_HASH_BYTES, TEXT_HASH_BYTES
+from llavamed.data.record import IMAGE_HASH_BYTES, TEXT_HASH_BYTES, ContentHashes
 from llavamed.processor.images import Pixels
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
 
@@ -74,7 +73,7 @@ NO_TEXT = hashlib.blake2b(digest_size=TEXT_HASH_BYTES).digest()
 """The hash of a text without any word; two such texts are not a match."""
 
 
-def hash_content(turns: Sequence[Turn], image_hashes: list[bytes]) -> dict[str, Any]:
+def hash_content(turns: Sequence[Turn], image_hashes: list[bytes]) -> ContentHashes:
     """Return the hashes of a sample under the names of `CONTENT_SCHEMA`."""
     questions = [hash_text(turn.text) for turn in turns if turn.role == "user"]
     answers = [hash_text(turn.text) for turn in turns if turn.role == "assistant"]

@@ -6,7 +6,7 @@ manifest that points to them; the shards do not change.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -139,7 +139,7 @@ class Contamination:
         write(self.dataset.location, changed)
         return open_prepared(self.dataset.location)
 
-    def _describe(self, match: dict[str, Any]) -> str:
+    def _describe(self, match: "ContaminationRow") -> str:
         """Describe by which criteria a sample matches."""
         facts = []
         for criterion in self.by:
@@ -186,7 +186,7 @@ def find_contamination(
     dataset = open_prepared(directory / name)
     others = tuple(open_prepared(directory / other) for other in dict.fromkeys(against))
     held = [_Known.read(other) for other in others]
-    matches: list[dict[str, Any]] = []
+    matches: list[ContaminationRow] = []
     for batch in read_sample_tables(dataset).content.to_batches(max_chunksize=_BATCH_SAMPLES):
         for evaluation in held:
             matches += evaluation.match(batch, distance)
@@ -194,6 +194,19 @@ def find_contamination(
     found = Contamination(dataset, others, criteria, distance, table)  # type: ignore[arg-type]
     found.report.write_table(table)
     return found
+
+
+class ContaminationRow(TypedDict):
+    """A row of `CONTAMINATION_SCHEMA`."""
+
+    row: int
+    id: str
+    against: str
+    image: str | None
+    question: str | None
+    pair: str | None
+    text: str | None
+    distance: int | None
 
 
 @dataclass(frozen=True)
@@ -227,7 +240,7 @@ class _Known:
         words = np.frombuffer(b"".join(numbers), dtype=np.uint64).reshape(-1, 4)
         return cls(known.name, words, known.images, known.questions, known.pairs, known.texts)
 
-    def match(self, batch: pa.RecordBatch, max_distance: int) -> list[dict[str, Any]]:
+    def match(self, batch: pa.RecordBatch, max_distance: int) -> list[ContaminationRow]:
         """Return the rows of `CONTAMINATION_SCHEMA` for a batch of `CONTENT_SCHEMA`."""
         images = batch.column("image_hashes")
         owners = pc.list_parent_indices(images).to_numpy()
@@ -235,7 +248,7 @@ class _Known:
         found = near(as_words(images.flatten()), self.words, max_distance)
         for place, image, distance in zip(*(values.tolist() for values in found), strict=True):
             close.setdefault(int(owners[place]), []).append((distance, image))
-        matches = []
+        matches: list[ContaminationRow] = []
         for number, sample in enumerate(batch.to_pylist()):
             questions = [found for found in sample["question_hashes"] if found in self.questions]
             answered = zip(sample["question_hashes"], sample["answer_hashes"], strict=False)

@@ -7,7 +7,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,19 @@ from llavamed.storage.location import Location
 from llavamed.storage.manifest import DatasetManifest
 
 
+class SampleCounts(TypedDict):
+    """The counts of a dataset's samples, under the names of its manifest."""
+
+    num_samples: int
+    num_tokens: int
+    num_supervised: int
+    num_images: int
+    num_truncated: int
+    num_duplicates: int
+    num_quarantined: int
+    quarantined: dict[str, int]
+
+
 @dataclass(frozen=True)
 class SampleTables:
     """`INDEX_SCHEMA` and `CONTENT_SCHEMA` tables in the same order, and `QUARANTINE_SCHEMA`."""
@@ -40,13 +53,16 @@ class SampleTables:
         """The number of samples, quarantined ones included."""
         return int(self.index.num_rows + self.quarantine.num_rows)
 
-    def counts(self) -> dict[str, Any]:
+    def counts(self) -> SampleCounts:
         """Return the counts of samples that a manifest holds."""
         summed = ("num_tokens", "num_supervised", "num_images")
+        tokens, supervised, images = (pc.sum(self.index.column(each)).as_py() for each in summed)
         reasons = Counter(self.quarantine.column("reason").to_pylist())
         duplicates = self.first_alike() != np.arange(self.content.num_rows)
         return {
-            **{name: pc.sum(self.index.column(name)).as_py() for name in summed},
+            "num_tokens": tokens,
+            "num_supervised": supervised,
+            "num_images": images,
             "num_samples": self.index.num_rows,
             "num_truncated": pc.sum(pc.greater(self.index.column("num_truncated"), 0)).as_py(),
             "num_duplicates": int(duplicates.sum()),
