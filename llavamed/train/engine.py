@@ -28,6 +28,7 @@ if _HIDES_MLFLOW := "mlflow" not in sys.modules:
 
 import deepspeed
 import deepspeed.ops
+import deepspeed.runtime.compiler
 from deepspeed.checkpoint import ds_to_universal
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
@@ -42,6 +43,8 @@ from llavamed.train.optimizer import make_optimizer
 
 if _HIDES_MLFLOW:
     del sys.modules["mlflow"]
+# DeepSpeed's Muon, which we do not use, would load PyTorch's compiler: another second.
+deepspeed.runtime.compiler.compile = lambda: deepspeed.runtime.compiler.dummy_decorator
 # DeepSpeed would compile its shared-memory collectives for CPUs at first use, which takes minutes.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 # DeepSpeed calls a collective by a deprecated name, and torch warns at every step.
