@@ -141,6 +141,10 @@ def test_an_image_is_uploaded_looked_at_and_asked_about(
     page.set_input_files("#files", str(picture))
     page.get_by_role("button", name=f"Look at {picture.name}").click()
     expect(page.locator("#viewer-title")).to_have_text(picture.name)
+    shown = "async ([w, l]) => [...(await import('./page/viewer.js')).levels(w, l)]"
+    whole = [int(page.locator(name).input_value()) for name in ("#window", "#level")]
+    assert page.evaluate(shown, whole) == list(range(256))
+    assert page.evaluate(shown, [2, 128]) == [0] * 128 + [255] * 128
     plain = page.locator("#canvas").screenshot()
     page.fill("#window", "40")
     assert page.locator("#canvas").screenshot() != plain
@@ -349,6 +353,15 @@ def test_two_models_are_compared_side_by_side(page: Any, running: RunningService
 
     expect(page.locator(".answers.two .answer .tools")).to_have_count(2)
     assert page.locator(".answer .text").all_inner_texts() == ["Answer to both"] * 2
+    page.click("#open-settings")
+    page.fill("#second-url", "http://[")
+    page.keyboard.press("Escape")
+    ask(page, "one of two")
+    expect(page.locator(".answer .error")).to_have_text(
+        "The service cannot be reached. Is it running?"
+    )
+    expect(page.locator("#send")).to_be_visible()
+    assert "Answer to one of two" in page.locator(".answer").nth(2).inner_text()
 
 
 @pytest.mark.parametrize("width", [360, 1200])

@@ -140,7 +140,8 @@ function showAnswer(turn, answer) {
 function fillAnswer(turn, answer) {
   const text = make("div", { className: answer.isRunning ? "text waiting" : "text" }, ...render(answer.text));
   const { url } = answer.endpoint;
-  const who = url === here ? answer.model : `${answer.model} · ${new URL(url, here).host}`;
+  const host = URL.canParse(url, here) ? new URL(url, here).host : url;
+  const who = url === here ? answer.model : `${answer.model} · ${host}`;
   const parts = [make("h2", { className: "who" }, who), text];
   answer.node.classList.toggle("failed", Boolean(answer.error));
   if (answer.error) parts.push(make("p", { className: "error" }, answer.error));

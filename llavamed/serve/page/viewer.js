@@ -5,10 +5,14 @@ let picture = null;
 let pixels = null;
 let offset = { x: 0, y: 0 };
 
-/** Return the shown value of each value from 0 to 255, for a window and a level. */
+const WHOLE = { window: 256, level: 128 };
+
+/**
+ * Return the shown value of each value from 0 to 255, for a window and a level, by the linear
+ * function of DICOM: the whole window shows each value as it is.
+ */
 export function levels(window, level) {
-  const low = level - window / 2;
-  return Uint8ClampedArray.from({ length: 256 }, (_, value) => ((value - low) / window) * 255);
+  return Uint8ClampedArray.from({ length: 256 }, (_, value) => ((value - level + 0.5) / (window - 1) + 0.5) * 255);
 }
 
 function recolour() {
@@ -39,8 +43,8 @@ function draw() {
 
 function reset() {
   find("zoom").value = 1;
-  find("window").value = 255;
-  find("level").value = 127;
+  find("window").value = WHOLE.window;
+  find("level").value = WHOLE.level;
   offset = { x: 0, y: 0 };
   recolour();
   draw();
