@@ -136,18 +136,18 @@ def _check_pixels(data: bytes, key: str, limit: int) -> None:
         return  # its reader has a limit of its own
     try:
         width, height = Picture.open(io.BytesIO(data), formats=FORMATS).size
+        found = f"{width}x{height}" if width * height > limit else None
     except Picture.DecompressionBombError:
-        width = height = limit + 1
+        found = "too many"
     except Exception as error:  # Pillow's parsers raise whatever they stumble on
         raise RequestError(
-            f"{key}: the image cannot be read, of its {len(data)} bytes; send PNG, JPEG or WebP",
+            f"{key}: the image cannot be read ({len(data)} bytes); send PNG, JPEG or WebP",
             code="corrupt_image",
             param=key,
         ) from error
-    if width * height > limit:
+    if found is not None:
         raise RequestError(
-            f"{key}: the image has {width}x{height} pixels or more, at most {limit} are decoded; "
-            "make it smaller",
+            f"{key}: the image has {found} pixels, at most {limit} are decoded; make it smaller",
             code="image_too_large",
             param=key,
         )

@@ -148,7 +148,7 @@ def _room(prompt: EncodedPrompt, generator: Generator, asked: int | None, defaul
     if room < (asked or 1):
         wanted = f" and max_tokens={asked}" if asked else ""
         raise RequestError(
-            f"messages: the prompt of {num_prompt} tokens{wanted} do not fit the context of "
+            f"messages: the {num_prompt} tokens of the prompt{wanted} do not fit the context of "
             f"{context} tokens, of which its {len(prompt.image_sizes)} images take "
             f"{prompt.num_image_tokens}; shorten the conversation",
             code="context_length_exceeded",
