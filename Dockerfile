@@ -21,7 +21,7 @@ ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility \
 WORKDIR /app
 
 # Dependencies in a layer of their own, some 6 GB: only these files renew it, not a change of the code.
-ARG EXTRAS=card,dicom,gcs,gguf,llm,postgres,quantize,serve,train
+ARG EXTRAS=card,dicom,gcs,gguf,liger,llm,postgres,quantize,serve,train
 COPY constraints.txt pyproject.toml LICENSE ./
 COPY llavamed/__init__.py llavamed/
 RUN touch README.md \

@@ -3,10 +3,12 @@
 A LLaVA of random weights and drawn lengths, so that nothing is read from a disk or a network, and
 without Ray. First the loss of the same samples, packed and padded, must agree; then the largest
 matrix product shows what the card can do; then each case trains in a process of its own, and prints
-its numbers as soon as it has them. With a 7B model on one H100 all cases take about nine minutes by
-estimate: none has been run on a GPU yet. `--tiny` runs every case on a CPU in a minute.
+its numbers as soon as it has them. `--part trainers` compares with Hugging Face's Trainer;
+`--part kernels` switches on each kernel by itself and all of them, whose first loss must be that of
+plain ones. With a 7B model on one H100 a part takes about nine minutes by estimate: none has been
+run on a GPU yet. `--tiny` runs on a CPU what a CPU can, and says what it leaves out.
 
-    python benchmarks/gpu/step.py [--stage align|instruct] [--tiny]
+    python benchmarks/gpu/step.py [--stage align|instruct] [--part trainers|kernels] [--tiny]
 """
 
 import argparse
@@ -25,14 +27,16 @@ import report
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from llavamed.config.engine import Engine
-from llavamed.config.stage import Stage
+from llavamed.config.engine import Engine, Kernels
+from llavamed.config.stage import Recomputed, Stage
 from llavamed.data.feed.loader import Batch, supervised_columns
 from llavamed.model.attention import attend_per_sample
 from llavamed.model.cost.flops import Workload, peak_flops, stage_flops
 from llavamed.model.freeze import freeze
+from llavamed.model.kernels import use_kernels
 from llavamed.model.llava import trust_image_tokens
 from llavamed.model.loss import supervised_loss
+from llavamed.model.recompute import recompute
 from llavamed.processor.turns import IGNORE_INDEX
 from llavamed.train.context import local_context
 from llavamed.train.engine import TrainingEngine
@@ -114,10 +118,10 @@ class Scale:
         for start in range(0, len(lengths), self.padded_rows):
             yield lengths[start : start + self.padded_rows]
 
-    def batch(self, rows: list[list[int]]) -> Batch:
-        """Random tokens of samples of these lengths, for each row, on the device."""
+    def batch(self, rows: list[list[int]], row_tokens: int = 0) -> Batch:
+        """Random tokens of samples of these lengths, for each row of at least so many tokens."""
         random = np.random.default_rng(sum(map(sum, rows)))
-        longest = max(map(sum, rows))
+        longest = max(row_tokens, *map(sum, rows))
         input_ids = np.full((len(rows), longest), 0)
         targets = np.full((len(rows), longest), IGNORE_INDEX)
         position_ids = np.tile(np.arange(longest), (len(rows), 1))
@@ -180,26 +184,28 @@ def ours(
     *,
     packing: bool = True,
     zero_stage: int = 2,
-    recompute: bool = False,
+    recomputed: Recomputed = False,
+    kernels: Kernels = Kernels(),  # noqa: B008
     reads: bool = False,
 ) -> dict[str, Any]:
     """Our step: passes, engine and update as the worker's loop calls them."""
     model = scale.model()
-    attend_per_sample(model)
+    use_kernels(model, kernels, scale.device)
     trust_image_tokens(model, model.config.image_token_id)
-    settings: dict[str, Any] = {"gradient_checkpointing": recompute}
+    settings: dict[str, Any] = {"gradient_checkpointing": recomputed}
     if not packing:
         rows = scale.padded_rows
         settings |= {"packing": False, "micro_batch_size": rows, "global_batch_size": rows}
     stage = scale.stage_config(**settings)
-    if recompute:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    recompute(model, recomputed)
     precision = "bf16" if scale.dtype == torch.bfloat16 else "fp32"
     engine_config = Engine(zero_stage=zero_stage, precision=precision)
     chosen = scale.packs() if packing else scale.rows()
     lengths = [next(chosen) for _ in range(scale.warm_up + scale.steps)]
     shapes = [[one] if packing else [[length] for length in one] for one in lengths]
-    batches = [scale.batch(one) for one in shapes]
+    row_tokens = scale.pack if packing and kernels.compile else 0
+    batches = [scale.batch(one, row_tokens) for one in shapes]
+    losses: list[torch.Tensor] = []
     flops = sum(
         float(stage_flops(model, stage, scale.work(one))) for one in lengths[scale.warm_up :]
     )
@@ -209,6 +215,7 @@ def ours(
         def step(number: int) -> None:
             batch = batches[number]
             loss = supervised_loss(engine.model, batch)
+            losses.append(loss.detach())
             engine.backward(loss, batch.num_tokens)
             engine.update(1.0, loss.detach())
             if reads:
@@ -216,7 +223,7 @@ def ours(
 
         seconds = seconds_of(step, scale)
         engine.close()
-    return numbers(scale, lengths, seconds, flops)
+    return {"first_loss": losses[0].item()} | numbers(scale, lengths, seconds, flops)
 
 
 def trainer(scale: Scale, *, recompute: bool, rows: int) -> dict[str, Any]:
@@ -327,53 +334,78 @@ def ceiling(scale: Scale) -> dict[str, Any]:
     return {"flops_per_second": 2 * size**3 * scale.steps / seconds}
 
 
-CASES: dict[str, Callable[[Scale], dict[str, Any]]] = {
-    "loss": agree,
-    "matrix product": ceiling,
-    "ours": ours,
-    "ours, reading every step": lambda scale: ours(scale, reads=True),
-    "ours, recomputing": lambda scale: ours(scale, recompute=True),
-    "ours, ZeRO-1": lambda scale: ours(scale, zero_stage=1),
-    "ours, without ZeRO": lambda scale: ours(scale, zero_stage=0),
-    "ours, padded": lambda scale: ours(scale, packing=False),
-    "Trainer": lambda scale: trainer(scale, recompute=False, rows=scale.padded_rows),
-    "Trainer, recomputing": lambda scale: trainer(
-        scale, recompute=True, rows=2 * scale.padded_rows
-    ),
+Case = Callable[[Scale], dict[str, Any]]
+_FIRST: dict[str, Case] = {"loss": agree, "matrix product": ceiling, "ours": ours}
+
+
+def with_kernels(*names: str) -> Case:
+    """Our step with some kernels."""
+    kernels = Kernels.model_validate(dict.fromkeys(names, True))
+    return lambda scale: ours(scale, kernels=kernels)
+
+
+CASES: dict[str, dict[str, Case]] = {
+    "trainers": _FIRST
+    | {
+        "ours, reading every step": lambda scale: ours(scale, reads=True),
+        "ours, recomputing": lambda scale: ours(scale, recomputed=True),
+        "ours, ZeRO-1": lambda scale: ours(scale, zero_stage=1),
+        "ours, without ZeRO": lambda scale: ours(scale, zero_stage=0),
+        "ours, padded": lambda scale: ours(scale, packing=False),
+        "Trainer": lambda scale: trainer(scale, recompute=False, rows=scale.padded_rows),
+        "Trainer, recomputing": lambda scale: trainer(
+            scale, recompute=True, rows=2 * scale.padded_rows
+        ),
+    },
+    "kernels": _FIRST
+    | {
+        "ours, recomputing half": lambda scale: ours(scale, recomputed=2),
+        "ours, compiled": with_kernels("compile"),
+        "ours, Liger": with_kernels("liger"),
+        "ours, varlen": with_kernels("varlen"),
+        "ours, all kernels": with_kernels("compile", "liger", "varlen"),
+    },
 }
+"""What is measured, by part."""
+FOR_GPUS = ("ours, Liger", "ours, varlen", "ours, all kernels")
+"""What a CPU leaves out."""
 
 
 def main() -> int:
-    """Run every case; 1 when a gate is missed."""
+    """Run every case of a part; 1 when a gate is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stage", choices=["align", "instruct"], default="align")
+    parser.add_argument("--part", choices=list(CASES), default="trainers")
     parser.add_argument(
         "--tiny", action="store_true", help="a model of a few weights, on any device"
     )
-    parser.add_argument("--case", choices=list(CASES), help=argparse.SUPPRESS)
+    parser.add_argument("--case", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.case:
-        found = CASES[asked.case](Scale(asked.stage, is_tiny=asked.tiny))
+        found = CASES[asked.part][asked.case](Scale(asked.stage, is_tiny=asked.tiny))
         print(json.dumps(found))
         return 0
     results: dict[str, Any] = {}
-    for case in CASES:
-        command = [sys.executable, __file__, "--stage", asked.stage, "--case", case]
-        done = subprocess.run(
-            [*command, *(["--tiny"] if asked.tiny else [])],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        failed = {"error": done.stderr.strip()[-500:]}
-        results[case] = failed if done.returncode else json.loads(done.stdout.splitlines()[-1])
+    chosen = ["--stage", asked.stage, "--part", asked.part, *(["--tiny"] if asked.tiny else [])]
+    for case in CASES[asked.part]:
+        if case in FOR_GPUS and not torch.cuda.is_available():
+            results[case] = {"left_out": "its kernels are for GPUs"}
+        else:
+            command = [sys.executable, __file__, *chosen, "--case", case]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            failed = {"error": done.stderr.strip()[-500:]}
+            results[case] = failed if done.returncode else json.loads(done.stdout.splitlines()[-1])
         print(f"{case:28} {json.dumps(results[case])}", flush=True)
-    name = f"gpu-step-{asked.stage}{'-tiny' if asked.tiny else ''}"
+    part = "" if asked.part == "trainers" else f"-{asked.part}"
+    name = f"gpu-step-{asked.stage}{part}{'-tiny' if asked.tiny else ''}"
     return report.finish(name, {"cases": results, "gates": gates(results)})
 
 
 def gates(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """The losses must agree, and ours be faster than the best case of the Trainer that ran."""
+    """The losses must agree, and ours be faster than the best case of the Trainer that ran.
+
+    A kernel must have the first loss of plain ones.
+    """
     peers = [
         found["tokens_per_second"]
         for case, found in results.items()
@@ -382,6 +414,10 @@ def gates(results: dict[str, Any]) -> list[dict[str, Any]]:
     apart = results["loss"].get("apart", 1.0)
     found = [report.gate("loss packed / padded - 1", apart, at_most=5e-3)]
     own = results["ours"].get("tokens_per_second", 0.0)
+    for case, row in results.items():
+        if case in CASES["kernels"] and "first_loss" in row and case != "ours":
+            apart = abs(row["first_loss"] / results["ours"]["first_loss"] - 1)
+            found.append(report.gate(f"first loss, {case[6:]} / plain - 1", apart, at_most=5e-3))
     if peers:
         found.append(report.gate("tokens/s / Trainer's best", own / max(peers), at_least=1.5))
     if results["ours"].get("mfu") is not None:

@@ -3,12 +3,28 @@
 from typing import Literal
 
 from llavamed.config.deepspeed import DeepSpeed
-from llavamed.config.section import Section
+from llavamed.config.section import Section, added_later
 
 Precision = Literal["bf16", "fp32"]
 """Number format of weights and activations."""
 ZeroStage = Literal[0, 1, 2, 3]
 OffloadDevice = Literal["none", "cpu"]
+
+
+class Kernels(Section):
+    """Faster kernels for the language model in training. They change numbers by no more than
+    rounding, so a run may go on with others. Each is off because no GPU has measured it yet.
+    """
+
+    compile: bool = False
+    """Compile each decoder layer with `torch.compile`, all but its attention. Packs are padded to
+    `max_tokens`, so that they all have one shape. The first steps take minutes."""
+    liger: bool = False
+    """Use Liger's kernels for norms and feed-forward layers, which keep fewer activations. They
+    need a GPU and the extra `liger`."""
+    varlen: bool = False
+    """Attend within all samples of a pack in one call of PyTorch's kernel for samples of various
+    lengths, in place of a call for each. It needs a GPU and bf16."""
 
 
 class Engine(Section):
@@ -24,6 +40,8 @@ class Engine(Section):
     deepspeed: DeepSpeed = DeepSpeed()
     """Further settings of DeepSpeed, by its own names. Settings that other fields decide are
     refused."""
+    kernels: Kernels = added_later(Kernels())
+    """Faster kernels for the language model."""
 
 
 class StageEngine(Section):
@@ -37,3 +55,5 @@ class StageEngine(Section):
     """The stage's own `engine.offload_optimizer`."""
     deepspeed: DeepSpeed | None = None
     """The stage's own `engine.deepspeed`, which replaces the run's completely."""
+    kernels: Kernels | None = added_later(None)
+    """The stage's own `engine.kernels`, which replaces the run's completely."""

@@ -220,6 +220,7 @@ class RunConfig(Section):
                     )
             self._check_lanes(stage)
             self._check_engine(stage)
+            self._check_kernels(stage)
         if self.model.image_grid_pinpoints is not None and self.data.store_images != "original":
             raise ValueError(
                 f"data.store_images={self.data.store_images}: stores images at the size of one "
@@ -261,6 +262,33 @@ class RunConfig(Section):
                 f"{key}.optimizer.name=adamw_8bit: its state cannot be distributed again when "
                 f"scaling.num_workers, which is a range, changes with {zero_stage}; set one number "
                 "of workers, zero_stage to 0, or use adamw"
+            )
+
+    def _check_kernels(self, stage: Stage) -> None:
+        """Refuse kernels that cannot run as the rest of the config is."""
+        engine = self.engine_of(stage)
+        key = "" if stage.engine.kernels is None else f"stages.{stage.name}."
+        may_have_gpu = self.scaling.use_gpu or self.scaling.launcher == "local"
+        for name in ("liger", "varlen"):
+            if getattr(engine.kernels, name) and not may_have_gpu:
+                raise ValueError(
+                    f"{key}engine.kernels.{name}=true: its kernels are for GPUs, and "
+                    "scaling.use_gpu=false reserves none; set use_gpu to true, or "
+                    f"{name} to false"
+                )
+        if engine.kernels.varlen and (
+            engine.precision != "bf16" or self.model.attn_implementation != "sdpa"
+        ):
+            raise ValueError(
+                f"{key}engine.kernels.varlen=true: its kernel takes the place of sdpa in bf16, and "
+                f"model.attn_implementation={self.model.attn_implementation} and "
+                f"precision={engine.precision}; set them to sdpa and bf16, or varlen to false"
+            )
+        if engine.kernels.compile and engine.zero_stage == 3:
+            raise ValueError(
+                f"{key}engine.kernels.compile=true: cannot compile layers whose weights are "
+                "gathered while they run, as zero_stage=3 does; set zero_stage to 2, or compile to "
+                "false"
             )
 
     def _check_lanes(self, stage: Stage) -> None:

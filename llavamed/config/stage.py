@@ -14,6 +14,8 @@ LearningRate = Annotated[float, Field(gt=0)]
 WeightDecay = Annotated[float, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 BatchSize = Annotated[int, Field(ge=1, le=2**20)]
+Recomputed = bool | Annotated[int, Field(ge=2, le=1000)]
+"""Layers whose activations are recomputed: all, none, or every Nth."""
 
 DEFAULT_MAX_TOKENS = 2048
 
@@ -125,8 +127,9 @@ class Stage(Section):
     max_loss_ratio: Annotated[float, Field(gt=1)] | None = None
     """Stop before a step whose loss exceeds this multiple of the median of the 50 steps before it,
     except during warm-up. By default there is no such limit."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory for about a third more time."""
+    gradient_checkpointing: Recomputed = False
+    """Recompute activations in the backward pass: less memory for about a third more time. A number
+    N does so for every Nth layer only, so that 2 saves and costs about half as much."""
     initial_weights: str | None = None
     """Weights to start from: an earlier stage, or the path, URI or hub name of a whole LLaVA. By
     default those of the previous stage."""
@@ -147,6 +150,10 @@ class Stage(Section):
     def pack_tokens(self) -> int:
         """Tokens that a pack holds; meaningless without packing."""
         return self.max_tokens or DEFAULT_MAX_TOKENS
+
+    def recomputed_layers(self, number: int) -> int:
+        """Return how many of so many layers are recomputed in the backward pass."""
+        return -(-number // int(self.gradient_checkpointing)) if self.gradient_checkpointing else 0
 
     @model_validator(mode="after")
     def _parts_train(self) -> Self:

@@ -4,19 +4,50 @@ Transformers keeps the samples of a pack apart by a mask of [T, T], and computes
 that the mask discards. Here each sample of a row is one causal call instead, which needs no mask.
 """
 
+from itertools import accumulate
 from typing import Any
 
 import torch
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from llavamed.errors import ConfigError
+
 PER_SAMPLE = "llavamed_per_sample"
 """The name under which transformers knows this attention. No config is saved with it."""
+VARLEN = "llavamed_varlen"
+"""The same in one call for all samples, on GPUs."""
 
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
-def attend_per_sample(model: Any) -> None:
+class Samples:
+    """The samples of the rows of a forward pass.
+
+    It is no dataclass and no tuple, because `torch.compile` would make a graph for each value.
+    """
+
+    def __init__(self, lengths: tuple[tuple[int, ...], ...], device: torch.device | None) -> None:
+        """Describe the samples.
+
+        Args:
+            lengths: For each row, the tokens of each of its samples.
+            device: Where `bounds` are needed; None if nowhere.
+        """
+        self.lengths = lengths
+        self.longest = max(map(max, lengths))
+        self.bounds: torch.Tensor | None = None
+        if device is not None:
+            starts = [0, *accumulate(length for row in lengths for length in row)]
+            bounds = torch.tensor(starts, dtype=torch.int32)
+            if device.type == "cuda":  # else the copy would wait for the GPU
+                bounds = bounds.pin_memory()
+            self.bounds = bounds.to(device, non_blocking=True)
+            """Where each sample of all rows begins, and where the last one ends."""
+
+
+def attend_per_sample(model: Any, *, varlen: bool = False) -> None:
     """Let the language model of a LLaVA attend within each sample by itself, if it can.
 
     Only PyTorch's `sdpa` is replaced. A language model stays as it is if its attention is not
@@ -24,7 +55,8 @@ def attend_per_sample(model: Any) -> None:
     them.
 
     Args:
-        model: A LLaVA; it then needs `sample_lengths` in every forward pass that has no cache.
+        model: A LLaVA; it then needs `per_sample_arguments` in every forward pass without a cache.
+        varlen: Whether the samples of all rows are one call, which is for GPUs and bfloat16.
     """
     decoder = model.model.language_model
     config = decoder.config
@@ -33,36 +65,39 @@ def attend_per_sample(model: Any) -> None:
     is_known = layers <= _KNOWN_LAYERS and getattr(config, "attention_chunk_size", None) is None
     is_exchangeable = decoder._supports_attention_backend
     if config._attn_implementation == "sdpa" and is_causal and is_known and is_exchangeable:
-        decoder.set_attn_implementation(PER_SAMPLE)
+        decoder.set_attn_implementation(VARLEN if varlen else PER_SAMPLE)
 
 
 def per_sample_arguments(
-    model: Any, sample_lengths: tuple[tuple[int, ...], ...]
-) -> dict[str, tuple[tuple[int, ...], ...]]:
+    model: Any, sample_lengths: tuple[tuple[int, ...], ...], device: torch.device
+) -> dict[str, Samples]:
     """Return what a forward pass of this model needs to keep the samples of its rows apart.
 
     Args:
         model: A LLaVA, or DeepSpeed's engine around one.
         sample_lengths: For each row, the tokens of each of its samples; padding counts to the last.
+        device: Where the model computes.
     """
-    is_ours = keeps_apart(getattr(model, "module", model))
-    return {"sample_lengths": sample_lengths} if is_ours else {}
+    model = getattr(model, "module", model)
+    if not keeps_apart(model):
+        return {}
+    is_varlen = model.config.get_text_config()._attn_implementation == VARLEN
+    return {"samples": Samples(sample_lengths, device if is_varlen else None)}
 
 
 def keeps_apart(model: Any) -> bool:
     """Return whether the language model of a LLaVA attends within each sample by itself."""
-    config = model.config.get_text_config()
-    return bool(config._attn_implementation == PER_SAMPLE)
+    return model.config.get_text_config()._attn_implementation in (PER_SAMPLE, VARLEN)
 
 
-def _attention(
+def _attend_in_calls(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    sample_lengths: tuple[tuple[int, ...], ...],
+    samples: Samples,
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -74,7 +109,7 @@ def _attention(
         key: [R, heads of keys, T, D].
         value: [R, heads of keys, T, D].
         attention_mask: None.
-        sample_lengths: For each of the R rows, the tokens of each sample, T in all.
+        samples: The samples of the R rows, of T tokens each.
         sliding_window: The number of tokens that a token sees, counting itself; None for all.
         **kwargs: Passed to transformers' `sdpa`.
 
@@ -82,10 +117,10 @@ def _attention(
         [R, T, heads, D], and no weights.
     """
     assert attention_mask is None
-    if all(len(lengths) == 1 for lengths in sample_lengths):  # one call for all rows
-        rows, pieces = [slice(None)], [sample_lengths[0]]
+    if all(len(lengths) == 1 for lengths in samples.lengths):  # one call for all rows
+        rows, pieces = [slice(None)], [samples.lengths[0]]
     else:
-        rows, pieces = [slice(row, row + 1) for row in range(len(query))], list(sample_lengths)
+        rows, pieces = [slice(row, row + 1) for row in range(len(query))], list(samples.lengths)
     outputs = []
     for row, lengths in zip(rows, pieces, strict=True):
         # Backward, a split is one copy of all pieces; slices would each fill a tensor of its own.
@@ -100,6 +135,44 @@ def _attention(
     return torch.cat(outputs), None
 
 
+def _attend_in_one_call(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    samples: Samples,
+    sliding_window: int | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend within each sample as `_attend_in_calls` does, by one kernel for all of them."""
+    assert attention_mask is None
+    assert samples.bounds is not None
+    if dropout:
+        raise ConfigError(
+            f"engine.kernels.varlen=true: its kernel knows no dropout of attention, and the "
+            f"language model has attention_dropout={dropout:g}; set one of the two to its default"
+        )
+    rows = len(query)
+    q, k, v = (each.transpose(1, 2).flatten(0, 1) for each in (query, key, value))
+    attended: Any = varlen_attn(
+        q,
+        k,
+        v,
+        samples.bounds,
+        samples.bounds,
+        samples.longest,
+        samples.longest,
+        scale=scaling,
+        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return attended.unflatten(0, (rows, -1)), None
+
+
 def _window_mask(query: torch.Tensor, window: int | None) -> torch.Tensor | None:
     """Return the mask of a sample that is longer than its sliding window, else None."""
     length = query.shape[2]
@@ -109,4 +182,6 @@ def _window_mask(query: torch.Tensor, window: int | None) -> torch.Tensor | None
     return ones.tril() & ones.triu(1 - window)
 
 
-AttentionInterface.register(PER_SAMPLE, _attention)
+# `torch.compile` would make a graph for each number of samples.
+AttentionInterface.register(PER_SAMPLE, torch.compiler.disable(_attend_in_calls))
+AttentionInterface.register(VARLEN, torch.compiler.disable(_attend_in_one_call))

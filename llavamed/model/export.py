@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from llavamed.config.engine import Precision
+from llavamed.config.engine import Kernels, Precision
 from llavamed.data.feed.loader import Batch
 from llavamed.errors import CheckpointError
-from llavamed.model.attention import attend_per_sample
 from llavamed.model.generation import set_generation_tokens
+from llavamed.model.kernels import use_kernels
 from llavamed.model.llava import Llava, load_model
 from llavamed.model.loss import sampled_logits
 from llavamed.processor.build import Processor, load_processor, tiling
@@ -62,6 +62,8 @@ class Trained:
     """Whether the logits were computed with adapters that are merged into `weights`."""
     precision: Precision
     attn_implementation: str
+    kernels: Kernels
+    """Those that computed the logits."""
     template: str
     """The name of the template in the config."""
     template_hash: str
@@ -140,7 +142,7 @@ def check_export(place: Location, trained: Trained, device: torch.device) -> flo
     with scratch_folder() as scratch:
         folder = place.download(scratch)
         model, processor = _load(folder, trained.precision, trained.attn_implementation)
-    attend_per_sample(model)  # as in training, because other kernels round differently
+    use_kernels(model, trained.kernels, device)  # because other kernels round differently
     _check_processor(place, processor, trained)
     loaded = model.state_dict()
     different = [

@@ -52,6 +52,6 @@ def column_logits(model: nn.Module, batch: Batch, columns: torch.Tensor) -> torc
         position_ids=batch.position_ids,
         use_cache=False,
         logits_to_keep=columns,
-        **per_sample_arguments(model, batch.sample_lengths),
+        **per_sample_arguments(model, batch.sample_lengths, batch.input_ids.device),
     ).logits
     return logits

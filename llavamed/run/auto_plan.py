@@ -139,7 +139,7 @@ def _trials(config: RunConfig, stage: Stage, accelerator: str, speeds: Speeds) -
     yield configured
     key = f"stages.{stage.name}"
     for sizes, recompute, zero_stage in product(
-        _passes(config, stage, configured.cost), (False, True), (1, 2, 3)
+        _passes(config, stage, configured.cost), (False, 4, 2, True), (1, 2, 3)
     ):
         settings = {
             **sizes,
@@ -237,6 +237,7 @@ def _timed(
         cost.accelerator,
         trains_language_model=learns,
         gradient_checkpointing=stage.gradient_checkpointing,
+        kernels=engine.kernels,
     )
     return Trial(
         changes=changes,

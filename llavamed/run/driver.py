@@ -85,7 +85,7 @@ def run_curriculum(
         logger.info("everything is finished in %s; nothing to do", directory)
         return summary
     check_writable(directory)
-    check_packages(plans)
+    check_packages(config, plans)
     check_weights(config, plans)
     check_adapters(config, plans)
     check_tracking(config)

@@ -10,6 +10,7 @@ from llavamed.data.feed.order import StageOrder
 from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import ConfigError
 from llavamed.model.adapters import check_layers
+from llavamed.model.kernels import check_liger
 from llavamed.model.llava import check_forward, check_image_token, llava_config
 from llavamed.model.quantize import load_bitsandbytes
 from llavamed.processor.pretrained import (
@@ -84,9 +85,11 @@ def check_adapters(config: RunConfig, plans: list[StagePlan]) -> None:
             check_layers(decoder, lora)
 
 
-def check_packages(plans: list[StagePlan]) -> None:
+def check_packages(config: RunConfig, plans: list[StagePlan]) -> None:
     """Check that optional packages that stages need are installed. Raises: ConfigError."""
     for plan in plans:
+        if config.engine_of(plan.stage).kernels.liger:
+            check_liger(text_config(config.model).model_type)
         key, lora = f"stages.{plan.stage.name}", plan.stage.lora
         if plan.stage.optimizer.name == "adamw_8bit":
             load_bitsandbytes(f"{key}.optimizer.name=adamw_8bit")

@@ -76,7 +76,7 @@ class StageJob:
         """The settings that decide the numbers the stage computes, by config key.
 
         Settings that only decide where tensors are and in which order they are summed are left out:
-        ZeRO stage, offload, number of workers, attention kernels, activation checkpointing. So are
+        ZeRO stage, offload, number of workers, kernels, activation checkpointing. So are
         settings that decide when the stage is stopped, how it is scored, logged and saved, and
         where its files are.
         """

@@ -14,11 +14,12 @@ from llavamed.data.feed.loader import StageLoader
 from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import CheckpointError, StorageError
 from llavamed.model.adapters import add_adapters, merge_adapters
-from llavamed.model.attention import attend_per_sample
 from llavamed.model.export import Trained, check_export, fetch_export, write_export
 from llavamed.model.freeze import PartCount, freeze
+from llavamed.model.kernels import use_kernels
 from llavamed.model.llava import build_model, load_model, trust_image_tokens
 from llavamed.model.loss import sampled_logits, supervised_loss
+from llavamed.model.recompute import recompute
 from llavamed.processor.build import load_processor
 from llavamed.storage.fetch import fetch_once
 from llavamed.storage.location import Location, locate
@@ -66,7 +67,8 @@ def train_stage(job: StageJob, context: Context) -> bool:
     data = open_mixture(job)
     processor = load_processor(Path(fetch_once(job.processor)))
     model = _initial_model(job, processor)
-    attend_per_sample(model)
+    kernels = job.config.engine_of(job.stage).kernels
+    use_kernels(model, kernels, context.device)
     trust_image_tokens(model, data.image_token_id)
     if job.stage.lora is not None:
         add_adapters(model, job.stage.lora, seed=job.config.seed, device=context.device)
@@ -83,10 +85,10 @@ def train_stage(job: StageJob, context: Context) -> bool:
         rank=context.rank,
         world_size=context.world_size,
         packing=job.stage.packing,
+        row_tokens=job.stage.pack_tokens if job.stage.packing and kernels.compile else 0,
         pins=context.device.type == "cuda",
     )
-    if job.stage.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    recompute(model, job.stage.gradient_checkpointing)
     with explained_memory(job.config, job.stage, model, counts, data, context.world_size):
         engine = TrainingEngine(
             model.train().to(context.device),
@@ -162,9 +164,11 @@ def _trained(
     """
     batch = next(loader.steps())[0]
     engine.model.eval()
-    logits = sampled_logits(engine.model, batch.to(context.device))
+    with torch.compiler.set_stance("force_eager"):  # as the export is checked
+        logits = sampled_logits(engine.model, batch.to(context.device))
     weights = engine.weights()
-    precision = job.config.engine_of(job.stage).precision
+    engine_config = job.config.engine_of(job.stage)
+    precision = engine_config.precision
     together(lambda: check_moved(job.stage, precision, sums, weights), context.rank == 0)
     return Trained(
         weights=merge_adapters(model, weights) if weights else {},
@@ -173,6 +177,7 @@ def _trained(
         is_merged=job.stage.lora is not None,
         precision=precision,
         attn_implementation=job.config.model.attn_implementation,
+        kernels=engine_config.kernels.model_copy(update={"compile": False}),
         template=job.config.model.template,
         template_hash=loader.data.template_hash,
     )

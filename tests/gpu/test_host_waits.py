@@ -18,14 +18,17 @@ from tests.support.training_setup import LEARNING, mixture, processor_of, small_
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_steps_pass_where_every_wait_of_the_host_is_an_error(tiny_config: RunConfig) -> None:
+@pytest.mark.parametrize("varlen", [False, True])
+def test_steps_pass_where_every_wait_of_the_host_is_an_error(
+    tiny_config: RunConfig, varlen: bool
+) -> None:
     config = small_config(
         tiny_config, *LEARNING, "engine.precision=bf16", "stages.align.global_batch_size=1"
     )
     stage, data = config.stages[0], mixture(config)
     model: Any = build_model(config.model, processor_of(config), seed=0, precision="bf16")
     freeze(model, stage.trainable)
-    attend_per_sample(model)
+    attend_per_sample(model, varlen=varlen)
     trust_image_tokens(model, model.config.image_token_id)
     order = order_of(stage, data, config.seed)
     loader = StageLoader(data, order, rank=0, world_size=1, packing=True, pins=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +182,9 @@ def joined(batches: list[Batch]) -> Batch:
         pixel_values=torch.cat([batch.pixel_values for batch in batches]),
         image_sizes=torch.cat([batch.image_sizes for batch in batches]),
     )
+
+
+def without_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `compile` trace and differentiate graphs as ever, and run them without a C compiler."""
+    compiled = partialmethod(torch.nn.Module.compile, backend="aot_eager")
+    monkeypatch.setattr(torch.nn.Module, "compile", compiled)

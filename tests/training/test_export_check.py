@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from llavamed.config.engine import Kernels
 from llavamed.config.run import RunConfig
 from llavamed.data.prepared.dataset import open_prepared
 from llavamed.errors import CheckpointError
@@ -58,6 +59,7 @@ def trained(tiny_config: RunConfig) -> tuple[Any, Any, Trained]:
             logits=sampled_logits(model, batch),
             precision="fp32",
             attn_implementation="sdpa",
+            kernels=Kernels(),
             template=config.model.template,
             template_hash=dataset.manifest.made_from.template,
         ),
@@ -103,7 +105,7 @@ def test_logits_are_sampled_from_the_first_position_to_the_last(
             pixel_values=batch.pixel_values,
             position_ids=batch.position_ids,
             use_cache=False,
-            **per_sample_arguments(model, batch.sample_lengths),
+            **per_sample_arguments(model, batch.sample_lengths, batch.input_ids.device),
         ).logits
     assert expected.logits.shape == (1, 64, whole.shape[-1])
     torch.testing.assert_close(expected.logits[:, 0], whole[:, 0])

@@ -6,11 +6,18 @@ from types import ModuleType
 
 import pytest
 
+from tests.support.training_setup import without_inductor
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-CASES = (
-    *("ours", "ours, reading every step", "ours, recomputing", "ours, ZeRO-1"),
-    *("ours, without ZeRO", "ours, padded", "Trainer", "Trainer, recomputing"),
-)
+CASES = {
+    "trainers": (
+        *("ours", "ours, reading every step", "ours, recomputing", "ours, ZeRO-1"),
+        *("ours, without ZeRO", "ours, padded", "Trainer", "Trainer, recomputing"),
+    ),
+    "kernels": ("ours", "ours, recomputing half", "ours, compiled"),
+}
+RUNS = [(part, case) for part, cases in CASES.items() for case in cases]
+FIRST = {"loss", "matrix product"}
 
 
 @pytest.fixture
@@ -23,15 +30,28 @@ def step(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_the_same_samples_have_the_same_loss_packed_and_padded(step: ModuleType) -> None:
-    found = step.CASES["loss"](step.Scale("instruct", is_tiny=True))
+    found = step.CASES["trainers"]["loss"](step.Scale("instruct", is_tiny=True))
     assert found["apart"] < 1e-5
     assert step.gates({"loss": found, "ours": {"error": ""}})[0]["passed"]
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_every_case_counts_useful_tokens_and_operations(step: ModuleType, case: str) -> None:
-    assert set(step.CASES) == {"loss", "matrix product", *CASES}
-    found = json.loads(json.dumps(step.CASES[case](step.Scale("align", is_tiny=True))))
+@pytest.mark.parametrize(("part", "case"), RUNS)
+def test_every_case_counts_useful_tokens_and_operations(
+    step: ModuleType, part: str, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_inductor(monkeypatch)
+    left_out = set(step.FOR_GPUS) if part == "kernels" else set()
+    assert {*step.CASES[part]} - left_out == FIRST | {*CASES[part]}
+    found = json.loads(json.dumps(step.CASES[part][case](step.Scale("align", is_tiny=True))))
     assert found["tokens_per_second"] > found["samples_per_second"] > 0
     assert found["flops_per_second"] > 0
     assert found["mfu"] is None  # a CPU has no peak to compare with
+
+
+def test_a_kernel_that_computes_another_loss_misses_its_gate(step: ModuleType) -> None:
+    plain = {"first_loss": 2.0, "mfu": None, "tokens_per_second": 1.0}
+    found = {"loss": {"apart": 0.0}, "ours": plain}
+    for loss, passes in ((2.001, True), (2.1, False)):
+        gates = step.gates(found | {"ours, varlen": {"first_loss": loss}})
+        (gate,) = [each for each in gates if "varlen" in str(each)]
+        assert gate["passed"] is passes

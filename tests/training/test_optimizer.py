@@ -158,5 +158,6 @@ def test_a_package_that_is_not_there_is_a_sentence(
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     sentence = f"{override}: needs the package bitsandbytes, which is not installed; install llava"
     with pytest.raises(ConfigError, match=sentence):
-        check_packages(plan_curriculum(config))
-    check_packages(plan_curriculum(small_config(tiny_config, BOTH, "stages.align.lora.r=4")))
+        check_packages(config, plan_curriculum(config))
+    config = small_config(tiny_config, BOTH, "stages.align.lora.r=4")
+    check_packages(config, plan_curriculum(config))

@@ -44,4 +44,4 @@ def test_no_accepted_config_fails_in_preflight_with_an_error_of_others(
         plans = plan_curriculum(config)
         check_weights(config, plans)
         check_adapters(config, plans)
-        check_packages(plans)
+        check_packages(config, plans)

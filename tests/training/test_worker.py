@@ -31,6 +31,7 @@ from tests.support.training_setup import (
     small_config,
     step_batches,
     weights_as_exported,
+    without_inductor,
 )
 
 LAST_STEP = 6
@@ -171,12 +172,17 @@ def test_a_stage_whose_weights_did_not_move_fails_with_a_sentence(
     ("override", "atol"),
     [
         ("stages.align.gradient_checkpointing=true", 1e-5),
+        ("stages.align.gradient_checkpointing=2", 1e-5),
+        ("engine.kernels.compile=true", 1e-5),
         ("tracking.log_every_steps=4", 0.0),
         ("checkpoint.every_steps=5", 0.0),
     ],
-    ids=["recomputing", "reporting", "checkpointing"],
+    ids=["recomputing", "recomputing half", "compiling", "reporting", "checkpointing"],
 )
-def test_what_must_not_change_the_weights(trained: Outcome, override: str, atol: float) -> None:
+def test_what_must_not_change_the_weights(
+    trained: Outcome, override: str, atol: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_inductor(monkeypatch)
     config = small_config(trained[0].config, *LEARNING, f"name=same-{len(override)}", override)
     job = make_job(config)
     reported: list[StepRecord] = []
@@ -265,6 +271,8 @@ def test_a_fingerprint_tells_what_decides_the_result(tiny_config: RunConfig) -> 
         "engine.offload_optimizer=cpu",
         "model.attn_implementation=eager",
         "stages.align.gradient_checkpointing=true",
+        "engine.kernels.compile=true",
+        "stages.align.engine.kernels={compile: true}",
     ]
     fingerprints = {
         change: make_job(small_config(tiny_config, change)).fingerprint

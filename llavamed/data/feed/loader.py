@@ -99,6 +99,7 @@ class StageLoader:
         rank: int,
         world_size: int,
         packing: bool,
+        row_tokens: int = 0,
         pins: bool = False,
     ) -> None:
         """Set up the loader of one rank.
@@ -109,11 +110,13 @@ class StageLoader:
             rank: This rank.
             world_size: The number of ranks.
             packing: Whether the samples of a pass make one row, or one row each.
+            row_tokens: Minimum number of tokens of a row, to which it is padded.
             pins: Whether batches are in pinned memory, which needs CUDA.
         """
         self.data = data
         self.order = order
         self.packing = packing
+        self._row_tokens = row_tokens
         self._pins = pins
         num_lanes = len(order.epochs[0].lanes)
         # If the lanes are not a multiple of the ranks, some ranks get one more that is always
@@ -200,7 +203,14 @@ class StageLoader:
             samples.append(self._blank(self.data.tiling.num_tokens((size, size))))
         self._check_image_tokens(samples, images)
         rows = [samples] if self.packing else [[sample] for sample in samples]
-        return collate(rows, images, self.data, sample_ids=ids, num_tokens=num_tokens)
+        return collate(
+            rows,
+            images,
+            self.data,
+            sample_ids=ids,
+            num_tokens=num_tokens,
+            row_tokens=self._row_tokens,
+        )
 
     def _check_image_tokens(self, samples: list[_Sample], images: list[Pixels]) -> None:
         """Raise DataError if the samples have places for more or fewer images."""
@@ -261,6 +271,7 @@ def collate(
     *,
     sample_ids: tuple[str, ...],
     num_tokens: int,
+    row_tokens: int = 0,
 ) -> Batch:
     """Collate samples into a batch whose rows are padded on the right to the longest row.
 
@@ -272,8 +283,9 @@ def collate(
         data: The datasets, for the padding token and the image settings.
         sample_ids: Ids of the samples, for error messages.
         num_tokens: Tokens of the samples, without padding and blank images.
+        row_tokens: Tokens that rows have at least.
     """
-    length = max(sum(len(sample.input_ids) for sample in row) for row in rows)
+    length = max(row_tokens, *(sum(len(sample.input_ids) for sample in row) for row in rows))
     input_ids = np.full((len(rows), length), data.pad_token_id, dtype=np.int64)
     targets = np.full((len(rows), length), IGNORE_INDEX, dtype=np.int64)
     position_ids = np.empty((len(rows), length), dtype=np.int64)

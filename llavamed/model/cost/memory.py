@@ -109,11 +109,8 @@ def _activation_bytes_per_token(model: Any, stage: Stage, width: int) -> float:
     text = model.config.text_config
     keys = text.num_key_value_heads * (text.hidden_size // text.num_attention_heads)
     layer = width * (11 * text.hidden_size + 4 * keys + 4 * text.intermediate_size)
-    adapters = _adapter_bytes_per_token(model, stage, width)
-    if stage.gradient_checkpointing:
-        own = text.num_hidden_layers * text.hidden_size * width
-        return own + layer + adapters / text.num_hidden_layers
-    return text.num_hidden_layers * layer + adapters
+    layer += _adapter_bytes_per_token(model, stage, width) / text.num_hidden_layers
+    return _kept(stage, text.num_hidden_layers, layer, text.hidden_size * width)
 
 
 def _tower_bytes_per_tile(model: Any, stage: Stage, width: int) -> float:
@@ -129,9 +126,20 @@ def _tower_bytes_per_tile(model: Any, stage: Stage, width: int) -> float:
     layer = width * (10 * hidden + 2 * wide)
     if "vision_tower" not in stage.trainable:
         return float(num_tokens * layer)
-    if stage.gradient_checkpointing:
-        return float(num_tokens * (vision.num_hidden_layers * hidden * width + layer))
-    return float(num_tokens * vision.num_hidden_layers * layer)
+    return num_tokens * _kept(stage, vision.num_hidden_layers, layer, hidden * width)
+
+
+def _kept(stage: Stage, number: int, layer: float, own: float) -> float:
+    """Return what some layers keep: all, or only their input and what one of them recomputes.
+
+    Args:
+        stage: The stage.
+        number: How many layers there are.
+        layer: Bytes that a layer keeps.
+        own: Bytes of its input.
+    """
+    recomputed = stage.recomputed_layers(number)
+    return (number - recomputed) * layer + recomputed * own + (layer if recomputed else 0.0)
 
 
 def _adapter_bytes_per_token(model: Any, stage: Stage, width: int) -> float:

@@ -7,7 +7,9 @@ from typing import Annotated
 import yaml
 from pydantic import Field
 
+from llavamed.config.engine import Kernels
 from llavamed.config.section import Fraction, Section
+from llavamed.config.stage import Recomputed
 
 _SHIPPED = Path(__file__).with_suffix(".yaml")
 Positive = Annotated[float, Field(gt=0)]
@@ -22,8 +24,11 @@ class MeasuredSpeed(Section):
     """Ray's name of the GPU model."""
     trains_language_model: bool
     """Whether the weights of the language model have gradients."""
-    gradient_checkpointing: bool
-    """Whether activations are recomputed in the backward pass."""
+    gradient_checkpointing: Recomputed
+    """Which activations are recomputed in the backward pass, as `stages.*.gradient_checkpointing`
+    says."""
+    kernels: Kernels = Kernels()
+    """The kernels that it used, as `engine.kernels` says."""
     mfu: Fraction
     """Model-FLOPs utilisation, which does not count what is recomputed."""
 
@@ -48,22 +53,30 @@ class Speeds(Section):
     """What stands for the rest."""
 
     def mfu(
-        self, accelerator: str, *, trains_language_model: bool, gradient_checkpointing: bool
+        self,
+        accelerator: str,
+        *,
+        trains_language_model: bool,
+        gradient_checkpointing: Recomputed,
+        kernels: Kernels,
     ) -> tuple[float, str | None]:
         """Return the utilisation of a setting, and the result that says so, None for arithmetic.
 
         Recomputation is one more forward pass of the language model, which costs as much as the
         gradient of its input and as that of its weights.
         """
+        wanted = (accelerator, trains_language_model, gradient_checkpointing, kernels)
         for each in self.measured:
-            if (each.accelerator, each.trains_language_model, each.gradient_checkpointing) == (
-                accelerator,
-                trains_language_model,
-                gradient_checkpointing,
+            if wanted == (
+                each.accelerator,
+                each.trains_language_model,
+                each.gradient_checkpointing,
+                each.kernels,
             ):
                 return each.mfu, each.result
         passes = 3 if trains_language_model else 2
-        return self.assumed.mfu * (passes / (passes + gradient_checkpointing)), None
+        again = 1 / int(gradient_checkpointing) if gradient_checkpointing else 0.0
+        return self.assumed.mfu * (passes / (passes + again)), None
 
 
 @cache

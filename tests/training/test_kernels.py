@@ -1,0 +1,261 @@
+"""Other kernels compute the same loss and gradient, or are refused where they cannot run."""
+
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from transformers import LlavaForConditionalGeneration
+
+from llavamed.config.engine import Kernels
+from llavamed.config.load import override_config
+from llavamed.config.run import RunConfig
+from llavamed.config.stage import Stage
+from llavamed.data.feed.loader import Batch, StageLoader
+from llavamed.errors import ConfigError
+from llavamed.model.attention import VARLEN, attend_per_sample, keeps_apart
+from llavamed.model.kernels import check_liger, use_kernels, use_liger
+from llavamed.model.loss import supervised_loss
+from llavamed.model.recompute import recompute
+from llavamed.run.curriculum import plan_curriculum
+from llavamed.run.preflight import check_packages
+from llavamed.train.job import order_of
+from tests.support.training_setup import mixture, small_config, without_inductor
+from tests.training.test_attention import IMAGE_TOKEN, LANGUAGE_MODELS, make_llava, pack
+
+CPU = torch.device("cpu")
+
+
+def rows(*lengths: tuple[int, ...]) -> Batch:
+    """Rows of samples of these lengths, all rows as long as each other, with an image in each."""
+    total = sum(lengths[0])
+    generator = torch.Generator().manual_seed(sum(map(len, lengths)))
+    input_ids = torch.randint(3, 120, (len(lengths), total), generator=generator)
+    input_ids[:, 1:5] = IMAGE_TOKEN
+    positions = [torch.cat([torch.arange(length) for length in row]) for row in lengths]
+    return replace(
+        pack(),
+        input_ids=input_ids,
+        supervised=torch.arange(total),
+        targets=torch.randint(3, 120, (len(lengths), total), generator=generator),
+        position_ids=torch.stack(positions),
+        sample_lengths=lengths,
+        pixel_values=torch.randn(len(lengths), 3, 8, 8, generator=generator),
+        image_sizes=torch.tensor([[8, 8]] * len(lengths)),
+    )
+
+
+def loss_and_gradient(
+    model: LlavaForConditionalGeneration, batch: Batch
+) -> tuple[float, torch.Tensor]:
+    model.zero_grad()
+    loss = supervised_loss(model, batch)
+    loss.backward()
+    gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    return loss.item(), torch.cat(gradients)
+
+
+def assert_same(found: tuple[float, torch.Tensor], expected: tuple[float, torch.Tensor]) -> None:
+    assert found[0] == pytest.approx(expected[0], rel=1e-5)
+    assert (found[1] - expected[1]).norm() < 1e-5 * expected[1].norm()
+
+
+@pytest.mark.parametrize("every", [False, 2], ids=["kept", "recomputed"])
+def test_compiled_layers_are_one_graph_for_all_packs_of_a_size(
+    every: bool | int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_inductor(monkeypatch)
+    torch._dynamo.reset()
+    model = make_llava("llama", num_hidden_layers=10)  # dynamo gives up after 8 graphs of a layer
+    attend_per_sample(model)
+    recompute(model, every)
+    batches = [rows(lengths) for lengths in ((23, 4, 17), (20, 24), (44,), (10, 10, 10, 10, 4))]
+    expected = [loss_and_gradient(model, batch) for batch in batches]
+    use_kernels(model, Kernels(compile=True), CPU)
+    graphs = []
+    for batch, alone in zip(batches, expected, strict=True):
+        assert_same(loss_and_gradient(model, batch), alone)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert len({*graphs}) == 1
+    assert graphs[0] > 0
+
+
+def test_packs_for_compiled_layers_have_one_size(tiny_config: RunConfig) -> None:
+    config = small_config(tiny_config)
+    stage, data = config.stages[0], mixture(config)
+    order = order_of(stage, data, config.seed)
+    batches: list[list[Batch]] = []
+    for number in (0, stage.pack_tokens):
+        loader = StageLoader(data, order, rank=0, world_size=1, packing=True, row_tokens=number)
+        batches.append([batch for step in loader.steps() for batch in step])
+    free, padded = batches
+    assert len({batch.input_ids.shape[1] for batch in free}) > 1
+    assert {batch.input_ids.shape[1] for batch in padded} == {stage.pack_tokens}
+    for one, other in zip(free, padded, strict=True):
+        assert sum(other.sample_lengths[0]) == stage.pack_tokens
+        assert other.num_tokens == one.num_tokens
+        assert torch.equal(other.supervised, one.supervised)
+        assert torch.equal(other.input_ids[:, : one.input_ids.shape[1]], one.input_ids)
+
+
+@pytest.mark.parametrize("every", [True, 2, 3])
+def test_recomputing_every_nth_layer_is_exact_and_repeats_only_those(every: bool | int) -> None:
+    model = make_llava("llama", num_hidden_layers=5)
+    attend_per_sample(model)
+    expected = loss_and_gradient(model, pack())
+    recompute(model, every)
+    calls: list[int] = []
+    for number, layer in enumerate(model.model.language_model.layers):
+        layer.mlp.register_forward_pre_hook(lambda *_, at=number: calls.append(at))
+    found = loss_and_gradient(model, pack())
+    assert found[0] == expected[0]
+    assert torch.equal(found[1], expected[1])
+    repeated = [number for number in range(5) if calls.count(number) == 2]
+    assert repeated == list(range(0, 5, int(every)))
+    stage = {"name": "align", "data": "captions", "trainable": ["projector"]}
+    stage |= {"global_batch_size": 1, "optimizer": {"lr": 1}, "gradient_checkpointing": every}
+    assert Stage.model_validate(stage).recomputed_layers(5) == len(repeated)
+
+
+def varlen_by_definition(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bounds: torch.Tensor,
+    key_bounds: torch.Tensor,
+    longest: int,
+    longest_key: int,
+    *,
+    scale: float | None,
+    window_size: tuple[int, int],
+    enable_gqa: bool,
+) -> torch.Tensor:
+    """What the documentation of `varlen_attn` says that its kernel computes, which is for GPUs."""
+    assert torch.equal(bounds, key_bounds)
+    assert bounds.dtype == torch.int32
+    lengths = bounds.diff().tolist()
+    assert longest == longest_key == max(lengths)
+    assert enable_gqa == (query.shape[1] != key.shape[1])
+    left, right = window_size
+    pieces = []
+    for parts in zip(*(each.split(lengths) for each in (query, key, value)), strict=True):
+        q, k, v = (each.transpose(0, 1) for each in parts)
+        position = torch.arange(q.shape[1])
+        ahead = position[None] - position[:, None]
+        seen = (ahead <= right) & ((-ahead <= left) | (left < 0))
+        attended = torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=seen, scale=scale, enable_gqa=enable_gqa
+        )
+        pieces.append(attended.transpose(0, 1))
+    return torch.cat(pieces)
+
+
+@pytest.mark.parametrize("kind", LANGUAGE_MODELS)
+def test_samples_in_one_call_are_those_of_a_call_each(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llavamed.model.attention.varlen_attn", varlen_by_definition)
+    model = make_llava(kind, **LANGUAGE_MODELS[kind])
+    batches = [pack(), rows((44,), (44,)), rows((23, 4, 17), (30, 14))]
+    attend_per_sample(model)
+    expected = [loss_and_gradient(model, batch) for batch in batches]
+    model.set_attn_implementation("sdpa")
+    attend_per_sample(model, varlen=True)
+    assert model.config.text_config._attn_implementation == VARLEN
+    assert keeps_apart(model)
+    for batch, alone in zip(batches, expected, strict=True):
+        assert_same(loss_and_gradient(model, batch), alone)
+
+
+def test_one_call_refuses_dropout_which_its_kernel_does_not_know() -> None:
+    model = make_llava("llama", attention_dropout=0.1)
+    attend_per_sample(model, varlen=True)
+    message = "varlen=true: its kernel knows no dropout of attention, and .* attention_dropout=0.1;"
+    with pytest.raises(ConfigError, match=message):
+        supervised_loss(model, pack())
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "phi3", "gemma3_text"])
+def test_liger_takes_norms_and_feed_forward_layers_and_no_names(kind: str) -> None:
+    model = make_llava(kind, **LANGUAGE_MODELS[kind])
+    use_liger(model.model.language_model)
+    other = make_llava(kind, **LANGUAGE_MODELS[kind])
+    assert not any("Liger" in type(each).__name__ for each in other.modules())
+    assert [*model.state_dict()] == [*other.state_dict()]
+    for layer in model.model.language_model.layers:
+        assert layer.mlp._get_name().startswith("Liger")
+        assert layer.input_layernorm._get_name().startswith("Liger")
+    tower = [each._get_name() for each in model.model.vision_tower.modules()]
+    assert not any(name.startswith("Liger") for name in tower)
+
+
+def test_liger_is_refused_where_it_is_not_installed_or_does_not_know_the_model(
+    tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="no kernels for language models of the kind biogpt; set"):
+        check_liger("biogpt")
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers.monkey_patch", None)
+    config = small_config(tiny_config, "scaling.use_gpu=true", "engine.kernels.liger=true")
+    with pytest.raises(ConfigError, match=r"liger-kernel, which is not installed; install llavame"):
+        check_packages(config, plan_curriculum(config))
+    config = override_config(config, ["engine.kernels.liger=false"])
+    check_packages(config, plan_curriculum(config))
+
+
+@pytest.mark.parametrize("name", ["liger", "varlen"])
+def test_kernels_for_gpus_are_refused_on_a_cpu(tiny_config: RunConfig, name: str) -> None:
+    message = f"engine.kernels.{name}=true: its kernels are for NVIDIA GPUs, and this .* on cpu;"
+    with pytest.raises(ConfigError, match=message):
+        use_kernels(make_llava("llama"), Kernels.model_validate({name: True}), CPU)
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    message = "compile=true: compiles kernels when .* none of the C compilers gcc, clang; install"
+    with pytest.raises(ConfigError, match=message):
+        use_kernels(make_llava("llama"), Kernels(compile=True), CPU)
+
+
+GPU = ("scaling.use_gpu=true", "engine.precision=bf16")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message", "remedy"),
+    [
+        (
+            ("engine.kernels.liger=true",),
+            "engine.kernels.liger=true: its kernels are for GPUs, and scaling.use_gpu=false res",
+            GPU,
+        ),
+        (
+            ("stages.align.engine.kernels={varlen: true}",),
+            "stages.align.engine.kernels.varlen=true: its kernels are for GPUs, and scaling.use",
+            GPU,
+        ),
+        (
+            (*GPU, "engine.kernels.varlen=true", "engine.precision=fp32"),
+            "varlen=true: its kernel takes the place of sdpa in bf16, and .* and precision=fp32",
+            ("engine.precision=bf16",),
+        ),
+        (
+            (*GPU, "engine.kernels.varlen=true", "model.attn_implementation=eager"),
+            "varlen=true: .* and model.attn_implementation=eager and precision=bf16; set them to",
+            ("model.attn_implementation=sdpa",),
+        ),
+        (
+            ("engine.kernels.compile=true", "engine.zero_stage=3"),
+            "engine.kernels.compile=true: cannot compile layers .* as zero_stage=3 does; set zero_",
+            ("engine.zero_stage=2",),
+        ),
+    ],
+    ids=["liger", "varlen", "precision", "attention", "ZeRO-3"],
+)
+def test_kernels_that_the_rest_of_the_config_forbids_are_refused(
+    tiny_config: RunConfig, overrides: Any, message: str, remedy: Any
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        override_config(tiny_config, [*overrides])
+    override_config(tiny_config, [*overrides, *remedy])
