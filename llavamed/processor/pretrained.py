@@ -9,6 +9,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, LlavaConfig, LlavaNextConfi
 from llavamed.config.model import Model, Pretrained, VisionTower
 from llavamed.errors import ConfigError, LlavaMedError
 from llavamed.processor.forms.find import find_form
+from llavamed.processor.forms.xtuner import refuse_xtuner
 from llavamed.processor.tiles import Size, Tiling
 from llavamed.processor.tower import tower_of
 from llavamed.storage.fetch import fetch_once
@@ -91,6 +92,7 @@ def whole_config(source: str, key: str) -> LlavaConfig | LlavaNextConfig:
     """
     config = load_pretrained(AutoConfig, source, key)
     if config.model_type not in LLAVA_TYPES:
+        refuse_xtuner(fetch_once(source, weights=False))
         raise ConfigError(
             f"{key}={source}: its model_type is {config.model_type}, not llava; name a whole "
             "LLaVA, or make one of vision_tower and language_model"

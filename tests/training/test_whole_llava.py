@@ -5,10 +5,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import LlavaForConditionalGeneration
+from transformers import (
+    LlamaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextForConditionalGeneration,
+)
 
 from llavamed.config.load import override_config
 from llavamed.config.run import RunConfig
@@ -16,7 +21,7 @@ from llavamed.errors import CheckpointError, ConfigError
 from llavamed.evaluate.transformers_model import transformers_candidate
 from llavamed.model.export import write_export
 from llavamed.model.llava import build_model
-from llavamed.processor.build import build_processor, image_settings, num_image_tokens
+from llavamed.processor.build import build_processor, image_settings, num_image_tokens, tiling
 from llavamed.run.curriculum import plan_curriculum
 from llavamed.run.preflight import check_weights
 from llavamed.storage.location import locate
@@ -24,6 +29,11 @@ from tests.support.asked_questions import question
 from tests.support.small_tokenizers import llama_like
 from tests.support.training_setup import make_job, processor_of, run_stage, small_config
 
+ANYRES: dict[str, Any] = {
+    "image_aspect_ratio": "anyres",
+    "mm_patch_merge_type": "spatial_unpad",
+    "image_grid_pinpoints": [[48, 16], [16, 32]],  # widths and heights
+}
 NAMES = {
     r"model\.multi_modal_projector\.linear_1\.": "model.mm_projector.0.",
     r"model\.multi_modal_projector\.linear_2\.": "model.mm_projector.2.",
@@ -219,8 +229,27 @@ def set_field(**fields: Any) -> Any:
             set_field(model_type="llava_of_ours"),
             r"its language model is of a kind that transformers does not know; ",
         ),
+        (
+            set_field(mm_use_im_start_end=True),
+            r"mm_use_im_start_end=true: was trained with a token before and one after each image, ",
+        ),
+        (
+            set_field(**ANYRES | {"mm_patch_merge_type": "flat"}),
+            r"mm_patch_merge_type=flat: transformers' LLaVA has no such part; .*: spatial_unpad",
+        ),
+        (
+            set_field(**ANYRES | {"image_grid_pinpoints": "(1x1),...,(2x2)"}),
+            r"image_grid_pinpoints=\(1x1\),...,\(2x2\): must be a list of widths and heights with ",
+        ),
+        (
+            set_field(**ANYRES),
+            r"model.image_grid_pinpoints=null: the weights .*, a llava_next, have \[\[16, 48\], ",
+        ),
     ],
-    ids=["projector", "tower", "layer", "adapters", "resampler", "language model"],
+    ids=[
+        *("projector", "tower", "layer", "adapters", "resampler", "language model"),
+        *("image tokens", "merge", "pinpoints", "one tile"),
+    ],
 )
 def test_an_original_llava_that_lacks_something_is_refused_with_what_it_lacks(
     tiny_config: RunConfig, tmp_path: Path, change: Any, message: str
@@ -256,3 +285,49 @@ def test_an_original_llava_is_evaluated_as_the_model_it_is(
         texts.append([reply and reply.text for reply in replies])
     assert texts[0] == texts[1]
     assert len({*texts[0]}) > 1
+
+
+def test_an_original_llava_that_cuts_tiles_is_the_llava_next_it_is(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    own = ("model.image_grid_pinpoints=[[16, 48], [32, 16]]", "data.store_images=original")
+    small = small_config(tiny_config, *own, f"data.directory={tmp_path}/datasets")
+    theirs: Any = save_as_original(tmp_path / "it", small, **ANYRES)
+    assert isinstance(theirs, LlavaNextForConditionalGeneration)
+    config = override_config(
+        small,
+        [
+            f"model={{weights: {tmp_path}/it, image_grid_pinpoints: [[16, 48], [32, 16]]}}",
+            "name=original",
+        ],
+    )
+    check_weights(config, plan_curriculum(config))
+    processor = build_processor(config.model, iter([]))
+    assert tiling(processor).pinpoints == ((16, 48), (32, 16))
+    found = build_model(config.model, processor, seed=0, precision="fp32")
+    weights = found.state_dict()
+    for name, weight in theirs.state_dict().items():
+        rows = weight.shape[0] if weight.ndim else None
+        assert torch.equal(weights[name][:rows], weight), name
+    image = np.random.default_rng(0).integers(0, 255, (20, 50, 3), dtype=np.uint8)
+    inputs = processor(text="<image> What is shown?", images=image, return_tensors="pt")
+    assert (inputs["input_ids"] == processor.image_token_id).sum() > 4  # of more than one tile
+    mine = found(**inputs).logits
+    ids = inputs["input_ids"]
+    inputs["input_ids"] = ids.where(ids != processor.image_token_id, theirs.config.image_token_id)
+    expected = theirs(**inputs).logits
+    torch.testing.assert_close(mine[..., : expected.shape[-1]], expected)
+
+
+@pytest.mark.parametrize("has_config", [True, False], ids=["language model", "adapters"])
+def test_a_llava_in_the_form_of_xtuner_is_refused_with_how_to_convert_it(
+    tiny_config: RunConfig, tmp_path: Path, has_config: bool
+) -> None:
+    (tmp_path / "projector").mkdir()
+    (tmp_path / "projector" / "config.json").write_text('{"model_type": "projector"}')
+    if has_config:
+        LlamaConfig().save_pretrained(tmp_path)
+    config = of_llava(small_config(tiny_config), str(tmp_path))
+    message = f"{tmp_path}: is a LLaVA in the form of xtuner, .* convert it with xtuner's convert_x"
+    with pytest.raises(ConfigError, match=message):
+        check_weights(config, plan_curriculum(config))

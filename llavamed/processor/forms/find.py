@@ -2,6 +2,7 @@
 
 from llavamed.processor.forms import llava, open_clip
 from llavamed.processor.forms.form import Form, read_json
+from llavamed.processor.forms.xtuner import refuse_xtuner
 
 
 def find_form(source: str) -> Form | None:
@@ -18,4 +19,5 @@ def find_form(source: str) -> Form | None:
         return llava.llava_form(source, config) if llava.TOWER in config else None
     if settings := read_json(source, open_clip.CONFIG):
         return open_clip.tower_form(source, settings)
+    refuse_xtuner(source)  # without a config it has adapters of a language model
     return None

@@ -20,6 +20,9 @@ from transformers import (
     CLIPImageProcessorPil,
     LlavaConfig,
     LlavaImageProcessorPil,
+    LlavaNextConfig,
+    LlavaNextImageProcessorPil,
+    LlavaNextProcessor,
     LlavaProcessor,
     SiglipImageProcessorPil,
 )
@@ -27,7 +30,6 @@ from transformers import (
 from llavamed.errors import ConfigError
 from llavamed.processor.forms.form import (
     Form,
-    Rules,
     Tensors,
     counterpart,
     find_file,
@@ -48,11 +50,16 @@ _IMAGE_PROCESSORS = {
     ),
     "square": lambda edges, square, how: CLIPImageProcessorPil(size=edges, crop_size=square, **how),
     "stretch": lambda _, square, how: SiglipImageProcessorPil(size=square, **how),
+    "anyres": lambda edges, square, how: LlavaNextImageProcessorPil(
+        size=edges, crop_size=square, **how
+    ),
 }
-_RESIZINGS = {"pad": "pad", "square": None, "anyres": "stretch"}
-"""How an image becomes square, by `image_aspect_ratio`; None for as the tower wants it.
-
-Of the tiles of `anyres` only the first is used, which is the whole image stretched to a square."""
+TILES = "anyres"
+"""The `image_aspect_ratio` of a LLaVA that cuts images into tiles, as LLaVA-NeXT does."""
+_RESIZINGS = {"pad": "pad", "square": None, TILES: TILES}
+"""How an image becomes square, by `image_aspect_ratio`; None for as the tower wants it."""
+_MERGES = {"spatial_unpad": None}
+"""How transformers' LLaVA-NeXT joins the features of tiles, by `mm_patch_merge_type`."""
 _OWN_FIELDS = re.compile(
     r"(un)?(mm|tune|freeze|use_mm|image|tokenizer|auto_map|architectures|model_type|_name_or_path|"
     r"vision|s2|transformers_version)(_.*)?"
@@ -63,15 +70,15 @@ _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _PROJECTOR = "mm_projector.bin"
 _ROW_MULTIPLE = 64
 
-_NAMES: Rules = {
+_NAMES = {
     r"model\.mm_projector\.(?:0\.)?(weight|bias)": r"model.multi_modal_projector.linear_1.\1",
     r"model\.mm_projector\.2\.(weight|bias)": r"model.multi_modal_projector.linear_2.\1",
     r"model\.vision_tower\.vision_tower\.(?:vision_model\.)?(.+)": r"model.vision_tower.\1",
     r"model\.((?:embed_tokens|layers|norm)\..+)": r"model.language_model.\1",
     r"lm_head\.weight": "lm_head.weight",
 }
-_UNUSED = r"model\.image_newline"
-"""The end of a row of tiles, of which only the first is used."""
+_NEWLINE = r"model\.image_newline"
+"""The end of a row of tiles."""
 _counterpart = partial(counterpart, rule="transformers' LLaVA has no such part")
 
 
@@ -91,13 +98,20 @@ def llava_form(source: str, settings: dict[str, Any]) -> Form:
             f"{source}: holds adapters that are not merged (adapter_config.json); merge them into "
             "their base model, and name the folder of the result"
         )
+    if settings.get("mm_use_im_start_end"):
+        raise ConfigError(
+            f"{source}: mm_use_im_start_end=true: was trained with a token before and one after "
+            "each image, which no template here writes; use a model without them, such as "
+            "LLaVA-1.5 or LLaVA-Med v1.5"
+        )
     vision, tower = _vision(source, settings)
     tokenizer = AutoTokenizer.from_pretrained(
         source, trust_remote_code=False, extra_special_tokens={"image_token": IMAGE_PLACEHOLDER}
     )
     rows = max(settings["vocab_size"], len(tokenizer))
     text = _text_config(source, settings, -(-rows // _ROW_MULTIPLE) * _ROW_MULTIPLE)
-    config = LlavaConfig(
+    tiles = _tiles(source, settings)
+    config = (LlavaNextConfig if tiles else LlavaConfig)(
         vision_config=vision,
         text_config=text,
         projector_hidden_act=_counterpart(
@@ -109,12 +123,13 @@ def llava_form(source: str, settings: dict[str, Any]) -> Form:
         ),
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER),
         tie_word_embeddings=text.tie_word_embeddings,
+        **tiles,
     )
 
-    def make_processor() -> LlavaProcessor:
+    def make_processor() -> LlavaProcessor | LlavaNextProcessor:
         facts = tower_of(vision, f"{source}: {TOWER}")
-        return LlavaProcessor(
-            image_processor=_image_processor(source, settings, facts),
+        return (LlavaNextProcessor if tiles else LlavaProcessor)(
+            image_processor=_image_processor(source, settings, facts, tiles),
             tokenizer=tokenizer,
             patch_size=facts.patch_size,
             vision_feature_select_strategy=config.vision_feature_select_strategy,
@@ -157,21 +172,44 @@ def _text_config(source: str, settings: dict[str, Any], rows: int) -> Any:
     return AutoConfig.for_model(name, **fields | {"vocab_size": rows})
 
 
-def _image_processor(source: str, settings: dict[str, Any], tower: Tower) -> Any:
+def _tiles(source: str, settings: dict[str, Any]) -> dict[str, list[list[int]]]:
+    """Return the pinpoints, as the config of a LLaVA-NeXT has them, of a model that cuts tiles.
+
+    Raises:
+        ConfigError: It joins tiles in a way that a LLaVA-NeXT does not, or names no pinpoints.
+    """
+    if settings.get("image_aspect_ratio") != TILES:
+        return {}
+    _counterpart(_MERGES, settings, "mm_patch_merge_type", default="flat", where=source)
+    pinpoints = settings.get("image_grid_pinpoints")
+    if not pinpoints or not isinstance(pinpoints, list):
+        raise ConfigError(
+            f"{source}: image_grid_pinpoints={pinpoints}: must be a list of widths and heights "
+            "with image_aspect_ratio=anyres; correct its config.json"
+        )
+    return {"image_grid_pinpoints": [[high, wide] for wide, high in pinpoints]}
+
+
+def _image_processor(
+    source: str, settings: dict[str, Any], tower: Tower, tiles: dict[str, list[list[int]]]
+) -> Any:
     resizing = _counterpart(
         _RESIZINGS, settings, "image_aspect_ratio", default="square", where=source
     )
     make = _IMAGE_PROCESSORS[resizing or tower.resizing]
     size = tower.image_size
     statistics = {"image_mean": list(tower.mean), "image_std": list(tower.std)}
-    return make({"shortest_edge": size}, {"height": size, "width": size}, statistics)
+    return make({"shortest_edge": size}, {"height": size, "width": size}, statistics | tiles)
 
 
-def _read_weights(source: str, config: LlavaConfig, tower: str) -> Tensors:
+def _read_weights(source: str, config: LlavaConfig | LlavaNextConfig, tower: str) -> Tensors:
     """Return the weights by the names of transformers, with those of the named image encoder."""
     found: Tensors = {}
+    names = _NAMES
+    if isinstance(config, LlavaNextConfig):
+        names = names | {_NEWLINE: "model.image_newline"}
     for file in _weight_files(source):
-        found |= rename(read_tensors(file), _NAMES, unused=_UNUSED, source=source)
+        found |= rename(read_tensors(file), names, unused=_NEWLINE, source=source)
     if not any(name.startswith("model.vision_tower.") for name in found):
         encoder = MODEL_MAPPING[type(config.vision_config)].from_pretrained(
             tower, trust_remote_code=False
