@@ -36,7 +36,7 @@ MISTAKES = {
     "unknown key without": (
         "engine.offload=cpu_memory",
         "engine.offload: unknown key; use one of: zero_stage, precision, offload_optimizer, "
-        "deepspeed",
+        "deepspeed, kernels",
     ),
     "unknown key of a source": (
         "data.datasets.captions.read.num_image=3",

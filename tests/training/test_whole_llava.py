@@ -310,13 +310,15 @@ def test_an_original_llava_that_cuts_tiles_is_the_llava_next_it_is(
         rows = weight.shape[0] if weight.ndim else None
         assert torch.equal(weights[name][:rows], weight), name
     image = np.random.default_rng(0).integers(0, 255, (20, 50, 3), dtype=np.uint8)
-    inputs = processor(text="<image> What is shown?", images=image, return_tensors="pt")
-    assert (inputs["input_ids"] == processor.image_token_id).sum() > 4  # of more than one tile
-    mine = found(**inputs).logits
-    ids = inputs["input_ids"]
-    inputs["input_ids"] = ids.where(ids != processor.image_token_id, theirs.config.image_token_id)
-    expected = theirs(**inputs).logits
-    torch.testing.assert_close(mine[..., : expected.shape[-1]], expected)
+    inputs = processor(text="<image>", images=image, return_tensors="pt")
+    number = int((inputs.pop("input_ids") == processor.image_token_id).sum())
+    assert number == tiling(processor).num_tokens((20, 50)) > num_image_tokens(processor)
+    del inputs["attention_mask"]
+    logits = []
+    for model, token in ((found, processor.image_token_id), (theirs, theirs.config.image_token_id)):
+        ids = torch.tensor([[1, *[token] * number, 5, 6]])
+        logits.append(model(input_ids=ids, **inputs).logits)
+    torch.testing.assert_close(logits[0][..., : logits[1].shape[-1]], logits[1])
 
 
 @pytest.mark.parametrize("has_config", [True, False], ids=["language model", "adapters"])
