@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from llavamed.evaluate.scorers.terms import (
     ENDING_IN_SES,
@@ -117,6 +118,11 @@ def clauses(text: str) -> Iterator[str]:
 
 def canonical(text: str) -> list[str]:
     """Return the canonical words of a text in order, with function words and denials."""
+    return list(_canonical(text))
+
+
+@lru_cache(maxsize=4096)
+def _canonical(text: str) -> tuple[str, ...]:
     text = re.sub(r"\bUS\b", "ultrasound", unicodedata.normalize("NFKC", text)).lower()
     text = re.sub(r"['\u2019\u02bc]", "", text)
     text = re.sub(r"(?<!\S)(?:[-\u2212]|minus\s)(?=\d)", "minus", text)
@@ -130,7 +136,8 @@ def canonical(text: str) -> list[str]:
         text = pattern.sub(word, text)
     text = _TENS.sub(lambda found: str(_number(found[1]) + _number(found[2])), text)
     tokens = _TOKEN.findall(text)
-    return [_form(token, tokens[place - 1] if place else "") for place, token in enumerate(tokens)]
+    befores = ["", *tokens]
+    return tuple(_form(token, before) for token, before in zip(tokens, befores, strict=False))
 
 
 def _number(word: str) -> int:
