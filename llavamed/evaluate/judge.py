@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from llavamed.config.endpoint import Endpoint
+from llavamed.errors import EndpointError
 from llavamed.evaluate.chat import ChatItem
 from llavamed.evaluate.statistics import Estimate, cluster_indices, mean_intervals
 from llavamed.llm.answer import EndpointAnswer
@@ -148,6 +149,13 @@ async def _judge(
         # Equal requests are asked once, as items that repeat have the same answer.
         async for request, answer in ask(client, dict.fromkeys(requests_of(items, max_tokens))):
             found[request] = answer
+    failures = [answer for answer in found.values() if answer.outcome == "failed"]
+    if failures and len(failures) == len(found):
+        raise EndpointError(
+            f"judge={endpoint.model}: all {len(failures)} requests to {endpoint.url} failed "
+            f"({failures[0].detail}); nothing is judged; start the same command again when it "
+            "answers"
+        )
     pairs = [
         {order: found[_request(item, order, max_tokens)] for order in ORDERS} for item in items
     ]

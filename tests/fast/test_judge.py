@@ -217,6 +217,16 @@ def test_a_judge_that_refuses_everyone_ends_the_command(endpoint, tmp_path):
         ask_judge(endpoint, tmp_path, items(tmp_path, 2))
 
 
+def test_a_judge_that_is_down_ends_the_command(tmp_path):
+    at = Endpoint(url="http://127.0.0.1:9/v1", model="judge", attempts=1)
+    message = (
+        r"judge=judge: all 2 requests to http://127.0.0.1:9/v1 failed \(.+\); nothing is judged; "
+        "start the same command again when it answers"
+    )
+    with pytest.raises(EndpointError, match=message):
+        judge(items(tmp_path, 1), at, str(tmp_path / "cache"), max_tokens=64)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
