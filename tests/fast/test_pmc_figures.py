@@ -322,5 +322,5 @@ def test_a_file_that_cannot_be_read_hides_no_other(tmp_path):
     result = CliRunner().invoke(app, ["figures", str(torn), str(absent), str(file)])
     assert [json.loads(line)["file"] for line in result.output.splitlines()] == ["PMC1.xml"]
     first, second = str(result.exception).splitlines()
-    assert re.search(r"PMC2\.xml: is no XML: .*; fetch the file again", first)
+    assert re.search(r"PMC2\.xml: is not XML: .*; fetch the file again", first)
     assert re.search(r"absent\.xml: no such file; check the path", second)

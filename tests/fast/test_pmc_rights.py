@@ -93,6 +93,13 @@ def test_rights_stand_at_a_picture_or_in_a_caption(rights):
     assert (whole.third_party, inside.third_party) == ("no", found.third_party)
 
 
+def test_a_panel_without_a_caption_has_the_rights_of_its_figure():
+    own = "<caption><p>Drawn by us.</p></caption>"
+    body = "<fig><caption><p>Reprinted with permission from X.</p></caption>{}</fig>"
+    found = read(article(body.format(f"<fig id='a'/><fig id='b'>{own}</fig>"))).figures
+    assert [figure.third_party for figure in found] == ["yes", "yes", "no"]
+
+
 TERMS = {"nc": ["NonCommercial", "Non-Commercial", "NC"], "sa": ["ShareAlike", "Share Alike", "SA"]}
 TERMS |= {"nd": ["NoDerivs", "No-Derivatives", "NoDerivatives", "ND"]}
 

@@ -121,8 +121,10 @@ def _figure(node: Element, authors: frozenset[str]) -> Figure:
     caption = caption_of(node)
     group = _around(node, "fig-group")
     parent = _around(node, "fig")
-    notes = " ".join(filter(None, [caption, None if group is None else caption_of(group)]))
-    verdict, quote = third_party(node, notes, authors)
+    # A panel without a caption has that of the figure that it stands in, and its rights.
+    around = [each for each in (group, parent if caption is None else None) if each is not None]
+    notes = " ".join(filter(None, [caption, *map(caption_of, around)]))
+    verdict, quote = third_party([node, *around], notes, authors)
     return Figure(
         id=attribute(node, "id"),
         label=_label(node),

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
-from llavamed.corpus.pmc.jats import Element, children, descendants, local, text_of
+from llavamed.corpus.pmc.jats import Element, children, descendants, text_of
 from llavamed.corpus.pmc.licence import stated_licence
 
 ThirdParty = Literal["yes", "unclear", "no"]
@@ -110,25 +110,29 @@ def author_names(article: Element) -> frozenset[str]:
 
 
 def third_party(
-    figure: Element, caption: str, authors: frozenset[str] = frozenset()
+    nodes: list[Element], caption: str, authors: frozenset[str] = frozenset()
 ) -> tuple[ThirdParty, str | None]:
     """Say whether a figure names an owner outside the article, and quote where.
 
-    Read are the permissions, attributions, footnotes and caption of the figure and of its group,
-    and those of their pictures. "yes" means a permission or a copyright, "unclear" a credit, an
-    adaptation or a courtesy. A copyright of the authors and a credit to one of them name nobody
-    else.
+    Read are the caption, the permissions and the attributions of the figure and of what it belongs
+    to, those of their pictures, and the figure's footnotes. "yes" means a permission or a
+    copyright, "unclear" a credit, an adaptation or a courtesy. A copyright of the authors and a
+    credit to one of them name nobody else.
+
+    Args:
+        nodes: The figure, and the elements around it whose rights are its own.
+        caption: Their captions as one text.
+        authors: Surnames of the article's authors.
     """
-    around = [above for above in figure.iterancestors() if local(above) == "fig-group"][:1]
-    for block in _rights([figure, *around], "permissions"):
+    for block in _rights(nodes, "permissions"):
         statement = text_of(block)
         codes = [code for each in children(block, "license") if (code := stated_licence(each)[0])]
         is_own = _OF_AUTHORS.search(statement) is not None and _owner(statement) is None
         if statement and not is_own and not {"CC0", "CC BY"}.intersection(codes):
             return "yes", statement
-    credits = map(text_of, _rights([figure, *around], "attrib"))
+    credits = map(text_of, _rights(nodes, "attrib"))
     attributions = [text for text in credits if text]
-    texts = [caption, *attributions, *(text_of(each) for each in descendants(figure, "fn"))]
+    texts = [caption, *attributions, *(text_of(each) for each in descendants(nodes[0], "fn"))]
     for text in texts:
         if quote := _owner(text):
             return "yes", quote
