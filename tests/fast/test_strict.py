@@ -363,6 +363,26 @@ def test_what_is_rejected_in_a_list_is_not_chosen(names):
     assert said(answer, letter, options=options) == 1
 
 
+FINDINGS = st.sampled_from(
+    ["fracture", "pleural effusion", "mass", "midline shift", "rib lesion", "dilated loop"]
+)
+STATED = st.sampled_from(
+    ["There is a {}.", "I see a {}.", "The image shows a {}.", "A {} is present.", "A {} is seen."]
+)
+
+
+@given(FINDINGS, FINDINGS, STATED)
+def test_a_finding_is_affirmed_in_its_own_words_and_by_no_other(asked, found, sentence):
+    question = f"Is there a {asked}?"
+    stated, denied = sentence.format(found), f"There is no {found}."
+    is_asked = asked == found
+    assert said(stated, "yes", question=question) == is_asked
+    assert said(denied, "no", question=question) == is_asked
+    assert said(stated, "no", question=question) == said(denied, "yes", question=question) == 0
+    both = f"There is a {asked}, but no {found}."
+    assert said(both, "yes", question=question) == (not is_asked)
+
+
 READ_BY_HAND = [
     json.loads(line)
     for line in (Path(__file__).parents[1] / "support" / "strict_items.jsonl").open(

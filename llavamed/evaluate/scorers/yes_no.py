@@ -1,7 +1,7 @@
 """Score closed questions whose reference is yes or no."""
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence, Set
 
 from llavamed.evaluate.scorers.chinese import ABSENT, chinese_verdict
 from llavamed.evaluate.scorers.terms import COMPLEMENTS
@@ -84,7 +84,6 @@ _UNSEEN = re.compile(
     r"\b(?:can(?:not|'t)|(?:do|does|could)\s*(?:not|n't)|unable\s+to)\s+(?:see|visuali[sz]e|find|identify)\b",
     re.IGNORECASE,
 )
-_CONTRAST = ("withcontrast", "withoutcontrast")
 _QUESTION = re.compile(r"[^.:;!?\n]*\?")
 _VERB = re.compile(r"\b(?:is|are|was|were|has|have|had|does|do|did|appears?|looks?|seems?)\b", re.I)
 _ASKED_IN_ORDER = re.compile(
@@ -215,8 +214,9 @@ def _labelled(text: str, question: str) -> bool | None:
 def _by_complement(text: str, question: str) -> bool | None:
     """Read an answer that names the opposite of what was asked, and not that: "it is abnormal"."""
     words = words_of(text)
-    if set(_CONTRAST) <= {*canonical(question), *canonical(text)}:
-        return None if _CONTRAST[0] in canonical(text) else False
+    said = set(canonical(text)) & {"withcontrast", "withoutcontrast"}
+    if said == {"withoutcontrast"} and {"contrast", "withcontrast"} & set(canonical(question)):
+        return False
     for asked in COMPLEMENTS.keys() & set(canonical(question)):
         if any(word.text == asked for word in words):
             return None
@@ -325,7 +325,7 @@ def _by_denial(text: str, question: str) -> object:
             stated |= _content(tokens)
             is_affirmed = (
                 is_affirmed
-                or bool(_AFFIRMED.search(clause))
+                or (bool(_AFFIRMED.search(clause)) and not _is_foreign(_content(tokens), asked))
                 or "yes" in tokens
                 or _restates(clause, question, asked, is_whole=len(said) == 1)
             )
@@ -338,6 +338,12 @@ def _by_denial(text: str, question: str) -> object:
     if denied and asked and not asked & denied and asked & stated:
         return ABSENT  # the denial is about something else
     return None if is_foreign else False
+
+
+def _is_foreign(said: Set[str], asked: Set[str]) -> bool:
+    """Tell whether a clause is about something that was not asked."""
+    named = said - ANAPHORIC - _RELATIVE - {"posit"}
+    return bool(asked and named) and not named & asked
 
 
 def _restates(
