@@ -14,6 +14,7 @@
     ├── EndpointError     a language model cannot be reached, or costs more than allowed
     ├── RequestError      a question to a model breaks a rule, or cannot be answered now
     ├── ClusterError      Kubernetes refuses a request or cannot be reached
+    │   ├── NotFoundError      there is no object of that name
     │   └── UnreachableError   it does not answer, and may do so later
     ├── GateError         a model breaks the policy             exit code 3
     └── InterruptError    a signal ended the command            exit code 128 + signal
@@ -113,6 +114,10 @@ class RequestError(LlavaMedError):
 
 class ClusterError(LlavaMedError):
     """Kubernetes refuses a request, or does not have what it is asked for."""
+
+
+class NotFoundError(ClusterError):
+    """Kubernetes has no object of that name."""
 
 
 class UnreachableError(ClusterError):

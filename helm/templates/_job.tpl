@@ -53,12 +53,13 @@ deletionStrategy:
   deletionRules:
     - policy: DeleteCluster
       condition: {jobStatus: SUCCEEDED, ttlSeconds: {{ int .keepSeconds }}}
+    # Not by jobStatus: a job that has missed a deadline, or could not be submitted, has none.
     {{- if not $.Values.ray.autoscaling.enabled }}
     - policy: DeleteWorkers
-      condition: {jobStatus: FAILED, ttlSeconds: 0}
+      condition: {jobDeploymentStatus: Failed, ttlSeconds: 0}
     {{- end }}
     - policy: DeleteCluster
-      condition: {jobStatus: FAILED, ttlSeconds: {{ int .keepFailedSeconds }}}
+      condition: {jobDeploymentStatus: Failed, ttlSeconds: {{ int .keepFailedSeconds }}}
 {{- end }}
 rayClusterSpec:
   {{- /* A job's cluster is made once: there is nothing to upgrade. */}}

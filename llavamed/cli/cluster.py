@@ -26,6 +26,9 @@ Context = Annotated[
     str | None, typer.Option("--context", help="Context of the kubeconfig; default: current.")
 ]
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="Name of a job, as `list` shows it.")]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name of a job or a service, as `list` shows it.")
+]
 
 
 def _connect(namespace: str | None, context: str | None) -> "Cluster":
@@ -145,15 +148,15 @@ def list_jobs(namespace: Namespace = None, context: Context = None) -> None:
     """List the jobs of a namespace, newest first, and its model services."""
     from rich.table import Table
 
-    from llavamed.cluster.checks.services import is_ready
-    from llavamed.cluster.kinds import PART_OF, RAY_JOB, RAY_SERVICE, name_of
+    from llavamed.cluster.kinds import PART_OF, RAY_JOB, RAY_SERVICE
+    from llavamed.cluster.service import read_service
     from llavamed.cluster.status import read_job
     from llavamed.errors import ClusterError, UnreachableError
 
     cluster = _connect(namespace, context)
     jobs = [read_job(job) for job in cluster.find_all(RAY_JOB, selector=PART_OF)]
     try:
-        services = cluster.find_all(RAY_SERVICE, selector=PART_OF)
+        services = [read_service(each) for each in cluster.find_all(RAY_SERVICE, selector=PART_OF)]
     except UnreachableError:
         raise
     except ClusterError as error:  # who may see jobs need not see services
@@ -168,52 +171,74 @@ def list_jobs(namespace: Namespace = None, context: Context = None) -> None:
     if jobs:
         console.print(table)
     for service in services:
-        state = "accepts requests" if is_ready(service) else "does not take requests yet"
-        _say(f"service {name_of(service)}: {state}; `llavamed cluster doctor` examines it")
+        state = "accepts requests" if service.is_ready else "does not accept requests yet"
+        _say(
+            f"service {service.name}: {state}; `llavamed cluster status {service.name}` shows more"
+        )
 
 
 @app.command()
 def status(
-    job: JobName,
-    watch: Annotated[bool, typer.Option("--watch", help="Repeat until the job has ended.")] = False,
+    name: Name,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch", help="Repeat until the job has ended, or the service accepts requests."
+        ),
+    ] = False,
     seconds: Annotated[float, typer.Option(min=0.1, help="Seconds between two updates.")] = 5.0,
     namespace: Namespace = None,
     context: Context = None,
 ) -> None:
     """Show how far a job is: stage, step, loss, speed, time left, GPUs and cost.
 
-    It exits with 1 when the job has failed.
+    For a service, show whether it accepts requests, its model, and the state of its replicas.
+    It exits with 1 when the job or the service has failed.
     """
-    from llavamed.cluster.kinds import RAY_JOB
-    from llavamed.cluster.status import ENDED, describe, now_utc, read_job, read_progress
+    from llavamed.cluster.kinds import RAY_JOB, RAY_SERVICE
     from llavamed.errors import UnreachableError
 
     cluster = _connect(namespace, context)
     shown: list[tuple[str, str]] = []
     while True:
         try:
-            state = read_job(cluster.get(RAY_JOB, job))
+            found = cluster.get_any((RAY_JOB, RAY_SERVICE), name)
         except UnreachableError as error:
             if not watch:
                 raise
             logger.warning("%s; trying again", error)
             time.sleep(seconds)
             continue
-        lines = describe(state, read_progress(state), now_utc())
+        lines, is_over, has_failed = _look_at(found)
         if lines != shown:
             for label, text in lines:
                 _say(f"{label:<9}{text}")
-            if watch and state.state not in ENDED:
+            if watch and not is_over:
                 _say("")
         shown = lines
-        if not watch or state.state in ENDED:
-            raise typer.Exit(1 if state.state == "failed" else 0)
+        if not watch or is_over:
+            raise typer.Exit(1 if has_failed else 0)
         time.sleep(seconds)
+
+
+def _look_at(found: "Object") -> tuple[list[tuple[str, str]], bool, bool]:
+    """Return what is known of a job or a service, whether it is done, and whether it has failed."""
+    from llavamed.cluster.kinds import RAY_SERVICE
+    from llavamed.cluster.service import describe_service, read_service
+    from llavamed.cluster.status import ENDED, describe, now_utc, read_job, read_progress
+
+    if found["kind"] == RAY_SERVICE.name:
+        service = read_service(found)
+        is_done = service.is_ready and not service.next_cluster
+        return describe_service(service), is_done or bool(service.failures), bool(service.failures)
+    job = read_job(found)
+    lines = describe(job, read_progress(job), now_utc())
+    return lines, job.state in ENDED, job.state == "failed"
 
 
 @app.command()
 def logs(
-    job: JobName,
+    name: Name,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on until the job ends.")
     ] = False,
@@ -221,12 +246,15 @@ def logs(
     namespace: Namespace = None,
     context: Context = None,
 ) -> None:
-    """Print the log of a job's driver. A lost connection is made again."""
+    """Print the log of a job's driver, or of all replicas of a service.
+
+    A lost connection is made again.
+    """
     from llavamed.cluster.logs import follow as follow_log
 
     cluster = _connect(namespace, context)
     for text in follow_log(
-        cluster, job, follows=follow, seconds=seconds, on_problem=logger.warning
+        cluster, name, follows=follow, seconds=seconds, on_problem=logger.warning
     ):
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -237,50 +265,60 @@ def stop(
     job: JobName,
     after_checkpoint: Annotated[
         bool,
-        typer.Option(
-            "--after-checkpoint", help="Stop when the next checkpoint is complete, not now."
-        ),
+        typer.Option("--after-checkpoint", help="Ask for a checkpoint first, and wait for it."),
     ] = False,
     seconds: Annotated[float, typer.Option(min=0.1, help="Seconds between two updates.")] = 3.0,
     namespace: Namespace = None,
     context: Context = None,
 ) -> None:
     """Stop a running job, and say what is lost; its run goes on from its last checkpoint."""
+    from llavamed.cluster.status import kept_until_deleted
     from llavamed.cluster.stop import describe_loss, wait_for_checkpoint
     from llavamed.cluster.stop import stop as stop_job
 
     cluster = _connect(namespace, context)
     if after_checkpoint:
-        _say(f"{job}: waiting for its next checkpoint")
+        _say(f"{job}: is asked for a checkpoint, which is waited for")
         wait_for_checkpoint(cluster, job, seconds=seconds)
-    found = stop_job(cluster, job)
+    state, found = stop_job(cluster, job)
     _say(f"{job}: is asked to stop; `llavamed cluster status {job}` shows when it has")
     _say(f"{job}: {describe_loss(found)}")
+    if state.keeps_cluster:
+        _say(f"{job}: its cluster {kept_until_deleted(job)}")
 
 
 @app.command()
 def delete(
-    job: JobName,
+    name: Name,
     force: Annotated[
-        bool, typer.Option("--force", help="Delete the job even while it is running.")
+        bool,
+        typer.Option(
+            "--force", help="Delete it even while it runs, or if it belongs to a release."
+        ),
     ] = False,
     namespace: Namespace = None,
     context: Context = None,
 ) -> None:
-    """Delete a job and its cluster. Everything that its run has stored stays."""
-    from llavamed.cluster.kinds import RAY_JOB
+    """Delete a job or a service, and its cluster. Everything that a run has stored stays."""
+    from llavamed.cluster.kinds import RAY_JOB, RAY_SERVICE
+    from llavamed.cluster.service import check_deletable
     from llavamed.cluster.status import read_job
     from llavamed.errors import ClusterError
 
     cluster = _connect(namespace, context)
-    state = read_job(cluster.get(RAY_JOB, job)).state
-    if state == "running" and not force:
-        raise ClusterError(
-            f"RayJob={job}: is running; stop it first with `llavamed cluster stop {job}`, or add "
-            "--force, which costs the steps since its last checkpoint"
-        )
-    cluster.delete(RAY_JOB, job)
-    _say(f"{job}: is deleted")
+    found = cluster.get_any((RAY_JOB, RAY_SERVICE), name)
+    if found["kind"] == RAY_SERVICE.name:
+        if not force:
+            check_deletable(found)
+        cluster.delete(RAY_SERVICE, name)
+    else:
+        if read_job(found).state == "running" and not force:
+            raise ClusterError(
+                f"RayJob={name}: is running; stop it first with `llavamed cluster stop {name}`, or "
+                "add --force, which costs the steps since its last checkpoint"
+            )
+        cluster.delete(RAY_JOB, name)
+    _say(f"{name}: is deleted")
 
 
 def _show_finding(finding: "Finding") -> None:

@@ -22,7 +22,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 
 from llavamed.cluster.explain import Call, explain
 from llavamed.cluster.kinds import SECRET, SERVICE_PROXY, Kind, Object, name_of
-from llavamed.errors import ClusterError, ConfigError, UnreachableError
+from llavamed.errors import ClusterError, ConfigError, NotFoundError, UnreachableError
 from llavamed.storage import retry
 
 ATTEMPTS = 6
@@ -81,6 +81,25 @@ class Cluster:
         )
         return found
 
+    def get_any(self, kinds: tuple[Kind, ...], name: str) -> Object:
+        """Return the object of a name, of the first of some kinds that has it.
+
+        Raises:
+            NotFoundError: None has it; the message tells what there is of the first kind.
+            ClusterError: Objects of the first kind may not be read.
+        """
+        missing: NotFoundError | None = None
+        for kind in kinds:
+            try:
+                return self.get(kind, name)
+            except NotFoundError as error:
+                missing = missing or error
+            except ClusterError as error:
+                if missing is None or isinstance(error, UnreachableError):
+                    raise
+        assert missing is not None, "there are kinds"
+        raise missing
+
     def find_all(self, kind: Kind, *, selector: str = "", everywhere: bool = False) -> list[Object]:
         """Return all objects of a kind. Raises: ClusterError.
 
@@ -133,9 +152,23 @@ class Cluster:
         return base64.b64decode(data[key]).decode()
 
     def ask_service(
-        self, method: str, service: str, port: int, path: str, headers: Mapping[str, str]
+        self,
+        method: str,
+        service: str,
+        port: int,
+        path: str,
+        headers: Mapping[str, str],
+        read: Callable[[str], Any] = json.loads,
     ) -> Any:
-        """Send a request to a service, through the API server, and return the JSON it answers.
+        """Send a request to a service, through the API server, and return what it answers.
+
+        Args:
+            method: GET or POST.
+            service: Name of the service.
+            port: One of its ports.
+            path: What is asked for.
+            headers: Headers of the request.
+            read: Reads the text of the answer, which is JSON by default.
 
         Raises:
             ClusterError: The service refuses it, or has no pod behind it.
@@ -143,7 +176,7 @@ class Cluster:
         verb = {"GET": "get", "POST": "create"}[method]
         call = self._call(verb, SERVICE_PROXY, service)
         place = f"/api/v1/namespaces/{self.namespace}/services/{service}:{port}/proxy{path}"
-        return self._ask(method, place, call, headers=headers)
+        return self._ask(method, place, call, headers=headers, read=read)
 
     def _call(self, verb: str, kind: Kind, name: str) -> Call:
         return Call(verb, kind, self.namespace if kind.is_namespaced else None, name)
@@ -157,8 +190,9 @@ class Cluster:
         body: Object | None = None,
         headers: Mapping[str, str] | None = None,
         recover: Callable[[int], Object | None] = lambda _: None,
+        read: Callable[[str], Any] = json.loads,
     ) -> Any:
-        """Send a request, retry it after temporary failures, and return the JSON of the answer."""
+        """Send a request, retry it after temporary failures, and return what `read` makes of it."""
 
         def warn(state: RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome else None
@@ -174,9 +208,10 @@ class Cluster:
         for attempt in retrying:
             with attempt:
                 number = attempt.retry_state.attempt_number
-                return self._ask_once(
+                text = self._ask_once(
                     method, path, call, body, headers, recover if number > 1 else lambda _: None
                 )
+                return read(text) if text else {}
         raise AssertionError("the last attempt raises")
 
     def _ask_once(
@@ -187,7 +222,7 @@ class Cluster:
         body: Object | None,
         headers: Mapping[str, str] | None,
         recover: Callable[[int], Object | None],
-    ) -> Any:
+    ) -> str:
         host = self._api.configuration.host
         sent = {"Accept": "application/json", "Content-Type": "application/json"}
         try:
@@ -206,9 +241,10 @@ class Cluster:
             raise UnreachableError(explain(status, text, call))
         if status >= 400:
             if (recovered := recover(status)) is not None:
-                return recovered
-            raise ClusterError(explain(status, text, call, self._neighbours(status, call)))
-        return json.loads(text) if text else {}
+                return json.dumps(recovered)
+            refusal = NotFoundError if status == 404 else ClusterError
+            raise refusal(explain(status, text, call, self._neighbours(status, call)))
+        return text
 
     def _neighbours(self, status: int, call: Call) -> list[str] | None:
         """Return the names of the existing objects when one does not exist."""

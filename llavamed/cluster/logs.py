@@ -1,16 +1,20 @@
-"""The log of a job's driver, from Ray's dashboard through the API server.
+"""The log of a job's driver or a service's replicas, from Ray's dashboard by the API server.
 
 The log is fetched repeatedly and only its new part is returned, so a broken connection or a
 restarted pod or head loses nothing. No decision depends on the log.
 """
 
+import json
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
-from llavamed.cluster.kinds import RAY_CLUSTER, RAY_JOB
+from llavamed.cluster.kinds import RAY_CLUSTER, RAY_JOB, RAY_SERVICE, Object, name_of
 from llavamed.cluster.pods import token_secret
+from llavamed.cluster.service import read_service
 from llavamed.cluster.status import ENDED, JobState, read_job
 from llavamed.errors import ClusterError, UnreachableError
 
@@ -37,8 +41,8 @@ class LogText:
         return new
 
 
-def ask_dashboard(cluster: "Cluster", job: JobState, method: str, path: str) -> dict[str, str]:
-    """Send a request to the dashboard of a job's cluster.
+def ask_job(cluster: "Cluster", job: JobState, method: str, path: str) -> Any:
+    """Send a request to the dashboard of a job's cluster, and return the JSON it answers.
 
     Raises:
         ClusterError: The job has no cluster, or its head does not answer.
@@ -48,14 +52,19 @@ def ask_dashboard(cluster: "Cluster", job: JobState, method: str, path: str) -> 
             f"RayJob={job.name}: has no cluster, it is {job.state}; see `llavamed cluster status "
             f"{job.name}`"
         )
-    secret = token_secret(cluster.get(RAY_CLUSTER, job.cluster))
+    return _ask_dashboard(cluster, job.cluster, method, path)
+
+
+def _ask_dashboard(
+    cluster: "Cluster", of: str, method: str, path: str, read: Callable[[str], Any] = json.loads
+) -> Any:
+    """Send a request to the dashboard of a RayCluster. Raises: ClusterError."""
+    secret = token_secret(cluster.get(RAY_CLUSTER, of))
     headers = {}
     if secret is not None:
         # The API server takes the header Authorization for its own.
         headers["X-Ray-Authorization"] = f"Bearer {cluster.secret(secret, TOKEN_KEY)}"
-    service = f"{job.cluster}-head-svc"
-    answer: dict[str, str] = cluster.ask_service(method, service, DASHBOARD_PORT, path, headers)
-    return answer
+    return cluster.ask_service(method, f"{of}-head-svc", DASHBOARD_PORT, path, headers, read)
 
 
 def follow(
@@ -66,22 +75,23 @@ def follow(
     seconds: float,
     on_problem: Callable[[str], None],
 ) -> Iterator[str]:
-    """Yield the log of a job as it grows, until the job has ended.
+    """Yield the log of a job as it grows, until the job has ended, or without end of a service.
 
     Args:
-        cluster: The cluster of the job.
-        name: Name of the job.
+        cluster: The cluster of the job or the service.
+        name: Name of the job or the service.
         follows: Whether to go on until the job has ended; otherwise yield the current log.
         seconds: Seconds between two requests.
         on_problem: Called once for each problem that makes the log unavailable.
 
     Raises:
-        ClusterError: There is no such job, or its log was unavailable for too long.
+        ClusterError: There is neither, or the log was unavailable for too long.
     """
-    text, before = LogText(), ""
+    texts: dict[str, LogText] = defaultdict(LogText)
+    before = ""
     seen = time.monotonic()
     while True:
-        look = _look(cluster, name, text)
+        look = _look(cluster, name, texts)
         yield look.new
         if look.problem and look.problem != before:
             on_problem(look.problem)
@@ -92,8 +102,8 @@ def follow(
             seen = time.monotonic()
         if time.monotonic() - seen > PATIENCE_SECONDS:
             raise ClusterError(
-                f"RayJob={name}: its log was unavailable for {PATIENCE_SECONDS:.0f} s: {before}; "
-                f"see `llavamed cluster status {name}`"
+                f"{name}: its log was unavailable for {PATIENCE_SECONDS:.0f} s: {before}; see "
+                f"`llavamed cluster status {name}`"
             )
         time.sleep(seconds)
 
@@ -108,17 +118,59 @@ class _Look:
     is_waiting: bool = False
 
 
-def _look(cluster: "Cluster", name: str, text: LogText) -> _Look:
+def _look(cluster: "Cluster", name: str, texts: dict[str, LogText]) -> _Look:
     try:
-        job = read_job(cluster.get(RAY_JOB, name))
+        found = cluster.get_any((RAY_JOB, RAY_SERVICE), name)
     except UnreachableError as error:
         return _Look(problem=str(error))
+    if found["kind"] == RAY_SERVICE.name:
+        return _look_at_service(cluster, found, texts)
+    job = read_job(found)
     is_over = job.state in ENDED
     if not job.job_id or job.state in ("pending", "suspended"):
         problem = f"RayJob={name}: is {job.state}, so it has no log yet"
         return _Look(problem=problem, is_over=is_over, is_waiting=True)
     try:
-        log = ask_dashboard(cluster, job, "GET", f"/api/jobs/{job.job_id}/logs")["logs"]
+        log = ask_job(cluster, job, "GET", f"/api/jobs/{job.job_id}/logs")["logs"]
     except ClusterError as error:
         return _Look(problem=str(error), is_over=is_over)
-    return _Look(text.new_lines(log), is_over=is_over)
+    return _Look(texts[""].new_lines(log), is_over=is_over)
+
+
+def _look_at_service(cluster: "Cluster", service: Object, texts: dict[str, LogText]) -> _Look:
+    """Look at the logs of all replicas, which Serve keeps in a file each."""
+    state, new = read_service(service), ""
+    if not state.cluster:
+        problem = f"RayService={name_of(service)}: has no cluster yet, so it has no log"
+        return _Look(problem=problem, is_waiting=True)
+    try:
+        known = _ask_dashboard(cluster, state.cluster, "GET", "/api/serve/applications/")
+        for replica, where in sorted(_replica_logs(known).items()):
+            path = f"/api/v0/logs/file?{urlencode(where)}"
+            text = _ask_dashboard(cluster, state.cluster, "GET", path, read=str)
+            lines = texts[replica].new_lines(text or "").splitlines()
+            new += "".join(f"{replica}: {line}\n" for line in lines)
+    except ClusterError as error:
+        return _Look(new, problem=str(error))
+    if not texts:
+        return _Look(problem=f"RayService={state.name}: has no replica yet", is_waiting=True)
+    return _Look(new)
+
+
+def _replica_logs(known: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return where the log of each replica is, by the replica's name, from what Serve tells."""
+    replicas = [
+        replica
+        for application in known.get("applications", {}).values()
+        for deployment in application.get("deployments", {}).values()
+        for replica in deployment.get("replicas", [])
+    ]
+    return {
+        replica["replica_id"]: {
+            "node_id": replica["node_id"],
+            "filename": replica["log_file_path"].lstrip("/"),
+            "lines": -1,
+        }
+        for replica in replicas
+        if replica.get("log_file_path") and replica.get("node_id")
+    }

@@ -213,19 +213,17 @@ _Dumper.add_representer(str, _represent_text)
 
 def _lifecycle(cluster: Object) -> Object:
     """Return the settings for the end of the job's cluster, as in the chart's own jobs."""
+    # Not by jobStatus: a job that missed a deadline, or could not be submitted, has none.
+    failed = {"jobDeploymentStatus": "Failed"}
     rules: list[Object] = [
         {
             "policy": "DeleteCluster",
             "condition": {"jobStatus": "SUCCEEDED", "ttlSeconds": _KEEP_SECONDS},
         },
-        {
-            "policy": "DeleteCluster",
-            "condition": {"jobStatus": "FAILED", "ttlSeconds": _KEEP_FAILED_SECONDS},
-        },
+        {"policy": "DeleteCluster", "condition": failed | {"ttlSeconds": _KEEP_FAILED_SECONDS}},
     ]
     if not cluster.get("enableInTreeAutoscaling"):
-        workers = {"jobStatus": "FAILED", "ttlSeconds": 0}
-        rules.insert(1, {"policy": "DeleteWorkers", "condition": workers})
+        rules.insert(1, {"policy": "DeleteWorkers", "condition": failed | {"ttlSeconds": 0}})
     return {
         "backoffLimit": _BACKOFF_LIMIT,
         "preRunningDeadlineSeconds": _DEADLINE_SECONDS,

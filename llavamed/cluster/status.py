@@ -33,11 +33,13 @@ class JobState:
     created: datetime
     attempts: int
     """Number of clusters that were created for it."""
+    keeps_cluster: bool = False
+    """Whether its cluster stays when it is stopped: KubeRay has rules for other ends only."""
 
 
 def read_job(job: Object) -> JobState:
     """Read the state of a RayJob."""
-    metadata, status = job["metadata"], job.get("status") or {}
+    metadata, spec, status = job["metadata"], job.get("spec") or {}, job.get("status") or {}
     annotations = metadata.get("annotations") or {}
     reason = ": ".join(str(status[key]).strip() for key in ("reason", "message") if status.get(key))
     return JobState(
@@ -50,6 +52,7 @@ def read_job(job: Object) -> JobState:
         job_id=status.get("jobId", ""),
         created=datetime.fromisoformat(metadata["creationTimestamp"]),
         attempts=1 + int(status.get("failed") or 0),
+        keeps_cluster="rayClusterSpec" in spec and not spec.get("shutdownAfterJobFinishes"),
     )
 
 
@@ -103,6 +106,8 @@ def describe(job: JobState, progress: ProgressReport, now: datetime) -> list[tup
     lines = [("job", f"{job.name}  {state}")]
     if job.reason:
         lines.append(("reason", job.reason))
+    if job.state == "stopped" and job.keeps_cluster and job.cluster:
+        lines.append(("cluster", f"{job.cluster} {kept_until_deleted(job.name)}"))
     found = progress.found
     if found is None:
         return [*lines, ("progress", f"unknown: {progress.why_not}")]
@@ -124,6 +129,11 @@ def describe(job: JobState, progress: ProgressReport, now: datetime) -> list[tup
     lines += _work(found, is_running=job.state not in ENDED)
     lines.append(("cost", _cost(found, is_over=job.state in ENDED)))
     return lines
+
+
+def kept_until_deleted(name: str) -> str:
+    """Return what becomes of the cluster of a job that is stopped."""
+    return f"stays, with its GPUs, until `llavamed cluster delete {name}`"
 
 
 def _work(found: RunProgress, *, is_running: bool) -> list[tuple[str, str]]:

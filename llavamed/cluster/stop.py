@@ -1,19 +1,24 @@
-"""Stop a job, now or when its next checkpoint is complete, and say what that costs."""
+"""Stop a job, now or after a checkpoint that it is asked for, and say what that costs."""
 
+import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from llavamed.cluster.kinds import RAY_JOB
-from llavamed.cluster.logs import ask_dashboard
+from llavamed.cluster.logs import ask_job
 from llavamed.cluster.status import ENDED, JobState, read_job, read_progress
-from llavamed.errors import ClusterError, LlavaMedError, UnreachableError
+from llavamed.errors import ClusterError, LlavaMedError, StorageError, UnreachableError
+from llavamed.storage.checkpoint_request import ask_for_checkpoint, take_back_request
 from llavamed.storage.location import locate
 from llavamed.train.checkpoint.listing import newest_checkpoint
 
 if TYPE_CHECKING:
     from llavamed.cluster.client import Cluster
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,9 @@ def read_standing(job: JobState) -> Standing | str:
 
 
 def wait_for_checkpoint(cluster: "Cluster", name: str, *, seconds: float) -> None:
-    """Wait until a new checkpoint is complete, or there is nothing to save.
+    """Ask a run for a checkpoint, and wait until it is complete, or there is nothing to save.
+
+    If the run cannot be asked, wait for its next checkpoint.
 
     Args:
         cluster: The cluster of the job.
@@ -76,25 +83,39 @@ def wait_for_checkpoint(cluster: "Cluster", name: str, *, seconds: float) -> Non
     Raises:
         ClusterError: The job is not running, or its checkpoints cannot be read from here.
     """
-    before: Standing | None = None
-    while True:
-        try:
-            job = read_running(cluster, name)
-        except UnreachableError:
+    job = read_running(cluster, name)
+    before = read_standing(job)
+    if isinstance(before, str):
+        raise ClusterError(
+            f"RayJob={name}: its checkpoints cannot be read from here: {before}; stop it without "
+            "--after-checkpoint"
+        )
+    if before.stage is None:
+        return
+    assert job.directory is not None, "its progress was read there"
+    folder = locate(job.directory).without_retries()
+    try:
+        ask_for_checkpoint(folder)
+    except StorageError as error:
+        logger.warning(
+            "%s: cannot be asked for a checkpoint (%s); its next is waited for", name, error
+        )
+    try:
+        while not _is_saved(read_standing(job), before):
             time.sleep(seconds)
-            continue
-        now = read_standing(job)
-        if isinstance(now, str) and before is None:
-            raise ClusterError(
-                f"RayJob={name}: its checkpoints cannot be read from here: {now}; stop it without "
-                "--after-checkpoint"
-            )
-        if isinstance(now, Standing):
-            if before is None:
-                before = now
-            if now.stage is None or now.stage != before.stage or now.saved > before.saved:
-                return
-        time.sleep(seconds)
+            with suppress(UnreachableError):
+                job = read_running(cluster, name)
+    finally:
+        with suppress(StorageError):
+            take_back_request(folder)
+
+
+def _is_saved(now: Standing | str, before: Standing) -> bool:
+    """Return whether a checkpoint holds what was done, or the stage is no longer in training."""
+    if isinstance(now, str):
+        return False
+    is_new = before.saved < now.saved and before.step <= now.saved
+    return now.stage is None or now.stage != before.stage or is_new
 
 
 def read_running(cluster: "Cluster", name: str) -> JobState:
@@ -106,16 +127,16 @@ def read_running(cluster: "Cluster", name: str) -> JobState:
     return job
 
 
-def stop(cluster: "Cluster", name: str) -> Standing | str:
+def stop(cluster: "Cluster", name: str) -> tuple[JobState, Standing | str]:
     """Ask a job to stop. Its run is interrupted, and can resume from its last checkpoint.
 
     Returns:
-        How much of its run was saved at this moment, or why that is not known.
+        The job, and how much of its run was saved at this moment, or why that is not known.
 
     Raises:
         ClusterError: There is no such job, it is not running, or its head does not answer.
     """
     job = read_running(cluster, name)
     standing = read_standing(job)
-    ask_dashboard(cluster, job, "POST", f"/api/jobs/{job.job_id}/stop")
-    return standing
+    ask_job(cluster, job, "POST", f"/api/jobs/{job.job_id}/stop")
+    return job, standing

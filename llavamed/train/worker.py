@@ -24,6 +24,7 @@ from llavamed.processor.build import load_processor
 from llavamed.storage.fetch import fetch_once
 from llavamed.storage.location import Location, locate
 from llavamed.storage.manifest import ExportManifest, PartFacts, find, write
+from llavamed.train.checkpoint.requests import CheckpointRequests
 from llavamed.train.checkpoint.restore import restore_checkpoint, seed_random_state
 from llavamed.train.checkpoint.save import Saver
 from llavamed.train.collectives import together
@@ -101,8 +102,11 @@ def train_stage(job: StageJob, context: Context) -> bool:
             check_apart(job.stage, engine.model, pack, data.image_token_id)
         history, seconds_before = _resume(job, engine, context)
         started -= seconds_before
-        with Saver(job, engine, num_saved_steps=len(history)) as saver:
-            is_whole = _train_steps(job, context, engine, loader, meter, saver, history, started)
+        requests = CheckpointRequests(locate(job.config.directory), is_first=context.rank == 0)
+        with requests, Saver(job, engine, num_saved_steps=len(history)) as saver:
+            is_whole = _train_steps(
+                job, context, engine, loader, meter, saver, requests, history, started
+            )
     if not is_whole:
         engine.close()
         return False
@@ -190,6 +194,7 @@ def _train_steps(
     loader: StageLoader,
     meter: Meter,
     saver: Saver,
+    requests: CheckpointRequests,
     history: list[StepRecord],
     started: float,
 ) -> bool:
@@ -201,7 +206,7 @@ def _train_steps(
     """
     stage, order, num_reported = job.stage, loader.order, len(history)
     num_supervised = order.sums(loader.data.column("num_supervised")).tolist()
-    watch = PreemptionWatch(context)
+    watch = PreemptionWatch(context, lambda: requests.is_open)
     unread = UnreadSteps(job, context, engine, meter)
     # Otherwise the loss must be known before the optimizer changes the weights.
     may_wait = engine.can_refuse and stage.max_loss_ratio is None
@@ -244,10 +249,12 @@ def _train_steps(
                 context.report(history[num_reported:])
             num_reported = len(history)
         is_preempted = watch.asks() and context.is_preempted()
+        is_due = watch.wants_checkpoint or (step + 1) % job.config.checkpoint.every_steps == 0
         # Save after the last step too: if the export fails, no step is lost.
-        if is_last or is_preempted or (step + 1) % job.config.checkpoint.every_steps == 0:
+        if is_last or is_preempted or is_due:
             _read(unread, context, saver, history)
             saver.save(history, seconds=time.monotonic() - started)
+            requests.answer()
             if is_preempted and not is_last:
                 return False
         started_step = time.monotonic()

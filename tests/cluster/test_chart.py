@@ -250,6 +250,8 @@ def test_a_name_too_long_for_what_kubernetes_makes_of_it_is_refused() -> None:
         helm_python.HelmError, match=r"takes 52 of a CronJob's name.*use 42 at most"
     ):
         release(collected, name="a" * 43)
+    with pytest.raises(helm_python.HelmError, match=r"a StatefulSet's name.*use 43 at most"):
+        release(BUNDLED, name="a" * 44)
     assert f"CronJob/{'a' * 42}-mlflow-gc" in objects(collected, name="a" * 42)
 
 

@@ -69,12 +69,22 @@ def test_the_job_survives_its_log_stream_and_its_head() -> None:
 
 
 def test_the_jobs_head_stays_after_a_failure() -> None:
+    """Also after one that has no status of Ray's: a missed deadline, a refused submission."""
     rules = plain("rayjob.yaml")["spec"]["deletionStrategy"]["deletionRules"]
-    seconds = {
-        (r["policy"], r["condition"]["jobStatus"]): r["condition"]["ttlSeconds"] for r in rules
+    seconds = {}
+    for rule in rules:
+        condition = dict(rule["condition"])
+        kept = condition.pop("ttlSeconds")
+        seconds[rule["policy"], *condition.items()] = kept
+    failed = ("jobDeploymentStatus", "Failed")
+    succeeded = ("jobStatus", "SUCCEEDED")
+    assert seconds.keys() == {
+        ("DeleteWorkers", failed),
+        ("DeleteCluster", failed),
+        ("DeleteCluster", succeeded),
     }
-    assert seconds["DeleteWorkers", "FAILED"] == 0
-    assert seconds["DeleteCluster", "FAILED"] > seconds["DeleteCluster", "SUCCEEDED"] > 0
+    assert seconds["DeleteWorkers", failed] == 0
+    assert seconds["DeleteCluster", failed] > seconds["DeleteCluster", succeeded] > 0
 
 
 def test_the_job_runs_a_script_of_the_image() -> None:

@@ -241,6 +241,18 @@ def test_what_is_said_of_a_running_job() -> None:
     assert known["cost"] == "7.00 USD so far, 2.00 GPU hours"
 
 
+def test_what_is_said_of_a_stopped_job_is_what_it_still_holds() -> None:
+    """KubeRay deletes the cluster of a job that has succeeded or failed, and of no stopped one."""
+    stopped = job_of(jobDeploymentStatus="Complete", jobStatus="STOPPED", rayClusterName="demo-abc")
+    own: Object = {"rayClusterSpec": {}}
+    for spec, stays in (
+        (own, True), (own | {"shutdownAfterJobFinishes": True}, False), ({}, False),
+    ):  # fmt: skip
+        lines = dict(describe(read_job(stopped | {"spec": spec}), ProgressReport(progress()), NOW))
+        said = "demo-abc stays, with its GPUs, until `llavamed cluster delete demo`"
+        assert lines.get("cluster") == (said if stays else None)
+
+
 def test_what_is_said_of_one_that_ended_is_silent_or_unknown() -> None:
     failed = read_job(
         job_of(jobDeploymentStatus="Failed", jobStatus="FAILED", reason="AppFailed", message="x")
@@ -284,7 +296,8 @@ def test_a_log_is_given_once_whatever_breaks_in_between(parts: list[str]) -> Non
         given += log.new_lines(text)
         assert log.new_lines(text) == "", "a connection that was made again"
     assert given == text
-    assert log.new_lines("\0another head") == "\0another head"
+    another = f"{chr(ord(text[0]) ^ 1) if text else ''}another head"
+    assert log.new_lines(another) == another
 
 
 def test_quantities_and_what_a_pod_reserves() -> None:

@@ -124,7 +124,8 @@ def volume(name: str) -> Object:
 
 def pods_of(cluster: Object) -> Iterator[Object]:
     """The pods that KubeRay makes of a RayCluster, one a group, with its labels."""
-    spec, name = cluster["spec"], cluster["metadata"]["name"]
+    spec, name, uid = cluster["spec"], cluster["metadata"]["name"], cluster["metadata"].get("uid")
+    owner = {"apiVersion": "ray.io/v1", "kind": "RayCluster", "name": name, "controller": True}
     for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
         kind = "worker" if "groupName" in group else "head"
         group_name = group.get("groupName", "headgroup")
@@ -143,6 +144,7 @@ def pods_of(cluster: Object) -> Iterator[Object]:
                 "name": f"{name}-{group_name}",
                 "labels": labels,
                 "annotations": template["metadata"].get("annotations", {}),
+                "ownerReferences": [owner | {"uid": uid}] if uid else [],
             },
             "spec": template["spec"] | {"restartPolicy": "Never"},
         }

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs
 
 from tests.support.control_plane import Api
 
@@ -17,6 +18,8 @@ class Dashboard:
 
     def __init__(self) -> None:
         self.log = ""
+        self.replicas: dict[str, str] = {}
+        """The log of each replica of a service."""
         self.stopped: list[str] = []
 
 
@@ -26,9 +29,10 @@ def ray_dashboard(api: Api, namespace: str, cluster: str) -> Iterator[Dashboard]
     dashboard = Dashboard()
 
     class Handler(BaseHTTPRequestHandler):
-        def _answer(self, body: dict[str, object]) -> None:
+        def _answer(self, body: dict[str, object] | str) -> None:
             known = self.headers.get("X-Ray-Authorization") == f"Bearer {TOKEN}"
-            data = json.dumps(body if known else {"error": "no token"}).encode()
+            given = body if known else {"error": "no token"}
+            data = (given if isinstance(given, str) else json.dumps(given)).encode()
             self.send_response(200 if known else 401)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
@@ -36,7 +40,21 @@ def ray_dashboard(api: Api, namespace: str, cluster: str) -> Iterator[Dashboard]
             self.wfile.write(data)
 
         def do_GET(self) -> None:
-            self._answer({"logs": dashboard.log})
+            path, _, query = self.path.partition("?")
+            if path == "/api/serve/applications/":
+                replicas = [
+                    {"replica_id": name, "node_id": "n", "log_file_path": f"/serve/{name}.log"}
+                    for name in dashboard.replicas
+                ]
+                deployments = {"Model": {"replicas": [*replicas, {"replica_id": "starting"}]}}
+                self._answer({"applications": {"llavamed": {"deployments": deployments}}})
+            elif path == "/api/v0/logs/file":
+                asked = parse_qs(query)
+                assert (asked["node_id"], asked["lines"]) == (["n"], ["-1"])
+                name = asked["filename"][0].removeprefix("serve/").removesuffix(".log")
+                self._answer(dashboard.replicas[name])
+            else:
+                self._answer({"logs": dashboard.log})
 
         def do_POST(self) -> None:
             dashboard.stopped.append(self.path)

@@ -70,6 +70,21 @@ def test_install_brings_up_mlflow_and_the_rays_pods_run(namespace: Namespace) ->
     assert nodes == {"headgroup": "cpu", "cpu": "cpu", "a100": "gpu-operator"}
 
 
+def test_the_longest_name_of_a_release_is_short_enough_for_what_is_made_of_it(
+    namespace: Namespace,
+) -> None:
+    """Kubernetes makes longer names and labels of ours, and says only in events what it cannot."""
+    collected = {"mlflow.gc.enabled": True, "mlflow.artifacts.destination": "s3://bucket/mlflow"}
+    chosen = options(BUNDLED | collected | {"image.prePull": True})
+    for length in (42, 43):
+        ran = namespace.helm.run(
+            "install", "a" * length, str(CHART), f"-n={namespace.name}", *chosen
+        )
+        assert (ran.returncode == 0) == (length == 42), ran.stderr
+    path = f"/api/v1/namespaces/{namespace.name}/pods/{'a' * 42}-postgres-0"
+    namespace.api.eventually(path, lambda found: found is not None)
+
+
 @pytest.mark.parametrize("values", [{}, ALL, WITH_ALL_OBJECTS], ids=["default", "all", "objects"])
 def test_every_object_is_accepted_without_a_warning(
     values: dict[str, Any], namespace: Namespace

@@ -79,15 +79,21 @@ def evict(namespace: Namespace, pod: str) -> int:
 
 
 def test_nobody_evicts_the_head_and_a_worker_has_its_grace_period(namespace: Namespace) -> None:
+    """Also where the release has two: a job that was submitted has a cluster of its own."""
     namespace.install()
-    make_pods(namespace.api, namespace.cluster())
+    first = namespace.cluster()
+    job = {"name": "demo-abc", "labels": first["metadata"]["labels"]}
+    second = {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": job}
+    for cluster in (first, namespace.api.create(second | {"spec": first["spec"]}, namespace.name)):
+        make_pods(namespace.api, cluster)
     path = f"/apis/policy/v1/namespaces/{namespace.name}/poddisruptionbudgets/llavamed-head"
-    counted: Any = lambda found: found["status"].get("currentHealthy") == 1  # noqa: E731
-    namespace.api.eventually(path, counted)
-    assert evict(namespace, "llavamed-headgroup") == 429
+    judged: Any = lambda found: found.get("status", {}).get("conditions")  # noqa: E731
+    namespace.api.eventually(path, judged)
+    heads = ("llavamed-headgroup", "demo-abc-headgroup")
+    assert [evict(namespace, head) for head in heads] == [429, 429]
     assert evict(namespace, "llavamed-a100") == 201
     namespace.upgrade("--set=ray.disruptionBudget=false")
-    assert evict(namespace, "llavamed-headgroup") == 201
+    assert [evict(namespace, head) for head in heads] == [201, 201]
 
 
 def test_a_job_is_accepted_with_its_cluster(namespace: Namespace) -> None:

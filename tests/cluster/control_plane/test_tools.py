@@ -19,6 +19,7 @@ import urllib3
 from llavamed.cli.main import main
 from llavamed.cluster.client import Cluster
 from llavamed.cluster.kinds import RAY_JOB, name_of
+from llavamed.storage.checkpoint_request import find_request
 from llavamed.storage.location import locate
 from llavamed.storage.manifest import write
 from llavamed.storage.run_progress import RunProgress, Spending, StageProgress
@@ -70,9 +71,9 @@ def submit(tool: Tool, s3_uri: str) -> Callable[..., tuple[int, str, str]]:
     return run
 
 
-def set_status(place: Namespace, **status: Any) -> None:
-    """Write the status of the job as the operator would."""
-    path = f"/apis/ray.io/v1/namespaces/{place.name}/rayjobs/demo/status"
+def set_status(place: Namespace, of: str = "rayjobs/demo", **status: Any) -> None:
+    """Write the status of the job, or another thing, as the operator would."""
+    path = f"/apis/ray.io/v1/namespaces/{place.name}/{of}/status"
     answer = place.api.ask("PATCH", path, {"status": status})
     assert answer.status_code == 200, answer.text
 
@@ -83,6 +84,9 @@ RUNNING = {
     "jobId": "demo-x",
     "rayClusterName": "demo-abc",
 }
+SERVICE = "rayservices/llavamed-serve"
+READY = {"type": "Ready", "status": "True", "reason": "NonZeroServeEndpoints", "message": ""}
+READY["lastTransitionTime"] = "2026-11-25T12:00:00Z"
 DONE = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
 
 
@@ -159,22 +163,54 @@ def test_a_service_of_a_model_is_listed_and_examined(place: Namespace, tool: Too
     place.upgrade(*(f"--set={name}={value}" for name, value in SERVED.items()))
     assert "service llavamed-serve: does not accept requests yet; `llavamed" in tool("list")[1]
     report = tool("doctor")[1]
-    assert "warning  services       RayService llavamed-serve: does not take requests" in report
+    assert "warning  services       RayService llavamed-serve: does not accept requests" in report
     assert "ok       rules" in report
-    ready = {"type": "Ready", "status": "True", "reason": "NonZeroServeEndpoints", "message": ""}
-    condition = ready | {"lastTransitionTime": "2026-11-25T12:00:00Z"}
     application = {"status": "UNHEALTHY", "message": "a replica has died"}
-    status = {
-        "conditions": [condition],
-        "activeServiceStatus": {"applicationStatuses": {"llavamed": application}},
-    }
-    path = f"/apis/ray.io/v1/namespaces/{place.name}/rayservices/llavamed-serve/status"
-    answer = place.api.ask("PATCH", path, {"status": status})
-    assert answer.status_code == 200, answer.text
+    active = {"applicationStatuses": {"llavamed": application}}
+    set_status(place, SERVICE, conditions=[READY], activeServiceStatus=active)
     assert "service llavamed-serve: accepts requests" in tool("list")[1]
     code, report, _ = tool("doctor")
     assert code == 1
     assert "application llavamed is UNHEALTHY: a replica has died; see the log" in report
+    code, out, _ = tool("status", "llavamed-serve")
+    assert code == 1
+    assert out.splitlines()[-1].startswith("hint     see `llavamed cluster logs llavamed-serve`")
+
+
+def test_a_service_is_watched_read_and_deleted(place: Namespace, tool: Tool) -> None:
+    place.upgrade(*(f"--set={name}={value}" for name, value in SERVED.items()))
+    assert "has no cluster yet, so it has no log" in tool("logs", "llavamed-serve")[2]
+    path = f"/apis/ray.io/v1/namespaces/{place.name}/{SERVICE}"
+    application = {"status": "RUNNING", "serveDeploymentStatuses": {"Model": {"status": "HEALTHY"}}}
+    active = {"rayClusterName": "demo-abc", "applicationStatuses": {"llavamed": application}}
+    set_status(place, SERVICE, activeServiceStatus=active)
+    with in_background(place, "status", "llavamed-serve", "--watch", "--seconds=0.2") as watching:
+        read_until(watching, "deployment Model is HEALTHY")
+        set_status(place, SERVICE, conditions=[READY])
+        out, err = watching.communicate(timeout=60)
+    assert watching.returncode == 0, err
+    assert out.splitlines() == [
+        "service  llavamed-serve  accepts requests",
+        f"model    {SERVED['serve.export']}",
+        "cluster  demo-abc",
+        "serve    application llavamed is RUNNING",
+        "serve    deployment Model is HEALTHY",
+    ]
+    with ray_dashboard(place.api, place.name, "demo-abc") as dashboard:
+        dashboard.replicas = {"abc": "one\ntwo\n", "xyz": "other\n"}
+        code, out, err = tool("logs", "llavamed-serve")
+        assert (code, out) == (0, "abc: one\nabc: two\nxyz: other\n"), err
+    code, _, err = tool("delete", "llavamed-serve")
+    assert code == 1
+    assert "RayService=llavamed-serve: belongs to a release of Helm" in err
+    assert (
+        "`helm upgrade llavamed ./helm --reset-then-reuse-values --set serve.enabled=false " in err
+    )
+    own = {"metadata": {"labels": {"app.kubernetes.io/managed-by": "somebody"}}}
+    assert place.api.ask("PATCH", path, own).status_code == 200
+    assert "accepts requests; add --force to end it" in tool("delete", "llavamed-serve")[2]
+    assert tool("delete", "llavamed-serve", "--force")[0] == 0
+    place.api.eventually(path, lambda found: found is None)
 
 
 def test_what_is_refused_says_what_to_do(
@@ -339,6 +375,7 @@ def test_a_running_job_is_told_to_stop(
         assert code == 0, err
         assert dashboard.stopped == ["/api/jobs/demo-x/stop"]
         assert "demo: is asked to stop" in out
+        assert "its cluster stays, with its GPUs, until `llavamed cluster delete demo`" in out
         assert "how many is not known: its progress is of an earlier job, until 2016" in out
         code, _, err = tool("stop", "demo", "--after-checkpoint")
         assert code == 1
@@ -348,16 +385,16 @@ def test_a_running_job_is_told_to_stop(
         places = [folder / "stages" / "align" / "checkpoints" / name for name in ("10", "20")]
         write(places[0], checkpoint_manifest(step=10))
         out = tool("stop", "demo")[1]
-        assert (
-            "demo: align has taken 12 steps and its last checkpoint holds 10; the next job "
-            "repeats 2"
-        ) in out
-        saving = threading.Timer(1.0, write, (places[1], checkpoint_manifest(step=20)))
+        assert "demo: align has taken 12 steps and its last checkpoint holds 10; the next" in out
+        assert "job repeats 2" in out
+        saved = (places[1], checkpoint_manifest(step=20))
+        saving = threading.Timer(1.0, lambda: find_request(folder) and write(*saved))
         saving.start()
         out = tool("stop", "demo", "--after-checkpoint", "--seconds", "0.1")[1]
         saving.join()
         assert len(dashboard.stopped) == 3
         assert "its last checkpoint holds 20; the next job repeats 0" in out
+        assert find_request(folder) is None
         write(folder, progress(12, task="evaluate"))
         out = tool("stop", "demo", "--after-checkpoint")[1]
         assert "demo: no stage is in training, so no step is lost" in out

@@ -1,0 +1,105 @@
+"""What the service of a model does, by what KubeRay says of its RayService."""
+
+from dataclasses import dataclass
+
+import yaml
+
+from llavamed.cluster.kinds import Object, labels_of, name_of
+from llavamed.errors import ClusterError
+
+_FAILED = {"DEPLOY_FAILED", "UNHEALTHY"}
+"""States of a Ray Serve application that need somebody."""
+
+
+@dataclass(frozen=True)
+class ServiceState:
+    """A service of a model at one moment."""
+
+    name: str
+    model: str
+    """Its export or its model of the registry; empty where the service is another's."""
+    is_ready: bool
+    """Whether it accepts requests."""
+    cluster: str
+    """Name of the RayCluster that answers or, while there is none, that comes up; else empty."""
+    next_cluster: str
+    """Name of the RayCluster that comes up beside it, or empty."""
+    applications: tuple[str, ...]
+    """The applications on both and their deployments, a sentence each."""
+    failures: tuple[str, ...]
+    """Those of the sentences that need somebody."""
+
+
+def read_service(service: Object) -> ServiceState:
+    """Return what a RayService says of itself."""
+    status = service.get("status") or {}
+    parts = [status.get(f"{when}ServiceStatus") or {} for when in ("active", "pending")]
+    active, pending = (str(part.get("rayClusterName") or "") for part in parts)
+    conditions = status.get("conditions") or []
+    applications, failures = [], []
+    for part in parts:
+        for name, application in (part.get("applicationStatuses") or {}).items():
+            text = f"application {name} is {_state(application)}"
+            applications.append(text)
+            if application.get("status") in _FAILED:
+                failures.append(text)
+            for deployment, found in (application.get("serveDeploymentStatuses") or {}).items():
+                applications.append(f"deployment {deployment} is {_state(found)}")
+    return ServiceState(
+        name=name_of(service),
+        model=_model(service),
+        is_ready=any(each["type"] == "Ready" and each["status"] == "True" for each in conditions),
+        cluster=active or pending,
+        next_cluster=pending if active else "",
+        applications=tuple(applications),
+        failures=tuple(failures),
+    )
+
+
+def _state(thing: Object) -> str:
+    said = " ".join(str(thing.get("message") or "").split())
+    state = str(thing.get("status") or "unknown")
+    return f"{state}: {said or 'no reason given'}" if said or state in _FAILED else state
+
+
+def _model(service: Object) -> str:
+    try:
+        config = yaml.safe_load(service["spec"].get("serveConfigV2") or "") or {}
+        found = [each.get("args", {}).get("export") for each in config.get("applications", [])]
+    except (AttributeError, TypeError, yaml.YAMLError):  # it is not ours
+        return ""
+    return str(next(filter(None, found), ""))
+
+
+def describe_service(service: ServiceState) -> list[tuple[str, str]]:
+    """Return what is known of a service as pairs of a label and a text."""
+    state = "accepts requests" if service.is_ready else "does not accept requests yet"
+    lines = [("service", f"{service.name}  {state}")]
+    if service.model:
+        lines.append(("model", service.model))
+    if service.cluster:
+        lines.append(("cluster", service.cluster))
+    if service.next_cluster:
+        lines.append(("next", f"{service.next_cluster} comes up beside it and then takes over"))
+    lines += [("serve", text) for text in service.applications]
+    if service.failures:
+        lines.append(("hint", f"see `llavamed cluster logs {service.name}` and `doctor`"))
+    return lines
+
+
+def check_deletable(service: Object) -> None:
+    """Check that nobody would miss a service.
+
+    Raises:
+        ClusterError: It accepts requests, or a release of Helm has it and would make it again.
+    """
+    name, labels = name_of(service), labels_of(service)
+    if labels.get("app.kubernetes.io/managed-by") == "Helm":
+        release = labels.get("app.kubernetes.io/instance", "RELEASE")
+        raise ClusterError(
+            f"RayService={name}: belongs to a release of Helm, whose next upgrade makes it again; "
+            f"take it away with `helm upgrade {release} ./helm --reset-then-reuse-values --set "
+            f"serve.enabled=false --namespace {service['metadata']['namespace']}`, or add --force"
+        )
+    if read_service(service).is_ready:
+        raise ClusterError(f"RayService={name}: accepts requests; add --force to end it")
