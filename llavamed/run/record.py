@@ -4,7 +4,6 @@ import logging
 import threading
 import time
 from datetime import UTC, datetime
-from types import TracebackType
 from typing import Any, Literal
 
 from llavamed.config.run import RunConfig
@@ -63,12 +62,7 @@ class RunRecord:
         self._writer.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._ended.set()
         self._writer.join()
         if isinstance(error, LeaseError):

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from llavamed.config.load import load_config, override_config
+from llavamed.config.load import load_config, load_section, override_config
+from llavamed.config.serving import Serving
 from llavamed.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
-SECTIONS = ("run", "stage", "model", "engine", "deepspeed", "data", "corpus", "endpoint")
+CONFIG = ROOT / "llavamed" / "config"
+SECTIONS = sorted({*(path.stem for path in CONFIG.glob("*.py"))} - {"load", "messages", "serving"})
+SCANS = "data.datasets.scans.read={source: scans, path: a.json, image_folder: a, attested: a.txt}"
 DIALOGUES = "corpus.dialogues={endpoint: {url: 'http://a/v1', model: a, max_cost: 1}}"
 LORA = "stages.vqa.lora={quantize: nf4}"
 PART = "stages.align.optimizer.parts"
@@ -210,6 +213,21 @@ CASES: list[Case] = [
             ["corpus.dialogues.endpoint.max_cost=null"],
         ],
     ),
+    (
+        ["corpus.harvest={published_from: 2020-01-02, published_to: 2020-01-01}"],
+        "exchange them",
+        [["corpus.harvest.published_from=2020-01-01", "corpus.harvest.published_to=2020-01-02"]],
+    ),
+    (
+        ["corpus.harvest={query: lung, articles: numbers.txt}"],
+        "remove one",
+        [["corpus.harvest.query=null"], ["corpus.harvest.articles=null"]],
+    ),
+    (
+        [SCANS],
+        "set it to the list's SHA-256",
+        [[f"data.datasets.scans.read.attested_sha256={'0a' * 32}"]],
+    ),
     *(
         ([f"engine.deepspeed={{{key}: {value}}}"], f"set {named} instead", [[f"{mine}"]])
         for key, value, named, mine in (
@@ -262,11 +280,37 @@ def test_a_config_accepts_the_advice_it_is_given(
         demo(*kept, *words)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "advice", "cures"),
+    [
+        (
+            ["open_access=true", "host=0.0.0.0"],
+            "remove it, or set host to 127.0.0.1",
+            [["open_access=false"], ["host=127.0.0.1"]],
+        ),
+        (
+            ["log_content=true"],
+            "set audit_log or tracking_uri",
+            [["audit_log=a.jsonl"], ["tracking_uri=http://a"]],
+        ),
+        (["tracking_uri=http://me:secret@a"], "remove it and set", [["tracking_uri=http://a"]]),
+    ],
+    ids=lambda case: str(case)[:60],
+)
+def test_a_service_accepts_the_advice_it_is_given(
+    wrong: list[str], advice: str, cures: list[list[str]]
+) -> None:
+    with pytest.raises(ConfigError, match=advice):
+        load_section("--config", None, Serving, wrong)
+    for cure in cures:
+        load_section("--config", None, Serving, [*wrong, *cure])
+
+
 def templates() -> list[str]:
     """Every message that a section of the config raises, as a pattern."""
     found = []
     for section in SECTIONS:
-        tree = ast.parse((ROOT / f"llavamed/config/{section}.py").read_text(encoding="utf-8"))
+        tree = ast.parse((CONFIG / f"{section}.py").read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "ValueError":
                 text = node.args[0]

@@ -4,7 +4,6 @@ import base64
 import io
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
@@ -19,6 +18,7 @@ from llavamed.evaluate.report import THUMBNAIL_PIXELS
 from llavamed.storage.location import locate
 from llavamed.storage.manifest import ScoresManifest, read, write
 from tests.support.answer_files import write_answers
+from tests.support.html_page import Page
 
 EVIL = """</dd><script>alert("x")</script><img src=x onerror='alert(1)'>"""
 
@@ -84,30 +84,9 @@ def publish(folder, rows=None, facts=None, **options):
     return found, (where / REPORT).read_bytes().decode()
 
 
-class Page(HTMLParser):
-    """The tags of a page with their attributes, and its visible text."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.text, self.inside = [], "", ""
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.inside = tag
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        if self.inside not in ("style", "script"):
-            self.text += " " + " ".join(data.split())
-
-    def handle_endtag(self, tag):
-        self.inside = ""
-
-    def all(self, tag):
-        return [attrs for name, attrs in self.tags if name == tag]
-
-    def cards(self):
-        return [li["class"].split() for li in self.all("li") if "card" in li.get("class", "")]
+def cards(page):
+    """The classes of every card of a page."""
+    return [li["class"].split() for li in page.all("li") if "card" in li.get("class", "")]
 
 
 def table_rows(html):
@@ -174,7 +153,7 @@ def test_the_page_breaks_down_by_what_questions_have(tmp_path):
 def test_a_card_is_marked_by_what_the_first_condition_answered(tmp_path):
     _, html = publish(tmp_path)
     page = Page(html)
-    assert page.cards() == [
+    assert cards(page) == [
         ["card", "closed"],
         ["card", "closed", "missed"],
         ["card", "open"],

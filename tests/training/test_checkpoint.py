@@ -34,13 +34,6 @@ from tests.support.training_setup import (
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tiny_config: RunConfig) -> StageJob:
-    job = make_job(small_config(tiny_config, *LEARNING, "name=undisturbed"))
-    run_stage(job)
-    return job
-
-
-@pytest.fixture(scope="module")
 def interrupted(tiny_config: RunConfig) -> StageJob:
     """A stage with two checkpoints, at steps 2 and 4 of 6."""
     job = interrupted_job(small_config(tiny_config, *LEARNING, "name=interrupted"), at_step=5)
@@ -131,7 +124,7 @@ def change_the_manifest(job: StageJob) -> None:
 
 
 DAMAGE = {
-    "flipped": (flip_in("*optim_states.pt"), r"optim_states.pt: differs from its manifest, it is"),
+    "flipped": (flip_in("*optim_states.pt"), r"optim_states.pt: differs from its manifest; it is"),
     "random": (flip_in("random_of_rank_0_.pt"), r"random_of_rank_0_.pt: differs from its manifest"),
     "records": (flip_in("history.parquet"), r"history.parquet: differs from its manifest"),
     "lost": (lose_a_file, r"optim_states.pt: is missing"),

@@ -1,6 +1,7 @@
 """What the documentation shows is accepted: its configs, its commands, its settings."""
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -57,26 +58,46 @@ def test_some_pages_show_a_whole_config() -> None:
     assert documented_configs()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_a_command_that_a_page_names_exists_with_its_options(page: Path) -> None:
+def check_options(line: str) -> str:
+    """Check that a line with a command names options that it has; return the command's words."""
     there = commands()
-    for line in re.findall(r"llavamed (?!trains)[a-z].*", "\n".join(blocks(page))):
-        words = re.sub(r"#.*|\\|\[|\]", " ", line).split()
-        if len(words) > 1 and words[0] == "llavamed" and words[1] == "./helm":
-            continue
-        name, command = "llavamed", there["llavamed"]
-        for word in words[1:]:
-            if f"{name} {word}" in there:
-                name = f"{name} {word}"
-                command = there[name]
-        if name == "llavamed":
-            continue
+    words = re.sub(r"#.*|\\|\[|\]", " ", line).split()
+    name, command = "llavamed", there["llavamed"]
+    for word in words[1:]:
+        if f"{name} {word}" in there:
+            name = f"{name} {word}"
+            command = there[name]
+    if name != "llavamed":
         options = {option for each in command.params for option in getattr(each, "opts", ())}
         options |= {"--debug", "--verbose", "--quiet", "--help"}
         for group in getattr(command, "commands", {}).values():  # of a command that may be left out
             options |= {option for each in group.params for option in getattr(each, "opts", ())}
         asked = {word.partition("=")[0] for word in words if word.startswith("--")}
         assert asked <= options, (line, asked - options)
+    return name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_command_that_a_page_names_exists_with_its_options(page: Path) -> None:
+    for line in re.findall(r"llavamed (?!trains)[a-z].*", "\n".join(blocks(page))):
+        check_options(line)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_command_within_a_sentence_exists_with_its_options(page: Path) -> None:
+    text = " ".join(re.sub(BLOCK, "", page.read_text(encoding="utf-8")).split())
+    for line in re.findall(r"`(llavamed [a-z][^`]*)`", text):
+        assert check_options(line) != "llavamed", line
+
+
+def test_a_message_advises_only_extras_that_exist() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "optional-dependencies"
+    ]
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for named in re.findall(r"(?:llavamed|'\.)\[([a-z, ]+)\]", text):
+            assert {*named.replace(" ", "").split(",")} <= extras.keys(), (page.name, named)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

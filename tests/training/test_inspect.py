@@ -5,7 +5,6 @@ import io
 import re
 import shutil
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +34,7 @@ from llavamed.errors import DataError, SampleError
 from llavamed.processor.turns import IGNORE_INDEX, Turn
 from llavamed.storage.location import locate
 from llavamed.storage.manifest import write
+from tests.support.html_page import Page
 from tests.support.training_setup import prepared, processor_of, small_config
 
 MAX_LENGTH = 215
@@ -203,22 +203,6 @@ def test_text_cannot_steer_the_terminal():
 
 def test_an_empty_quarantine_says_so():
     assert on_terminal([]) == "nothing was quarantined\n"
-
-
-class Page(HTMLParser):
-    """The tags of a page, and its visible text."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.text, self.inside = [], "", ""
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.inside = tag
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.text += data if self.inside != "style" else ""
 
 
 def test_no_text_of_the_page_can_run(dataset):

@@ -93,13 +93,6 @@ def _preload() -> None:
     multiprocessing.set_forkserver_preload(["llavamed.train.worker"])
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tiny_config: RunConfig) -> StageJob:
-    job = make_job(small_config(tiny_config, *LEARNING, "name=undisturbed"))
-    run_stage(job)
-    return job
-
-
 @pytest.mark.parametrize("moment", LEFT, ids=lambda moment: moment.__name__)
 def test_a_run_killed_in_a_save_goes_on_from_what_was_complete(
     tiny_config: RunConfig, undisturbed: StageJob, moment: Callable[[], None]

@@ -30,13 +30,6 @@ from tests.support.training_setup import (
 )
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tiny_config: RunConfig) -> StageJob:
-    job = make_job(small_config(tiny_config, *LEARNING, "name=undisturbed"))
-    run_stage(job)
-    return job
-
-
 @pytest.fixture
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where temporary folders are made."""
