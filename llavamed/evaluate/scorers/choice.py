@@ -24,7 +24,8 @@ _NUM_POSITIONS = 6
 """Number of the first kinds of opposites that are places."""
 _SPARED = re.compile(
     r"[^.;,\n]*\b(?:is|are|appears?|looks?)\s+(?:normal|clear|spared|unaffected|intact|healthy|uninvolved)\b"
-    r"|[^.;,\n]*\b(?:left|right)\s+\w+\s+clear\b",
+    r"|[^.;,\n]*\b(?:left|right)\s+\w+\s+clear\b"
+    r"|\bsparing\s+(?:of\s+)?the\s+\w+",
     re.IGNORECASE,
 )
 """A clause about a place where nothing is."""

@@ -41,7 +41,8 @@ REJECTED_AFTER = re.compile(
     re.IGNORECASE,
 )
 CONFIRMED_AFTER = re.compile(
-    r"\A[\s)\"']*(?:is|would\s+be)\s+(?:correct|(?:the|my)\s+(?:\w+\s+){0,2}(?:answer|choice|option))\b",
+    r"\A[\s)\"']*is\s+(?:\w+\s+)?(?:more|most)\s+(?:likely|probable)\b(?!\s+than)"
+    r"|\A[\s)\"']*(?:is|would\s+be)\s+(?:correct|(?:the|my)\s+(?:\w+\s+){0,2}(?:answer|choice|option))\b",
     re.IGNORECASE,
 )
 REACH = 200

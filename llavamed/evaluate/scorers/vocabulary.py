@@ -69,6 +69,7 @@ _OPEN_PHRASES = (
     r"(?:image|picture|scan|file|photo)s?(?!\s+(?:of|show))",
     r"do(?:es)?\s*(?:not|n['’]t)\s+(?:say|tell|mention|specify|state)",
     r"(?:unwise|premature|wrong|hesitant|reluctant)\s+to\s+(?:say|conclude|answer)",
+    r"not\s+(?:\w+ly\s+)?(?:mentioned|specified|stated|described|reported)",
     r"maybe|perhaps|i\s+hope|possibly|possible\s+but|might",
     r"may(?:\s+or\s+may\s+not)?\s+(?:be|have|show|represent|indicate|suggest)",
     r"could\s+(?:be|represent|indicate|have)",
@@ -205,7 +206,9 @@ EXISTS = re.compile(
     r"|confirms?|(?:i|we|you)\s+(?:can\s+|do\s+)?(?:see|find|note|identify))\b"
     r"|\b(?:is|are|was|were|be)\s+(?:\w+ly\s+)?(?:seen|visible|present|noted|identified|evident|found"
     r"|visuali[sz]ed|observed|detected|demonstrated|apparent|appreciated|shown|there|used|given)\b"
-    r"|\b(?:this|it|that|these|they)\s+(?:is|are)\s+",
+    r"|\b(?:this|it|that|these|they)\s+(?:is|are)\s+|\b(?:is|are)\s+(?:\w+\s+)?evidence\s+of\b"
+    r"|\bsuggest(?:s|ing|ive\s+of)\b|\bsuggested\s+by\b|\bindicat(?:es|ing|ive\s+of)\b"
+    r"|\b(?:consistent|compatible)\s+with\b",
     re.IGNORECASE,
 )
 """Sentences that say that something is there."""

@@ -1,9 +1,10 @@
 """Score closed questions whose reference is yes or no."""
 
 import re
-from collections.abc import Collection, Iterable, Sequence, Set
+from collections.abc import Collection, Sequence
 
 from llavamed.evaluate.scorers.chinese import ABSENT, chinese_verdict
+from llavamed.evaluate.scorers.restating import CUES, OF_THE, content, is_foreign_to, restates
 from llavamed.evaluate.scorers.terms import COMPLEMENTS
 from llavamed.evaluate.scorers.unpack import conclusions
 from llavamed.evaluate.scorers.vocabulary import (
@@ -13,9 +14,7 @@ from llavamed.evaluate.scorers.vocabulary import (
     CHINESE_NO,
     CHINESE_YES,
     DENIAL_AFTER,
-    DENIAL_BEFORE,
     EMPHASIS,
-    EXISTS,
     FUNCTION_WORDS,
     LEADING_ONLY,
     LEANING,
@@ -74,23 +73,11 @@ _NOT_DOUBTED = re.compile(r"\bi\s+(?:do\s+not|don't)\s+doubt\s+that\b", re.IGNOR
 _NO_ABSENCE = re.compile(r"\b(?:no|not|without)\s+(?:an?\s+)?(?:absence|lack)\b", re.IGNORECASE)
 _CLEAR = re.compile(r"\bclear\b", re.IGNORECASE)
 _NEXT_SUBJECT = re.compile(r"\band\s+(?=the\s+\w+\s+(?:is|are|was|were|has|have|does|do)\b)", re.I)
-_OF_THE = re.compile(r"\s*(?:is|are|was|were)\s+the\b", re.IGNORECASE)
-"""The beginning of a question about something that is there."""
-_OF_SOMETHING = re.compile(r"\s*(?:is|are|was|were)\s+(?!there\b)", re.IGNORECASE)
-_DEGREES = frozenset(
-    ["slightly", "mildly", "moderately", "markedly", "severely", "clearly", "very"]
-)
 _UNSEEN = re.compile(
     r"\b(?:can(?:not|'t)|(?:do|does|could)\s*(?:not|n't)|unable\s+to)\s+(?:see|visuali[sz]e|find|identify)\b",
     re.IGNORECASE,
 )
 _QUESTION = re.compile(r"[^.:;!?\n]*\?")
-_VERB = re.compile(r"\b(?:is|are|was|were|has|have|had|does|do|did|appears?|looks?|seems?)\b", re.I)
-_ASKED_IN_ORDER = re.compile(
-    r"\b(?:than|to|above|below|behind|between|from|before|after|over|under)\b", re.IGNORECASE
-)
-_RELATIVE = frozenset(["patie", "you", "prese", "visib", "evide", "noted", "detec", "ident"])
-"""Stems of a question that an answer may leave out."""
 _TURNED = re.compile(r"(?:\bnot|n't)\s+(?:be\s+|say\s+)?(yes|no)\s*(?:[.,;!]|$)", re.IGNORECASE)
 """A denied yes or no."""
 _GREETING = re.compile(
@@ -202,11 +189,11 @@ def _verdict(text: str, question: str, reference: str) -> object:
 def _labelled(text: str, question: str) -> bool | None:
     """Return the labelled answer whose label matches the question, if there are several."""
     labelled = _LABELLED.findall(text)
-    asked = _content(canonical(question))
+    asked = content(canonical(question))
     about = {
         (said or stated).lower() in _POSITIVE
         for label, said, stated in labelled
-        if _content(canonical(label)) & asked
+        if content(canonical(label)) & asked
     }
     return about.pop() if len(labelled) > 1 and len(about) == 1 else None
 
@@ -228,12 +215,12 @@ def _by_complement(text: str, question: str) -> bool | None:
 
 def _is_elsewhere(text: str, question: str) -> bool:
     """Tell whether a text denies something, and that is not what was asked."""
-    asked = _content(canonical(question))
+    asked = content(canonical(question))
     if AFFIRMING.search(text):
         return True
     tokens = canonical(text)
-    cues = [place for place, token in enumerate(tokens) if token in _CUES]
-    denied = _content(tokens[cues[0] :]) if cues else set()
+    cues = [place for place, token in enumerate(tokens) if token in CUES]
+    denied = content(tokens[cues[0] :]) if cues else set()
     return bool(asked and denied - ANAPHORIC) and not asked & denied
 
 
@@ -291,17 +278,17 @@ def _lead(text: str) -> tuple[bool | None, str]:
 
 def _by_denial(text: str, question: str) -> object:
     """Read a sentence without a leading yes or no by its denials."""
-    asked = _content(canonical(question))
+    asked = content(canonical(question))
     denied: set[str] = set()
     stated: set[str] = set()
     num_denials, is_affirmed, is_open = 0, False, False
-    if _UNSEEN.search(text) and _OF_THE.match(question) and len(asked) > 1:
+    if _UNSEEN.search(text) and OF_THE.match(question) and len(asked) > 1:
         return None
     text = _NEXT_SUBJECT.sub("; ", _QUESTION.sub(" ", text))
     said = list(clauses(text))
     for clause in said:
         tokens = canonical(clause)
-        cues = [place for place, token in enumerate(tokens) if token in _CUES]
+        cues = [place for place, token in enumerate(tokens) if token in CUES]
         after = DENIAL_AFTER.search(clause)
         if re.search(r"(?:\bnot?|n't)\s+(?:absent|negative|without|excluded)\b", clause, re.I):
             return None
@@ -311,65 +298,34 @@ def _by_denial(text: str, question: str) -> object:
             r"\b(?:negative|absence|lack)\b", clause[: after.start()], re.I
         ):
             num_denials += 1
-            denied |= _content(tokens)
+            denied |= content(tokens)
         elif cues:
             num_denials += 1
-            denied |= _content(tokens[cues[0] :])
-            stated |= _content(tokens[: cues[0]])
+            denied |= content(tokens[cues[0] :])
+            stated |= content(tokens[: cues[0]])
             cut = re.search(
                 r"\b(?:no|not|without|never|neither|nor|absent|negative)\b", clause, re.I
             )
             before = clause[: cut.start()] if cut else ""
-            is_affirmed = is_affirmed or _restates(before, question, asked)
+            is_affirmed = is_affirmed or restates(before, question, asked)
         else:
-            stated |= _content(tokens)
+            stated |= content(tokens)
             is_affirmed = (
                 is_affirmed
-                or (bool(_AFFIRMED.search(clause)) and not _is_foreign(_content(tokens), asked))
+                or (bool(_AFFIRMED.search(clause)) and not is_foreign_to(content(tokens), asked))
                 or "yes" in tokens
-                or _restates(clause, question, asked, is_whole=len(said) == 1)
+                or restates(clause, question, asked, is_whole=len(said) == 1)
             )
     if not num_denials:
         return True if is_affirmed else None if is_open else ABSENT
     is_english = not OTHER_DENIALS & set(canonical(text))
     is_foreign = is_english and bool(denied - ANAPHORIC) and bool(asked) and not asked & denied
     if is_affirmed:
-        return True if is_foreign else None
+        is_other = bool(asked - denied and denied - asked - ANAPHORIC)
+        return True if is_foreign or is_other else None
     if denied and asked and not asked & denied and asked & stated:
         return ABSENT  # the denial is about something else
     return None if is_foreign else False
-
-
-def _is_foreign(said: Set[str], asked: Set[str]) -> bool:
-    """Tell whether a clause is about something that was not asked."""
-    named = said - ANAPHORIC - _RELATIVE - {"posit"}
-    return bool(asked and named) and not named & asked
-
-
-def _restates(
-    clause: str, question: str, asked: Collection[str], *, is_whole: bool = False
-) -> bool:
-    """Tell whether a clause states what was asked in its words: "the heart is enlarged"."""
-    if not asked or UNASSERTED.search(clause):
-        return False
-    words = canonical(question)
-    if is_whole and _OF_THE.match(question):
-        said = [word[:5] for word in canonical(clause) if word not in _DEGREES]
-        if said == [words[-1][:5]]:
-            return True  # "slightly enlarged"
-    if "or" in words or _CUES & set(words):
-        return False
-    wanted = [word[:5] for word in words if word[:5] in asked and word[:5] not in _RELATIVE]
-    said = [word[:5] for word in canonical(clause)]
-    if not wanted or not set(wanted) <= set(said):
-        return False
-    if _ASKED_IN_ORDER.search(question):
-        places = [said.index(word) for word in wanted]
-        if places != sorted(places):
-            return False
-    has_verb = is_whole or bool(_VERB.search(clause))
-    is_told = len(set(wanted)) > 1 and has_verb and _OF_SOMETHING.match(question)
-    return bool(is_told or EXISTS.search(clause))
 
 
 def _is_of_answering(denied: Sequence[str], asked: Collection[str]) -> bool:
@@ -377,14 +333,3 @@ def _is_of_answering(denied: Sequence[str], asked: Collection[str]) -> bool:
     heads = (word for word in denied if word not in FUNCTION_WORDS and word not in WEAKENING)
     head = next(heads, "")
     return head in OF_ANSWERING and head[:5] not in asked
-
-
-_CUES = (frozenset(DENIAL_BEFORE) | {"no", "none", "nothing", "nil", "absence", "0"}) - {
-    "pas",
-    "sin",
-}
-
-
-def _content(tokens: Iterable[str]) -> set[str]:
-    """Return the stems of the content words."""
-    return {token[:5] for token in tokens if token not in FUNCTION_WORDS and token not in _CUES}

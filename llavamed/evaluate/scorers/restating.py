@@ -1,0 +1,76 @@
+"""Tell whether a clause states in its own words what a question asks, or something else."""
+
+import re
+from collections.abc import Collection, Iterable, Set
+
+from llavamed.evaluate.scorers.vocabulary import (
+    ANAPHORIC,
+    DENIAL_BEFORE,
+    EXISTS,
+    FUNCTION_WORDS,
+    UNASSERTED,
+)
+from llavamed.evaluate.scorers.words import canonical
+
+_VERB = re.compile(r"\b(?:is|are|was|were|has|have|had|does|do|did|appears?|looks?|seems?)\b", re.I)
+_ASKED_IN_ORDER = re.compile(
+    r"\b(?:than|to|above|below|behind|between|from|before|after|over|under)\b", re.IGNORECASE
+)
+_LEFT_OUT = frozenset(["patie", "you", "prese", "visib", "evide", "noted", "detec", "ident"])
+"""Stems of a question that an answer may leave out."""
+OF_THE = re.compile(r"\s*(?:is|are|was|were)\s+the\b", re.IGNORECASE)
+"""The beginning of a question about something that is there."""
+_OF_SEVERAL = re.compile(r"\s*are\s+(?:the|both)\b", re.IGNORECASE)
+_ONE_SIDE = re.compile(r"\b(?:left|right)\b(?!\s+and\b)", re.IGNORECASE)
+_SHOWN = re.compile(
+    r"\s*do(?:es)?\s+(?:the|this|these)\s+([\w -]+?)\s+(?:show|demonstrate|reveal|depict)\b",
+    re.IGNORECASE,
+)
+"""A question about what a picture shows, whose name an answer may leave out."""
+_OF_SOMETHING = re.compile(r"\s*(?:is|are|was|were)\s+(?!there\b)", re.IGNORECASE)
+_DEGREES = frozenset(
+    ["slightly", "mildly", "moderately", "markedly", "severely", "clearly", "very"]
+)
+CUES = (frozenset(DENIAL_BEFORE) | {"no", "none", "nothing", "nil", "absence", "0"}) - {
+    "pas",
+    "sin",
+}
+
+
+def restates(clause: str, question: str, asked: Collection[str], *, is_whole: bool = False) -> bool:
+    """Tell whether a clause states what was asked in its words: "the heart is enlarged"."""
+    if not asked or UNASSERTED.search(clause):
+        return False
+    words = canonical(question)
+    if is_whole and OF_THE.match(question):
+        said = [word[:5] for word in canonical(clause) if word not in _DEGREES]
+        if said == [words[-1][:5]]:
+            return True  # "slightly enlarged"
+    if "or" in words or CUES & set(words):
+        return False
+    wanted = [word[:5] for word in words if word[:5] in asked and word[:5] not in _LEFT_OUT]
+    said = [word[:5] for word in canonical(clause)]
+    if shown := _SHOWN.match(question):
+        wanted = wanted[len(content(canonical(shown[1]))) :]
+    if _OF_SEVERAL.match(question) and _ONE_SIDE.search(clause) and not _ONE_SIDE.search(question):
+        return False
+    if not wanted or not set(wanted) <= set(said):
+        return False
+    if _ASKED_IN_ORDER.search(question):
+        places = [said.index(word) for word in wanted]
+        if places != sorted(places):
+            return False
+    has_verb = is_whole or bool(_VERB.search(clause))
+    is_told = len(set(wanted)) > 1 and has_verb and _OF_SOMETHING.match(question)
+    return bool(is_told or EXISTS.search(clause))
+
+
+def is_foreign_to(said: Set[str], asked: Set[str]) -> bool:
+    """Tell whether a clause is about something that was not asked."""
+    named = said - ANAPHORIC - _LEFT_OUT - {"posit"}
+    return bool(asked and named) and not named & asked
+
+
+def content(tokens: Iterable[str]) -> set[str]:
+    """Return the stems of the content words."""
+    return {token[:5] for token in tokens if token not in FUNCTION_WORDS and token not in CUES}
