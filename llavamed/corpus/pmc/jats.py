@@ -18,9 +18,10 @@ Element: TypeAlias = etree._Element
 MAX_BYTES = 50 << 20
 """Articles above this size are refused; real ones rarely reach a tenth of it."""
 
-_NAMED = re.compile(rb"<!\[CDATA\[.*?(?:\]\]>|\Z)|&(?P<name>[A-Za-z][A-Za-z0-9]{1,31});", re.DOTALL)
-"""An entity by its name, which a file without a document type may not have, and some do; or a
-section of plain characters, which has none."""
+_NAMED = re.compile(rb"&([A-Za-z][A-Za-z0-9]{1,31});")
+"""An entity by its name, which a file without a document type may not have, and some do."""
+_CDATA = re.compile(rb"(<!\[CDATA\[.*?(?:\]\]>|\Z))", re.DOTALL)
+"""A section of plain characters, in which a name is none of an entity."""
 
 _OF_XML = frozenset({"amp", "lt", "gt", "quot", "apos"})
 _ASIDE = frozenset({"tex-math", "annotation", "annotation-xml", "alt-text", "long-desc"})
@@ -57,6 +58,8 @@ def parse_articles(data: bytes, name: str) -> list[Element]:
     """
     if len(data) > MAX_BYTES:
         raise DataError(f"{name}: has {len(data):,} bytes, at most {MAX_BYTES:,} are read; skip it")
+    pieces = _CDATA.split(data.lstrip())
+    pieces[::2] = [_NAMED.sub(_numbered, piece) for piece in pieces[::2]]
     parser = etree.XMLParser(
         resolve_entities=False,
         load_dtd=False,
@@ -66,9 +69,10 @@ def parse_articles(data: bytes, name: str) -> list[Element]:
         remove_pis=True,  # so that the text around them is one text
     )
     try:
-        root = etree.fromstring(_NAMED.sub(_numbered, data.lstrip()), parser)
+        root = etree.fromstring(b"".join(pieces), parser)
     except etree.XMLSyntaxError as error:
-        raise DataError(f"{name}: is not XML: {error.msg}; fetch the file again") from error
+        reason = " ".join(str(error.msg).split())
+        raise DataError(f"{name}: is not XML: {reason}; fetch the file again") from error
     found = [root] if local(root) == "article" else list(descendants(root, "article"))
     if not found:
         raise DataError(f"{name}: holds no article; give a JATS file")
@@ -77,7 +81,7 @@ def parse_articles(data: bytes, name: str) -> list[Element]:
 
 def _numbered(entity: re.Match[bytes]) -> bytes:
     """Write a character that HTML and JATS have a name for by its number; leave other entities."""
-    name = (entity["name"] or b"").decode()
+    name = entity[1].decode()
     characters = html.entities.html5.get(f"{name};")
     if characters is None or name in _OF_XML:
         return entity[0]
