@@ -24,6 +24,7 @@ in the advice stand for a number that the cures take from the message as `{0}`, 
 
 TILES = ("model.image_grid_pinpoints=[[64, 64]]", "data.store_images=original")
 
+ON_GPU = ("scaling.use_gpu=true", "engine.precision=bf16")
 CASES: list[Case] = [
     (
         ["scaling.resources_per_worker={GPU: 1}"],
@@ -101,6 +102,31 @@ CASES: list[Case] = [
             *([f"engine.zero_stage={stage}"] for stage in (1, 2, 3)),
             ["engine.offload_optimizer=none"],
         ],
+    ),
+    (
+        ["stages.align.engine.kernels={liger: true}"],
+        "^stages.align.engine.kernels.liger=true: .* set use_gpu to true, or liger to false",
+        [["scaling.use_gpu=true"], ["stages.align.engine.kernels.liger=false"]],
+    ),
+    (
+        ["engine.precision=bf16", "engine.kernels.varlen=true"],
+        "^engine.kernels.varlen=true: .* set use_gpu to true, or varlen to false",
+        [["scaling.use_gpu=true"], ["engine.kernels.varlen=false"]],
+    ),
+    (
+        [*ON_GPU, "stages.align.engine.kernels={varlen: true}", "engine.precision=fp32"],
+        "model.attn_implementation=sdpa and precision=fp32; set them to sdpa and bf16, or varlen",
+        [["engine.precision=bf16"], ["stages.align.engine.kernels.varlen=false"]],
+    ),
+    (
+        [*ON_GPU, "engine.kernels.varlen=true", "model.attn_implementation=eager"],
+        "model.attn_implementation=eager and precision=bf16; set them to sdpa and bf16, or varlen",
+        [["model.attn_implementation=sdpa"], ["engine.kernels.varlen=false"]],
+    ),
+    (
+        ["stages.align.engine.kernels={compile: true}", "engine.zero_stage=3"],
+        "set zero_stage to 2, or compile to false",
+        [["engine.zero_stage=2"], ["stages.align.engine.kernels.compile=false"]],
     ),
     (
         ["stages.align.optimizer.name=adamw_8bit", "engine.zero_stage=3"],

@@ -63,6 +63,22 @@ def test_a_stage_that_has_memory_to_spare_recomputes_nothing(tmp_path: Path) -> 
     assert choice.chosen.hours < choice.configured.hours
 
 
+def test_a_gpu_with_room_for_most_activations_recomputes_only_some_layers(tmp_path: Path) -> None:
+    config = load_config(V1, [f"data.directory={tmp_path}"])
+    config = config.model_copy(update={"stages": config.stages[1:2]})
+    overrides, (choice,) = choose(config, accelerator="A100-40G", num_gpus=8)
+    key = "stages.instruct.gradient_checkpointing"
+    assert f"{key}=4" in overrides
+    memory = {
+        value: plan_run(
+            override_config(config, [*overrides, f"{key}={value}"]), accelerator="A100-40G"
+        )[0].memory.total
+        for value in ("false", "4", "2", "true")
+    }
+    assert memory["false"] > choice.chosen.cost.gpu_memory >= memory["4"]
+    assert memory["4"] > memory["2"] > memory["true"]
+
+
 def test_a_measurement_takes_the_place_of_arithmetic(tmp_path: Path) -> None:
     config = first_stage(V1, tmp_path)
     _, (choice,) = choose(config, accelerator="H100", num_gpus=8)

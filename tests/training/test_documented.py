@@ -100,10 +100,14 @@ def test_a_message_advises_only_extras_that_exist() -> None:
             assert {*named.replace(" ", "").split(",")} <= extras.keys(), (page.name, named)
 
 
+ON_GPU = ("scaling.use_gpu=true", "engine.precision=bf16")
+"""What settings of kernels need."""
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_an_override_that_a_page_names_is_accepted(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for override in re.findall(r"\b(?:stages|engine|scaling|model)\.[\w.]+=[\w.+-]+", text):
         if override.startswith("stages.") and not override.startswith("stages.align."):
             continue
-        load_config(DEMO, ["scaling.num_workers=1", override])
+        load_config(DEMO, [*ON_GPU, "scaling.num_workers=1", override])

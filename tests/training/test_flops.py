@@ -10,7 +10,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from llavamed.config.engine import Engine
 from llavamed.config.model import ModelPart
-from llavamed.config.stage import Stage
+from llavamed.config.stage import Recomputed, Stage
 from llavamed.data.feed.loader import Batch
 from llavamed.model.adapters import add_adapters
 from llavamed.model.cost.flops import Workload, stage_flops
@@ -46,7 +46,7 @@ def model() -> LlavaForConditionalGeneration:
 
 
 def make_stage(
-    *trainable: ModelPart, gradient_checkpointing: bool = False, **settings: Any
+    *trainable: ModelPart, gradient_checkpointing: Recomputed = False, **settings: Any
 ) -> Stage:
     return Stage.model_validate(
         {
@@ -162,6 +162,8 @@ def test_what_saves_memory(model: LlavaForConditionalGeneration) -> None:
     plain, optimizer = measure(make_stage("language_model"))
     recomputed, _ = measure(make_stage("language_model", gradient_checkpointing=True))
     assert recomputed < plain / 3  # of six layers only one, and the input of each
+    half, _ = measure(make_stage("language_model", gradient_checkpointing=2))
+    assert half == pytest.approx((plain + recomputed) / 2 + plain / 12)  # one layer is both
     assert optimizer > 0.0
     assert measure(make_stage("language_model"), "cpu") == (plain, 0.0)
 

@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -217,45 +216,3 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
     message = "compile=true: compiles kernels when .* none of the C compilers gcc, clang; install"
     with pytest.raises(ConfigError, match=message):
         use_kernels(make_llava("llama"), Kernels(compile=True), CPU)
-
-
-GPU = ("scaling.use_gpu=true", "engine.precision=bf16")
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message", "remedy"),
-    [
-        (
-            ("engine.kernels.liger=true",),
-            "engine.kernels.liger=true: its kernels are for GPUs, and scaling.use_gpu=false res",
-            GPU,
-        ),
-        (
-            ("stages.align.engine.kernels={varlen: true}",),
-            "stages.align.engine.kernels.varlen=true: its kernels are for GPUs, and scaling.use",
-            GPU,
-        ),
-        (
-            (*GPU, "engine.kernels.varlen=true", "engine.precision=fp32"),
-            "varlen=true: its kernel takes the place of sdpa in bf16, and .* and precision=fp32",
-            ("engine.precision=bf16",),
-        ),
-        (
-            (*GPU, "engine.kernels.varlen=true", "model.attn_implementation=eager"),
-            "varlen=true: .* and model.attn_implementation=eager and precision=bf16; set them to",
-            ("model.attn_implementation=sdpa",),
-        ),
-        (
-            ("engine.kernels.compile=true", "engine.zero_stage=3"),
-            "engine.kernels.compile=true: cannot compile layers .* as zero_stage=3 does; set zero_",
-            ("engine.zero_stage=2",),
-        ),
-    ],
-    ids=["liger", "varlen", "precision", "attention", "ZeRO-3"],
-)
-def test_kernels_that_the_rest_of_the_config_forbids_are_refused(
-    tiny_config: RunConfig, overrides: Any, message: str, remedy: Any
-) -> None:
-    with pytest.raises(ConfigError, match=message):
-        override_config(tiny_config, [*overrides])
-    override_config(tiny_config, [*overrides, *remedy])
