@@ -17,6 +17,11 @@ from llavamed.storage.manifest import (
 
 MODEL_CARD = "model_card.md"
 
+_HUB_LICENCES = frozenset(
+    ["apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0"]
+)
+"""Words of the hub for licences of data; elsewhere a licence is in the text of the card."""
+
 Licences = Mapping[str, int]
 """Number of samples by licence; the licence is empty if a sample states none."""
 
@@ -79,6 +84,7 @@ def render_data_card(name: str, facts: DatasetManifest, licences: Licences) -> s
     metadata = DatasetCardData(
         language="en",
         pretty_name=name,
+        license=_hub_licence(licences),
         task_categories=["visual-question-answering"],
         tags=["biomedical", "research-only"],
     )
@@ -87,6 +93,12 @@ def render_data_card(name: str, facts: DatasetManifest, licences: Licences) -> s
         .get_template("data_card.md.j2")
         .render(metadata=metadata.to_yaml(), name=name, facts=facts, licences=licences)
     )
+
+
+def _hub_licence(licences: Licences) -> str:
+    """Return the hub's word for the only licence of all samples, `other` for any other case."""
+    names = {name.lower() for name in licences}
+    return names.pop() if len(names) == 1 and names <= _HUB_LICENCES else "other"
 
 
 def _results(scores: ScoresManifest, group: GroupScores) -> list[EvalResult]:

@@ -99,6 +99,17 @@ def test_a_data_card_holds_counts_licences_and_what_was_left_out():
         assert fact in text
 
 
+def test_a_data_card_names_a_licence_that_the_hub_knows_where_all_samples_have_it():
+    for licences, expected in (
+        ({"Apache-2.0": 3}, "apache-2.0"),
+        ({"Apache-2.0": 3, "CC0-1.0": 1}, "other"),
+        ({"": 3}, "other"),
+        ({"of each source": 3}, "other"),
+    ):
+        card = DatasetCard(render_data_card("rad", dataset_manifest(), licences))
+        assert card.data.license == expected
+
+
 def test_no_name_breaks_a_table_or_becomes_markup():
     text = model_card(EVIL, dataset=EVIL, split=EVIL, overlaps={EVIL: {"samples": 1, "pair": 0}})
     body = text.split("\n---\n", 1)[1]

@@ -210,7 +210,7 @@ def test_a_row_of_other_cells_and_an_open_quotation_mark_are_refused(tmp_path: P
     tsv(file, [{"index": 1, "image": cell(1), **ROW}])
     whole = file.read_text()
     file.write_text(whole + "2\tAAAA\n")
-    with pytest.raises(DataError, match=r"1 malformed_row.*2 cells, and 4 columns"):
+    with pytest.raises(DataError, match=r"1 malformed_row.*2 cells, 4 columns"):
         asked("path-vqa", str(file), tmp_path / "out")
     file.write_text(whole + '2\t"AAAA\tIs it?\tyes\n')
     with pytest.raises(

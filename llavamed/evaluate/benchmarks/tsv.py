@@ -58,8 +58,8 @@ class TsvFiles:
         Raises:
             SampleError: `malformed_row`, if it has more or fewer cells than there are columns.
         """
-        if "bad" in row:
-            raise SampleError("malformed_row", row["bad"])
+        if "cells" in row:
+            raise SampleError("malformed_row", f"{row['cells']} cells, {row['columns']} columns")
         return row, row["images"]
 
     def load_image(self, reference: str) -> bytes:
@@ -94,7 +94,7 @@ def _rows(file: Location) -> Iterator[dict[str, Any]]:
             name: cell.decode("utf-8", "replace") for name, (_, cell) in there.items()
         }
         if len(cells) != len(columns):
-            yield row | {"bad": f"{len(cells)} cells, and {len(columns)} columns"}
+            yield row | {"cells": len(cells), "columns": len(columns)}
             continue
         if len(embedded) > _SHORT:
             found = (each.span() for each in _BASE64.finditer(embedded))
