@@ -37,6 +37,9 @@ def figures(
         except DataError as error:
             failures.append(str(error))
             continue
+        except RecursionError:
+            failures.append(f"{file}: its elements are nested too deeply; skip it")
+            continue
         for article in articles:
             shared = {
                 "file": place.name,

@@ -319,9 +319,11 @@ def test_a_file_that_cannot_be_read_hides_no_other(tmp_path):
     file, torn = tmp_path / "PMC1.xml", tmp_path / "PMC2.xml"
     file.write_bytes(article(FIG.format(1, "A lung.")))
     torn.write_bytes(file.read_bytes()[:-20])
-    absent = tmp_path / "absent.xml"
-    result = CliRunner().invoke(app, ["figures", str(torn), str(absent), str(file)])
+    absent, deep = tmp_path / "absent.xml", tmp_path / "deep.xml"
+    deep.write_bytes(article(FIG.format(1, "<bold>" * 1500 + "</bold>" * 1500)))
+    result = CliRunner().invoke(app, ["figures", str(torn), str(absent), str(deep), str(file)])
     assert [json.loads(line)["file"] for line in result.output.splitlines()] == ["PMC1.xml"]
-    first, second = str(result.exception).splitlines()
+    first, second, third = str(result.exception).splitlines()
     assert re.search(r"PMC2\.xml: is not XML: .*; fetch the file again", first)
     assert re.search(r"absent\.xml: no such file; check the path", second)
+    assert re.search(r"deep\.xml: its elements are nested too deeply; skip it", third)
