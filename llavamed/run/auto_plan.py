@@ -64,7 +64,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenSettings:
     """The settings chosen for a stage, and those configured."""
 
     stage: str
@@ -80,7 +80,7 @@ def choose(
     accelerator: str,
     num_gpus: int | None = None,
     speeds: Speeds | None = None,
-) -> tuple[list[str], list[Choice]]:
+) -> tuple[list[str], list[ChosenSettings]]:
     """Return the overrides of the fastest settings that fit, and for each stage what was chosen.
 
     Args:
@@ -119,7 +119,7 @@ def choose(
                 trial.cost.memory.total,
             ),
         )
-        choices.append(Choice(stage.name, trials[0], best, len(trials), len(fitting)))
+        choices.append(ChosenSettings(stage.name, trials[0], best, len(trials), len(fitting)))
         overrides += best.changes
     return overrides, choices
 
@@ -250,7 +250,7 @@ def _timed(
     )
 
 
-def reasons(choice: Choice) -> list[str]:
+def reasons(choice: ChosenSettings) -> list[str]:
     """Return sentences that say what was chosen for a stage, and why."""
     chosen, before = choice.chosen, choice.configured
     settings = " ".join(chosen.changes) or "as configured"

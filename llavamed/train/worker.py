@@ -68,15 +68,15 @@ def train_stage(job: StageJob, context: Context) -> bool:
     data = open_mixture(job)
     processor = load_processor(Path(fetch_once(job.processor)))
     model = _initial_model(job, processor)
-    kernels = job.config.engine_of(job.stage).kernels
-    use_kernels(model, kernels, context.device)
+    settings = job.config.engine_of(job.stage)
+    use_kernels(model, settings.kernels, context.device)
     trust_image_tokens(model, data.image_token_id)
     if job.stage.lora is not None:
         add_adapters(model, job.stage.lora, seed=job.config.seed, device=context.device)
     counts = freeze(model, job.stage.trainable)
-    sums = weight_sums(model, job.config.engine_of(job.stage).precision)
+    sums = weight_sums(model, settings.precision)
     order = order_of(job.stage, data, job.config.seed)
-    peak = cluster_peak_flops(job.config.engine_of(job.stage), context)
+    peak = cluster_peak_flops(settings, context)
     meter = Meter(
         model, stage=job.stage, data=data, order=order, device=context.device, peak_flops=peak
     )
@@ -86,16 +86,14 @@ def train_stage(job: StageJob, context: Context) -> bool:
         rank=context.rank,
         world_size=context.world_size,
         packing=job.stage.packing,
-        row_tokens=job.stage.pack_tokens if job.stage.packing and kernels.compile else 0,
+        row_tokens=job.stage.pack_tokens if job.stage.packing and settings.kernels.compile else 0,
         pins=context.device.type == "cuda",
     )
     recompute(model, job.stage.gradient_checkpointing)
     with explained_memory(job.config, job.stage, model, counts, data, context.world_size):
+        on_device = model.train().to(context.device)
         engine = TrainingEngine(
-            model.train().to(context.device),
-            stage=job.stage,
-            config=job.config.engine_of(job.stage),
-            world_size=context.world_size,
+            on_device, stage=job.stage, config=settings, world_size=context.world_size
         )
         if job.stage.packing:
             pack = next(loader.steps())[0].to(context.device)

@@ -4,6 +4,7 @@ Which room may import which is kept by import-linter (`make lint`, contracts in 
 """
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,26 @@ def test_a_driver_holds_no_logic():
         functions = [node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
         # Beside the drivers lies what they share: one function, which calls the command line.
         assert functions == (["run_command"] if path.name == "job.py" else [])
+
+
+def test_a_public_class_has_a_name_of_its_own():
+    """One word for one thing: no two classes that other files can import share a name."""
+    names = Counter(
+        node.name
+        for tree in MODULES.values()
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert {name for name, count in names.items() if count > 1} == set()
+
+
+def test_the_name_of_an_exception_ends_in_error():
+    names = {
+        node.name
+        for tree in MODULES.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+        for base in node.bases
+        if ast.unparse(base).endswith(("Error", "Exception"))
+    }
+    assert {name for name in names if not name.endswith("Error")} == set()

@@ -70,7 +70,7 @@ NUM_QUESTIONS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class PhantomQuestion:
     """A question about one image, and its answer."""
 
     text: str
@@ -206,7 +206,7 @@ def caption(scene: Scene, random: np.random.Generator) -> str:
     )
 
 
-def ask(scene: Scene, random: np.random.Generator) -> list[Question]:
+def ask(scene: Scene, random: np.random.Generator) -> list[PhantomQuestion]:
     """Return one question about each property of a scene, in random order and wording.
 
     No two questions are about the same property: in a dialogue the earlier answer would give the
@@ -216,17 +216,17 @@ def ask(scene: Scene, random: np.random.Generator) -> list[Question]:
     return [_question(scene, types[number], random) for number in random.permutation(len(types))]
 
 
-def _question(scene: Scene, question_type: str, random: np.random.Generator) -> Question:
+def _question(scene: Scene, question_type: str, random: np.random.Generator) -> PhantomQuestion:
     """Return an open or a closed question, with equal chances if the type has both."""
     is_open = question_type in _OPEN_PHRASES
     if is_open and question_type in _CLOSED_PHRASES:
         is_open = bool(random.random() < 0.5)
     if is_open:
         text = _pick(random, _OPEN_PHRASES[question_type])
-        return Question(text, open_answer(scene, question_type), "OPEN", question_type)
+        return PhantomQuestion(text, open_answer(scene, question_type), "OPEN", question_type)
     subject, is_true = _closed_subject(scene, question_type, random)
     text = _pick(random, _CLOSED_PHRASES[question_type]).format(subject)
-    return Question(text, "yes" if is_true else "no", "CLOSED", question_type)
+    return PhantomQuestion(text, "yes" if is_true else "no", "CLOSED", question_type)
 
 
 def open_answer(scene: Scene, question_type: str) -> str:
