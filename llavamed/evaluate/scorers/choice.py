@@ -22,6 +22,9 @@ from llavamed.evaluate.scorers.words import CHINESE, Word, canonical, words_of
 
 _NUM_POSITIONS = 6
 """Number of the first kinds of opposites that are places."""
+_OF_PATIENT = re.compile(r"\bpatient['’]?s\s+(left|right)\b")
+_OF_IMAGE = re.compile(r"\b(?:left|right)\s+side\s+of\s+the\s+(?:image|picture|film|screen)", re.I)
+"""Sides of the picture, which are those of the patient mirrored."""
 _SPARED = re.compile(
     r"[^.;,\n]*\b(?:is|are|appears?|looks?)\s+(?:normal|clear|spared|unaffected|intact|healthy|uninvolved)\b"
     r"|[^.;,\n]*\b(?:left|right)\s+\w+\s+clear\b"
@@ -67,7 +70,8 @@ def _choice(text: str, reference: str, candidates: Sequence[str]) -> bool | None
     if not wanted:
         return text.strip() == reference.strip()
     if any(kind & set(wanted) for kind in OPPOSITES[:_NUM_POSITIONS]):
-        text = _SPARED.sub(" ", text)
+        sides = set(_OF_PATIENT.findall(text.lower()))
+        text = sides.pop() if len(sides) == 1 and _OF_IMAGE.search(text) else _SPARED.sub(" ", text)
     words = words_of(AGREEMENT.sub(" ", text))
     if wanted == ["none"] or _is_number(wanted):
         wanted = [COUNTS.get(word, word) for word in wanted]

@@ -32,6 +32,7 @@ _NOTHING = re.compile(
     r"(?:\s+(?:(?:is|are)\s+)?(?:seen|present|found|identified|noted))?\W*",
     re.IGNORECASE,
 )
+_STAIN = re.compile(r"\bH\s*&\s*E\b", re.IGNORECASE)
 _LEVEL = re.compile(r"[ltcs]\d+")
 """A vertebra."""
 _PREPOSITION = re.compile(r"\b(?:of|in|on|at|within|along|from|to|near)\b", re.IGNORECASE)
@@ -61,7 +62,7 @@ def open_score(answer: str, reference: str) -> float:
         return 1.0
     if re.fullmatch(r"\d+", " ".join(content(reference))):
         return float(bool(is_chosen(answer, reference)))
-    said = words_of(answer)
+    said, reference = words_of(answer), _STAIN.sub("hematoxylin and eosin", reference)
     parts = [part for part in _PARTS.split(reference) if canonical(part)]
     if not parts:
         return float(not said)

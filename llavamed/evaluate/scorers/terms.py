@@ -148,6 +148,8 @@ PHRASES: tuple[tuple[str, str], ...] = (
     (r"antero ?posterior|anteroposterior|anterior (to )?posterior|ap view|ap projection", "ap"),
     (r"both sides|each side|on both|both|bilaterally|bilateral|either side", "bilateral"),
     (r"unilateral", "unilateral"),
+    (r"behind", "posterior to"),
+    (r"in front of", "anterior to"),
     (r"left sided?|left hand side|lt", "left"),
     (r"right sided?|right hand side|rt", "right"),
     (r"transverse|transaxial|transversal|cross section(al)?", "axial"),
