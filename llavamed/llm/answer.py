@@ -72,7 +72,7 @@ class CacheEntry(TypedDict):
 
 
 class AnswerCache:
-    """Raw answers below a folder at any URI, a file each, named by the hash of the request."""
+    """Raw answers below a folder at any URI, one file each, named by the hash of the request."""
 
     def __init__(self, folder: str) -> None:
         self._folder = locate(folder)

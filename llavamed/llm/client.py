@@ -55,7 +55,7 @@ _UNSENT_HEADERS = [
     *(f"X-Stainless-{name}" for name in _OF_THIS_MACHINE),
     *("OpenAI-Organization", "OpenAI-Project"),
 ]
-"""What `openai` tells of this machine, and takes from variables that are for another endpoint."""
+"""What `openai` sends about this machine, and reads from variables for another endpoint."""
 _MAY_PASS = {408, 409, 425, 429}
 _OF_ALL_REQUESTS = {
     401: "check the key in the environment variable that api_key_env names",
@@ -251,7 +251,9 @@ class EndpointClient:
             raise self._refusal(error) from error
         except (openai.APITimeoutError, TimeoutError) as error:
             limit = self.endpoint.timeout_seconds
-            raise _TryError(f"no whole answer in {limit:g} s", "timeout", is_lost=True) from error
+            raise _TryError(
+                f"no complete answer in {limit:g} s", "timeout", is_lost=True
+            ) from error
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
             was_sent = type(cause).__name__ != "ConnectError"

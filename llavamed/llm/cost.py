@@ -85,7 +85,7 @@ def estimate(
 
 
 class Budget:
-    """What a client spends. The most that a request can cost is set aside before it is sent."""
+    """What a client spends. The maximum cost of a request is reserved before it is sent."""
 
     def __init__(self, endpoint: Endpoint, *, is_batch: bool = False) -> None:
         self._endpoint = endpoint
@@ -93,10 +93,10 @@ class Budget:
         self.spent = 0.0
         """Price of all answers so far, and of those that were lost on their way."""
         self.reserved = 0.0
-        """The most that requests without an answer can cost."""
+        """The maximum cost of requests without an answer."""
 
     def reserve(self, request: Request) -> float:
-        """Set aside the most that the request can cost, and return it.
+        """Reserve the maximum cost of the request, and return it.
 
         Raises:
             EndpointError: It could pass `max_cost`. Nothing is set aside, and it must not be sent.

@@ -50,7 +50,7 @@ class Pace:
 def retry_after_seconds(headers: Mapping[str, str], now: Callable[[], float] = time.time) -> float:
     """Return the seconds that the headers of a response ask to wait, 0 where they ask nothing.
 
-    They are a number or a date in `Retry-After`, or `retry-after-ms`, which some send beside it.
+    They are a number or a date in `Retry-After`, or `retry-after-ms`, which some send in addition.
 
     Args:
         headers: By lower-case name.

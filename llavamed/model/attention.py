@@ -41,7 +41,7 @@ class Samples:
         if device is not None:
             starts = [0, *accumulate(length for row in lengths for length in row)]
             bounds = torch.tensor(starts, dtype=torch.int32)
-            if device.type == "cuda":  # else the copy would wait for the GPU
+            if device.type == "cuda":  # otherwise the copy would wait for the GPU
                 bounds = bounds.pin_memory()
             self.bounds = bounds.to(device, non_blocking=True)
             """Where each sample of all rows begins, and where the last one ends."""
@@ -51,7 +51,7 @@ def attend_per_sample(model: Any, *, varlen: bool = False) -> None:
     """Let the language model of a LLaVA attend within each sample by itself, if it can.
 
     Only PyTorch's `sdpa` is replaced. A language model stays as it is if its attention is not
-    exchangeable, or if some of its layers see something else than the tokens before, or a window of
+    exchangeable, or if some of its layers see other tokens than the preceding ones, or a window of
     them.
 
     Args:

@@ -20,7 +20,7 @@ class Sampling:
     """How the tokens of an answer are chosen, and where the answer ends."""
 
     max_new_tokens: int
-    """The most tokens of the answer."""
+    """Maximum number of tokens of the answer."""
     temperature: float = 0.0
     """Divisor of the logits. 0 chooses the likeliest token, which is greedy decoding."""
     top_p: float = 1.0
@@ -28,7 +28,7 @@ class Sampling:
     seed: int | None = None
     """Seed for drawing. By default every answer is drawn with a new seed."""
     stop: tuple[str, ...] = ()
-    """Texts that end the answer, beside that of the template. They are not part of it."""
+    """Texts that end the answer, in addition to that of the template. They are not part of it."""
     num_logprobs: int | None = None
     """How many of the likeliest tokens are recorded at each place. None records no probability."""
 
@@ -107,7 +107,7 @@ class Continuation:
         if token in self._end_tokens:
             self.finish_reason = "stop"
         else:
-            if self._stop:  # else nobody reads the text before it is asked for
+            if self._stop:  # otherwise the text is read only on request
                 self._decode()
             if self.finish_reason is None and len(self.token_ids) >= self.sampling.max_new_tokens:
                 self.finish_reason = "length"
@@ -124,7 +124,7 @@ class Continuation:
     def _decode(self, *, last: bool = False) -> None:
         """Decode the tokens since the last whole character, and cut the text at a stop string.
 
-        A token may be spelled differently behind another one, so the tokens that were decoded
+        A token may be spelled differently after another one, so the tokens that were decoded
         before are decoded with it.
         """
         before = self._spell(self.token_ids[self._window : self._read])
@@ -143,7 +143,7 @@ class Continuation:
         )
 
     def _cut(self, start: int) -> None:
-        """Cut the text at the first stop string that ends behind `start`."""
+        """Cut the text at the first stop string that ends after `start`."""
         found = [
             place
             for stop in self._stop

@@ -32,7 +32,7 @@ def part_of(parameter: str) -> ModelPart:
 def freeze(model: Any, trainable: Sequence[ModelPart]) -> list[PartCount]:
     """Make exactly the given parts trainable, and count parameters.
 
-    Parameters that no gradient reaches stay frozen in any case: layers of the tower behind the
+    Parameters that no gradient reaches stay frozen in any case: layers of the tower after the
     projected one, and the identity layer of a linear projector. So do the language model's own
     parameters once it has adapters, which then train in their place.
 
@@ -67,7 +67,7 @@ def _unreached(model: Any) -> set[str]:
 def _behind_features(model: Any) -> list[nn.Parameter]:
     """Return the parameters of the tower that its projected hidden state does not depend on.
 
-    A backward pass on `meta` finds them for any kind of tower: the layers behind that state, the
+    A backward pass on `meta` finds them for any kind of tower: the layers after that state, the
     last norm, a pooling head, a mask token.
     """
     config = model.config

@@ -53,7 +53,7 @@ class Generator:
 
     @property
     def context_length(self) -> int:
-        """Return the most tokens of a prompt and its answer together."""
+        """Return the maximum number of tokens of a prompt and its answer."""
         return int(self._model.config.text_config.max_position_embeddings)
 
     def answer(self, prompts: Sequence[Prompt], *, max_new_tokens: int) -> list[str]:
@@ -61,7 +61,7 @@ class Generator:
 
         Args:
             prompts: The prompts to answer.
-            max_new_tokens: The most tokens of an answer.
+            max_new_tokens: Maximum number of tokens of an answer.
 
         Returns:
             The answers, without surrounding white space and without the text that ends them.

@@ -43,7 +43,7 @@ from llavamed.processor.tiles import check_pinpoints
 from llavamed.processor.tower import UNUSED_WEIGHTS, check_feature_layer, tower_of
 from llavamed.storage.fetch import fetch_once
 
-disable_progress_bar()  # our log lines already tell of each load and save
+disable_progress_bar()  # our log lines already report each load and save
 
 Llava: TypeAlias = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
 

@@ -36,7 +36,7 @@ class RunningBatch:
     def __init__(self, model: Llava, pad_token: int) -> None:
         self._model, self._pad_token = model, pad_token
         self._rows: list[Continuation] = []
-        # Layers of full length for sliding windows too, whose mask leaves out what lies outside.
+        # Layers of full length for sliding windows too, whose mask leaves out what is outside.
         self._cache = DynamicCache()
         self._mask = torch.zeros(0, 0, dtype=torch.long, device=model.device)
 
@@ -87,7 +87,7 @@ class RunningBatch:
     def step(self) -> None:
         """Choose one more token of each answer. Answers that end with it leave the batch.
 
-        Where this fails, no answer of the batch can go on.
+        If this fails, no answer of the batch can go on.
         """
         last = [[row.token_ids[-1]] for row in self._rows]
         self._mask = pad(self._mask, (0, 1), value=1)
@@ -103,9 +103,9 @@ class RunningBatch:
 
     @torch.inference_mode()
     def remove(self, answers: Sequence[Continuation]) -> None:
-        """Take answers that nobody waits for out of the batch; those that ended are ignored.
+        """Remove abandoned answers from the batch; those that have ended are ignored.
 
-        Where this fails, no answer of the batch can go on.
+        If this fails, no answer of the batch can go on.
         """
         self._leave(frozenset(map(id, answers)))
 

@@ -1,6 +1,6 @@
 """Build the processor: tokenizer, image settings and chat template as one LlavaProcessor.
 
-It is built once, before any dataset is prepared, is stored beside the prepared datasets, and goes
+It is built once, before any dataset is prepared, is stored next to the prepared datasets, and goes
 unchanged into every export. So training, evaluation and serving see the same tokens and pixels.
 """
 
@@ -57,7 +57,7 @@ def build_processor(model: Model, texts: Iterator[str]) -> Processor:
 
     Raises:
         ConfigError: The tokenizer or the tower cannot be found, the template is unknown or says
-            something else of thinking parts, or the parts do not fit together.
+            something else about thinking parts, or the parts do not fit together.
     """
     if model.weights is not None:
         processor = _whole_processor(model)

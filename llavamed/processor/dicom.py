@@ -1,7 +1,7 @@
 """Read a picture of a DICOM file, as a viewer shows it. Needs `pip install 'llavamed[dicom]'`.
 
 The order is that of the standard: decode, rescale, window, invert. Only pixels leave this module:
-no tag, no overlay and no text of the file goes on.
+no tag, overlay or text of the file is passed on.
 """
 
 import io
@@ -74,7 +74,7 @@ def read_dicom(data: bytes, frame: int = 0) -> bytes:
 
 
 def check_deidentified(data: bytes) -> None:
-    """Refuse a file whose tags do not attest that it names nobody, nor its pixels.
+    """Refuse a file whose tags do not attest that it, including its pixels, is de-identified.
 
     Source: DICOM PS3.15, Annex E.
 

@@ -111,7 +111,7 @@ def encode(
         turns: The dialogue, with an image placeholder at the place of each image.
         template: The template that joins the turns to one text.
         tokenizer: A fast tokenizer with the image token.
-        num_image_tokens: Image tokens that stand for each image, in order, or one number for all.
+        num_image_tokens: Number of image tokens for each image, in order, or one number for all.
         max_length: The longest sample in tokens, or None. Text is cut off at the end to fit; images
             are never cut, because a sample must hold all images it is stored with.
 
@@ -146,7 +146,7 @@ def encode_prompt(
         turns: The dialogue, with an image placeholder at the place of each image.
         template: The template that joins the turns to one text.
         tokenizer: A fast tokenizer with the image token.
-        num_image_tokens: Image tokens that stand for each image, in order, or one number for all.
+        num_image_tokens: Number of image tokens for each image, in order, or one number for all.
 
     Raises:
         SampleError: The last turn is not a question, or the template cannot render these turns.

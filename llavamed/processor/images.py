@@ -30,7 +30,7 @@ FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 TRANSPARENCY = "a picture's transparency"
 """Parts of a file that are not read."""
-PAGES = "pages of a picture behind its first"
+PAGES = "pages of a picture after its first"
 """What of a file is not read."""
 
 MAX_IMAGE_PIXELS = 89_478_485

@@ -1,7 +1,7 @@
 """Turn slices of a NIfTI volume into pictures: axial, upright, chosen the same way every time.
 
-A header may hold text, which goes nowhere. Nothing in a NIfTI file attests that it names nobody, so
-that only files of a signed list are read.
+A header may hold text, which is dropped. Nothing in a NIfTI file attests that it is de-identified,
+so that only files of a signed list are read.
 """
 
 import gzip

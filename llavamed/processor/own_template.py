@@ -1,7 +1,7 @@
 """Render a tokenizer's own chat template, and find out which of its text is trained.
 
-A template is a program by somebody else, so nothing is assumed about it. A dialogue is rendered
-twice, the second time with a mark behind the words of each turn, which shows where they come out. A
+A template is a program by another author, so nothing is assumed about it. A dialogue is rendered
+twice, the second time with a mark after the words of each turn, which shows where they come out. A
 dialogue that the template refuses, or whose words or images it changes, raises `SampleError`.
 """
 
@@ -92,7 +92,7 @@ class OwnTemplate:
         """Render a dialogue in which each answer is trained through its end.
 
         An answer begins where the generation prompt ends, or where `{% generation %}` says. It ends
-        with the first special token behind its words, and with eos_token if that follows. Spaces at
+        with the first special token after its words, and with eos_token if that follows. Spaces at
         the end of a generation prompt belong to the answer, since a tokenizer joins them to its
         first word; with `prompt`, the text stops before them. A prompt has no thinking parts of
         earlier answers if the template leaves them out.
@@ -126,7 +126,7 @@ class OwnTemplate:
     def _prompted_answers(
         self, turns: Sequence[Turn], written: _Written
     ) -> Iterator[tuple[int, int]]:
-        """Yield the span of each trained answer, which begins behind its generation prompt."""
+        """Yield the span of each trained answer, which begins after its generation prompt."""
         for number, turn in enumerate(turns):
             if turn.role != "assistant" or not turn.trained:
                 continue
@@ -183,7 +183,7 @@ class OwnTemplate:
             yield start, stop
 
     def _prompt_length(self, turns: Sequence[Turn], written: _Written) -> int | None:
-        """Return the length of the prompt behind these turns, or None if the text differs."""
+        """Return the length of the prompt after these turns, or None if the text differs."""
         prompt = self._write(turns, prompt=True).rstrip(" ")
         return len(prompt) if written.text.startswith(prompt) else None
 
@@ -296,7 +296,7 @@ class OwnTemplate:
 
 
 def _mark_words(turns: Sequence[Turn], mark: str) -> tuple[list[Turn], list[tuple[int, str]]]:
-    """Put a numbered mark behind the words of each turn, and of each text between its images.
+    """Put a numbered mark after the words of each turn, and of each text between its images.
 
     Returns:
         The marked turns, and for each number the number of its turn and the words.

@@ -105,7 +105,7 @@ def _stated_range(image: Image.Image, data: bytes) -> Range | None:
                 high = 2**depth - 1
             low = _tag(image, "SMinSampleValue", "MinSampleValue") or 0
             return None if high is None else (low, high)
-        case "PPM":  # Pillow scales to 16 bits; a maximum of 65535 may stand for any range
+        case "PPM":  # Pillow scales to 16 bits; a maximum of 65535 may mean any range
             maximum = _PGM.match(data)
             return _FULL if maximum and 255 < int(maximum[1]) < 65535 else None
         case "JPEG2000":

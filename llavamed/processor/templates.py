@@ -30,7 +30,7 @@ TOKENIZER = "tokenizer"
 
 @dataclass(frozen=True)
 class Template:
-    """How a dialogue becomes one text. The model begins to write behind `assistant_open`."""
+    """How a dialogue becomes one text. The model begins to write after `assistant_open`."""
 
     name: str
     system: str = ""
@@ -119,7 +119,7 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType({each.name: each for each i
 
 
 def get_template(name: str) -> Template:
-    """Return a template; `tokenizer` stands for the chat template of the tokenizer.
+    """Return a template; `tokenizer` means the chat template of the tokenizer.
 
     Raises:
         ConfigError: There is no template of this name.

@@ -14,7 +14,7 @@ from llavamed.processor.turns import Turn
 
 OPENING = "<think>"
 PART = re.compile(r"<think>.*?</think>\n*", re.DOTALL)
-"""A thinking part and the line breaks behind it."""
+"""A thinking part and the line breaks after it."""
 _SAYS = re.compile(r"\{#- thinking: (mask|leave_out) -#\}")
 _EMPTY = ("<think>\n\n</think>\n\n", "<think>\n\n</think>\n", "<think>\n")
 """What templates write where an answer has no thinking part, and where a prompt begins one."""
@@ -29,7 +29,7 @@ def with_thinking(source: str, thinking: Thinking) -> str:
             stay in the text; `leave_out` for a text and prompts without them.
 
     Raises:
-        ConfigError: It says something else already, as the template of an export may.
+        ConfigError: It already says something else, as the template of an export may.
     """
     said = thinking_of(source)
     if said == thinking:

@@ -1,7 +1,7 @@
 """Mark the characters of a text as trained or not, and let its tokens inherit the marks.
 
 All knowledge about tokenizers that `encode` needs is here: where they split a text, what they do
-with spaces there, and which token stands for an image.
+with spaces there, and which token represents an image.
 """
 
 import json
@@ -195,7 +195,7 @@ def special_token_pattern(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def image_token_id(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Return the id of the token that stands for a part of an image.
+    """Return the id of the token that represents a part of an image.
 
     Raises:
         ConfigError: The tokenizer has no image token.

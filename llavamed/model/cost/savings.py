@@ -10,7 +10,7 @@ from llavamed.errors import ConfigError
 from llavamed.model.cost.memory import Memory
 
 NUM_SAVINGS = 3
-"""The most settings that are named."""
+"""Maximum number of settings that are named."""
 
 
 @dataclass(frozen=True)

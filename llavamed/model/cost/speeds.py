@@ -1,4 +1,4 @@
-"""How fast GPUs train by setting: what benchmarks have measured, and arithmetic for the rest."""
+"""The speed of GPUs by setting: measured by benchmarks, and calculated for the rest."""
 
 from functools import cache
 from pathlib import Path
@@ -50,7 +50,7 @@ class Speeds(Section):
     measured: tuple[MeasuredSpeed, ...]
     """What benchmarks have measured."""
     assumed: AssumedSpeed
-    """What stands for the rest."""
+    """The assumption for the rest."""
 
     def mfu(
         self,

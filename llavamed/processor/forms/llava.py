@@ -1,7 +1,7 @@
 """Read LLaVAs that the original trainer saved, such as LLaVA-1.5 and LLaVA-Med v1.5.
 
 Such a folder is a language model with a projector among its weights. Its image encoder is named in
-its config, or lies among its weights too if it was trained. Its tokenizer has no image token.
+its config, or is among its weights too if it was trained. Its tokenizer has no image token.
 """
 
 import json

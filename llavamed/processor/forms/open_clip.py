@@ -79,7 +79,7 @@ _OF_CLIP: Rules = {
     r"visual\.transformer\.resblocks\.(\d+)\.mlp\.c_proj\.(.+)": r"encoder.layers.\1.mlp.fc2.\2",
 }
 _UNUSED = r"(?!visual\.).*|visual\.(proj|((trunk\.)?(head|attn_pool)|trunk\.fc_norm)\..+)"
-"""The text encoder, and what comes behind the hidden states."""
+"""The text encoder, and what comes after the hidden states."""
 
 
 def tower_form(source: str, settings: dict[str, Any]) -> Form:

@@ -1,4 +1,4 @@
-"""Recognise LLaVAs in the form of xtuner, which are a language model with folders beside it."""
+"""Recognise LLaVAs in the form of xtuner, which are a language model with further folders."""
 
 from llavamed.errors import ConfigError
 from llavamed.processor.forms.form import read_json
@@ -13,7 +13,7 @@ def refuse_xtuner(source: str) -> None:
     projector = read_json(source, "projector/config.json") or {}
     if projector.get("model_type") == "projector":
         raise ConfigError(
-            f"{source}: is a LLaVA in the form of xtuner, with a folder `projector` beside its "
+            f"{source}: is a LLaVA in the form of xtuner, with a folder `projector` next to its "
             "language model; convert it with xtuner's convert_xtuner_weights_to_hf.py, and name "
             "the folder of the result"
         )
