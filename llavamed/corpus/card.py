@@ -1,4 +1,4 @@
-"""What a corpus says of itself: a data card, Croissant metadata, and whom to thank.
+"""Describe a corpus: a data card, Croissant metadata, and attribution.
 
 The card has the fields of Hugging Face's dataset cards. All numbers are counted from the tables;
 nothing in it is written by hand but the name.
@@ -32,7 +32,7 @@ _CHANGES = "pictures resized; captions and text about them rewritten as dialogue
 
 @dataclass
 class Counts:
-    """What the figures of a corpus count."""
+    """Counts of the figures of a corpus."""
 
     kept: int = 0
     articles: int = 0

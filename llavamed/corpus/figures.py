@@ -76,7 +76,7 @@ class FigureRow:
     mentions_by_range: tuple[str, ...]
     """Paragraphs that name it only within a range, such as "Figures 4-6" for figure 5."""
     pictures: tuple[FigureImage, ...]
-    """In order."""
+    """Its pictures, in order."""
     third_party: str
     """Whether it names another owner: `yes`, `unclear` or `no`."""
     third_party_quote: str

@@ -215,7 +215,7 @@ class QuestionJob:
         return manifest
 
     def _copy_picture(self, figure: FigureRow) -> str:
-        """Copy the picture of a figure beside the questions, and return its name there."""
+        """Copy the picture of a figure next to the questions, and return its name there."""
         source = self._corpus / figure.pictures[0].path
         name = f"{figure.id}.{figure.pictures[0].format or 'png'}"
         (self.folder / IMAGES / name).write_bytes(source.read_bytes())

@@ -142,7 +142,7 @@ class Overlap(Facts):
 
 
 class AnswersManifest(Manifest):
-    """What the rows of `answers.parquet` depend on. Written after them."""
+    """Everything that the rows of `answers.parquet` depend on. It is written after them."""
 
     VERSION: ClassVar[int] = 1
     FILE: ClassVar[str] = "answers.json"
@@ -162,7 +162,7 @@ class AnswersManifest(Manifest):
     questions: str
     """Name and version of the benchmark, or name of the dataset."""
     prompt: str
-    """What the benchmark appends to each question, or empty."""
+    """Text that the benchmark appends to each question; may be empty."""
     split: str
     """Split of the questions, or empty."""
     questions_fingerprint: str

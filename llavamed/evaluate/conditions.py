@@ -81,7 +81,7 @@ def _shuffled(questions: Sequence[Question], others: Sequence[Question]) -> list
     pool = [*questions, *others]
     shown = []
     for place, question in enumerate(questions):
-        # Begin behind the question, so that neighbours do not all get the same picture.
+        # Begin after the question, so that neighbours do not all get the same picture.
         around = [*pool[place + 1 :], *pool[:place]]
         strangers = [
             other
@@ -120,7 +120,7 @@ CONDITIONS: Mapping[str, Condition] = {
 
 
 class Majority:
-    """The most frequent reference of each kind of question, the answer of a model that is blind.
+    """The most frequent reference for each kind of question, which a blind model would answer.
 
     Kinds are the answer type, and whether there are lettered options.
     """

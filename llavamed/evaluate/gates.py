@@ -25,7 +25,7 @@ class RuleResult:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What a model is checked by.
+    """The facts by which a model is checked.
 
     Attributes:
         scores: Scores of its evaluation.

@@ -1,4 +1,4 @@
-"""A language model judges answers to questions about figures, beside reference answers.
+"""A language model judges answers to questions about figures against reference answers.
 
 The judge sees caption, mentions, question and both answers, but not which model gave which. It
 reads every pair in both orders, because judges tend to prefer one position. An item counts when

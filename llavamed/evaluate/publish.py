@@ -34,7 +34,7 @@ def publish_scores(
     scores_fingerprint: str | None = None,
     before_writing: Callable[[], None] = lambda: None,
 ) -> ScoresManifest:
-    """Score the answers in a folder; write the report beside them, and the scores last.
+    """Score the answers in a folder; write the report next to them, and the scores last.
 
     Args:
         folder: Folder with `answers.parquet` and `answers.json`.

@@ -1,4 +1,4 @@
-"""Scores from LLaVA-Med's paper, shown beside ours with caveats.
+"""Scores from LLaVA-Med's paper, shown next to ours with caveats.
 
 Source: Li et al., "LLaVA-Med" (2023), the table of visual question answering; facts, not text.
 """

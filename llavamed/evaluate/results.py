@@ -11,7 +11,7 @@ from llavamed.storage.manifest import find
 from llavamed.storage.run_progress import RunSummary
 
 EVALUATION = "evaluation"
-"""Name of the folder with the answers of a stage, beside its export."""
+"""Name of the folder with the answers of a stage, next to its export."""
 
 
 def read_results(uri: str) -> list[Item]:

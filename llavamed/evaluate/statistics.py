@@ -104,7 +104,7 @@ def _bootstrap(
         quantile = stdtrit(num_clusters - 1, (1 - CONFIDENCE) / 2)
         tail = float(ndtr(quantile * np.sqrt(num_clusters / (num_clusters - 1))))
         low, high = np.quantile(_resampled_means(values, clusters, seed), [tail, 1 - tail], axis=0)
-    # Rounding alone may put the bounds of equal values beside them.
+    # Rounding alone may put the bounds of equal values next to them.
     return [
         Estimate(float(mean), float(min(mean, below)), float(max(mean, above)))
         for mean, below, above in zip(means, low, high, strict=True)

@@ -1,4 +1,4 @@
-"""What answers behind the service: the model of this process, or an engine such as vLLM.
+"""The backends of the service: the model of this process, or an engine such as vLLM.
 
 Both say the same: what is new of each answer, and how many tokens it took. So the rest of the
 service (tokens, limits, errors, metrics, page) does not know which of them it talks to.
@@ -29,7 +29,7 @@ _SEED_RANGE = 2**63
 
 @dataclass(frozen=True)
 class Update:
-    """What is new of the answers to one request."""
+    """The new parts of the answers to one request."""
 
     choices: Sequence[Choice]
     usage: TokenCounts

@@ -23,7 +23,7 @@ _SETTLED_SECONDS = 2.0
 
 
 class Replicas(Section):
-    """What Ray Serve runs: an export or an engine, by how many replicas with what resources."""
+    """Settings of the Ray Serve application: an export or an engine, and its replicas."""
 
     export: str | None = None
     """Folder of the export, at a URI that every node reaches, or `models:/NAME@ALIAS`, for which
@@ -31,7 +31,8 @@ class Replicas(Section):
     min_replicas: Count = 1
     """Fewest replicas."""
     max_replicas: Count = 1
-    """Most replicas. Ray Serve adds them while more requests run than a batch holds."""
+    """Maximum number of replicas. Ray Serve adds some while more requests run than fit into a
+    batch."""
     num_cpus: float = Field(1, ge=0)
     """Processors of a replica."""
     num_gpus: float = Field(0, ge=0)
@@ -77,14 +78,14 @@ class _Replica:
 
 
 Replica: Any = serve.deployment(name="llavamed")(serve.ingress()(_Replica))
-"""What Ray Serve makes replicas of."""
+"""The deployment of which Ray Serve makes replicas."""
 
 
 def app(args: dict[str, Any]) -> serve.Application:
     """Return the application for Ray Serve. Its arguments are the fields of `Replicas`.
 
     All replicas get the export that an alias stands for now. Deployed again after the alias has
-    moved, the application has another export, which Ray Serve loads beside the old one.
+    moved, the application has another export, which Ray Serve loads next to the old one.
     """
     replicas = Replicas.model_validate(args)
     if replicas.export is not None:

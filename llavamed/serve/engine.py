@@ -25,7 +25,7 @@ class PartialAnswer:
     num_tokens: int
     finish_reason: str | None
     logprobs: tuple[TokenLogprobs, ...]
-    """Of all tokens so far."""
+    """Number of all tokens so far."""
 
 
 @dataclass(eq=False)
@@ -207,7 +207,7 @@ class BatchEngine:
             self._publish(self._running)
 
     def _fail_running(self, error: Exception) -> None:
-        """Let all running requests fail: their batch is half done, so nobody can go on with it."""
+        """Let all running requests fail: their batch is half done and cannot be continued."""
         failed, self._running = self._running, []
         self._batch = self._generator.running_batch()
         self._fail(failed, error)

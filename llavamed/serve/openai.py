@@ -1,7 +1,7 @@
 """OpenAI's chat completions: what a request may say, and the form of answers and errors.
 
 Fields that clients send unasked are accepted at their defaults. What would change an answer and is
-not supported is refused, and fields that nobody knows are ignored.
+not supported is refused, and unknown fields are ignored.
 """
 
 import json
@@ -83,7 +83,7 @@ class ChatMessage(_Model):
 
 
 class StreamOptions(_Model):
-    """What a stream ends with."""
+    """The last chunk of a stream."""
 
     include_usage: bool = False
 
@@ -216,7 +216,7 @@ class Choice:
     text: str
     finish_reason: str | None
     logprobs: Sequence[dict[str, Any]] | None = None
-    """What `token_logprob` makes of each token, or None where nobody asked."""
+    """The `token_logprob` entry of each token, or None if not requested."""
 
     def _logprobs(self) -> dict[str, Any] | None:
         return None if self.logprobs is None else {"content": list(self.logprobs), "refusal": None}
@@ -261,7 +261,7 @@ def token_logprob(
 
 @dataclass(frozen=True)
 class ResponseHead:
-    """What all parts of the answer to one request have in common."""
+    """Fields that all parts of the answer to one request share."""
 
     id: str
     model: str

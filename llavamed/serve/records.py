@@ -1,4 +1,4 @@
-"""What is remembered of requests: numbers for Prometheus, and lines of the audit log."""
+"""Records of requests: metrics for Prometheus, and lines of the audit log."""
 
 import json
 import logging
@@ -78,7 +78,7 @@ class Metrics:
 
 @dataclass
 class RequestRecord:
-    """What is known of one request, until it has ended."""
+    """The facts about one request, until it has ended."""
 
     request_id: str
     began: float = field(default_factory=time.monotonic)

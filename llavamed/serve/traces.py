@@ -1,4 +1,4 @@
-"""Send a trace of each request to MLflow, behind the request and in its order."""
+"""Send a trace of each request to MLflow, after the request and in order."""
 
 import logging
 import time

@@ -1,4 +1,4 @@
-"""What dialogues take before their figures are known."""
+"""Estimate what dialogues take before their figures are known."""
 
 from llavamed.config.corpus import Dialogues
 from llavamed.config.endpoint import Endpoint

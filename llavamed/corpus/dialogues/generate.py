@@ -61,7 +61,7 @@ class Places:
 
 @dataclass(frozen=True)
 class Writer:
-    """All that a request or a verdict depends on beside the figure."""
+    """Everything besides the figure that a request or a verdict depends on."""
 
     settings: Dialogues
     prompt: DialoguePrompt
@@ -95,7 +95,7 @@ class Writer:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is still to be paid, before the first request."""
+    """Work and cost that remain, before the first request."""
 
     num_figures: int
     num_answered: int

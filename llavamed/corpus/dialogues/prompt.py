@@ -1,4 +1,4 @@
-"""What a language model is asked: our instructions, examples of the modality, and the notes.
+"""The prompt of a language model: instructions, examples of the modality, and the notes.
 
 The texts are data, `prompt.yaml` in the package or a file of one's own in the same form. Whatever
 a request depends on is in its key, so a changed text is asked again and an unchanged one never is.
@@ -14,7 +14,7 @@ from llavamed.llm.request import Image, Message, Request, strict
 from llavamed.storage.fingerprint import fingerprint
 
 MAX_NOTES_CHARACTERS = 8000
-"""The most characters of mentions that are shown; whole paragraphs beyond that are left out."""
+"""Maximum number of characters of mentions to show; paragraphs beyond that are left out."""
 
 Speaker = Literal["user", "assistant"]
 

@@ -94,7 +94,7 @@ class DialoguesManifest(Manifest):
 
 @dataclass
 class Tally:
-    """What many rows count, without keeping them."""
+    """Counts over many rows, which are not kept."""
 
     counts: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)

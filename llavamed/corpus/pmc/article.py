@@ -34,7 +34,7 @@ _SAME_LICENCE = {"public domain": "CC0"}
 
 @dataclass(frozen=True)
 class ArticleRow:
-    """What became of an article: a row of `articles.parquet`."""
+    """The outcome of an article: a row of `articles.parquet`."""
 
     pmcid: str
     version: int

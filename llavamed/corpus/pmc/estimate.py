@@ -1,4 +1,4 @@
-"""What a harvest takes before it is begun: articles, figures, requests, bytes and hours.
+"""Estimate what a harvest takes: articles, figures, requests, bytes and hours.
 
 The shares and sizes are measurements of others of the bucket as a whole; a corpus of one topic or
 journal may be far from them.

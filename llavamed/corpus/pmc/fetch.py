@@ -48,7 +48,7 @@ class Fetcher:
             raise SampleError("md5_mismatch", str(error)) from error
         except StorageError as error:
             if isinstance(error.__cause__, PermissionError):
-                # S3 says so, too, of an object that is missing where nobody may list.
+                # S3 also says so for a missing object where listing is not allowed.
                 raise SampleError("forbidden_object", f"{place}: access is denied") from error
             raise SampleError(UNAVAILABLE, str(error)) from error
 

@@ -87,7 +87,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Article:
-    """What is known of an article from its XML."""
+    """The facts about an article from its XML."""
 
     pmcid: str | None
     licence: str | None

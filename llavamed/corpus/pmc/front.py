@@ -1,4 +1,4 @@
-"""What an article says of itself before its text: journal, date, kind."""
+"""Read the front matter of an article: journal, date, kind."""
 
 import re
 from dataclasses import dataclass

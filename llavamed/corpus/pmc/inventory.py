@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inventory:
-    """What a bucket had at one time: a table of `CANDIDATES_SCHEMA`, ordered by article."""
+    """The content of a bucket at one time: a table of `CANDIDATES_SCHEMA`, ordered by article."""
 
     name: str
     """Date of the inventory, or `listing`."""

@@ -70,10 +70,10 @@ def _licence_of(meta: Element) -> tuple[str | None, str | None]:
 
 def _permitted(meta: Element) -> tuple[str | None, str | None]:
     """Read the permissions of an article."""
-    # Before its version 2.2, the schema has the licence beside the permissions, or without any.
+    # Before its version 2.2, the schema has the licence next to the permissions, or without any.
     blocks = [*children(meta, "permissions"), meta]
     for block in blocks:
-        # Some publishers place the reference beside the licence.
+        # Some publishers place the reference next to the licence.
         loose = [each for each in block if local(each) == "license_ref"]
         for each in [*children(block, "license"), *loose]:
             code, address = _referred(each) if each in loose else stated_licence(each)

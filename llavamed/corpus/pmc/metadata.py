@@ -36,7 +36,7 @@ class BucketFile:
 
 @dataclass(frozen=True)
 class Metadata:
-    """What the bucket says of one version of an article."""
+    """The bucket's metadata of one version of an article."""
 
     pmcid: str
     version: int

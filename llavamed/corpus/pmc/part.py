@@ -30,7 +30,7 @@ JOURNAL = "done"
 
 
 class PartReport(Manifest):
-    """What became of the articles of a part, and what it took."""
+    """The outcome of the articles of a part, and the effort."""
 
     VERSION: ClassVar[int] = 1
     FILE: ClassVar[str] = "harvest.json"

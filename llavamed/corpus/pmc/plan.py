@@ -1,4 +1,4 @@
-"""What a harvest takes: rounds of articles in a fixed order, cut into parts.
+"""Plan a harvest: rounds of articles in a fixed order, cut into parts.
 
 The first round is what an inventory lists; each update adds a round of the articles that are new or
 have changed. The order is written down before anything is fetched, so that a harvest goes on where
@@ -53,7 +53,7 @@ class HarvestRound(Facts):
 
 
 class HarvestPlan(Manifest):
-    """What a harvest takes, in which order."""
+    """The articles of a harvest, in order."""
 
     VERSION: ClassVar[int] = 1
     FILE: ClassVar[str] = "plan.json"

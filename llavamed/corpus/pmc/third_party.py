@@ -93,7 +93,7 @@ _OWN = re.compile(
 )
 """Words by which a source is the article itself."""
 _OTHER_WORKS = frozenset({"fig", "supplementary-material"})
-"""What may stand inside a figure and has rights of its own."""
+"""Elements inside a figure that may have rights of their own."""
 _SENTENCE_END = re.compile(
     r"(?<!\b[A-Z])(?<!\b[DM]r)(?<!\bDrs)(?<!\bProf)(?<!\bet al)[.!?](?=\s+[A-Z(][a-z]{2}|\s*$)"
 )
@@ -117,7 +117,7 @@ def third_party(
     Read are the caption, the permissions and the attributions of the figure and of what it belongs
     to, those of their pictures, and the figure's footnotes. "yes" means a permission or a
     copyright, "unclear" a credit, an adaptation or a courtesy. A copyright of the authors and a
-    credit to one of them name nobody else.
+    credit to one of them name no third party.
 
     Args:
         nodes: The figure, and the elements around it whose rights are its own.

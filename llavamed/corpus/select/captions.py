@@ -1,4 +1,4 @@
-"""What a caption says of its picture: panels, modality, and whether it shows a person.
+"""Read what a caption says about its picture: panels, modality, and whether it shows a person.
 
 The rules are words, in `lexicon.yaml`, and marks of panels: "(A)", "(B, C)", "a Text b Text",
 "left panel". They need no model, and decide alone where none is configured.
@@ -113,7 +113,7 @@ class Lexicon(BaseModel):
 
 @dataclass(frozen=True)
 class Modality:
-    """What a caption says a picture is: one kind, or none and the reason for it."""
+    """The kind of picture according to its caption, or none and the reason."""
 
     name: str | None
     score: float

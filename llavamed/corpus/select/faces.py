@@ -7,8 +7,9 @@ from llavamed.errors import ConfigError
 from llavamed.processor.images import Pixels
 
 _MIN_SCORE = 0.3
-"""Of the detector. It finds 89 of 100 faces of Labeled Faces in the Wild, enlarged from 25 pixels,
-and none in 100 other crops and 60 radiology images of VQA-RAD, where the highest score is 0.14."""
+"""Minimum score of the detector. It finds 89 of 100 faces of Labeled Faces in the Wild, enlarged
+from 25 pixels, and none in 100 other crops and 60 radiology images of VQA-RAD, where the highest
+score is 0.14."""
 _DOUBLINGS = 1
 """Times that a picture is doubled before: faces of 40 pixels and more are found."""
 

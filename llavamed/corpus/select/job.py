@@ -27,7 +27,7 @@ SELECT = "select"
 
 @dataclass(frozen=True)
 class Selection:
-    """What became of the figures of a corpus."""
+    """The outcome of the figures of a corpus."""
 
     num_figures: int
     num_kept: int

@@ -1,4 +1,4 @@
-"""BiomedCLIP and its kind, as open_clip saves them: a ViT of timm and a BERT beside each other.
+"""BiomedCLIP and its kind, as open_clip saves them: a ViT of timm and a BERT next to it.
 
 Neither open_clip nor timm is needed: both encoders are models of transformers, under other names.
 Source: open_clip 3.3, `TimmModel`, `HFTextEncoder` and `CustomTextCLIP`.
@@ -28,7 +28,7 @@ _NO_WEIGHT = "embeddings.position_ids"
 
 @dataclass(frozen=True)
 class Compared:
-    """What the model says of pictures and texts."""
+    """The model's scores of pictures and texts."""
 
     logits_per_image: torch.Tensor
     """Tensor of shape [pictures, texts]."""

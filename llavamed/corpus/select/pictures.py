@@ -1,4 +1,4 @@
-"""What the pixels of a figure say: panels between gutters, and which pictures are alike."""
+"""Analyse the pixels of a figure: panels between gutters, and which pictures are alike."""
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +12,8 @@ Box = tuple[int, int, int, int]
 _MIN_GUTTER = 2
 """Pixels; narrower white lines are parts of a picture."""
 _WHITE, _BLACK, _EVEN = 245, 10, 6
-"""Least mean of a row or column of a white gutter, largest of a black one, and the largest standard
-deviation of both."""
+"""Minimum mean of a row or column of a white gutter, maximum of a black one, and the largest
+standard deviation of both."""
 _BORDER = 0.12
 """Part of a side at each end in which white is a margin and splits nothing. With these numbers
 none of 60 radiology images of VQA-RAD is split, and all of 60 compounds of them are whose gutters

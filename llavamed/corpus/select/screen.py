@@ -43,7 +43,7 @@ _NUM_THREADS = 8
 
 @dataclass(frozen=True)
 class Screen:
-    """What judges figures. Models are loaded when the first picture needs them."""
+    """The judges of figures. Models are loaded when the first picture needs them."""
 
     corpus: Location
     settings: Select

@@ -1,4 +1,4 @@
-"""A zero-shot model beside the words: which description fits a picture best.
+"""A zero-shot model in addition to the words: which description fits a picture best.
 
 Any model of transformers that compares pictures with texts will do (CLIP, SigLIP), and BiomedCLIP
 as open_clip saves it. No weights are shipped: `corpus.select.classifier.weights` names a folder or

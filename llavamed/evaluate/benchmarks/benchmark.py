@@ -1,4 +1,4 @@
-"""What a benchmark is: data in its published form, a prompt, and the scorer whose rules it uses."""
+"""Benchmarks: data in its published format, a prompt, and the scorer whose rules it uses."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -188,6 +188,6 @@ def _placed(id: str, text: str, images: tuple[str, ...]) -> str:
     if missing < 0:
         raise SampleError(
             "placeholder_mismatch",
-            f"{text.count(IMAGE_PLACEHOLDER)} pictures in the text, {len(images)} beside it",
+            f"{text.count(IMAGE_PLACEHOLDER)} pictures in the text, {len(images)} next to it",
         )
     return f"{IMAGE_PLACEHOLDER}\n" * missing + text

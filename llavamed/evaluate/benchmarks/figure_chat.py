@@ -2,7 +2,7 @@
 
 A JSON line is `{"id", "image", "question", "reference", "type", "domain", ...}` as `llavamed corpus
 questions` writes it, or has the published names `question_id`, `text` and `gpt4_answer`. The scores
-of rules say little of such answers; `llavamed evaluate judge` reads them beside the references.
+of rules say little of such answers; `llavamed evaluate judge` compares them with the references.
 """
 
 from collections.abc import Iterator

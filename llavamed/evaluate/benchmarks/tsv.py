@@ -63,7 +63,7 @@ class TsvFiles:
         return row, row["images"]
 
     def load_image(self, reference: str) -> bytes:
-        """Read a picture by its place, or by its name beside the table.
+        """Read a picture by its place, or by its name next to the table.
 
         Raises:
             SampleError: `missing_image`, `unsafe_path` or `corrupt_image`.
@@ -138,4 +138,4 @@ def _cells(record: bytes) -> list[tuple[int, bytes]]:
         at = cell.end()
         if cell[3] != b"\t":
             return found
-    return [*found, (at, record[at:])]  # a cell goes on behind its quotation mark
+    return [*found, (at, record[at:])]  # a cell goes on after its quotation mark

@@ -58,7 +58,7 @@ def is_closed_correct(prediction: str, reference: str) -> bool:
     effusion" is a yes, "There is no abnormality" a no, and a sentence with neither is wrong.
 
     Against any other reference ("left", "axial", "T2-weighted"), its tokens must occur side by
-    side and in order. An occurrence right behind a negation ("not left", "without contrast")
+    side and in order. An occurrence right after a negation ("not left", "without contrast")
     says the opposite and does not count. Only that one token before is read: a wider window
     would need a grammar and would reject "No, it is on the left". The price is that a bare
     "No, left" does not count for "left", and that "left or right" counts for both.

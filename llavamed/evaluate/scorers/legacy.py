@@ -70,7 +70,7 @@ def normalize(text: str) -> str:
 
 
 def strip_punctuation(text: str) -> str:
-    """Delete punctuation beside a space, and put a space in the place of any other.
+    """Delete punctuation next to a space, and put a space in the place of any other.
 
     Source: the official evaluation of VQA (Agrawal et al., 2015), from which it was copied into
     many kits together with its faults.

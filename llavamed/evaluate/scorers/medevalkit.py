@@ -19,7 +19,7 @@ _MARKS = (
     *("**answer**:", "**answer**", "*answer*:", "**answer:**"),
     *("answer is", "answer:", "答案:", "final answer", "final answer is"),
 )
-"""An answer begins behind the last of each, in this order."""
+"""An answer begins after the last of each, in this order."""
 
 
 def score(item: Item) -> float:
@@ -51,7 +51,7 @@ def _option(said: str, options: Mapping[str, str]) -> str:
 
 
 def _unpack(said: str) -> str:
-    """Return what stands in a box or tags, behind the last mark of an answer."""
+    """Return the content of a box or tags, after the last mark of an answer."""
     if "boxed" in said:
         said = _boxed(said)
     elif "<answer>" in said:

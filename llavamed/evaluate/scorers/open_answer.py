@@ -39,7 +39,7 @@ _PREPOSITION = re.compile(r"\b(?:of|in|on|at|within|along|from|to|near)\b", re.I
 _NUMBER = re.compile(r"(minus)?(\d+(?:\.\d+)?)")
 _TOLERANCE = 0.05
 _SHORT = 3
-"""Most words of an alternative in a list without "or"."""
+"""Maximum number of words of an alternative in a list without "or"."""
 _MANY = 3
 """An answer with this many alternatives more than the reference has parts is a list."""
 

@@ -21,7 +21,7 @@ YES = frozenset(
 """Words that say yes by themselves. `positive` and `present` count at the end of a sentence too."""
 
 EMPHASIS = frozenset(_split("indeed absolutely certainly definitely sure"))
-"""Words of `YES` that only stress a no behind them."""
+"""Words of `YES` that only stress a no after them."""
 
 NO = frozenset(
     _split(

@@ -57,7 +57,7 @@ _LABELLED = re.compile(
 """One of several labelled answers: "effusion: no; mass: yes", "mass present, effusion absent"."""
 _POSITIVE = frozenset({"yes", "present", "positive"})
 _SIGN = re.compile(r"(?:[(\[]|\w\s*:)\s*([+-])\s*[)\]]?\W*\Z")
-"""A sign behind what was asked: "mass (-)"."""
+"""A sign after what was asked: "mass (-)"."""
 _STRESSED = re.compile(
     r"\A\W*(?:definitely|certainly|clearly|obviously|absolutely|indeed|exactly|of\s+course|right)"
     r"\s*(?P<mark>[.,;!])\s*(?P<rest>\w.*)\Z",

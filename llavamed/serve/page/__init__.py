@@ -1,4 +1,5 @@
-"""The chat page: static files of this package, which ask nobody but the service they come from."""
+"""The chat page: static files of this package, which send requests only to the service they come
+from."""
 
 from importlib.resources import files
 
