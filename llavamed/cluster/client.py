@@ -15,9 +15,11 @@ from typing import Any
 from urllib.parse import urlencode
 
 import urllib3
+import yaml
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
+from kubernetes.config.kube_config import KUBE_CONFIG_DEFAULT_LOCATION, KubeConfigMerger
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
 
 from llavamed.cluster.explain import Call, explain
@@ -30,6 +32,9 @@ TIMEOUT_SECONDS = (5.0, 30.0)
 """Time limits for the server to accept a connection, and to answer."""
 SUBMISSION = "llavamed.io/submission"
 """Annotation with a random mark, by which a call of `create` recognizes its own object."""
+_POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_BROKEN_FILE = (ConfigException, OSError, TypeError, ValueError, yaml.YAMLError)
+"""What the client raises about a kubeconfig that has another form than it expects."""
 _MAY_PASS = {429, 500, 502, 503, 504}
 
 logger = logging.getLogger(__name__)
@@ -48,25 +53,17 @@ class Cluster:
         Raises:
             ConfigError: There is no kubeconfig, or it has no such context.
         """
-        self._file = os.environ.get("KUBECONFIG")  # the client looks only when it is imported
         settings = client.Configuration()
         settings.retries = False  # urllib3 would retry silently
         try:
-            if is_in_pod():
-                config.load_incluster_config(client_configuration=settings)
-            else:
-                config.load_kube_config(self._file, context=context, client_configuration=settings)
-        except (ConfigException, OSError) as error:
+            own = _sign_in(settings, context)
+        except _BROKEN_FILE as error:
+            reason = " ".join(str(error).split())
             raise ConfigError(
-                f"context={context or 'current'}: the kubeconfig cannot be used ({error}); set "
+                f"context={context or 'current'}: the kubeconfig cannot be used ({reason}); set "
                 "KUBECONFIG, or name a context with --context"
             ) from error
         self._api = client.ApiClient(configuration=settings)
-        own = None
-        if not is_in_pod():
-            contexts, current = config.list_kube_config_contexts(self._file)
-            named = [each for each in contexts if each["name"] == context]
-            own = (named[0] if named else current)["context"].get("namespace")
         self.namespace = namespace or own or "default"
 
     def version(self) -> str:
@@ -256,9 +253,22 @@ class Cluster:
             return None
 
 
+def _sign_in(settings: client.Configuration, context: str | None) -> str | None:
+    """Fill in server and credentials, and return the namespace that comes with them, if any."""
+    file = os.environ.get("KUBECONFIG") or None  # the client looks only when it is imported
+    if is_in_pod():
+        config.load_incluster_config(client_configuration=settings)
+        return _POD_NAMESPACE.read_text(encoding="utf-8").strip()
+    config.load_kube_config(file, context=context, client_configuration=settings)
+    merged = KubeConfigMerger(file or KUBE_CONFIG_DEFAULT_LOCATION).config
+    chosen = merged["contexts"].get_with_name(context or merged["current-context"])
+    namespace: str | None = chosen["context"].value.get("namespace")
+    return namespace
+
+
 def is_in_pod() -> bool:
     """Return whether this is a pod without a kubeconfig, which has a service account instead."""
-    has_file = "KUBECONFIG" in os.environ or Path("~/.kube/config").expanduser().exists()
+    has_file = bool(os.environ.get("KUBECONFIG")) or Path("~/.kube/config").expanduser().exists()
     return "KUBERNETES_SERVICE_HOST" in os.environ and not has_file
 
 

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from kubernetes.config import incluster_config
 
 from llavamed.cli.main import main
+from llavamed.cluster import client
+from llavamed.cluster.client import Cluster
 from tests.conftest import CONFIGS
 
 K8S = Path(__file__).parents[2] / "k8s"
@@ -78,3 +81,57 @@ def test_without_a_kubeconfig_it_says_so(tool: Tool, words: tuple[str, ...]) -> 
     assert code == 2
     assert "context=current: the kubeconfig cannot be used" in err
     assert "set KUBECONFIG, or name a context with --context" in err
+
+
+KUBECONFIG = """
+clusters: [{name: c, cluster: {server: "https://127.0.0.1:1"}}]
+users: [{name: u, user: {token: x}}]
+contexts:
+  - {name: one, context: {cluster: c, user: u, namespace: research}}
+  - {name: two, context: {cluster: c, user: u}}
+"""
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{ a: [", "only words", "- a\n- b\n", "contexts: 5\n", KUBECONFIG, "\0"]
+)
+def test_a_kubeconfig_of_another_form_is_no_stack_trace(
+    text: str, tool: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "config"
+    file.write_text(text)
+    monkeypatch.setenv("KUBECONFIG", str(file))
+    code, _, err = tool("list")
+    assert code == 2
+    assert "context=current: the kubeconfig cannot be used" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_the_namespace_is_that_of_the_context_also_where_none_is_current(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "config"
+    file.write_text(KUBECONFIG)
+    for place in (str(file), f"{tmp_path}/none:{file}"):
+        monkeypatch.setenv("KUBECONFIG", place)
+        assert Cluster(context="one").namespace == "research"
+        assert Cluster(context="two").namespace == "default"
+        assert Cluster("other", "one").namespace == "other"
+    file.write_text(f"{KUBECONFIG}\ncurrent-context: one\n")
+    assert Cluster().namespace == "research"
+
+
+def test_in_a_pod_the_namespace_is_the_pods(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in {"token": "x", "ca.crt": "x", "namespace": "research\n"}.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
+    monkeypatch.setattr(client, "_POD_NAMESPACE", tmp_path / "namespace")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "1")
+    monkeypatch.setenv("KUBECONFIG", "")  # as good as none, as it is to kubectl
+    assert Cluster().namespace == "research"
+    assert Cluster("other").namespace == "other"
