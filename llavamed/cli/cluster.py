@@ -101,6 +101,7 @@ def _say(text: str) -> None:
 def _read_template(path: Path) -> "Object":
     import yaml
 
+    from llavamed.cluster.shape import ray_objects
     from llavamed.errors import ConfigError
 
     try:
@@ -114,7 +115,12 @@ def _read_template(path: Path) -> "Object":
             f"template={path}: holds {len(found)} RayJobs and RayClusters and must hold one; give "
             "k8s/rayjob.yaml, or a file with one of them"
         )
-    return found[0]
+    try:
+        # Its name is not used, so it may have none.
+        (checked,) = ray_objects([{"metadata": {"name": "template"}} | found[0]])
+    except ValueError as error:
+        raise ConfigError(f"template={path}: cannot be used ({error}); correct it") from error
+    return checked
 
 
 def _warn_of_local_storage(submission: "Submission") -> None:

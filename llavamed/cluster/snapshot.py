@@ -24,6 +24,7 @@ from llavamed.cluster.kinds import (
     Kind,
     Object,
 )
+from llavamed.cluster.shape import ray_objects
 from llavamed.errors import ClusterError, ConfigError, UnreachableError
 
 if TYPE_CHECKING:
@@ -87,16 +88,14 @@ def read_manifests(paths: list[Path]) -> Snapshot:
     objects: dict[Kind, list[Object]] = {RAY_CLUSTER: [], RAY_JOB: [], RAY_SERVICE: []}
     for path in paths:
         try:
-            documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+            found = ray_objects(list(yaml.safe_load_all(path.read_text(encoding="utf-8"))))
         except (OSError, ValueError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(
                 f"offline={path}: cannot be read ({reason}); give YAML, as `helm template` prints"
             ) from error
-        for document in documents:
-            for kind in objects:
-                if isinstance(document, dict) and document.get("kind") == kind.name:
-                    objects[kind].append(document)
+        for kind in objects:
+            objects[kind] += [each for each in found if each["kind"] == kind.name]
     if not any(objects.values()):
         names = ", ".join(map(str, paths))
         raise ConfigError(
