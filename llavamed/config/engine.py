@@ -24,7 +24,7 @@ class Kernels(Section):
     need a GPU and the extra `liger`."""
     varlen: bool = False
     """Attend within all samples of a pack in one call of PyTorch's kernel for samples of various
-    lengths, in place of a call for each. It needs a GPU and bf16."""
+    lengths, instead of one call for each. It needs a GPU and bf16."""
 
 
 class Engine(Section):

@@ -152,7 +152,7 @@ class Stage(Section):
         return self.max_tokens or DEFAULT_MAX_TOKENS
 
     def recomputed_layers(self, number: int) -> int:
-        """Return how many of so many layers are recomputed in the backward pass."""
+        """Return how many of this number of layers are recomputed in the backward pass."""
         return -(-number // int(self.gradient_checkpointing)) if self.gradient_checkpointing else 0
 
     @model_validator(mode="after")
