@@ -20,8 +20,8 @@ HEADER = """\
 CLUSTER_HEADER = "# A standing Ray cluster: kubectl apply -f k8s/raycluster.yaml\n"
 JOB_HEADER = """\
 # One training run on a cluster of its own: kubectl create -f k8s/rayjob.yaml
-# - submissionMode: the operator itself submits and watches the job, so a lost log stream ends
-#   nothing, and no submitter pod is made, which a restricted namespace would refuse.
+# - submissionMode: the operator itself submits and watches the job, so a lost log stream does
+#   no harm, and no submitter pod is created, which a restricted namespace would refuse.
 # - backoffLimit: a lost head ends the attempt; the next one resumes from the last checkpoint, on a
 #   new cluster.
 # - preRunningDeadlineSeconds: an attempt whose nodes or image do not come in time has failed.

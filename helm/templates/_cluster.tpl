@@ -53,7 +53,7 @@ template:
 {{/* One worker group. Arguments: root, group, serve. */}}
 {{- define "llavamed.workerGroup" -}}
 {{- $autoscaling := and .root.Values.ray.autoscaling.enabled (not .serve) -}}
-{{- /* Helm reads a number of --set as int64 and one of a file as float64; templates cannot compare the two. */}}
+{{- /* Helm reads a number from --set as int64 and one from a file as float64; templates cannot compare the two. */}}
 {{- $min := int .group.minReplicas -}}
 {{- $max := int .group.maxReplicas -}}
 {{- $replicas := ternary $min (int .group.replicas) $autoscaling -}}
@@ -73,7 +73,7 @@ template:
   {{- include "llavamed.rayPod" (merge (dict "head" false) .) | nindent 2 }}
 {{- end }}
 
-{{/* What an upgrade can give only to new Ray pods: all of the specification but the numbers of workers. */}}
+{{/* What an upgrade can only apply to new Ray pods: the whole specification except the numbers of workers. */}}
 {{- define "llavamed.podsChecksum" -}}
 {{- $spec := include "llavamed.clusterSpec" . | fromYaml -}}
 {{- $spec = omit $spec "upgradeStrategy" -}}

@@ -11,7 +11,7 @@ characters but shortens the names of the token's Secret and of the pods to 50.
 {{- .Release.Name -}}
 {{- end }}
 
-{{/* A name with an end, where Kubernetes makes longer names of it. Arguments: root, kind, end, most. */}}
+{{/* A name with a suffix, short enough for the longer names that Kubernetes derives. Arguments: root, kind, end, most. */}}
 {{- define "llavamed.shortName" -}}
 {{- $name := include "llavamed.name" .root -}}
 {{- $most := sub .most (len .end) -}}
@@ -26,7 +26,7 @@ app.kubernetes.io/name: llavamed
 app.kubernetes.io/instance: {{ include "llavamed.name" . | quote }}
 {{- end }}
 
-{{/* What all Ray pods of the release have, whether KubeRay made them for a cluster or a job. */}}
+{{/* What all Ray pods of the release share, whether KubeRay created them for a cluster or a job. */}}
 {{- define "llavamed.raySelector" -}}
 app.kubernetes.io/part-of: llavamed
 app.kubernetes.io/instance: {{ include "llavamed.name" . | quote }}
@@ -49,7 +49,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end }}
 
-{{/* What every pod of the chart has: the restricted Pod Security Standard. */}}
+{{/* What every pod of the chart has, for the restricted Pod Security Standard. */}}
 {{- define "llavamed.podBase" -}}
 serviceAccountName: {{ include "llavamed.name" . | quote }}
 {{- with .Values.image.pullSecrets }}
@@ -96,7 +96,7 @@ number or text such as 1500m.
 {{- dict "requests" $amounts "limits" $amounts | toYaml -}}
 {{- end }}
 
-{{/* The labels by which Prometheus and Grafana find an object, beside those of the chart. */}}
+{{/* The labels by which Prometheus and Grafana find an object, in addition to those of the chart. */}}
 {{- define "llavamed.monitoringLabels" -}}
 {{- merge (deepCopy .Values.monitoring.labels) (include "llavamed.labels" . | fromYaml) | toYaml -}}
 {{- end }}

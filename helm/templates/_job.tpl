@@ -15,7 +15,7 @@ value. Empty: Kubernetes' own scheduler, which starts pods one by one.
 {{- end -}}
 {{- end }}
 
-{{/* Refuse labels that are not the user's to set, and a queue for what Kueue does not take. */}}
+{{/* Refuse labels that users must not set, and a queue for what Kueue does not accept. */}}
 {{- define "llavamed.checkJob" -}}
 {{- range $key, $value := .Values.job.labels -}}
 {{- if eq $key "kueue.x-k8s.io/queue-name" -}}
@@ -36,7 +36,7 @@ value. Empty: Kubernetes' own scheduler, which starts pods one by one.
 {{- fail (printf "release name %q has %d characters: KubeRay takes 47 of a job's name" $.Release.Name (len $.Release.Name)) -}}
 {{- end -}}
 entrypoint: {{ .entrypoint | quote }}
-# The operator itself submits and watches the job, so a lost log stream ends nothing, and no submitter pod is made,
+# The operator itself submits and watches the job, so a lost log stream does no harm, and no submitter pod is created,
 # which a restricted namespace would refuse and Kueue would count.
 submissionMode: HTTPMode
 backoffLimit: {{ int .backoffLimit }}
@@ -45,7 +45,7 @@ preRunningDeadlineSeconds: {{ int .preRunningDeadlineSeconds }}
 activeDeadlineSeconds: {{ . }}
 {{- end }}
 {{- if .queue }}
-# Kueue takes no job with deletion rules: the cluster goes, whatever became of the job.
+# Kueue accepts no job with deletion rules: the cluster is deleted, whatever the outcome of the job.
 shutdownAfterJobFinishes: true
 ttlSecondsAfterFinished: {{ int .keepSeconds }}
 {{- else }}
@@ -62,7 +62,7 @@ deletionStrategy:
       condition: {jobDeploymentStatus: Failed, ttlSeconds: {{ int .keepFailedSeconds }}}
 {{- end }}
 rayClusterSpec:
-  {{- /* A job's cluster is made once: there is nothing to upgrade. */}}
+  {{- /* A job's cluster is created once: there is nothing to upgrade. */}}
   {{- omit (include "llavamed.clusterSpec" $ | fromYaml) "upgradeStrategy" | toYaml | nindent 2 }}
 {{- end }}
 {{- end }}

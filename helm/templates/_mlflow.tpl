@@ -4,7 +4,7 @@
 
 {{- define "llavamed.postgresName" -}}{{ include "llavamed.name" . }}-postgres{{- end }}
 
-{{/* Which key of which Secret holds PostgreSQL's URI, as a secretKeyRef; empty for SQLite. */}}
+{{/* The secretKeyRef of PostgreSQL's URI; empty for SQLite. */}}
 {{- define "llavamed.databaseKey" -}}
 {{- with .Values.mlflow.database -}}
 {{- if and .bundled.enabled .existingSecret.name -}}
@@ -27,7 +27,7 @@ metadata:
     {{- include "llavamed.labels" .root | nindent 4 }}
     app.kubernetes.io/component: {{ .component }}
   annotations:
-    # Uninstalling leaves the history of the runs; the next install of this release finds it again.
+    # Uninstalling keeps the history of the runs; the next installation of this release finds it again.
     helm.sh/resource-policy: keep
 spec:
   accessModes: [ReadWriteOnce]
@@ -39,7 +39,7 @@ spec:
       storage: {{ .size }}
 {{- end }}
 
-{{/* The server's claim; empty where neither the database nor the artifacts need one. */}}
+{{/* The server's claim; empty if neither the database nor the artifacts need one. */}}
 {{- define "llavamed.mlflowClaim" -}}
 {{- with .Values.mlflow -}}
 {{- if not (and (include "llavamed.databaseKey" $) .artifacts.destination) -}}

@@ -27,8 +27,8 @@
   value: "false"
 {{- with .Values.mlflow }}
 {{- if hasPrefix "s3://" .artifacts.destination }}
-# Large files go in parts, from the client straight to the bucket and back. Not with Google's: for that MLflow signs
-# addresses with a private key, which a pod with a cloud role has not. It sends them on in parts itself.
+# Clients transfer large files in parts, directly to and from the bucket. Not with Google's: there MLflow signs
+# URLs with a private key, which a pod with a cloud role does not have. It forwards them in parts itself.
 - name: MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD
   value: "true"
 - name: MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD
@@ -67,7 +67,7 @@ args:
 {{- end }}
 {{- end }}
 
-{{/* What every container of MLflow's has. */}}
+{{/* What all containers of MLflow share. */}}
 {{- define "llavamed.mlflowContainer" -}}
 image: {{ include "llavamed.mlflowImage" . | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}

@@ -18,13 +18,13 @@ metadata:
     app.kubernetes.io/component: {{ .serve | ternary "serve" (ternary "ray-head" "ray-worker" .head) }}
   annotations:
     {{- if .serve }}
-    # Another model makes other pods: KubeRay brings them up beside the old ones, and then moves the requests.
+    # Another model changes the pods: KubeRay starts new ones next to the old ones, and then moves the requests.
     llavamed/export: {{ .root.Values.serve.export | quote }}
     {{- with .root.Values.serve.revision }}
     llavamed/revision: {{ ternary . (toString (int64 .)) (kindIs "string" .) | quote }}
     {{- end }}
     {{- end }}
-    # Losing the head ends the job, losing a worker restarts it: no node is removed under them by choice.
+    # Losing the head ends the job, losing a worker restarts it: no node is voluntarily removed under them.
     cluster-autoscaler.kubernetes.io/safe-to-evict: "false"
     karpenter.sh/do-not-disrupt: "true"
 spec:

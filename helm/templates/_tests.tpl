@@ -1,4 +1,4 @@
-{{/* What the pods of `helm test` have; the last test's stay, for their logs. */}}
+{{/* What the pods of `helm test` share; those of the last test stay, for their logs. */}}
 {{- define "llavamed.testMetadata" -}}
 labels:
   {{- include "llavamed.labels" . | nindent 2 }}

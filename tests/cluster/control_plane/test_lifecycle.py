@@ -112,7 +112,7 @@ def test_upgrade_changes_counts_at_once_and_says_what_it_does_not_change(
     notes = namespace.upgrade("--reuse-values", "--set-string", "image.tag=2")
     assert images(namespace) == {"llavamed:2"}
     assert replicas(namespace) == [3, 2]
-    assert "this upgrade changes the Ray pods: none that runs now" in notes
+    assert "this upgrade changes the Ray pods: no running pod gets" in notes
     recreate = ("--reuse-values", "--set", "image.tag=v3,ray.upgradeStrategy=Recreate")
     ahead = namespace.upgrade(*recreate, "--dry-run=server")
     assert images(namespace) == {"llavamed:2"}
