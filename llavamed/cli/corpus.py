@@ -126,7 +126,7 @@ def dialogues(
 ) -> None:
     """Write dialogues about the selected figures with a language model, and filter them."""
     run = load_run(config, overrides)
-    from llavamed.cli.corpus_tables import show_dialogues, show_plan
+    from llavamed.cli.corpus_tables import show_dialogue_plan, show_dialogues
     from llavamed.corpus.dialogues.job import DialogueJob
 
     job = DialogueJob(run)
@@ -144,7 +144,7 @@ def dialogues(
         lines = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
         console.print(f"lines: {lines}", soft_wrap=True, highlight=False)
     plan = job.plan()
-    show_plan(plan, job.settings, console)
+    show_dialogue_plan(plan, job.settings, console)
     if write_batch is not None:
         names = job.write_batches(write_batch)
         console.print(f"{write_batch}: {len(names)} files", soft_wrap=True, highlight=False)

@@ -121,7 +121,7 @@ def show_corpus_forecast(corpus: Corpus, num_cpus: int, console: Console) -> Non
         _line(console, f"{settings.checker.model}, which checks: {_estimate(checking)}")
 
 
-def show_plan(plan: Plan, settings: Dialogues, console: Console) -> None:
+def show_dialogue_plan(plan: Plan, settings: Dialogues, console: Console) -> None:
     """Print what dialogues take before the first request."""
     _line(
         console,

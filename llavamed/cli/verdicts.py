@@ -85,10 +85,10 @@ def gate_model(
     run = load_run(config, overrides)
     from llavamed.cli.tables import print_line, show_checks
     from llavamed.evaluate.gates import require
-    from llavamed.run.gate import check_stage, make_champion
+    from llavamed.run.gate import check_candidate, make_champion
 
     name = model or run.name
-    checks, plan, tracker = check_stage(run, stage, rules, name)
+    checks, plan, tracker = check_candidate(run, stage, rules, name)
     show_checks(checks, console)
     if check:
         require(checks, name)

@@ -17,7 +17,7 @@ _EVALUATION = "evaluation"
 """Tag of a model version: the URI of the folder with its answers and scores."""
 
 
-def check_stage(
+def check_candidate(
     config: RunConfig, stage: str | None, policy: GatePolicy, name: str
 ) -> tuple[list[RuleResult], StagePlan, Tracker]:
     """Check a stage's model against a policy; change nothing.

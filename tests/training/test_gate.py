@@ -13,7 +13,7 @@ from llavamed.evaluate.answers import ANSWERS, iter_answers
 from llavamed.evaluate.find_candidate import find_candidate
 from llavamed.run.curriculum import find_stage
 from llavamed.run.driver import run_curriculum
-from llavamed.run.gate import check_stage, make_champion
+from llavamed.run.gate import check_candidate, make_champion
 from llavamed.storage.location import locate
 from llavamed.tracking.mlflow_client import tracking_uri
 from llavamed.tracking.registered import find_export
@@ -31,7 +31,7 @@ def champion(config: RunConfig, name: str) -> str:
 
 
 def set_champion(config: RunConfig, policy: GatePolicy, name: str) -> str:
-    checks, plan, tracker = check_stage(config, None, policy, name)
+    checks, plan, tracker = check_candidate(config, None, policy, name)
     return make_champion(checks, plan, tracker, policy, name)
 
 
@@ -40,7 +40,7 @@ def test_a_model_that_meets_the_policy_becomes_champion_and_one_that_does_not_le
 ) -> None:
     first = scored_config(tiny_config, tmp_path, "name=first")
     with pytest.raises(DataError, match=r"stage=align: is not scored .*; run `llavamed evaluate`"):
-        check_stage(first, None, EASY, "rad")
+        check_candidate(first, None, EASY, "rad")
     run_curriculum(first, quiet())
     hard = EASY.model_copy(update={"min_scores": {"all_strict": 1.0}})
     with pytest.raises(GateError, match=r"model=rad: breaks 1 of 3 rules .*all_strict=1"):
@@ -80,4 +80,4 @@ def test_a_stage_without_an_evaluation_cannot_pass(tiny_config: RunConfig, tmp_p
     config = scored_config(tiny_config, tmp_path)
     bare = config.stages[0].model_copy(update={"evaluation": None})
     with pytest.raises(ConfigError, match=r"stage=align: has no evaluation; add one"):
-        check_stage(config.model_copy(update={"stages": (bare,)}), None, EASY, "rad")
+        check_candidate(config.model_copy(update={"stages": (bare,)}), None, EASY, "rad")
