@@ -31,6 +31,9 @@ INDEX = "index.parquet"
 CONTENT = "content.parquet"
 QUARANTINE = "quarantine.parquet"
 
+MAX_FOOTERS = 256
+"""Footers of shards that a process keeps, to ask an object store for row groups only."""
+
 
 def shard_name(number: int) -> str:
     """Return the path of a shard within the dataset."""
@@ -151,7 +154,12 @@ class PreparedDataset:
         place = self.location / shard_name(shard)
 
         def read(raw: BinaryIO) -> pa.Table:
-            with pq.ParquetFile(raw, pre_buffer=True, page_checksum_verification=True) as file:
+            footer = self._footers.get(shard)
+            with pq.ParquetFile(
+                raw, metadata=footer, pre_buffer=True, page_checksum_verification=True
+            ) as file:
+                if footer is None and len(self._footers) < MAX_FOOTERS:
+                    self._footers[shard] = file.metadata
                 return file.read_row_group(row_group, columns=columns, use_threads=False)
 
         try:
@@ -166,6 +174,11 @@ class PreparedDataset:
                 f"{place}: shard {shard} of dataset {self.name} is missing; prepare "
                 "the dataset again"
             ) from error
+
+    @cached_property
+    def _footers(self) -> dict[int, pq.FileMetaData]:
+        """The footers of the shards that were read first."""
+        return {}
 
     def pixels(self, stored: pa.Buffer | bytes) -> Pixels:
         """Convert a stored image to pixels that `llavamed.processor.images.cut` takes."""
