@@ -14,6 +14,8 @@ from mlflow.server.security_utils import is_allowed_host_header
 from ray._private import services
 
 from llavamed import __version__
+from llavamed.cluster.rayjob import DIRECTORY, RUN
+from llavamed.config.load import load_config
 from tests.support.chart_release import (
     BUCKET,
     BUNDLED,
@@ -41,6 +43,17 @@ def test_the_configs_are_mounted_verbatim() -> None:
     assert CONFIGS
     data = objects()["ConfigMap/llavamed-configs"]["data"]
     assert {name: text.encode() for name, text in data.items()} == CONFIGS
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_progress_of_a_job_is_found_where_its_run_writes_it(name: str) -> None:
+    """As where it was submitted; an entrypoint of another kind may run anything."""
+    job = {"job.enabled": True, "runConfig": name}
+    config = load_config(ROOT / "ray_jobs" / "configs" / name, [])
+    annotations = objects(job)["RayJob/llavamed"]["metadata"]["annotations"]
+    assert (annotations[RUN], annotations[DIRECTORY]) == (config.name, config.directory)
+    other = objects(job | {"job.entrypoint": "python /app/ray_jobs/train.py name=other"})
+    assert DIRECTORY not in other["RayJob/llavamed"]["metadata"]["annotations"]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
