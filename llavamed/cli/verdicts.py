@@ -28,7 +28,7 @@ def judge_answers(
         str | None, typer.Option(help="Folder of raw answers; default: `cache` in the output.")
     ] = None,
     max_tokens: Annotated[
-        int, typer.Option(min=1, help="Largest number of tokens of a verdict.")
+        int, typer.Option(min=1, help="Maximum number of tokens of a verdict.")
     ] = 512,
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Print what it would take, and send no request.")

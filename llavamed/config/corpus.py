@@ -50,7 +50,7 @@ class Select(Section):
     """What happens to figures of several panels. `split` cuts a figure at its white or black
     gutters if it has as many parts as its caption has letters, each before its text."""
     min_side: Count = 224
-    """Smallest width and height of a picture, in pixels."""
+    """Minimum width and height of a picture, in pixels."""
     duplicate_bits: Annotated[int, Field(ge=0, le=24)] | None = 10
     """Two pictures that differ in at most this many of 256 bits are duplicates; only the first is
     kept. null keeps all."""
@@ -73,7 +73,7 @@ class Dialogues(Section):
     endpoint: Endpoint
     """The language model that writes dialogues."""
     num_dialogues: Count | None = None
-    """Largest number of figures to ask about, distributed evenly over the modalities. By default
+    """Maximum number of figures to ask about, distributed evenly over the modalities. By default
     all that are selected."""
     seed: Seed = 0
     """Seed for the choice of figures and the position of the image. A larger `num_dialogues` with
@@ -86,7 +86,7 @@ class Dialogues(Section):
     num_examples: Annotated[int, Field(ge=0, le=32)] = 3
     """Number of examples to show to the model, those of the figure's modality first."""
     max_tokens: Count = 800
-    """Largest number of tokens of a dialogue."""
+    """Maximum number of tokens of a dialogue."""
     temperature: Annotated[float, Field(ge=0, le=2)] | None = 0.0
     """Sampling temperature for dialogues. null leaves it to the endpoint."""
     send_image: bool = False

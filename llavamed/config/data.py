@@ -46,7 +46,7 @@ class Data(Section):
     directory: str | None = None
     """URI of the folder for prepared datasets. By default the folder `datasets` in `storage`."""
     max_length: Annotated[int, Field(ge=16, le=2**20)] = 2048
-    """Largest number of tokens per sample, image tokens included. Longer text is truncated; images
+    """Maximum number of tokens per sample, image tokens included. Longer text is truncated; images
     never are."""
     store_images: Literal["pixels", "original"] = "pixels"
     """How images are stored: `pixels` at training resolution, ready to use, or the `original`

@@ -21,7 +21,7 @@ class Evaluation(Section):
     with random pixels or of another item; no picture; the model before the curriculum; the most
     frequent answer."""
     max_new_tokens: Annotated[int, Field(ge=1, le=2**16)] = 64
-    """Largest number of tokens per answer. Decoding is greedy."""
+    """Maximum number of tokens per answer. Decoding is greedy."""
     batch_size: Annotated[int, Field(ge=1, le=2**16)] = 32
     """Number of questions answered at once."""
     num_cards: Annotated[int, Field(ge=0, le=10_000)] = 60

@@ -39,7 +39,7 @@ class Asked:
         controls: Control conditions to answer under in addition to `trained`.
         instruction: Line appended to every question; None for the benchmark's own.
         probe: Ask probing pairs built from the questions instead of the questions.
-        max_new_tokens: Largest number of tokens of an answer.
+        max_new_tokens: Maximum number of tokens of an answer.
         max_bad_fraction: Fraction of questions that may be unusable.
         limit: Number of questions to ask, counted from the first; None for all.
     """

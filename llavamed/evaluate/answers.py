@@ -158,7 +158,7 @@ class AnswersManifest(Manifest):
     template: str
     """Hash of the chat template."""
     max_new_tokens: int
-    """Largest number of tokens of an answer. Decoding is greedy."""
+    """Maximum number of tokens of an answer. Decoding is greedy."""
     questions: str
     """Name and version of the benchmark, or name of the dataset."""
     prompt: str

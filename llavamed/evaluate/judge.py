@@ -124,7 +124,7 @@ def judge(items: Sequence[ChatItem], endpoint: Endpoint, cache: str, max_tokens:
         items: The items to judge.
         endpoint: The judge, with its limits; `max_cost` bounds what it may cost.
         cache: URI of the folder of raw answers.
-        max_tokens: Largest number of tokens of a verdict.
+        max_tokens: Maximum number of tokens of a verdict.
 
     Raises:
         EndpointError: The endpoint refuses every request, is down, or `max_cost` is reached.

@@ -51,7 +51,7 @@ class Request:
 
     Attributes:
         messages: The conversation, which ends with the turn to be answered.
-        max_tokens: Largest number of tokens of the answer.
+        max_tokens: Maximum number of tokens of the answer.
         temperature: 0 asks for the likeliest answer. Only the cache makes it the same every time.
         top_p: Share of the probability that tokens are drawn from.
         seed: Seed for endpoints that have one.

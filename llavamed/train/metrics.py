@@ -121,7 +121,7 @@ METRICS = (
     Metric(
         "memory_bytes",
         "bytes",
-        "Largest amount of GPU memory allocated so far, or the largest resident set of the process "
+        "Maximum amount of GPU memory allocated so far, or the largest resident set of the process "
         "where there is no GPU. MLflow shows the value of rank 0.",
         prometheus="memory_bytes",
         per_worker=True,
@@ -129,7 +129,7 @@ METRICS = (
     Metric(
         "memory_reserved_bytes",
         "bytes",
-        "Largest amount of GPU memory reserved by PyTorch so far. It is absent where there is no "
+        "Maximum amount of GPU memory reserved by PyTorch so far. It is absent where there is no "
         "GPU. MLflow shows the value of rank 0.",
         prometheus="memory_reserved_bytes",
         per_worker=True,

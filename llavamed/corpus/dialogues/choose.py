@@ -26,7 +26,7 @@ def choose(domains: Iterable[tuple[str, str]], total: int | None, seed: int) -> 
 
     Args:
         domains: Id and modality of every figure.
-        total: Largest number to choose, None for all.
+        total: Maximum number to choose, None for all.
         seed: Decides which are chosen of each modality, and their order.
     """
     ranked: dict[str, list[tuple[bytes, str]]] = {}

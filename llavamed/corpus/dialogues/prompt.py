@@ -87,7 +87,7 @@ class DialoguePrompt(_Part):
             mentions: Paragraphs that mention it.
             domain: Its modality, whose examples come nearest to the question.
             num_examples: Number of examples to show.
-            max_tokens: Largest number of tokens of the answer.
+            max_tokens: Maximum number of tokens of the answer.
             temperature: 0 asks for the likeliest answer; None leaves it to the endpoint.
             seed: Seed for endpoints that have one.
             image: The picture, for models that see.
