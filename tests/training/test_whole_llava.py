@@ -262,6 +262,18 @@ def test_an_original_llava_that_lacks_something_is_refused_with_what_it_lacks(
         build_model(config.model, build_processor(config.model, iter([])), seed=0, precision="fp32")
 
 
+@pytest.mark.parametrize("resizing", ["anyres_max_9", "highres", "crop_split"])
+def test_initial_weights_that_cut_images_as_no_llava_of_transformers_does_are_refused(
+    tiny_config: RunConfig, tmp_path: Path, resizing: str
+) -> None:
+    """They would train on one tile of each image."""
+    small = small_config(tiny_config, f"stages.align.initial_weights={tmp_path}/it")
+    save_as_original(tmp_path / "it", small, image_aspect_ratio=resizing)
+    message = rf"image_aspect_ratio={resizing}: transformers' LLaVA has no such part; .*: pad, squ"
+    with pytest.raises(ConfigError, match=message):
+        check_weights(small, plan_curriculum(small))
+
+
 def test_an_original_llava_is_evaluated_as_the_model_it_is(
     tiny_config: RunConfig, tmp_path: Path
 ) -> None:

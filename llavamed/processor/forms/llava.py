@@ -110,7 +110,10 @@ def llava_form(source: str, settings: dict[str, Any]) -> Form:
     )
     rows = max(settings["vocab_size"], len(tokenizer))
     text = _text_config(source, settings, -(-rows // _ROW_MULTIPLE) * _ROW_MULTIPLE)
-    tiles = _tiles(source, settings)
+    resizing = _counterpart(
+        _RESIZINGS, settings, "image_aspect_ratio", default="square", where=source
+    )
+    tiles = _tiles(source, settings) if resizing == TILES else {}
     config = (LlavaNextConfig if tiles else LlavaConfig)(
         vision_config=vision,
         text_config=text,
@@ -129,7 +132,7 @@ def llava_form(source: str, settings: dict[str, Any]) -> Form:
     def make_processor() -> LlavaProcessor | LlavaNextProcessor:
         facts = tower_of(vision, f"{source}: {TOWER}")
         return (LlavaNextProcessor if tiles else LlavaProcessor)(
-            image_processor=_image_processor(source, settings, facts, tiles),
+            image_processor=_image_processor(resizing, facts, tiles),
             tokenizer=tokenizer,
             patch_size=facts.patch_size,
             vision_feature_select_strategy=config.vision_feature_select_strategy,
@@ -178,8 +181,6 @@ def _tiles(source: str, settings: dict[str, Any]) -> dict[str, list[list[int]]]:
     Raises:
         ConfigError: It joins tiles in a way that a LLaVA-NeXT does not, or names no pinpoints.
     """
-    if settings.get("image_aspect_ratio") != TILES:
-        return {}
     _counterpart(_MERGES, settings, "mm_patch_merge_type", default="flat", where=source)
     pinpoints = settings.get("image_grid_pinpoints")
     if not pinpoints or not isinstance(pinpoints, list):
@@ -190,12 +191,7 @@ def _tiles(source: str, settings: dict[str, Any]) -> dict[str, list[list[int]]]:
     return {"image_grid_pinpoints": [[high, wide] for wide, high in pinpoints]}
 
 
-def _image_processor(
-    source: str, settings: dict[str, Any], tower: Tower, tiles: dict[str, list[list[int]]]
-) -> Any:
-    resizing = _counterpart(
-        _RESIZINGS, settings, "image_aspect_ratio", default="square", where=source
-    )
+def _image_processor(resizing: str | None, tower: Tower, tiles: dict[str, list[list[int]]]) -> Any:
     make = _IMAGE_PROCESSORS[resizing or tower.resizing]
     size = tower.image_size
     statistics = {"image_mean": list(tower.mean), "image_std": list(tower.std)}
