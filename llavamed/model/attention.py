@@ -12,8 +12,6 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from llavamed.errors import ConfigError
-
 PER_SAMPLE = "llavamed_per_sample"
 """The name under which transformers knows this attention. No config is saved with it."""
 VARLEN = "llavamed_varlen"
@@ -145,17 +143,11 @@ def _attend_in_one_call(
     samples: Samples,
     sliding_window: int | None = None,
     scaling: float | None = None,
-    dropout: float = 0.0,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend within each sample as `_attend_in_calls` does, by one kernel for all of them."""
     assert attention_mask is None
     assert samples.bounds is not None
-    if dropout:
-        raise ConfigError(
-            f"engine.kernels.varlen=true: its kernel knows no dropout of attention, and the "
-            f"language model has attention_dropout={dropout:g}; set one of the two to its default"
-        )
     rows = len(query)
     q, k, v = (each.transpose(1, 2).flatten(0, 1) for each in (query, key, value))
     attended: Any = varlen_attn(

@@ -3,26 +3,36 @@
 No other module imports Liger.
 """
 
-import os
 import shutil
 import sys
 from typing import Any
 
 import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from llavamed.config.engine import Kernels
 from llavamed.errors import ConfigError
-from llavamed.model.attention import attend_per_sample
+from llavamed.model.attention import attend_per_sample, keeps_apart
 
-_COMPILERS = ("gcc", "clang")
-"""C compilers that Triton looks for; inductor needs g++ or clang++, which come with them."""
+_COMPILERS = {"compile": ("g++", "clang++"), "liger": ("gcc", "clang")}
+"""The compilers of which inductor or Triton needs one."""
+_SWISH = ("silu", "swish")
+_LIGER_ACTIVATIONS = {
+    "gemma3_text": ("gelu_pytorch_tanh",),
+    "llama": _SWISH,
+    "mistral": _SWISH,
+    "phi3": _SWISH,
+    "qwen2": _SWISH,
+    "qwen3": _SWISH,
+}
+"""The language models that Liger is used for, and what its feed-forward layer computes for each."""
 
 
 def use_kernels(model: Any, kernels: Kernels, device: torch.device) -> None:
     """Let a LLaVA attend within each sample by itself, with the kernels of its stage.
 
     Args:
-        model: A LLaVA, without adapters.
+        model: A LLaVA, without adapters, whose layers know whether they recompute.
         kernels: The kernels.
         device: Where it will compute.
 
@@ -30,12 +40,44 @@ def use_kernels(model: Any, kernels: Kernels, device: torch.device) -> None:
         ConfigError: The kernels cannot run on this machine or with this model.
     """
     _check_machine(kernels, device)
+    decoder = model.model.language_model
     attend_per_sample(model, varlen=kernels.varlen)
+    if kernels.varlen:
+        _check_varlen(model)
     if kernels.liger:
-        use_liger(model.model.language_model)
+        use_liger(decoder)
     if kernels.compile:
-        for layer in model.model.language_model.layers:
-            layer.compile()
+        _compile_layers(decoder)
+
+
+def _compile_layers(decoder: Any) -> None:
+    """Compile the layers of a language model, and of those that recompute, their parts.
+
+    A layer recomputes within its forward pass, where the compiler cannot look.
+    """
+    layers = [each for each in decoder.modules() if isinstance(each, GradientCheckpointingLayer)]
+    if not layers:
+        raise ConfigError(
+            f"engine.kernels.compile=true: finds no layers in language models of the kind "
+            f"{decoder.config.model_type}; set it to false"
+        )
+    for layer in layers:
+        for part in layer.children() if layer.gradient_checkpointing else (layer,):
+            part.compile()
+
+
+def _check_varlen(model: Any) -> None:
+    config = model.config.get_text_config()
+    if not keeps_apart(model):
+        raise ConfigError(
+            f"engine.kernels.varlen=true: the attention of language models of the kind "
+            f"{config.model_type} cannot be exchanged; set it to false"
+        )
+    if dropout := getattr(config, "attention_dropout", 0):
+        raise ConfigError(
+            f"engine.kernels.varlen=true: its kernel knows no dropout of attention, and the "
+            f"language model has attention_dropout={dropout:g}; set one of the two to its default"
+        )
 
 
 def use_liger(decoder: Any) -> None:
@@ -45,9 +87,16 @@ def use_liger(decoder: Any) -> None:
     and so does the loss, which we compute from the supervised tokens alone.
 
     Raises:
-        ConfigError: Liger is not installed, or has no kernels for this kind of language model.
+        ConfigError: Liger is not installed, or has no kernels for this language model.
     """
-    apply = check_liger(decoder.config.model_type)
+    config = decoder.config
+    apply = check_liger(config.model_type)
+    activation = getattr(config, "hidden_act", None) or config.hidden_activation
+    if activation not in (known := _LIGER_ACTIVATIONS[config.model_type]):
+        raise ConfigError(
+            f"engine.kernels.liger=true: its feed-forward layer computes {' or '.join(known)}, and "
+            f"the language model has {activation}; set it to false"
+        )
     # Liger also replaces classes for the models to come, which may run on a CPU: take that back.
     module = vars(sys.modules[type(decoder).__module__])
     before = dict(module)
@@ -62,20 +111,21 @@ def check_liger(model_type: str) -> Any:
         model_type: Transformers' name of the kind of language model.
 
     Raises:
-        ConfigError: Liger is not installed, or has no kernels for this kind.
+        ConfigError: Liger is not installed, or is not used for this kind.
     """
+    if model_type not in _LIGER_ACTIVATIONS:
+        raise ConfigError(
+            f"engine.kernels.liger=true: is for language models of the kinds "
+            f"{', '.join(sorted(_LIGER_ACTIVATIONS))}, and this one is {model_type}; set it to "
+            "false"
+        )
     try:
         from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise ConfigError(
             "engine.kernels.liger=true: needs the package liger-kernel, which is not installed; "
             "install llavamed[liger], or set it to false"
         ) from error
-    if model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
-        raise ConfigError(
-            f"engine.kernels.liger=true: Liger has no kernels for language models of the kind "
-            f"{model_type}; set it to false"
-        )
     return MODEL_TYPE_TO_APPLY_LIGER_FN[model_type]
 
 
@@ -84,13 +134,12 @@ def _check_machine(kernels: Kernels, device: torch.device) -> None:
         if getattr(kernels, name) and device.type != "cuda":
             raise ConfigError(
                 f"engine.kernels.{name}=true: its kernels are for NVIDIA GPUs, and this worker "
-                f"computes on {device.type}; set it to false, or scaling.use_gpu to true"
+                f"computes on {device.type}; set it to false, or train where there is a GPU"
             )
-    has_compiler = "CC" in os.environ or any(map(shutil.which, _COMPILERS))
-    if (kernels.compile or kernels.liger) and not has_compiler:
-        name = "compile" if kernels.compile else "liger"
-        raise ConfigError(
-            f"engine.kernels.{name}=true: compiles kernels when they are first used, and this "
-            f"machine has none of the C compilers {', '.join(_COMPILERS)}; install one, or set it "
-            "to false"
-        )
+    for name, compilers in _COMPILERS.items():
+        if getattr(kernels, name) and not any(map(shutil.which, compilers)):
+            raise ConfigError(
+                f"engine.kernels.{name}=true: compiles kernels when they are first used, and this "
+                f"machine has none of the compilers {', '.join(compilers)}; install one, or set it "
+                "to false"
+            )

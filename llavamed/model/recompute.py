@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from transformers.modeling_layers import GradientCheckpointingLayer
-
 from llavamed.config.stage import Recomputed
 
 
 def recompute(model: Any, layers: Recomputed) -> None:
     """Let the layers of the tower and of the language model of a LLaVA recompute their activations.
+
+    Transformers would let the input of the first layers of a whole LLaVA require a gradient, also
+    in a tower that is frozen, which then kept activations and ran backward.
 
     Args:
         model: A LLaVA.
@@ -16,8 +17,5 @@ def recompute(model: Any, layers: Recomputed) -> None:
     """
     if not layers:
         return
-    model.activation_checkpointing_enable()
     for part in (model.model.vision_tower, model.model.language_model):
-        found = [each for each in part.modules() if isinstance(each, GradientCheckpointingLayer)]
-        for number, layer in enumerate(found):
-            layer.gradient_checkpointing = number % int(layers) == 0
+        part.activation_checkpointing_enable(every_n_layers=int(layers))

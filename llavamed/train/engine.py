@@ -314,6 +314,7 @@ class TrainingEngine:
         """Free memory and hooks, so that this process can create another engine."""
         self._writer.close()
         self._engine.destroy()
+        del self._engine  # whoever still holds this one holds no weights and no optimizer
 
 
 class _MemoryWriter(TorchCheckpointEngine):

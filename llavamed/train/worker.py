@@ -69,6 +69,7 @@ def train_stage(job: StageJob, context: Context) -> bool:
     processor = load_processor(Path(fetch_once(job.processor)))
     model = _initial_model(job, processor)
     settings = job.config.engine_of(job.stage)
+    recompute(model, job.stage.gradient_checkpointing)
     use_kernels(model, settings.kernels, context.device)
     trust_image_tokens(model, data.image_token_id)
     if job.stage.lora is not None:
@@ -89,11 +90,12 @@ def train_stage(job: StageJob, context: Context) -> bool:
         row_tokens=job.stage.pack_tokens if job.stage.packing and settings.kernels.compile else 0,
         pins=context.device.type == "cuda",
     )
-    recompute(model, job.stage.gradient_checkpointing)
     with explained_memory(job.config, job.stage, model, counts, data, context.world_size):
-        on_device = model.train().to(context.device)
         engine = TrainingEngine(
-            on_device, stage=job.stage, config=settings, world_size=context.world_size
+            model.train().to(context.device),
+            stage=job.stage,
+            config=settings,
+            world_size=context.world_size,
         )
         if job.stage.packing:
             pack = next(loader.steps())[0].to(context.device)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from llavamed.storage.manifest import ExportManifest, find
 from llavamed.train import worker
 from tests.support.small_tokenizers import OWN_TEMPLATES
 from tests.support.training_setup import (
+    LEARNING,
     make_job,
     processor_of,
     run_stage,
@@ -92,6 +94,27 @@ def test_a_tokenizers_own_template_passes(
     found = template_hash(get_template("tokenizer"), processor.tokenizer)
     expected = replace(expected, template="tokenizer", template_hash=found)
     assert check_export(written((model, processor, expected), tmp_path), expected, CPU) == 0.0
+
+
+def test_the_trained_model_is_freed_before_its_export_is_loaded(
+    tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU that the stage fills would not hold both."""
+    models, alive = [], []
+    use_kernels, check_export = worker.use_kernels, worker.check_export
+
+    def noted_kernels(model: Any, *rest: Any) -> None:
+        models.append(weakref.ref(model))
+        use_kernels(model, *rest)
+
+    def noted_check(*arguments: Any) -> float:
+        alive.extend(model() for model in models)
+        return check_export(*arguments)
+
+    monkeypatch.setattr(worker, "use_kernels", noted_kernels)
+    monkeypatch.setattr(worker, "check_export", noted_check)
+    run_stage(make_job(small_config(tiny_config, *LEARNING, "name=freed")))
+    assert alive == [None]
 
 
 def test_logits_are_sampled_from_the_first_position_to_the_last(

@@ -61,7 +61,7 @@ def assert_same(found: tuple[float, torch.Tensor], expected: tuple[float, torch.
     assert (found[1] - expected[1]).norm() < 1e-5 * expected[1].norm()
 
 
-@pytest.mark.parametrize("every", [False, 2], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("every", [False, 2, True], ids=["kept", "half recomputed", "recomputed"])
 def test_compiled_layers_are_one_graph_for_all_packs_of_a_size(
     every: bool | int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,12 +168,38 @@ def test_samples_in_one_call_are_those_of_a_call_each(
         assert_same(loss_and_gradient(model, batch), alone)
 
 
-def test_one_call_refuses_dropout_which_its_kernel_does_not_know() -> None:
-    model = make_llava("llama", attention_dropout=0.1)
-    attend_per_sample(model, varlen=True)
-    message = "varlen=true: its kernel knows no dropout of attention, and .* attention_dropout=0.1;"
-    with pytest.raises(ConfigError, match=message):
-        supervised_loss(model, pack())
+GPU = torch.device("cuda")
+"""Where kernels would run; nothing is computed there."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        ("llama", {"attention_dropout": 0.1}, "no dropout of attention, and .*_dropout=0.1; set"),
+        ("biogpt", {}, "the attention of language models of the kind biogpt cannot be exchanged;"),
+    ],
+)
+def test_one_call_for_all_samples_is_refused_where_it_would_not_be_made(
+    kind: str, settings: dict[str, float], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"engine.kernels.varlen=true: .*{message}"):
+        use_kernels(make_llava(kind, **settings), Kernels(varlen=True), GPU)
+
+
+@pytest.mark.parametrize("every", [False, True, 2])
+def test_a_frozen_tower_has_no_gradient_and_recomputes_nothing(every: bool | int) -> None:
+    model = make_llava("llama").requires_grad_(False)
+    model.model.multi_modal_projector.requires_grad_(True)
+    attend_per_sample(model)
+    recompute(model, every)
+    tower = model.model.vision_tower
+    outputs: list[torch.Tensor] = []
+    for module in tower.modules():
+        if type(module).__name__ == "CLIPMLP":
+            module.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    loss_and_gradient(model, pack())
+    assert len(outputs) == tower.config.num_hidden_layers
+    assert not any(output.requires_grad for output in outputs)
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "phi3", "gemma3_text"])
@@ -193,14 +219,24 @@ def test_liger_takes_norms_and_feed_forward_layers_and_no_names(kind: str) -> No
 def test_liger_is_refused_where_it_is_not_installed_or_does_not_know_the_model(
     tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError, match="no kernels for language models of the kind biogpt; set"):
-        check_liger("biogpt")
+    for kind in ("biogpt", "nemotron"):
+        with pytest.raises(
+            ConfigError, match=f"liger=true: is for .* llama, .* this one is {kind};"
+        ):
+            check_liger(kind)
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers.monkey_patch", None)
     config = small_config(tiny_config, "scaling.use_gpu=true", "engine.kernels.liger=true")
     with pytest.raises(ConfigError, match=r"liger-kernel, which is not installed; install llavame"):
         check_packages(config, plan_curriculum(config))
     config = override_config(config, ["engine.kernels.liger=false"])
     check_packages(config, plan_curriculum(config))
+
+
+def test_liger_is_refused_where_it_would_compute_another_activation() -> None:
+    decoder = make_llava("llama", hidden_act="relu").model.language_model
+    message = "liger=true: its feed-forward layer computes si.*, and the language model has relu;"
+    with pytest.raises(ConfigError, match=message):
+        use_liger(decoder)
 
 
 @pytest.mark.parametrize("name", ["liger", "varlen"])
@@ -210,9 +246,21 @@ def test_kernels_for_gpus_are_refused_on_a_cpu(tiny_config: RunConfig, name: str
         use_kernels(make_llava("llama"), Kernels.model_validate({name: True}), CPU)
 
 
-def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "device", "compilers"),
+    [("compile", CPU, r"g\+\+, clang\+\+"), ("liger", GPU, "gcc, clang")],
+)
+def test_compiling_without_a_compiler_is_refused(
+    name: str, device: torch.device, compilers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CC", raising=False)
-    message = "compile=true: compiles kernels when .* none of the C compilers gcc, clang; install"
+    message = f"{name}=true: compiles kernels when .* none of the compilers {compilers}; install"
     with pytest.raises(ConfigError, match=message):
-        use_kernels(make_llava("llama"), Kernels(compile=True), CPU)
+        use_kernels(make_llava("llama"), Kernels.model_validate({name: True}), device)
+
+
+def test_compiling_is_refused_where_no_layers_are_found() -> None:
+    model = make_llava("llama")
+    model.model.language_model.layers = torch.nn.ModuleList()
+    with pytest.raises(ConfigError, match=r"compile=true: finds no layers in .* kind llama; set"):
+        use_kernels(model, Kernels(compile=True), CPU)
