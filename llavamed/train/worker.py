@@ -91,11 +91,9 @@ def train_stage(job: StageJob, context: Context) -> bool:
         pins=context.device.type == "cuda",
     )
     with explained_memory(job.config, job.stage, model, counts, data, context.world_size):
+        model.train().to(context.device)
         engine = TrainingEngine(
-            model.train().to(context.device),
-            stage=job.stage,
-            config=settings,
-            world_size=context.world_size,
+            model, stage=job.stage, config=settings, world_size=context.world_size
         )
         if job.stage.packing:
             pack = next(loader.steps())[0].to(context.device)
