@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from llavamed.config.section import ONE, SEVERAL, one_or_several
+from llavamed.config.section import NUMBER, ONE, SEVERAL, SWITCH
 
 Location = tuple[int | str, ...]
 """Where pydantic found a fault."""
@@ -82,7 +82,8 @@ def _key(location: Location, tree: Any) -> str:
     words: list[str] = []
     node: Any = tree
     for part in location:
-        if part == "[key]":  # the key itself is wrong
+        # The key itself is wrong, or this is the tag of a form of the field.
+        if part in ("[key]", ONE, SEVERAL, SWITCH, NUMBER):
             continue
         if isinstance(node, list) and isinstance(part, int):
             node = node[part] if part < len(node) else None
@@ -90,8 +91,6 @@ def _key(location: Location, tree: Any) -> str:
             words.append(str(node["name"]) if named else str(part))
         elif isinstance(node, dict) and node.get("source") == part:
             continue  # the tag of a discriminated union
-        elif part in (ONE, SEVERAL) and one_or_several(node) == part:
-            continue  # likewise
         else:
             node = node.get(part) if isinstance(node, dict) else None
             words.append(str(part))

@@ -21,12 +21,18 @@ def added_later(default: Any) -> Any:
     return Field(default, exclude_if=lambda value: value == default)
 
 
-ONE, SEVERAL = "one", "several"
+ONE, SEVERAL, SWITCH, NUMBER = "[one]", "[several]", "[switch]", "[number]"
+"""Tags of the forms that a field takes, which no key can be: names have no brackets."""
 
 
 def one_or_several(value: Any) -> str:
     """Return the tag of a field that takes one value, or several as a list or mapping."""
     return SEVERAL if isinstance(value, list | tuple | dict) else ONE
+
+
+def switch_or_number(value: Any) -> str:
+    """Return the tag of a field that takes true and false, which 1 and 0 mean too, or a number."""
+    return NUMBER if isinstance(value, int | float) and value not in (0, 1) else SWITCH
 
 
 class Section(BaseModel):

@@ -7,14 +7,27 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from llavamed.config.engine import StageEngine
 from llavamed.config.evaluation import Evaluation
 from llavamed.config.model import ModelPart
-from llavamed.config.section import ONE, SEVERAL, Fraction, Name, Section, one_or_several
+from llavamed.config.section import (
+    NUMBER,
+    ONE,
+    SEVERAL,
+    SWITCH,
+    Fraction,
+    Name,
+    Section,
+    one_or_several,
+    switch_or_number,
+)
 
 Passes = Annotated[float, Field(gt=0, le=100)]
 LearningRate = Annotated[float, Field(gt=0)]
 WeightDecay = Annotated[float, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 BatchSize = Annotated[int, Field(ge=1, le=2**20)]
-Recomputed = bool | Annotated[int, Field(ge=2, le=1000)]
+Recomputed = Annotated[
+    Annotated[bool, Tag(SWITCH)] | Annotated[int, Field(ge=2, le=1000), Tag(NUMBER)],
+    Discriminator(switch_or_number),
+]
 """Layers whose activations are recomputed: all, none, or every Nth."""
 
 DEFAULT_MAX_TOKENS = 2048

@@ -118,6 +118,25 @@ MISTAKES = {
         "data.datasets.captions.num_images=3",
         "data.datasets.captions.num_images: unknown key; did you mean 'read.num_images'?",
     ),
+    "every Nth layer of a negative N": (
+        "stages.align.gradient_checkpointing=-1",
+        "stages.align.gradient_checkpointing=-1: must be greater than or equal to 2; correct it",
+    ),
+    "every Nth layer of a fraction": (
+        "stages.align.gradient_checkpointing=2.5",
+        "stages.align.gradient_checkpointing=2.5: must be a valid integer, got a number with a "
+        "fractional part; correct it",
+    ),
+    "some layers in words": (
+        "stages.align.gradient_checkpointing=half",
+        'stages.align.gradient_checkpointing="half": must be a valid boolean, unable to interpret '
+        "input; correct it",
+    ),
+    "a dataset that is named like a form of a field": (
+        "data.datasets.several={}",
+        "data.datasets.several.read: must be set; add it to the file or as "
+        "data.datasets.several.read=VALUE",
+    ),
     "key that lies one level up": (
         "stages.align.optimizer.max_grad_norm=2",
         "stages.align.optimizer.max_grad_norm: unknown key; did you mean "
