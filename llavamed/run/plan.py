@@ -23,7 +23,7 @@ from llavamed.errors import ConfigError, StorageError
 from llavamed.model.adapters import add_adapters
 from llavamed.model.cost.flops import ACCELERATORS, Accelerator, Workload, stage_flops
 from llavamed.model.cost.memory import Memory, stage_memory
-from llavamed.model.cost.padding import Floats, lognormal_lengths, longest_moment
+from llavamed.model.cost.padding import Floats, lognormal_lengths, longest_moment, padded_packs
 from llavamed.model.cost.savings import Saving, find_savings
 from llavamed.model.freeze import PartCount, freeze
 from llavamed.model.llava import shape_on_meta
@@ -150,7 +150,7 @@ def plan_stage(
         load = _declared_load(config, stage, model, prepared)
     else:
         data = Mixture(tuple(prepared.values()), tuple(stage.mixture.values()))
-        load = _measured_load(data, stage, config.seed)
+        load = _measured_load(config, stage, data)
     gpu = find_accelerator(accelerator)
     flops = stage_flops(model, stage, load.work)
     computed = stage_flops(model, stage, load.padded)
@@ -225,7 +225,7 @@ class _Load:
     """Tiles of images, divided by tokens, of the sample with most of them."""
     work: Workload
     padded: Workload
-    """The same, with padding counted as tokens; a pack has none."""
+    """The same, with padding counted as tokens. A pack has none unless its layers are compiled."""
     processed: float
     """Tokens for which the forward passes have room."""
 
@@ -256,8 +256,8 @@ def _images(declared: Declared, tiles: Tiling) -> str:
     return f"{each}, of {tiles.most_tokens} tokens, the most" if tiles.pinpoints else each
 
 
-def _measured_load(data: Mixture, stage: Stage, seed: int) -> _Load:
-    order = order_of(stage, data, seed)
+def _measured_load(config: RunConfig, stage: Stage, data: Mixture) -> _Load:
+    order = order_of(stage, data, config.seed)
     tokens = data.column("num_tokens")
     packs = [pack for k in range(order.num_steps) for pack in order.samples(k) if len(pack)]
     seen = np.concatenate(packs)
@@ -276,6 +276,10 @@ def _measured_load(data: Mixture, stage: Stage, seed: int) -> _Load:
             num_tokens=float((rows * longest).sum()),
             sum_squared_tokens=float((rows * longest**2).sum()),
         )
+    elif config.engine_of(stage).kernels.compile:
+        number = order.num_steps * stage.num_lanes
+        full, squared = padded_packs([tokens[pack] for pack in packs], number, stage.pack_tokens)
+        padded = replace(work, num_tokens=full, sum_squared_tokens=squared)
     room = order.num_steps * stage.num_lanes * stage.pack_tokens
     return _Load(
         num_samples=data.num_samples,
@@ -329,6 +333,15 @@ def _declared_load(
             num_tokens=seen * max(length, longest_moment(lengths, weights, rows)),
             sum_squared_tokens=seen * longest_moment(lengths, weights, rows, power=2),
         )
+    room = steps * stage.num_lanes * stage.pack_tokens
+    if stage.packing and config.engine_of(stage).kernels.compile:
+        # The padding is of the last step, where it is counted as further samples.
+        full = max(1.0, room / work.num_tokens)
+        padded = replace(
+            work,
+            num_tokens=full * work.num_tokens,
+            sum_squared_tokens=full * work.sum_squared_tokens,
+        )
     return _Load(
         num_samples=sum(declared.num_samples for declared, _ in shares),
         samples_seen=seen,
@@ -337,9 +350,7 @@ def _declared_load(
         tiles_per_token=tiles.most_tiles / image_tokens,  # text takes none
         work=work,
         padded=padded,
-        processed=(
-            steps * stage.num_lanes * stage.pack_tokens if stage.packing else padded.num_tokens
-        ),
+        processed=room if stage.packing else padded.num_tokens,
     )
 
 

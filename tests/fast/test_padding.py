@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llavamed.model.cost.padding import lognormal_lengths, longest_moment
+from llavamed.model.cost.padding import lognormal_lengths, longest_moment, padded_packs
 
 RANDOM = np.random.default_rng(0)
 
@@ -37,3 +37,13 @@ def test_of_two_datasets_the_longer_one_decides():
     lengths, weights = np.array([10.0, 100.0]), np.array([3.0, 1.0])
     assert longest_moment(lengths, weights, 1) == pytest.approx(32.5)
     assert longest_moment(lengths, weights, 2) == pytest.approx(100 - 90 * 0.75**2)
+
+
+@given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=5), max_size=6), st.integers(0, 3))
+def test_padded_packs_have_the_lengths_that_the_loader_gives_them(packs, num_empty):
+    room = 45
+    given_lengths = [(*pack[:-1], room - sum(pack[:-1])) for pack in packs]  # as `sample_lengths`
+    given_lengths += [(room,)] * num_empty
+    tokens, squared = padded_packs([np.array(p) for p in packs], len(packs) + num_empty, room)
+    assert tokens == sum(map(sum, given_lengths))
+    assert squared == sum(length**2 for pack in given_lengths for length in pack)

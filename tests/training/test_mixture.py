@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llavamed.config.load import override_config
 from llavamed.config.run import RunConfig
 from llavamed.data.feed.loader import StageLoader
 from llavamed.data.feed.order import WINDOW_ROW_GROUPS, StageOrder, order_stage
@@ -194,6 +195,31 @@ def test_a_plan_counts_what_is_prepared_and_believes_the_rest(tiny_config: RunCo
     assert cost.num_samples == captions.num_samples + 100
     tokens = 2 * captions.manifest.num_tokens + 50 * (20 + captions.tiling.num_tile_tokens)
     assert cost.num_tokens == pytest.approx(tokens * config.stages[0].num_train_epochs)
+
+
+@pytest.mark.parametrize("data", ["captions", "questions"], ids=["prepared", "declared"])
+def test_a_plan_counts_the_room_that_compiled_packs_are_padded_to(
+    tiny_config: RunConfig, data: str
+) -> None:
+    config = small_config(
+        tiny_config,
+        "stages.align.max_steps=null",
+        f"stages.align.data={data}",
+        f"data.datasets.questions.declared={DECLARED}",
+        f"data.datasets.dialogues.declared={DECLARED}",
+    )
+    prepared(config)
+    plain, compiled = (
+        plan_run(override_config(config, [f"engine.kernels.compile={value}"]), accelerator="A100")[
+            0
+        ]
+        for value in ("false", "true")
+    )
+    assert plain.is_declared == (data == "questions")
+    assert compiled.flops == plain.flops
+    assert compiled.useful_tokens == plain.useful_tokens < 1
+    # All but the tower's part of the hours grows as the tokens do.
+    assert plain.hours < compiled.hours <= plain.hours / plain.useful_tokens**2
 
 
 def test_a_mixture_is_part_of_what_a_checkpoint_must_match(tiny_config: RunConfig) -> None:

@@ -1,5 +1,6 @@
-"""Estimate what padding costs: the expected longest of a few samples from their distribution."""
+"""Count what padding costs: by the expected longest of a few samples, and by the room of packs."""
 
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any
 
@@ -9,6 +10,25 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating[Any]]
 
 NUM_QUANTILES = 2000
+
+
+def padded_packs(
+    packs: Sequence[NDArray[np.integer[Any]]], number: int, room: int
+) -> tuple[float, float]:
+    """Return the tokens of packs that are padded to their room, and the sum of squared lengths.
+
+    As in the loader, padding makes the last sample of a pack longer, and an empty pack is padding.
+
+    Args:
+        packs: The lengths of the samples of each pack that is not empty, in tokens.
+        number: Packs, with the empty ones.
+        room: Tokens of a pack.
+    """
+    squared = float((number - len(packs)) * room**2)
+    for lengths in packs:
+        longer = room - float(lengths[:-1].sum())
+        squared += float((lengths[:-1] ** 2).sum()) + longer**2
+    return float(number * room), squared
 
 
 def lognormal_lengths(mean: float, spread: float) -> Floats:
