@@ -13,7 +13,8 @@ OffloadDevice = Literal["none", "cpu"]
 
 class Kernels(Section):
     """Faster kernels for the language model in training. They change numbers by no more than
-    rounding, so a run may go on with others. Each is off because no GPU has measured it yet.
+    rounding, so a run may go on with others; but with dropout, `compile` draws other masks. Each is
+    off because no GPU has measured it yet.
     """
 
     compile: bool = False

@@ -79,8 +79,8 @@ class Lora(Section):
     alpha: Annotated[float, Field(gt=0)] = 32.0
     """Scale of the adapters: their output is multiplied by alpha / r."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout probability of the adapters' input. Above 0, results depend on how samples are packed
-    and distributed over workers."""
+    """Dropout probability of the adapters' input. Above 0, results depend on how samples are
+    packed, padded (by `engine.kernels.compile`) and distributed over workers."""
     target_modules: tuple[str, ...] = ()
     """Names of the linear layers that get adapters, such as `q_proj`. By default all but the output
     layer."""
