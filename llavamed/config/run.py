@@ -229,14 +229,17 @@ class RunConfig(Section):
             )
         return self
 
+    def _engine_setting(self, stage: Stage, name: str) -> str:
+        """Return a setting of a stage's engine, with the key that sets it."""
+        key = "" if getattr(stage.engine, name) is None else f"stages.{stage.name}."
+        return f"{key}engine.{name}={getattr(self.engine_of(stage), name)}"
+
     def _check_engine(self, stage: Stage) -> None:
         """Refuse settings that DeepSpeed ignores, or storage of bitsandbytes that it cannot
         partition."""
         engine, key = self.engine_of(stage), f"stages.{stage.name}"
         zero_stage, offload = (
-            f"{'' if getattr(stage.engine, name) is None else key + '.'}engine.{name}"
-            f"={getattr(engine, name)}"
-            for name in ("zero_stage", "offload_optimizer")
+            self._engine_setting(stage, name) for name in ("zero_stage", "offload_optimizer")
         )
         if stage.lora is not None and stage.lora.quantize != "none" and engine.zero_stage == 3:
             raise ValueError(
@@ -282,13 +285,14 @@ class RunConfig(Section):
             raise ValueError(
                 f"{key}engine.kernels.varlen=true: its kernel takes the place of sdpa in bf16, and "
                 f"model.attn_implementation={self.model.attn_implementation} and "
-                f"precision={engine.precision}; set them to sdpa and bf16, or varlen to false"
+                f"{self._engine_setting(stage, 'precision')}; set them to sdpa and bf16, or varlen to "
+                "false"
             )
         if engine.kernels.compile and engine.zero_stage == 3:
             raise ValueError(
                 f"{key}engine.kernels.compile=true: cannot compile layers whose weights are "
-                "gathered while they run, as zero_stage=3 does; set zero_stage to 2, or compile to "
-                "false"
+                f"gathered while they run, as {self._engine_setting(stage, 'zero_stage')} does; "
+                "set zero_stage to 2, or compile to false"
             )
 
     def _check_lanes(self, stage: Stage) -> None:

@@ -115,18 +115,28 @@ CASES: list[Case] = [
     ),
     (
         [*ON_GPU, "stages.align.engine.kernels={varlen: true}", "engine.precision=fp32"],
-        "model.attn_implementation=sdpa and precision=fp32; set them to sdpa and bf16, or varlen",
+        "model.attn_implementation=sdpa and engine.precision=fp32; set them to sdpa and bf16, or ",
         [["engine.precision=bf16"], ["stages.align.engine.kernels.varlen=false"]],
     ),
     (
         [*ON_GPU, "engine.kernels.varlen=true", "model.attn_implementation=eager"],
-        "model.attn_implementation=eager and precision=bf16; set them to sdpa and bf16, or varlen",
+        "model.attn_implementation=eager and engine.precision=bf16; set them to sdpa and bf16, or ",
         [["model.attn_implementation=sdpa"], ["engine.kernels.varlen=false"]],
     ),
     (
         ["stages.align.engine.kernels={compile: true}", "engine.zero_stage=3"],
-        "set zero_stage to 2, or compile to false",
+        "as engine.zero_stage=3 does; set zero_stage to 2, or compile to false",
         [["engine.zero_stage=2"], ["stages.align.engine.kernels.compile=false"]],
+    ),
+    (
+        ["engine.kernels.compile=true", "stages.align.engine.zero_stage=3"],
+        "as stages.align.engine.zero_stage=3 does; set zero_stage to 2, or compile to false",
+        [["stages.align.engine.zero_stage=2"], ["engine.kernels.compile=false"]],
+    ),
+    (
+        [*ON_GPU, "engine.kernels.varlen=true", "stages.align.engine.precision=fp32"],
+        "model.attn_implementation=sdpa and stages.align.engine.precision=fp32; set them to sdpa",
+        [["stages.align.engine.precision=bf16"], ["engine.kernels.varlen=false"]],
     ),
     (
         ["stages.align.optimizer.name=adamw_8bit", "engine.zero_stage=3"],
