@@ -285,8 +285,8 @@ class RunConfig(Section):
             raise ValueError(
                 f"{key}engine.kernels.varlen=true: its kernel takes the place of sdpa in bf16, and "
                 f"model.attn_implementation={self.model.attn_implementation} and "
-                f"{self._engine_setting(stage, 'precision')}; set them to sdpa and bf16, or varlen to "
-                "false"
+                f"{self._engine_setting(stage, 'precision')}; set them to sdpa and bf16, or "
+                "varlen to false"
             )
         if engine.kernels.compile and engine.zero_stage == 3:
             raise ValueError(

@@ -44,7 +44,7 @@ def column_logits(model: nn.Module, batch: Batch, columns: torch.Tensor) -> torc
     """Return the logits of some columns of a batch, of shape [rows, columns, vocabulary].
 
     There is no cache and no attention mask, because only then do `position_ids`, or
-    `sample_lengths`, keep the samples of a pack apart.
+    `samples`, keep the samples of a pack apart.
     """
     logits: torch.Tensor = model(
         input_ids=batch.input_ids,

@@ -32,7 +32,8 @@ CONTENT = "content.parquet"
 QUARANTINE = "quarantine.parquet"
 
 MAX_FOOTERS = 256
-"""Footers of shards that a process keeps, to ask an object store for row groups only."""
+"""Footers that a process keeps of a dataset, to ask an object store for row groups only. They are
+those of the shards that it reads first; the footers of others are read with each row group."""
 
 
 def shard_name(number: int) -> str:

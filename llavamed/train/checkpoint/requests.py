@@ -15,7 +15,9 @@ LOOK_SECONDS = 5.0
 class CheckpointRequests:
     """Looks for requests in a thread while it is entered; on rank 0 only, which tells the others.
 
-    A storage that does not answer stops nothing: it is looked at again some seconds later.
+    A storage that does not answer stops nothing: it is looked at again some seconds later. A
+    request that is written between a look and the deletion of an answered one is deleted with it:
+    who made it gets the next checkpoint of `checkpoint.every_steps`, and no step is lost by that.
     """
 
     def __init__(self, folder: Location, *, is_first: bool) -> None:
