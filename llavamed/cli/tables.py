@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from llavamed.run.plan import StageCost
 
 _BOTH = ("strict", "legacy")
+"""Measures that every table shows side by side."""
 _MANY_FILES = 3
 """From this number of files on, intervals stand below scores, so that none is cut off."""
-"""Measures that every table shows side by side."""
 
 
 def show_summary(summary: RunSummary, console: Console) -> None:
