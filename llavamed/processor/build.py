@@ -26,6 +26,8 @@ from transformers import (
 from llavamed.config.model import Model
 from llavamed.errors import ConfigError
 from llavamed.processor.encode import chat_template, get_template
+from llavamed.processor.forms.find import find_form
+from llavamed.processor.forms.form import find_file
 from llavamed.processor.images import ImageSettings
 from llavamed.processor.pretrained import (
     check_same_pinpoints,
@@ -40,10 +42,13 @@ from llavamed.processor.tiles import Tiling, check_pinpoints
 from llavamed.processor.token_labels import check_fast, repair_merges
 from llavamed.processor.tower import Tower, tower_of
 from llavamed.processor.turns import IMAGE_PLACEHOLDER
+from llavamed.storage.fetch import fetch_once
 
 Processor: TypeAlias = LlavaProcessor | LlavaNextProcessor
 """The processor of a LLaVA, which reads an image in one tile, or of a LLaVA-NeXT."""
 
+_IMAGE_FILES = ("processor_config.json", "preprocessor_config.json")
+"""Files that an image processor is in, by the version of transformers that wrote it."""
 _RESAMPLING: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
 """Filters that `llavamed.processor.images` supports, by the numbers Pillow gives them."""
 
@@ -116,7 +121,44 @@ def image_settings(
     Raises:
         ConfigError: The processor does something that `llavamed.processor.images` does not support.
     """
-    facts = processor.image_processor.to_dict()
+    return _settings_of(processor.image_processor, backend)
+
+
+def model_images(model: Model) -> ImageSettings | None:
+    """Return what the processor of a model does to an image, without its tokenizer.
+
+    Raises:
+        ConfigError: See `whole_images`, or the config of its tower cannot be found.
+    """
+    if model.weights is not None:
+        return whole_images(model.weights, "model.weights")
+    assert model.vision_tower is not None
+    vision = part_config(model.vision_tower, "model.vision_tower")
+    return _settings_of(_image_processor(model, tower_of(vision, "model.vision_tower.config")))
+
+
+def whole_images(source: str, key: str) -> ImageSettings | None:
+    """Return what the processor of a whole LLaVA does to an image, or None if it has no processor.
+
+    Args:
+        source: A folder, its URI, or a name on the hub.
+        key: The config key that names it, for errors.
+
+    Raises:
+        ConfigError: It cannot be loaded, or does what `llavamed.processor.images` does not support.
+    """
+    folder = fetch_once(source, weights=False)
+    if find_form(folder) is None and not any(find_file(folder, name) for name in _IMAGE_FILES):
+        return None
+    found = load_pretrained(AutoImageProcessor, source, key, backend="pil")
+    try:
+        return _settings_of(found)
+    except ConfigError as error:
+        raise ConfigError(f"{key}={source}: {error}") from error
+
+
+def _settings_of(images: Any, backend: Literal["exact", "fast"] = "exact") -> ImageSettings:
+    facts = images.to_dict()
     size = dict(facts.get("size") or {})
     crop = dict(facts.get("crop_size") or {}) if facts.get("do_center_crop") else {}
     edges = {*size.values(), *crop.values()}

@@ -1,10 +1,12 @@
 """Find what would stop a run before any GPU waits for it."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import torch
 from transformers import AutoModel, LlavaConfig, LlavaNextConfig
 
+from llavamed.config.model import Model
 from llavamed.config.run import RunConfig
 from llavamed.data.feed.order import StageOrder
 from llavamed.data.prepared.mixture import Mixture
@@ -13,6 +15,7 @@ from llavamed.model.adapters import check_layers
 from llavamed.model.kernels import check_liger
 from llavamed.model.llava import check_forward, check_image_token, llava_config
 from llavamed.model.quantize import load_bitsandbytes
+from llavamed.processor.build import model_images, whole_images
 from llavamed.processor.pretrained import (
     check_same_pinpoints,
     config_tiling,
@@ -21,8 +24,7 @@ from llavamed.processor.pretrained import (
     whole_config,
 )
 from llavamed.run.curriculum import StagePlan
-from llavamed.storage.location import locate
-from llavamed.storage.manifest import CheckpointManifest, ExportManifest, find
+from llavamed.storage.manifest import CheckpointManifest
 from llavamed.train.job import StageJob, check_conversion, order_of
 
 
@@ -47,17 +49,18 @@ def check_weights(config: RunConfig, plans: list[StagePlan]) -> None:
     own = {str(plan.export) for plan in plans}
     for plan in plans:
         start = plan.initial_weights
-        if start is not None and start not in own and find(ExportManifest, locate(start)) is None:
+        if start is not None and start not in own:
             key = f"stages.{plan.stage.name}.initial_weights"
             first = whole_config(start, key)
             check_forward(first, f"{key}={start}")
-            _check_same_images(first, shape, f"{key}={start}")
+            _check_same_tiles(first, shape, f"{key}={start}")
+            _check_same_images(model, start, key)
 
 
-def _check_same_images(
+def _check_same_tiles(
     first: LlavaConfig | LlavaNextConfig, shape: LlavaConfig | LlavaNextConfig, key: str
 ) -> None:
-    """Refuse initial weights whose images differ from those that the datasets are prepared for."""
+    """Refuse initial weights that take other tiles than the datasets are prepared for."""
     theirs, ours = config_tiling(first, key), config_tiling(shape, key)
     if theirs.pinpoints != ours.pinpoints:
         found, wanted = (
@@ -73,6 +76,29 @@ def _check_same_images(
             "but the model section, which datasets are prepared by, "
             f"{ours.tile_size} as {ours.num_tile_tokens}; name these weights in model.weights too"
         )
+
+
+def _check_same_images(model: Model, start: str, key: str) -> None:
+    """Refuse initial weights that were trained on images made otherwise than the datasets' are.
+
+    Weights without a processor do not say how.
+    """
+    theirs, ours = whole_images(start, key), model_images(model)
+    if theirs is None or ours is None or theirs == ours:
+        return
+    differing = [name for name, value in asdict(ours).items() if getattr(theirs, name) != value]
+    found, wanted = (
+        ", ".join(f"{name}={getattr(each, name)}" for name in differing) for each in (theirs, ours)
+    )
+    advice = "name these weights in model.weights too"
+    if differing == ["aspect_ratio"] and model.weights is None:
+        for value in ("square", "pad"):
+            if model_images(model.model_copy(update={"image_aspect_ratio": value})) == theirs:
+                advice = f"set model.image_aspect_ratio to {value}"
+    raise ConfigError(
+        f"{key}={start}: its processor makes images with {found}, but the model section, by which "
+        f"datasets are prepared, with {wanted}; {advice}"
+    )
 
 
 def check_adapters(config: RunConfig, plans: list[StagePlan]) -> None:

@@ -15,6 +15,7 @@ from transformers import (
     CONFIG_MAPPING,
     MODEL_MAPPING,
     AutoConfig,
+    AutoImageProcessor,
     AutoProcessor,
     AutoTokenizer,
     CLIPImageProcessorPil,
@@ -129,10 +130,13 @@ def llava_form(source: str, settings: dict[str, Any]) -> Form:
         **tiles,
     )
 
+    def make_images() -> Any:
+        return _image_processor(resizing, tower_of(vision, f"{source}: {TOWER}"), tiles)
+
     def make_processor() -> LlavaProcessor | LlavaNextProcessor:
         facts = tower_of(vision, f"{source}: {TOWER}")
         return (LlavaNextProcessor if tiles else LlavaProcessor)(
-            image_processor=_image_processor(resizing, facts, tiles),
+            image_processor=make_images(),
             tokenizer=tokenizer,
             patch_size=facts.patch_size,
             vision_feature_select_strategy=config.vision_feature_select_strategy,
@@ -141,7 +145,7 @@ def llava_form(source: str, settings: dict[str, Any]) -> Form:
 
     return Form(
         config,
-        {AutoProcessor: make_processor},
+        {AutoProcessor: make_processor, AutoImageProcessor: make_images},
         lambda: _read_weights(source, config, tower),
     )
 
