@@ -1,17 +1,14 @@
 """A LLaVA that the original trainer saved starts a run as the model it is."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from transformers import (
     LlamaConfig,
-    LlavaForConditionalGeneration,
     LlavaNextForConditionalGeneration,
 )
 
@@ -26,63 +23,14 @@ from llavamed.run.curriculum import plan_curriculum
 from llavamed.run.preflight import check_weights
 from llavamed.storage.location import locate
 from tests.support.asked_questions import question
-from tests.support.small_tokenizers import llama_like
-from tests.support.training_setup import make_job, processor_of, run_stage, small_config
+from tests.support.original_llava import save_as_original
+from tests.support.training_setup import make_job, run_stage, small_config
 
 ANYRES: dict[str, Any] = {
     "image_aspect_ratio": "anyres",
     "mm_patch_merge_type": "spatial_unpad",
     "image_grid_pinpoints": [[48, 16], [16, 32]],  # widths and heights
 }
-NAMES = {
-    r"model\.multi_modal_projector\.linear_1\.": "model.mm_projector.0.",
-    r"model\.multi_modal_projector\.linear_2\.": "model.mm_projector.2.",
-    r"model\.vision_tower\.": "model.vision_tower.vision_tower.vision_model.",
-    r"model\.language_model\.": "model.",
-}
-
-
-def save_as_original(
-    folder: Path,
-    config: RunConfig,
-    *,
-    with_tower: bool = True,
-    projector_file: bool = False,
-    **fields: Any,
-) -> LlavaForConditionalGeneration:
-    """Save the model of a config as LLaVA's own trainer does, with a tower in a folder below."""
-    model = build_model(config.model, processor_of(config), seed=3, precision="fp32")
-    tokenizer = llama_like()
-    folder.mkdir(exist_ok=True)
-    tokenizer.save_pretrained(folder)
-    model.model.vision_tower.save_pretrained(folder / "tower")
-    text = model.config.text_config.to_dict()
-    text |= {"model_type": "llava_llama", "architectures": ["LlavaLlamaForCausalLM"]}
-    text |= {"mm_vision_tower": "tower", "mm_hidden_size": 32, "use_mm_proj": True}
-    text |= {"mm_projector_type": "mlp2x_gelu", "mm_vision_select_layer": -2}
-    text |= {"mm_vision_select_feature": "patch", "image_aspect_ratio": "pad"}
-    (folder / "config.json").write_text(json.dumps(text | fields))
-    named = {renamed(name): weight for name, weight in model.state_dict().items()}
-    if not with_tower:
-        named = {name: w for name, w in named.items() if "vision_tower" not in name}
-    if projector_file:
-        apart = {name: w for name, w in named.items() if "mm_projector" in name}
-        torch.save(apart, folder / "mm_projector.bin")
-        named = {name: w for name, w in named.items() if name not in apart}
-    first = dict(list(named.items())[::2])
-    parts = {"model-1.safetensors": first, "model-2.safetensors": named}
-    parts["model-2.safetensors"] = {k: w for k, w in named.items() if k not in first}
-    index = {name: file for file, part in parts.items() for name in part}
-    for file, part in parts.items():
-        save_file({name: weight.clone() for name, weight in part.items()}, folder / file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    return model
-
-
-def renamed(name: str) -> str:
-    for pattern, new in NAMES.items():
-        name = re.sub(f"^{pattern}", new, name)
-    return name
 
 
 def of_llava(config: RunConfig, source: str, *overrides: str) -> RunConfig:
@@ -260,72 +208,6 @@ def test_an_original_llava_that_lacks_something_is_refused_with_what_it_lacks(
     config = of_llava(small, str(tmp_path / "it"))
     with pytest.raises((ConfigError, CheckpointError), match=message):
         build_model(config.model, build_processor(config.model, iter([])), seed=0, precision="fp32")
-
-
-@pytest.mark.parametrize("resizing", ["anyres_max_9", "highres", "crop_split"])
-def test_initial_weights_that_cut_images_as_no_llava_of_transformers_does_are_refused(
-    tiny_config: RunConfig, tmp_path: Path, resizing: str
-) -> None:
-    """They would train on one tile of each image."""
-    small = small_config(tiny_config, f"stages.align.initial_weights={tmp_path}/it")
-    save_as_original(tmp_path / "it", small, image_aspect_ratio=resizing)
-    message = rf"image_aspect_ratio={resizing}: transformers' LLaVA has no such part; .*: pad, squ"
-    with pytest.raises(ConfigError, match=message):
-        check_weights(small, plan_curriculum(small))
-
-
-@pytest.mark.parametrize(("theirs", "ours"), [("pad", "square"), ("square", "pad")])
-def test_initial_weights_that_saw_images_made_otherwise_are_refused(
-    tiny_config: RunConfig, tmp_path: Path, theirs: str, ours: str
-) -> None:
-    """They would train on other pictures than those they know."""
-    small = small_config(tiny_config, f"stages.align.initial_weights={tmp_path}/it")
-    save_as_original(tmp_path / "it", small, image_aspect_ratio=theirs)
-    config = override_config(small, [f"model.image_aspect_ratio={ours}"])
-    message = (
-        rf"^stages.align.initial_weights={tmp_path}/it: its processor makes images with "
-        rf"aspect_ratio={theirs}, but the model section, by which datasets are prepared, with "
-        rf"aspect_ratio={ours}; set model.image_aspect_ratio to {theirs}$"
-    )
-    with pytest.raises(ConfigError, match=message):
-        check_weights(config, plan_curriculum(config))
-    advised = override_config(config, [f"model.image_aspect_ratio={theirs}"])
-    check_weights(advised, plan_curriculum(advised))
-
-
-def test_initial_weights_with_other_colours_are_refused(
-    tiny_config: RunConfig, tmp_path: Path
-) -> None:
-    small = small_config(tiny_config, f"stages.align.initial_weights={tmp_path}")
-    model = build_model(small.model, processor_of(small), seed=3, precision="fp32")
-    model.save_pretrained(tmp_path)
-    check_weights(small, plan_curriculum(small))  # without a processor nothing is known
-    processor = processor_of(small)
-    processor.image_processor.image_mean = [0.5, 0.5, 0.5]
-    processor.save_pretrained(tmp_path)
-    message = (
-        r"makes images with mean=\(0.5, 0.5, 0.5\), but .*, with mean=\(0.48.*; name these weights"
-    )
-    with pytest.raises(ConfigError, match=message):
-        check_weights(small, plan_curriculum(small))
-    whole = override_config(small, [f"model={{weights: {tmp_path}}}"])
-    check_weights(whole, plan_curriculum(whole))
-    processor.image_processor.do_normalize = False
-    processor.save_pretrained(tmp_path)
-    message = rf"^stages.align.initial_weights={tmp_path}: image_processor.do_normalize=False: "
-    with pytest.raises(ConfigError, match=message):
-        check_weights(small, plan_curriculum(small))
-
-
-def test_the_export_of_a_run_that_made_images_otherwise_is_refused(
-    tiny_config: RunConfig, tmp_path: Path
-) -> None:
-    own = (f"data.directory={tmp_path}", "stages.align.max_steps=1", "name=padded")
-    job = make_job(small_config(tiny_config, "model.image_aspect_ratio=pad", *own))
-    run_stage(job)
-    config = small_config(tiny_config, f"stages.align.initial_weights={job.export}")
-    with pytest.raises(ConfigError, match=r"images with aspect_ratio=pad, but .*=square; set mod"):
-        check_weights(config, plan_curriculum(config))
 
 
 def test_an_original_llava_is_evaluated_as_the_model_it_is(
