@@ -1,4 +1,4 @@
-"""Let a LLaVA compute with faster kernels, which change its numbers by no more than rounding.
+"""Let a LLaVA compute with faster kernels. Its numbers change by rounding, and by dropout's masks.
 
 No other module imports Liger.
 """
