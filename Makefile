@@ -4,7 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= ray_jobs/configs/demo.yaml
 EXPORT ?= runs/demo/stages/vqa/export
-TESTS_AT_ONCE ?= 2
 CONTROL_PLANE := tests/cluster/control_plane
 
 .DEFAULT_GOAL := help
@@ -42,8 +41,8 @@ chat: install ## Open the page on the model that `make demo` has trained; EXPORT
 test-fast: install ## The tests that load nothing heavy; under 90 seconds
 	@$(BIN)/python -m pytest -n 2 tests/fast
 
-test: install ## All tests but those of test-cluster, two at a time or TESTS_AT_ONCE
-	@$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadfile --no-loadscope-reorder --ignore=$(CONTROL_PLANE)
+test: install ## All tests but those of test-cluster, two at a time
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore=$(CONTROL_PLANE)
 
 test-cluster: install ## The chart and the tools on a real Kubernetes API server; the first time builds one, for ten minutes
 	@LLAVAMED_CONTROL_PLANE="$$(nice scripts/control_plane.sh)" $(BIN)/python -m pytest -n 2 --dist loadgroup $(CONTROL_PLANE)
@@ -55,8 +54,8 @@ test-kill: install ## Kill a run 20 times, interrupt it, take a node away, bring
 	@LLAVAMED_KILLS=20 $(BIN)/python -m pytest -s tests/cluster/test_kill.py tests/cluster/test_job.py \
 	    tests/cluster/test_interrupt.py
 
-check: lint types docs ## All that CI runs; tests on the API server and on Ray wait much, so that others run beside them
-	@$(MAKE) --no-print-directory TESTS_AT_ONCE=3 --jobs=2 --output-sync=target test test-cluster
+check: lint types docs ## All that CI runs; tests on the API server wait much, so the others run beside them
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test test-cluster
 
 benchmark: install ## Measure beside peers, into benchmarks/results; QUICK=1 takes minutes
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" EXTRAS=dev,postgres,benchmark sh scripts/install.sh

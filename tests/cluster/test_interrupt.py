@@ -36,7 +36,9 @@ class Command:
         overrides = (f"storage={storage}", *SMALL, "stages.align.max_steps=60", *overrides)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "llavamed", "train", "--config", str(DEMO), *overrides],
-            env=environment | {"RAY_ADDRESS": "local", "COLUMNS": "200", "TERM": "xterm"},
+            env=environment
+            | {"RAY_ADDRESS": "local", "RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1"}
+            | {"COLUMNS": "200", "TERM": "xterm"},
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
