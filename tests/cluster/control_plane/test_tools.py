@@ -189,8 +189,7 @@ def test_a_service_is_watched_read_and_deleted(place: Namespace, tool: Tool) -> 
         set_status(place, SERVICE, conditions=[READY])
         out, err = watching.communicate(timeout=60)
     assert watching.returncode == 0, err
-    # The empty line between two states may be among the lines that were read before, or not.
-    assert out.lstrip("\n").splitlines() == [
+    assert out.lstrip("\n").splitlines() == [  # the empty line between two states may be read
         "service  llavamed-serve  accepts requests",
         f"model    {SERVED['serve.export']}",
         "cluster  demo-abc",
