@@ -120,7 +120,7 @@ CONDITIONS: Mapping[str, Condition] = {
 
 
 class Majority:
-    """The most frequent reference for each kind of question, which a blind model would answer.
+    """The most frequent reference for each kind of question: what a blind model would answer.
 
     Kinds are the answer type, and whether there are lettered options.
     """

@@ -25,7 +25,7 @@ class PartialAnswer:
     num_tokens: int
     finish_reason: str | None
     logprobs: tuple[TokenLogprobs, ...]
-    """Number of all tokens so far."""
+    """Log-probabilities of all tokens so far."""
 
 
 @dataclass(eq=False)

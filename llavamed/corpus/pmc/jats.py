@@ -21,7 +21,7 @@ MAX_BYTES = 50 << 20
 _NAMED = re.compile(rb"&([A-Za-z][A-Za-z0-9]{1,31});")
 """An entity by its name, which a file without a document type may not have, and some do."""
 _CDATA = re.compile(rb"(<!\[CDATA\[.*?(?:\]\]>|\Z))", re.DOTALL)
-"""A section of plain characters, in which a name is none of an entity."""
+"""A CDATA section, in which "&name;" is not an entity."""
 
 _OF_XML = frozenset({"amp", "lt", "gt", "quot", "apos"})
 _ASIDE = frozenset({"tex-math", "annotation", "annotation-xml", "alt-text", "long-desc"})

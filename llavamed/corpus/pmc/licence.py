@@ -79,7 +79,7 @@ def _permitted(meta: Element) -> tuple[str | None, str | None]:
             code, address = _referred(each) if each in loose else stated_licence(each)
             if code:
                 return code, address
-    for statement in (each for block in reversed(blocks) for each in block):
+    for statement in (each for block in [meta, *blocks[:-1]] for each in block):
         if local(statement) == "copyright-statement" and (
             code := _code_of_words(text_of(statement))
         ):

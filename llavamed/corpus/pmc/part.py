@@ -30,7 +30,7 @@ JOURNAL = "done"
 
 
 class PartReport(Manifest):
-    """The outcome of the articles of a part, and the effort."""
+    """What happened to the articles of a part, and what it cost."""
 
     VERSION: ClassVar[int] = 1
     FILE: ClassVar[str] = "harvest.json"

@@ -147,7 +147,7 @@ def third_party(
 
 
 def _rights(nodes: list[Element], name: str) -> Iterator[Element]:
-    """Yield the elements of a name that speak of figures, and not of a figure inside of one."""
+    """Yield the elements of this name that apply to the nodes, not to a figure inside one."""
     for node in nodes:
         yield from descendants(node, name, outside=_OTHER_WORKS)
 

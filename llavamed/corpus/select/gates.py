@@ -40,8 +40,7 @@ class EvaluationSet:
 
 
 def read_words(figure: FigureRow, settings: Select, lexicon: Lexicon) -> FigureRow:
-    """Return the figure with what its rights and words say, refused where the first rule
-    fails.
+    """Return the figure with what its rights and words say, refused by the first rule it fails.
 
     Reasons: licence, third_party, no_picture, several_pictures, no_caption, face, compound,
     no_modality, modality_conflict, other_modality, too_small.

@@ -165,7 +165,7 @@ def find_contamination(
         against: The evaluation sets.
         by: Criteria of a match; by default image and question.
         max_distance: Maximum number of bits in which equal images differ; by default
-        `MAX_DISTANCE`.
+            `MAX_DISTANCE`.
 
     Raises:
         ConfigError: A dataset or criterion is unknown.

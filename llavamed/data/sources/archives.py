@@ -54,7 +54,9 @@ def inside(archive: Location) -> Location:
 
     try:
         packed = ZipFileSystem(
-            archive.path, target_protocol=archive.schemes[0], target_options=_options(archive)
+            archive.path,
+            target_protocol=archive.schemes[0],
+            target_options=dict(archive.fs.storage_options),
         )
     except FileNotFoundError as error:
         raise absent(archive) from error
@@ -66,10 +68,6 @@ def inside(archive: Location) -> Location:
         if len(found) != 1 or found[0]["type"] != "directory" or found[0]["name"] == folder:
             return Location(packed, folder, archive.attempts)
         folder = found[0]["name"]
-
-
-def _options(archive: Location) -> dict[str, object]:
-    return dict(archive.fs.storage_options)
 
 
 def _is_content(path: str) -> bool:

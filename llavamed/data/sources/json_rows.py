@@ -49,9 +49,9 @@ class JsonFile(FileOfRows):
 class JsonFolder:
     """A folder with a JSON file of rows and a folder of images, each under one of several names.
 
-    It, or the folder of images in it, may be packed as a zip archive. Both are looked up at the
-    first read. The lookup ignores case and punctuation, since downloads
-    turn spaces into underscores. If no name matches, errors show the first one.
+    The folder, or its folder of images, may be packed as a zip archive. Both are looked up at the
+    first read, ignoring case and punctuation, since downloads turn spaces into underscores. If no
+    name matches, errors show the first one.
     """
 
     def __init__(self, uri: str, files: Sequence[str], images: Sequence[str]) -> None:
@@ -108,7 +108,8 @@ class JsonFolder:
 
 def _find_child(folder: Location, names: Sequence[str]) -> Location:
     wanted = [_letters(name) for name in names]
-    there = {_letters(name.removesuffix(ZIP)): name.removesuffix(ZIP) for name in folder.children()}
+    children = (name.removesuffix(ZIP) for name in folder.children())
+    there = {_letters(name): name for name in children}
     name = next((there[name] for name in wanted if name in there), names[0])
     return folder / name
 

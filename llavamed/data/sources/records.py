@@ -86,8 +86,8 @@ def dialogue(
 
     Args:
         row: The row in the format of its source.
-        images: References to the images if the format keeps them apart from the row, otherwise
-        None.
+        images: References to the images if the format keeps them apart from the row,
+            otherwise None.
         id: The id of a row that has none.
         licence: The licence of a row that has none.
 

@@ -20,6 +20,8 @@ _JAPANESE = re.compile(
     r"(?P<no>いいえ|ありません|みられません|見られません|認めません|認められません|ではない)"
     r"|(?P<yes>はい|あります|みられます|見られます|認めます|認められます)"
 )
+_BOTH = re.compile("是否|有无|是与否")
+_YES_OR_NO = re.compile("|".join(sorted([*CHINESE_NO, *CHINESE_YES], key=len, reverse=True)))
 _OPPOSITES = {"正常": "异常", "异常": "正常"}
 _IS_SOMETHING = re.compile("这?是(?!的|不|没|无)([\u3400-\u9fff]{2,}?)(?:的|图像|图)?")
 _SAID_NOT = re.compile(r"(?<![不是])是(不(?!是)|没|无|未)")
@@ -60,10 +62,9 @@ def chinese_verdict(text: str, question: str, reference: str) -> object:
         found = re.findall(rf"(不|没有?|未|非)?{core}", text)
         if found and len({bool(each) for each in found}) == 1:
             return not found[0]
-    if re.search("是否|有无|是与否", text):
+    if _BOTH.search(text):
         return None
-    pattern = "|".join(sorted([*CHINESE_NO, *CHINESE_YES], key=len, reverse=True))
-    found = list(re.finditer(pattern, text))
+    found = list(_YES_OR_NO.finditer(text))
     if not found:
         return ABSENT
     says_yes = [match[0] in CHINESE_YES for match in found]

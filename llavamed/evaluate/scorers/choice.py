@@ -8,7 +8,7 @@ from llavamed.evaluate.scorers.terms import (
     CLASSES,
     COMPLEMENTS,
     COUNTS,
-    OPPOSITES,
+    POSITIONS,
     UNITS,
 )
 from llavamed.evaluate.scorers.unpack import conclusions
@@ -20,8 +20,6 @@ from llavamed.evaluate.scorers.vocabulary import (
 )
 from llavamed.evaluate.scorers.words import CHINESE, Word, canonical, words_of
 
-_NUM_POSITIONS = 6
-"""Number of the first kinds of opposites that are places."""
 _OF_PATIENT = re.compile(r"\bpatient['’]?s\s+(left|right)\b")
 _OF_IMAGE = re.compile(r"\b(?:left|right)\s+side\s+of\s+the\s+(?:image|picture|film|screen)", re.I)
 """Sides of the picture, which are those of the patient mirrored."""
@@ -69,7 +67,7 @@ def _choice(text: str, reference: str, candidates: Sequence[str]) -> bool | None
     wanted = content(reference)
     if not wanted:
         return text.strip() == reference.strip()
-    if any(kind & set(wanted) for kind in OPPOSITES[:_NUM_POSITIONS]):
+    if any(kind & set(wanted) for kind in POSITIONS):
         sides = set(_OF_PATIENT.findall(text.lower()))
         text = sides.pop() if len(sides) == 1 and _OF_IMAGE.search(text) else _SPARED.sub(" ", text)
     words = words_of(AGREEMENT.sub(" ", text))

@@ -51,7 +51,7 @@ def restates(clause: str, question: str, asked: Collection[str], *, is_whole: bo
     wanted = [word[:5] for word in words if word[:5] in asked and word[:5] not in _LEFT_OUT]
     said = [word[:5] for word in canonical(clause)]
     if shown := _SHOWN.match(question):
-        wanted = wanted[len(content(canonical(shown[1]))) :]
+        wanted = wanted[len(stems(canonical(shown[1]))) :]
     if _OF_SEVERAL.match(question) and _ONE_SIDE.search(clause) and not _ONE_SIDE.search(question):
         return False
     if not wanted or not set(wanted) <= set(said):
@@ -71,6 +71,6 @@ def is_foreign_to(said: Set[str], asked: Set[str]) -> bool:
     return bool(asked and named) and not named & asked
 
 
-def content(tokens: Iterable[str]) -> set[str]:
+def stems(tokens: Iterable[str]) -> set[str]:
     """Return the stems of the content words."""
     return {token[:5] for token in tokens if token not in FUNCTION_WORDS and token not in CUES}

@@ -6,7 +6,6 @@ may be too low, but it never rests on a guess.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from llavamed.evaluate.scorers.chinese import fold
 from llavamed.evaluate.scorers.choice import is_chosen
@@ -47,13 +46,12 @@ def verdict(item: Item) -> float | None:
                 answer = spell_out(answer, text)
             chosen = chosen_letter(answer, options)
             return None if chosen is None else float(chosen == letter)
-    item = replace(item, reference=fold(item.reference))
-    answer = fold(answer)
-    wanted = polarity(item.reference)
+    answer, reference = fold(answer), fold(item.reference)
+    wanted = polarity(reference)
     if wanted is not None:
-        said = says(answer, item.question, item.reference)
+        said = says(answer, item.question, reference)
         return None if said is None else float(said is wanted)
-    answer, reference = spell_out(answer, item.reference), spell_out(item.reference, answer)
+    answer, reference = spell_out(answer, reference), spell_out(reference, answer)
     if item.answer_type == "OPEN":
         return open_score(answer, reference)
     candidates = item.options if isinstance(item.options, tuple) else ()

@@ -176,7 +176,7 @@ PHRASES: tuple[tuple[str, str], ...] = (
 )
 """Spellings of the same term, as patterns for text in which signs are spaces."""
 
-OPPOSITES: tuple[frozenset[str], ...] = tuple(
+POSITIONS: tuple[frozenset[str], ...] = tuple(
     frozenset(words.split())
     for words in (
         "left right bilateral",
@@ -185,6 +185,13 @@ OPPOSITES: tuple[frozenset[str], ...] = tuple(
         "anterior posterior front back",
         "medial lateral",
         "above below",
+    )
+)
+"""Places that exclude each other."""
+
+OPPOSITES: tuple[frozenset[str], ...] = POSITIONS + tuple(
+    frozenset(words.split())
+    for words in (
         "proximal distal",
         "axial coronal sagittal oblique",
         "t1 t2 flair dwi adc",

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Sequence
 
 from llavamed.evaluate.scorers.chinese import ABSENT, chinese_verdict
-from llavamed.evaluate.scorers.restating import CUES, OF_THE, content, is_foreign_to, restates
+from llavamed.evaluate.scorers.restating import CUES, OF_THE, is_foreign_to, restates, stems
 from llavamed.evaluate.scorers.terms import COMPLEMENTS
 from llavamed.evaluate.scorers.unpack import conclusions
 from llavamed.evaluate.scorers.vocabulary import (
@@ -33,7 +33,7 @@ from llavamed.evaluate.scorers.vocabulary import (
 from llavamed.evaluate.scorers.words import CHINESE, canonical, clauses, words_of
 
 _BOTH = re.compile(
-    r"\[\s*yes\s*,\s*no\s*\]|\[\s*no\s*,\s*yes\s*\]|\byes\s*(?:/|\\|\||or|and|und|ou|y)\s*no\b|\bno\s*(?:/|or|and)\s*yes\b|是否|有无|是与否"
+    r"\[\s*yes\s*,\s*no\s*\]|\[\s*no\s*,\s*yes\s*\]|\byes\s*(?:/|\\|\||or|and|und|ou|y)\s*no\b|\bno\s*(?:/|or|and)\s*yes\b"
 )
 _FILLERS = re.compile(
     r"\A\W*(?:(?:well|hmm+|uh|um|okay|ok|oh|answer|so|clear|very|most|probably|likely|almost"
@@ -60,7 +60,7 @@ _SIGN = re.compile(r"(?:[(\[]|\w\s*:)\s*([+-])\s*[)\]]?\W*\Z")
 """A sign after what was asked: "mass (-)"."""
 _STRESSED = re.compile(
     r"\A\W*(?:definitely|certainly|clearly|obviously|absolutely|indeed|exactly|of\s+course|right)"
-    r"\s*(?P<mark>[.,;!])\s*(?P<rest>\w.*)\Z",
+    r"\s*[.,;!]\s*(?P<rest>\w.*)\Z",
     re.IGNORECASE | re.DOTALL,
 )
 """A word that affirms what was asked, before a sentence about something else."""
@@ -189,11 +189,11 @@ def _verdict(text: str, question: str, reference: str) -> object:
 def _labelled(text: str, question: str) -> bool | None:
     """Return the labelled answer whose label matches the question, if there are several."""
     labelled = _LABELLED.findall(text)
-    asked = content(canonical(question))
+    asked = stems(canonical(question))
     about = {
         (said or stated).lower() in _POSITIVE
         for label, said, stated in labelled
-        if content(canonical(label)) & asked
+        if stems(canonical(label)) & asked
     }
     return about.pop() if len(labelled) > 1 and len(about) == 1 else None
 
@@ -214,13 +214,13 @@ def _by_complement(text: str, question: str) -> bool | None:
 
 
 def _is_elsewhere(text: str, question: str) -> bool:
-    """Tell whether a text denies something, and that is not what was asked."""
-    asked = content(canonical(question))
+    """Tell whether a text denies only what was not asked, or only seems to deny something."""
+    asked = stems(canonical(question))
     if AFFIRMING.search(text):
         return True
     tokens = canonical(text)
     cues = [place for place, token in enumerate(tokens) if token in CUES]
-    denied = content(tokens[cues[0] :]) if cues else set()
+    denied = stems(tokens[cues[0] :]) if cues else set()
     return bool(asked and denied - ANAPHORIC) and not asked & denied
 
 
@@ -278,7 +278,7 @@ def _lead(text: str) -> tuple[bool | None, str]:
 
 def _by_denial(text: str, question: str) -> object:
     """Read a sentence without a leading yes or no by its denials."""
-    asked = content(canonical(question))
+    asked = stems(canonical(question))
     denied: set[str] = set()
     stated: set[str] = set()
     num_denials, is_affirmed, is_open = 0, False, False
@@ -298,21 +298,21 @@ def _by_denial(text: str, question: str) -> object:
             r"\b(?:negative|absence|lack)\b", clause[: after.start()], re.I
         ):
             num_denials += 1
-            denied |= content(tokens)
+            denied |= stems(tokens)
         elif cues:
             num_denials += 1
-            denied |= content(tokens[cues[0] :])
-            stated |= content(tokens[: cues[0]])
+            denied |= stems(tokens[cues[0] :])
+            stated |= stems(tokens[: cues[0]])
             cut = re.search(
                 r"\b(?:no|not|without|never|neither|nor|absent|negative)\b", clause, re.I
             )
             before = clause[: cut.start()] if cut else ""
             is_affirmed = is_affirmed or restates(before, question, asked)
         else:
-            stated |= content(tokens)
+            stated |= stems(tokens)
             is_affirmed = (
                 is_affirmed
-                or (bool(_AFFIRMED.search(clause)) and not is_foreign_to(content(tokens), asked))
+                or (bool(_AFFIRMED.search(clause)) and not is_foreign_to(stems(tokens), asked))
                 or "yes" in tokens
                 or restates(clause, question, asked, is_whole=len(said) == 1)
             )
