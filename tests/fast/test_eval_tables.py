@@ -134,6 +134,35 @@ def test_a_table_of_mmmu_gives_the_split_and_subjects_of_the_benchmark(tmp_path:
     assert len(asked("mmmu-health", path, tmp_path / "dev", split="dev")) == 1
 
 
+def test_several_pictures_are_read_from_lists_of_python_and_of_json(tmp_path: Path) -> None:
+    for number, quoted in enumerate(("'{}', '{}'", '"{}", "{}"')):
+        both = f"[{quoted.format(cell(1), cell(2))}]"
+        file = tmp_path / f"table{number}.tsv"
+        tsv(file, [{"index": 1, "image": both, **ROW}, {"index": 2, "image": cell(2), **ROW}])
+        question, other = asked("vqa-rad", str(file), tmp_path / f"out{number}")
+        first, second = question.pictures
+        assert first.sha256 != second.sha256 == other.pictures[0].sha256
+
+
+def test_tables_of_both_kinds_leave_out_what_is_of_another_benchmark(tmp_path: Path) -> None:
+    """Rows that do not say which language, split or subject they are of are taken."""
+    notes = [("zh", "test"), ("en", "train"), ("en", "test"), ("", "test")]
+    rows = [{**ROW, "q_lang": language, "split": split} for language, split in notes]
+    hub_copy(tmp_path / "slake.parquet", rows)
+    tsv(
+        tmp_path / "slake.tsv",
+        [{"index": number, "image": cell(1), **row} for number, row in enumerate(rows)],
+    )
+    for name, numbers in {"slake-en": ("2", "3"), "slake-zh": ("0", "3")}.items():
+        for form in ("parquet", "tsv"):
+            found = asked(name, str(tmp_path / f"slake.{form}"), tmp_path / f"{name}-{form}")
+            assert tuple(each.id.rpartition("-")[2] for each in found) == numbers
+    row = {**ROW, "A": "yes", "B": "no", "answer": "A"}
+    subjects = [{**row, "category": each} for each in ("Pharmacy", "Accounting")]
+    hub_copy(tmp_path / "mmmu.parquet", subjects)
+    assert len(asked("mmmu-health", str(tmp_path / "mmmu.parquet"), tmp_path / "mmmu")) == 1
+
+
 def test_pictures_beside_a_table_are_read_by_name(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for number in (1, 2):

@@ -40,6 +40,7 @@ class ParquetFiles:
         images: Names that the column of images may have; the first that has any is used.
         required: Groups of column names to read; at least one of each group must be present.
         optional: Columns to read if present.
+        listed: Small columns whose values are listed with the places, if present.
         image_folder: URI of the folder that image names refer to.
     """
 
@@ -50,12 +51,14 @@ class ParquetFiles:
         images: tuple[str, ...],
         required: tuple[tuple[str, ...], ...],
         optional: tuple[str, ...] = (),
+        listed: tuple[str, ...] = (),
         image_folder: str | None = None,
     ) -> None:
         self._path = path
         self._fs = locate(path).fs
         self._images = images
         self._required = required
+        self._listed = listed
         self._columns = {*images, *optional, *(name for names in required for name in names)}
         self._folder = locate(image_folder) if image_folder else None
         self._group: tuple[tuple[str, int], pa.Table] | None = None
@@ -81,16 +84,22 @@ class ParquetFiles:
         return digest.hexdigest()
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield the places of all rows.
+        """Yield the places of all rows, with the values of the listed columns.
 
         Raises:
             DataError: A file is damaged or there is none.
         """
         for location, metadata, _ in self._footers():
+            there = metadata.schema.to_arrow_schema().names
+            listed = [name for name in self._listed if name in there]
             for group in range(metadata.num_row_groups):
-                for row in range(metadata.row_group(group).num_rows):
+                values: list[dict[str, Any]] = [{}] * metadata.row_group(group).num_rows
+                if listed:
+                    read = partial(_read_columns, group=group, columns=listed)
+                    values = _read(location, read).to_pylist()
+                for row, notes in enumerate(values):
                     place = {"file": location.path, "group": group, "row": row}
-                    yield {"id": f"{location.name}#{group}/{row}", **place}
+                    yield {**notes, "id": f"{location.name}#{group}/{row}", **place}
 
     def read(self, row: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """Read a row: its columns except images, and references to its images.
@@ -217,6 +226,10 @@ def _read_pieces(parquet: pq.ParquetFile, group: int, columns: list[str]) -> pa.
             if size == 1:
                 raise
             size //= 2
+
+
+def _read_columns(file: BinaryIO, *, group: int, columns: list[str]) -> pa.Table:
+    return _open(file).read_row_group(group, columns=columns)
 
 
 def _open(file: BinaryIO) -> pq.ParquetFile:

@@ -12,6 +12,8 @@ from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
 
 _MARK = re.compile(r"<image (\d)>")
 BY_LETTER = "Answer with the letter of the right option."
+CHOICES = "Answer Choices:"
+"""What stands between a question and its options where both are one text."""
 
 
 class Items(Protocol):
@@ -42,7 +44,7 @@ class Benchmark:
         choice_instruction: Line appended to a question with lettered options.
         scorer: Name of the scorer of its headline score.
         language: Language of its questions.
-        categories: The categories that are of it in tables that hold more.
+        categories: Its categories in tables that also hold other questions; empty for all.
         is_on_hub: Whether Hugging Face has copies of it as `data/{split}-*.parquet`.
     """
 

@@ -13,12 +13,11 @@ from llavamed.data.sources.records import require
 from llavamed.errors import SampleError
 from llavamed.evaluate.benchmarks.benchmark import (
     BY_LETTER,
+    CHOICES,
     Benchmark,
     lettered_question,
 )
 from llavamed.evaluate.questions import Question
-
-_CHOICES = "Answer Choices:"
 
 
 class MedXpertQaItems(JsonFolder):
@@ -40,7 +39,7 @@ class MedXpertQaItems(JsonFolder):
             raise SampleError("missing_image", f"images is {images!r}, not a list of names")
         return lettered_question(
             row["id"],
-            text.partition(_CHOICES)[0],
+            text.partition(CHOICES)[0],
             _options(row.get("options")),
             letter.strip(),
             images=tuple(map(str, images)),

@@ -1,7 +1,7 @@
 """Read any benchmark from a table of questions with their pictures, as kits and hubs copy it.
 
 These are the tab-separated files of VLMEvalKit, and Parquet files as Hugging Face makes them, with
-a picture, a question and its answer a row. What a table does not say, such as the kind of a
+a picture, a question and its answer per row. What a table does not say, such as the kind of a
 question or an organ, is left empty; a question that is answered by yes or no counts as closed.
 """
 
@@ -13,11 +13,13 @@ from itertools import chain
 from string import ascii_uppercase
 from typing import Any
 
+from llavamed.config.uri import split_options
 from llavamed.data.record import AnswerType
 from llavamed.data.sources.parquet import ParquetFiles
 from llavamed.data.sources.records import require, yes_or_no
 from llavamed.errors import DataError, SampleError
 from llavamed.evaluate.benchmarks.benchmark import (
+    CHOICES,
     Benchmark,
     lettered_question,
     open_question,
@@ -27,14 +29,14 @@ from llavamed.evaluate.benchmarks.tsv import TsvFiles
 from llavamed.evaluate.questions import Question
 
 ENDINGS = (".tsv", ".parquet")
-_CHOICES = "Answer Choices:"
 _GROUPS = {
     "question_type": ("question_type", "content_type", "category"),
     "organ": ("organ", "image_organ", "location", "body_system"),
     "modality": ("modality", "modality_type"),
     "domain": ("l2-category", "domain", "medical_task"),
 }
-_OTHERS = ("hint", "split", "answer_type", "q_lang", *chain(*_GROUPS.values()))
+_FILTERS = ("split", "category", "q_lang")
+_OTHERS = ("hint", "answer_type", *_FILTERS, *chain(*_GROUPS.values()))
 _SPLITS = {each: each for each in ("train", "dev", "validation", "test")}
 _SPLITS |= dict.fromkeys(("val", "validate"), "validation")
 """Words for splits, with the names of the splits."""
@@ -50,12 +52,13 @@ class TableItems:
         self._part = _SPLITS.get(re.split("[^a-z]", split)[0], "")
         self._table: TsvFiles | ParquetFiles = (
             TsvFiles(path)
-            if path.endswith(".tsv")
+            if split_options(path)[0].endswith(".tsv")
             else ParquetFiles(
                 path,
                 images=("image", "images"),
                 required=(("question",), ("answer",)),
                 optional=(*_OTHERS, *_LETTERS),
+                listed=_FILTERS,
             )
         )
 
@@ -66,9 +69,9 @@ class TableItems:
             self._check_name(posixpath.basename(row["file"]))
             if self._is_of_another_split({str(row.get("split"))}):
                 continue
-            if only and row.get("category", only[0]).replace(" ", "_") not in only:
+            if only and (row.get("category") or only[0]).replace(" ", "_") not in only:
                 continue
-            if row.get("q_lang", self._benchmark.language) != self._benchmark.language:
+            if (row.get("q_lang") or self._benchmark.language) != self._benchmark.language:
                 continue
             yield {**row, "id": f"{name}-{row['id'] if row.get('index') else number}"}
 
@@ -92,7 +95,7 @@ class TableItems:
         text, answer = require(values, "question", "answer")
         letters = [each for each in _LETTERS if str(values.get(each) or "").strip()]
         if letters:
-            text = text.partition(_CHOICES)[0]
+            text = text.partition(CHOICES)[0]
         if hint := str(values.get("hint") or "").strip():
             text = f"{hint}\n{text}"
         texts = [text, *(str(values[letter]).strip() for letter in letters)]

@@ -89,7 +89,7 @@ def _rows(file: Location) -> Iterator[dict[str, Any]]:
     for start, record in records:
         cells = _cells(record)
         there = dict(zip(columns, cells, strict=False))
-        at, embedded = there.pop(_EMBEDDED, (0, b""))
+        place, embedded = there.pop(_EMBEDDED, ((0, 0), b""))
         row: dict[str, Any] = {
             name: cell.decode("utf-8", "replace") for name, (_, cell) in there.items()
         }
@@ -97,8 +97,8 @@ def _rows(file: Location) -> Iterator[dict[str, Any]]:
             yield row | {"cells": len(cells), "columns": len(columns)}
             continue
         if len(embedded) > _SHORT:
-            found = (each.span() for each in _BASE64.finditer(embedded))
-            images = [f"{start + at + one}+{end - one}@{file.path}" for one, end in found]
+            found = (each.span() for each in _BASE64.finditer(record, *place))
+            images = [f"{start + one}+{end - one}@{file.path}" for one, end in found]
         elif embedded:
             images = pictures.get(embedded.decode("utf-8", "replace"), [])
         else:
@@ -113,29 +113,33 @@ def _records(file: Location) -> Iterator[tuple[int, bytes]]:
     Raises:
         DataError: The file is absent, or a quotation mark is not closed.
     """
-    start, record = 0, b""
+    start, size, is_open = 0, 0, False
+    lines: list[bytes] = []
     with open_file(file) as raw:
         for line in io.BufferedReader(raw, 1 << 20):
-            record += line
-            if record.count(b'"') % 2 == 0:
+            lines.append(line)
+            size += len(line)
+            is_open ^= line.count(b'"') % 2 == 1
+            if not is_open:
+                record = b"".join(lines)
                 if record.strip():
                     yield start, record
-                start, record = start + len(record), b""
-            elif len(record) > _LARGEST_ROW:
+                start, size, lines = start + size, 0, []
+            elif size > _LARGEST_ROW:
                 break
-    if record:
+    if lines:
         raise damaged(file, "a table", f"a quotation mark of the row at byte {start:,} is open")
 
 
-def _cells(record: bytes) -> list[tuple[int, bytes]]:
-    """Return the cells of a record, each with its place in it."""
+def _cells(record: bytes) -> list[tuple[tuple[int, int], bytes]]:
+    """Return the cells of a record, each with where it begins and ends in it."""
     found = []
     at = 0
     while cell := _CELL.match(record, at):
         is_quoted = cell[1] is not None
         text = cell[1].replace(b'""', b'"') if is_quoted else cell[2]
-        found.append((cell.start(1 if is_quoted else 2), text))
+        found.append((cell.span(1 if is_quoted else 2), text))
         at = cell.end()
         if cell[3] != b"\t":
             return found
-    return [*found, (at, record[at:])]  # a cell goes on after its quotation mark
+    return [*found, ((at, len(record)), record[at:])]  # a cell goes on after its quotation mark
