@@ -74,6 +74,7 @@ class Module:
         """Read the file."""
         self._path = path
         self._tree = ast.parse(path.read_text(encoding="utf-8"))
+        self._all_calls = [each for each in ast.walk(self._tree) if isinstance(each, ast.Call)]
         self._title = ELSEWHERE.get(path.relative_to(PACKAGE).as_posix())
         self._constants = {
             node.targets[0].id: node.value
@@ -109,9 +110,7 @@ class Module:
                 yield self._title, text
 
     def _calls(self, name: str, of: str | None = None) -> Iterator[ast.Call]:
-        for node in ast.walk(self._tree):
-            if not isinstance(node, ast.Call):
-                continue
+        for node in self._all_calls:
             called = node.func
             if of and isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name):
                 if (called.value.id, called.attr) == (of, name):

@@ -105,7 +105,7 @@ def _read_template(path: Path) -> "Object":
     from llavamed.errors import ConfigError
 
     try:
-        documents = [each for each in yaml.safe_load_all(path.read_text(encoding="utf-8")) if each]
+        documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"template={path}: cannot be read ({error}); check the file") from error
     kinds = ("RayJob", "RayCluster")
@@ -177,10 +177,8 @@ def list_jobs(namespace: Namespace = None, context: Context = None) -> None:
     if jobs:
         console.print(table)
     for service in services:
-        state = "accepts requests" if service.is_ready else "does not accept requests yet"
-        _say(
-            f"service {service.name}: {state}; `llavamed cluster status {service.name}` shows more"
-        )
+        more = f"`llavamed cluster status {service.name}` shows more"
+        _say(f"service {service.name}: {service.state}; {more}")
 
 
 @app.command()

@@ -85,8 +85,7 @@ def _scores_table(title: str, groups: Sequence[GroupScores], conditions: Sequenc
     table = _table(f"{title}: {sizes}", "", *heads)
     for condition in conditions:
         found = [group.scores[condition][name] for group, name in shown]
-        cells = [f"{each.value:.3f}\n{each.low:.2f}-{each.high:.2f}" for each in found]
-        table.add_row(condition, *cells)
+        table.add_row(condition, *map(_interval_below, found))
     return table
 
 

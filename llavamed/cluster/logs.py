@@ -1,14 +1,14 @@
-"""The log of a job's driver or a service's replicas, from Ray's dashboard by the API server.
+"""The log of a job's driver or a service's replicas, from Ray's dashboard, through the API server.
 
 The log is fetched repeatedly and only its new part is returned, so a broken connection or a
 restarted pod or head loses nothing. No decision depends on the log.
 """
 
-import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -52,19 +52,22 @@ def ask_job(cluster: "Cluster", job: JobState, method: str, path: str) -> Any:
             f"RayJob={job.name}: has no cluster, it is {job.state}; see `llavamed cluster status "
             f"{job.name}`"
         )
-    return _ask_dashboard(cluster, job.cluster, method, path)
+    return _dashboard(cluster, job.cluster)(method, path=path)
 
 
-def _ask_dashboard(
-    cluster: "Cluster", of: str, method: str, path: str, read: Callable[[str], Any] = json.loads
-) -> Any:
-    """Send a request to the dashboard of a RayCluster. Raises: ClusterError."""
-    secret = token_secret(cluster.get(RAY_CLUSTER, of))
+def _dashboard(cluster: "Cluster", name: str) -> Callable[..., Any]:
+    """Return what sends a request to the dashboard of a RayCluster, as `Cluster.ask_service`.
+
+    Raises:
+        ClusterError: The RayCluster or its token cannot be read.
+    """
+    secret = token_secret(cluster.get(RAY_CLUSTER, name))
     headers = {}
     if secret is not None:
         # The API server takes the header Authorization for its own.
         headers["X-Ray-Authorization"] = f"Bearer {cluster.secret(secret, TOKEN_KEY)}"
-    return cluster.ask_service(method, f"{of}-head-svc", DASHBOARD_PORT, path, headers, read)
+    service = f"{name}-head-svc"
+    return partial(cluster.ask_service, service=service, port=DASHBOARD_PORT, headers=headers)
 
 
 def follow(
@@ -144,10 +147,11 @@ def _look_at_service(cluster: "Cluster", service: Object, texts: dict[str, LogTe
         problem = f"RayService={name_of(service)}: has no cluster yet, so it has no log"
         return _Look(problem=problem, is_waiting=True)
     try:
-        known = _ask_dashboard(cluster, state.cluster, "GET", "/api/serve/applications/")
+        ask = _dashboard(cluster, state.cluster)
+        known = ask("GET", path="/api/serve/applications/")
         for replica, where in sorted(_replica_logs(known).items()):
             path = f"/api/v0/logs/file?{urlencode(where)}"
-            text = _ask_dashboard(cluster, state.cluster, "GET", path, read=str)
+            text = ask("GET", path=path, read=str)
             lines = texts[replica].new_lines(text or "").splitlines()
             new += "".join(f"{replica}: {line}\n" for line in lines)
     except ClusterError as error:

@@ -1,4 +1,4 @@
-"""What the service of a model does, by what KubeRay says of its RayService."""
+"""The state of a model service, according to its RayService."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from llavamed.cluster.kinds import Object, labels_of, name_of
 from llavamed.errors import ClusterError
 
 _FAILED = {"DEPLOY_FAILED", "UNHEALTHY"}
-"""States of a Ray Serve application that need somebody."""
+"""States of a Ray Serve application that need attention."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class ServiceState:
 
     name: str
     model: str
-    """Its export or its model of the registry; empty where the service is another's."""
+    """Its export or registered model; empty if the service is not one of ours."""
     is_ready: bool
     """Whether it accepts requests."""
     cluster: str
@@ -27,7 +27,12 @@ class ServiceState:
     applications: tuple[str, ...]
     """The applications on both and their deployments, a sentence each."""
     failures: tuple[str, ...]
-    """Those of the sentences that need somebody."""
+    """The sentences among them that need attention."""
+
+    @property
+    def state(self) -> str:
+        """Whether it accepts requests, in words."""
+        return "accepts requests" if self.is_ready else "does not accept requests yet"
 
 
 def read_service(service: Object) -> ServiceState:
@@ -73,8 +78,7 @@ def _model(service: Object) -> str:
 
 def describe_service(service: ServiceState) -> list[tuple[str, str]]:
     """Return what is known of a service as pairs of a label and a text."""
-    state = "accepts requests" if service.is_ready else "does not accept requests yet"
-    lines = [("service", f"{service.name}  {state}")]
+    lines = [("service", f"{service.name}  {service.state}")]
     if service.model:
         lines.append(("model", service.model))
     if service.cluster:

@@ -177,6 +177,10 @@ class RunConfig(Section):
         }
         return self.engine.model_copy(update=own)
 
+    def row_tokens(self, stage: Stage) -> int:
+        """Return the tokens to which the packs of a stage are padded, or 0 if they are not."""
+        return stage.pack_tokens if stage.packing and self.engine_of(stage).kernels.compile else 0
+
     @property
     def directory(self) -> str:
         """URI of the run's folder."""

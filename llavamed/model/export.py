@@ -89,9 +89,8 @@ def write_export(
     place.remove()
     with scratch_folder() as scratch:
         set_generation_tokens(model, processor)
-        model._weight_conversions = (
-            None  # otherwise names depend on where the model was loaded from
-        )
+        # Otherwise names depend on where the model was loaded from.
+        model._weight_conversions = None
         model.save_pretrained(scratch, state_dict=_published_names(model, weights))
         processor.save_pretrained(scratch)
         # Only transformers 5 reads it from processor_config.json.

@@ -276,7 +276,7 @@ def _measured_load(config: RunConfig, stage: Stage, data: Mixture) -> _Load:
             num_tokens=float((rows * longest).sum()),
             sum_squared_tokens=float((rows * longest**2).sum()),
         )
-    elif config.engine_of(stage).kernels.compile:
+    elif config.row_tokens(stage):
         number = order.num_steps * stage.num_lanes
         full, squared = padded_packs([tokens[pack] for pack in packs], number, stage.pack_tokens)
         padded = replace(work, num_tokens=full, sum_squared_tokens=squared)
@@ -334,7 +334,7 @@ def _declared_load(
             sum_squared_tokens=seen * longest_moment(lengths, weights, rows, power=2),
         )
     room = steps * stage.num_lanes * stage.pack_tokens
-    if stage.packing and config.engine_of(stage).kernels.compile:
+    if config.row_tokens(stage):
         # The padding is of the last step, where it is counted as further samples.
         full = max(1.0, room / work.num_tokens)
         padded = replace(

@@ -360,7 +360,7 @@ def locate(uri: str) -> Location:
             return Location(fsspec.filesystem("file"), path.as_posix())
         plain, arguments = read_access(uri)
         if scheme in _BUCKETS:
-            # Else another thread's listing, of before a file was written, could be the answer.
+            # Otherwise the answer could be a listing that another thread made before a write.
             arguments["use_listings_cache"] = False
         fs, path = fsspec.core.url_to_fs(plain, **arguments)
     except (ImportError, ValueError, OSError) as error:

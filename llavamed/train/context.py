@@ -46,18 +46,18 @@ PREEMPTION_CHECK_SECONDS = 1.0
 class PreemptionWatch:
     """Decides when to check for preemption, which takes a collective call, so not at every step.
 
-    With that decision goes whether somebody asks for a checkpoint, which only rank 0 hears.
+    The same broadcast tells every rank whether a checkpoint was requested, which only rank 0 knows.
     """
 
-    def __init__(self, context: Context, is_asked: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, context: Context, is_requested: Callable[[], bool] = lambda: False) -> None:
         """Begin to watch; every rank must do so.
 
         Args:
             context: This rank.
-            is_asked: Whether somebody asks for a checkpoint; that of rank 0 counts.
+            is_requested: Whether a checkpoint was requested; only rank 0's answer counts.
         """
-        self._is_asked = is_asked
-        self._asked = time.monotonic()
+        self._is_requested = is_requested
+        self._checked_at = time.monotonic()
         self.wants_checkpoint = False
         # Use a group of its own between hosts: a flag on the GPU would wait for the GPU's work.
         on_gpu = context.device.type == "cuda"
@@ -65,12 +65,12 @@ class PreemptionWatch:
 
     def asks(self) -> bool:
         """Return whether a check is due by the clock of rank 0; every rank must call it."""
-        is_time = time.monotonic() - self._asked >= PREEMPTION_CHECK_SECONDS
-        flags = torch.tensor([is_time, is_time and self._is_asked()], dtype=torch.float)
+        is_time = time.monotonic() - self._checked_at >= PREEMPTION_CHECK_SECONDS
+        flags = torch.tensor([is_time, is_time and self._is_requested()], dtype=torch.float)
         dist.broadcast(flags, src=0, group=self._group)
         is_due, self.wants_checkpoint = map(bool, flags.tolist())
         if is_due:
-            self._asked = time.monotonic()
+            self._checked_at = time.monotonic()
         return is_due
 
 

@@ -87,7 +87,7 @@ def train_stage(job: StageJob, context: Context) -> bool:
         rank=context.rank,
         world_size=context.world_size,
         packing=job.stage.packing,
-        row_tokens=job.stage.pack_tokens if job.stage.packing and settings.kernels.compile else 0,
+        row_tokens=job.config.row_tokens(job.stage),
         pins=context.device.type == "cuda",
     )
     with explained_memory(job.config, job.stage, model, counts, data, context.world_size):

@@ -223,16 +223,20 @@ def test_a_list_a_query_and_a_mirror_tell_how_many_articles_there_are(
     assert count_candidates(Harvest()) == 9_129_850
 
 
+def forecast(corpus: str) -> str:
+    run = load_config(DEMO, [f"corpus={corpus}"])
+    console = Console(record=True, width=400)
+    show_corpus_forecast(run.corpus, 4, console)
+    return console.export_text()
+
+
 def test_a_plan_says_what_the_corpus_takes(tmp_path, bucket):
     for number in range(1, 9):
         bucket.add(number)
     bucket.write_inventory()
     endpoint = "{url: 'http://127.0.0.1:9/v1', model: writer, prices: {input: 1, output: 1}}"
     corpus = f"{{harvest: {{source: '{bucket.root}'}}, dialogues: {{endpoint: {endpoint}}}}}"
-    run = load_config(DEMO, [f"corpus={corpus}"])
-    console = Console(record=True, width=200)
-    show_corpus_forecast(run.corpus, 4, console)
-    text = console.export_text()
+    text = forecast(corpus)
     assert "8 articles to look at, 5 with an allowed licence, about 20 figures" in text
     assert "dialogues: 20 figures, if all are selected" in text
     assert "writer: 20 requests, about" in text
@@ -242,10 +246,7 @@ def test_a_plan_says_what_the_corpus_takes(tmp_path, bucket):
 def test_without_a_network_the_plan_of_a_query_is_that_of_the_bucket(monkeypatch):
     monkeypatch.setattr("llavamed.storage.retry.WAIT", wait_none())
     harvest = "{query: lung, search_url: 'http://127.0.0.1:9/entrez'}"
-    run = load_config(DEMO, [f"corpus={{harvest: {harvest}}}"])
-    console = Console(record=True, width=400)
-    show_corpus_forecast(run.corpus, 4, console)
-    text = console.export_text()
+    text = forecast(f"{{harvest: {harvest}}}")
     assert "corpus.harvest.query=lung: its articles cannot be counted, so that these are" in text
     assert "(http://127.0.0.1:9/entrez: cannot ask it: ConnectionError" in text
     assert "9,129,850 articles to look at" in text

@@ -30,14 +30,14 @@ class MeasuredSpeed(Section):
     kernels: Kernels = Kernels()
     """The kernels that it used, as `engine.kernels` says."""
     mfu: Fraction
-    """Model-FLOPs utilisation, which does not count what is recomputed."""
+    """Model-FLOPs utilization, which does not count what is recomputed."""
 
 
 class AssumedSpeed(Section):
     """What is assumed of a GPU that no benchmark has measured."""
 
     mfu: Fraction
-    """Model-FLOPs utilisation without recomputation."""
+    """Model-FLOPs utilization without recomputation."""
     gather_bytes_per_second: Positive
     """Bytes that a GPU sends or receives a second in the collectives of ZeRO."""
 
@@ -60,7 +60,7 @@ class Speeds(Section):
         gradient_checkpointing: Recomputed,
         kernels: Kernels,
     ) -> tuple[float, str | None]:
-        """Return the utilisation of a setting, and the result that says so, None for arithmetic.
+        """Return the utilization of a setting, and the result that says so, None for arithmetic.
 
         Recomputation is one more forward pass of the language model, which costs as much as the
         gradient of its input and as that of its weights.

@@ -1,4 +1,4 @@
-"""Recognise LLaVAs in the form of xtuner, which are a language model with further folders."""
+"""Recognize LLaVAs in the form of xtuner, which are a language model with further folders."""
 
 from llavamed.errors import ConfigError
 from llavamed.processor.forms.form import read_json

@@ -1,8 +1,7 @@
-"""Hear that somebody asks for a checkpoint."""
+"""Notice requests for a checkpoint while a stage trains."""
 
 import threading
 from contextlib import suppress
-from types import TracebackType
 
 from llavamed.errors import StorageError
 from llavamed.storage.checkpoint_request import find_request, take_back_request
@@ -37,12 +36,7 @@ class CheckpointRequests:
             threading.Thread(target=self._look, name="requests", daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
 
     @property
