@@ -1,5 +1,6 @@
 """Answers are generated once, in parts that outlive a kill, and shown as each condition says."""
 
+import gc
 import signal
 import subprocess
 import sys
@@ -191,6 +192,7 @@ def test_memory_does_not_grow_with_the_questions(tmp_path: Path) -> None:
     def peak(number: int) -> int:
         task = task_of(tmp_path / str(number), number=number)
         (tmp_path / str(number)).mkdir()
+        gc.collect()
         tracemalloc.start()
         run(task)
         collect(task, locate(task.folder))
@@ -199,7 +201,9 @@ def test_memory_does_not_grow_with_the_questions(tmp_path: Path) -> None:
         return most
 
     peak(30)  # loads what is loaded once
-    assert peak(4500) < 1.5 * peak(1500)
+    # A peak is a fifth of a megabyte and moves by a quarter with what else the process holds:
+    # the rule is therefore in bytes a question, over many questions. 7 were measured.
+    assert (peak(9000) - peak(1500)) / 7500 < 25
 
 
 def test_the_majority_answer_is_one_of_each_kind() -> None:
