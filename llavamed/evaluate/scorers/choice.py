@@ -74,6 +74,10 @@ def _choice(text: str, reference: str, candidates: Sequence[str]) -> bool | None
     if wanted == ["none"] or _is_number(wanted):
         wanted = [COUNTS.get(word, word) for word in wanted]
         words = [replace(word, text=COUNTS.get(word.text, word.text)) for word in words]
+        if [word.text for word in words][:1] == ["bilateral"] and not any(
+            _is_number([word.text]) for word in words
+        ):
+            words = [Word("2", False), *words[1:]]
         if BOUND.search(text) and not BOUND.search(reference):
             return False
         counts = any(_is_number([word.text]) for word in words)
@@ -148,7 +152,7 @@ def _is_denied(words: Sequence[Word], wanted: Sequence[str]) -> bool:
 def _chinese(text: str, reference: str) -> bool | None:
     if not CHINESE.search(text):
         return None
-    wanted, text = re.sub(r"\W", "", reference), re.sub(r"\s", "", text)
+    wanted, text = re.sub(r"[\W脏]", "", reference), re.sub(r"[\s脏]", "", text)
     for pattern, side in _CHINESE_SIDES:
         wanted, text = pattern.sub(side, wanted), pattern.sub(side, text)
     text = re.sub(r"(?:不是|并非|而非|不在|没有|非)在?(?:左|右|双侧|上|下|中)", "", text)

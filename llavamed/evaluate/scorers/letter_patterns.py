@@ -41,7 +41,7 @@ REJECTED_AFTER = re.compile(
     re.IGNORECASE,
 )
 CONFIRMED_AFTER = re.compile(
-    r"\A[\s)\"']*is\s+(?:\w+\s+)?(?:more|most)\s+(?:likely|probable)\b(?!\s+than)"
+    r"\A[\s)\"']*is\s+(?:\w+\s+)?(?:(?:more|most)\s+(?:likely|probable|appropriate|consistent|fitting)|best(?:\s+(?:fit|match|choice|option|answer))?)\b(?!\s+than)"
     r"|\A[\s)\"']*(?:is|would\s+be)\s+(?:correct|(?:the|my)\s+(?:\w+\s+){0,2}(?:answer|choice|option))\b",
     re.IGNORECASE,
 )
@@ -54,6 +54,9 @@ SEVERAL = re.compile(
 )
 
 
+ALL_OF = re.compile(r"\A\W*all\s+(?:of\s+)?(?:the\s+)?(?:above|these|options)\b", re.I)
+AND = re.compile(r"&|\band\b|\bas\s+well\s+as\b", re.IGNORECASE)
+OR = re.compile(r"\bor\b", re.IGNORECASE)
 ALL_OTHERS = re.compile(
     r"\b(?:[Aa]ll|[Ee]verything|every\s+option|each|any)\s+(?:of\s+them\s+)?(?:but|except(?:\s+for)?|other\s+than|apart\s+from)"
     r"\s+(?:option\s+)?\(?([A-Z])\b"
@@ -78,6 +81,7 @@ REJECTING = re.compile(
     r"\b(?:exclud|eliminat|reject|rul\w+\s+out|wrong|incorrect|false|unlikely)", re.IGNORECASE
 )
 JOINED = re.compile(r"\s*(?:,|,?\s*(?:and|or|nor|&)\s+|/)\s*(?:option\s+)?")
+NONE = frozenset({"none", "nil", "nothing", "no"})
 NOR = re.compile(r"\s*,?\s*\b(?:or|nor)\s+(?:an?\s+)?")
 SENTENCE = re.compile(r"(?<=[.;!?:)])\s+|\n+")
 JOINS = re.compile(r"\W*(?:or|and|no|not|nor|but)\b", re.IGNORECASE)

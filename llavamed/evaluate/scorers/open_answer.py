@@ -17,7 +17,14 @@ from llavamed.evaluate.scorers.vocabulary import (
     FUNCTION_WORDS,
     UNDECIDED,
 )
-from llavamed.evaluate.scorers.words import CHINESE, Word, canonical, join_compounds, words_of
+from llavamed.evaluate.scorers.words import (
+    CHINESE,
+    Word,
+    as_worded,
+    canonical,
+    join_compounds,
+    words_of,
+)
 
 _LINKS = frozenset(["with", "without", "left", "right"])
 _STOP = FUNCTION_WORDS - _LINKS
@@ -35,6 +42,8 @@ _NOTHING = re.compile(
 _STAIN = re.compile(r"\bH\s*&\s*E\b", re.IGNORECASE)
 _LEVEL = re.compile(r"[ltcs]\d+")
 """A vertebra."""
+_CHINESE_LIST = re.compile("[,\uff0c、;\uff1b和及]")
+_CHINESE_SIDE = re.compile("[左右双上下中前后]")
 _PREPOSITION = re.compile(r"\b(?:of|in|on|at|within|along|from|to|near)\b", re.IGNORECASE)
 _NUMBER = re.compile(r"(minus)?(\d+(?:\.\d+)?)")
 _TOLERANCE = 0.05
@@ -70,6 +79,7 @@ def open_score(answer: str, reference: str) -> float:
     if measures(wanted) and bool(BOUND.search(answer)) != bool(BOUND.search(reference)):
         return 0.0
     said = join_compounds(said, {word.text for word in wanted})
+    said = as_worded(said, {word.text for word in wanted}, _head(parts[-1]))
     if _content(said) == _content(wanted) and _content(wanted):
         return 1.0
     if _is_list(answer, len(parts)) or _offers(answer, reference):
@@ -180,7 +190,10 @@ def _offers(answer: str, reference: str) -> bool:
 
 
 def _chinese(answer: str, reference: str) -> float:
-    """Score a Chinese answer by its characters."""
+    """Score a Chinese answer by its characters, and by the items of a list where it is one."""
+    items = [each for each in _CHINESE_LIST.split(reference) if re.search(r"\w", each)]
+    if len(items) > 1 and not _CHINESE_SIDE.search(reference):
+        return sum(_chinese(answer, each) for each in items) / len(items)
     wanted = re.sub(r"[\W的脏]", "", reference)  # 肝 and 肝脏 are the same organ
     said = re.sub(r"[\W的脏]", "", answer)
     for kind in ("左右双", "上下中", "前后"):

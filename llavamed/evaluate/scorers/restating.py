@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Iterable, Set
 
+from llavamed.evaluate.scorers.terms import FINDINGS
 from llavamed.evaluate.scorers.vocabulary import (
     ANAPHORIC,
     DENIAL_BEFORE,
@@ -43,9 +44,13 @@ def restates(clause: str, question: str, asked: Collection[str], *, is_whole: bo
         return False
     words = canonical(question)
     if is_whole and OF_THE.match(question):
-        said = [word[:5] for word in canonical(clause) if word not in _DEGREES]
+        said = [
+            word[:5]
+            for word in canonical(clause)
+            if word not in _DEGREES | {"they", "he", "she", "it", "is", "are"}
+        ]
         if said == [words[-1][:5]]:
-            return True  # "slightly enlarged"
+            return True  # "slightly enlarged", "they are normal"
     if "or" in words or CUES & set(words):
         return False
     wanted = [word[:5] for word in words if word[:5] in asked and word[:5] not in _LEFT_OUT]
@@ -69,6 +74,17 @@ def is_foreign_to(said: Set[str], asked: Set[str]) -> bool:
     """Tell whether a clause is about something that was not asked."""
     named = said - ANAPHORIC - _LEFT_OUT - {"posit"}
     return bool(asked and named) and not named & asked
+
+
+def denies_other_finding(text: str, question: str) -> bool:
+    """Tell whether a denial names findings, and none that the question is about."""
+    said, asked = set(canonical(text)), set(canonical(question))
+    named = [about for names, about in FINDINGS if names & said]
+    return bool(named) and not said & _content(asked) and not any(about & asked for about in named)
+
+
+def _content(tokens: Iterable[str]) -> set[str]:
+    return {token for token in tokens if token not in FUNCTION_WORDS and token not in CUES}
 
 
 def stems(tokens: Iterable[str]) -> set[str]:

@@ -91,6 +91,11 @@ ABBREVIATIONS = {
     "sah": "subarachnoid hemorrhage",
     "sdh": "subdural hematoma",
     "edh": "epidural hematoma",
+    "ett": "endotracheal tube",
+    "et tube": "endotracheal tube",
+    "ngt": "nasogastric tube",
+    "ng tube": "nasogastric tube",
+    "cvc": "central venous catheter",
 }
 """Abbreviations that stand for several words."""
 
@@ -108,7 +113,7 @@ PHRASES: tuple[tuple[str, str], ...] = (
     (r"magnetic resonance( imag(e|es|ing)| tomography| scan)?", "mri"),
     (r"mr( imag(e|es|ing)| scan)", "mri"),
     (r"mr(?= |$)", "mri"),
-    (r"h ?& ?e", "hematoxylin and eosin"),
+    (r"h ?(&|and) ?e", "hematoxylin and eosin"),
     (r"fail(s|ed)? to", "cannot"),
     (r"free (of|from)", "without"),
     (r"imaging (evidence|findings?|signs?|features?)", "evidence"),
@@ -150,6 +155,9 @@ PHRASES: tuple[tuple[str, str], ...] = (
     (r"unilateral", "unilateral"),
     (r"behind", "posterior to"),
     (r"in front of", "anterior to"),
+    (r"gall bladder", "gallbladder"),
+    (r"left (\w+) and (the )?right \1", r"bilateral \1"),
+    (r"right (\w+) and (the )?left \1", r"bilateral \1"),
     (r"left sided?|left hand side|lt", "left"),
     (r"right sided?|right hand side|rt", "right"),
     (r"transverse|transaxial|transversal|cross section(al)?", "axial"),
@@ -175,6 +183,67 @@ PHRASES: tuple[tuple[str, str], ...] = (
     (r"dilatations?", "dilation"),
 )
 """Spellings of the same term, as patterns for text in which signs are spaces."""
+
+ADJECTIVES = {
+    "cardiac": "heart",
+    "hepatic": "liver",
+    "renal": "kidney",
+    "splenic": "spleen",
+    "gastric": "stomach",
+    "pancreatic": "pancreas",
+    "pulmonary": "lung",
+    "cerebral": "brain",
+    "cerebellar": "cerebellum",
+    "aortic": "aorta",
+    "tracheal": "trachea",
+    "esophageal": "esophagus",
+    "duodenal": "duodenum",
+    "colonic": "colon",
+    "rectal": "rectum",
+    "bronchial": "bronchus",
+    "ovarian": "ovary",
+    "uterine": "uterus",
+    "prostatic": "prostate",
+    "mammary": "breast",
+    "clavicular": "clavicle",
+    "humeral": "humerus",
+    "femoral": "femur",
+    "tibial": "tibia",
+    "fibular": "fibula",
+    "patellar": "patella",
+    "mandibular": "mandible",
+    "vertebral": "vertebra",
+    "ventricular": "ventricle",
+    "atrial": "atrium",
+    "pleural": "pleura",
+    "pericardial": "pericardium",
+}
+"""Adjectives of organs with the noun: a hepatic lesion is one of the liver."""
+
+FINDINGS: tuple[tuple[frozenset[str], frozenset[str]], ...] = tuple(
+    (frozenset(names.split()), frozenset(f"{names} {asked}".split()))
+    for names, asked in (
+        ("pneumothorax", "collapse air chest"),
+        ("fracture", "break bone bony intact"),
+        ("effusion", "fluid blunting angle"),
+        ("consolidation pneumonia infiltrate opacity opacification", "airspace infection density"),
+        ("edema", "congestion swelling fluid swollen"),
+        ("atelectasis", "collapse volume"),
+        ("cardiomegaly", "heart cardiac size"),
+        ("hepatomegaly", "liver size"),
+        ("splenomegaly", "spleen size"),
+        ("pneumoperitoneum", "air gas perforation"),
+        ("hydrocephalus", "ventricle"),
+        ("hemorrhage bleeding hematoma", "blood bleed"),
+        ("aneurysm", "dilation aorta wide"),
+        ("dislocation", "alignment joint"),
+        ("ascites", "fluid"),
+        ("hernia", "bowel"),
+        ("calcification", "calcium"),
+        ("stenosis", "narrowing narrow"),
+    )
+)
+"""Names of findings, and the words of questions that a denial of them answers."""
 
 POSITIONS: tuple[frozenset[str], ...] = tuple(
     frozenset(words.split())

@@ -13,6 +13,13 @@ _END_OF_THOUGHT = re.compile(
     r"\A.*</(?:think|thinking|thought|reasoning|reflection|scratchpad|analysis)\s*>",
     re.DOTALL | re.IGNORECASE,
 )
+_MARKS = (
+    (re.compile(r"◁think▷|\[THINK\]|<unused94>(?:thought)?|<\|begin_of_thought\|>"), "<think>"),
+    (re.compile(r"◁/think▷|\[/THINK\]|<unused95>|<\|end_of_thought\|>"), "</think>"),
+    (re.compile(r"\A.*<\|channel\|>\s*final\s*<\|message\|>", re.DOTALL), ""),
+    (re.compile(r"<\|begin_of_box\|>(.*?)<\|end_of_box\|>", re.DOTALL), r"\\boxed{\1}"),
+)
+"""What some models write for marks that all know: of thought, of the answer after it, of a box."""
 _FENCE = re.compile(r"```[a-z]*\s*\n?(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 _ANSWER_TAG = re.compile(
     r"<(answer|final_answer|response|output|result)>(.*?)(?:</\1>|\Z)", re.DOTALL | re.IGNORECASE
@@ -96,6 +103,8 @@ def unpack(prediction: str, question: str = "") -> str:
     concession after the answer, and whatever a model writes in the name of the next speaker.
     """
     text = unicodedata.normalize("NFKC", prediction)
+    for mark, known in _MARKS:
+        text = mark.sub(known, text)
     # Rules that skip spaces would take the square of a long run of them.
     text = _EMPTY_LINES.sub("\n\n", _SPACES.sub(" ", text))
     text = _THOUGHT.sub(" ", text)

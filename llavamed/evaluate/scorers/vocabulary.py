@@ -14,7 +14,7 @@ def _split(words: str) -> list[str]:
 YES = frozenset(
     _split(
         "yes yeah aye yep yup yea y true correct indeed affirmative affirmed absolutely certainly "
-        "definitely sure agreed present positive confirmed ja jawohl sí si oui sim sì да "
+        "definitely sure agreed present positive confirmed ja ya jawohl sí si oui sim sì да "
         "はい 예 네 evet tak có نعم"
     )
 )
@@ -31,7 +31,7 @@ NO = frozenset(
 )
 """Words that say no by themselves."""
 
-LEADING_ONLY = frozenset(_split("y n sure wrong correct si da true false non nie tak có"))
+LEADING_ONLY = frozenset(_split("y n ya sure wrong correct si da true false non nie tak có"))
 """Words of `YES` and `NO` that mean something else inside a sentence."""
 
 CHINESE_NO = _split(
@@ -109,13 +109,16 @@ YES_ALONE = re.compile(
     r"|of\s+course|definitely|certainly|exactly|precisely|right|clearly|obviously|u[hm][- ]huh"
     r"|(?:only\s+|just\s+)?(?:slight|mild|moderate|marked|severe|massive|minimal)ly"
     r"|(?:it|they)(?:['’](?:s|re)|\s+(?:is|are))\s+(?:there|visible|seen|so)"
+    r"|there(?:['’]s|\s+(?:is|are))\s+(?:several|many|multiple|some|numerous|plenty|a\s+(?:few|lot|couple)|one|two|three|four|\d+)"
     r"|(?:it|there|that|this|they|he|she|i|we|you)\s+(?:is|are|was|were|does|do|did|has|have|can))\W*",
     re.IGNORECASE,
 )
 NO_ALONE = re.compile(
     r"\W*(?:(?:most|very|quite|highly)\s+)?(?:unlikely|improbable)\W*"
     r"|\W*(?:hardly|i\s+doubt\s+(?:it|that|so)|in\s+no\s+way|by\s+no\s+means"
-    r"|far\s+from\s+it|i\s+would(?:\s+not|n[\'’]t)\s+say\s+so|not\s+quite|not\s+(?:\w+ly)|(?:it\s+)?(?:would\s+)?(?:seems?|appears?)\s+not)\W*",
+    r"|far\s+from\s+it|i\s+would(?:\s+not|n[\'’]t)\s+say\s+so|not\s+quite|not\s+(?:\w+ly)"
+    r"|not\s+(?:(?:to|in|from)\s+my\s+\w+|that\s+i\s+(?:can\s+)?(?:see|tell|know\s+of)|as\s+far\s+as\s+i\s+can\s+(?:see|tell)"
+    r"|(?:in|on|from)\s+(?:this|the)\s+(?:image|picture|scan|slice|view|film))|(?:it\s+)?(?:would\s+)?(?:seems?|appears?)\s+not)\W*",
     re.IGNORECASE,
 )
 """Answers that say yes or no when nothing else is said."""
@@ -207,7 +210,8 @@ EXISTS = re.compile(
     r"|\b(?:is|are|was|were|be)\s+(?:\w+ly\s+)?(?:seen|visible|present|noted|identified|evident|found"
     r"|visuali[sz]ed|observed|detected|demonstrated|apparent|appreciated|shown|there|used|given)\b"
     r"|\b(?:this|it|that|these|they)\s+(?:is|are)\s+|\b(?:is|are)\s+(?:\w+\s+)?evidence\s+of\b"
-    r"|\bsuggest(?:s|ing|ive\s+of)\b|\bsuggested\s+by\b|\bindicat(?:es|ing|ive\s+of)\b"
+    r"|\bsuggest(?:s|ing|ive\s+of)\b|\bsuggested\s+by\b|\bin\s+(?:place|situ|position)\b"
+    r"|\bindicat(?:es|ing|ive\s+of)\b"
     r"|\b(?:consistent|compatible)\s+with\b",
     re.IGNORECASE,
 )

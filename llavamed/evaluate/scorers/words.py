@@ -3,10 +3,11 @@
 import re
 import unicodedata
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from llavamed.evaluate.scorers.terms import (
+    ADJECTIVES,
     ENDING_IN_SES,
     NUMBER_WORDS,
     NUMBERED,
@@ -37,6 +38,7 @@ _REJECTED_AFTER = re.compile(
     r"(?:n['’]t\b|not\b|unlikely|less\s+likely|incorrect|wrong|ruled\s+out|excluded|rejected|absent)",
     re.IGNORECASE,
 )
+_ADJECTIVE_OF = {noun: adjective for adjective, noun in ADJECTIVES.items()}
 _ACRONYM = re.compile(r"\b[A-Z]{2,6}\b")
 _MODALITIES = frozenset({"CT", "MR", "US", "PA", "AP", "XR"})
 _LEVELS = re.compile(r"\b([ltcs])(\d+)\s*[-/–]\s*(\d+)\b")
@@ -91,6 +93,23 @@ def join_compounds(words: Sequence[Word], known: Container[str]) -> list[Word]:
         else:
             joined.append(word)
     return joined
+
+
+def as_worded(said: Sequence[Word], wanted: Container[str], head: str = "") -> list[Word]:
+    """Exchange adjectives of organs and their nouns, where the wanted words have the other one.
+
+    Args:
+        said: The words of an answer.
+        wanted: The words of the reference.
+        head: Head noun of the reference, which no adjective stands for: an aortic arch is no aorta.
+    """
+    worded = []
+    for word in said:
+        noun, adjective = ADJECTIVES.get(word.text, ""), _ADJECTIVE_OF.get(word.text, "")
+        other = noun if noun != head and noun in wanted else adjective
+        use_other = word.text not in wanted and other in wanted
+        worded.append(replace(word, text=other) if use_other else word)
+    return worded
 
 
 def spell_out(text: str, known: str) -> str:

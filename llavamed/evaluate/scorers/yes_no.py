@@ -4,7 +4,14 @@ import re
 from collections.abc import Collection, Sequence
 
 from llavamed.evaluate.scorers.chinese import ABSENT, chinese_verdict
-from llavamed.evaluate.scorers.restating import CUES, OF_THE, is_foreign_to, restates, stems
+from llavamed.evaluate.scorers.restating import (
+    CUES,
+    OF_THE,
+    denies_other_finding,
+    is_foreign_to,
+    restates,
+    stems,
+)
 from llavamed.evaluate.scorers.terms import COMPLEMENTS
 from llavamed.evaluate.scorers.unpack import conclusions
 from llavamed.evaluate.scorers.vocabulary import (
@@ -71,15 +78,33 @@ _DENIED_WHOLE = re.compile(
 )
 _NOT_DOUBTED = re.compile(r"\bi\s+(?:do\s+not|don't)\s+doubt\s+that\b", re.IGNORECASE)
 _NO_ABSENCE = re.compile(r"\b(?:no|not|without)\s+(?:an?\s+)?(?:absence|lack)\b", re.IGNORECASE)
+_SETTLED = re.compile(r"[:;,.]\s*(yes|no)\W*\Z", re.IGNORECASE)
 _CLEAR = re.compile(r"\bclear\b", re.IGNORECASE)
 _NEXT_SUBJECT = re.compile(r"\band\s+(?=the\s+\w+\s+(?:is|are|was|were|has|have|does|do)\b)", re.I)
 _UNSEEN = re.compile(
-    r"\b(?:can(?:not|'t)|(?:do|does|could)\s*(?:not|n't)|unable\s+to)\s+(?:see|visuali[sz]e|find|identify)\b",
+    r"\b(?:can(?:not|'t)|(?:do|does|could)\s*(?:not|n't)|unable\s+to)\s+(?:see|visuali[sz]e|find|identify)\b"
+    r"(?!\s+(?:any|an?|evidence|signs?)\b)",
     re.IGNORECASE,
 )
 _QUESTION = re.compile(r"[^.:;!?\n]*\?")
-_TURNED = re.compile(r"(?:\bnot|n't)\s+(?:be\s+|say\s+)?(yes|no)\s*(?:[.,;!]|$)", re.IGNORECASE)
+_TURNED = re.compile(
+    r"(?:\bnot|n't|\b(?:wrong|incorrect|mistake)\s+to)\s+(?:be\s+|say\s+|answer\s+)?(yes|no)\s*(?:[.,;!]|$)",
+    re.IGNORECASE,
+)
 """A denied yes or no."""
+_WEIGHED = re.compile(
+    r"\b(?:more|rather)\s+(?:likely\s+|probably\s+|of\s+a\s+)?(yes|no)\s+than\s+(?:a\s+)?(?:yes|no)\b"
+    r"|(?:\b(?:have|inclined|tend|like|going)\s+to\s+|(?<!not\s)(?<!n't\s)(?<!to\s)\b)(?:say|answer(?:\s+(?:is|with))?|said|now|guess|vote|verdict\s+is)\s+(?:it\s+is\s+)?(?:a\s+)?(yes|no)"
+    r"(?=\s*(?:[.,;!]|\Z|because\b|since\b))",
+    re.IGNORECASE,
+)
+"""A yes or no that a speaker settles on, whatever is conceded: "I say no, but may be wrong"."""
+_ELLIPSIS = re.compile(
+    r"\b(?:but|and|while|whereas|though|although)\s+the\s+(?P<subject>[\w ]{2,40}?)\s+"
+    r"(?:is|are|was|were|does|do|has|have)(?P<denied>\s+not|n't)?\W*\Z",
+    re.IGNORECASE,
+)
+"""A clause that leaves out what was said before: "the liver is not enlarged but the spleen is"."""
 _GREETING = re.compile(
     r"\A\W*(?:sure|certainly|of\s+course|absolutely|(?:great|good)\s+question)\s*[!.,:]\s*(?=\S)",
     re.IGNORECASE,
@@ -145,7 +170,8 @@ def _verdict(text: str, question: str, reference: str) -> object:
         inner = _verdict(text[whole.end() :], question, reference)
         return not inner if isinstance(inner, bool) else None
     if _NO_ABSENCE.search(text):
-        return None
+        settled = _SETTLED.search(text)
+        return settled and settled[1].lower() == "yes"
     if sign := _SIGN.search(text):
         return sign[1] == "+"
     if (stressed := _STRESSED.match(text)) and _is_elsewhere(stressed["rest"], question):
@@ -159,8 +185,11 @@ def _verdict(text: str, question: str, reference: str) -> object:
     labelled = _labelled(text, question)
     if labelled is not None:
         return labelled
-    if lead is False and re.match(r"\s+\w", rest) and _by_denial(text, question) is True:
-        return True  # "no dislocation, but there is a fracture"
+    if lead is False and re.match(r"\s+\w", rest):
+        if _by_denial(text, question) is True:
+            return True  # "no dislocation, but there is a fracture"
+        if denies_other_finding(text, question):
+            return None
     if lead is not None:
         alone = {word.lower() in {"yes", "yeah"} for word in _ALONE.findall(rest)}
         return None if (not lead) in alone or (lead and _NOT_ALONE.fullmatch(rest)) else lead
@@ -169,14 +198,22 @@ def _verdict(text: str, question: str, reference: str) -> object:
         is_open = UNDECIDED.search(text[: standing[0].start()])
         is_despite = standing[0][0].lower().startswith("but")
         return None if is_open and not is_despite else standing[0][1].lower() in YES
+    if (weighed := {each.lower() for pair in _WEIGHED.findall(text) for each in pair if each}) and (
+        not _TURNED.search(text)
+    ):
+        return weighed == {"yes"} if len(weighed) == 1 else None
+    if (turned := _TURNED.search(text)) and not _ALONE.search(text[turned.end() - 1 :]):
+        return turned[1].lower() == "no"
     if UNDECIDED.search(text):
         return None
+    if (elided := _ELLIPSIS.search(text)) and stems(canonical(elided["subject"])) & stems(
+        canonical(question)
+    ):
+        return elided["denied"] is None
     if YES_ALONE.fullmatch(text) or NO_ALONE.fullmatch(text):
         return bool(YES_ALONE.fullmatch(text))
     if AGREEMENT.search(text):
         return True
-    if turned := _TURNED.search(text):
-        return turned[1].lower() == "no"
     if called := STATED.search(text):
         return called.lastgroup == "yes"
     if OTHER_SENTENCES.search(text):

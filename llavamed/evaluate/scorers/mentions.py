@@ -1,0 +1,173 @@
+"""Find where an answer names lettered options, by letter or text, and which of them it rejects."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from llavamed.evaluate.scorers.letter_patterns import (
+    BRACKETED,
+    BUT,
+    JOINED,
+    NAME_GOES_ON,
+    NAMED,
+    NOR,
+    NOT_A_LETTER,
+    REACH,
+    REJECTED_AFTER,
+    REJECTED_BEFORE,
+    SEEMING,
+    STANDALONE,
+)
+from llavamed.evaluate.scorers.vocabulary import FUNCTION_WORDS
+from llavamed.evaluate.scorers.words import CHINESE, canonical
+
+
+@dataclass(frozen=True, slots=True)
+class Mention:
+    """An option that an answer names, and where."""
+
+    letter: str
+    start: int
+    end: int
+    rejected: bool
+
+
+def without_articles(text: str) -> list[str]:
+    """Return the canonical words without articles, but always the last: "hepatitis A"."""
+    words = canonical(text)
+    return [word for word in words[:-1] if word not in {"a", "an", "the"}] + words[-1:]
+
+
+def blank(text: str, mentions: list[Mention]) -> str:
+    """Blank out mentions of options, because "cannot be determined" may be an option."""
+    for mention in mentions:
+        width = mention.end - mention.start
+        text = text[: mention.start] + " " * width + text[mention.end :]
+    return text
+
+
+def find_mentions(text: str, options: Mapping[str, str]) -> list[Mention]:
+    """Find all mentions of options, by letter or by text, in order."""
+    texts = _text_mentions(text, options)
+    letters = _letter_mentions(text, options, texts)
+    return _reject_together(text, sorted([*texts, *letters], key=lambda each: each.start))
+
+
+def _text_mentions(text: str, options: Mapping[str, str]) -> list[Mention]:
+    """Find the texts of options in an answer, longest first, so that none counts inside another."""
+    found: list[Mention] = []
+    taken: list[range] = []
+    plain = text
+    for letter, words in sorted(options.items(), key=lambda option: -len(option[1])):
+        for start, end in _occurrences(plain, words):
+            span = range(start, end)
+            if any(span.start < other.stop and other.start < span.stop for other in taken):
+                continue
+            taken.append(span)
+            found.append(_mention(plain, letter, start, end))
+    return found
+
+
+def _occurrences(text: str, words: str) -> list[tuple[int, int]]:
+    """Return where the text of an option occurs, on word bounds, in any known spelling."""
+    wanted = without_articles(words)
+    if not wanted:
+        return []
+    if CHINESE.search(words):
+        return [found.span() for found in re.finditer(re.escape(words.strip()), text)]
+    direct = r"[\s/_,-]+".join(
+        re.escape(each) for each in re.split(r"[\s/_,-]+", words.strip()) if each
+    )
+    places = [
+        m.span()
+        for m in re.finditer(rf"(?<!\w)(?<!\bnon[\s-]){direct}(?:s|es)?(?!\w)", text, re.IGNORECASE)
+    ]
+    if places:
+        return places
+    bounds = [(m.start(), m.end()) for m in re.finditer(r"\S+", text)]
+    for first in range(len(bounds)):
+        for last in range(first, min(len(bounds), first + len(wanted) + 5)):
+            piece = text[bounds[first][0] : bounds[last][1]]
+            said = without_articles(piece)
+            if first == last and piece.isupper() and set(wanted) <= set(said):
+                said = wanted  # "CXR" is an X-ray
+            if "".join(said) == "".join(wanted) and canonical(piece)[0] not in FUNCTION_WORDS:
+                return [(bounds[first][0], bounds[last][1])]
+    return []
+
+
+def _letter_mentions(text: str, options: Mapping[str, str], texts: list[Mention]) -> list[Mention]:
+    """Find the letters that stand for options, and not for an article, a pronoun or a name."""
+    found: dict[int, Mention] = {}
+
+    def add(letter: str, start: int, end: int) -> None:
+        inside = any(each.start <= start < each.end for each in texts)
+        if letter in options and not inside:
+            found.setdefault(start, _mention(text, letter, start, end))
+
+    for match in NAMED.finditer(text):
+        group = 1 if match[1] else 2
+        letter, start = match[group], match.start(group)
+        stands_alone = letter.isupper() or not re.match(r"\s+\w", text[match.end(group) :])
+        if stands_alone and not _is_article(text, letter.upper(), start):
+            add(letter.upper(), start, match.end(group))
+    for match in BRACKETED.finditer(text):
+        add(match[1].upper(), match.start(1), match.end(1))
+    for match in STANDALONE.finditer(text):
+        start = match.start()
+        if _stands_before(NOT_A_LETTER, text, start) or NAME_GOES_ON.match(text[match.end() :]):
+            continue
+        if _is_article(text, match[1], start):
+            continue
+        add(match[1], start, match.end())
+    return list(found.values())
+
+
+def _reject_together(text: str, mentions: list[Mention]) -> list[Mention]:
+    """Reject what is named with a rejected option: "no A, B or C", "A and C are wrong"."""
+    together = list(mentions)
+    gaps = ["", *(text[before.end : after.start] for before, after in pairwise(together))]
+    for place in range(1, len(together)):
+        before, mention = together[place - 1], together[place]
+        same = before.letter == mention.letter and not re.search(r"[\w,;]", gaps[place])
+        if before.rejected and (same or _goes_on(gaps[place:])):
+            together[place] = replace(mention, rejected=True)
+    rejects = False  # whether what follows the mention rejects it, and all that are joined to it
+    for place in reversed(range(1, len(together))):
+        before, mention = together[place - 1], together[place]
+        rejects = rejects or bool(REJECTED_AFTER.match(text[mention.end :]))
+        rejects = rejects and bool(JOINED.fullmatch(gaps[place]))
+        if rejects:
+            together[place - 1] = replace(before, rejected=True)
+    return together
+
+
+def _goes_on(gaps: list[str]) -> bool:
+    """Tell whether what stands between options joins them by commas up to an "or"."""
+    last = next((gap for gap in gaps if gap.strip() != ","), "")
+    return bool(NOR.fullmatch(last))
+
+
+def _is_article(text: str, letter: str, start: int) -> bool:
+    """Tell the article "A" and the pronoun "I" from the options of that name."""
+    if letter not in {"A", "I"}:
+        return False
+    after = text[start + 1 :]
+    if re.match(
+        r"\s*(?:$|[.,;:)\]!?/&\"']|(?:is|and|or|nor|not|but|rather|instead|over|then|because|since|as|was|seems|looks|would|must|should)\b)",
+        after,
+    ):
+        return letter == "I" and bool(re.match(r"\s+(?:was|and)\b", after))
+    return True
+
+
+def _mention(text: str, letter: str, start: int, end: int) -> Mention:
+    rejected = _stands_before(REJECTED_BEFORE, text, start)
+    rejected |= _stands_before(SEEMING, text, start) and bool(BUT.match(text[end:]))
+    return Mention(letter, start, end, rejected or bool(REJECTED_AFTER.match(text[end:])))
+
+
+def _stands_before(pattern: re.Pattern[str], text: str, place: int) -> bool:
+    """Tell whether a pattern that ends where a text ends fits what precedes a place."""
+    return bool(pattern.search(text, max(0, place - REACH), place))
