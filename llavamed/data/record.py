@@ -40,7 +40,9 @@ class Record:
 
 
 _FOREIGN_MARK = re.compile(
-    r"<\|?_*/?(?:img|images?|videos?|audios?|media)(?:here)?(?![a-z])[^<>\n]{0,200}>|\[img\]", re.I
+    r"<\|?_*/?(?:img|images?|videos?|audios?|media)(?:here)?(?![a-z])[^<>\n]{0,200}>|\[img\]"
+    r"|<(?:im_(?:start|end|patch)|(?:start|end)_of_(?:image|video|audio))>",
+    re.I,
 )
 """Marks of images, videos and sounds in other trainers' texts; only `IMAGE_PLACEHOLDER` is ours."""
 

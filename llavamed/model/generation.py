@@ -4,7 +4,6 @@ Evaluation and every other caller use this class, so the same question gets the 
 everywhere.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,8 +17,7 @@ from llavamed.model.running_batch import EncodedPrompt, RunningBatch
 from llavamed.processor.build import Processor, image_settings, tiling
 from llavamed.processor.encode import Template, encode_prompt, stop_strings
 from llavamed.processor.images import Pixels, model_inputs
-from llavamed.processor.own_template import own_template
-from llavamed.processor.token_labels import special_token_pattern
+from llavamed.processor.own_template import end_of_answers
 from llavamed.processor.turns import Turn
 
 
@@ -126,18 +124,10 @@ def end_token_ids(processor: Processor) -> list[int]:
     A chat template may end a turn with another special token than the tokenizer's end token. A
     model that was trained with the template ends its answers with that token.
     """
-    tokenizer, words = processor.tokenizer, "answer"
+    tokenizer = processor.tokenizer
     ends = [tokenizer.eos_token_id]
-    turns = [Turn("user", "question"), Turn("assistant", words)]
     # Without a template, or with one that refuses this dialogue, only the tokenizer's token ends.
     with suppress(SampleError, ConfigError):
-        text = own_template(tokenizer).label(turns)
-        last = text.words.rindex(words) + len(words)
-        trained = "".join(
-            letter
-            for letter, is_trained in zip(text.words[last:], text.trained[last:], strict=True)
-            if is_trained
-        )
-        end = re.search(special_token_pattern(tokenizer), trained)
-        ends += [tokenizer.convert_tokens_to_ids(end[0])] if end else []
+        end = end_of_answers(tokenizer)
+        ends += [tokenizer.convert_tokens_to_ids(end)] if end else []
     return [number for number in dict.fromkeys(ends) if number is not None]

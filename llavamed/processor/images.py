@@ -29,9 +29,12 @@ FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Formats to decode. Other formats of Pillow call programs, such as Ghostscript for EPS."""
 
 TRANSPARENCY = "a picture's transparency"
-"""Parts of a file that are not read."""
 PAGES = "pages of a picture after its first"
-"""What of a file is not read."""
+DAMAGE = "damaged parts of a picture"
+"""Parts of a file that are not read."""
+
+_JPEG_DAMAGE = "Corrupt JPEG data"
+"""Start of libjpeg's warning of data that it skips or fills in; Pillow does not pass it on."""
 
 MAX_IMAGE_PIXELS = 89_478_485
 """Larger images are refused before they are decoded: a few bytes may claim to be gigabytes."""
@@ -71,7 +74,8 @@ def to_pixels(
     Args:
         data: The encoded file.
         settings: How the image becomes pixels.
-        leave: Called with `TRANSPARENCY` or `PAGES` if the file has a part that is not read.
+        leave: Called with `TRANSPARENCY`, `PAGES` or `DAMAGE` if the file has a part that is not
+            read.
 
     Returns:
         uint8 array of shape [size, size, 3], or of the file's height and width.
@@ -236,7 +240,8 @@ def decode(data: bytes, leave: Callable[[str], None] = lambda _: None) -> Pixels
 
     Args:
         data: The encoded file.
-        leave: Called with `TRANSPARENCY` or `PAGES` if the file has a part that is not read.
+        leave: Called with `TRANSPARENCY`, `PAGES` or `DAMAGE` if the file has a part that is not
+            read.
 
     Raises:
         SampleError: `corrupt_image`, `image_too_large`, `unknown_pixel_range` or
@@ -246,10 +251,13 @@ def decode(data: bytes, leave: Callable[[str], None] = lambda _: None) -> Pixels
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         _check_size(*image.size)
         if image.format == "JPEG" and image.mode in {"L", "RGB"} and _is_upright(image):
-            with suppress(ValueError):  # let Pillow decide about irregular files
+            try:
                 pixels = decode_jpeg(data, "RGB")  # the same bits as Pillow's, in less time
                 check_visible(pixels)
                 return pixels
+            except ValueError as error:  # let Pillow decide about irregular files
+                if str(error).startswith(_JPEG_DAMAGE):
+                    leave(DAMAGE)
         image.load()
         if not _is_upright(image):
             ImageOps.exif_transpose(image, in_place=True)

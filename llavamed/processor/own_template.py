@@ -17,7 +17,7 @@ from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from llavamed.errors import ConfigError, SampleError
 from llavamed.processor.templates import TOKENIZER, own_chat_template
 from llavamed.processor.thinking import OPENING, mask_thinking, thinking_of, without_thinking
-from llavamed.processor.token_labels import LabeledText, count_shared
+from llavamed.processor.token_labels import LabeledText, count_shared, special_token_pattern
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Role, Turn
 
 if TYPE_CHECKING:
@@ -61,6 +61,22 @@ def own_template(tokenizer: "PreTrainedTokenizerBase") -> "OwnTemplate":
         ConfigError: The tokenizer has no template, or the template is not valid Jinja.
     """
     return _make(tokenizer, own_chat_template(tokenizer), _turn_ends(tokenizer))
+
+
+def end_of_answers(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return the special token that the template trains after an answer; empty if there is none.
+
+    Raises:
+        ConfigError: The tokenizer has no template, or the template is not valid Jinja.
+        SampleError: The template refuses a question with its answer.
+    """
+    words = "answer"
+    text = own_template(tokenizer).label([Turn("user", "question"), Turn("assistant", words)])
+    last = text.words.rindex(words) + len(words)
+    rest = zip(text.words[last:], text.trained[last:], strict=True)
+    trained = "".join(letter for letter, is_trained in rest if is_trained)
+    found = re.search(special_token_pattern(tokenizer) or "(?!)", trained)
+    return found[0] if found else ""
 
 
 class OwnTemplate:

@@ -8,7 +8,8 @@ nothing searches the finished text for answers.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from types import MappingProxyType
@@ -26,6 +27,9 @@ BOS, EOS = "{bos}", "{eos}"
 
 TOKENIZER = "tokenizer"
 """The name of the chat template that comes with a tokenizer."""
+
+GREETING = "an answer before the first question"
+"""Part of a dialogue that a template may leave out."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,21 @@ def get_template(name: str) -> Template:
 def stop_strings(template: Template) -> tuple[str, ...]:
     """Return the strings at which generation stops; none if the tokenizer's end token stops it."""
     return (template.stop,) if template.stop else ()
+
+
+def marks_of_turns(
+    template: Template, tokenizer: "PreTrainedTokenizerBase"
+) -> Callable[[str], list[str]]:
+    """Return a function that finds the special tokens and stop words that a text spells out."""
+    marks = {*tokenizer.all_special_tokens, template.stop.strip()} - {"", IMAGE_PLACEHOLDER}
+    longest_first = sorted(marks, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)").findall
+
+
+def leaves_out_greeting(turns: Sequence[Turn], template: Template) -> bool:
+    """Return whether a template drops an answer before the first question."""
+    spoken = [turn.role for turn in turns if turn.role != "system"]
+    return template.alternates and template.name != TOKENIZER and spoken[:1] == ["assistant"]
 
 
 def template_hash(template: Template, tokenizer: "PreTrainedTokenizerBase") -> str:

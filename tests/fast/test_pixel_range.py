@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from llavamed.errors import SampleError
-from llavamed.processor.images import PAGES, TRANSPARENCY, to_pixels
+from llavamed.processor.images import DAMAGE, PAGES, TRANSPARENCY, to_pixels
 from tests.support.image_files import encoded, photo, png, settings_of
 
 SIZE = 32
@@ -207,6 +207,10 @@ def unread(data):
     return found
 
 
+def without_its_last_rows(jpeg):
+    return jpeg[:-40] + jpeg[-2:]
+
+
 PHOTO = photo(SIZE, SIZE)
 PAGED = {"save_all": True, "append_images": [photo(SIZE, SIZE, 1)]}
 FADING = Image.fromarray((LEVELS * 255).astype(np.uint8))
@@ -226,6 +230,7 @@ FADING = Image.fromarray((LEVELS * 255).astype(np.uint8))
         (encoded(PHOTO, "WEBP", **PAGED), [PAGES]),
         (encoded(PHOTO, "PNG", **PAGED), [PAGES]),
         (encoded(PHOTO, "MPO", **PAGED), [PAGES]),
+        (without_its_last_rows(encoded(PHOTO, "JPEG")), [DAMAGE]),
     ],
 )
 def test_what_is_not_used_of_a_file_is_told(data, expected):

@@ -335,6 +335,17 @@ def test_images_are_taken_from_the_column_that_holds_one(tmp_path):
     assert images == [[b"one"], [b"two"]]
 
 
+def test_a_second_column_of_images_is_named(tmp_path):
+    talk = [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "A."}]
+    rows = [
+        {"image": b"one", "images": [b"two"], "image_path": "", "messages": talk},
+        {"image": b"one", "images": [], "image_path": "1.jpg", "messages": talk},
+    ]
+    source, (first, second) = parquet(tmp_path, rows)
+    assert source.load_image(first.images[0]) == source.load_image(second.images[0]) == b"one"
+    assert (first.unread_keys, second.unread_keys) == (("images",), ("image_path",))
+
+
 def test_pictures_within_the_parts_of_a_parquet_file_are_read(tmp_path):
     part = pa.struct(
         [

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 from contextlib import suppress
 
 import pyarrow as pa
@@ -187,6 +188,7 @@ def test_an_instruction_has_an_input_and_a_query_a_history(source):
         ),
         ({"question": "Which?", "answer": ["a", "b"]}, "unknown_role", "None"),
         ({"question": {"a": 1}, "answer": "b"}, "no_text", "'question' is {'a': 1}"),
+        ({"question": "a", "answer": math.nan}, "no_text", "'answer' is nan"),
         ({"query": "a", "response": "b", "history": ["x"]}, "no_text", "of the history is 'x'"),
     ],
 )
@@ -269,6 +271,9 @@ def test_keys_that_make_another_sample_are_refused(row, source):
         "<__media__>",
         "[IMG]",
         '<img src="a.png">',
+        "<im_patch>",
+        "<im_start>",
+        "<start_of_image>",
     ],
 )
 def test_marks_of_other_trainers_are_never_trained_as_words(mark, source):
@@ -276,7 +281,9 @@ def test_marks_of_other_trainers_are_never_trained_as_words(mark, source):
     assert refusal(source, said(answer=f"As in {mark}."))[0] == "foreign_mark"
 
 
-@pytest.mark.parametrize("text", ["p < image > q", "<imaging>", "[image]", "a<b>c", "<audition>"])
+@pytest.mark.parametrize(
+    "text", ["p < image > q", "<imaging>", "[image]", "a<b>c", "<audition>", "<|im_start|>"]
+)
 def test_words_that_look_like_marks_are_words(text, source):
     check_record(source.parse(said(text)))
 

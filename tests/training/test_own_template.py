@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llavamed.config.sources import LlavaJson
 from llavamed.data.inspect.labels import label_rows
+from llavamed.data.prepare.remarks import warn_of_endless_answers
 from llavamed.data.sources import open_source
 from llavamed.errors import ConfigError, SampleError
 from llavamed.processor.build import load_tokenizer
@@ -178,6 +179,19 @@ def test_eos_token_behind_another_end_is_trained_with_it() -> None:
     assert stretches(encoded(SPOKEN[:2], tokenizer), tokenizer) == [
         "A clear lung.<|im_start|><|im_end|>"
     ]
+
+
+def test_a_template_that_ends_no_answer_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    for template in OWN_TEMPLATES.values():
+        warn_of_endless_answers("tokenizer", tokenizer_with("byte-level", template))
+    assert not caplog.messages
+    endless = CHATML.replace("<|im_end|>", "")
+    warn_of_endless_answers("vicuna_v1", tokenizer_with("byte-level", endless))
+    assert not caplog.messages
+    warn_of_endless_answers("tokenizer", tokenizer_with("byte-level", endless))
+    (message,) = caplog.messages
+    assert message.startswith("model.template=tokenizer: the chat template of ")
+    assert "writes no special token after an answer" in message
 
 
 def test_one_of_several_named_templates_is_the_default() -> None:

@@ -22,6 +22,7 @@ import ray
 
 from llavamed.config.data import Dataset
 from llavamed.config.run import RunConfig
+from llavamed.data.prepare.remarks import remarks, warn_of_endless_answers
 from llavamed.data.prepare.shards import MAX_UNREAD_KEYS, Chunk, ShardReport, ShardWriter
 from llavamed.data.prepared.dataset import (
     PROCESSOR,
@@ -69,8 +70,6 @@ logger = logging.getLogger(__name__)
 
 TOKENIZER_SAMPLES = 20_000
 """Number of samples of each dataset whose text trains a new tokenizer."""
-
-_SHOWN_KEYS = 12
 
 OnProgress = Callable[[str, int, int], None]
 """Called with a dataset's name, its finished samples and all its samples."""
@@ -141,6 +140,7 @@ def prepare(
         with hold_datasets(directory):
             pending = _pending(directory, names)
             manifests = {name: initial_manifest(config, name, processor) for name in pending}
+            warn_of_endless_answers(config.model.template, processor.tokenizer)
             _run(config, manifests, place, on_progress)
     prepared = {name: open_prepared(directory / name) for name in names}
     for stage in config.stages:
@@ -314,7 +314,7 @@ def complete_dataset(
 ) -> None:
     """Write the sample tables and then the manifest, which completes the dataset.
 
-    Also log the keys of the source that are not read, and how many samples lack a unique id.
+    Also log the remarks about the source.
 
     Raises:
         DataError: Too many samples are unusable. Duplicates do not count as unusable.
@@ -322,8 +322,9 @@ def complete_dataset(
     tables = join([report.tables for report in reports])
     bad, bound = tables.quarantine, settings.max_bad_fraction
     unread = sum((Counter(report.unread_keys) for report in reports), Counter())
+    spelled = sum((Counter(report.spelled_tokens) for report in reports), Counter())
     names = tables.count_names()
-    for line in _remarks(place.name, unread, names):
+    for line in remarks(place.name, unread, spelled, names):
         logger.warning("%s", line)
     if settings.drop_duplicates:
         tables = tables.without_duplicates(place.name)
@@ -344,19 +345,6 @@ def complete_dataset(
         fingerprint=tables.fingerprint(manifest),
     )
     write(place, complete)
-
-
-def _remarks(dataset: str, unread: Counter[str], names: dict[str, int]) -> Iterator[str]:
-    """Yield remarks about a source for which no sample is refused."""
-    if unread:
-        keys = ", ".join(f"{key} ({count:,})" for key, count in unread.most_common(_SHOWN_KEYS))
-        more = f" and {len(unread) - _SHOWN_KEYS} more" if len(unread) > _SHOWN_KEYS else ""
-        yield f"prepare {dataset}: not used, with the number of samples: {keys}{more}"
-    if names["num_unnamed"] or names["num_repeated_names"]:
-        yield (
-            f"prepare {dataset}: {names['num_unnamed']:,} samples have no id, and "
-            f"{names['num_repeated_names']:,} the id of an earlier one"
-        )
 
 
 def _check_same(there: Facts, wanted: Facts, place: Location) -> None:

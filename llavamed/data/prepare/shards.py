@@ -36,6 +36,7 @@ from llavamed.errors import DataError, LlavaMedError, SampleError
 from llavamed.processor.build import image_settings, load_processor, tiling
 from llavamed.processor.encode import encode, get_template
 from llavamed.processor.images import read_size, to_pixels, to_planes
+from llavamed.processor.templates import GREETING, leaves_out_greeting, marks_of_turns
 from llavamed.processor.turns import IGNORE_INDEX
 from llavamed.storage.fetch import fetch_once
 from llavamed.storage.location import locate
@@ -65,7 +66,9 @@ class ShardReport:
     dataset: str
     tables: SampleTables
     unread_keys: dict[str, int] = field(default_factory=dict)
-    """Keys and parts of images that are not read, with the number of samples that have them."""
+    """Keys and parts of samples that are not read, with the number of samples that have them."""
+    spelled_tokens: dict[str, int] = field(default_factory=dict)
+    """Special tokens and stop words that texts spell out, with the number of samples."""
 
 
 class ShardWriter:
@@ -77,6 +80,7 @@ class ShardWriter:
         self._images = image_settings(self._processor, config.data.image_backend)
         self._tiling = tiling(self._processor)
         self._template = get_template(config.model.template)
+        self._special = marks_of_turns(self._template, self._processor.tokenizer)
         self._sources = {
             name: open_source(dataset.read) for name, dataset in config.data.datasets.items()
         }
@@ -89,6 +93,7 @@ class ShardWriter:
         counts: list[dict[str, int]] = []
         bad: list[QuarantineRow] = []
         unread: Counter[str] = Counter()
+        spelled: Counter[str] = Counter()
         for number, row in enumerate(chunk.rows, start=chunk.first_row):
             name = str(row.get("id", ""))
             left: set[str] = set()
@@ -105,6 +110,7 @@ class ShardWriter:
                 bad.append(quarantine_row(chunk.dataset, number, name, failed))
             else:
                 unread.update(left.union(record.unread_keys))
+                spelled.update({m for turn in record.turns for m in self._special(turn.text)})
                 good.append(sample)
                 content.append({"row": number, "id": sample["id"], **hashes})
                 counts.append(own_counts)
@@ -130,7 +136,8 @@ class ShardWriter:
             content=pa.Table.from_pylist(content, CONTENT_SCHEMA),
             quarantine=pa.Table.from_pylist(bad, QUARANTINE_SCHEMA),
         )
-        return ShardReport(chunk.dataset, tables, dict(unread.most_common(MAX_UNREAD_KEYS)))
+        commonest = dict(unread.most_common(MAX_UNREAD_KEYS))
+        return ShardReport(chunk.dataset, tables, commonest, dict(spelled))
 
     def _make_sample(
         self, dataset: str, record: Record, leave: Callable[[str], None]
@@ -141,12 +148,14 @@ class ShardWriter:
         Args:
             dataset: Name of the dataset, from whose source images are fetched.
             record: The sample.
-            leave: Called with each part of an image that is not read.
+            leave: Called with each part of the dialogue or of an image that is not read.
 
         Raises:
             SampleError: The sample is unusable.
         """
         check_record(record)
+        if leaves_out_greeting(record.turns, self._template):
+            leave(GREETING)
         fetch = cache(partial(fetch_image, self._sources[dataset]))
         sizes = []
         if self._tiling.pinpoints:  # otherwise the size of an image does not matter

@@ -139,10 +139,15 @@ class ParquetFiles:
 
     def _cell(self, table: pa.Table, row: int) -> list[Any]:
         """Return the images of a row, from the first column that holds any."""
+        for _, cell in self._filled(table, row):
+            return cell if isinstance(cell, list) else [cell]
+        return []
+
+    def _filled(self, table: pa.Table, row: int) -> Iterator[tuple[str, Any]]:
+        """Yield the columns that hold images of a row, and what they hold."""
         for name in self._images:
             if name in table.column_names and (cell := table[name][row].as_py()):
-                return cell if isinstance(cell, list) else [cell]
-        return []
+                yield name, cell
 
     def _footers(self) -> Iterator[tuple[Location, Any, bytes]]:
         """Yield each file with its parsed footer, and with its size and footer as bytes."""
@@ -203,7 +208,9 @@ class ParquetSource(ParquetFiles):
         if self._id:
             values["id"] = values.pop(self._id)
         record = dialogue(values, images, id=row["id"], licence=self._licence)
-        return replace(record, unread_keys=(*record.unread_keys, *self._unread))
+        table = self._read_group(row["file"], row["group"])
+        unused = [name for name, _ in self._filled(table, row["row"])][1:]
+        return replace(record, unread_keys=(*record.unread_keys, *unused, *self._unread))
 
 
 def _read_pieces(parquet: pq.ParquetFile, group: int, columns: list[str]) -> pa.Table:

@@ -9,6 +9,7 @@ such as a video or tools, are refused. Other keys that are not read are collecte
 The alignment set that LLaVA-Med released spells a key `conversatons`, which is read too.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -240,12 +241,13 @@ def _read_pair(fields: Fields, num_images: int) -> Dialogue:
 
 
 def _plain(value: Any, key: str) -> str:
-    """Return a text or number as text.
+    """Return a text or a finite number as text.
 
     Raises:
         SampleError: `no_text`.
     """
-    if isinstance(value, str | int | float) and not isinstance(value, bool):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, str) or (is_number and math.isfinite(value)):
         return str(value)
     raise SampleError("no_text", f"{key!r} is {value!r}")
 
