@@ -37,6 +37,7 @@ from llavamed.processor.pretrained import (
     loading_problem,
     part_config,
     pinpoints_of,
+    set_pinpoints,
     split_gguf,
 )
 from llavamed.processor.tiles import check_pinpoints
@@ -69,7 +70,9 @@ def build_model(model: Model, processor: Processor, *, seed: int, precision: Pre
         CheckpointError: Weights are damaged or incomplete.
     """
     if model.weights is not None:
-        return load_model(model.weights, precision, model.attn_implementation)
+        whole = load_model(model.weights, precision, model.attn_implementation)
+        set_pinpoints(model, whole.config)
+        return whole
     assert model.vision_tower is not None
     assert model.language_model is not None
     vision = part_config(model.vision_tower, "model.vision_tower")

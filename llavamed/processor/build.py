@@ -30,10 +30,10 @@ from llavamed.processor.forms.find import find_form
 from llavamed.processor.forms.form import find_file
 from llavamed.processor.images import ImageSettings
 from llavamed.processor.pretrained import (
-    check_same_pinpoints,
     load_pretrained,
     part_config,
     pinpoints_of,
+    set_pinpoints,
     whole_config,
 )
 from llavamed.processor.templates import TOKENIZER, own_chat_template
@@ -232,7 +232,6 @@ def _whole_processor(model: Model) -> Processor:
                 "own; remove it"
             )
     config = whole_config(source, key)
-    check_same_pinpoints(model, config)
     processor = load_pretrained(AutoProcessor, source, key, backend="pil")
     if not isinstance(processor, LlavaProcessor | LlavaNextProcessor):
         raise ConfigError(
@@ -251,6 +250,9 @@ def _whole_processor(model: Model) -> Processor:
             f"{key}={source}: image_grid_pinpoints={pinpoints_of(config)} in its config, but its "
             f"processor has {images.grid_pinpoints}; correct one of the two"
         )
+    set_pinpoints(model, config)
+    if images.grid_pinpoints:
+        processor.image_processor.image_grid_pinpoints = config.image_grid_pinpoints
     if model.image_aspect_ratio == "pad" and images.aspect_ratio != "pad":
         raise ConfigError(
             f"model.image_aspect_ratio=pad: the processor of {source} adds no borders to images, "

@@ -120,20 +120,27 @@ def config_tiling(config: LlavaConfig | LlavaNextConfig, key: str) -> Tiling:
     return Tiling(tower.image_size, number, pinpoints_of(config))
 
 
-def check_same_pinpoints(model: Model, config: LlavaConfig | LlavaNextConfig) -> None:
-    """Check that the config of a whole LLaVA cuts images into the tiles that are asked for.
+def set_pinpoints(model: Model, config: LlavaConfig | LlavaNextConfig) -> None:
+    """Let a whole LLaVA cut images into the tiles that are asked for: its own, or a single one.
+
+    Its weights would take any, but other sizes than it was trained with are likely a mistake.
 
     Raises:
-        ConfigError: It does not.
+        ConfigError: Others are asked for.
     """
-    own = pinpoints_of(config)
-    if own != (model.image_grid_pinpoints or ()):
-        wanted = [list(size) for size in model.image_grid_pinpoints or ()] or None
-        found = [list(size) for size in own] or "null"
-        raise ConfigError(
-            f"model.image_grid_pinpoints={wanted or 'null'}: the weights {model.weights}, a "
-            f"{config.model_type}, have {found}; set it to that"
-        )
+    own, wanted = pinpoints_of(config), model.image_grid_pinpoints or ()
+    if own == wanted:
+        return
+    edge = config_tiling(config, f"model.weights={model.weights}").tile_size
+    if own and wanted == ((edge, edge),):
+        config.image_grid_pinpoints = [[edge, edge]]
+        return
+    asked, found = ([list(size) for size in each] or "null" for each in (wanted, own))
+    single = f", or to [[{edge}, {edge}]] for one tile beside the whole image" if own else ""
+    raise ConfigError(
+        f"model.image_grid_pinpoints={asked}: the weights {model.weights}, a {config.model_type}, "
+        f"have {found}; set it to that{single}"
+    )
 
 
 def load_pretrained(auto_class: Any, source: str, key: str, **kwargs: Any) -> Any:

@@ -17,9 +17,9 @@ from llavamed.model.llava import check_forward, check_image_token, llava_config
 from llavamed.model.quantize import load_bitsandbytes
 from llavamed.processor.build import model_images, whole_images
 from llavamed.processor.pretrained import (
-    check_same_pinpoints,
     config_tiling,
     part_config,
+    set_pinpoints,
     text_config,
     whole_config,
 )
@@ -37,7 +37,7 @@ def check_weights(config: RunConfig, plans: list[StagePlan]) -> None:
     model = config.model
     if model.weights is not None:
         shape, key = whole_config(model.weights, "model.weights"), f"model.weights={model.weights}"
-        check_same_pinpoints(model, shape)
+        set_pinpoints(model, shape)
     else:
         assert model.vision_tower is not None
         assert model.language_model is not None

@@ -1,6 +1,7 @@
 """A LLaVA-NeXT of ours counts, cuts, packs, trains, answers and exports as transformers' own."""
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from llavamed.config.run import RunConfig
 from llavamed.data.feed.loader import StageLoader
 from llavamed.data.inspect.page import render_samples
 from llavamed.data.inspect.samples import read_samples
+from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.data.prepared.sample_tables import join
 from llavamed.errors import RequestError, SampleError
 from llavamed.evaluate.conditions import CONDITIONS
@@ -31,20 +33,23 @@ from llavamed.evaluate.questions import PreparedQuestions
 from llavamed.llm.request import Image as SentImage
 from llavamed.llm.request import Message
 from llavamed.model.generation import Generator, Prompt
-from llavamed.model.llava import build_model
+from llavamed.model.llava import build_model, load_model
 from llavamed.model.loss import supervised_loss
 from llavamed.processor.build import image_settings, tiling
 from llavamed.processor.encode import get_template
 from llavamed.processor.images import Pixels, decode, fit, model_inputs, read_size
 from llavamed.processor.tiles import Tiling
 from llavamed.processor.turns import IGNORE_INDEX, Turn
+from llavamed.run.curriculum import plan_curriculum
 from llavamed.run.plan import plan_run
+from llavamed.run.preflight import check_weights
 from llavamed.serve.prompt import encode_messages
 from llavamed.storage.fingerprint import fingerprint
 from llavamed.storage.manifest.dataset import ProcessorModel
 from llavamed.train.job import order_of
 from tests.support.manifests import dataset_manifest
 from tests.support.mixed_samples import PINPOINTS, TILES, Mixed, make_samples
+from tests.support.small_models import save_llava_next
 from tests.support.training_setup import (
     LEARNING,
     make_job,
@@ -132,10 +137,20 @@ def peer_inputs(processor: Any, row: dict[str, Any], pictures: list[Image.Image]
     messages = [
         {"role": roles[turn["from"]], "content": turn["value"]} for turn in row["conversations"]
     ]
+    if "part.text" in processor.chat_template:
+        for message in messages:
+            *images, text = message["content"].split("<image>\n")
+            message["content"] = [{"type": "image"}] * len(images) + [{"text": text}]
     text = processor.apply_chat_template(messages, tokenize=False)
     return processor(
         text=text, images=pictures or None, add_special_tokens=False, return_tensors="pt"
     )
+
+
+def stored_samples(dataset: PreparedDataset) -> list[dict[str, Any]]:
+    columns = ["id", "input_ids", "labels"]
+    places = dataset.row_groups()
+    return [row for place in places for row in dataset.read_samples(*place, columns).to_pylist()]
 
 
 @pytest.fixture(scope="module", params=["tiles", "one tile"])
@@ -167,16 +182,9 @@ def test_the_loss_of_packs_is_that_of_transformers_on_single_samples(
     loss.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
-    places = data.datasets[0].row_groups()
-    columns = ["id", "input_ids", "labels"]
-    samples = [
-        sample
-        for place in places
-        for sample in data.datasets[0].read_samples(*place, columns).to_pylist()
-    ]
     model.zero_grad()
     expected = torch.zeros(())
-    for sample, row in zip(samples, mixed.rows, strict=True):
+    for sample, row in zip(stored_samples(data.datasets[0]), mixed.rows, strict=True):
         inputs = peer_inputs(processor, row, mixed.pictures(row))
         assert inputs["input_ids"][0].tolist() == sample["input_ids"]
         expected = expected + functional.cross_entropy(
@@ -251,6 +259,36 @@ def test_a_stage_trains_and_its_export_is_a_llava_next(config: RunConfig, mixed:
     with torch.no_grad():
         logits = theirs(**peer_inputs(processor, row, mixed.pictures(row))).logits
     assert logits.isfinite().all()
+
+
+def test_a_whole_llava_next_trains_with_one_tile_and_is_what_transformers_reads(
+    config: RunConfig, mixed: Mixed, tmp_path: Path
+) -> None:
+    source = save_llava_next(tmp_path / "theirs")
+    one = "[[16, 16]]"
+    model = f"model={{weights: {source}, template: tokenizer, image_grid_pinpoints: {one}}}"
+    config = override_config(config, [model, "name=one-tile", f"data.directory={tmp_path}/data"])
+    check_weights(config, plan_curriculum(config))
+    job = make_job(config)
+    dataset = prepared(config, "mixed")
+    assert dataset.tiling.num_tiles((30, 40)) == 2, "the whole image, and the tile"
+
+    original = LlavaNextForConditionalGeneration.from_pretrained(
+        source, image_grid_pinpoints=[[16, 16]]
+    )
+    first = build_model(config.model, processor_of(config), seed=0, precision="fp32")
+    outcome = run_stage(job)
+    exported = LlavaNextForConditionalGeneration.from_pretrained(job.export)
+    assert exported.config.image_grid_pinpoints == [[16, 16]]
+    assert outcome.logits_difference == 0.0
+    ours = load_model(job.export, "fp32", "sdpa")
+    processor = AutoProcessor.from_pretrained(job.export, backend="pil")
+    for row, sample in zip(mixed.rows, stored_samples(dataset), strict=True):
+        inputs = peer_inputs(processor, row, mixed.pictures(row))
+        assert inputs["input_ids"][0].tolist() == sample["input_ids"]
+        with torch.no_grad():
+            assert torch.equal(first(**inputs).logits, original(**inputs).logits)
+            assert torch.equal(ours(**inputs).logits, exported(**inputs).logits)
 
 
 def test_the_index_counts_tokens_and_tiles(config: RunConfig, mixed: Mixed) -> None:

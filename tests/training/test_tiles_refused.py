@@ -65,7 +65,8 @@ def test_a_whole_llava_next_is_trained_with_its_own_tiles(
     for asked in ("null", "[[16, 32]]"):
         wrong = override_config(config, [own.replace("PINPOINTS", asked)])
         message = (
-            r"image_grid_pinpoints=.*: the weights .*, a llava_next, have \[\[16, 32\], \[32, 16"
+            r"image_grid_pinpoints=.*: the weights .*, a llava_next, have \[\[16, 32\], \[32, "
+            r"16\]\]; set it to that, or to \[\[16, 16\]\] for one tile beside the whole image"
         )
         with pytest.raises(ConfigError, match=message):
             build_processor(wrong.model, iter([]))
