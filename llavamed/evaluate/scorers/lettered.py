@@ -241,6 +241,6 @@ def _gives_reason(clause: str, options: Mapping[str, str]) -> bool:
 
 
 def _content(text: str) -> set[str]:
-    """Return the words without function words, but always the last: "hepatitis A"."""
+    """Return the words without function words, but with names: "hepatitis A", "type A tumor"."""
     words = without_articles(text)
-    return set(words[:-1]) - FUNCTION_WORDS | set(words[-1:])
+    return set(words[:-1]) - FUNCTION_WORDS.difference("a") | set(words[-1:])

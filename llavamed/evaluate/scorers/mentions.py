@@ -19,6 +19,7 @@ from llavamed.evaluate.scorers.letter_patterns import (
     SEEMING,
     STANDALONE,
 )
+from llavamed.evaluate.scorers.terms import NUMBERED
 from llavamed.evaluate.scorers.vocabulary import FUNCTION_WORDS
 from llavamed.evaluate.scorers.words import CHINESE, canonical
 
@@ -34,9 +35,14 @@ class Mention:
 
 
 def without_articles(text: str) -> list[str]:
-    """Return the canonical words without articles, but always the last: "hepatitis A"."""
+    """Return the canonical words without articles, but with names: "hepatitis A", "type A tumor"."""
     words = canonical(text)
-    return [word for word in words[:-1] if word not in {"a", "an", "the"}] + words[-1:]
+    befores = ["", *words]
+    return [
+        word
+        for word, before in zip(words[:-1], befores, strict=False)
+        if word not in {"a", "an", "the"} or (word == "a" and before in NUMBERED)
+    ] + words[-1:]
 
 
 def blank(text: str, mentions: list[Mention]) -> str:

@@ -323,6 +323,7 @@ COMPLEMENTS = {
 """Answers of which one is true if the other is denied."""
 
 COUNTS = {"none": "0", "no": "0", "single": "1", "solitary": "1", "pair": "2", "couple": "2"}
+COUNTS |= {"dozen": "12"}
 """Words that are numbers where a number is asked for."""
 
 LENGTHS = {

@@ -105,7 +105,7 @@ AFFIRMING = re.compile(
 YES_ALONE = re.compile(
     r"\W*(?:(?:most|very|quite|highly)\s+)?(?:likely|probably|probable)\W*"
     r"|\W*(?:(?:certainly|definitely|clearly|surely)\W+)?(?:(?:i\s+(?:would\s+)?(?:think|believe|guess|suppose|say)|(?:it\s+)?(?:seems|appears|looks))\s+so"
-    r"|quite\s+so|(?:i[\'’]?m\s+)?afraid\s+so|you\s+bet|it\s+sure\s+is"
+    r"|quite\s+so|(?:i[\'’]?m\s+)?afraid\s+so|you\s+bet|(?:it\s+)?sure\s+is"
     r"|of\s+course|definitely|certainly|exactly|precisely|right|clearly|obviously|u[hm][- ]huh"
     r"|(?:only\s+|just\s+)?(?:slight|mild|moderate|marked|severe|massive|minimal)ly"
     r"|(?:it|they)(?:['’](?:s|re)|\s+(?:is|are))\s+(?:there|visible|seen|so)"
