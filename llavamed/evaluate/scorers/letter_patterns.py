@@ -19,7 +19,8 @@ STANDALONE = re.compile(r"(?<![A-Za-z0-9_-])([A-Z])(?![A-Za-z0-9_'’-])")
 NAME_GOES_ON = re.compile(r"\A[\s-]+(?:lines?|cells?|waves?|signs?|mode|scans?|rings?)\b")
 REASON = re.compile(r"[\s,]+(?:because|since|given\s+that)\b|,\s*which\b", re.IGNORECASE)
 JUDGED = re.compile(
-    r"\b([A-Z])\)?\s*(?::|-|–|=)\s*(yes|true|correct|no|false|incorrect|wrong)\b", re.IGNORECASE
+    r"\b([A-Z])\)?\s*(?::|-|–|=)\s*(?:[^\n:–=.;-]{1,60}\s[-–:]\s*)?(yes|true|correct|no|false|incorrect|wrong)\b",
+    re.IGNORECASE,
 )
 """A letter with a verdict, one of several: "A: no. B: yes."."""
 NOT_A_LETTER = re.compile(
@@ -31,7 +32,7 @@ NOT_A_LETTER = re.compile(
 REJECTED_BEFORE = re.compile(
     r"(?:\bnot|\bcannot|n['’]t|\brather\s+than|\binstead\s+of|\bas\s+opposed\s+to|\bneither|\bnor|\bexcept(?:\s+for)?|\bexclud(?:e|es|ing)|"
     r"\brul(?:e|es|ed|ing)\s+out|\bunlike|\b(?:anything|all|everything)\s+but|\b[A-Z]\s+over|\b(?:more|rather)\s+(?:likely|probable|plausible)\s+than|>|\breject(?:s|ed)?|\beliminat(?:e|es|ed|ing)|\bno|\bwithout|不是|排除|而非)"
-    r"(?:\s+(?:a|an|the|option|choice|answer|be|it|is|in|on|at|of|from|either|really|actually|"
+    r"(?:\s+(?:a|an|the|think|believe|say|option|choice|answer|be|it['’]?s?|is|in|on|at|of|from|either|really|actually|"
     r"\w+(?:ed|en)\s+(?:by|with|using|from|in|on|as|for)|[A-Z]\s+(?:or|and|nor)))*[\s(\"']*\Z",
     re.IGNORECASE,
 )
@@ -84,7 +85,9 @@ JOINED = re.compile(r"\s*(?:,|,?\s*(?:and|or|nor|&)\s+|/)\s*(?:option\s+)?")
 NONE = frozenset({"none", "nil", "nothing", "no"})
 NOR = re.compile(r"\s*,?\s*\b(?:or|nor)\s+(?:an?\s+)?")
 SENTENCE = re.compile(r"(?<=[.;!?:)])\s+|\n+")
-JOINS = re.compile(r"\W*(?:or|and|no|not|nor|but)\b", re.IGNORECASE)
+STATED_FIRST = re.compile(r"\A[\s(\[\"']*([A-Z])[)\]\"']*\s*[.;\n]\s*(?=\S)")
+"""A letter that is the whole first sentence after a mark such as "the answer is"."""
+JOINS = re.compile(r"\W*(?:or|and|no|not|nor|but|however)\b", re.IGNORECASE)
 CLOSING = re.compile(
     r"(?:\A|[.;!?\n,])(?P<clause>[^.;!?\n,]+),\s*(?:so\s+|hence\s+)?\(?(?P<letter>[A-Z])\)?\s*\.?\s*\Z"
 )

@@ -26,6 +26,7 @@ from llavamed.evaluate.scorers.letter_patterns import (
     SENTENCE,
     SEVERAL,
     SHORT,
+    STATED_FIRST,
 )
 from llavamed.evaluate.scorers.mentions import Mention, blank, find_mentions, without_articles
 from llavamed.evaluate.scorers.open_answer import measures, measures_agree, opposes
@@ -64,10 +65,20 @@ def chosen_letter(answer: str, options: Mapping[str, str]) -> str | None:
     None means no choice: no option, two of them, a letter that contradicts its text, a hedge.
     """
     for part, is_final in conclusions(answer):
+        stated = STATED_FIRST.match(part) if is_final and part != answer else None
+        if stated and _stands(stated[1], part[stated.end() :], options):
+            return stated[1]
         found = _choice(part, options)
         if found or (found is None and is_final):
             return found or None
     return None
+
+
+def _stands(letter: str, rest: str, options: Mapping[str, str]) -> bool:
+    """Tell whether a stated letter stands: "the answer is B. Note that A is common."."""
+    named = [each for each in find_mentions(rest, options) if not each.rejected]
+    by_text = {each.letter for each in named if each.end - each.start > 1}
+    return letter in options and by_text <= {letter} and not JOINS.match(rest)
 
 
 def _choice(text: str, options: Mapping[str, str]) -> str | None:

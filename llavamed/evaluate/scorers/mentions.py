@@ -35,7 +35,7 @@ class Mention:
 
 
 def without_articles(text: str) -> list[str]:
-    """Return the canonical words without articles, but with names: "hepatitis A", "type A tumor"."""
+    """Return the canonical words without articles, but with names: "hepatitis A", "type A"."""
     words = canonical(text)
     befores = ["", *words]
     return [

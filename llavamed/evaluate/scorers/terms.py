@@ -20,6 +20,18 @@ NUMBER_WORDS |= {
         _split("twenty thirty forty fifty sixty seventy eighty ninety hundred"), start=2
     )
 }
+NUMBER_WORDS |= {
+    "first": "1st",
+    "second": "2nd",
+    "third": "3rd",
+    "fourth": "4th",
+    "fifth": "5th",
+    "sixth": "6th",
+    "seventh": "7th",
+    "eighth": "8th",
+    "ninth": "9th",
+    "tenth": "10th",
+}
 ROMAN = {"ii": "2", "iii": "3", "iv": "4", "vi": "6", "vii": "7", "viii": "8", "ix": "9"}
 ROMAN_AFTER = {"i": "1", "v": "5", "x": "10"}
 """Roman numerals that are also words; they are numbers only after one of `NUMBERED`."""

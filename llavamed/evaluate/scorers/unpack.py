@@ -112,8 +112,9 @@ def unpack(prediction: str, question: str = "") -> str:
     if fence := _FENCE.search(text):
         text = fence[1].strip() or text.replace("```", " ")
     text = _from_json(text)
-    if boxed := _BOXED.findall(text):
-        text = boxed[-1]
+    boxed = list(_BOXED.finditer(text))
+    if boxed and not _concludes(text[boxed[-1].end() :]):
+        text = boxed[-1][1]
     text = _LATEX_TEXT.sub(r"\1", text)
     if answers := [found[1] for found in _ANSWER_TAG.findall(text) if found[1].strip()]:
         text = answers[-1]
@@ -144,6 +145,12 @@ def conclusions(text: str) -> Iterator[tuple[str, bool]]:
         if after.strip():
             yield after, marker.lastgroup != "weak"
     yield text, True
+
+
+def _concludes(text: str) -> bool:
+    """Tell whether a text states an answer after a mark such as "answer:"."""
+    marks = (found for found in _MARKER.finditer(text) if found["strong"])
+    return any(re.search(r"\w", text[mark.end() :]) for mark in marks)
 
 
 def _from_json(text: str) -> str:

@@ -154,7 +154,7 @@ DENIAL_AFTER = re.compile(
     r"|\bno\s+longer\s+(?:seen|visible|present|evident|there|identified|apparent)\b"
     r"|\b(?:has|have)\s+(?:disappeared|resolved|vanished|cleared)\b|\b(?:is|are)\s+gone\b"
     r"|\b(?:is|are|was|were|appears?|seems?)\s+(?:absent|lacking|missing|negative|ruled\s+out|excluded|"
-    r"unlikely|not\b)|\b(?:has|have)\s+been\s+(?:ruled\s+out|excluded)\b|\bruled\s+out\b|\babsent\b",
+    r"unlikely|not\b)|\b(?:has|have)\s+been\s+(?:ruled\s+out|excluded)\b|\bruled\s+out\b|\babsent\b|(?<=\w)-free\b",
     re.IGNORECASE,
 )
 """Phrases that deny what stands before them."""
@@ -227,5 +227,5 @@ UNASSERTED = re.compile(
 )
 """Words of sentences that do not assert what they name."""
 
-BOUND = re.compile(r"\b(?:more|less|fewer|greater)\s+than\b|[<>]", re.IGNORECASE)
+BOUND = re.compile(r"\b(?:(?:more|less|fewer|greater)\s+than\b|between\s+\d)|[<>]", re.IGNORECASE)
 """Words that turn a number into a range."""

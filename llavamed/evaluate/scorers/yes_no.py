@@ -72,8 +72,13 @@ _STRESSED = re.compile(
 )
 """A word that affirms what was asked, before a sentence about something else."""
 _DENIED_WHOLE = re.compile(
-    r"\A\W*it\s+(?:(?:is\s+not|isn't)\s+(?:true|correct|the\s+case)|(?:is|would\s+be)\s+(?:wrong|incorrect|false))"
-    r"(?:\s+to\s+(?:say|claim|state))?\s+that\b",
+    r"\A\W*(?:it\s+(?:(?:is\s+not|isn't)\s+(?:true|correct|the\s+case)|(?:is|would\s+be)\s+(?:wrong|incorrect|false))"
+    r"(?:\s+to\s+(?:say|claim|state))?\s+that\b"
+    r"|i\s+(?:\w+ly\s+)?doubt(?:\s+that)?\b(?=\s+\w+\s+\w))",
+    re.IGNORECASE,
+)
+_SEEMING = re.compile(
+    r"\bit\s+(?:looks|seems|appears)\s+(?:like|that|as\s+(?:if|though))(?=\s+there\b)",
     re.IGNORECASE,
 )
 _NOT_DOUBTED = re.compile(r"\bi\s+(?:do\s+not|don't)\s+doubt\s+that\b", re.IGNORECASE)
@@ -110,6 +115,7 @@ _GREETING = re.compile(
     re.IGNORECASE,
 )
 """A polite opening before a yes or no."""
+_PRESENCE = re.compile(r"\W*presence\s+of\b(?!.*\b(?:not|excluded|out)\b)", re.IGNORECASE)
 _AFFIRMED = re.compile(
     r"\b(?:is|are|was|were)\s+(?:\w+ly\s+)?present\b"
     r"|\b(?:present|positive)\s*(?:[.!,;]|$)|\bpositive\s+for\b"
@@ -165,7 +171,7 @@ def _verdict(text: str, question: str, reference: str) -> object:
         verdict = chinese_verdict(text, question, reference)
         lead = _lead(text)[0] if verdict is ABSENT else None
         return verdict if lead is None else lead
-    text = _NOT_DOUBTED.sub(" ", _straight(text))
+    text = _SEEMING.sub(" ", _NOT_DOUBTED.sub(" ", _straight(text)))
     if whole := _DENIED_WHOLE.match(text):
         inner = _verdict(text[whole.end() :], question, reference)
         return not inner if isinstance(inner, bool) else None
@@ -323,6 +329,7 @@ def _by_denial(text: str, question: str) -> object:
         return None
     text = _NEXT_SUBJECT.sub("; ", _QUESTION.sub(" ", text))
     said = list(clauses(text))
+    is_whole = len(said) == 1
     for clause in said:
         tokens = canonical(clause)
         cues = [place for place, token in enumerate(tokens) if token in CUES]
@@ -349,9 +356,12 @@ def _by_denial(text: str, question: str) -> object:
             stated |= stems(tokens)
             is_affirmed = (
                 is_affirmed
-                or (bool(_AFFIRMED.search(clause)) and not is_foreign_to(stems(tokens), asked))
+                or (
+                    bool(_AFFIRMED.search(clause) or (is_whole and _PRESENCE.match(clause)))
+                    and not is_foreign_to(stems(tokens), asked)
+                )
                 or "yes" in tokens
-                or restates(clause, question, asked, is_whole=len(said) == 1)
+                or restates(clause, question, asked, is_whole=is_whole)
             )
     if not num_denials:
         return True if is_affirmed else None if is_open else ABSENT
