@@ -211,6 +211,35 @@ def wait_for_threads_to_end(before: set[threading.Thread]) -> None:
     assert not set(threading.enumerate()) - before
 
 
+def test_nothing_else_is_read_before_the_first_batch_is_made(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reads of later steps would take their time from it, a fifth of a second on one processor."""
+    order = prepared.order(num_lanes=1, packing=False)
+    groups = prepared.dataset.groups
+    wanted = {int(group) for group in groups[order.samples(0)[0]]}
+    loader = prepared.loader(order, packing=False)
+    asked: set[int] = set()
+    asked_before_pixels: list[set[int]] = []
+    read, pixels = loader.read, PreparedDataset.pixels
+
+    def counted_read(samples: Integers) -> Any:
+        asked.add(int(groups[samples[0]]))
+        time.sleep(0.1)  # in which the other threads begin what they have been given
+        return read(samples)
+
+    def noted_pixels(dataset: PreparedDataset, stored: pa.Buffer) -> Any:
+        asked_before_pixels.append(set(asked))
+        return pixels(dataset, stored)
+
+    loader.read = counted_read  # type: ignore[method-assign]
+    monkeypatch.setattr(PreparedDataset, "pixels", noted_pixels)
+    steps = loader.steps()
+    next(steps)
+    steps.close()
+    assert asked_before_pixels[0] == wanted
+
+
 def test_threads_end_when_the_consumer_stops(prepared: Prepared) -> None:
     before = set(threading.enumerate())
     steps = prepared.loader(prepared.order()).steps()
@@ -277,6 +306,17 @@ def test_buffers_are_the_values_of_each_list(rows: list[list[bytes]], cut: int, 
     column = pa.chunked_array([values[:cut], values[cut:]]).slice(min(start, len(rows)))
     found = [[buffer.to_pybytes() for buffer in row] for row in loader._buffers(column)]
     assert found == column.to_pylist()
+
+
+@given(
+    rows=st.lists(st.lists(st.integers(-100, 2**31 - 1), max_size=4), max_size=9),
+    cut=st.integers(0, 9),
+    start=st.integers(0, 9),
+)
+def test_values_are_those_of_each_list(rows: list[list[int]], cut: int, start: int) -> None:
+    values = pa.array(rows, pa.list_(pa.int32()))
+    column = pa.chunked_array([values[:cut], values[cut:]]).slice(min(start, len(rows)))
+    assert [found.tolist() for found in loader._values(column)] == column.to_pylist()
 
 
 def test_it_reads_from_s3(s3_uri: str) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 
@@ -31,6 +32,8 @@ READ_THREADS = 4
 _COLUMNS = ["id", "pixels", "input_ids", "labels"]
 _TENSORS = ("input_ids", "targets", "supervised", "position_ids", "pixel_values")
 """The tensors of a batch."""
+_Tokens = npt.NDArray[np.int32 | np.int64]
+"""The tokens of a sample as its shard stores them, or those of a blank image."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,14 @@ class Batch:
         return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, weakref_slot=True)
 class _Sample:
+    """A sample as its shard stores it: views of the row group, since a copy needs new memory."""
+
     id: str
-    input_ids: Integers
-    targets: Integers
-    images: list[pa.Buffer]  # as stored; views of the row group, because a copy needs new memory
+    input_ids: _Tokens
+    labels: _Tokens
+    images: list[pa.Buffer]
 
 
 _Reads = dict[int, Future[dict[int, _Sample]]]
@@ -132,12 +137,13 @@ class StageLoader:
         readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="reader")
         try:
             coming = self._start_reads(start, readers)
-            ahead = deque(islice(coming, READ_AHEAD_STEPS))
+            # The first step comes alone, because other reads would take time from it.
+            ahead = deque(islice(coming, 1))
             while ahead:
-                ahead.extend(islice(coming, 1))
                 step = ahead.popleft()
                 batches = [self._collate(pack, step.reads) for pack in step.packs]
                 yield [batch.pinned() for batch in batches] if self._pins else batches
+                ahead.extend(islice(coming, READ_AHEAD_STEPS + 1 - len(ahead)))
         finally:
             readers.shutdown(cancel_futures=True)
 
@@ -169,29 +175,23 @@ class StageLoader:
             samples: int64 positions in the index, all of one row group.
         """
         table = self.data.read_group(int(self.data.groups[samples[0]]), _COLUMNS)
-        ids, images = table.column("id").to_pylist(), _buffers(table.column("pixels"))
-        input_ids, lengths = _flat(table.column("input_ids"))
-        labels, _ = _flat(table.column("labels"))
-        ends = np.cumsum(lengths)
-        targets = np.roll(labels, -1)
-        targets[ends[lengths > 0] - 1] = IGNORE_INDEX
-        parts = [np.split(values, ends[:-1]) for values in (input_ids, targets)]
+        names, images = table.column("id").to_pylist(), _buffers(table.column("pixels"))
+        input_ids, labels = (_values(table.column(name)) for name in ("input_ids", "labels"))
+        rows = list(zip(names, input_ids, labels, images, strict=True))
         return {
-            sample: _Sample(
-                id=ids[row],
-                input_ids=parts[0][row],
-                targets=parts[1][row],
-                images=images[row],
-            )
+            sample: _Sample(*rows[row])
             for sample, row in zip(samples.tolist(), self._rows[samples].tolist(), strict=True)
         }
 
     def _collate(self, pack: _Pack, reads: _Reads) -> Batch:
-        samples = []
-        for sample, visit in zip(pack.samples.tolist(), pack.visits.tolist(), strict=True):
-            coming = reads[visit].result()
-            samples.append(coming.pop(sample))
-            if not coming:
+        visits = pack.visits.tolist()
+        read = {visit: reads[visit].result() for visit in set(visits)}
+        samples = [
+            read[visit].pop(sample)
+            for sample, visit in zip(pack.samples.tolist(), visits, strict=True)
+        ]
+        for visit, rest in read.items():
+            if not rest:
                 del reads[visit]
         num_tokens = sum(len(sample.input_ids) for sample in samples)
         ids = tuple(sample.id for sample in samples)
@@ -214,8 +214,8 @@ class StageLoader:
 
     def _check_image_tokens(self, samples: list[_Sample], images: list[Pixels]) -> None:
         """Raise DataError if the samples have places for more or fewer images."""
-        is_image = [sample.input_ids == self.data.image_token_id for sample in samples]
-        found = int(sum(map(np.sum, is_image)))
+        tokens = np.concatenate([sample.input_ids for sample in samples])
+        found = np.count_nonzero(tokens == self.data.image_token_id)
         sizes = [(image.shape[0], image.shape[1]) for image in images]
         needed = sum(map(self.data.tiling.num_tokens, sizes))
         if found != needed:
@@ -230,7 +230,7 @@ class StageLoader:
         return _Sample(
             id="",
             input_ids=np.full(count, self.data.image_token_id),
-            targets=np.full(count, IGNORE_INDEX),
+            labels=np.full(count, IGNORE_INDEX),
             images=[],
         )
 
@@ -244,11 +244,12 @@ def _by_visit(epoch: EpochOrder, packs: list[Integers]) -> dict[int, Integers]:
     return dict(zip(numbers.tolist(), samples, strict=True))
 
 
-def _flat(column: pa.ChunkedArray) -> tuple[Integers, Integers]:
-    """Return the concatenated values of a list column, and the length of each list, both int64."""
+def _values(column: pa.ChunkedArray) -> list[_Tokens]:
+    """Return the values of each list of a column of lists of integers, without a copy."""
     lists = column.combine_chunks()
-    lengths = lists.value_lengths().to_numpy()
-    return lists.flatten().to_numpy().astype(np.int64), lengths.astype(np.int64)
+    values = lists.flatten().to_numpy()
+    ends = np.cumsum(lists.value_lengths().to_numpy()).tolist()
+    return [values[start:end] for start, end in pairwise([0, *ends])]
 
 
 def _buffers(column: pa.ChunkedArray) -> list[list[pa.Buffer]]:
@@ -289,16 +290,16 @@ def collate(
     input_ids = np.full((len(rows), length), data.pad_token_id, dtype=np.int64)
     targets = np.full((len(rows), length), IGNORE_INDEX, dtype=np.int64)
     position_ids = np.empty((len(rows), length), dtype=np.int64)
-    positions = np.arange(length)
+    position_ids[:] = positions = np.arange(length)
     for number, row in enumerate(rows):
         start = 0
         for sample in row:
             stop = start + len(sample.input_ids)
             input_ids[number, start:stop] = sample.input_ids
-            targets[number, start:stop] = sample.targets
-            position_ids[number, start:stop] = positions[: stop - start]
+            targets[number, start : max(start, stop - 1)] = sample.labels[1:]
+            if start:
+                position_ids[number, start:stop] = positions[: stop - start]
             start = stop
-        position_ids[number, start:] = positions[start:]
     pixel_values, image_sizes = model_inputs(images, data.images)
     return Batch(
         input_ids=torch.from_numpy(input_ids),
