@@ -120,6 +120,28 @@ def test_a_licence_in_words_is_the_one_of_its_terms(terms, data, dash, name, ver
     assert read(article(front=permissions)).licence == expected
 
 
+@pytest.mark.parametrize(
+    ("words", "licence"),
+    [
+        ("Attribution", "CC BY"),
+        ("Attribution - Pas d\u2019Utilisation Commerciale", "CC BY-NC"),
+        (
+            "Attribution - Pas d'Utilisation Commerciale - Partage dans les M\u00eames Conditions",
+            "CC BY-NC-SA",
+        ),
+        ("Attribution - Pas de Modification", "CC BY-ND"),
+        ("Namensnennung - Nicht kommerziell - Keine Bearbeitungen", "CC BY-NC-ND"),
+        ("Attribuzione - Non commerciale - Non opere derivate", "CC BY-NC-ND"),
+        ("Reconocimiento-NoComercial-SinObraDerivada", "CC BY-NC-ND"),
+        ("Atribui\u00e7\u00e3o-N\u00e3oComercial-SemDeriva\u00e7\u00f5es", "CC BY-NC-ND"),
+    ],
+)
+def test_terms_in_other_languages_are_not_lost(words, licence):
+    licence_p = f"<license-p>Creative Commons {words} 4.0</license-p>"
+    front = f"<permissions><license>{licence_p}</license></permissions>"
+    assert read(article(front=front)).licence == licence
+
+
 @given(st.permutations(["by", "nc", "nd"]), st.sampled_from(["licenses", "licences"]))
 def test_the_order_of_terms_in_an_address_does_not_matter(terms, word):
     address = f"https://creativecommons.org/{word}/{'-'.join(terms)}/1.0/"

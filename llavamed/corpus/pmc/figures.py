@@ -35,8 +35,10 @@ _NO_PICTURE = frozenset(
     {"fig", "caption", "disp-formula", "inline-formula", "supplementary-material", "permissions"}
     | {"media"}
 )
+_DASH = r"[-\u2010-\u2015\u2212~\u301c\uff5e\u81f3]"
+_FIRST_DASH, _LAST_DASH = re.compile(rf"\s*{_DASH}"), re.compile(rf"{_DASH}\s*$")
 _RANGE = re.compile(
-    r"\s*(?:[-\u2010-\u2015\u2212~\u301c\uff5e\u81f3]|\b(?:to|through|thru|until|bis|hasta|at\u00e9|a|\u00e0)\b)\s*"
+    rf"\s*(?:{_DASH}|\b(?:to|through|thru|until|bis|hasta|at\u00e9|a|\u00e0)\b)\s*"
     r"(?:fig(?:ur[ea])?s?\b\.?)?\s*",
     re.IGNORECASE,
 )
@@ -249,17 +251,22 @@ def _paragraph(reference: Element) -> Element | None:
 
 
 def _ranges(paragraph: Element) -> Iterator[tuple[Element, Element]]:
-    """Yield the references of a paragraph between which nothing stands but the sign of a range."""
+    """Yield the references of a paragraph between which nothing stands but the sign of a range.
+
+    The sign may belong to one of the two.
+    """
     first: Element | None = None
     pieces: list[str] = []
     for event, node in edges(paragraph):
         if not _is_citation(node):
             pieces.append((node.text if event == "start" else node.tail) or "")
         elif event == "start":
-            if first is not None and _RANGE.fullmatch("".join(pieces)):
+            dash = _FIRST_DASH.match(text_of(node))
+            if first is not None and _RANGE.fullmatch("".join(pieces) + (dash[0] if dash else "")):
                 yield first, node
         else:
-            first, pieces = node, [node.tail or ""]
+            dash = _LAST_DASH.search(text_of(node))
+            first, pieces = node, [dash[0] if dash else "", node.tail or ""]
 
 
 def _between(

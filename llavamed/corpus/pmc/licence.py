@@ -27,13 +27,27 @@ _WAIVER = re.compile(
     r"\b(?:waiver|dedication)\b(?P<rest>(?:[^.(]|\([^()]*\)|\()*\.?)", re.IGNORECASE
 )
 """A waiver, and the rest of its sentence, in which an address in brackets may hold points."""
+_OF_DATA = re.compile(r"\W*(?:\w+\s+){0,2}data(?:sets?)?\b", re.IGNORECASE)
+"""The start of a licence that is that of an article's data."""
 _DATA = re.compile(r"\bdata\b", re.IGNORECASE)
 _HEAD = re.compile(r"\bcreative commons\b|\bcc ?(?:by|zero|0)\b|\bcc(?=by\b)|^(?=by\b)")
 _CC0 = re.compile(r"\bcc ?0\b|\bzero\b|\bpublic domain\b")
-_BY = re.compile(r"\bcc ?by\b|\bby\b|\battribution\b|\batribui[cç][aã]o\b|\batribuci[oó]n\b")
-_NC = re.compile(r"\bn(?:on|[aã]o|o) ?co(?:mm|m)er[cz]ia[l\w]*|\bnc\b")
-_ND = re.compile(r"\b(?:no|sem|sin) ?(?:obras? ?)?deriv|\bnd\b")
-_SA = re.compile(r"\bshare ?alike\b|\bcompartir ?igual|\bcompartilha ?igual|\bsa\b")
+_BY = re.compile(
+    r"\bcc ?by\b|\bby\b|\battribution\b|\batribui[cç][aã]o\b|\batribuci[oó]n\b|\breconocimiento\b"
+    r"|\battribuzione\b|\bnamensnennung\b"
+)
+_NC = re.compile(
+    r"\bn(?:on|[aã]o|o|icht) ?(?:co(?:mm|m)er[cz]ia[l\w]*|kommerziell)|\bnc\b"
+    r"|\bpas d\W?utilisation commerciale"
+)
+_ND = re.compile(
+    r"\b(?:no|non|sem|sin) ?(?:obras? ?|opere ?)?deriv|\bnd\b|\bpas de modification|\bkeine bearbeitung"
+)
+_SA = re.compile(
+    r"\bshare ?alike\b|\bcompartir ?igual|\bcompartilha ?igual|\bsa\b"
+    r"|\bpartage dans les m[eê]mes conditions|\bcondividi allo stesso modo"
+    r"|\bweitergabe unter gleichen bedingungen"
+)
 _DASHES = re.compile(r"[\s_()/\u002d\u2010-\u2015\u2212]+")
 _GLUED = re.compile(r"\bcc ?by ?(nc)? ?(nd|sa)?\b")
 _CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
@@ -75,7 +89,10 @@ def _permitted(meta: Element) -> tuple[str | None, str | None]:
     for block in blocks:
         # Some publishers place the reference next to the licence.
         loose = [each for each in block if local(each) == "license_ref"]
-        for each in [*children(block, "license"), *loose]:
+        licences = [
+            each for each in children(block, "license") if not _OF_DATA.match(text_of(each))
+        ]
+        for each in [*licences, *loose]:
             code, address = _referred(each) if each in loose else stated_licence(each)
             if code:
                 return code, address
