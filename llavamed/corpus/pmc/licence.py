@@ -41,7 +41,8 @@ _NC = re.compile(
     r"|\bpas d\W?utilisation commerciale"
 )
 _ND = re.compile(
-    r"\b(?:no|non|sem|sin) ?(?:obras? ?|opere ?)?deriv|\bnd\b|\bpas de modification|\bkeine bearbeitung"
+    r"\b(?:no|non|sem|sin) ?(?:obras? ?|opere ?)?deriv|\bnd\b"
+    r"|\bpas de modification|\bkeine bearbeitung"
 )
 _SA = re.compile(
     r"\bshare ?alike\b|\bcompartir ?igual|\bcompartilha ?igual|\bsa\b"
