@@ -12,7 +12,7 @@ from llavamed.errors import DataError
 from llavamed.storage.location import Location, locate
 
 ZIP = ".zip"
-_OTHERS = (".tar", ".tar.gz", ".tgz")
+_OTHERS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
 _OF_MACOS = "__MACOSX"
 
 
@@ -20,9 +20,14 @@ def open_folder(uri: str) -> Location:
     """Return the folder that a URI names, which may be packed as a zip archive.
 
     Raises:
-        DataError: The archive is absent or damaged.
+        DataError: The archive is absent, damaged or of another kind.
     """
     place = locate(uri)
+    if place.name.lower().endswith(_OTHERS):
+        raise DataError(
+            f"path={place}: of archives only zip is read in place; unpack it and name the folder, "
+            "or pack it as zip"
+        )
     return inside(place) if place.name.lower().endswith(ZIP) else place
 
 

@@ -95,7 +95,7 @@ def _read_image(file: Location) -> bytes:
         raise SampleError("missing_image", f"{file}: not a file") from error
 
 
-def find_files(uri: str, suffix: str) -> list[Location]:
+def find_files(path: str | Location, suffix: str) -> list[Location]:
     """Return the files that a dataset's path names, sorted: one file, a folder's, or a pattern's.
 
     In a pattern, `*` matches any text without a slash, and `{000..031}` expands to a range of
@@ -104,13 +104,13 @@ def find_files(uri: str, suffix: str) -> list[Location]:
     Raises:
         DataError: There is no file, or one of a range is missing.
     """
-    if numbers := _RANGE.search(uri):
+    if isinstance(path, str) and (numbers := _RANGE.search(path)):
         first, last = numbers.groups()
         width = len(first) if first.startswith("0") else 0
         pieces = [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
-        uris = [uri[: numbers.start()] + piece + uri[numbers.end() :] for piece in pieces]
+        uris = [path[: numbers.start()] + piece + path[numbers.end() :] for piece in pieces]
         return [file for piece in uris for file in find_files(piece, suffix)]
-    place = locate(uri)
+    place = locate(path) if isinstance(path, str) else path
     is_pattern = _WILDCARD.search(place.path) is not None and not place.exists()
     place.fs.invalidate_cache()  # another process may have written it
     if with_retries(place, "look at", partial(place.fs.isfile, place.path)):

@@ -65,12 +65,12 @@ class JsonFolder:
     @cached_property
     def file(self) -> Location:
         """The file of rows."""
-        return _find_child(self._folder, self._file_names)
+        return find_child(self._folder, self._file_names)
 
     @cached_property
     def images(self) -> Location:
         """The folder of images, or the inside of its archive. Raises: DataError."""
-        return open_packed(_find_child(self._folder, self._image_names))
+        return open_packed(find_child(self._folder, self._image_names))
 
     def count(self) -> int:
         """Return the number of rows that are listed.
@@ -106,7 +106,8 @@ class JsonFolder:
         return load_image_file(self.images, reference)
 
 
-def _find_child(folder: Location, names: Sequence[str]) -> Location:
+def find_child(folder: Location, names: Sequence[str]) -> Location:
+    """Return the child of a folder that has one of these names, or the place of the first."""
     wanted = [_letters(name) for name in names]
     children = (name.removesuffix(ZIP) for name in folder.children())
     there = {_letters(name): name for name in children}

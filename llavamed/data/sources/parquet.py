@@ -6,8 +6,9 @@ memory.
 """
 
 import hashlib
+import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, BinaryIO, TypeVar
@@ -36,31 +37,32 @@ class ParquetFiles:
     """Rows of Parquet files by their places, and the images in them.
 
     Args:
-        path: URI of a file, a folder or a pattern.
+        path: URI of a file, a folder or a pattern, a place with one, or the files themselves.
         images: Names that the column of images may have; the first that has any is used.
         required: Groups of column names to read; at least one of each group must be present.
         optional: Columns to read if present.
         listed: Small columns whose values are listed with the places, if present.
-        image_folder: URI of the folder that image names refer to.
+        image_folder: The folder that image names refer to, or its URI.
     """
 
     def __init__(
         self,
-        path: str,
+        path: str | Location | Sequence[Location],
         *,
         images: tuple[str, ...],
         required: tuple[tuple[str, ...], ...],
         optional: tuple[str, ...] = (),
         listed: tuple[str, ...] = (),
-        image_folder: str | None = None,
+        image_folder: str | Location | None = None,
     ) -> None:
+        place = locate(path) if isinstance(path, str) else path
         self._path = path
-        self._fs = locate(path).fs
+        self._fs = (place if isinstance(place, Location) else place[0]).fs
         self._images = images
         self._required = required
         self._listed = listed
         self._columns = {*images, *optional, *(name for names in required for name in names)}
-        self._folder = locate(image_folder) if image_folder else None
+        self._folder = locate(image_folder) if isinstance(image_folder, str) else image_folder
         self._group: tuple[tuple[str, int], pa.Table] | None = None
         self._unread: tuple[str, ...] = ()
 
@@ -71,6 +73,10 @@ class ParquetFiles:
             DataError: A file is damaged or there is none.
         """
         return sum(metadata.num_rows for _, metadata, _ in self._footers())
+
+    def columns(self) -> set[str]:
+        """Return the names of the columns of all files. Raises: DataError."""
+        return {name for _, metadata, _ in self._footers() for name in _names(metadata)}
 
     def content_hash(self) -> str:
         """Return the SHA-256 of the files' sizes and footers, which hold the bounds of each column.
@@ -90,7 +96,7 @@ class ParquetFiles:
             DataError: A file is damaged or there is none.
         """
         for location, metadata, _ in self._footers():
-            there = metadata.schema.to_arrow_schema().names
+            there = _names(metadata)
             listed = [name for name in self._listed if name in there]
             for group in range(metadata.num_row_groups):
                 values: list[dict[str, Any]] = [{}] * metadata.row_group(group).num_rows
@@ -99,7 +105,7 @@ class ParquetFiles:
                     values = _read(location, read).to_pylist()
                 for row, notes in enumerate(values):
                     place = {"file": location.path, "group": group, "row": row}
-                    yield {**notes, "id": f"{location.name}#{group}/{row}", **place}
+                    yield {"id": f"{location.name}#{group}/{row}", **notes, **place}
 
     def read(self, row: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """Read a row: its columns except images, and references to its images.
@@ -108,8 +114,9 @@ class ParquetFiles:
             DataError: The file is damaged.
         """
         table, number = self._read_group(row["file"], row["group"]), row["row"]
+        labels = _labels(table.schema)
         values = {
-            name: table[name][number].as_py()
+            name: _named(table[name][number].as_py(), labels.get(name))
             for name in table.column_names
             if name not in self._images
         }
@@ -151,9 +158,12 @@ class ParquetFiles:
 
     def _footers(self) -> Iterator[tuple[Location, Any, bytes]]:
         """Yield each file with its parsed footer, and with its size and footer as bytes."""
-        for location in find_files(self._path, ".parquet"):
+        files = self._path
+        if isinstance(files, str | Location):
+            files = find_files(files, ".parquet")
+        for location in files:
             metadata, footer = _read(location, _footer)
-            columns = metadata.schema.to_arrow_schema().names
+            columns = _names(metadata)
             for names in self._required:
                 if not set(names) & set(columns):
                     raise DataError(
@@ -233,6 +243,31 @@ def _read_pieces(parquet: pq.ParquetFile, group: int, columns: list[str]) -> pa.
             if size == 1:
                 raise
             size //= 2
+
+
+def _names(metadata: Any) -> list[str]:
+    """Return the names of the columns."""
+    return list(metadata.schema.to_arrow_schema().names)
+
+
+def _labels(schema: pa.Schema) -> dict[str, list[str]]:
+    """Return the names of columns of labels, which Hugging Face stores as numbers."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"].items()
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
+    return {
+        name: feature["names"]
+        for name, feature in features
+        if isinstance(feature, dict) and isinstance(feature.get("names"), list)
+    }
+
+
+def _named(value: Any, names: list[str] | None) -> Any:
+    """Return the name of a label; -1 is that of none."""
+    if names is None or not isinstance(value, int):
+        return value
+    return names[value] if 0 <= value < len(names) else None
 
 
 def _read_columns(file: BinaryIO, *, group: int, columns: list[str]) -> pa.Table:

@@ -2,7 +2,8 @@
 
 - The authors' folder: `qas/{split}/{split}_qa.pkl`, each a pickled list of `{"image", "question",
   "answer"}`, with the image at `images/{split}/{image}.jpg`. The validation split is called `val`.
-- Hugging Face's: `data/{split}-*.parquet` with the columns `image`, `question`, `answer`.
+- Hugging Face's: `{split}-*.parquet`, in a folder `data` or not, with the columns `image`,
+  `question`, `answer`.
 
 There is no answer type, so questions answered by yes or no count as closed.
 """
@@ -12,7 +13,6 @@ from functools import cached_property
 from typing import Any
 
 from llavamed.config.sources import PathVqa
-from llavamed.config.uri import below
 from llavamed.data.record import Record
 from llavamed.data.sources.archives import open_folder
 from llavamed.data.sources.file_of_rows import FileOfRows
@@ -36,10 +36,12 @@ class PathVqaSource:
     @cached_property
     def _files(self) -> "_Pickle | ParquetFiles":
         folder = open_folder(self._path)
-        if (folder / "data").exists():
-            pattern = below(self._path, f"data/{self._split}-*.parquet")
+        data = folder / "data"
+        if data.exists() or any(name.endswith(".parquet") for name in folder.children()):
             return ParquetFiles(
-                pattern, images=("image",), required=(("image",), ("question",), ("answer",))
+                (data if data.exists() else folder) / f"{self._split}-*.parquet",
+                images=("image",),
+                required=(("image",), ("question",), ("answer",)),
             )
         split = "val" if self._split == "validation" else self._split
         return _Pickle(folder / "qas" / split / f"{split}_qa.pkl", folder / "images" / split)

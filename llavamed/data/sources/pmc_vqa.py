@@ -34,7 +34,6 @@ class PmcVqaSource(FileOfRows):
 
     def __init__(self, read: PmcVqa) -> None:
         super().__init__(locate(read.path), locate(read.image_folder))
-        self._prefix = f"pmc-vqa-{self._file.name.removesuffix('.csv')}"
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield the rows of the file, numbered from 0.
@@ -43,6 +42,7 @@ class PmcVqaSource(FileOfRows):
             DataError: The file is absent or has another format, or the images are still packed.
         """
         _ = self._images  # fail before the first row if the archive cannot be read
+        prefix = f"pmc-vqa-{self._file.name.removesuffix('.csv')}"
         with open_text(self._file) as text:
             rows = csv.DictReader(text.stream, restkey="more", strict=True)
             try:
@@ -50,7 +50,7 @@ class PmcVqaSource(FileOfRows):
                 if missing := [column for column in _COLUMNS if column not in there]:
                     raise damaged(self._file, "PMC-VQA", f"no column {', '.join(missing)}")
                 for number, row in enumerate(rows):
-                    yield {**row, "id": f"{self._prefix}-{number}"}
+                    yield {**row, "id": f"{prefix}-{number}"}
             except csv.Error as error:
                 raise damaged(self._file, "CSV", error) from error
 

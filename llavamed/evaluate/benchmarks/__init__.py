@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from llavamed.config.uri import below, split_options
+from llavamed.config.uri import split_options
+from llavamed.data.sources.archives import open_folder
 from llavamed.errors import ConfigError
 from llavamed.evaluate.benchmarks import (
     figure_chat,
@@ -15,8 +16,8 @@ from llavamed.evaluate.benchmarks import (
     vqa_rad,
 )
 from llavamed.evaluate.benchmarks.benchmark import Benchmark, Items
+from llavamed.evaluate.benchmarks.hub_copies import files_of_split
 from llavamed.evaluate.benchmarks.tables import ENDINGS, TableItems
-from llavamed.storage.location import locate
 
 BENCHMARKS: Mapping[str, Benchmark] = {
     benchmark.name: benchmark
@@ -43,9 +44,13 @@ def open_items(benchmark: Benchmark, path: str, split: str) -> Items:
         split: Name of the split.
     """
     if split_options(path)[0].endswith(ENDINGS):
-        return TableItems(benchmark, path, split)
-    if benchmark.is_on_hub and (locate(path) / "data").exists():
-        return TableItems(benchmark, below(path, f"data/{split}-*.parquet"), split)
+        is_published = benchmark is mmmu.BENCHMARK and mmmu.is_published(path)
+        return benchmark.open(path, split) if is_published else TableItems(benchmark, path, split)
+    folder = open_folder(path)
+    if benchmark.is_on_hub and (
+        files := files_of_split(folder, split, benchmark.splits, benchmark.categories)
+    ):
+        return TableItems(benchmark, path, split, folder, files)
     return benchmark.open(path, split)
 
 

@@ -1,11 +1,14 @@
 """Benchmarks: data in its published format, a prompt, and the scorer whose rules it uses."""
 
+import ast
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from string import ascii_uppercase
 from typing import Any, Protocol
 
 from llavamed.data.record import Record, check_unicode
+from llavamed.data.sources.records import require
 from llavamed.errors import SampleError
 from llavamed.evaluate.questions import Question, words_of
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
@@ -175,6 +178,37 @@ def place_pictures(
         return IMAGE_PLACEHOLDER
 
     return [_MARK.sub(take, text) for text in texts], tuple(pictures)
+
+
+def read_options(given: Any) -> dict[str, str]:
+    """Return options by their letters: of a mapping, of a list of texts or of letters and texts.
+
+    Raises:
+        SampleError: `missing_key`, if they are anything else.
+    """
+    match given:
+        case str() if given.lstrip().startswith("["):
+            return read_options(read_list(given, "options"))
+        case {**mapping} if mapping:
+            return {str(key): str(text) for key, text in mapping.items() if text is not None}
+        case [str(), *_] if all(isinstance(each, str) for each in given):
+            return dict(zip(ascii_uppercase, given, strict=False))
+        case [{}, *_] if all(isinstance(each, Mapping) for each in given):
+            pairs: Any = [require(each, "letter", "content") for each in given]
+            if len(dict(pairs)) == len(pairs):
+                return dict(pairs)
+    raise SampleError("missing_key", f"options are {given!r}, not texts by their letters")
+
+
+def read_list(text: str, key: str) -> list[str]:
+    """Return the texts of a Python list. Raises: SampleError (`unknown_answer`)."""
+    try:
+        listed = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise SampleError("unknown_answer", f"{key} is {text!r}, not a list") from error
+    if not isinstance(listed, list) or len(listed) > len(ascii_uppercase):
+        raise SampleError("unknown_answer", f"{key} is {text!r}, not a list")
+    return [str(each) for each in listed]
 
 
 def _placed(id: str, text: str, images: tuple[str, ...]) -> str:

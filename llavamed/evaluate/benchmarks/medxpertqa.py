@@ -16,6 +16,7 @@ from llavamed.evaluate.benchmarks.benchmark import (
     CHOICES,
     Benchmark,
     lettered_question,
+    read_options,
 )
 from llavamed.evaluate.questions import Question
 
@@ -40,7 +41,7 @@ class MedXpertQaItems(JsonFolder):
         return lettered_question(
             row["id"],
             text.partition(CHOICES)[0],
-            _options(row.get("options")),
+            read_options(row.get("options")),
             letter.strip(),
             images=tuple(map(str, images)),
             question_type=str(row.get("question_type") or ""),
@@ -50,22 +51,14 @@ class MedXpertQaItems(JsonFolder):
         )
 
 
-def _options(given: Any) -> dict[str, str]:
-    if isinstance(given, dict) and given:
-        return {str(letter): str(words) for letter, words in given.items()}
-    if isinstance(given, list) and given and all(isinstance(each, dict) for each in given):
-        pairs: Any = [require(each, "letter", "content") for each in given]
-        if len(dict(pairs)) == len(pairs):
-            return dict(pairs)
-    raise SampleError("missing_key", f"options are {given!r}, not texts by their letters")
-
-
 BENCHMARK = Benchmark(
     name="medxpertqa-mm",
     version=1,
     splits=("test", "dev"),
     open=MedXpertQaItems,
-    data="a folder with MM/test.jsonl and images",
+    data="a folder with MM/test.jsonl and images, or with Parquet files of MM",
     licence="MIT",
+    categories=("MM",),
     choice_instruction=BY_LETTER,
+    is_on_hub=True,
 )

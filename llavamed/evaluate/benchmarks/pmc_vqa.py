@@ -6,7 +6,8 @@ The two do not compare.
 
 from typing import Any
 
-from llavamed.config.sources import PmcVqa
+from llavamed.data.sources.archives import open_folder
+from llavamed.data.sources.file_of_rows import FileOfRows
 from llavamed.data.sources.pmc_vqa import LICENCE, PmcVqaSource, read_choices
 from llavamed.evaluate.benchmarks.benchmark import BY_LETTER, Benchmark, question_of
 from llavamed.evaluate.questions import Question
@@ -17,26 +18,25 @@ _SECOND_VERSION = "_2"
 class PmcVqaItems(PmcVqaSource):
     """Questions of one file."""
 
+    def __init__(self, path: str, split: str) -> None:
+        folder = open_folder(path)
+        images = "images_2" if split.endswith(_SECOND_VERSION) else "images"
+        FileOfRows.__init__(self, folder / f"{split}.csv", folder / images)
+
     def ask(self, row: dict[str, Any]) -> Question:
         """Interpret a row. Raises: SampleError, as `parse` does."""
         text, choices = read_choices(row)
         return question_of(self.parse(row), options=choices, text=text, language="en")
 
 
-def _open(path: str, split: str) -> PmcVqaItems:
-    folder = path.rstrip("/")
-    images = "images_2" if split.endswith(_SECOND_VERSION) else "images"
-    return PmcVqaItems(
-        PmcVqa(source="pmc_vqa", path=f"{folder}/{split}.csv", image_folder=f"{folder}/{images}")
-    )
-
-
 BENCHMARK = Benchmark(
     name="pmc-vqa",
     version=1,
     splits=("test_clean", "test", "test_2", "train", "train_2"),
-    open=_open,
-    data="a folder with test_clean.csv, test.csv and images; test_2.csv and images_2",
+    open=PmcVqaItems,
+    data="a folder with test_clean.csv, test.csv and images; test_2.csv and images_2; or with "
+    "Parquet files of these",
     licence=LICENCE,
     choice_instruction=BY_LETTER,
+    is_on_hub=True,
 )

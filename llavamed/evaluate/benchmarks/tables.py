@@ -15,6 +15,8 @@ from typing import Any
 
 from llavamed.config.uri import split_options
 from llavamed.data.record import AnswerType
+from llavamed.data.sources.archives import open_packed
+from llavamed.data.sources.json_rows import find_child
 from llavamed.data.sources.parquet import ParquetFiles
 from llavamed.data.sources.records import require, yes_or_no
 from llavamed.errors import DataError, SampleError
@@ -24,9 +26,12 @@ from llavamed.evaluate.benchmarks.benchmark import (
     lettered_question,
     open_question,
     place_pictures,
+    read_options,
 )
+from llavamed.evaluate.benchmarks.hub_copies import SPLITS
 from llavamed.evaluate.benchmarks.tsv import TsvFiles
 from llavamed.evaluate.questions import Question
+from llavamed.storage.location import Location, locate
 
 ENDINGS = (".tsv", ".parquet")
 _GROUPS = {
@@ -37,28 +42,51 @@ _GROUPS = {
 }
 _FILTERS = ("split", "category", "q_lang")
 _OTHERS = ("hint", "answer_type", *_FILTERS, *chain(*_GROUPS.values()))
-_SPLITS = {each: each for each in ("train", "dev", "validation", "test")}
-_SPLITS |= dict.fromkeys(("val", "validate"), "validation")
-"""Words for splits, with the names of the splits."""
+_PICTURES = ("image", "images", "image_path", "Figure_path")
+_FOLDERS = ("images", "imgs", "figures")
+_QUESTIONS = ("question", "Question")
+_ANSWERS = ("answer", "gt_answer", "Answer_label", "label", "Answer")
+"""Columns of the answer; one with the letter comes before one with the words."""
+_LISTS = ("options", "choices")
 _LETTERS = ascii_uppercase[:10]
+_COLUMNS = {letter: (letter, f"option_{letter}", f"Choice {letter}") for letter in _LETTERS}
+"""Columns of each option."""
 _TYPES: Mapping[str, AnswerType] = {"OPEN": "OPEN", "CLOSED": "CLOSED"}
 
 
 class TableItems:
-    """The questions of a table."""
+    """The questions of a table.
 
-    def __init__(self, benchmark: Benchmark, path: str, split: str) -> None:
+    Args:
+        benchmark: The benchmark.
+        path: URI of the data.
+        split: Name of the split.
+        folder: The folder of the data set, where `path` names that.
+        files: Its Parquet files of the split.
+    """
+
+    def __init__(
+        self,
+        benchmark: Benchmark,
+        path: str,
+        split: str,
+        folder: Location | None = None,
+        files: Sequence[Location] = (),
+    ) -> None:
         self._benchmark, self._path, self._split = benchmark, path, split
-        self._part = _SPLITS.get(re.split("[^a-z]", split)[0], "")
+        place = locate(path)
+        folder = folder or Location(place.fs, place.path.rpartition("/")[0])
+        self._part = SPLITS.get(re.split("[^a-z]", split)[0], "")
         self._table: TsvFiles | ParquetFiles = (
             TsvFiles(path)
             if split_options(path)[0].endswith(".tsv")
             else ParquetFiles(
-                path,
-                images=("image", "images"),
-                required=(("question",), ("answer",)),
-                optional=(*_OTHERS, *_LETTERS),
+                files or path,
+                images=_PICTURES,
+                required=(_QUESTIONS, _ANSWERS),
+                optional=(*_OTHERS, *_LISTS, *chain(*_COLUMNS.values())),
                 listed=_FILTERS,
+                image_folder=_picture_folder(folder),
             )
         )
 
@@ -76,7 +104,7 @@ class TableItems:
             yield {**row, "id": f"{name}-{row['id'] if row.get('index') else number}"}
 
     def _is_of_another_split(self, words: Set[str]) -> bool:
-        named = {split for word, split in _SPLITS.items() if word in words}
+        named = {split for word, split in SPLITS.items() if word in words}
         return bool(named and self._part and self._part not in named)
 
     def _check_name(self, name: str) -> None:
@@ -92,22 +120,24 @@ class TableItems:
         values, pictures = self._table.read(row)
         if not pictures:
             raise SampleError("missing_image", "the row has no picture, and names no row that has")
-        text, answer = require(values, "question", "answer")
-        letters = [each for each in _LETTERS if str(values.get(each) or "").strip()]
-        if letters:
+        text, answer = require(
+            {"question": _first(values, _QUESTIONS), "answer": _first(values, _ANSWERS)},
+            *("question", "answer"),
+        )
+        offered = _offered(values)
+        if offered:
             text = text.partition(CHOICES)[0]
         if hint := str(values.get("hint") or "").strip():
             text = f"{hint}\n{text}"
-        texts = [text, *(str(values[letter]).strip() for letter in letters)]
-        (text, *options), placed = place_pictures(texts, _numbered(pictures))
+        (text, *options), placed = place_pictures([text, *offered.values()], _numbered(pictures))
         images = placed or tuple(pictures)
         groups = {
             group: next((str(values[name]) for name in names if values.get(name)), "")
             for group, names in _GROUPS.items()
         }
         groups["language"] = str(values.get("q_lang") or self._benchmark.language)
-        if letters:
-            offered = dict(zip(letters, options, strict=True))
+        if offered:
+            offered = dict(zip(offered, options, strict=True))
             right = _letter(answer, offered)
             return lettered_question(row["id"], text, offered, right, images=images, **groups)
         asked = open_question(row["id"], text, (answer.strip(),), images=images, **groups)
@@ -115,8 +145,40 @@ class TableItems:
         return replace(asked, answer_type=_TYPES.get(given, yes_or_no(answer)))
 
     def load_image(self, reference: str) -> bytes:
-        """Read a picture. Raises: SampleError."""
+        """Read a picture in the table or beside it. Raises: SampleError."""
         return self._table.load_image(reference)
+
+
+def _picture_folder(folder: Location) -> Location:
+    """Return the folder of pictures that are named in a table, or the one that holds the table.
+
+    Raises:
+        DataError: The folder of pictures is packed, and not as zip.
+    """
+    child = find_child(folder, _FOLDERS)
+    pictures = open_packed(child)
+    return folder if pictures is child and not child.exists() else pictures
+
+
+def _first(values: Mapping[str, Any], names: Sequence[str]) -> Any:
+    """Return the first value that there is."""
+    return next((values[name] for name in names if values.get(name) not in (None, "")), None)
+
+
+def _offered(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the options by their letters, from a column each or from one of all.
+
+    Raises:
+        SampleError: `missing_key`, if the column of all holds something else.
+    """
+    found = {letter: _first(values, names) for letter, names in _COLUMNS.items()}
+    given = next((values[name] for name in _LISTS if values.get(name)), None)
+    if not any(str(text or "").strip() for text in found.values()) and given is not None:
+        found = read_options(given)
+    words = {letter: str(text or "").strip() for letter, text in found.items()}
+    return {
+        letter: text.removeprefix(f"{letter}:").strip() for letter, text in words.items() if text
+    }
 
 
 def _numbered(pictures: Sequence[str]) -> Callable[[int], str]:
