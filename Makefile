@@ -54,8 +54,8 @@ test-kill: install ## Kill a run 20 times, interrupt it, take a node away, bring
 	@LLAVAMED_KILLS=20 $(BIN)/python -m pytest -s tests/cluster/test_kill.py tests/cluster/test_job.py \
 	    tests/cluster/test_interrupt.py
 
-check: lint types docs ## All that CI runs; tests on the API server wait much, so the others run beside them
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test test-cluster
+check: lint docs ## All that CI runs; tests on the API server wait much, so the others run beside them
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target types test-cluster test
 
 benchmark: install ## Measure beside peers, into benchmarks/results; QUICK=1 takes minutes
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" EXTRAS=dev,postgres,benchmark sh scripts/install.sh
