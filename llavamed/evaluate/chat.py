@@ -6,7 +6,6 @@ file of {question_id, text}, or as `llavamed evaluate answer` writes them. Plain
 `id`, `question`, `reference`, `caption`, `mentions`, and `prediction` for an answer.
 """
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from llavamed.errors import DataError
 from llavamed.evaluate.answers import read_answers
 from llavamed.evaluate.results import find_answers
-from llavamed.evaluate.scorers.predictions import read_object
+from llavamed.evaluate.scorers.predictions import read_rows
 from llavamed.storage.location import Location
 
 _IMAGE_MARK = "<image>"
@@ -83,27 +82,20 @@ def _answers(place: Location) -> dict[str, str]:
 
 
 def _rows(file: Location) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """Yield the id, the object and the place of every line that is not empty."""
-    seen: dict[str, int] = {}
-    try:
-        with file.open() as raw:
-            # The file itself has no buffer and reads a line byte by byte.
-            for number, line in enumerate(io.BufferedReader(raw), 1):  # type: ignore[type-var]
-                if not line.strip():
-                    continue
-                row, place = read_object(line, f"{file}:{number}"), f"{file}:{number}"
-                id_ = row.get("id", row.get("question_id"))
-                if not isinstance(id_, str | int) or isinstance(id_, bool) or id_ == "":
-                    raise DataError(f"{place}: id={id_!r} is not text or a number; write a name")
-                if str(id_) in seen:
-                    raise DataError(
-                        f"{place}: id={id_!r} is also the id of line {seen[str(id_)]}; give every "
-                        "question an id of its own"
-                    )
-                seen[str(id_)] = number
-                yield str(id_), row, place
-    except FileNotFoundError as error:
-        raise DataError(f"{file}: no such file; check the path") from error
+    """Yield the id, the object and the place of every object of a file."""
+    seen: dict[str, str] = {}
+    for place, row in read_rows(file):
+        id_ = row.get("id", row.get("question_id"))
+        if not isinstance(id_, str | int) or isinstance(id_, bool) or id_ == "":
+            raise DataError(f"{place}: id={id_!r} is not text or a number; write a name")
+        which = place[len(str(file)) + 1 :].strip()
+        if str(id_) in seen:
+            raise DataError(
+                f"{place}: id={id_!r} is also the id of {seen[str(id_)]}; give every "
+                "question an id of its own"
+            )
+        seen[str(id_)] = f"line {which}" if which.isdigit() else which
+        yield str(id_), row, place
     if not seen:
         raise DataError(f"{file}: holds no object; write one per line")
 

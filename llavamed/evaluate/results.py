@@ -40,7 +40,8 @@ def find_answers(uri: str) -> Location | None:
     if uri.endswith(".parquet"):
         return locate(uri)
     folder = locate(uri)
-    if folder.children() in ([], [folder.name]):  # nothing there, or a file
+    is_folder = folder.fs.isdir(folder.path)
+    if not is_folder and folder.children() in ([], [folder.name]):  # nothing there, or a file
         return None
     candidates = [folder, folder / EVALUATION]
     if folder.name == "export":

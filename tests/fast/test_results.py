@@ -69,6 +69,11 @@ def test_an_item_with_several_references_scores_by_the_best(tmp_path):
     assert score_best(strict.score, replace(item, prediction="no")) == 0
 
 
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"has no answers\.parquet in it, in its"):
+        read_results(str(tmp_path))
+
+
 def test_a_folder_without_answers_and_a_file_that_is_not_there_are_refused(run):
     (run / "stages" / "vqa" / "evaluation" / ANSWERS).unlink()
     (run / "stages" / "instruct" / "evaluation" / ANSWERS).unlink()

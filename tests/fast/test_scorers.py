@@ -1,6 +1,8 @@
 """The scorers of other people's tables give those people's numbers; files are read with care."""
 
+import gzip
 import json
+import math
 
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from typer.testing import CliRunner
 from llavamed.cli.evaluate import app
 from llavamed.errors import ConfigError, DataError, LlavaMedError
 from llavamed.evaluate.scorers import legacy
-from llavamed.evaluate.scorers.item import Item
+from llavamed.evaluate.scorers.item import Item, score_best
 from llavamed.evaluate.scorers.predictions import (
     SCORERS,
     find_scorer,
@@ -154,6 +156,25 @@ def row(**changes):
         ),
         ([row(question_type=1.5)], r"file:1: question_type=1.5 is not text or a number"),
         ([row(options="A")], r"file:1: options=A must map letters to texts or list texts"),
+        ([row(options={"A": "lung", "a": "skin"})], "options=.* has a letter twice; correct it"),
+        (
+            [row(options={"A": "lung", "B": "skin"}, reference="E")],
+            "file:1: reference='E' is none of the options A, B; correct it",
+        ),
+        (
+            [row(prediction=None)],
+            "file:1: lacks prediction; add it to the object, whose keys are 'id', 'reference', "
+            "'answer_type'",
+        ),
+        ([b'{"id": "1", "id": "2"}'], r"file:1: is not JSON \(the key 'id' occurs twice\)"),
+        (
+            [row().replace(b'"yes"', b"null", 1)],
+            'file:1: prediction=None is not text; write it in quotes, "" for no answer',
+        ),
+        ([row(id=True)], "file:1: id=True is not text or a number; give the item one"),
+        ([row(id=math.nan)], "file:1: id=nan is not text or a number; give the item one"),
+        ([row(reference=["yes", 1])], "file:1: reference=1 is not text; write it in quotes"),
+        ([row(reference=["yes", ""])], "file:1: reference is empty; write the right answer"),
         ([row(), b"", row()], r"file:3: id='1' is also the id of line 1; give"),
         ([], r"file: holds no item; write one JSON object per line"),
     ],
@@ -161,6 +182,75 @@ def row(**changes):
 def test_a_file_that_cannot_be_scored_is_refused(lines, message):
     with pytest.raises(DataError, match=message):
         list(read_items(lines, "file"))
+
+
+ROWS = [json.loads(row(id=str(number))) for number in range(3)]
+LINES = "\r\n".join(json.dumps(each) for each in ROWS)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        LINES.encode(),
+        LINES.encode("utf-8-sig"),
+        LINES.encode("utf-16"),
+        LINES.encode("utf-16-le"),
+        gzip.compress(LINES.encode()),
+        json.dumps(ROWS).encode(),
+        ("\n" + json.dumps(ROWS, indent=2)).encode("utf-8-sig"),
+        gzip.compress(json.dumps(ROWS).encode("utf-16")),
+    ],
+)
+def test_files_are_read_in_every_encoding_and_as_a_list(content, tmp_path):
+    file = tmp_path / "predictions.jsonl"
+    file.write_bytes(content)
+    assert read_predictions(locate(str(file))) == list(read_items(LINES.splitlines(), "file"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            f"[{ROWS[0]}, 1]".replace("'", '"').encode(),
+            r"predictions\.jsonl: item 2: is a int; write a list of JSON objects",
+        ),
+        (b"[{]", r"is not a JSON list \(.*\); write one, or one JSON object per line"),
+        (json.dumps(ROWS[:1] * 2).encode(), "item 2: id='0' is also the id of item 1; give every"),
+        (
+            '{"id": "\u00e9"}'.encode("latin-1"),
+            r":1: b'\\xe9' is not UTF-8; save the file as UTF-8",
+        ),
+        (b"BZh9", "is compressed by bzip2, and only gzip is read; unpack it"),
+        (b"", "holds no item; write one JSON object per line"),
+    ],
+)
+def test_a_file_that_is_no_text_of_items_is_refused(content, message, tmp_path):
+    file = tmp_path / "predictions.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_predictions(locate(str(file)))
+
+
+@pytest.mark.parametrize(
+    ("options", "reference", "expected"),
+    [
+        (["A: lung", "B: skin"], "B", {"A": "lung", "B": "skin"}),
+        (["(A) lung", "(B) skin"], "skin", {"A": "lung", "B": "skin"}),
+        (["lung", "skin"], "B", {"A": "lung", "B": "skin"}),
+        (["lung", "skin"], "skin", ("lung", "skin")),
+        (["A", "B", "AB"], "B", ("A", "B", "AB")),
+        ([1, 2], "2", ("1", "2")),
+        ({"a": 1, "b": 2.5}, "A", {"A": "1", "B": "2.5"}),
+    ],
+)
+def test_a_list_of_options_has_letters_where_they_are_meant(options, reference, expected):
+    [found] = read_items([row(options=options, reference=reference)], "file")
+    assert found.options == expected
+
+
+def test_several_right_answers_are_read_from_a_list():
+    [found] = read_items([row(reference=["no", "yes"])], "file")
+    assert score_best(find_scorer("strict"), found) == 1
 
 
 def test_a_file_that_is_absent_is_refused(tmp_path):

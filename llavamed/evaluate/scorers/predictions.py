@@ -1,11 +1,14 @@
 """Find scorers by name, and read files of predictions."""
 
-import io
 import json
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from string import ascii_uppercase
 from typing import Any
 
+from llavamed.data.sources.text_files import open_text
 from llavamed.errors import ConfigError, DataError
 from llavamed.evaluate.scorers import (
     exact_token,
@@ -26,6 +29,13 @@ SCORERS: Mapping[str, Rule] = {
 
 logger = logging.getLogger(__name__)
 _TEXTS = ("question", "prediction", "reference", "answer_type")
+_SHOWN = 8
+"""Number of keys that a message names."""
+_INVALID = re.compile("[\udc80-\udcff]")
+_LIST = re.compile(r"\s*\[\s*(?:[{\]]|\Z)")
+"""The first line of a list of objects."""
+_LETTERED = re.compile(r"\s*\(?([A-Z])(?:\s*[:)]|\.(?=\s))\s*(.*\S)\s*", re.DOTALL)
+"""An option that begins with its letter: "A: lung", "(A) lung", "A. lung"."""
 _LABELS = ("image", "question_type", "domain", "organ", "modality")
 
 
@@ -38,19 +48,13 @@ def find_scorer(name: str) -> Rule:
 
 def read_predictions(place: Location) -> list[Item]:
     """Read the items of a file of predictions. Raises: DataError, as `read_items` does."""
-    try:
-        with place.open() as file:
-            # The file itself has no buffer and reads a line byte by byte.
-            lines = io.BufferedReader(file)  # type: ignore[type-var]
-            items = list(read_items(lines, str(place)))
-    except FileNotFoundError as error:
-        raise DataError(f"{place}: no such file; check the path") from error
+    items = list(_items(read_rows(place), str(place)))
     if num_empty := sum(not item.prediction.strip() for item in items):
         logger.warning("%s: %d of %d predictions are empty", place, num_empty, len(items))
     return items
 
 
-def read_items(lines: Iterable[bytes], name: str) -> Iterator[Item]:
+def read_items(lines: Iterable[bytes | str], name: str) -> Iterator[Item]:
     """Read items from JSON lines, whose keys are the fields of `Item`.
 
     A line needs `id`, `prediction`, `reference` and `answer_type`.
@@ -62,34 +66,43 @@ def read_items(lines: Iterable[bytes], name: str) -> Iterator[Item]:
     Raises:
         DataError: A line is not such an object, an id occurs twice, or the file has no item.
     """
-    seen: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        item = _item(line, f"{name}:{number}")
-        if item.id in seen:
-            raise DataError(
-                f"{name}:{number}: id={item.id!r} is also the id of line {seen[item.id]}; give "
-                "every item an id of its own"
-            )
-        seen[item.id] = number
-        yield item
-    if not seen:
-        raise DataError(f"{name}: holds no item; write one JSON object per line")
+    return _items(_objects(enumerate(lines, 1), name), name)
 
 
-def read_object(line: bytes, place: str) -> dict[str, Any]:
+def read_rows(file: Location) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the objects of JSON lines or of a JSON list, each after its place for errors.
+
+    The text may be UTF-8, UTF-16 or UTF-32, and compressed by gzip.
+
+    Raises:
+        DataError: The file is absent or compressed in another way, or holds anything else.
+    """
+    if not file.exists():
+        raise DataError(f"{file}: no such file; check the path")
+    with open_text(file) as text:
+        lines = enumerate(text.stream, 1)
+        number, first = next((each for each in lines if each[1].strip()), (0, ""))
+        if _LIST.match(first):
+            yield from _objects_of_list(first + text.stream.read(), str(file))
+        else:
+            yield from _objects(chain([(number, first)], lines), str(file))
+
+
+def read_object(line: bytes | str, place: str) -> dict[str, Any]:
     """Return the JSON object of a line.
 
     Args:
-        line: The line.
+        line: The line. Bytes that are no text are lone surrogates in it.
         place: File and number of the line, for errors.
 
     Raises:
         DataError: The line is not JSON, or no object.
     """
+    if isinstance(line, str) and (invalid := _INVALID.search(line)):
+        found = invalid[0].encode("utf-8", "surrogateescape")
+        raise DataError(f"{place}: {found!r} is not UTF-8; save the file as UTF-8")
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_unique)
     except ValueError as error:
         raise DataError(
             f"{place}: is not JSON ({error}); write one JSON object per line"
@@ -99,17 +112,74 @@ def read_object(line: bytes, place: str) -> dict[str, Any]:
     return row
 
 
-def _item(line: bytes, place: str) -> Item:
-    row = read_object(line, place)
+def _objects(
+    lines: Iterable[tuple[int, bytes | str]], name: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in lines:
+        if line.strip():
+            yield f"{name}:{number}", read_object(line, f"{name}:{number}")
+
+
+def _objects_of_list(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        rows = json.loads(text, object_pairs_hook=_unique)
+    except ValueError as error:
+        raise DataError(
+            f"{name}: is not a JSON list ({error}); write one, or one JSON object per line"
+        ) from error
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{name}: item {number}: is a {type(row).__name__}; write a list of JSON objects"
+            )
+        yield f"{name}: item {number}", row
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON. Raises: ValueError, if a key occurs twice."""
+    there = dict(pairs)
+    if len(there) < len(pairs):
+        key = next(key for key in there if [each for each, _ in pairs].count(key) > 1)
+        raise ValueError(f"the key {key!r} occurs twice")
+    return there
+
+
+def _items(rows: Iterable[tuple[str, dict[str, Any]]], name: str) -> Iterator[Item]:
+    seen: dict[str, str] = {}
+    for place, row in rows:
+        item = _item(row, place)
+        which = place[len(name) + 1 :].strip()
+        if item.id in seen:
+            raise DataError(
+                f"{place}: id={item.id!r} is also the id of {seen[item.id]}; give "
+                "every item an id of its own"
+            )
+        seen[item.id] = f"line {which}" if which.isdigit() else which
+        yield item
+    if not seen:
+        raise DataError(f"{name}: holds no item; write one JSON object per line")
+
+
+def _item(row: dict[str, Any], place: str) -> Item:
     absent = [key for key in ("id", "prediction", "reference", "answer_type") if key not in row]
     if absent:
-        raise DataError(f"{place}: lacks {', '.join(absent)}; add it to the object")
-    for key in _TEXTS:
-        if not isinstance(row.get(key, ""), str):
-            raise DataError(f"{place}: {key}={row[key]!r} is not text; write it in quotes")
-    if not isinstance(row["id"], str | int | float) or row["id"] == "":
+        there = ", ".join(map(repr, list(row)[:_SHOWN])) or "none"
+        raise DataError(
+            f"{place}: lacks {', '.join(absent)}; add it to the object, whose keys are {there}"
+        )
+    others: list[str] = []
+    if isinstance(row["reference"], list) and row["reference"]:
+        row["reference"], *others = row["reference"]
+    for key, text in [(key, row.get(key, "")) for key in _TEXTS] + [
+        ("reference", each) for each in others
+    ]:
+        if not isinstance(text, str):
+            hint = ', "" for no answer' if text is None else ""
+            raise DataError(f"{place}: {key}={text!r} is not text; write it in quotes{hint}")
+    id_ = row["id"]
+    if not isinstance(id_, str | int | float) or isinstance(id_, bool) or id_ == "" or id_ != id_:
         raise DataError(f"{place}: id={row['id']!r} is not text or a number; give the item one")
-    if not row["reference"].strip():
+    if not all(each.strip() for each in (row["reference"], *others)):
         raise DataError(
             f"{place}: reference is empty; write the right answer, or leave the item out"
         )
@@ -131,22 +201,50 @@ def _item(line: bytes, place: str) -> Item:
         prediction=row["prediction"],
         reference=row["reference"],
         answer_type=answer_type,
-        options=_options(row.get("options"), place),
+        options=_options(row.get("options"), row["reference"].strip(), place),
+        other_references=tuple(others),
         given_id=row["id"],
         **texts,
     )
 
 
-def _options(given: Any, place: str) -> Options:
+def _options(given: Any, reference: str, place: str) -> Options:
     if given is None or given in ("", [], {}):
         return None
-    if isinstance(given, dict) and all(isinstance(text, str) for text in given.values()):
-        return {str(letter).strip().upper(): text for letter, text in given.items()}
-    if isinstance(given, list) and all(isinstance(text, str) for text in given):
-        return tuple(given)
-    raise DataError(
-        f"{place}: options={str(given)[:60]} must map letters to texts or list texts; correct it"
-    )
+    texts = list(given.values()) if isinstance(given, dict) else given
+    if not isinstance(texts, list) or not all(map(_is_plain, texts)):
+        raise DataError(
+            f"{place}: options={str(given)[:60]} must map letters to texts or list texts; correct "
+            "it"
+        )
+    if isinstance(given, dict):
+        options: Options = {str(key).strip().upper(): str(text) for key, text in given.items()}
+    else:
+        options = _lettered([str(text) for text in given], reference)
+    if options is not None and len(options) < len(texts):
+        raise DataError(f"{place}: options={str(given)[:60]} has a letter twice; correct it")
+    is_letter = isinstance(options, dict) and len(reference) == 1 and reference.isalpha()
+    if options is not None and is_letter and reference.upper() not in options:
+        raise DataError(
+            f"{place}: reference={reference!r} is none of the options {', '.join(options)}; "
+            "correct it"
+        )
+    return options
+
+
+def _is_plain(text: Any) -> bool:
+    return isinstance(text, str | int | float) and not isinstance(text, bool)
+
+
+def _lettered(texts: list[str], reference: str) -> Options:
+    """Return a list of options by letters, if they begin with them or the reference is one."""
+    letters = ascii_uppercase[: len(texts)]
+    marked = [_LETTERED.fullmatch(text) for text in texts]
+    if [each and each[1] for each in marked] == list(letters):
+        return {each[1]: each[2] for each in marked if each}
+    if len(reference) == 1 and reference in letters and reference not in texts:
+        return dict(zip(letters, texts, strict=False))
+    return tuple(texts)
 
 
 def read_candidates(uri: str) -> list[str]:
