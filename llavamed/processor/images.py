@@ -154,7 +154,9 @@ def model_inputs(
 
 
 def read_size(data: bytes) -> Size:
-    """Return the height and width of an image as `decode` returns it, without decoding it.
+    """Return the height and width of an image as `decode` returns it.
+
+    Only a PNG is decoded for that.
 
     Raises:
         SampleError: `corrupt_image` or `image_too_large`.
@@ -162,8 +164,11 @@ def read_size(data: bytes) -> Size:
     with _image_errors(data):
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         _check_size(*image.size)
+        if image.format == "PNG":
+            image.load()  # its orientation may stand behind its pixels
         width, height = image.size
-        return (width, height) if _is_on_its_side(image) else (height, width)
+        is_turned = image.format != "TIFF" and _is_on_its_side(image)  # Pillow turns TIFF itself
+        return (width, height) if is_turned else (height, width)
 
 
 def read_header(data: bytes) -> tuple[str, int, int]:

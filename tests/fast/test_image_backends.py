@@ -10,7 +10,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from llavamed.data.prepare import job
 from llavamed.processor.build import load_processor
-from llavamed.processor.images import to_pixels
+from llavamed.processor.images import decode, read_size, to_pixels
 from tests.support.image_files import encoded, noise, ours, photo, png, preprocess, settings_of
 
 MOST_LEVELS, MEAN_LEVELS = 2, 0.01
@@ -82,6 +82,21 @@ def test_a_turned_or_flipped_image_stands_upright(orientation):
             upright = ImageOps.exif_transpose(image)
         assert (upright.size != PHOTO.size) == (orientation >= 5)
         check(data, upright)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_of_every_kind_of_file_is_that_of_its_pixels(orientation):
+    files = [
+        encoded(PHOTO, form, exif=exif(orientation)) for form in ("PNG", "TIFF", "JPEG", "WEBP")
+    ]
+    png, end = files[0], files[0].index(b"IEND") - 4
+    place = png.find(b"eXIf") - 4
+    if place > 0:  # the orientation behind the pixels
+        stop = png.index(b"IDAT") - 4
+        files.append(png[:place] + png[stop:end] + png[place:stop] + png[end:])
+    for data in files:
+        assert read_size(data) == decode(data).shape[:2]
+    assert len(files) == 5
 
 
 def test_a_turned_image_of_16_bits_stands_upright():
