@@ -12,6 +12,7 @@ from llavamed.data.feed.order import StageOrder
 from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import ConfigError
 from llavamed.model.adapters import check_layers
+from llavamed.model.head import check_head
 from llavamed.model.kernels import check_liger
 from llavamed.model.llava import check_forward, check_image_token, llava_config
 from llavamed.model.quantize import load_bitsandbytes
@@ -43,6 +44,7 @@ def check_weights(config: RunConfig, plans: list[StagePlan]) -> None:
         assert model.language_model is not None
         vision = part_config(model.vision_tower, "model.vision_tower")
         text = part_config(model.language_model, "model.language_model")
+        check_head(text, "model.language_model")
         shape, key = llava_config(model, vision, text), "model"
     check_forward(shape, key)
     config_tiling(shape, key).check_fits(config.data.max_length)

@@ -1,0 +1,61 @@
+"""A language model whose logits are more than its output layer is refused before training."""
+
+from typing import Any
+
+import pytest
+from transformers import AutoConfig
+
+from llavamed.errors import ConfigError
+from llavamed.model.head import check_head
+
+TINY = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "vocab_size": 32,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def config_of(kind: str, **settings: Any) -> Any:
+    return AutoConfig.for_model(kind, **TINY, **settings)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(config_of(kind) for kind in ("llama", "mistral", "qwen2", "qwen3", "gemma", "mixtral")),
+        config_of("gemma3_text"),
+        config_of("llama", tie_word_embeddings=True),
+        config_of("granite", logits_scaling=1.0, embedding_multiplier=12.0),
+        config_of("gemma2", final_logit_softcapping=None),
+        config_of("cohere", logit_scale=1.0),
+    ],
+    ids=lambda config: str(config.model_type),
+)
+def test_a_language_model_whose_logits_are_its_output_layer_s_is_taken(config: Any) -> None:
+    check_head(config, "model.language_model")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        config_of("granite", logits_scaling=8.0),
+        config_of("gemma2", final_logit_softcapping=30.0),
+        config_of("cohere", logit_scale=0.0625),
+    ],
+    ids=lambda config: str(config.model_type),
+)
+def test_one_that_changes_them_is_refused(config: Any) -> None:
+    message = f"^model.language_model: {config.model_type} scales or bounds the outputs"
+    with pytest.raises(ConfigError, match=message):
+        check_head(config, "model.language_model")
+
+
+def test_an_output_layer_with_a_bias_is_refused() -> None:
+    with pytest.raises(ConfigError, match="the output layer of phi has a bias"):
+        check_head(config_of("phi"), "model.language_model")
