@@ -6,6 +6,7 @@ unchanged into every export. So training, evaluation and serving see the same to
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -39,7 +40,7 @@ from llavamed.processor.pretrained import (
 from llavamed.processor.templates import TOKENIZER, own_chat_template
 from llavamed.processor.thinking import with_thinking
 from llavamed.processor.tiles import Tiling, check_pinpoints
-from llavamed.processor.token_labels import check_fast, repair_merges
+from llavamed.processor.token_labels import check_fast, check_same_vocabulary, repair_merges
 from llavamed.processor.tower import Tower, tower_of
 from llavamed.processor.turns import IMAGE_PLACEHOLDER
 from llavamed.storage.fetch import fetch_once
@@ -169,18 +170,7 @@ def _settings_of(images: Any, backend: Literal["exact", "fast"] = "exact") -> Im
             "size, by stretching (height, width) or by cropping the centre (shortest_edge and "
             "crop_size); correct preprocessor_config.json, or use another model"
         )
-    expected = {"do_resize": True, "do_rescale": True, "do_normalize": True}
-    for name, value in expected.items():
-        if facts.get(name) is not value:
-            raise ConfigError(
-                f"image_processor.{name}={facts.get(name)}: images are always resized, scaled to "
-                "0 .. 1 and normalized; set it to true in preprocessor_config.json"
-            )
-    if abs(facts["rescale_factor"] * 255 - 1) > 1e-6:
-        raise ConfigError(
-            f"image_processor.rescale_factor={facts['rescale_factor']}: must be 1/255; correct it "
-            "in preprocessor_config.json"
-        )
+    _check_scale(facts)
     if facts["resample"] not in _RESAMPLING:
         raise ConfigError(
             f"image_processor.resample={facts['resample']}: must be 2 (bilinear) or 3 (bicubic); "
@@ -201,6 +191,21 @@ def _settings_of(images: Any, backend: Literal["exact", "fast"] = "exact") -> Im
         resample=_RESAMPLING[facts["resample"]],
         grid_pinpoints=pinpoints,
     )
+
+
+def _check_scale(facts: dict[str, Any]) -> None:
+    """Raise ConfigError if an image processor scales values in another way than we do."""
+    for name in ("do_resize", "do_rescale", "do_normalize"):
+        if facts.get(name) is not True:
+            raise ConfigError(
+                f"image_processor.{name}={facts.get(name)}: images are always resized, scaled to "
+                "0 .. 1 and normalized; set it to true in preprocessor_config.json"
+            )
+    if abs(facts["rescale_factor"] * 255 - 1) > 1e-6:
+        raise ConfigError(
+            f"image_processor.rescale_factor={facts['rescale_factor']}: must be 1/255; correct it "
+            "in preprocessor_config.json"
+        )
 
 
 def tiling(processor: Processor) -> Tiling:
@@ -284,6 +289,7 @@ def _image_processor(model: Model, tower: Tower) -> Any:
         found = load_pretrained(
             AutoImageProcessor, source, "model.vision_tower.weights", backend="pil"
         )
+        _check_scale(found.to_dict())
         settings = {
             "image_mean": list(found.image_mean),
             "image_std": list(found.image_std),
@@ -341,8 +347,16 @@ def _tokenizer(model: Model, texts: Iterator[str]) -> Any:
     if source is None:
         vocabulary = int(part_config(model.language_model, "model.language_model").vocab_size)
         return _train_tokenizer(texts, vocabulary)
-    key = "model.tokenizer" if model.tokenizer else "model.language_model.weights"
-    return load_tokenizer(source, key)
+    if model.tokenizer is None:
+        return load_tokenizer(source, "model.language_model.weights")
+    tokenizer = load_tokenizer(source, "model.tokenizer")
+    own = None
+    if model.language_model.weights is not None:
+        with suppress(ConfigError):  # weights without a tokenizer do not say what they read
+            own = load_tokenizer(model.language_model.weights, "model.language_model.weights")
+    if own is not None:
+        check_same_vocabulary(tokenizer, own)
+    return tokenizer
 
 
 def _train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:

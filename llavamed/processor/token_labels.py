@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_RENAMED = 0.02
+"""Largest share of its vocabulary that a tokenizer of the same language model may have renamed."""
+
+
 class Segment(NamedTuple):
     """A piece of a text, and whether its tokens are trained."""
 
@@ -159,6 +163,28 @@ def check_fast(tokenizer: "PreTrainedTokenizerBase") -> None:
         raise ConfigError(
             f"tokenizer={tokenizer.name_or_path}: is a slow tokenizer, which cannot map tokens to "
             "places in the text; use a folder with tokenizer.json"
+        )
+
+
+def check_same_vocabulary(
+    tokenizer: "PreTrainedTokenizerBase", own: "PreTrainedTokenizerBase"
+) -> None:
+    """Check that a tokenizer is of the language model that came with another one.
+
+    Raises:
+        ConfigError: Too many ids stand for other tokens.
+    """
+    ours, theirs = (
+        {number: token for token, number in each.get_vocab().items()} for each in (tokenizer, own)
+    )
+    common = ours.keys() & theirs.keys()
+    num_others = sum(ours[number] != theirs[number] for number in common)
+    if num_others > _RENAMED * len(common):
+        raise ConfigError(
+            f"model.tokenizer={tokenizer.name_or_path}: {num_others:,} of {len(common):,} ids "
+            "stand for other tokens than in the tokenizer of model.language_model.weights="
+            f"{own.name_or_path}, so the model would read other words; remove it, or name the "
+            "weights it belongs to"
         )
 
 

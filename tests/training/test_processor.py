@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from PIL import Image
 from transformers import CLIPImageProcessorPil
@@ -15,7 +17,7 @@ from llavamed.processor.build import (
 from llavamed.processor.images import ImageSettings
 from llavamed.processor.pretrained import part_config
 from llavamed.processor.tower import CLIP_MEAN, CLIP_STD
-from tests.support.small_tokenizers import QWEN_3, chatml
+from tests.support.small_tokenizers import QWEN_3, chatml, llama_like
 
 TEXTS = ["Where is the lesion? In the left lower lobe.", "Ä 漢 <image>"]
 
@@ -117,6 +119,27 @@ def test_a_tokenizer_in_a_folder_is_used_and_gets_the_image_token(
     load_processor(processor_folder).tokenizer.save_pretrained(folder)
     processor = build_processor(model(tiny_config, tokenizer=str(folder)), iter(()))
     assert processor.tokenizer.convert_ids_to_tokens(processor.image_token_id) == "<image>"
+
+
+def test_a_tokenizer_of_another_language_model_is_refused(tiny_config, tmp_path):
+    part_config(tiny_config.model.language_model, "model.language_model").save_pretrained(tmp_path)
+    for folder, tokenizer in ((tmp_path, chatml()), (tmp_path / "other", llama_like())):
+        tokenizer.save_pretrained(folder)
+    named = {"language_model__weights": str(tmp_path), "language_model__config": {}}
+    found = message(model(tiny_config, tokenizer=str(tmp_path / "other"), **named))
+    assert re.match(rf"model.tokenizer={tmp_path}/other: \d+ of \d+ ids stand for other", found)
+    renamed = chatml()
+    renamed.add_tokens(["<think>"])
+    renamed.save_pretrained(tmp_path / "renamed")
+    same = model(tiny_config, tokenizer=str(tmp_path / "renamed"), **named)
+    assert build_processor(same, iter(()))
+
+
+def test_a_tower_s_processor_that_does_not_normalise_is_refused(tiny_config, tmp_path):
+    CLIPImageProcessorPil(do_normalize=False).save_pretrained(tmp_path)
+    part_config(tiny_config.model.vision_tower, "model.vision_tower").save_pretrained(tmp_path)
+    found = message(model(tiny_config, vision_tower__weights=str(tmp_path)))
+    assert found.startswith("image_processor.do_normalize=False: images are always resized")
 
 
 def test_mean_and_deviation_are_those_of_the_tower_s_weights(tiny_config, tmp_path):
