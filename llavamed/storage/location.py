@@ -15,7 +15,7 @@ import os
 import posixpath
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ import fsspec
 
 from llavamed.errors import DamagedFileError, StorageError
 from llavamed.storage.access import read_access, write_access
+from llavamed.storage.ranges import RangeFile
 from llavamed.storage.retry import ATTEMPTS, RetryingFile, with_retries
 
 if TYPE_CHECKING:
@@ -128,6 +129,13 @@ class Location:
         with with_retries(self, "read", lambda: self.fs.open(self.path, "rb", **options)) as raw:
             yield cast("BinaryIO", RetryingFile(self, raw))
 
+    def _open_ranges(self, size: int | None) -> AbstractContextManager[BinaryIO]:
+        """Open the file to read ranges of it, each of which is tried again if it fails."""
+        if not _BUCKETS.intersection(_protocols(self.fs)):
+            return self.open(cache_type="none")
+        opened = partial(RangeFile, self.fs, self.path, size, self._limit())
+        return nullcontext(cast("BinaryIO", RetryingFile(self, with_retries(self, "read", opened))))
+
     def read_bytes(self, start: int | None = None, end: int | None = None) -> bytes:
         """Return the whole file, or its bytes from `start` to before `end`.
 
@@ -222,8 +230,12 @@ class Location:
             lambda file: pq.ParquetFile(file, page_checksum_verification=True).read()
         )
 
-    def read_parquet(self, read: Callable[[BinaryIO], _T]) -> _T:
+    def read_parquet(self, read: Callable[[BinaryIO], _T], *, size: int | None = None) -> _T:
         """Return what `read` makes of the file, which is opened for Arrow.
+
+        Args:
+            read: Called with the open file.
+            size: The size of the file in bytes, if it is known; an object store is asked otherwise.
 
         Raises:
             FileNotFoundError: There is no such file.
@@ -233,8 +245,7 @@ class Location:
         import pyarrow as pa
 
         def work() -> _T:
-            # Without a cache: fsspec's would read tens of megabytes past each row group.
-            with self.open(cache_type="none") as file:
+            with self._open_ranges(size) as file:
                 try:
                     return read(file)
                 except (MemoryError, FileNotFoundError):

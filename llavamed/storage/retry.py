@@ -126,6 +126,8 @@ class RetryingFile(io.RawIOBase):
         """
         import pyarrow as pa
 
+        if not hasattr(self._raw, "readinto"):  # the client has put it into new memory already
+            return pa.py_buffer(self.read(size))
         start, buffer = self.tell(), pa.allocate_buffer(size)
 
         def read() -> int:

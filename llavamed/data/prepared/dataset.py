@@ -6,6 +6,7 @@ quarantine under new names, to which the manifest's `revision` points. So a sing
 change, and an interruption leaves the dataset as it was.
 """
 
+import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -155,16 +156,16 @@ class PreparedDataset:
         place = self.location / shard_name(shard)
 
         def read(raw: BinaryIO) -> pa.Table:
-            footer = self._footers.get(shard)
             with pq.ParquetFile(
                 raw, metadata=footer, pre_buffer=True, page_checksum_verification=True
             ) as file:
                 if footer is None and len(self._footers) < MAX_FOOTERS:
-                    self._footers[shard] = file.metadata
+                    self._footers[shard] = file.metadata, raw.seek(0, os.SEEK_END)
                 return file.read_row_group(row_group, columns=columns, use_threads=False)
 
+        footer, size = self._footers.get(shard, (None, None))
         try:
-            return place.read_parquet(read)
+            return place.read_parquet(read, size=size)
         except DamagedFileError as error:
             raise DataError(
                 f"{place}: shard {shard} of dataset {self.name} is damaged ({error.reason}); "
@@ -177,8 +178,8 @@ class PreparedDataset:
             ) from error
 
     @cached_property
-    def _footers(self) -> dict[int, pq.FileMetaData]:
-        """The footers of the shards that were read first."""
+    def _footers(self) -> dict[int, tuple[pq.FileMetaData, int]]:
+        """The footers of the shards that were read first, and the sizes of these in bytes."""
         return {}
 
     def pixels(self, stored: pa.Buffer | bytes) -> Pixels:
