@@ -152,7 +152,7 @@ def _is_denied(words: Sequence[Word], wanted: Sequence[str]) -> bool:
 def _chinese(text: str, reference: str) -> bool | None:
     if not CHINESE.search(text):
         return None
-    wanted, text = re.sub(r"[\W脏]", "", reference), re.sub(r"[\s脏]", "", text)
+    wanted, text = re.sub(r"[\W脏部]", "", reference), re.sub(r"[\s脏部]", "", text)
     for pattern, side in _CHINESE_SIDES:
         wanted, text = pattern.sub(side, wanted), pattern.sub(side, text)
     text = re.sub(r"(?:不是|并非|而非|不在|没有|非)在?(?:左|右|双侧|上|下|中)", "", text)

@@ -194,8 +194,8 @@ def _chinese(answer: str, reference: str) -> float:
     items = [each for each in _CHINESE_LIST.split(reference) if re.search(r"\w", each)]
     if len(items) > 1 and not _CHINESE_SIDE.search(reference):
         return sum(_chinese(answer, each) for each in items) / len(items)
-    wanted = re.sub(r"[\W的脏]", "", reference)  # 肝 and 肝脏 are the same organ
-    said = re.sub(r"[\W的脏]", "", answer)
+    wanted = re.sub(r"[\W的脏部]", "", reference)  # 肝 and 肝脏 are the same organ
+    said = re.sub(r"[\W的脏部]", "", answer)
     for kind in ("左右双", "上下中", "前后"):
         there = set(wanted) & set(kind)
         if there and (set(said) & set(kind)) - there:

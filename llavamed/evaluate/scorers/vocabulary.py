@@ -73,6 +73,8 @@ _OPEN_PHRASES = (
     r"maybe|perhaps|i\s+hope|possibly|possible\s+but|might",
     r"may(?:\s+or\s+may\s+not)?\s+(?:be|have|show|represent|indicate|suggest)",
     r"could\s+(?:be|represent|indicate|have)",
+    r"(?:radiologist|doctor|physician|clinician|specialist|professional)s?\s+(?:should|must|needs?\s+to|has\s+to)",
+    r"(?:consult|ask)\s+(?:a|an|your)\s+(?:\w+\s+){0,2}(?:radiologist|doctor|physician|clinician|specialist|professional)",
     r"as\s+an\s+ai|need\s+(?:more|further|additional)",
     r"further\s+(?:imaging|investigation|tests?|information)\s+(?:is|are|would)",
     r"vielleicht|unklar|nicht\s+sicher|wei(?:ß|ss)\s+(?:es\s+)?nicht|je\s+ne\s+sais\s+pas|no\s+(?:lo\s+)?sé|"
@@ -96,7 +98,7 @@ LEANING = re.compile(
 """Hedges that still leave an answer."""
 
 AFFIRMING = re.compile(
-    r"\b(?:there(?:\s+is|['’]s)\s+)?(?:no|without(?:\s+(?:a|any))?|beyond(?:\s+any)?)\s+(?:doubt|question)\b"
+    r"\b(?:there(?:\s+is|['’]s)\s+)?(?:no|without(?:\s+(?:a|any))?|beyond(?:\s+any)?)\s+(?:doubt|question|reason\s+to\s+doubt)\b"
     r"|\bnot\s+(?:only|just|merely)\b|\bundoubtedly\b|\bnothing\s+but\b",
     re.IGNORECASE,
 )
@@ -142,8 +144,8 @@ OTHER_DENIALS = frozenset(
 """Words of other languages that deny what follows them."""
 DENIAL_BEFORE = _split(
     "no not without absent negative lack lacks lacking excludes excluded devoid "
-    "never neither nor non cannot cant couldnt wont unable isnt aint arent wasnt werent doesnt "
-    "dont didnt hasnt havent"
+    "never neither nor non exclude cannot cant couldnt wont unable isnt aint arent wasnt werent "
+    "doesnt dont didnt hasnt havent"
 ) + sorted(OTHER_DENIALS)
 """Words that deny what follows them."""
 
