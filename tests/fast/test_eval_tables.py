@@ -1,5 +1,6 @@
 """Benchmarks are read as people have them: packed by zip, VLMEvalKit's tables, Hugging Face's."""
 
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -246,3 +247,40 @@ def test_a_row_of_other_cells_and_an_open_quotation_mark_are_refused(tmp_path: P
         DataError, match=r"not a table: a quotation mark of the row at byte .* is open"
     ):
         asked("path-vqa", str(file), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (gzip.compress, "is compressed or UTF-16; unpack it, and save it as UTF-8 where it is not"),
+        (lambda whole: whole.decode().encode("utf-16"), "is compressed or UTF-16; unpack it"),
+        (
+            lambda whole: whole.replace(b"mass", b"m\xe4ss"),
+            r"1 not_unicode.*question has b'\\xe4', which is not UTF-8",
+        ),
+    ],
+)
+def test_a_table_in_another_encoding_is_refused(change: Any, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "table.tsv"
+    tsv(file, [{"index": 1, "image": cell(1), **ROW}])
+    file.write_bytes(change(file.read_bytes()))
+    with pytest.raises(DataError, match=message):
+        asked("path-vqa", str(file), tmp_path / "out")
+
+
+def test_an_ending_in_capitals_and_several_answers_are_read(tmp_path: Path) -> None:
+    tsv(tmp_path / "TABLE.TSV", [{"index": 1, "image": cell(1), **ROW}])
+    assert len(asked("path-vqa", str(tmp_path / "TABLE.TSV"), tmp_path / "capitals")) == 1
+    hub_copy(tmp_path / "table.parquet", [{"question": "Where?", "answer": ["left", "left lung"]}])
+    [found] = asked("path-vqa", str(tmp_path / "table.parquet"), tmp_path / "out")
+    assert found.references == ("left", "left lung")
+
+
+@pytest.mark.parametrize("name", sorted(BENCHMARKS))
+def test_a_file_where_a_folder_is_wanted_is_refused(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "test.json"
+    file.write_text("[]")
+    with pytest.raises(
+        DataError, match=r"test\.json: is a file of another kind; name an? \w+ with .*"
+    ):
+        asked(name, str(file), tmp_path / "out")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from llavamed.config.uri import split_options
 from llavamed.data.sources.archives import open_folder
-from llavamed.errors import ConfigError
+from llavamed.errors import ConfigError, DataError
 from llavamed.evaluate.benchmarks import (
     figure_chat,
     medxpertqa,
@@ -42,11 +42,16 @@ def open_items(benchmark: Benchmark, path: str, split: str) -> Items:
         benchmark: The benchmark.
         path: URI of the data.
         split: Name of the split.
+
+    Raises:
+        DataError: It is a file of another kind, or an archive that must be unpacked.
     """
-    if split_options(path)[0].endswith(ENDINGS):
+    if split_options(path)[0].lower().endswith(ENDINGS):
         is_published = benchmark is mmmu.BENCHMARK and mmmu.is_published(path)
         return benchmark.open(path, split) if is_published else TableItems(benchmark, path, split)
     folder = open_folder(path)
+    if folder.fs.isfile(folder.path):
+        raise DataError(f"path={folder}: is a file of another kind; name {benchmark.data}")
     if benchmark.is_on_hub and (
         files := files_of_split(folder, split, benchmark.splits, benchmark.categories)
     ):

@@ -79,7 +79,7 @@ class TableItems:
         self._part = SPLITS.get(re.split("[^a-z]", split)[0], "")
         self._table: TsvFiles | ParquetFiles = (
             TsvFiles(path)
-            if split_options(path)[0].endswith(".tsv")
+            if split_options(path)[0].lower().endswith(".tsv")
             else ParquetFiles(
                 files or path,
                 images=_PICTURES,
@@ -120,9 +120,10 @@ class TableItems:
         values, pictures = self._table.read(row)
         if not pictures:
             raise SampleError("missing_image", "the row has no picture, and names no row that has")
+        answers = _first(values, _ANSWERS)
+        answers = answers if isinstance(answers, list) and answers else [answers]
         text, answer = require(
-            {"question": _first(values, _QUESTIONS), "answer": _first(values, _ANSWERS)},
-            *("question", "answer"),
+            {"question": _first(values, _QUESTIONS), "answer": answers[0]}, "question", "answer"
         )
         offered = _offered(values)
         if offered:
@@ -140,7 +141,9 @@ class TableItems:
             offered = dict(zip(offered, options, strict=True))
             right = _letter(answer, offered)
             return lettered_question(row["id"], text, offered, right, images=images, **groups)
-        asked = open_question(row["id"], text, (answer.strip(),), images=images, **groups)
+        asked = open_question(
+            row["id"], text, tuple(map(str.strip, map(str, answers))), images=images, **groups
+        )
         given = str(values.get("answer_type") or "").strip().upper()
         return replace(asked, answer_type=_TYPES.get(given, yes_or_no(answer)))
 

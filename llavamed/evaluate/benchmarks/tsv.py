@@ -16,10 +16,11 @@ from typing import Any
 
 from llavamed.data.sources.files import damaged, find_files, load_image_file, open_file
 from llavamed.data.sources.pictures import embedded_picture
-from llavamed.errors import SampleError
+from llavamed.errors import DataError, SampleError
 from llavamed.storage.location import Location
 
 _NEEDED = ("index", "question", "answer")
+_GZIP = b"\x1f\x8b"
 _EMBEDDED, _NAMED = "image", "image_path"
 _CELL = re.compile(rb'(?:"([^"]*(?:""[^"]*)*)"|([^\t\r\n]*))(\t|\r?\n|\Z)')
 _SHORT = 64
@@ -28,6 +29,7 @@ _BASE64 = re.compile(rb"[A-Za-z0-9+/=]{65,}")
 _NAMES = re.compile(r"[^\[\]'\",]+")
 _PLACE = re.compile(r"(\d+)\+(\d+)@(.*)", re.DOTALL)
 """Reference to a picture inside a file, as start+size@file."""
+_INVALID = re.compile("[\udc80-\udcff]")
 _LARGEST_ROW = 1 << 28
 
 
@@ -56,8 +58,13 @@ class TsvFiles:
         """Return the cells of a row and references to its pictures.
 
         Raises:
-            SampleError: `malformed_row`, if it has more or fewer cells than there are columns.
+            SampleError: `malformed_row`, if it has more or fewer cells than there are columns; or
+                `not_unicode`.
         """
+        for name, cell in row.items():
+            if isinstance(cell, str) and (half := _INVALID.search(cell)):
+                found = half[0].encode("utf-8", "surrogateescape")
+                raise SampleError("not_unicode", f"{name} has {found!r}, which is not UTF-8")
         if "cells" in row:
             raise SampleError("malformed_row", f"{row['cells']} cells, {row['columns']} columns")
         return row, row["images"]
@@ -80,6 +87,10 @@ class TsvFiles:
 def _rows(file: Location) -> Iterator[dict[str, Any]]:
     records = _records(file)
     _, head = next(records, (0, b""))
+    if head.startswith(_GZIP) or b"\0" in head:
+        raise DataError(
+            f"path={file}: is compressed or UTF-16; unpack it, and save it as UTF-8 where it is not"
+        )
     columns = [cell.decode("utf-8-sig", "replace") for _, cell in _cells(head)]
     missing = [name for name in _NEEDED if name not in columns]
     if missing or not {_EMBEDDED, _NAMED} & set(columns):
@@ -91,7 +102,7 @@ def _rows(file: Location) -> Iterator[dict[str, Any]]:
         there = dict(zip(columns, cells, strict=False))
         place, embedded = there.pop(_EMBEDDED, ((0, 0), b""))
         row: dict[str, Any] = {
-            name: cell.decode("utf-8", "replace") for name, (_, cell) in there.items()
+            name: cell.decode("utf-8", "surrogateescape") for name, (_, cell) in there.items()
         }
         if len(cells) != len(columns):
             yield row | {"cells": len(cells), "columns": len(columns)}
