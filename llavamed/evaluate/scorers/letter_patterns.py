@@ -31,7 +31,7 @@ NOT_A_LETTER = re.compile(
 )
 REJECTED_BEFORE = re.compile(
     r"(?:\bnot|\bcannot|n['’]t|\brather\s+than|\binstead\s+of|\bas\s+opposed\s+to|\bneither|\bnor|\bexcept(?:\s+for)?|\bexclud(?:e|es|ing)|"
-    r"\brul(?:e|es|ed|ing)\s+out|\bunlike|\b(?:anything|all|everything)\s+but|\b[A-Z]\s+over|\b(?:more|rather)\s+(?:likely|probable|plausible)\s+than|>|\breject(?:s|ed)?|\beliminat(?:e|es|ed|ing)|\bno|\bwithout|不是|排除|而非)"
+    r"\brul(?:e|es|ed|ing)\s+out|\bspar(?:es|ed|ing)|\bunlike|\b(?:anything|all|everything)\s+but|\b[A-Z]\s+over|\b(?:more|rather)\s+(?:likely|probable|plausible)\s+than|>|\breject(?:s|ed)?|\beliminat(?:e|es|ed|ing)|\bno|\bwithout|不是|排除|而非)"
     r"(?:\s+(?:a|an|the|think|believe|say|option|choice|answer|be|it['’]?s?|is|in|on|at|of|from|either|really|actually|"
     r"\w+(?:ed|en)\s+(?:by|with|using|from|in|on|as|for)|[A-Z]\s+(?:or|and|nor)))*[\s(\"']*\Z",
     re.IGNORECASE,
@@ -42,7 +42,7 @@ REJECTED_AFTER = re.compile(
     re.IGNORECASE,
 )
 CONFIRMED_AFTER = re.compile(
-    r"\A[\s)\"']*is\s+(?:\w+\s+)?(?:(?:more|most)\s+(?:likely|probable|appropriate|consistent|fitting)|best(?:\s+(?:fit|match|choice|option|answer))?)\b(?!\s+than)"
+    r"\A[\s)\"']*is\s+(?:\w+\s+)?(?:(?:more|most)\s+(?:likely|probable|appropriate|consistent|fitting)|(?:best|better)(?:\s+(?:fit|match|choice|option|answer))?)\b(?!\s+than)"
     r"|\A[\s)\"']*(?:is|would\s+be)\s+(?:correct|(?:the|my)\s+(?:\w+\s+){0,2}(?:answer|choice|option))\b",
     re.IGNORECASE,
 )

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection, Iterable, Set
 
-from llavamed.evaluate.scorers.terms import FINDINGS
+from llavamed.evaluate.scorers.terms import CLASSES, FINDINGS
 from llavamed.evaluate.scorers.vocabulary import (
     ANAPHORIC,
     DENIAL_BEFORE,
@@ -17,6 +17,18 @@ _VERB = re.compile(r"\b(?:is|are|was|were|has|have|had|does|do|did|appears?|look
 _ASKED_IN_ORDER = re.compile(
     r"\b(?:than|to|above|below|behind|between|from|before|after|over|under)\b", re.IGNORECASE
 )
+_IS_OF_KIND = tuple(
+    (
+        kind,
+        re.compile(
+            r"(?:is|are|was|were) (?:this|it|that|these|the(?: \w+){1,2}) "
+            rf"(?:(?:an?|on|in|the|of|from|taken) )*({'|'.join(sorted(kind))})"
+            r"(?: (?:scan|image|picture|view|plane|patient|study|film|slice|section|side|lobe|lung))?"
+        ),
+    )
+    for kind in CLASSES
+)
+"""A question whether something is of a kind: "is this a CT scan", "is the lesion on the left"."""
 _LEFT_OUT = frozenset(["patie", "you", "prese", "visib", "evide", "noted", "detec", "ident"])
 """Stems of a question that an answer may leave out."""
 OF_THE = re.compile(r"\s*(?:is|are|was|were)\s+the\b", re.IGNORECASE)
@@ -74,6 +86,23 @@ def is_foreign_to(said: Set[str], asked: Set[str]) -> bool:
     """Tell whether a clause is about something that was not asked."""
     named = said - ANAPHORIC - _LEFT_OUT - {"posit"}
     return bool(asked and named) and not named & asked
+
+
+def by_kind(text: str, question: str) -> bool | None:
+    """Read an answer that only names one of a kind, where a question asks for one: "it is an MRI".
+
+    None if the question asks for anything else, or the answer says more.
+    """
+    asked, said = " ".join(canonical(question)), canonical(text)
+    if CUES & {*asked.split(), *said} or "or" in asked.split() or UNASSERTED.search(text):
+        return None
+    for kind, pattern in _IS_OF_KIND:
+        found = pattern.fullmatch(asked)
+        named = kind & {*said}
+        others = {*said} - kind - {*asked.split()} - FUNCTION_WORDS
+        if found and len(named) == 1 and not others:
+            return named == {found[1]}
+    return None
 
 
 def denies_other_finding(text: str, question: str) -> bool:

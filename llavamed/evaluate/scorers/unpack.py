@@ -45,6 +45,7 @@ _MARKER = re.compile(
         (?:\s+(?:is|would\s+be|should\s+be)\b|\s*[:=])
       | \bthe\s+(?:correct|right|best|true)\s+(?:one|option|letter|alternative)
         (?:\s+(?:is|would\s+be|should\s+be)\b|\s*[:=])
+      | \b(?:my\s+)?best\s+(?:guess|bet)(?:\s+(?:is|would\s+be)\b|\s*[:=])
       | \bi(?:['’]m|\s+am)?\s+lean(?:ing)?\s+to(?:wards?)?\b
       | \bi(?:\s+would|['’]d|\s+will|\s+now)?\s+(?:choose|pick|select|go\s+with|opt\s+for)\b
       | \b(?:answer|ans|conclusion|verdict|result|response)\s*[:=]

@@ -7,6 +7,7 @@ from llavamed.evaluate.scorers.chinese import ABSENT, chinese_verdict
 from llavamed.evaluate.scorers.restating import (
     CUES,
     OF_THE,
+    by_kind,
     denies_other_finding,
     is_foreign_to,
     restates,
@@ -115,6 +116,9 @@ _GREETING = re.compile(
     re.IGNORECASE,
 )
 """A polite opening before a yes or no."""
+_CALLED_ANSWER = re.compile(
+    r"\s+(?:is|would\s+be|must\s+be)\s+(?:my|the)\s+(?:\w+\s+)?(?:answer|response)\b", re.IGNORECASE
+)
 _PRESENCE = re.compile(r"\W*presence\s+of\b(?!.*\b(?:not|excluded|out)\b)", re.IGNORECASE)
 _AFFIRMED = re.compile(
     r"\b(?:is|are|was|were)\s+(?:\w+ly\s+)?present\b"
@@ -226,6 +230,8 @@ def _verdict(text: str, question: str, reference: str) -> object:
         return False
     if (opposite := _by_complement(text, question)) is not None:
         return opposite
+    if (of_kind := by_kind(text, question)) is not None:
+        return of_kind
     return _by_denial(AFFIRMING.sub(" yes ", text), question)
 
 
@@ -305,6 +311,8 @@ def _lead(text: str) -> tuple[bool | None, str]:
         "keiner",
     }:
         return None, text  # the rules of denial read them
+    if word in {"yes", "no"} and _CALLED_ANSWER.match(rest):
+        return word == "yes", ""
     is_of_answering = bool(re.match(r"\s+\w", rest)) and _is_of_answering(canonical(rest), ())
     if word in NO and (UNDECIDED.match(body) or is_of_answering):
         return None, text
