@@ -23,7 +23,8 @@ _IS_OF_KIND = tuple(
         re.compile(
             r"(?:is|are|was|were) (?:this|it|that|these|the(?: \w+){1,2}) "
             rf"(?:(?:an?|on|in|the|of|from|taken) )*({'|'.join(sorted(kind))})"
-            r"(?: (?:scan|image|picture|view|plane|patient|study|film|slice|section|side|lobe|lung))?"
+            r"(?: (?:scan|image|picture|view|plane|patient|study|film|slice|section))?"
+            r"(?: (?:side|lobe|lung))?"
         ),
     )
     for kind in CLASSES
