@@ -1,6 +1,8 @@
 """Find what would stop a run before any GPU waits for it."""
 
+import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 
 import torch
@@ -10,13 +12,14 @@ from llavamed.config.model import Model
 from llavamed.config.run import RunConfig
 from llavamed.data.feed.order import StageOrder
 from llavamed.data.prepared.mixture import Mixture
-from llavamed.errors import ConfigError
+from llavamed.errors import ConfigError, SampleError
 from llavamed.model.adapters import check_layers
 from llavamed.model.head import check_head
 from llavamed.model.kernels import check_liger
 from llavamed.model.llava import check_forward, check_image_token, llava_config
 from llavamed.model.quantize import load_bitsandbytes
-from llavamed.processor.build import model_images, whole_images
+from llavamed.processor.build import Processor, model_images, whole_images
+from llavamed.processor.own_template import end_of_answers
 from llavamed.processor.pretrained import (
     config_tiling,
     part_config,
@@ -27,6 +30,8 @@ from llavamed.processor.pretrained import (
 from llavamed.run.curriculum import StagePlan
 from llavamed.storage.manifest import CheckpointManifest
 from llavamed.train.job import StageJob, check_conversion, order_of
+
+logger = logging.getLogger(__name__)
 
 
 def check_weights(config: RunConfig, plans: list[StagePlan]) -> None:
@@ -111,6 +116,33 @@ def check_adapters(config: RunConfig, plans: list[StagePlan]) -> None:
             decoder = AutoModel.from_config(text_config(config.model))
         for lora in adapted:
             check_layers(decoder, lora)
+
+
+def warn_of_unlearned_ends(config: RunConfig, plans: list[StagePlan], processor: Processor) -> None:
+    """Warn of a token at the end of answers that is new to the weights, and that no stage trains.
+
+    Adapters leave the output layer as it is, whose row of a new token is a mean of the others.
+    """
+    part = config.model.language_model
+    stages = [plan.stage for plan in plans]
+    if (
+        part is None
+        or part.weights is None
+        or any("language_model" in each.trainable and each.lora is None for each in stages)
+    ):
+        return
+    end, tokenizer = "", processor.tokenizer
+    with suppress(SampleError):  # a template that refuses a single question tells nothing
+        end = end_of_answers(tokenizer)
+    rows = part_config(part, "model.language_model").vocab_size
+    if end and tokenizer.convert_tokens_to_ids(end) >= rows:
+        logger.warning(
+            "stages: none trains the output layer, and %s at the end of an answer is new to "
+            "model.language_model.weights=%s, so no model learns to end one; train language_model "
+            "without lora in a stage, or use a template whose end these weights know",
+            end,
+            part.weights,
+        )
 
 
 def check_packages(config: RunConfig, plans: list[StagePlan]) -> None:

@@ -4,15 +4,24 @@ from pathlib import Path
 
 import pytest
 
-from llavamed.config.load import override_config
+from llavamed.config.load import override_config, parse_config
 from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError, DataError
+from llavamed.processor.build import build_processor
+from llavamed.processor.pretrained import part_config
 from llavamed.run.curriculum import find_stage, plan_curriculum
-from llavamed.run.preflight import check_adapters, check_settings, check_stage, check_weights
+from llavamed.run.preflight import (
+    check_adapters,
+    check_settings,
+    check_stage,
+    check_weights,
+    warn_of_unlearned_ends,
+)
 from llavamed.storage.location import MANIFEST, locate
 from llavamed.storage.manifest import Layout, StageSettings, write
 from llavamed.train.job import StageJob
 from tests.support.manifests import checkpoint_manifest
+from tests.support.small_tokenizers import chatml
 from tests.support.training_setup import make_job, mixture
 
 
@@ -30,6 +39,33 @@ def test_weights_that_cannot_be_had(tiny_config: RunConfig) -> None:
     config = tiny_config.model_copy(update={"stages": (stage,)})
     with pytest.raises(ConfigError, match=r"align.initial_weights=/nowhere/llava: no such folder"):
         check_weights(config, plan_curriculum(config))
+
+
+def test_an_end_that_no_stage_trains_is_told(
+    tiny_config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = chatml()
+    tokenizer.save_pretrained(tmp_path)
+    shape = part_config(tiny_config.model.language_model, "model.language_model")
+    tree = tiny_config.model_dump(mode="json")
+    tree["model"] |= {"language_model": {"weights": str(tmp_path)}, "template": "tokenizer"}
+    projector, whole = tree["stages"][0] | {"trainable": ["projector"]}, dict(tree["stages"][0])
+    whole |= {"name": "whole", "trainable": ["projector", "language_model"]}
+    lora = whole | {"name": "lora", "lora": {}}
+    for stages, rows, is_told in (
+        ([projector, lora], tokenizer.eos_token_id, True),
+        ([projector, whole], tokenizer.eos_token_id, False),
+        ([projector, lora], tokenizer.eos_token_id + 1, False),
+    ):
+        shape.vocab_size = rows
+        shape.save_pretrained(tmp_path)
+        config = parse_config(tree | {"stages": stages})
+        processor = build_processor(config.model, iter([]))
+        caplog.clear()
+        warn_of_unlearned_ends(config, plan_curriculum(config), processor)
+        assert [line[:42] for line in caplog.messages] == (
+            ["stages: none trains the output layer, and "] * is_told
+        )
 
 
 def test_a_sample_that_is_longer_than_a_pack(tiny_config: RunConfig, tmp_path: Path) -> None:
