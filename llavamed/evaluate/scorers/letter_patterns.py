@@ -56,6 +56,12 @@ SEVERAL = re.compile(
 
 
 ALL_OF = re.compile(r"\A\W*all\s+(?:of\s+)?(?:the\s+)?(?:above|these|options)\b", re.I)
+SEVERAL_LETTERS = re.compile(
+    r"\W*(?:[Bb]oth\s+)?(?:[Oo]ptions?\s+)?[A-Z](?:\s*,\s*[A-Z])*,?\s+(?:and|&)\s+[A-Z]"
+    r"(?:\s+are\s+\w+)?\W*"
+)
+"""An option that is several others: "both A and B"."""
+LETTER = re.compile(r"\b[A-Z]\b")
 AND = re.compile(r"&|\band\b|\bas\s+well\s+as\b", re.IGNORECASE)
 OR = re.compile(r"\bor\b", re.IGNORECASE)
 ALL_OTHERS = re.compile(
@@ -82,6 +88,7 @@ REJECTING = re.compile(
     r"\b(?:exclud|eliminat|reject|rul\w+\s+out|wrong|incorrect|false|unlikely)", re.IGNORECASE
 )
 JOINED = re.compile(r"\s*(?:,|,?\s*(?:and|or|nor|&)\s+|/)\s*(?:option\s+)?")
+NEITHER = re.compile(r"\W*neither\b\W*", re.IGNORECASE)
 NONE = frozenset({"none", "nil", "nothing", "no"})
 NOR = re.compile(r"\s*,?\s*\b(?:or|nor)\s+(?:an?\s+)?")
 SENTENCE = re.compile(r"(?<=[.;!?:)])\s+|\n+")

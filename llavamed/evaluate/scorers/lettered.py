@@ -15,6 +15,8 @@ from llavamed.evaluate.scorers.letter_patterns import (
     JOINS,
     JUDGED,
     LEADING,
+    LETTER,
+    NEITHER,
     NONE,
     ONE,
     OR,
@@ -25,6 +27,7 @@ from llavamed.evaluate.scorers.letter_patterns import (
     RIGHT,
     SENTENCE,
     SEVERAL,
+    SEVERAL_LETTERS,
     SHORT,
     STATED_FIRST,
 )
@@ -86,6 +89,9 @@ def _choice(text: str, options: Mapping[str, str]) -> str | None:
     if bare := BARE.match(text):
         letter = bare[1].upper()
         return letter if letter in options else _by_part(text, options) or None
+    if NEITHER.fullmatch(text):
+        alike = [letter for letter, words in options.items() if NEITHER.match(words)]
+        return alike[0] if len(alike) == 1 else None
     if (whole := _by_words(canonical(text), options)) is not None:
         return whole
     if place := BY_PLACE.match(text):
@@ -121,14 +127,22 @@ def _choice(text: str, options: Mapping[str, str]) -> str | None:
         left = blank(text, [mention for mention in mentions if mention.rejected])
         is_opposed = not is_named and opposes(words_of(left), words_of(options[letter]))
         return None if is_opposed else letter
+    if len(options) == 2 and len(rejected := {mention.letter for mention in mentions}) == 1:
+        return next(iter({*options} - rejected))  # "not present" of "present" and "absent"
     return _left_over(text, mentions, options) if mentions else _by_content(text, options)
 
 
 def _all_of(chosen: set[str], text: str, options: Mapping[str, str]) -> str | None:
-    """Return "all of the above" where an answer joins all other options by "and"."""
-    every = [letter for letter, words in options.items() if ALL_OF.search(words)]
-    is_joined = bool(AND.search(text)) and not OR.search(text)
-    return every[0] if len(every) == 1 and is_joined and {*options} - chosen == {*every} else None
+    """Return "all of the above" or "both A and B" where an answer joins just these by "and"."""
+    if OR.search(text) or not AND.search(text):
+        return None
+    joined = [
+        letter
+        for letter, words in options.items()
+        if (ALL_OF.search(words) and {*options} - chosen == {letter})
+        or (SEVERAL_LETTERS.fullmatch(words) and set(LETTER.findall(words)) == chosen)
+    ]
+    return joined[0] if len(joined) == 1 else None
 
 
 def _first(text: str, options: Mapping[str, str]) -> str | None:

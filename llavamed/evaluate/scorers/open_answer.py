@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from llavamed.evaluate.scorers.choice import content, is_chosen
 from llavamed.evaluate.scorers.terms import (
+    ADJECTIVES,
     NUMBERED,
     OPPOSITES,
     UNITS,
@@ -45,6 +46,7 @@ _LEVEL = re.compile(r"[ltcs]\d+")
 _CHINESE_LIST = re.compile("[,\uff0c、;\uff1b和及]")
 _CHINESE_SIDE = re.compile("[左右双上下中前后]")
 _PREPOSITION = re.compile(r"\b(?:of|in|on|at|within|along|from|to|near)\b", re.IGNORECASE)
+_ORGANS = frozenset(ADJECTIVES.values())
 _NUMBER = re.compile(r"(minus)?(\d+(?:\.\d+)?)")
 _TOLERANCE = 0.05
 _SHORT = 3
@@ -88,6 +90,8 @@ def open_score(answer: str, reference: str) -> float:
     if levels and levels != {word.text for word in said if _LEVEL.fullmatch(word.text)}:
         return 0.0
     if opposes(said, wanted) or _denials_differ(said, wanted):
+        return 0.0
+    if len(parts) == 1 and _is_of_another_organ(said, wanted):
         return 0.0
     measured = measures_agree(said, wanted)
     if measured is not None:
@@ -167,6 +171,15 @@ def measures_agree(said: Sequence[Word], wanted: Sequence[Word]) -> bool | None:
         )
         for dimension, value in there
     )
+
+
+def _is_of_another_organ(said: Sequence[Word], wanted: Sequence[Word]) -> bool:
+    """Tell whether both name organs, and none in common: "renal cyst" for "liver cyst"."""
+    organs = [
+        {ADJECTIVES.get(word.text, word.text) for word in words if not word.denied} & _ORGANS
+        for words in (said, wanted)
+    ]
+    return all(organs) and not organs[0] & organs[1]
 
 
 def _is_list(answer: str, num_parts: int) -> bool:

@@ -167,6 +167,7 @@ PHRASES: tuple[tuple[str, str], ...] = (
     (r"unilateral", "unilateral"),
     (r"behind", "posterior to"),
     (r"in front of", "anterior to"),
+    (r"(a|one) hundred", "hundred"),
     (r"gall ?bladder stones?", "gallstone"),
     (r"gall bladder", "gallbladder"),
     (r"projections?", "view"),
@@ -255,9 +256,11 @@ FINDINGS: tuple[tuple[frozenset[str], frozenset[str]], ...] = tuple(
         ("hernia", "bowel"),
         ("calcification", "calcium"),
         ("stenosis", "narrowing narrow"),
+        ("contrast withcontrast withoutcontrast", "enhancement enhance"),
+        ("comparison prior", "change new"),
     )
 )
-"""Names of findings, and the words of questions that a denial of them answers."""
+"""Names of findings and facts, and the words of questions that a denial of them answers."""
 
 POSITIONS: tuple[frozenset[str], ...] = tuple(
     frozenset(words.split())

@@ -47,7 +47,7 @@ _MARKER = re.compile(
         (?:\s+(?:is|would\s+be|should\s+be)\b|\s*[:=])
       | \b(?:my\s+)?best\s+(?:guess|bet)(?:\s+(?:is|would\s+be)\b|\s*[:=])
       | \bi(?:['’]m|\s+am)?\s+lean(?:ing)?\s+to(?:wards?)?\b
-      | \bi(?:\s+would|['’]d|\s+will|\s+now)?\s+(?:choose|pick|select|go\s+with|opt\s+for)\b
+      | \bi(?:\s+would|['’]d|\s+will|\s+now)?\s+(?:choose|pick|select|go\s+with|opt\s+for|favou?r)\b
       | \b(?:answer|ans|conclusion|verdict|result|response)\s*[:=]
       | 最终答案(?:是|为|:)? | 答案(?:是|为|:) | 结论(?:是|为|:)? | 回答:
       | \bantwort\s*: | \bréponse\s*: | \brespuesta\s*:

@@ -75,6 +75,7 @@ _OPEN_PHRASES = (
     r"could\s+(?:be|represent|indicate|have)",
     r"(?:radiologist|doctor|physician|clinician|specialist|professional)s?\s+(?:should|must|needs?\s+to|has\s+to)",
     r"(?:consult|ask)\s+(?:a|an|your)\s+(?:\w+\s+){0,2}(?:radiologist|doctor|physician|clinician|specialist|professional)",
+    r"no\s+evidence\s+(?:for|of)\s+(?:or|and|nor)\s+against|no\s+reason\s+to\s+(?:exclude|deny)",
     r"as\s+an\s+ai|need\s+(?:more|further|additional)",
     r"further\s+(?:imaging|investigation|tests?|information)\s+(?:is|are|would)",
     r"vielleicht|unklar|nicht\s+sicher|wei(?:ß|ss)\s+(?:es\s+)?nicht|je\s+ne\s+sais\s+pas|no\s+(?:lo\s+)?sé|"
@@ -221,7 +222,7 @@ EXISTS = re.compile(
 
 UNASSERTED = re.compile(
     r"\b(?:if|whether|unless|should|would|could|can(?!\s+(?:\w+ly\s+)?(?:be\s+)?(?:see|find|note|identif))|may|might"
-    r"|ask(?:s|ed|ing)?|question|determine|suspect\w*|suspicious|concern\w*|susp|differential|history|risk"
+    r"|ask(?:s|ed|ing)?|check\w*|search\w*|screen\w*|important|question|determine|suspect\w*|suspicious|concern\w*|susp|differential|history|risk"
     r"|little|hardly|barely|scarcely|few|doubt\w*|question\w*|removed|resected|treated|simulat\w+"
     r"|mimic\w*|resembl\w+|like|look(?:ing)?\s+for|assess\w*|evaluat\w+|exclude\w*|rule|normal\s+variant"
     r"|potential\w*|possib\w+|consider\w*|criteria|defined|typical\w*|usually|generally|often|previous\w*)\b",

@@ -119,6 +119,7 @@ _GREETING = re.compile(
 _CALLED_ANSWER = re.compile(
     r"\s+(?:is|would\s+be|must\s+be)\s+(?:my|the)\s+(?:\w+\s+)?(?:answer|response)\b", re.IGNORECASE
 )
+_RELATIVE = re.compile(r",\s*(which|that)\b(?=\s+(?:has|have|is|are|was|were)\b)", re.IGNORECASE)
 _PRESENCE = re.compile(r"\W*presence\s+of\b(?!.*\b(?:not|excluded|out)\b)", re.IGNORECASE)
 _AFFIRMED = re.compile(
     r"\b(?:is|are|was|were)\s+(?:\w+ly\s+)?present\b"
@@ -254,6 +255,9 @@ def _by_complement(text: str, question: str) -> bool | None:
     if said == {"withoutcontrast"} and {"contrast", "withcontrast"} & set(canonical(question)):
         return False
     for asked in COMPLEMENTS.keys() & set(canonical(question)):
+        kind = stems((asked, COMPLEMENTS[asked]))
+        if is_foreign_to(stems(canonical(text)) - kind, stems(canonical(question)) - kind):
+            return None
         if any(word.text == asked for word in words):
             return None
         named = {word.denied for word in words if word.text == COMPLEMENTS[asked]}
@@ -335,6 +339,7 @@ def _by_denial(text: str, question: str) -> object:
     num_denials, is_affirmed, is_open = 0, False, False
     if _UNSEEN.search(text) and OF_THE.match(question) and len(asked) > 1:
         return None
+    text = _RELATIVE.sub(r" \1", text)
     text = _NEXT_SUBJECT.sub("; ", _QUESTION.sub(" ", text))
     said = list(clauses(text))
     is_whole = len(said) == 1
