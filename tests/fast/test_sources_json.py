@@ -131,6 +131,23 @@ def test_a_broken_line_says_its_line_byte_and_surroundings(tmp_path):
     assert '"image": "a.png" "conv' in found[1][BROKEN]
 
 
+@pytest.mark.parametrize("form", ["[{}, {}, {}]", "{}\n{}\n{}"])
+def test_a_row_in_which_a_key_has_two_values_is_rejected(form, tmp_path):
+    turn = '{"from": "gpt", "value": "A knee.", "value": "A hip."}'
+    same = '{"id": 1, "image": "a.png", "image": "a.png"}'
+    rows = [
+        same,
+        f'{{"id": 2, "conversations": [{turn}]}}',
+        '{"id": 3, "image": "a", "image": "b"}',
+    ]
+    found = read(tmp_path, form.format(*rows).encode())
+    assert found[0] == {"id": 1, "image": "a.png"}
+    for number, key in ((1, "value"), (2, "image")):
+        assert found[number].keys() == {"id", BROKEN}
+        assert found[number]["id"] == number + 1
+        assert found[number][BROKEN].startswith(f"the key '{key}' has two values at line ")
+
+
 def test_a_line_that_is_no_utf_8_costs_its_own_row_alone(tmp_path):
     found = read(tmp_path, b'{"id": 1}\n{"id": "caf\xe9"}\n{"id": 3}\n')
     assert found[::2] == [{"id": 1}, {"id": 3}]

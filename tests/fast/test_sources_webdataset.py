@@ -83,6 +83,22 @@ def test_a_caption_is_asked_for_and_its_sample_described_beside_it(tmp_path):
     assert (record.domain, record.licence, record.pmid) == ("mri", "CC0-1.0", "12")
 
 
+def test_a_caption_beside_a_dialogue_is_told_and_a_byte_order_mark_is_no_word(tmp_path):
+    talk = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "A knee."}]
+    write(
+        tmp_path,
+        member("1.jpg"),
+        member("1.txt", b"Unused."),
+        member("1.json", dumped({"conversations": talk})),
+        member("2.jpg"),
+        member("2.txt", b"\xef\xbb\xbfA knee."),
+    )
+    found = source(tmp_path)
+    first, second = map(found.parse, found.rows())
+    assert (first.turns[1].text, first.unread_keys) == ("A knee.", ("txt members",))
+    assert (second.turns[1].text, second.unread_keys) == ("A knee.", ())
+
+
 def test_a_caption_without_its_picture_is_refused(tmp_path):
     write(tmp_path, member("1.dcm"), member("1.txt", b"A knee."))
     found = source(tmp_path)

@@ -2,8 +2,8 @@
 
 A file is read in pieces; only one row and one piece are in memory. A broken line becomes a row that
 `parse` rejects, because the next line shows where to continue. Nothing shows this in a list or in
-a file that ends within a row, so these are refused as a whole. Errors name the line, the byte and
-the text there.
+a file that ends within a row, so these are refused as a whole. A row in which a key has two values
+is rejected, too. Errors name the line, the byte and the text there.
 """
 
 import json
@@ -202,7 +202,10 @@ class _Window:
         self._is_last = False
         self._bytes = text.num_mark_bytes
         self._lines = 0
-        self._decoder = json.JSONDecoder(parse_constant=lambda _: None)
+        self._repeated: list[str] = []
+        self._decoder = json.JSONDecoder(
+            parse_constant=lambda _: None, object_pairs_hook=self._mapping
+        )
 
     def peek(self) -> str:
         """Return the next character, or "" at the end of the text."""
@@ -227,10 +230,13 @@ class _Window:
     def read_value(self) -> Any:
         """Read the value at the current position and move past it.
 
+        One in which a key has two values becomes `{BROKEN: reason}`; Python would keep the second.
+
         Raises:
             _BrokenError: There is no valid value.
         """
         while True:
+            self._repeated.clear()
             try:
                 value, end = self._decoder.raw_decode(self._piece, self.at)
             except json.JSONDecodeError as error:
@@ -245,9 +251,19 @@ class _Window:
                 is_whole = self._piece[end - 1] == "}" or end < len(self._piece) - _LONGEST_WORD
                 if is_whole or self._is_last:
                     self._check_text(end)
+                    if self._repeated:
+                        fact = f"the key {self._repeated[0]!r} has two values"
+                        name = value.get("id") if isinstance(value, dict) else None
+                        value = {"id": name, BROKEN: self.describe(self.at, fact)}
                     self.at = end
                     return value
             self._read_on()
+
+    def _mapping(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            self._repeated += [key for key, value in pairs if found[key] != value]
+        return found
 
     def _broken(self, error: json.JSONDecodeError) -> _BrokenError:
         rest = self._piece[error.pos :].strip()

@@ -158,12 +158,20 @@ def read_json(text: str | bytes) -> Any:
     """Parse JSON within a sample.
 
     Raises:
-        SampleError: `not_json`.
+        SampleError: `not_json`, also if a key has two values.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_mapping)
     except (ValueError, RecursionError) as error:
         raise SampleError("not_json", str(error)) from error
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    for key, value in pairs if len(found) < len(pairs) else ():
+        if found[key] != value:
+            raise ValueError(f"the key {key!r} has two values")
+    return found
 
 
 def _read_turn(fields: Fields) -> Dialogue:

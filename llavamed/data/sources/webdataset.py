@@ -108,13 +108,14 @@ class WebDatasetSource:
         values = read_json(self._fetch(row, "json")) if "json" in row else {}
         if not isinstance(values, dict):
             raise SampleError("not_json", f"a {type(values).__name__}, not a mapping")
+        unread = [f"{kind} members" for kind in row.get("unread", ())]
         if "txt" not in row or set(values) & set(DIALOGUE_KEYS):
+            unread += ["txt members"] * ("txt" in row)
             record = dialogue(values, images, id=row["id"], licence=self._licence)
         else:
             # A caption without an image gets a placeholder, so that `check_record` refuses it.
             turns = caption_turns(row["id"], self._caption(row), max(1, len(images)))
             record = make_record(values, images, turns, id=row["id"], licence=self._licence)
-        unread = (f"{kind} members" for kind in row.get("unread", ()))
         return replace(record, unread_keys=(*record.unread_keys, *unread))
 
     def load_image(self, reference: str) -> bytes:
@@ -129,7 +130,7 @@ class WebDatasetSource:
 
     def _caption(self, row: dict[str, Any]) -> str:
         try:
-            return self._fetch(row, "txt").decode()
+            return self._fetch(row, "txt").decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise SampleError(
                 "not_unicode", f"{error.object[error.start : error.end]!r}"
