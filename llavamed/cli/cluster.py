@@ -91,7 +91,8 @@ def submit(
         return
     _plan(submission, gpu)
     made = name_of(cluster.create(RAY_JOB, job))
-    _say(f"{made}: is submitted; `llavamed cluster status {made} --watch` shows how far it is")
+    watching = f"`llavamed cluster status {made}{cluster.options} --watch`"
+    _say(f"{made}: is submitted; {watching} shows how far it is")
 
 
 def _say(text: str) -> None:
@@ -154,30 +155,37 @@ def list_jobs(namespace: Namespace = None, context: Context = None) -> None:
     """List the jobs of a namespace, newest first, and its model services."""
     from rich.table import Table
 
-    from llavamed.cluster.kinds import PART_OF, RAY_JOB, RAY_SERVICE
+    from llavamed.cluster.kinds import NAMESPACE, PART_OF, RAY_JOB, RAY_SERVICE
     from llavamed.cluster.service import read_service
     from llavamed.cluster.status import read_job
-    from llavamed.errors import ClusterError, UnreachableError
+    from llavamed.errors import ClusterError, NotFoundError, UnreachableError
 
     cluster = _connect(namespace, context)
-    jobs = [read_job(job) for job in cluster.find_all(RAY_JOB, selector=PART_OF)]
+    jobs = [read_job(job, cluster.options) for job in cluster.find_all(RAY_JOB, selector=PART_OF)]
     try:
-        services = [read_service(each) for each in cluster.find_all(RAY_SERVICE, selector=PART_OF)]
+        found = cluster.find_all(RAY_SERVICE, selector=PART_OF)
+        services = [read_service(each, cluster.options) for each in found]
     except UnreachableError:
         raise
     except ClusterError as error:  # who may see jobs need not see services
         services = []
         logger.warning("services are not listed: %s", error)
     if not (jobs or services):
+        try:
+            cluster.get(NAMESPACE, cluster.namespace)
+        except (NotFoundError, UnreachableError):
+            raise
+        except ClusterError as error:  # who may see jobs need not see namespaces
+            logger.debug("it is not known whether the namespace exists: %s", error)
         _say(f"no jobs and no services in namespace {cluster.namespace}")
         return
     table = Table("job", "run", "state", "since")
     for job in sorted(jobs, key=lambda each: each.created, reverse=True):
-        table.add_row(job.name, job.run, job.state, f"{job.created:%Y-%m-%d %H:%M}")
+        table.add_row(job.name, job.run, job.shown_state, f"{job.created:%Y-%m-%d %H:%M}")
     if jobs:
         console.print(table)
     for service in services:
-        more = f"`llavamed cluster status {service.name}` shows more"
+        more = f"`llavamed cluster status {service.target}` shows more"
         _say(f"service {service.name}: {service.state}; {more}")
 
 
@@ -213,7 +221,7 @@ def status(
             logger.warning("%s; trying again", error)
             time.sleep(seconds)
             continue
-        lines, is_over, has_failed = _look_at(found)
+        lines, is_over, has_failed = _look_at(found, cluster.options)
         if lines != shown:
             for label, text in lines:
                 _say(f"{label:<9}{text}")
@@ -225,17 +233,17 @@ def status(
         time.sleep(seconds)
 
 
-def _look_at(found: "Object") -> tuple[list[tuple[str, str]], bool, bool]:
+def _look_at(found: "Object", options: str) -> tuple[list[tuple[str, str]], bool, bool]:
     """Return what is known of a job or a service, whether it is done, and whether it has failed."""
     from llavamed.cluster.kinds import RAY_SERVICE
     from llavamed.cluster.service import describe_service, read_service
     from llavamed.cluster.status import ENDED, describe, now_utc, read_job, read_progress
 
     if found["kind"] == RAY_SERVICE.name:
-        service = read_service(found)
+        service = read_service(found, options)
         is_done = service.is_ready and not service.next_cluster
         return describe_service(service), is_done or bool(service.failures), bool(service.failures)
-    job = read_job(found)
+    job = read_job(found, options)
     lines = describe(job, read_progress(job), now_utc())
     return lines, job.state in ENDED, job.state == "failed"
 
@@ -285,10 +293,10 @@ def stop(
         _say(f"{job}: is asked for a checkpoint, which is waited for")
         wait_for_checkpoint(cluster, job, seconds=seconds)
     state, found = stop_job(cluster, job)
-    _say(f"{job}: is asked to stop; `llavamed cluster status {job}` shows when it has")
+    _say(f"{job}: is asked to stop; `llavamed cluster status {state.target}` shows when it has")
     _say(f"{job}: {describe_loss(found)}")
     if state.keeps_cluster:
-        _say(f"{job}: its cluster {kept_until_deleted(job)}")
+        _say(f"{job}: its cluster {kept_until_deleted(state)}")
 
 
 @app.command()
@@ -316,13 +324,14 @@ def delete(
             check_deletable(found)
         cluster.delete(RAY_SERVICE, name)
     else:
-        if read_job(found).state == "running" and not force:
+        job = read_job(found, cluster.options)
+        if job.state == "running" and not force:
             raise ClusterError(
-                f"RayJob={name}: is running; stop it first with `llavamed cluster stop {name}`, or "
-                "add --force, which costs the steps since its last checkpoint"
+                f"RayJob={name}: is running; stop it first with `llavamed cluster stop "
+                f"{job.target}`, or add --force, which costs the steps since its last checkpoint"
             )
         cluster.delete(RAY_JOB, name)
-    _say(f"{name}: is deleted")
+    _say(f"{name}: is being deleted, and its name is free once its pods have ended")
 
 
 def _show_finding(finding: "Finding") -> None:

@@ -8,8 +8,11 @@ import base64
 import json
 import logging
 import os
+import shlex
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -22,7 +25,7 @@ from kubernetes.config.config_exception import ConfigException
 from kubernetes.config.kube_config import KUBE_CONFIG_DEFAULT_LOCATION, KubeConfigMerger
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
 
-from llavamed.cluster.explain import Call, explain
+from llavamed.cluster.explain import Call, explain, not_kubernetes
 from llavamed.cluster.kinds import SECRET, SERVICE_PROXY, Kind, Object, name_of
 from llavamed.errors import ClusterError, ConfigError, NotFoundError, UnreachableError
 from llavamed.storage import retry
@@ -65,6 +68,9 @@ class Cluster:
             ) from error
         self._api = client.ApiClient(configuration=settings)
         self.namespace = namespace or own or "default"
+        given = {"--namespace": namespace, "--context": context}
+        self.options = "".join(f" {key} {shlex.quote(word)}" for key, word in given.items() if word)
+        """What another command needs to get to the same namespace and cluster."""
 
     def version(self) -> str:
         """Return the version of Kubernetes. Raises: ClusterError."""
@@ -73,29 +79,29 @@ class Cluster:
 
     def get(self, kind: Kind, name: str) -> Object:
         """Return an object. Raises: ClusterError."""
-        found: Object = self._ask(
-            "GET", kind.path(self.namespace, name), self._call("get", kind, name)
-        )
+        return self._get(self._call("get", kind, name))
+
+    def _get(self, call: Call) -> Object:
+        found: Object = self._ask("GET", call.kind.path(self.namespace, call.name), call)
         return found
 
     def get_any(self, kinds: tuple[Kind, ...], name: str) -> Object:
         """Return the object of a name, of the first of some kinds that has it.
 
         Raises:
-            NotFoundError: None has it; the message tells what there is of the first kind.
+            NotFoundError: None has it; the message tells what there is of these kinds.
             ClusterError: Objects of the first kind may not be read.
         """
-        missing: NotFoundError | None = None
         for kind in kinds:
             try:
-                return self.get(kind, name)
-            except NotFoundError as error:
-                missing = missing or error
+                return self._get(replace(self._call("get", kind, name), others=()))
+            except NotFoundError:
+                continue
             except ClusterError as error:
-                if missing is None or isinstance(error, UnreachableError):
+                if kind is kinds[0] or isinstance(error, UnreachableError):
                     raise
-        assert missing is not None, "there are kinds"
-        raise missing
+        # Only now does the message need the names of what there is.
+        return self._get(replace(self._call("get", kinds[0], name), others=kinds))
 
     def find_all(self, kind: Kind, *, selector: str = "", everywhere: bool = False) -> list[Object]:
         """Return all objects of a kind. Raises: ClusterError.
@@ -176,7 +182,8 @@ class Cluster:
         return self._ask(method, place, call, headers=headers, read=read)
 
     def _call(self, verb: str, kind: Kind, name: str) -> Call:
-        return Call(verb, kind, self.namespace if kind.is_namespaced else None, name)
+        namespace = self.namespace if kind.is_namespaced else None
+        return Call(verb, kind, namespace, name, (kind,), self.options)
 
     def _ask(
         self,
@@ -208,7 +215,7 @@ class Cluster:
                 text = self._ask_once(
                     method, path, call, body, headers, recover if number > 1 else lambda _: None
                 )
-                return read(text) if text else {}
+                return _read(text, call, read) if text else {}
         raise AssertionError("the last attempt raises")
 
     def _ask_once(
@@ -230,6 +237,11 @@ class Cluster:
             response = self._api.call_api(*request, _request_timeout=TIMEOUT_SECONDS)
             status, text = response.status, response.read().decode()
         except (urllib3.exceptions.HTTPError, ApiException, OSError) as error:
+            if "CERTIFICATE_VERIFY_FAILED" in _reason(error):  # which no time mends
+                raise ClusterError(
+                    f"server={host}: its certificate is not trusted ({_reason(error)}); correct "
+                    "the server and certificate-authority of the kubeconfig, or fetch it again"
+                ) from error
             raise UnreachableError(
                 f"server={host}: the API server does not answer ({_reason(error)}); check that the "
                 "cluster runs and that this machine reaches it"
@@ -247,10 +259,18 @@ class Cluster:
         """Return the names of the existing objects when one does not exist."""
         if status != 404 or not call.name or call.kind is SERVICE_PROXY:
             return None
-        try:
-            return [name_of(item) for item in self.find_all(call.kind)]
-        except ClusterError:
-            return None
+        found: list[str] | None = None
+        for kind in call.others:
+            with suppress(ClusterError):
+                found = [*(found or []), *(name_of(item) for item in self.find_all(kind))]
+        return found
+
+
+def _read(text: str, call: Call, read: Callable[[str], Any]) -> Any:
+    try:
+        return read(text)
+    except ValueError as error:
+        raise ClusterError(not_kubernetes(call, text)) from error
 
 
 def _sign_in(settings: client.Configuration, context: str | None) -> str | None:

@@ -11,6 +11,7 @@ from llavamed.cluster.kinds import (
     CONFIG_MAP,
     DEPLOYMENT,
     EVENT,
+    NAMESPACE,
     NODE,
     POD,
     QUOTA,
@@ -18,6 +19,7 @@ from llavamed.cluster.kinds import (
     RAY_JOB,
     RAY_SERVICE,
     SECRET,
+    SERVICE,
     SERVICE_ACCOUNT,
     Kind,
 )
@@ -50,6 +52,7 @@ class Check:
 
 _RAY = (RAY_CLUSTER, RAY_JOB, RAY_SERVICE)
 CHECKS = (
+    Check("namespace", environment.namespace, (NAMESPACE,), "exists, and has objects of KubeRay"),
     Check("kuberay", environment.operator, (OPERATOR,), "the operator runs, and is new enough"),
     Check("rules", manifests.rules, _RAY, "KubeRay accepts all of its objects"),
     Check(
@@ -72,7 +75,12 @@ CHECKS = (
         (*_RAY, SERVICE_ACCOUNT),
         "pods have credentials for storage",
     ),
-    Check("mlflow", environment.mlflow, (*_RAY, DEPLOYMENT), "the MLflow server is available"),
+    Check(
+        "mlflow",
+        environment.mlflow,
+        (*_RAY, DEPLOYMENT, SERVICE),
+        "the MLflow server is available",
+    ),
     # With pods: manifests alone do not say whether a service answers.
     Check("services", services.services, (RAY_SERVICE, POD), "every RayService accepts requests"),
     Check("pods", environment.pods, (POD, EVENT), "no pod waits or fails"),
@@ -81,14 +89,24 @@ CHECKS = (
 
 def examine(snapshot: Snapshot) -> list[Finding]:
     """Return the findings of all checks in order: the problems of each, or that there are none."""
-    return [finding for check in CHECKS for finding in _findings(check, snapshot)]
+    told: dict[Kind, str] = {}
+    return [finding for check in CHECKS for finding in _findings(check, snapshot, told)]
 
 
-def _findings(check: Check, snapshot: Snapshot) -> list[Finding]:
+def _findings(check: Check, snapshot: Snapshot, told: dict[Kind, str]) -> list[Finding]:
+    """Return the findings of one check.
+
+    Args:
+        check: The check.
+        snapshot: What it examines.
+        told: The check that says why the objects of a kind are not known; one is added.
+    """
     for kind in check.needs:
         if kind in snapshot.unreadable:
-            text = f"is not examined: {snapshot.unreadable[kind]}"
             level: Level = "failure" if kind in _RAY else "warning"
+            first = told.setdefault(kind, check.name)
+            why = f": {snapshot.unreadable[kind]}"
+            text = f"is not examined{why if first == check.name else f', as {first} is not'}"
             return [Finding(check.name, level, text)]
     if not all(snapshot.knows(kind) for kind in check.needs):
         return []

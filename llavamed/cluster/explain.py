@@ -6,11 +6,13 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
-from llavamed.cluster.kinds import RAY_CLUSTER, RAY_JOB, SERVICE_PROXY, Kind
+from llavamed.cluster.kinds import RAY_CLUSTER, RAY_JOB, RAY_SERVICE, SERVICE_PROXY, Kind
 
 _KUBERAY = "helm {} kuberay-operator kuberay/kuberay-operator --version 1.7.0 --namespace {}"
 INSTALL_KUBERAY = f"{_KUBERAY.format('install', 'ray-system')} --create-namespace"
 _USER = re.compile(r'User "([^"]+)"')
+_ANONYMOUS = 'User "system:anonymous"'
+_LONGEST = 200
 _CANNOT = re.compile(r"cannot \w+ resource")
 
 
@@ -28,9 +30,18 @@ class Call:
     kind: Kind
     namespace: str | None
     name: str = ""
+    others: tuple[Kind, ...] = ()
+    """Kinds whose objects a message names if there is none of this name."""
+    options: str = ""
+    """What another command needs to get to the same place."""
 
     def __str__(self) -> str:
         return f"{self.kind.name}={self.name or '*'}"
+
+    @property
+    def target(self) -> str:
+        """Its name and what leads another command to it."""
+        return f"{self.name}{self.options}"
 
 
 def explain(status: int, body: str, call: Call, existing: list[str] | None = None) -> str:
@@ -49,12 +60,22 @@ def explain(status: int, body: str, call: Call, existing: list[str] | None = Non
             f"{call}: the service itself answers {status}: {said}; its pod may have "
             "been replaced, so try again"
         )
+    # Kubernetes itself says this of a group that it does not know, and has JSON for the rest.
+    is_text = body.strip() and not body.lstrip().startswith("{")
+    if is_text and status in (400, 403, 404) and said != "404 page not found":
+        return not_kubernetes(call, body)
     where = f"namespace {call.namespace}" if call.namespace else "the cluster"
     match status:
         case 401:
             return (
                 f"{call}: the API server refuses the credentials of the kubeconfig; sign in again, "
                 "or choose another with --context"
+            )
+        case 403 if _ANONYMOUS in said:
+            return (
+                f"{call}: nobody is signed in: the kubeconfig has no credentials, or its command "
+                "for signing in fails; run `kubectl auth whoami` to see why, or choose another "
+                "with --context"
             )
         case 403 if _CANNOT.search(said):
             return f"{call}: {_missing_rule(said, call)}"
@@ -70,16 +91,30 @@ def explain(status: int, body: str, call: Call, existing: list[str] | None = Non
             else:
                 there = f"there are: {', '.join(sorted(existing))}" if existing else "there is none"
             return f"{call}: is not in {where}; {there}; check --namespace and the name"
+        case 409 if "object is being deleted" in said:
+            return (
+                f"{call}: is still being deleted in {where}, until its pods have ended; run the "
+                "command again in a minute or two, or choose another --name"
+            )
         case 409 if answer.get("reason") == "AlreadyExists":
             return (
                 f"{call}: exists already in {where}; delete it with `llavamed cluster delete "
-                f"{call.name}`, or choose another --name"
+                f"{call.target}`, or choose another --name"
             )
         case 409:
             return f"{call}: was changed by another client at the same time; run the command again"
         case 400 | 422:
             return f"{call}: {_wrong_fields(answer, said)}"
     return f"{call}: the API server answers {status}: {said}; try again, or ask who administers it"
+
+
+def not_kubernetes(call: Call, body: str) -> str:
+    """Return what to do about an answer of something else, such as the page of a proxy."""
+    said = " ".join(body.split())[:_LONGEST]
+    return (
+        f"{call}: what answers is not Kubernetes: {said}; check the server of the kubeconfig, and "
+        "any proxy before it"
+    )
 
 
 def _parse(body: str) -> dict[str, Any]:
@@ -111,7 +146,7 @@ def _missing_rule(said: str, call: Call) -> str:
 
 
 def _missing_kind(kind: Kind) -> str:
-    if kind in (RAY_JOB, RAY_CLUSTER):
+    if kind in (RAY_JOB, RAY_CLUSTER, RAY_SERVICE):
         return f"the cluster does not know the kind; install KubeRay with `{INSTALL_KUBERAY}`"
     return (
         f"the cluster does not know the kind {kind.resource}; install the operator that defines it"

@@ -41,6 +41,7 @@ class Kind:
 RAY_JOB = Kind("RayJob", "ray.io", "v1", "rayjobs")
 RAY_CLUSTER = Kind("RayCluster", "ray.io", "v1", "rayclusters")
 RAY_SERVICE = Kind("RayService", "ray.io", "v1", "rayservices")
+NAMESPACE = Kind("Namespace", "", "v1", "namespaces", is_namespaced=False)
 NODE = Kind("Node", "", "v1", "nodes", is_namespaced=False)
 POD = Kind("Pod", "", "v1", "pods")
 EVENT = Kind("Event", "", "v1", "events")
@@ -58,6 +59,11 @@ SERVICE_PROXY = Kind("Service", "", "v1", "services/proxy")
 def name_of(thing: Object) -> str:
     """Return the name of an object."""
     return str(thing["metadata"]["name"])
+
+
+def is_going(thing: Object) -> bool:
+    """Return whether an object is being deleted, and still there until its pods have ended."""
+    return "deletionTimestamp" in thing["metadata"]
 
 
 def labels_of(thing: Object) -> dict[str, str]:

@@ -50,7 +50,7 @@ def ask_job(cluster: "Cluster", job: JobState, method: str, path: str) -> Any:
     if not job.cluster:
         raise ClusterError(
             f"RayJob={job.name}: has no cluster, it is {job.state}; see `llavamed cluster status "
-            f"{job.name}`"
+            f"{job.target}`"
         )
     return _dashboard(cluster, job.cluster)(method, path=path)
 
@@ -91,7 +91,7 @@ def follow(
         ClusterError: There is neither, or the log was unavailable for too long.
     """
     texts: dict[str, LogText] = defaultdict(LogText)
-    before = ""
+    before, target = "", f"{name}{cluster.options}"
     seen = time.monotonic()
     while True:
         look = _look(cluster, name, texts)
@@ -106,7 +106,7 @@ def follow(
         if time.monotonic() - seen > PATIENCE_SECONDS:
             raise ClusterError(
                 f"{name}: its log was unavailable for {PATIENCE_SECONDS:.0f} s: {before}; see "
-                f"`llavamed cluster status {name}`"
+                f"`llavamed cluster status {target}`"
             )
         time.sleep(seconds)
 
@@ -128,7 +128,7 @@ def _look(cluster: "Cluster", name: str, texts: dict[str, LogText]) -> _Look:
         return _Look(problem=str(error))
     if found["kind"] == RAY_SERVICE.name:
         return _look_at_service(cluster, found, texts)
-    job = read_job(found)
+    job = read_job(found, cluster.options)
     is_over = job.state in ENDED
     if not job.job_id or job.state in ("pending", "suspended"):
         problem = f"RayJob={name}: is {job.state}, so it has no log yet"

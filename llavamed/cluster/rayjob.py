@@ -158,8 +158,13 @@ def size_workers(cluster: Object, config: RunConfig) -> None:
 
 
 def gpus_of(group: Object) -> int:
-    """Return the number of GPUs of one pod of a worker group."""
-    return int(request_of(group["template"]["spec"]).get(GPU, 0))
+    """Return the number of GPUs of one pod of a worker group, as Ray counts them.
+
+    A group whose GPUs are slices or shares of a GPU requests another resource than whole GPUs, and
+    says in its start parameters how many it has.
+    """
+    told = (group.get("rayStartParams") or {}).get("num-gpus")
+    return int(told) if told else int(request_of(group["template"]["spec"]).get(GPU, 0))
 
 
 def choose_release(clusters: list[Object], name: str | None, namespace: str) -> Object:
@@ -182,7 +187,8 @@ def choose_release(clusters: list[Object], name: str | None, namespace: str) -> 
     if len(chosen) == 1:
         return chosen[0]
     names = ", ".join(sorted(found)) or "none"
-    hint = "name one with --release" if found else "run `helm install llavamed ./helm`"
+    install = f"run `helm install llavamed ./helm --namespace {namespace}`, check --namespace"
+    hint = "name one with --release" if found else install
     raise ClusterError(
         f"release={name or 'any'}: namespace {namespace} has these RayClusters of the chart: "
         f"{names}; {hint}, or give a manifest with --template"

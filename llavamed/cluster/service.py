@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from llavamed.cluster.kinds import Object, labels_of, name_of
+from llavamed.cluster.kinds import Object, is_going, labels_of, name_of
 from llavamed.errors import ClusterError
 
 _FAILED = {"DEPLOY_FAILED", "UNHEALTHY"}
@@ -28,15 +28,26 @@ class ServiceState:
     """The applications on both and their deployments, a sentence each."""
     failures: tuple[str, ...]
     """The sentences among them that need attention."""
+    is_going: bool = False
+    """Whether it is being deleted."""
+    options: str = ""
+    """What another command needs to get to it; see `Cluster.options`."""
+
+    @property
+    def target(self) -> str:
+        """Its name and what leads another command to it."""
+        return f"{self.name}{self.options}"
 
     @property
     def state(self) -> str:
         """Whether it accepts requests, in words."""
+        if self.is_going:
+            return "is being deleted"
         return "accepts requests" if self.is_ready else "does not accept requests yet"
 
 
-def read_service(service: Object) -> ServiceState:
-    """Return what a RayService says of itself."""
+def read_service(service: Object, options: str = "") -> ServiceState:
+    """Return what a RayService says of itself, to which `options` lead another command."""
     status = service.get("status") or {}
     parts = [status.get(f"{when}ServiceStatus") or {} for when in ("active", "pending")]
     active, pending = (str(part.get("rayClusterName") or "") for part in parts)
@@ -58,6 +69,8 @@ def read_service(service: Object) -> ServiceState:
         next_cluster=pending if active else "",
         applications=tuple(applications),
         failures=tuple(failures),
+        is_going=is_going(service),
+        options=options,
     )
 
 
@@ -87,7 +100,7 @@ def describe_service(service: ServiceState) -> list[tuple[str, str]]:
         lines.append(("next", f"{service.next_cluster} comes up beside it and then takes over"))
     lines += [("serve", text) for text in service.applications]
     if service.failures:
-        lines.append(("hint", f"see `llavamed cluster logs {service.name}` and `doctor`"))
+        lines.append(("hint", f"see `llavamed cluster logs {service.target}` and `doctor`"))
     return lines
 
 

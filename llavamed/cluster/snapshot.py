@@ -12,6 +12,7 @@ from llavamed.cluster.kinds import (
     DEPLOYMENT,
     EVENT,
     LOCAL_QUEUE,
+    NAMESPACE,
     NODE,
     POD,
     QUOTA,
@@ -25,7 +26,7 @@ from llavamed.cluster.kinds import (
     Object,
 )
 from llavamed.cluster.shape import ray_objects
-from llavamed.errors import ClusterError, ConfigError, UnreachableError
+from llavamed.errors import ClusterError, ConfigError, NotFoundError, UnreachableError
 
 if TYPE_CHECKING:
     from llavamed.cluster.client import Cluster
@@ -46,6 +47,9 @@ class Snapshot:
     objects: dict[Kind, list[Object]]
     unreadable: dict[Kind, str] = field(default_factory=dict)
     """Why the objects of a kind are not known. A kind in neither mapping was not requested."""
+    namespace: str = ""
+    options: str = ""
+    """What another command needs to get to the namespace; see `Cluster.options`."""
 
     def all(self, kind: Kind) -> list[Object]:
         """Return the objects of a kind; none if they are not known."""
@@ -70,7 +74,15 @@ def take_snapshot(cluster: "Cluster") -> Snapshot:
     Raises:
         UnreachableError: The API server does not answer.
     """
-    found = Snapshot({})
+    found = Snapshot({}, namespace=cluster.namespace, options=cluster.options)
+    try:
+        found.objects[NAMESPACE] = [cluster.get(NAMESPACE, cluster.namespace)]
+    except UnreachableError:
+        raise
+    except NotFoundError:
+        found.objects[NAMESPACE] = []
+    except ClusterError as error:
+        found.unreadable[NAMESPACE] = str(error)
     for kind in (OPERATOR, *_NAMESPACED):
         is_operator = kind is OPERATOR
         selector = OPERATOR_LABEL if is_operator else ""

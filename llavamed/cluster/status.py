@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from llavamed.cluster.kinds import Object, name_of
+from llavamed.cluster.kinds import Object, is_going, name_of
 from llavamed.cluster.rayjob import DIRECTORY, RUN
 from llavamed.errors import LlavaMedError
 from llavamed.storage.location import locate
@@ -35,10 +35,24 @@ class JobState:
     """Number of clusters that were created for it."""
     keeps_cluster: bool = False
     """Whether its cluster stays when it is stopped: KubeRay has rules for other ends only."""
+    is_going: bool = False
+    """Whether it is being deleted."""
+    options: str = ""
+    """What another command needs to get to it; see `Cluster.options`."""
+
+    @property
+    def shown_state(self) -> str:
+        """Its state in words."""
+        return f"{self.state}, being deleted" if self.is_going else self.state
+
+    @property
+    def target(self) -> str:
+        """Its name and what leads another command to it."""
+        return f"{self.name}{self.options}"
 
 
-def read_job(job: Object) -> JobState:
-    """Read the state of a RayJob."""
+def read_job(job: Object, options: str = "") -> JobState:
+    """Read the state of a RayJob, to which `options` lead another command."""
     metadata, spec, status = job["metadata"], job.get("spec") or {}, job.get("status") or {}
     annotations = metadata.get("annotations") or {}
     reason = ": ".join(str(status[key]).strip() for key in ("reason", "message") if status.get(key))
@@ -53,6 +67,8 @@ def read_job(job: Object) -> JobState:
         created=datetime.fromisoformat(metadata["creationTimestamp"]),
         attempts=1 + int(status.get("failed") or 0),
         keeps_cluster="rayClusterSpec" in spec and not spec.get("shutdownAfterJobFinishes"),
+        is_going=is_going(job),
+        options=options,
     )
 
 
@@ -102,12 +118,12 @@ def describe(job: JobState, progress: ProgressReport, now: datetime) -> list[tup
         progress: The progress of its run.
         now: The time, with its time zone.
     """
-    state = f"{job.state}{f', attempt {job.attempts}' if job.attempts > 1 else ''}"
+    state = f"{job.shown_state}{f', attempt {job.attempts}' if job.attempts > 1 else ''}"
     lines = [("job", f"{job.name}  {state}")]
     if job.reason:
         lines.append(("reason", job.reason))
     if job.state == "stopped" and job.keeps_cluster and job.cluster:
-        lines.append(("cluster", f"{job.cluster} {kept_until_deleted(job.name)}"))
+        lines.append(("cluster", f"{job.cluster} {kept_until_deleted(job)}"))
     found = progress.found
     if found is None:
         return [*lines, ("progress", f"unknown: {progress.why_not}")]
@@ -125,15 +141,17 @@ def describe(job: JobState, progress: ProgressReport, now: datetime) -> list[tup
         lines.append(("run", f"{job.run}  attempt {found.attempt}{rest}"))
         silent = (now - updated).total_seconds()
         if job.state == "running" and silent > SILENCE_SECONDS:
-            lines.append(("silent", f"for {clock(silent)}: see `llavamed cluster logs {job.name}`"))
+            lines.append(
+                ("silent", f"for {clock(silent)}: see `llavamed cluster logs {job.target}`")
+            )
     lines += _work(found, is_running=job.state not in ENDED)
     lines.append(("cost", _cost(found, is_over=job.state in ENDED)))
     return lines
 
 
-def kept_until_deleted(name: str) -> str:
+def kept_until_deleted(job: JobState) -> str:
     """Return what becomes of the cluster of a job that is stopped."""
-    return f"stays, with its GPUs, until `llavamed cluster delete {name}`"
+    return f"stays, with its GPUs, until `llavamed cluster delete {job.target}`"
 
 
 def _work(found: RunProgress, *, is_running: bool) -> list[tuple[str, str]]:

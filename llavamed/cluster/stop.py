@@ -120,9 +120,9 @@ def _is_saved(now: Standing | str, before: Standing) -> bool:
 
 def read_running(cluster: "Cluster", name: str) -> JobState:
     """Return the state of a job. Raises: ClusterError: There is none, or it is not running."""
-    job = read_job(cluster.get(RAY_JOB, name))
+    job = read_job(cluster.get(RAY_JOB, name), cluster.options)
     if job.state != "running":
-        hint = "" if job.state in ENDED else f"; `llavamed cluster delete {name}` deletes it"
+        hint = "" if job.state in ENDED else f"; `llavamed cluster delete {job.target}` deletes it"
         raise ClusterError(f"RayJob={name}: is {job.state}, so there is nothing to stop{hint}")
     return job
 

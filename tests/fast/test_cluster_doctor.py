@@ -17,6 +17,7 @@ from llavamed.cluster.kinds import (
     DEPLOYMENT,
     EVENT,
     LOCAL_QUEUE,
+    NAMESPACE,
     NODE,
     POD,
     QUOTA,
@@ -24,6 +25,7 @@ from llavamed.cluster.kinds import (
     RAY_JOB,
     RAY_SERVICE,
     SECRET,
+    SERVICE,
     SERVICE_ACCOUNT,
     Kind,
     Object,
@@ -84,7 +86,11 @@ def healthy() -> Snapshot:
             SERVICE_ACCOUNT: [account],
             DEPLOYMENT: [deployment("llavamed-mlflow", "llavamed:0.1.0")],
             LOCAL_QUEUE: [],
-        }
+            SERVICE: [],
+            NAMESPACE: [named("research")],
+        },
+        namespace="research",
+        options=" --namespace research",
     )
 
 
@@ -196,7 +202,7 @@ WAYS: dict[str, tuple[Callable[[Snapshot], Any], str, str, str]] = {
     ),
     "no MLflow": (
         lambda found: found.objects[DEPLOYMENT].clear(),
-        "failure", "mlflow", "no Deployment llavamed-mlflow, which MLFLOW_TRACKING_URI names",
+        "failure", "mlflow", "no Service llavamed-mlflow, which MLFLOW_TRACKING_URI names",
     ),
 }  # fmt: skip
 

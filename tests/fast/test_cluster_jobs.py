@@ -1,6 +1,5 @@
 """What is submitted to Kubernetes, and what is said of it: pure, without a cluster."""
 
-import json
 import shlex
 import subprocess
 from datetime import UTC, datetime, timedelta
@@ -12,8 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llavamed.cluster.explain import Call, explain
-from llavamed.cluster.kinds import RAY_JOB, SERVICE_PROXY, Kind, Object
+from llavamed.cluster.kinds import Object
 from llavamed.cluster.logs import LogText
 from llavamed.cluster.pods import quantity, request_of
 from llavamed.cluster.rayjob import (
@@ -241,6 +239,13 @@ def test_what_is_said_of_a_running_job() -> None:
     assert known["cost"] == "7.00 USD so far, 2.00 GPU hours"
 
 
+def test_a_job_that_is_being_deleted_is_said_to_be() -> None:
+    job = job_of(**RUNNING)
+    job["metadata"]["deletionTimestamp"] = "2026-11-26T09:00:00Z"
+    lines = describe(read_job(job, " --namespace research"), ProgressReport(progress()), NOW)
+    assert lines[0] == ("job", "demo  running, being deleted, attempt 2")
+
+
 def test_what_is_said_of_a_stopped_job_is_what_it_still_holds() -> None:
     """KubeRay deletes the cluster of a job that has succeeded or failed, and of no stopped one."""
     stopped = job_of(jobDeploymentStatus="Complete", jobStatus="STOPPED", rayClusterName="demo-abc")
@@ -309,84 +314,3 @@ def test_quantities_and_what_a_pod_reserves() -> None:
     init = [{"resources": {"requests": {"cpu": 5}}}]
     request = request_of({"containers": containers, "initContainers": init})
     assert request == {"cpu": 5, GPU: 16}
-
-
-CALL = Call("create", RAY_JOB, "research", "demo")
-
-
-def answer(**body: Any) -> str:
-    return json.dumps(body)
-
-
-FORBIDDEN = (
-    'rayjobs.ray.io is forbidden: User "{}" cannot create resource "rayjobs" in API group "ray.io"'
-)
-
-
-def test_a_missing_rule_is_named_with_the_commands_that_grant_it() -> None:
-    said = explain(403, answer(message=FORBIDDEN.format("alice")), CALL)
-    assert said.startswith("RayJob=demo: alice may not create rayjobs.ray.io; an administrator")
-    assert (
-        "`kubectl create role llavamed-create-rayjobs --verb create --resource rayjobs.ray.io "
-        "--namespace research`"
-    ) in said
-    assert "--role llavamed-create-rayjobs --user alice --namespace research`" in said
-    robot = FORBIDDEN.format("system:serviceaccount:research:robot")
-    assert "--serviceaccount research:robot" in explain(403, answer(message=robot), CALL)
-    nodes = Call("list", Kind("Node", "", "v1", "nodes", is_namespaced=False), None)
-    cluster_wide = explain(403, answer(message='User "a" cannot list resource "nodes"'), nodes)
-    assert "kubectl create clusterrole llavamed-list-nodes" in cluster_wide
-    quota = explain(403, answer(message="exceeded quota: gpus, requested: 8, used: 8"), CALL)
-    assert "is refused: exceeded quota: gpus" in quota
-
-
-def test_what_a_service_answers_is_not_taken_for_the_api_servers_word() -> None:
-    call = Call("get", SERVICE_PROXY, "research", "demo-head-svc")
-    said = explain(404, "Job demo-x does not exist", call)
-    assert "the service itself answers 404: Job demo-x does not exist; its pod may" in said
-    refused = answer(kind="Status", message='User "a" cannot get resource "services/proxy"')
-    assert "--verb get --resource services/proxy --namespace research" in explain(
-        403, refused, call
-    )
-
-
-@pytest.mark.parametrize(
-    ("code", "body", "existing", "message"),
-    [
-        (401, {}, None, "the API server refuses the credentials of the kubeconfig; sign in again"),
-        (404, {}, None, "does not know the kind; install KubeRay with `helm install kuberay-oper"),
-        (
-            404,
-            {"details": {"name": "demo"}},
-            ["a", "b"],
-            "not in namespace research; there are: a,",
-        ),
-        (404, {"details": {"name": "demo"}}, [], "there is none; check --namespace"),
-        (
-            409,
-            {"reason": "AlreadyExists"},
-            None,
-            "delete it with `llavamed cluster delete demo`, or",
-        ),
-        (
-            409,
-            {"reason": "Conflict"},
-            None,
-            "was changed by another client at the same time; run the",
-        ),
-        (
-            422,
-            {"details": {"causes": [{"field": "spec.entrypoint", "message": "too long"}]}},
-            None,
-            "has fields that Kubernetes refuses: spec.entrypoint: too long; correct them",
-        ),
-        (400, {"message": 'unknown field "spec.x"'}, None, 'refuses: unknown field "spec.x"; corr'),
-        (503, {"message": "starting"}, None, "the API server answers 503: starting; try again"),
-    ],
-)
-def test_every_refusal_says_what_to_do(
-    code: int, body: dict[str, Any], existing: list[str] | None, message: str
-) -> None:
-    said = explain(code, answer(**body), CALL, existing)
-    assert said.startswith("RayJob=demo: ")
-    assert message in said

@@ -19,11 +19,13 @@ from llavamed.cluster.kinds import (
     CONFIG_MAP,
     DEPLOYMENT,
     EVENT,
+    NAMESPACE,
     NODE,
     POD,
     QUOTA,
     RAY_JOB,
     SECRET,
+    SERVICE,
     SERVICE_ACCOUNT,
     Kind,
     Object,
@@ -46,6 +48,21 @@ from llavamed.cluster.snapshot import OPERATOR, Snapshot
 
 KUBERAY_VERSION = (1, 7)
 """The oldest KubeRay whose RayJobs have every field that ours use."""
+
+
+def namespace(snapshot: Snapshot) -> Iterator[Problem]:
+    """Examine whether the namespace is there, and holds anything that the checks are about."""
+    if not snapshot.all(NAMESPACE):
+        yield failure(
+            f"{snapshot.namespace} does not exist; check --namespace and --context, or make it "
+            f"with `kubectl create namespace {snapshot.namespace}`"
+        )
+    elif not snapshot.ray:
+        yield warning(
+            f"{snapshot.namespace} has no RayCluster, RayJob or RayService, so there is little to "
+            "examine; check --namespace, or install the chart with `helm install llavamed ./helm "
+            f"--namespace {snapshot.namespace}`"
+        )
 
 
 def operator(snapshot: Snapshot) -> Iterator[Problem]:
@@ -237,12 +254,13 @@ def mlflow(snapshot: Snapshot) -> Iterator[Problem]:
                     found = re.match(r"https?://([a-z0-9-]+)(:|/|$)", each.get("value", ""))
                     services |= {found[1]} if found else set()
     deployments = {name_of(each): each for each in snapshot.all(DEPLOYMENT)}
-    for service in sorted(services):
+    others = {name_of(each) for each in snapshot.all(SERVICE)} - deployments.keys()
+    for service in sorted(services - others):  # a server of your own may have any pods behind it
         deployment = deployments.get(service)
         if deployment is None:
             yield failure(
-                f"no Deployment {service}, which MLFLOW_TRACKING_URI names, so runs end before "
-                "they begin; install the chart, or set MLFLOW_TRACKING_URI"
+                f"no Service {service}, which MLFLOW_TRACKING_URI names, so runs end before they "
+                "begin; install the chart, or set mlflow.trackingUri to your own server"
             )
         elif not (deployment.get("status") or {}).get("availableReplicas"):
             yield failure(

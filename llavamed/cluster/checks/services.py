@@ -11,14 +11,14 @@ from llavamed.cluster.snapshot import Snapshot
 def services(snapshot: Snapshot) -> Iterator[Problem]:
     """Examine the applications of each RayService, also during an upgrade."""
     for service in snapshot.all(RAY_SERVICE):
-        state, where = read_service(service), title(service)
+        state, where = read_service(service, snapshot.options), title(service)
         for text in state.failures:
             yield failure(
-                f"{where}: {text}; see the log with `llavamed cluster logs {state.name}`, and "
+                f"{where}: {text}; see the log with `llavamed cluster logs {state.target}`, and "
                 "serve.export and serve.gpus"
             )
         if not (state.failures or state.is_ready):
             yield warning(
                 f"{where}: does not accept requests yet; wait for it with `llavamed cluster status "
-                f"{state.name} --watch`"
+                f"{state.target} --watch`"
             )

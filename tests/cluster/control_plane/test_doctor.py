@@ -190,7 +190,7 @@ def test_a_healthy_cluster_is_found_to_be_one(place: Namespace) -> None:
     until_mlflow_is_up(place)
     found = examined(place)
     assert [finding for finding in found if finding.level != "ok"] == []
-    assert len(found) == 13, "every check was made"
+    assert len(found) == 14, "every check was made"
 
 
 @pytest.mark.parametrize("way", BROKEN)

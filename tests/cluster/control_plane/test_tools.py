@@ -121,7 +121,7 @@ def test_a_run_is_submitted_watched_and_deleted(
     assert tool("list")[1] == f"no jobs and no services in namespace {place.name}\n"
     code, out, err = submit()
     assert code == 0, err
-    assert "demo: is submitted; `llavamed cluster status demo --watch`" in out
+    assert f"`llavamed cluster status demo --namespace {place.name} --watch`" in out
     job = place.get("ray.io/v1/rayjobs", "demo")
     image = place.cluster()["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["image"]
     head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
@@ -132,7 +132,7 @@ def test_a_run_is_submitted_watched_and_deleted(
     code, _, err = submit()
     assert code == 1
     assert "RayJob=demo: exists already" in err
-    assert "`llavamed cluster delete demo`, or choose another --name" in err
+    assert f"cluster delete demo --namespace {place.name}`, or choose another --name" in err
 
     set_status(place, **RUNNING)
     write(locate(f"{s3_uri}/runs/demo"), progress(2))
@@ -148,7 +148,7 @@ def test_a_run_is_submitted_watched_and_deleted(
     ]
     code, _, err = tool("delete", "demo")
     assert code == 1
-    assert "RayJob=demo: is running; stop it first with `llavamed cluster stop demo`" in err
+    assert "RayJob=demo: is running; stop it first with `llavamed cluster stop demo -" in err
     set_status(place, jobDeploymentStatus="Failed", reason="AppFailed", message="it broke")
     code, out, _ = tool("status", "demo", "--watch")
     assert code == 1
@@ -174,7 +174,7 @@ def test_a_service_of_a_model_is_listed_and_examined(place: Namespace, tool: Too
     assert "application llavamed is UNHEALTHY: a replica has died; see the log" in report
     code, out, _ = tool("status", "llavamed-serve")
     assert code == 1
-    assert out.splitlines()[-1].startswith("hint     see `llavamed cluster logs llavamed-serve`")
+    assert out.splitlines()[-1].startswith("hint     see `llavamed cluster logs llavamed-serve -")
 
 
 def test_a_service_is_watched_read_and_deleted(place: Namespace, tool: Tool) -> None:
@@ -375,7 +375,7 @@ def test_a_running_job_is_told_to_stop(
         assert code == 0, err
         assert dashboard.stopped == ["/api/jobs/demo-x/stop"]
         assert "demo: is asked to stop" in out
-        assert "its cluster stays, with its GPUs, until `llavamed cluster delete demo`" in out
+        assert "its cluster stays, with its GPUs, until `llavamed cluster delete demo -" in out
         assert "how many is not known: its progress is of an earlier job, until 2016" in out
         code, _, err = tool("stop", "demo", "--after-checkpoint")
         assert code == 1

@@ -1,0 +1,131 @@
+"""The client of Kubernetes against a server that answers as the API server does, or does not."""
+
+import json
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from llavamed.cluster.client import Cluster
+from llavamed.cluster.kinds import RAY_JOB, RAY_SERVICE, Kind
+from llavamed.errors import ClusterError, NotFoundError, UnreachableError
+
+
+@contextmanager
+def server(answers: dict[str, Any], certificate: Path | None = None) -> Iterator[tuple[str, Any]]:
+    """Serve answers by their path; gives the address, and the paths that were asked for."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            body = answers.get(self.path)
+            name = self.path.rpartition("/")[2]
+            missing = {"kind": "Status", "code": 404, "details": {"name": name}}
+            text = body if isinstance(body, str) else json.dumps(body or missing)
+            self.send_response(404 if body is None else 200)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    scheme = "http"
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        listening.socket = context.wrap_socket(listening.socket, server_side=True)
+        scheme = "https"
+    threading.Thread(target=listening.serve_forever, daemon=True).start()
+    yield f"{scheme}://127.0.0.1:{listening.server_port}", asked
+    listening.shutdown()
+    listening.server_close()
+
+
+@pytest.fixture
+def kubeconfig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Lead the client to an address."""
+
+    def write(address: str) -> None:
+        file = tmp_path / "kubeconfig"
+        content = {
+            "clusters": [{"name": "a", "cluster": {"server": address}}],
+            "users": [{"name": "a", "user": {"token": "x"}}],
+            "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
+            "current-context": "a",
+        }
+        file.write_text(yaml.safe_dump(content), encoding="utf-8")
+        monkeypatch.setenv("KUBECONFIG", str(file))
+
+    return write
+
+
+def place(kind: Kind, name: str = "") -> str:
+    return kind.path("research", name)
+
+
+def listed(*names: str) -> dict[str, Any]:
+    return {"items": [{"metadata": {"name": name}} for name in names]}
+
+
+def test_a_service_is_found_without_a_list_of_all_jobs(kubeconfig: Callable[[str], None]) -> None:
+    found = {"kind": "RayService", "metadata": {"name": "chat"}}
+    with server({place(RAY_SERVICE, "chat"): found}) as (address, asked):
+        kubeconfig(address)
+        assert Cluster("research").get_any((RAY_JOB, RAY_SERVICE), "chat") == found
+    assert asked == [place(RAY_JOB, "chat"), place(RAY_SERVICE, "chat")]
+
+
+def test_what_is_there_is_named_of_both_kinds(kubeconfig: Callable[[str], None]) -> None:
+    answers = {place(RAY_JOB): listed("one", "two"), place(RAY_SERVICE): listed("chat")}
+    with server(answers) as (address, _):
+        kubeconfig(address)
+        with pytest.raises(NotFoundError, match=r"RayJob=chap: is not in .* are: chat, one, two;"):
+            Cluster("research").get_any((RAY_JOB, RAY_SERVICE), "chap")
+        del answers[place(RAY_SERVICE)]
+        with pytest.raises(NotFoundError, match=r"there are: one, two;"):
+            Cluster("research").get_any((RAY_JOB, RAY_SERVICE), "chap")
+
+
+def test_a_page_in_the_place_of_kubernetes_is_no_stack_trace(
+    kubeconfig: Callable[[str], None],
+) -> None:
+    with server({place(RAY_JOB): "<html>please sign in</html>"}) as (address, _):
+        kubeconfig(address)
+        with pytest.raises(ClusterError, match="what answers is not Kubernetes: <html>please"):
+            Cluster("research").find_all(RAY_JOB)
+
+
+def test_a_certificate_that_is_not_trusted_is_not_waited_for(
+    kubeconfig: Callable[[str], None], tmp_path: Path
+) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "somebody")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1)
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .sign(key, hashes.SHA256())
+    )
+    form = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    pem = serialization.Encoding.PEM
+    (tmp_path / "own.pem").write_bytes(key.private_bytes(pem, *form) + made.public_bytes(pem))
+    with server({}, tmp_path / "own.pem") as (address, asked):
+        kubeconfig(address)
+        with pytest.raises(ClusterError, match="its certificate is not trusted") as caught:
+            Cluster("research").find_all(RAY_JOB)
+    assert not isinstance(caught.value, UnreachableError)
+    assert asked == []
