@@ -317,7 +317,8 @@ def _is_transparent(image: Image.Image, pixels: Pixels) -> bool:
 def _has_pages(data: bytes) -> bool:
     """Return whether the file has more than one page or frame, as far as it can be read."""
     with suppress(Exception):  # the first page was decoded, and no other is used
-        return getattr(Image.open(io.BytesIO(data), formats=FORMATS), "n_frames", 1) > 1
+        # To count the frames of a GIF or TIFF would read all of them, which may be a million.
+        return bool(getattr(Image.open(io.BytesIO(data), formats=FORMATS), "is_animated", False))
     return False
 
 

@@ -122,8 +122,8 @@ def _samplings(request: ChatRequest, max_new_tokens: int) -> list[Sampling]:
     return [
         Sampling(
             max_new_tokens,
-            temperature=request.temperature or 0.0,
-            top_p=1.0 if request.top_p is None else request.top_p,
+            temperature=request.drawing_temperature,
+            top_p=request.top_p or 1.0,
             seed=None if request.seed is None else (request.seed + number) % _SEED_RANGE,
             stop=tuple(request.stop),
             num_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
@@ -193,15 +193,16 @@ class EngineBackend:
             await self._session.close()
 
     def _body(self, request: ChatRequest, messages: list[Message]) -> dict[str, Any]:
-        body = request.model_dump(
-            exclude_none=True, include={"seed", "n", "stop", "logprobs", "top_logprobs", "top_p"}
+        names = {"seed", "n", "stop", "logprobs", "top_logprobs"} | (
+            {"top_p"} if request.top_p else set()
         )
+        body = request.model_dump(exclude_none=True, include=names)
         limit = request.max_tokens or self._serving.limits.default_max_tokens
         return body | {
             "model": self._serving.name,
             "messages": [_message(each) for each in messages],
             "max_tokens": limit,
-            "temperature": request.temperature or 0.0,
+            "temperature": request.drawing_temperature,
             "stream": True,
             "stream_options": {"include_usage": True, "continuous_usage_stats": True},
         }

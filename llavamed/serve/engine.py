@@ -58,6 +58,7 @@ class BatchEngine:
         self._max_batch_size, self._max_waiting = max_batch_size, max_waiting
         self._waiting: deque[_Job] = deque()
         self._running: list[_Job] = []
+        self._num_joining = 0
         self._batch = generator.running_batch()
         self._changed = threading.Condition()
         self._is_closed = False
@@ -97,7 +98,7 @@ class BatchEngine:
         with self._changed:
             if self._is_closed:
                 raise _stopped()
-            if len(self._waiting) >= self._max_waiting:
+            if self._is_full(job):
                 raise RequestError(
                     f"queue: {self._max_waiting} requests wait already; try again later",
                     code="queue_full",
@@ -120,6 +121,15 @@ class BatchEngine:
                 with self._changed:
                     job.is_given_up = True
                     self._changed.notify()
+
+    def _is_full(self, job: _Job) -> bool:
+        """Return whether as many wait as may, without those that the batch has room for."""
+        room = self._max_batch_size - len(self._batch) - self._num_joining
+        num_left = 0
+        for each in self._waiting:
+            room -= len(each.answers)
+            num_left += room < 0
+        return num_left >= self._max_waiting and room < len(job.answers)
 
     def close(self) -> None:
         """End the thread. Requests that are not answered yet fail."""
@@ -151,7 +161,9 @@ class BatchEngine:
         self._drop_given_up()  # before others are admitted, because it makes room
         with self._changed:
             new = self._admit()
+            self._num_joining = sum(len(job.answers) for job in new)
         self._join(new)
+        self._num_joining = 0
         self._step()
         return True
 

@@ -17,6 +17,10 @@ from llavamed.tracking.registered import find_export
 
 logger = logging.getLogger(__name__)
 
+KEEP_ALIVE_SECONDS = 620
+"""Seconds for which an idle connection stays open. Those of a proxy or load balancer must end
+first, or it sends requests into one that is just being closed; Google's stay open for 600."""
+
 
 def make_backend(export: str | None, serving: Serving) -> Backend:
     """Return what answers: the model of an export, or the engine of the settings.
@@ -69,6 +73,7 @@ def serve(export: str | None, serving: Serving, tell: Callable[[str], None]) -> 
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(serving.drain_seconds),
     )
     try:

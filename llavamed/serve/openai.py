@@ -39,6 +39,26 @@ _DEFAULTS: dict[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
+    # Those of vLLM and others, which people set in the clients of OpenAI, too.
+    "top_k": (-1, 0),
+    "min_p": (0,),
+    "repetition_penalty": (1,),
+    "length_penalty": (1,),
+    "use_beam_search": (False,),
+    "best_of": (1,),
+    "min_tokens": (0,),
+    "ignore_eos": (False,),
+    "stop_token_ids": ([],),
+    "bad_words": ([],),
+    "echo": (False,),
+    "continue_final_message": (False,),
+    "prompt_logprobs": (),
+    "chat_template": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "structured_outputs": (),
 }
 """Fields that change an answer and are not supported, with the values that change nothing."""
 
@@ -85,18 +105,19 @@ class ChatMessage(_Model):
 class StreamOptions(_Model):
     """The last chunk of a stream."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class ChatRequest(_Model):
     """The body of a request for chat completions."""
 
-    model: str
+    # The constraint makes pydantic refuse half characters, which no refusal could repeat.
+    model: Annotated[str, StringConstraints(min_length=1)]
     messages: list[ChatMessage]
     stream: bool = False
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     stop: Annotated[
@@ -109,6 +130,12 @@ class ChatRequest(_Model):
     )
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+
+    @property
+    def drawing_temperature(self) -> float:
+        """Temperature at which tokens are drawn. By default, and where `top_p` is 0, the likeliest
+        token is taken."""
+        return 0.0 if self.top_p == 0 else self.temperature or 0.0
 
 
 def parse_request(data: bytes) -> ChatRequest:
@@ -132,7 +159,7 @@ def parse_request(data: bytes) -> ChatRequest:
             )
     # Clients send null for what they leave to the service.
     given = {name: value for name, value in body.items() if value is not None}
-    if "top_logprobs" in given and not given.get("logprobs"):
+    if given.get("top_logprobs") and not given.get("logprobs"):
         raise RequestError(
             "top_logprobs: is only told with logprobs; set logprobs to true",
             code="invalid_value",
@@ -153,7 +180,8 @@ def _refuse(error: ValidationError) -> RequestError:
     if names[2:3] == ["content"]:
         del names[4:5]  # the kind of a part, which pydantic puts there
     key = "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in names)[1:]
-    rule = _RULES.get(fault["type"]) or re.sub("^(Input|String|List) should", "must", fault["msg"])
+    said = fault["msg"].replace(" after validation", "")
+    rule = _RULES.get(fault["type"]) or re.sub("^(Input|String|List) should", "must", said)
     if fault["type"] == "list_type" and names[-1] in {"content", "stop"}:
         rule = "must be a text or a list"
     return RequestError(
@@ -169,6 +197,7 @@ _RULES = {
     "model_attributes_type": "must be an object",
     "list_type": "must be a list",
     "string_type": "must be a text",
+    "string_unicode": "holds half a character (a lone surrogate)",
     "union_tag_not_found": "must have a type, `text` or `image_url`",
     "union_tag_invalid": "must be of type `text` or `image_url`",
 }

@@ -288,15 +288,16 @@ class Service:
     ) -> AsyncGenerator[bytes]:
         """Yield the events of a stream. An error after its first token is one of them."""
         opened: set[int] = set()
+        unknown = {"usage": None} if with_usage else {}
         try:
             async for update in with_first(first, updates):
                 self._count(record, update)
                 for choice in update.choices:
                     if choice.index not in opened:
                         opened.add(choice.index)
-                        yield event(reply.opening(choice.index))
+                        yield event(reply.opening(choice.index) | unknown)
                     if choice.text or choice.finish_reason or choice.logprobs:
-                        yield event(reply.chunk(choice))
+                        yield event(reply.chunk(choice) | unknown)
             if with_usage:
                 usage = TokenCounts(record.prompt_tokens, record.completion_tokens)
                 yield event(reply.closing(usage))

@@ -32,7 +32,7 @@ class EventStream(Response):
         record: RequestRecord,
         end: Callable[[RequestRecord], None],
     ) -> None:
-        super().__init__()
+        super().__init__(headers={"X-Accel-Buffering": "no"})  # nginx keeps events back otherwise
         del self.headers["content-length"]
         self._events, self._record, self._end = events, record, end
 

@@ -106,6 +106,11 @@ def test_the_part_that_is_wrong_is_named(content: Any, message: str) -> None:
         ({"max_tokens": True}, "max_tokens: must be a valid integer"),
         ({"stream": "yes"}, "stream: must be a valid boolean"),
         ({"top_logprobs": 2}, "top_logprobs: is only told with logprobs; set logprobs to true"),
+        ({"stop": list("abcde")}, "stop: must have at most 4 items, not 5; correct it"),
+        ({"stop": "\ud800"}, "stop[0]: holds half a character"),
+        ({"model": "\ud800"}, "model: holds half a character"),
+        ({"top_k": 5}, "top_k: is not supported; leave it out"),
+        ({"repetition_penalty": 1.3}, "repetition_penalty: is not supported; leave it out"),
         ({"tool_choice": "required"}, "tool_choice: is not supported; leave it out"),
         ({"function_call": {"name": "f"}}, "function_call: is not supported; leave it out"),
     ],
@@ -114,10 +119,29 @@ def test_no_field_is_read_as_something_else(fields: dict[str, Any], message: str
     assert message in str(refusal(**fields))
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"top_logprobs": 0},
+        {"logprobs": False, "top_logprobs": 0},
+        {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": False, "best_of": 1},
+        {"stream": True, "stream_options": {"include_usage": None}},
+        {"presence_penalty": 0.0, "tools": [], "tool_choice": "auto"},
+    ],
+)
+def test_what_changes_nothing_is_taken(fields: dict[str, Any]) -> None:
+    assert parse_request(json.dumps(GOOD | fields).encode()).drawing_temperature == 0
+
+
+def test_no_probability_leaves_the_likeliest_token() -> None:
+    body = GOOD | {"temperature": 1.5, "top_p": 0}
+    assert parse_request(json.dumps(body).encode()).drawing_temperature == 0
+
+
 def test_fields_that_nobody_knows_are_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("DEBUG", "llavamed.serve"):
-        parse_request(json.dumps(GOOD | {"top_k": 5, "user": "someone"}).encode())
-    assert "fields that are ignored: ['top_k', 'user']" in caplog.text
+        parse_request(json.dumps(GOOD | {"store": 5, "user": "someone"}).encode())
+    assert "fields that are ignored: ['store', 'user']" in caplog.text
     assert "someone" not in caplog.text
 
 

@@ -93,6 +93,10 @@ def test_a_stream_adds_up_to_the_same_answer(client: openai.OpenAI, generator: G
     )
     num_logprobs = sum(len(c.logprobs.content) for c in told if c.logprobs)
     assert num_logprobs == chunks[-1].usage.completion_tokens
+    # As documented: the usage is in every chunk, and null in all but the last.
+    assert [chunk.model_dump(exclude_unset=True)["usage"] for chunk in chunks[:-1]] == [None] * (
+        len(chunks) - 1
+    )
 
 
 def test_sampling_fields_do_what_they_say(client: openai.OpenAI, generator: Generator) -> None:
