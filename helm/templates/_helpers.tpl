@@ -89,7 +89,7 @@ number or text such as 1500m.
 {{- define "llavamed.resources" -}}
 {{- $amounts := dict "cpu" (toString .cpu) "memory" .memory -}}
 {{- with .disk }}{{ $_ := set $amounts "ephemeral-storage" . }}{{ end -}}
-{{- with .gpus }}{{ $_ := set $amounts "nvidia.com/gpu" (toString (int .)) }}{{ end -}}
+{{- if .gpus }}{{ $_ := set $amounts .gpuResource (toString (int .gpus)) }}{{ end -}}
 {{- range $name, $amount := .extraResources -}}
 {{- $_ := set $amounts $name (ternary $amount (toString (int $amount)) (kindIs "string" $amount)) -}}
 {{- end -}}

@@ -7,7 +7,11 @@
 {{/* The secretKeyRef of PostgreSQL's URI; empty for SQLite. */}}
 {{- define "llavamed.databaseKey" -}}
 {{- with .Values.mlflow.database -}}
-{{- if and .bundled.enabled .existingSecret.name -}}
+{{- if $.Values.mlflow.trackingUri -}}
+{{- if or .bundled.enabled .existingSecret.name $.Values.mlflow.gc.enabled -}}
+{{- fail (printf "mlflow.trackingUri=%s: the chart creates no MLflow server, so it has no database and no garbage to collect; take mlflow.database and mlflow.gc away, or set mlflow.trackingUri=\"\"" $.Values.mlflow.trackingUri) -}}
+{{- end -}}
+{{- else if and .bundled.enabled .existingSecret.name -}}
 {{- fail (printf "mlflow.database.bundled.enabled=true: excludes a database of your own; set it to false, or take mlflow.database.existingSecret.name=%s away" .existingSecret.name) -}}
 {{- else if .bundled.enabled -}}
 {{- dict "name" (include "llavamed.postgresName" $) "key" "uri" | toYaml -}}
@@ -42,7 +46,7 @@ spec:
 {{/* The server's claim; empty if neither the database nor the artifacts need one. */}}
 {{- define "llavamed.mlflowClaim" -}}
 {{- with .Values.mlflow -}}
-{{- if not (and (include "llavamed.databaseKey" $) .artifacts.destination) -}}
+{{- if not (or .trackingUri (and (include "llavamed.databaseKey" $) .artifacts.destination)) -}}
 {{ include "llavamed.mlflowName" $ }}
 {{- end -}}
 {{- end -}}
@@ -63,6 +67,35 @@ here ends in a wildcard but for the port.
 {{- $patterns = concat $patterns (list . (printf "%s:*" .)) -}}
 {{- end -}}
 {{- join "," $patterns -}}
+{{- end }}
+
+{{/* The nodes of the server and of what belongs to it. */}}
+{{- define "llavamed.mlflowPlacement" -}}
+{{- include "llavamed.placement" (dict "name" "mlflow" "nodeSelector" .Values.mlflow.nodeSelector "tolerations" .Values.mlflow.tolerations) -}}
+{{- end }}
+
+{{/* The volumes of the server and of its garbage collection. */}}
+{{- define "llavamed.mlflowVolumes" -}}
+- name: tmp
+  emptyDir: {}
+{{- with include "llavamed.mlflowClaim" . }}
+- name: data
+  persistentVolumeClaim:
+    claimName: {{ . }}
+{{- end }}
+{{- with .Values.mlflow.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "llavamed.mlflowMounts" -}}
+- {name: tmp, mountPath: /tmp}
+{{- if include "llavamed.mlflowClaim" . }}
+- {name: data, mountPath: /mlflow}
+{{- end }}
+{{- with .Values.mlflow.extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
 {{- define "llavamed.mlflowArtifacts" -}}

@@ -77,16 +77,13 @@ securityContext:
 resources:
   {{- include "llavamed.resources" (pick .Values.mlflow "cpu" "memory") | nindent 2 }}
 volumeMounts:
-  - {name: tmp, mountPath: /tmp}
-  {{- if include "llavamed.mlflowClaim" . }}
-  - {name: data, mountPath: /mlflow}
-  {{- end }}
+  {{- include "llavamed.mlflowMounts" . | nindent 2 }}
 {{- end }}
 
 {{/* How a client finds the server and signs in. */}}
 {{- define "llavamed.trackingEnv" -}}
 - name: MLFLOW_TRACKING_URI
-  value: http://{{ include "llavamed.mlflowName" . }}:5000
+  value: {{ .Values.mlflow.trackingUri | default (printf "http://%s:5000" (include "llavamed.mlflowName" .)) | quote }}
 {{- with .Values.mlflow.auth.existingSecret }}
 - name: MLFLOW_TRACKING_USERNAME
   valueFrom:

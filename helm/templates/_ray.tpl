@@ -1,6 +1,25 @@
 {{/* The directory where the run configs are mounted. */}}
 {{- define "llavamed.configDir" -}}/etc/llavamed/configs{{- end }}
 
+{{/* Not app.kubernetes.io/name: KubeRay's services select by its own value of it. Arguments: those of the pod. */}}
+{{- define "llavamed.rayPodLabels" -}}
+{{ include "llavamed.raySelector" .root }}
+app.kubernetes.io/component: {{ .serve | ternary "serve" (ternary "ray-head" "ray-worker" .head) }}
+{{- end }}
+
+{{- define "llavamed.rayPodAnnotations" -}}
+{{- if .serve -}}
+# Another model changes the pods: KubeRay starts new ones next to the old ones, and then moves the requests.
+llavamed/export: {{ .root.Values.serve.export | quote }}
+{{- with .root.Values.serve.revision }}
+llavamed/revision: {{ ternary . (toString (int64 .)) (kindIs "string" .) | quote }}
+{{- end }}
+{{- end }}
+# Losing the head ends the job, losing a worker restarts it: no node is voluntarily removed under them.
+cluster-autoscaler.kubernetes.io/safe-to-evict: "false"
+karpenter.sh/do-not-disrupt: "true"
+{{- end }}
+
 {{/*
 The pod of the head and of the worker groups.
 Arguments: root (the chart's top scope), group (its values: those of ray.head, ray.cpu or ray.a100), head (bool), and
@@ -11,22 +30,8 @@ serve (bool) for the pods of the service.
 {{- $ray := .root.Values.ray -}}
 {{- $image := include "llavamed.image" .root -}}
 metadata:
-  labels:
-    # Not app.kubernetes.io/name: KubeRay's services select by its own value of it.
-    app.kubernetes.io/part-of: llavamed
-    app.kubernetes.io/instance: {{ include "llavamed.name" .root | quote }}
-    app.kubernetes.io/component: {{ .serve | ternary "serve" (ternary "ray-head" "ray-worker" .head) }}
-  annotations:
-    {{- if .serve }}
-    # Another model changes the pods: KubeRay starts new ones next to the old ones, and then moves the requests.
-    llavamed/export: {{ .root.Values.serve.export | quote }}
-    {{- with .root.Values.serve.revision }}
-    llavamed/revision: {{ ternary . (toString (int64 .)) (kindIs "string" .) | quote }}
-    {{- end }}
-    {{- end }}
-    # Losing the head ends the job, losing a worker restarts it: no node is voluntarily removed under them.
-    cluster-autoscaler.kubernetes.io/safe-to-evict: "false"
-    karpenter.sh/do-not-disrupt: "true"
+  {{- $metadata := dict "root" .root "labels" (include "llavamed.rayPodLabels" .) "annotations" (include "llavamed.rayPodAnnotations" .) }}
+  {{- include "llavamed.podMetadata" $metadata | nindent 2 }}
 spec:
   {{- include "llavamed.podBase" .root | nindent 2 }}
   # Only the autoscaler, in the head's pod, talks to the Kubernetes API.
@@ -50,15 +55,16 @@ spec:
         - {{ $ray.weights.mountPath | quote }}
       resources:
         {{- include "llavamed.resources" (dict "cpu" 1 "memory" "2Gi") | nindent 8 }}
-      {{- with include "llavamed.storageEnv" .root }}
       env:
-        {{- . | nindent 8 }}
-      {{- end }}
+        {{- include "llavamed.fetchEnv" . | include "llavamed.env" | nindent 8 }}
       {{- with include "llavamed.storageEnvFrom" .root }}
       {{- . | nindent 6 }}
       {{- end }}
       volumeMounts:
         - {name: weights, mountPath: {{ $ray.weights.mountPath }}}
+        {{- with $ray.extraVolumeMounts }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
   {{- end }}
   containers:
     - name: {{ ternary "ray-head" "ray-worker" .head }}

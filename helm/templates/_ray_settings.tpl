@@ -19,6 +19,9 @@ memory, and the disk in place of /dev/shm where that is smaller. Argument: a gro
 
 {{/* The nodes of a pod. Argument: a group's values. */}}
 {{- define "llavamed.placement" -}}
+{{- with .runtimeClass }}
+runtimeClassName: {{ . | quote }}
+{{- end }}
 {{- with .tolerations }}
 tolerations:
   {{- toYaml . | nindent 2 }}
@@ -34,6 +37,19 @@ tolerations:
 {{- with $selector }}
 nodeSelector:
   {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* What all containers of a Ray pod need to reach storage, such as a proxy. Arguments: those of the pod. */}}
+{{- define "llavamed.fetchEnv" -}}
+{{- with include "llavamed.storageEnv" .root }}
+{{ . }}
+{{- end }}
+{{- with .root.Values.ray.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- with .group.extraEnv }}
+{{ toYaml . }}
 {{- end }}
 {{- end }}
 
@@ -68,13 +84,5 @@ nodeSelector:
 - name: HF_HUB_OFFLINE
   value: "1"
 {{- end }}
-{{- with include "llavamed.storageEnv" .root }}
-{{ . }}
-{{- end }}
-{{- with $values.ray.extraEnv }}
-{{ toYaml . }}
-{{- end }}
-{{- with .group.extraEnv }}
-{{ toYaml . }}
-{{- end }}
+{{- include "llavamed.fetchEnv" . }}
 {{- end }}

@@ -44,23 +44,29 @@
 {{- end }}
 {{- end }}
 
+{{/* Arguments: those of the pod. */}}
+{{- define "llavamed.checkVolumes" -}}
+{{- include "llavamed.checkMounts" (dict "values" "ray" "volumes" (include "llavamed.rayVolumes" .) "mounts" (include "llavamed.rayMounts" .)) -}}
+{{- end }}
+
 {{/*
 Refuse volumes that Kubernetes would refuse, and mounts that it would refuse only once KubeRay makes the pods. Arguments:
-those of the pod.
+values (the section that users add them to), volumes and mounts, both as YAML.
 */}}
-{{- define "llavamed.checkVolumes" -}}
+{{- define "llavamed.checkMounts" -}}
+{{- $values := .values -}}
 {{- $names := list -}}
-{{- range include "llavamed.rayVolumes" . | fromYamlArray -}}
-{{- if has .name $names }}{{ fail (printf "ray.extraVolumes: the name %s is taken; choose another" .name) }}{{ end -}}
+{{- range print .volumes "\n" | fromYamlArray -}}
+{{- if has .name $names }}{{ fail (printf "%s.extraVolumes: the name %s is taken; choose another" $values .name) }}{{ end -}}
 {{- $names = append $names .name -}}
 {{- end -}}
 {{- $paths := list -}}
-{{- range include "llavamed.rayMounts" . | fromYamlArray -}}
+{{- range print .mounts "\n" | fromYamlArray -}}
 {{- $path := clean .mountPath -}}
 {{- if has $path $paths -}}
-{{- fail (printf "ray: two volumes are mounted at %s; move that of extraVolumeMounts, claims or weights.mountPath" $path) -}}
+{{- fail (printf "%s: two volumes are mounted at %s; move that of extraVolumeMounts%s" $values $path (ternary ", claims or weights.mountPath" "" (eq $values "ray"))) -}}
 {{- else if not (has .name $names) -}}
-{{- fail (printf "ray.extraVolumeMounts: %s, mounted at %s, is none of the volumes %s; add it to ray.extraVolumes" .name $path (join ", " $names)) -}}
+{{- fail (printf "%s.extraVolumeMounts: %s, mounted at %s, is none of the volumes %s; add it to %s.extraVolumes" $values .name $path (join ", " $names) $values) -}}
 {{- end -}}
 {{- $paths = append $paths $path -}}
 {{- end -}}

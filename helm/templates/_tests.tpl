@@ -1,17 +1,15 @@
 {{/* What the pods of `helm test` share; those of the last test stay, for their logs. */}}
 {{- define "llavamed.testMetadata" -}}
-labels:
-  {{- include "llavamed.labels" . | nindent 2 }}
-  app.kubernetes.io/component: test
-annotations:
-  helm.sh/hook: test
-  helm.sh/hook-delete-policy: before-hook-creation
+{{- $labels := printf "%s\napp.kubernetes.io/component: test" (include "llavamed.labels" .) -}}
+{{- $hook := toYaml (dict "helm.sh/hook" "test" "helm.sh/hook-delete-policy" "before-hook-creation") -}}
+{{- include "llavamed.podMetadata" (dict "root" . "labels" $labels "annotations" $hook) -}}
 {{- end }}
 
 {{- define "llavamed.testPod" -}}
 {{- include "llavamed.podBase" . }}
 automountServiceAccountToken: false
 restartPolicy: Never
+{{- include "llavamed.placement" (set (deepCopy .Values.ray.head) "name" "head") }}
 volumes:
   - name: ray
     emptyDir: {}

@@ -127,6 +127,18 @@ def test_templates_are_short() -> None:
 
 
 REFUSED = {
+    "label of the chart": (
+        {"podLabels": {"app.kubernetes.io/name": "x"}},
+        "podLabels: app.kubernetes.io/name is set by the chart or by KubeRay; use another key",
+    ),
+    "two servers": (
+        BUNDLED | {"mlflow.trackingUri": "https://mlflow.example.org"},
+        "mlflow.trackingUri=https://mlflow.example.org: the chart creates no MLflow server",
+    ),
+    "mount of no volume": (
+        {"mlflow.extraVolumeMounts": [{"name": "ca", "mountPath": "/ca"}]},
+        "mlflow.extraVolumeMounts: ca, mounted at /ca, is none of the volumes tmp, data; add it",
+    ),
     "typo": ({"runConfg": "demo.yaml"}, "additional properties 'runConfg' not allowed"),
     "nested typo": ({"ray.a100.gpu": 8}, "additional properties 'gpu' not allowed"),
     "text for a number": ({"ray.a100.gpus": "8"}, "/ray/a100/gpus': got string, want integer"),

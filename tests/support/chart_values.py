@@ -19,6 +19,8 @@ OTHER: dict[str, Any] = {
     "image.prePull": True,
     "runConfig": "demo.yaml",
     "runAsUser": 1234,
+    "podLabels": {"azure.workload.identity/use": "true"},
+    "podAnnotations": {"sidecar.istio.io/inject": "false"},
     "extraObjects": [{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "extra"}}],
     "serviceAccount.annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/llavamed"},
     "storage.existingSecret": "object-storage",
@@ -63,6 +65,8 @@ OTHER: dict[str, Any] = {
     "ray.a100.minReplicas": 1,
     "ray.a100.maxReplicas": 1,
     "ray.a100.gpus": 4,
+    "ray.a100.gpuResource": "nvidia.com/mig-3g.40gb",
+    "ray.a100.runtimeClass": "nvidia",
     "ray.a100.cpu": 32,
     "ray.a100.memory": "256Gi",
     "ray.a100.sharedMemory": "1Gi",
@@ -93,6 +97,11 @@ OTHER: dict[str, Any] = {
     "serve.cpu": 8,
     "serve.memory": "64Gi",
     "serve.disk": "90Gi",
+    "mlflow.trackingUri": "https://mlflow.example.org/team",
+    "mlflow.nodeSelector": {"pool": "services"},
+    "mlflow.tolerations": [{"key": "services", "operator": "Exists"}],
+    "mlflow.extraVolumes": [{"name": "authority", "configMap": {"name": "authority"}}],
+    "mlflow.extraVolumeMounts": [{"name": "tmp", "mountPath": "/scratch"}],
     "mlflow.image": "registry.example.org/mlflow:3.17.2",
     "mlflow.priorityClass": "services",
     "mlflow.extraEnv": [{"name": "MLFLOW_LOGGING_LEVEL", "value": "DEBUG"}],
@@ -153,7 +162,10 @@ ALL = {
     name: value
     for name, value in OTHER.items()
     if name
-    not in ("job.enabled", "job.queue", "ray.a100.capabilities", "mlflow.database.bundled.enabled")
+    not in (
+        *("job.enabled", "job.queue", "ray.a100.capabilities", "mlflow.database.bundled.enabled"),
+        "mlflow.trackingUri",
+    )
 }
 VALUE_SETS: dict[str, dict[str, Any]] = {
     "default": {},

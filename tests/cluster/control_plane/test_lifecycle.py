@@ -191,18 +191,21 @@ def test_every_section_can_be_changed_by_an_upgrade(namespace: Namespace) -> Non
         values = {name: OTHER[name] for name in OTHER if name.partition(".")[0] == section}
         for name in sorted(values):
             values = BESIDE.get(name, {}) | values
-        # The bundled database excludes the one of the Secret.
-        namespace.upgrade("--reset-values", *options(without(values, FIXED | BUNDLED.keys())))
+        # The bundled database excludes the one of the Secret, and a server of one's own both.
+        excluded = FIXED | BUNDLED.keys() | OWN_SERVER.keys()
+        namespace.upgrade("--reset-values", *options(without(values, excluded)))
 
 
 def without(values: dict[str, Any], names: set[str]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in names}
 
 
+OWN_SERVER = {"mlflow.trackingUri": OTHER["mlflow.trackingUri"]}
 OF_A_JOB = {name: OTHER[name] for name in OTHER if name.startswith("job.")} | BUNDLED
 TOGETHER = {
     "most": without(ALL, FIXED),
     "job": OF_A_JOB | {"ray.a100.capabilities": OTHER["ray.a100.capabilities"]},
+    "own-server": OWN_SERVER,
 }
 """All values but the fixed ones, in sets that fit together."""
 
@@ -267,3 +270,22 @@ def test_the_service_account_may_do_nothing(namespace: Namespace) -> None:
     manifest = namespace.helm("get", "manifest", "llavamed", "--namespace", namespace.name)
     kinds = {item["kind"] for item in yaml.safe_load_all(manifest) if item}
     assert not kinds & {"Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"}
+
+
+def test_an_upgrade_keeps_the_workers_of_the_autoscaler(namespace: Namespace) -> None:
+    """It writes into the worker groups, which have one owner as a whole."""
+    scaled = options(SCALED)
+    namespace.install(*scaled)
+    path = f"/apis/ray.io/v1/namespaces/{namespace.name}/rayclusters/llavamed"
+    groups = namespace.cluster()["spec"]["workerGroupSpecs"]
+    groups[0] |= {"replicas": 3, "scaleStrategy": {"workersToDelete": []}}
+    wanted = {"spec": {"workerGroupSpecs": groups}}
+    assert namespace.api.ask("PATCH", path, wanted).status_code == 200
+    namespace.upgrade(*scaled, "--set=mlflow.cpu=2")
+    assert namespace.cluster()["spec"]["workerGroupSpecs"] == groups
+    is_refused = namespace.helm.path.name == "helm4"  # as the chart's README says
+    forced = ["--force-conflicts"] if is_refused else []
+    namespace.upgrade(*scaled, "--set=ray.cpu.maxReplicas=9", *forced)
+    cpu, _ = namespace.cluster()["spec"]["workerGroupSpecs"]
+    assert (cpu["maxReplicas"], cpu["replicas"]) == (9, 3)
+    assert cpu["scaleStrategy"] == {"workersToDelete": []}
