@@ -68,7 +68,12 @@ PLURALS = {
     )
 }
 PLURALS |= {f"{stem}thoraces": f"{stem}thorax" for stem in ("", "pneumo", "hydro", "hemo", "pyo")}
-PLURALS |= {"cortices": "cortex", "apices": "apex", "appendices": "appendix"}
+PLURALS |= {
+    "pancreas": "pancreas",
+    "cortices": "cortex",
+    "apices": "apex",
+    "appendices": "appendix",
+}
 """Singular of Latin and Greek words by their plural."""
 ENDING_IN_SES = re.compile(r"(?<=\w\w)(o|ta|y|the|re)ses$")
 """Ending of plurals of words in -sis: diagnoses, metastases, epiphyses, prostheses."""

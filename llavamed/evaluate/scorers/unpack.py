@@ -16,10 +16,11 @@ _END_OF_THOUGHT = re.compile(
 _MARKS = (
     (re.compile(r"◁think▷|\[THINK\]|<unused94>(?:thought)?|<\|begin_of_thought\|>"), "<think>"),
     (re.compile(r"◁/think▷|\[/THINK\]|<unused95>|<\|end_of_thought\|>"), "</think>"),
+    (re.compile(r"~~.+?~~"), " "),
     (re.compile(r"\A.*<\|channel\|>\s*final\s*<\|message\|>", re.DOTALL), ""),
     (re.compile(r"<\|begin_of_box\|>(.*?)<\|end_of_box\|>", re.DOTALL), r"\\boxed{\1}"),
 )
-"""What some models write for marks that all know: of thought, of the answer after it, of a box."""
+"""What some models write for marks that all know: of thought, of what is struck out, of a box."""
 _FENCE = re.compile(r"```[a-z]*\s*\n?(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 _ANSWER_TAG = re.compile(
     r"<(answer|final_answer|response|output|result)>(.*?)(?:</\1>|\Z)", re.DOTALL | re.IGNORECASE

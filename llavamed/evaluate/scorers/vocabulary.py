@@ -108,7 +108,7 @@ AFFIRMING = re.compile(
 YES_ALONE = re.compile(
     r"\W*(?:(?:most|very|quite|highly)\s+)?(?:likely|probably|probable)\W*"
     r"|\W*(?:(?:certainly|definitely|clearly|surely)\W+)?(?:(?:i\s+(?:would\s+)?(?:think|believe|guess|suppose|say)|(?:it\s+)?(?:seems|appears|looks))\s+so"
-    r"|quite\s+so|(?:i[\'’]?m\s+)?afraid\s+so|you\s+bet|(?:it\s+)?sure\s+is"
+    r"|quite\s+so|i\s+(?:\w+ly\s+)?agree|(?:i[\'’]?m\s+)?afraid\s+so|you\s+bet|(?:it\s+)?sure\s+is"
     r"|of\s+course|definitely|certainly|exactly|precisely|right|clearly|obviously|u[hm][- ]huh"
     r"|(?:only\s+|just\s+)?(?:slight|mild|moderate|marked|severe|massive|minimal)ly"
     r"|(?:it|they)(?:['’](?:s|re)|\s+(?:is|are))\s+(?:there|visible|seen|so)"
@@ -119,7 +119,7 @@ YES_ALONE = re.compile(
 NO_ALONE = re.compile(
     r"\W*(?:(?:most|very|quite|highly)\s+)?(?:unlikely|improbable)\W*"
     r"|\W*(?:hardly|i\s+doubt\s+(?:it|that|so)|in\s+no\s+way|by\s+no\s+means"
-    r"|far\s+from\s+it|i\s+would(?:\s+not|n[\'’]t)\s+say\s+so|not\s+quite|not\s+(?:\w+ly)"
+    r"|far\s+from\s+it|i\s+(?:\w+ly\s+)?disagree|(?:that|this|it)(?:[\'’]?s|\s+is)\s+wrong|i\s+would(?:\s+not|n[\'’]t)\s+say\s+so|not\s+quite|not\s+(?:\w+ly)"
     r"|not\s+(?:(?:to|in|from)\s+my\s+\w+|that\s+i\s+(?:can\s+)?(?:see|tell|know\s+of)|as\s+far\s+as\s+i\s+can\s+(?:see|tell)"
     r"|(?:in|on|from)\s+(?:this|the)\s+(?:image|picture|scan|slice|view|film))|(?:it\s+)?(?:would\s+)?(?:seems?|appears?)\s+not)\W*",
     re.IGNORECASE,
