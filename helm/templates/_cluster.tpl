@@ -23,38 +23,6 @@ workerGroupSpecs:
   {{- end }}
 {{- end }}
 
-{{/* What tells whether an upgrade changes the worker groups. */}}
-{{- define "llavamed.groupsChecksum" -}}
-{{- get (include "llavamed.clusterSpec" . | fromYaml) "workerGroupSpecs" | toJson | sha256sum -}}
-{{- end }}
-
-{{/*
-The specification for the standing cluster. Its autoscaler writes the numbers of workers into the worker groups, a list
-that has one owner as a whole: what the chart alone knows of it would take workers from a running job, and Helm 4 refuses to
-overwrite it. So an upgrade leaves groups that it does not change as they are, and the numbers of workers in others.
-*/}}
-{{- define "llavamed.standingSpec" -}}
-{{- $live := dict -}}
-{{- if and .Values.ray.autoscaling.enabled .Release.IsUpgrade (.Capabilities.APIVersions.Has "ray.io/v1/RayCluster") -}}
-{{- $live = lookup "ray.io/v1" "RayCluster" .Release.Namespace (include "llavamed.name" .) -}}
-{{- end -}}
-{{- if $live -}}
-{{- $spec := include "llavamed.clusterSpec" . | fromYaml -}}
-{{- if eq (dig "metadata" "annotations" "llavamed/groups" "" $live) (include "llavamed.groupsChecksum" .) -}}
-{{- $_ := set $spec "workerGroupSpecs" $live.spec.workerGroupSpecs -}}
-{{- else -}}
-{{- range $group := $spec.workerGroupSpecs -}}
-{{- range $live.spec.workerGroupSpecs -}}
-{{- if eq .groupName $group.groupName }}{{ $_ := merge $group (pick . "replicas" "scaleStrategy") }}{{ end -}}
-{{- end -}}
-{{- end -}}
-{{- end -}}
-{{- toYaml $spec -}}
-{{- else -}}
-{{- include "llavamed.clusterSpec" . -}}
-{{- end -}}
-{{- end }}
-
 {{/* The head. Arguments: root, serve. */}}
 {{- define "llavamed.headGroup" -}}
 {{- $group := set (deepCopy .root.Values.ray.head) "name" "head" -}}

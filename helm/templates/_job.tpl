@@ -63,6 +63,6 @@ deletionStrategy:
 {{- end }}
 rayClusterSpec:
   {{- /* A job's cluster is created once: there is nothing to upgrade. */}}
-  {{- omit (include "llavamed.clusterSpec" $ | fromYaml) "upgradeStrategy" | toYaml | nindent 2 }}
+  {{- omit (include "llavamed.liveSpec" $ | fromYaml) "upgradeStrategy" | toYaml | nindent 2 }}
 {{- end }}
 {{- end }}

@@ -289,3 +289,17 @@ def test_an_upgrade_keeps_the_workers_of_the_autoscaler(namespace: Namespace) ->
     cpu, _ = namespace.cluster()["spec"]["workerGroupSpecs"]
     assert (cpu["maxReplicas"], cpu["replicas"]) == (9, 3)
     assert cpu["scaleStrategy"] == {"workersToDelete": []}
+
+
+def test_an_upgrade_keeps_what_kueue_wrote_into_a_job(namespace: Namespace) -> None:
+    queued = options({"job.enabled": True, "job.queue": "team"})
+    namespace.install(*queued)
+    path = f"/apis/ray.io/v1/namespaces/{namespace.name}/rayjobs/llavamed"
+    groups = namespace.api.get(path)["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    groups[1]["template"]["spec"]["nodeSelector"]["pool"] = "flavor"
+    wanted = {"spec": {"suspend": False, "rayClusterSpec": {"workerGroupSpecs": groups}}}
+    assert namespace.api.ask("PATCH", path, wanted).status_code == 200
+    namespace.upgrade(*queued, "--set=mlflow.cpu=2")
+    spec = namespace.api.get(path)["spec"]
+    assert spec["rayClusterSpec"]["workerGroupSpecs"] == groups
+    assert spec["suspend"] is False
