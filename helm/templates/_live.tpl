@@ -11,8 +11,8 @@
 {{/*
 The specification with what others have written into the worker groups: the autoscaler the numbers of workers, and Kueue
 the nodes. They are a list that has one owner as a whole: what the chart alone knows of it would take workers from a running
-job, and Helm 4 refuses to overwrite it. So an upgrade leaves groups that it does not change as they are, and the numbers of
-workers in others.
+job, and Helm 4 refuses to overwrite it. So an upgrade leaves groups of another owner as they are if it does not change them,
+and always the numbers of workers that the autoscaler has chosen.
 */}}
 {{- define "llavamed.liveSpec" -}}
 {{- $kind := ternary "RayJob" "RayCluster" .Values.job.enabled -}}
@@ -22,13 +22,19 @@ workers in others.
 {{- end -}}
 {{- if $live -}}
 {{- $groups := (ternary $live.spec.rayClusterSpec $live.spec .Values.job.enabled).workerGroupSpecs -}}
+{{- $foreign := false -}}
+{{- range $live.metadata.managedFields -}}
+{{- if and (ne .manager "helm") (contains "f:workerGroupSpecs" (toJson .fieldsV1)) }}{{ $foreign = true }}{{ end -}}
+{{- end -}}
 {{- $spec := include "llavamed.clusterSpec" . | fromYaml -}}
-{{- if eq (dig "metadata" "annotations" "llavamed/groups" "" $live) (include "llavamed.groupsChecksum" .) -}}
+{{- if and $foreign (eq (dig "metadata" "annotations" "llavamed/groups" "" $live) (include "llavamed.groupsChecksum" .)) -}}
 {{- $_ := set $spec "workerGroupSpecs" $groups -}}
-{{- else -}}
+{{- else if .Values.ray.autoscaling.enabled -}}
 {{- range $group := $spec.workerGroupSpecs -}}
 {{- range $groups -}}
-{{- if eq .groupName $group.groupName }}{{ $_ := merge $group (pick . "replicas" "scaleStrategy") }}{{ end -}}
+{{- if and (eq .groupName $group.groupName) (or .replicas .scaleStrategy) -}}
+{{- $_ := merge $group (pick . "replicas" "scaleStrategy") -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
