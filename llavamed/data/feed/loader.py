@@ -286,27 +286,29 @@ def collate(
         num_tokens: Tokens of the samples, without padding and blank images.
         row_tokens: Tokens that rows have at least.
     """
-    length = max(row_tokens, *(sum(len(sample.input_ids) for sample in row) for row in rows))
+    lengths = [[len(sample.input_ids) for sample in row] for row in rows]
+    length = max(row_tokens, *map(sum, lengths))
     input_ids = np.full((len(rows), length), data.pad_token_id, dtype=np.int64)
     targets = np.full((len(rows), length), IGNORE_INDEX, dtype=np.int64)
     position_ids = np.empty((len(rows), length), dtype=np.int64)
     position_ids[:] = positions = np.arange(length)
     for number, row in enumerate(rows):
         start = 0
-        for sample in row:
-            stop = start + len(sample.input_ids)
+        for sample, count in zip(row, lengths[number], strict=True):
+            stop = start + count
             input_ids[number, start:stop] = sample.input_ids
             targets[number, start : max(start, stop - 1)] = sample.labels[1:]
             if start:
-                position_ids[number, start:stop] = positions[: stop - start]
+                position_ids[number, start:stop] = positions[:count]
             start = stop
+        lengths[number][-1] += length - start  # the padding
     pixel_values, image_sizes = model_inputs(images, data.images)
     return Batch(
         input_ids=torch.from_numpy(input_ids),
         targets=torch.from_numpy(targets),
         supervised=torch.from_numpy(supervised_columns(targets)),
         position_ids=torch.from_numpy(position_ids),
-        sample_lengths=tuple(_lengths(row, length) for row in rows),
+        sample_lengths=tuple(map(tuple, lengths)),
         pixel_values=torch.from_numpy(pixel_values),
         image_sizes=torch.from_numpy(image_sizes),
         sample_ids=sample_ids,
@@ -322,12 +324,6 @@ def supervised_columns(targets: Integers) -> Integers:
     """
     columns = np.flatnonzero((targets != IGNORE_INDEX).any(axis=0))
     return columns if len(columns) else np.zeros(1, dtype=np.int64)
-
-
-def _lengths(row: Sequence[_Sample], length: int) -> tuple[int, ...]:
-    """Return the tokens of each sample of a row, the last with the padding up to this length."""
-    before = [len(sample.input_ids) for sample in row[:-1]]
-    return (*before, length - sum(before))
 
 
 def _ahead(items: Generator[list[Batch], None, None], depth: int) -> Iterator[list[Batch]]:

@@ -184,9 +184,14 @@ class PreparedDataset:
 
     def pixels(self, stored: pa.Buffer | bytes) -> Pixels:
         """Convert a stored image to pixels that `llavamed.processor.images.cut` takes."""
-        if self.manifest.made_from.store_images == "original":
+        if self._holds_files:
             return to_pixels(bytes(stored), self.images)
         return from_planes(stored, self.images.size)
+
+    @cached_property
+    def _holds_files(self) -> bool:
+        """Whether shards hold the bytes of image files and not pixels."""
+        return self.manifest.made_from.store_images == "original"
 
     def check_shards(self) -> None:
         """Raise DataError unless every shard of the index exists."""
