@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from report import Spread, bar_plot, finish, gate
-from resume import s3_server
+from s3_server import s3_server
 
 from llavamed.config.load import load_config
 from llavamed.storage.location import locate

@@ -104,6 +104,20 @@ def write_tars(prepared: Path, folder: Path) -> None:
                     tar.addfile(entry, io.BytesIO(data))
 
 
+def write_litdata(prepared: Path, folder: Path) -> None:
+    """Write the same samples for litdata, in chunks of the size that it advises."""
+    from litdata import optimize
+
+    shards = sorted(str(shard) for shard in (prepared / "shards").iterdir())
+    optimize(_for_litdata, shards, str(folder), chunk_bytes="64MB", num_workers=1, verbose=False)
+
+
+def _for_litdata(shard: str) -> Iterator[dict[str, Any]]:
+    for sample in _samples(Path(shard)):
+        tokens = {name: np.array(sample[name], np.int32) for name in ("input_ids", "labels")}
+        yield {"pixels": sample["pixels"][0], **tokens}
+
+
 def _samples(shard: Path) -> Iterator[dict[str, Any]]:
     with pq.ParquetFile(shard) as file:
         for batch in file.iter_batches(64, columns=["id", "pixels", "input_ids", "labels"]):

@@ -2,13 +2,18 @@
 
 Ours shuffles whole row groups over the epoch and samples within 8 of them, 512 samples; so does
 the torch `DataLoader` here. webdataset, Hugging Face's streams and Ray Data shuffle files and then
-a buffer of 512 samples. All normalise by the same function and pad to the longest of 16 samples.
+a buffer of 512 samples; litdata shuffles its chunks and then a window of its own choice. All
+normalise by the same function and pad to the longest of 16 samples.
+
+Each loader takes a root, which is a local folder, or an `s3://` URI for those of `ON_S3`.
 """
 
 import json
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
 
 import datasets
@@ -17,6 +22,7 @@ import numpy.typing as npt
 import pandas  # noqa: F401  pyarrow imports it on first use, and imports are not what is timed
 import pyarrow as pa
 import pyarrow.dataset  # the same
+import pyarrow.fs
 import pyarrow.parquet as pq
 import torch
 import webdataset as wds
@@ -67,11 +73,12 @@ class Collate:
     def samples(self, table: pa.Table) -> list[Sample]:
         """Return all samples of a table, without an object for each token or a copy of pixels."""
         columns = {name: table.column(name).combine_chunks() for name in COLUMNS}
-        lists = [columns[name] for name in ("input_ids", "labels")]
-        parts = [
-            np.split(c.flatten().to_numpy(), c.value_lengths().to_numpy().cumsum()[:-1])
-            for c in lists
-        ]
+        parts = []
+        for name in ("input_ids", "labels"):
+            values = columns[name].flatten().to_numpy()
+            ends = columns[name].value_lengths().to_numpy().cumsum().tolist()
+            # Not numpy.split, which takes several times as long.
+            parts.append([values[start:end] for start, end in pairwise([0, *ends])])
         pixels = columns["pixels"].flatten()
         return [
             self.sample(ids, labels, pixels[number].as_buffer())
@@ -79,9 +86,9 @@ class Collate:
         ]
 
 
-def ours(folder: Path) -> Iterator[Tensors]:
+def ours(root: str) -> Iterator[Tensors]:
     """Load with `StageLoader`, as one worker with one lane."""
-    data = Mixture((open_prepared(locate(str(folder / "prepared"))),))
+    data = Mixture((_prepared(root),))
     groups = data.groups
     order = order_stage(
         groups, np.ones_like(groups), seed=0, num_lanes=1, capacity=BATCH, num_epochs=1
@@ -91,12 +98,16 @@ def ours(folder: Path) -> Iterator[Tensors]:
 
 
 class _RowGroups(torch.utils.data.Dataset[Sample]):
-    """A map-style dataset, which keeps the row groups that were used last."""
+    """A map-style dataset, which keeps the row groups that were used last.
 
-    def __init__(self, dataset: PreparedDataset) -> None:
+    Arrow reads them, from S3 too, by its own client in C++. Footers are kept as ours are.
+    """
+
+    def __init__(self, dataset: PreparedDataset, root: str) -> None:
         self.collate = Collate(dataset)
-        self.folder = Path(dataset.location.path) / "shards"
-        self.shards = sorted(self.folder.iterdir())
+        self.shards = _shards(root)
+        self.files = _arrow_files(root)
+        self.footers: dict[int, pq.FileMetaData] = {}
         self.places = [
             (int(s), int(g), int(r))
             for s, g, r in zip(
@@ -106,7 +117,13 @@ class _RowGroups(torch.utils.data.Dataset[Sample]):
         self.read = lru_cache(WINDOW_ROW_GROUPS + 1)(self._read)
 
     def _read(self, shard: int, row_group: int) -> list[Sample]:
-        with pq.ParquetFile(self.shards[shard], page_checksum_verification=True) as file:
+        with pq.ParquetFile(
+            self.files.open_input_file(self.shards[shard]),
+            metadata=self.footers.get(shard),
+            pre_buffer=True,
+            page_checksum_verification=True,
+        ) as file:
+            self.footers[shard] = file.metadata
             return self.collate.samples(file.read_row_group(row_group, columns=COLUMNS))
 
     def __getitem__(self, number: int) -> Sample:
@@ -130,26 +147,29 @@ def _window_batches(groups: npt.NDArray[np.int64], num_streams: int) -> list[lis
     return [stream[i] for i in range(longest) for stream in streams if i < len(stream)]
 
 
-def torch_loader(folder: Path, num_workers: int) -> Iterator[Tensors]:
+def torch_loader(root: str, num_workers: int) -> Iterator[Tensors]:
     """`DataLoader` over the row groups of the same shards, whose checksums it verifies as ours."""
-    dataset = open_prepared(locate(str(folder / "prepared")))
+    dataset = _prepared(root)
     yield from torch.utils.data.DataLoader(
-        _RowGroups(dataset),
+        _RowGroups(dataset, root),
         batch_sampler=_window_batches(dataset.groups, max(1, num_workers)),
         collate_fn=Collate(dataset),
         num_workers=num_workers,
     )
 
 
-def webdataset(folder: Path) -> Iterator[Tensors]:
-    """Tars of raw pixels and JSON."""
-    collate = Collate(open_prepared(locate(str(folder / "prepared"))))
+def webdataset(root: str) -> Iterator[Tensors]:
+    """Tars of raw pixels and JSON, which curl reads from S3, as webdataset does with URLs."""
+    collate = Collate(_prepared(root))
 
     def decode(entry: dict[str, Any]) -> Sample:
         tokens = json.loads(entry["json"])
         return collate.sample(tokens["input_ids"], tokens["labels"], entry["pixels"])
 
-    tars = sorted(str(path) for path in (folder / "tars").iterdir())
+    folder = locate(f"{root}/tars")
+    tars = [str(folder / name) for name in folder.children()]
+    if root.startswith("s3://"):
+        tars = [tar.replace("s3:/", os.environ["AWS_ENDPOINT_URL"]) for tar in tars]
     yield from (
         wds.WebDataset(tars, shardshuffle=len(tars), seed=0)
         .shuffle(BUFFER)
@@ -158,11 +178,34 @@ def webdataset(folder: Path) -> Iterator[Tensors]:
     )
 
 
-def hf_stream(folder: Path) -> Iterator[Tensors]:
+def litdata(root: str) -> Iterator[Tensors]:
+    """litdata's chunks. They pass through a folder on the disk, which is empty at the start."""
+    from litdata import StreamingDataLoader, StreamingDataset
+    from litdata.streaming import downloader
+
+    # Its client takes servers without TLS only if it is told to, for which there is no setting.
+    downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True
+    collate = Collate(_prepared(root))
+
+    def decode(entry: dict[str, Any]) -> Sample:
+        # Copied, because what it hands over is gone when its chunk is deleted.
+        return collate.sample(
+            entry["input_ids"].copy(), entry["labels"].copy(), bytes(entry["pixels"])
+        )
+
+    with tempfile.TemporaryDirectory() as cache:
+        stream = StreamingDataset(
+            f"{root}/litdata", cache_dir=cache, shuffle=True, seed=0, transform=decode
+        )
+        yield from StreamingDataLoader(stream, batch_size=BATCH, collate_fn=collate)
+
+
+def hf_stream(root: str) -> Iterator[Tensors]:
     """Hugging Face datasets, streaming the same Parquet files through a shuffle buffer."""
-    collate = Collate(open_prepared(locate(str(folder / "prepared"))))
+    collate = Collate(_prepared(root))
+    shards = [f"s3://{name}" if root.startswith("s3://") else name for name in _shards(root)]
     stream = datasets.load_dataset(
-        "parquet", data_files=_shards(folder), split="train", streaming=True, columns=COLUMNS
+        "parquet", data_files=shards, split="train", streaming=True, columns=COLUMNS
     )
     rows = stream.shuffle(seed=0, buffer_size=BUFFER).with_format("numpy")
     for rows_of_batch in rows.iter(BATCH):
@@ -174,30 +217,30 @@ def hf_stream(folder: Path) -> Iterator[Tensors]:
         )
 
 
-def hf_map(folder: Path) -> Iterator[Tensors]:
+def hf_map(root: str) -> Iterator[Tensors]:
     """Hugging Face datasets, memory-mapped: any sample at any time, uncompressed on disk."""
-    collate = Collate(open_prepared(locate(str(folder / "prepared"))))
-    rows = convert_for_hf(folder).shuffle(seed=0).with_format("arrow")
+    collate = Collate(_prepared(root))
+    rows = convert_for_hf(root).shuffle(seed=0).with_format("arrow")
     for start in range(0, len(rows), BATCH):
         yield collate(collate.samples(rows[start : start + BATCH]))
 
 
-def convert_for_hf(folder: Path) -> Any:
+def convert_for_hf(root: str) -> Any:
     """The memory-mapped copy of the shards; made on first use, which is not measured."""
     return datasets.load_dataset(
         "parquet",
-        data_files=_shards(folder),
+        data_files=_shards(root),
         split="train",
         columns=COLUMNS,
-        cache_dir=str(folder / "hf"),
+        cache_dir=f"{root}/hf",
     )
 
 
-def ray_data(folder: Path) -> Iterator[Tensors]:
+def ray_data(root: str) -> Iterator[Tensors]:
     """Ray Data's `iter_torch_batches` over the same shards; Ray is already running."""
     import ray
 
-    collate = Collate(open_prepared(locate(str(folder / "prepared"))))
+    collate = Collate(_prepared(root))
 
     def to_tensors(columns: dict[str, Any]) -> Tensors:
         return collate(
@@ -208,7 +251,7 @@ def ray_data(folder: Path) -> Iterator[Tensors]:
         )
 
     yield from ray.data.read_parquet(
-        _shards(folder), columns=COLUMNS, shuffle="files"
+        _shards(root), columns=COLUMNS, shuffle="files", filesystem=_arrow_files(root)
     ).iter_torch_batches(
         batch_size=BATCH,
         local_shuffle_buffer_size=BUFFER,
@@ -217,17 +260,35 @@ def ray_data(folder: Path) -> Iterator[Tensors]:
     )
 
 
-def _shards(folder: Path) -> list[str]:
-    return sorted(str(path) for path in (folder / "prepared" / "shards").iterdir())
+def _prepared(root: str) -> PreparedDataset:
+    return open_prepared(locate(f"{root}/prepared"))
+
+
+def _shards(root: str) -> list[str]:
+    """The shards, by the paths that Arrow's filesystems know."""
+    folder = locate(f"{root}/prepared/shards")
+    return [(folder / name).path for name in folder.children()]
+
+
+def _arrow_files(root: str) -> pyarrow.fs.FileSystem:
+    if root.startswith("s3://"):
+        return pyarrow.fs.S3FileSystem(endpoint_override=os.environ["AWS_ENDPOINT_URL"])
+    return pyarrow.fs.LocalFileSystem()
 
 
 MAPPED = "HF datasets, memory-mapped"
-LOADERS: dict[str, Callable[[Path], Iterator[Tensors]]] = {
+RAY = "Ray Data"
+FORKING = "torch DataLoader, 2 workers"
+LOADERS: dict[str, Callable[[str], Iterator[Tensors]]] = {
     "ours": ours,
-    "torch DataLoader, 0 workers": lambda folder: torch_loader(folder, 0),
-    "torch DataLoader, 2 workers": lambda folder: torch_loader(folder, 2),
+    "torch DataLoader, 0 workers": lambda root: torch_loader(root, 0),
+    FORKING: lambda root: torch_loader(root, 2),
     "webdataset": webdataset,
+    "litdata": litdata,
     "HF datasets, streaming": hf_stream,
     MAPPED: hf_map,
-    "Ray Data": ray_data,
+    RAY: ray_data,
 }
+ON_S3 = tuple(name for name in LOADERS if name not in {MAPPED, FORKING})
+"""Those that are measured on S3 too: a copy on the disk is not there, and Arrow's client may not be
+taken into a process that is forked."""

@@ -9,20 +9,17 @@ file caches, and from an S3 server on this machine.
 
 import argparse
 import os
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from dataset import make_dataset
 from report import bar_plot, finish, gate
+from s3_server import s3_server
 
 from llavamed.data.feed.loader import StageLoader
 from llavamed.data.feed.order import StageOrder, order_stage
@@ -93,35 +90,6 @@ def drop_file_cache(folder: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)
-
-
-@contextmanager
-def s3_server() -> Iterator[str]:
-    """Provide a bucket of an S3 server in its own process, and the environment for it."""
-    import s3fs
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        os.environ |= {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
-        for _ in range(300):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        s3fs.S3FileSystem().mkdir("benchmark")
-        yield "s3://benchmark"
-    finally:
-        server.terminate()
-        server.wait()
 
 
 def main() -> int:
