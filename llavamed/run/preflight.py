@@ -10,6 +10,7 @@ from transformers import AutoModel, LlavaConfig, LlavaNextConfig
 
 from llavamed.config.model import Model
 from llavamed.config.run import RunConfig
+from llavamed.config.stage import Stage
 from llavamed.data.feed.order import StageOrder
 from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import ConfigError, SampleError
@@ -199,11 +200,28 @@ def check_stage(plan: StagePlan, job: StageJob, data: Mixture) -> StageOrder:
 
     Raises:
         DataError: A shard is missing, or a sample is longer than a pack.
-        ConfigError: The initial weights expect another image token than the data has.
+        ConfigError: The initial weights expect another image token than the data has, or the stage
+            trains only what reads images, and the data has none.
     """
     start = job.initial_weights
     if start is not None and start == job.initial_fingerprint:  # not made by a stage of this run
         key = f"stages.{plan.stage.name}.initial_weights"
         check_image_token(whole_config(start, key), data.image_token_id, f"{key}={start}")
+    check_images(plan.stage, data)
     data.check_shards()
     return order_of(plan.stage, data, job.config.seed)
+
+
+def check_images(stage: Stage, data: Mixture) -> None:
+    """Refuse a stage that trains only what reads images, or warn of one, if its data has none."""
+    reading = [part for part in stage.trainable if part != "language_model"]
+    if not reading or data.column("num_images").any():
+        return
+    fact = f"no sample of {', '.join(stage.mixture)} has an image"
+    if "language_model" not in stage.trainable:
+        raise ConfigError(
+            f"stages.{stage.name}.trainable=[{', '.join(reading)}]: {fact}, so nothing would "
+            "train; add language_model, or name data with images"
+        )
+    for part in reading:
+        logger.warning("stages.%s: %s, so %s does not change", stage.name, fact, part)

@@ -6,12 +6,14 @@ import pytest
 
 from llavamed.config.load import override_config, parse_config
 from llavamed.config.run import RunConfig
+from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import ConfigError, DataError
 from llavamed.processor.build import build_processor
 from llavamed.processor.pretrained import part_config
 from llavamed.run.curriculum import find_stage, plan_curriculum
 from llavamed.run.preflight import (
     check_adapters,
+    check_images,
     check_settings,
     check_stage,
     check_weights,
@@ -20,6 +22,7 @@ from llavamed.run.preflight import (
 from llavamed.storage.location import MANIFEST, locate
 from llavamed.storage.manifest import Layout, StageSettings, write
 from llavamed.train.job import StageJob
+from tests.support import small_datasets
 from tests.support.manifests import checkpoint_manifest
 from tests.support.small_tokenizers import chatml
 from tests.support.training_setup import make_job, mixture
@@ -66,6 +69,26 @@ def test_an_end_that_no_stage_trains_is_told(
         assert [line[:42] for line in caplog.messages] == (
             ["stages: none trains the output layer, and "] * is_told
         )
+
+
+def test_a_stage_that_reads_images_of_data_without_any_is_told(
+    tiny_config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = Mixture((small_datasets.prepare(f"{tmp_path}/words", 4, num_images=(0,)).dataset,))
+    both = Mixture((small_datasets.prepare(f"{tmp_path}/both", 4).dataset,))
+    stage = tiny_config.stages[0]
+    projector = stage.model_copy(update={"trainable": ("projector",)})
+    whole = stage.model_copy(update={"trainable": ("projector", "language_model")})
+    with pytest.raises(
+        ConfigError, match=r"^stages.align.trainable=\[projector\]: no sample of capt"
+    ):
+        check_images(projector, words)
+    for each, data in ((projector, both), (whole, both), (whole, words)):
+        assert not caplog.messages
+        check_images(each, data)
+    assert caplog.messages == [
+        "stages.align: no sample of captions has an image, so projector does not change"
+    ]
 
 
 def test_a_sample_that_is_longer_than_a_pack(tiny_config: RunConfig, tmp_path: Path) -> None:
