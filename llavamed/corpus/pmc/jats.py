@@ -18,6 +18,7 @@ Element: TypeAlias = etree._Element
 MAX_BYTES = 50 << 20
 """Articles above this size are refused; real ones rarely reach a tenth of it."""
 
+_GZIP = b"\x1f\x8b"
 _NAMED = re.compile(rb"&([A-Za-z][A-Za-z0-9]{1,31});")
 """An entity by its name, which a file without a document type may not have, and some do."""
 _CDATA = re.compile(rb"(<!\[CDATA\[.*?(?:\]\]>|\Z))", re.DOTALL)
@@ -54,10 +55,12 @@ def parse_articles(data: bytes, name: str) -> list[Element]:
         name: Its name, for errors.
 
     Raises:
-        DataError: The file is too large, is not XML, or has no article.
+        DataError: The file is too large, packed, not XML, or has no article.
     """
     if len(data) > MAX_BYTES:
         raise DataError(f"{name}: has {len(data):,} bytes, at most {MAX_BYTES:,} are read; skip it")
+    if data.startswith(_GZIP):
+        raise DataError(f"{name}: is packed by gzip; unpack it")
     pieces = _CDATA.split(data.lstrip())
     pieces[::2] = [_NAMED.sub(_numbered, piece) for piece in pieces[::2]]
     parser = etree.XMLParser(
