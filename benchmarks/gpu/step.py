@@ -5,14 +5,16 @@ without Ray. First the loss of the same samples, packed and padded, must agree; 
 matrix product shows what the card can do; then each case trains in a process of its own, and prints
 its numbers as soon as it has them. `--part trainers` compares with Hugging Face's Trainer;
 `--part kernels` switches on each kernel by itself and all of them, whose first loss must be that of
-plain ones. With a 7B model on one H100 a part takes about nine minutes by estimate: none has been
-run on a GPU yet. `--tiny` runs on a CPU what a CPU can, and says what it leaves out.
+plain ones. The result holds what `llavamed plan --measured` reads. With a 7B model on one H100 a
+part takes about nine minutes by estimate: none has been run on a GPU yet. `--tiny` runs on a CPU
+what a CPU can, and says what it leaves out.
 
     python benchmarks/gpu/step.py [--stage align|instruct] [--part trainers|kernels] [--tiny]
 """
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -31,13 +33,16 @@ from llavamed.config.engine import Engine, Kernels
 from llavamed.config.stage import Recomputed, Stage
 from llavamed.data.feed.loader import Batch, supervised_columns
 from llavamed.model.attention import attend_per_sample
-from llavamed.model.cost.flops import Workload, peak_flops, stage_flops
+from llavamed.model.cost.flops import Workload, accelerator_name, peak_flops, stage_flops
+from llavamed.model.cost.memory import stage_memory
+from llavamed.model.cost.speeds import Setting
 from llavamed.model.freeze import freeze
 from llavamed.model.kernels import use_kernels
 from llavamed.model.llava import trust_image_tokens
 from llavamed.model.loss import supervised_loss
 from llavamed.model.recompute import recompute
 from llavamed.processor.turns import IGNORE_INDEX
+from llavamed.storage.manifest import MeasuredMemory, Measurement, PlannedBytes
 from llavamed.train.context import local_context
 from llavamed.train.engine import TrainingEngine
 
@@ -73,6 +78,8 @@ class Scale:
         self.image_tokens = (self.image // self.patch) ** 2
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.card = torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU"
+        self.accelerator = accelerator_name(self.card) or self.card
 
     def model(self) -> LlavaForConditionalGeneration:
         """A LLaVA made on the device."""
@@ -194,12 +201,14 @@ def ours(
     use_kernels(model, kernels, scale.device)
     trust_image_tokens(model, model.config.image_token_id)
     settings: dict[str, Any] = {"gradient_checkpointing": recomputed}
-    if not packing:
+    if packing:
+        settings |= {"max_tokens": scale.pack}
+    else:
         rows = scale.padded_rows
         settings |= {"packing": False, "micro_batch_size": rows, "global_batch_size": rows}
     stage = scale.stage_config(**settings)
     precision = "bf16" if scale.dtype == torch.bfloat16 else "fp32"
-    engine_config = Engine(zero_stage=zero_stage, precision=precision)
+    engine_config = Engine(zero_stage=zero_stage, precision=precision, kernels=kernels)
     chosen = scale.packs() if packing else scale.rows()
     lengths = [next(chosen) for _ in range(scale.warm_up + scale.steps)]
     shapes = [[one] if packing else [[length] for length in one] for one in lengths]
@@ -209,6 +218,7 @@ def ours(
     flops = sum(
         float(stage_flops(model, stage, scale.work(one))) for one in lengths[scale.warm_up :]
     )
+    planned = plan_memory(scale, model, stage, engine_config, lengths)
     with local_context(lambda _: None):
         engine = TrainingEngine(model, stage=stage, config=engine_config, world_size=1)
 
@@ -223,7 +233,32 @@ def ours(
 
         seconds = seconds_of(step, scale)
         engine.close()
-    return {"first_loss": losses[0].item()} | numbers(scale, lengths, seconds, flops)
+    found = {"first_loss": losses[0].item()} | numbers(scale, lengths, seconds, flops)
+    measured = Measurement(
+        result=scale.stage,
+        **vars(Setting.of(stage, kernels, scale.accelerator)),
+        mfu=found["mfu"],
+        memory=MeasuredMemory(planned=planned, peak_bytes=found["peak_bytes"]),
+    )
+    return found | {"measured": measured.model_dump(mode="json")}
+
+
+def plan_memory(
+    scale: Scale, model: Any, stage: Stage, engine: Engine, lengths: list[list[int]]
+) -> PlannedBytes:
+    """What `llavamed plan` would count for samples of these lengths."""
+    samples = [length for one in lengths for length in one]
+    text = sum(length - scale.image_tokens - 1 for length in samples)
+    return stage_memory(
+        model,
+        freeze(model, stage.trainable),
+        stage=stage,
+        engine=engine,
+        num_workers=1,
+        longest=max(samples),
+        supervised=text / sum(samples),
+        tiles_per_token=1 / min(samples),
+    ).counted
 
 
 def trainer(scale: Scale, *, recompute: bool, rows: int) -> dict[str, Any]:
@@ -289,14 +324,21 @@ def numbers(
 ) -> dict[str, Any]:
     """What a case reports."""
     timed = lengths[scale.warm_up if skipped is None else skipped :]
-    peak = peak_flops(torch.cuda.get_device_name()) if scale.device.type == "cuda" else None
+    peak = peak_flops(scale.card)
     return {
         "tokens_per_second": sum(map(sum, timed)) / seconds,
         "samples_per_second": sum(map(len, timed)) / seconds,
         "flops_per_second": flops / seconds,
         "mfu": None if peak is None else flops / seconds / peak,
-        "peak_bytes": torch.cuda.max_memory_allocated() if peak is not None else None,
+        "peak_bytes": peak_bytes(scale),
     }
+
+
+def peak_bytes(scale: Scale) -> int:
+    """The most bytes of the GPU's tensors, or of this process if there is no GPU."""
+    if scale.device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def agree(scale: Scale) -> dict[str, Any]:
@@ -395,10 +437,16 @@ def main() -> int:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             failed = {"error": done.stderr.strip()[-500:]}
             results[case] = failed if done.returncode else json.loads(done.stdout.splitlines()[-1])
-        print(f"{case:28} {json.dumps(results[case])}", flush=True)
+        numbers = {key: value for key, value in results[case].items() if key != "measured"}
+        print(f"{case:28} {json.dumps(numbers)}", flush=True)
     part = "" if asked.part == "trainers" else f"-{asked.part}"
     name = f"gpu-step-{asked.stage}{part}{'-tiny' if asked.tiny else ''}"
-    return report.finish(name, {"cases": results, "gates": gates(results)})
+    measured = [
+        row["measured"] | {"result": f"{name}: {case}"}
+        for case, row in results.items()
+        if "measured" in row
+    ]
+    return report.finish(name, {"cases": results, "measured": measured, "gates": gates(results)})
 
 
 def gates(results: dict[str, Any]) -> list[dict[str, Any]]:

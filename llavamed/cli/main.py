@@ -142,16 +142,30 @@ def plan(
     num_gpus: Annotated[
         int | None, typer.Option(help="Number of GPUs. By default the workers of the config.")
     ] = None,
-    mfu: Annotated[float, typer.Option(help="Assumed model FLOPs utilization.")] = 0.4,
+    mfu: Annotated[
+        float | None,
+        typer.Option(
+            help="Assumed model FLOPs utilization. By default what is measured of the setting, or "
+            "else 0.4."
+        ),
+    ] = None,
     auto: Annotated[
         bool,
         typer.Option("--auto", help="Choose the fastest settings that fit, and plan with them."),
     ] = False,
+    measured: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="File with measured speed and memory: a result of benchmarks/gpu/step.py, or the "
+            "summary.json of a run on GPUs. May be repeated."
+        ),
+    ] = None,
 ) -> None:
     """Show what a run will do and cost: steps, tokens, memory, hours. This starts nothing."""
     run = load_run(config, overrides)
     from llavamed.cli.tables import print_line, show_plan
     from llavamed.config.load import override_config
+    from llavamed.model.cost.speeds import with_measurements
     from llavamed.run.auto_plan import choose, reasons
     from llavamed.run.plan import plan_run
 
@@ -159,14 +173,16 @@ def plan(
         from llavamed.cli.corpus_tables import show_corpus_forecast
 
         show_corpus_forecast(run.corpus, os.cpu_count() or 1, console)
+    speeds = with_measurements(measured or [])
     if auto:
-        changes, choices = choose(run, accelerator=gpu, num_gpus=num_gpus)
+        changes, choices = choose(run, accelerator=gpu, num_gpus=num_gpus, speeds=speeds)
         for choice in choices:
             for sentence in reasons(choice):
                 print_line(console, sentence)
         print_line(console, f"settings: {' '.join(changes) or 'those of the config'}")
         run = override_config(run, changes)
-    show_plan(plan_run(run, accelerator=gpu, num_gpus=num_gpus, mfu=mfu), console)
+    costs = plan_run(run, accelerator=gpu, num_gpus=num_gpus, mfu=mfu, speeds=speeds)
+    show_plan(costs, console)
 
 
 @app.command()

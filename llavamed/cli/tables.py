@@ -221,7 +221,10 @@ def show_benchmarks(console: Console) -> None:
 def show_plan(costs: Sequence["StageCost"], console: Console) -> None:
     """Print what a run will do and cost."""
     first = costs[0]
-    title = f"{first.num_gpus} x {first.accelerator} at {first.mfu:.0%} model-FLOPs utilization"
+    rates = dict.fromkeys(f"{cost.mfu:.0%}" for cost in costs)
+    title = (
+        f"{first.num_gpus} x {first.accelerator} at {' and '.join(rates)} model-FLOPs utilization"
+    )
     table = _table(title, "", *(cost.name for cost in costs))
     declared = [f"{cost.dataset}{' (declared)' if cost.is_declared else ''}" for cost in costs]
     rows: dict[str, list[str]] = {
@@ -252,6 +255,9 @@ def show_plan(costs: Sequence["StageCost"], console: Console) -> None:
     for sentence in dict.fromkeys(each for cost in costs for each in cost.assumed):
         print_line(console, sentence)
     for cost in costs:
+        rate = f"measured ({cost.mfu_by})" if cost.mfu_by else "assumed"
+        utilization = f"{cost.mfu:.0%} model-FLOPs utilization is {rate}"
+        print_line(console, f"{cost.name}: {utilization}; {cost.memory_source}")
         if cost.memory.total > cost.gpu_memory:
             changes = [
                 f"{each.change} ({each.num_bytes / 1e9:.1f} GB less)" for each in cost.savings

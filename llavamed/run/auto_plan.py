@@ -16,7 +16,7 @@ from llavamed.config.stage import Stage
 from llavamed.errors import ConfigError
 from llavamed.model.attention import attend_per_sample, keeps_apart
 from llavamed.model.cost.flops import ACCELERATORS
-from llavamed.model.cost.speeds import Speeds, shipped_speeds
+from llavamed.model.cost.speeds import Setting, Speeds, shipped_speeds
 from llavamed.model.llava import shape_on_meta
 from llavamed.run.plan import (
     StageCost,
@@ -132,7 +132,7 @@ def _trials(config: RunConfig, stage: Stage, accelerator: str, speeds: Speeds) -
     def tried(changes: tuple[str, ...]) -> Trial:
         changed = override_config(config, list(changes))
         own = changed.stages[position]
-        cost = plan_stage(changed, own, shape, accelerator, mfu=1.0)
+        cost = plan_stage(changed, own, shape, accelerator, mfu=1.0, speeds=speeds)
         return _timed(changed, own, cost, changes, speeds)
 
     configured = tried(())
@@ -232,13 +232,8 @@ def _timed(
     gradients = trained * width * (passes if engine.zero_stage >= 2 else 1)
     gathered = 2 * number * width * passes if engine.zero_stage == 3 else trained * width
     sent = (gradients + gathered) * (workers - 1) / workers
-    learns = "language_model" in stage.trainable and stage.lora is None
-    mfu, measured_by = speeds.mfu(
-        cost.accelerator,
-        trains_language_model=learns,
-        gradient_checkpointing=stage.gradient_checkpointing,
-        kernels=engine.kernels,
-    )
+    setting = Setting.of(stage, engine.kernels, cost.accelerator)
+    mfu, measured_by = speeds.mfu(setting)
     return Trial(
         changes=changes,
         cost=cost,
@@ -271,6 +266,6 @@ def reasons(choice: ChosenSettings) -> list[str]:
     origin = f"measured ({chosen.measured_by})" if chosen.measured_by else "arithmetic"
     sentences.append(
         f"  the fastest of {choice.num_fitting} settings that fit, of {choice.num_tried} tried; "
-        f"hours are {origin}"
+        f"hours are {origin}; {chosen.cost.memory_source}"
     )
     return sentences

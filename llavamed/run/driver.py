@@ -52,6 +52,7 @@ from llavamed.storage.lease import Lease, hold_lease
 from llavamed.storage.location import check_writable, locate
 from llavamed.storage.manifest import (
     ExportManifest,
+    Measurement,
     ScoresManifest,
     find,
     write,
@@ -193,7 +194,7 @@ def _run(
 ) -> RunSummary:
     lease = jobs[-1].lease
     assert lease is not None
-    stages, evaluations = [], {}
+    stages, evaluations, measured = [], {}, list[Measurement]()
     for plan, job in zip(plans, jobs, strict=True):
         result = plan.result() or _train(config, plan, job, datasets, tracker, record)
         record.stage_finished(plan.stage.name, result)
@@ -204,6 +205,7 @@ def _run(
             track_evaluation(config, plan, found, tracker)
             evaluations[plan.stage.name] = found
         stages.append(_stage_summary(plan, result, record.spent(plan.stage.name)))
+        measured += [result.measured] if result.measured is not None else []
     lease.check()
     track_end(config, plans, evaluations, tracker)
     return RunSummary(
@@ -215,6 +217,7 @@ def _run(
         evaluations=tuple(evaluations.values()),
         currency=config.gpu_prices.currency,
         prices_date=config.gpu_prices.date,
+        measured=tuple(measured),
     )
 
 

@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from llavamed.config.data import Dataset, Declared
@@ -21,17 +20,20 @@ from llavamed.data.prepared.dataset import PreparedDataset, open_prepared
 from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import ConfigError, StorageError
 from llavamed.model.adapters import add_adapters
-from llavamed.model.cost.flops import ACCELERATORS, Accelerator, Workload, stage_flops
+from llavamed.model.cost.flops import ACCELERATORS, Accelerator, stage_flops
 from llavamed.model.cost.memory import Memory, stage_memory
-from llavamed.model.cost.padding import Floats, lognormal_lengths, longest_moment, padded_packs
 from llavamed.model.cost.savings import Saving, find_savings
+from llavamed.model.cost.speeds import Correction, Setting, Speeds, shipped_speeds
 from llavamed.model.freeze import PartCount, freeze
 from llavamed.model.llava import shape_on_meta
 from llavamed.processor.pretrained import config_tiling
 from llavamed.processor.tiles import Tiling
+from llavamed.run.workload import declared_workload, measured_workload
 from llavamed.storage.location import MANIFEST, Location, locate
-from llavamed.train.job import order_of
 from llavamed.train.measure import step_flops
+
+ASSUMED_MFU = 0.4
+"""The model-FLOPs utilization of a setting that is not measured."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,9 @@ class StageCost:
     packing the part of `max_tokens` that stays empty."""
     parts: list[PartCount]
     memory: Memory
+    """The memory of one GPU: as planned, or corrected by a measurement."""
+    correction: Correction | None
+    """The measurement that corrects it."""
     savings: tuple[Saving, ...]
     """Settings that would save memory, if the stage does not fit."""
     flops: float
@@ -63,10 +68,27 @@ class StageCost:
     prices: GpuPrices
     assumed: tuple[str, ...]
     """Sentences that say what is assumed about datasets that are not prepared."""
+    mfu_by: str | None = None
+    """The measurement that `mfu` is taken from, if any."""
+
+    @property
+    def memory_source(self) -> str:
+        """Say where `memory` is taken from."""
+        found = self.correction
+        if found is None:
+            return "memory is estimated"
+        if found.is_same:
+            return f"memory is measured ({found.result})"
+        return f"memory is the estimate times {found.factor:.2f}, measured nearby ({found.result})"
 
 
 def plan_run(
-    config: RunConfig, *, accelerator: str, num_gpus: int | None = None, mfu: float = 0.4
+    config: RunConfig,
+    *,
+    accelerator: str,
+    num_gpus: int | None = None,
+    mfu: float | None = None,
+    speeds: Speeds | None = None,
 ) -> list[StageCost]:
     """Return what every stage does and costs.
 
@@ -74,7 +96,9 @@ def plan_run(
         config: The run.
         accelerator: A name in `ACCELERATORS`.
         num_gpus: Number of GPUs; by default the config's workers, or the most of a range.
-        mfu: Model-FLOPs utilization: the fraction of the GPUs' peak that is reached.
+        mfu: Model-FLOPs utilization: the fraction of the GPUs' peak that is reached. By default
+            what is measured of a stage's setting, or else `ASSUMED_MFU`.
+        speeds: What is measured; by default what comes with llavamed.
 
     Raises:
         ConfigError: The GPU is unknown, an image leaves no room for text, a dataset is neither
@@ -82,10 +106,16 @@ def plan_run(
     """
     find_accelerator(accelerator)
     config = override_config(config, workers_override(config, num_gpus))
-    return [
-        plan_stage(config, stage, shape_stage(config, stage), accelerator, mfu)
-        for stage in config.stages
-    ]
+    speeds = speeds or shipped_speeds()
+    costs = []
+    for stage in config.stages:
+        setting = Setting.of(stage, config.engine_of(stage).kernels, accelerator)
+        measured = None if mfu is not None else speeds.measured_mfu(setting)
+        reached, by = measured or (mfu or ASSUMED_MFU, None)
+        shape = shape_stage(config, stage)
+        cost = plan_stage(config, stage, shape, accelerator, mfu=reached, speeds=speeds)
+        costs.append(replace(cost, mfu_by=by))
+    return costs
 
 
 def workers_override(config: RunConfig, num_gpus: int | None) -> list[str]:
@@ -138,7 +168,13 @@ def training_flops(config: RunConfig, stage: Stage, data: Mixture, order: StageO
 
 
 def plan_stage(
-    config: RunConfig, stage: Stage, shape: StageShape, accelerator: str, mfu: float
+    config: RunConfig,
+    stage: Stage,
+    shape: StageShape,
+    accelerator: str,
+    *,
+    mfu: float,
+    speeds: Speeds,
 ) -> StageCost:
     """Return what one stage of this shape does and costs; see `plan_run`."""
     model, parts = shape.model, shape.parts
@@ -147,10 +183,10 @@ def plan_stage(
     prepared = {name: open_prepared(places[name]) for name in there}
     is_declared = len(prepared) < len(places)
     if is_declared:
-        load = _declared_load(config, stage, model, prepared)
+        load = declared_workload(config, stage, model, prepared)
     else:
         data = Mixture(tuple(prepared.values()), tuple(stage.mixture.values()))
-        load = _measured_load(config, stage, data)
+        load = measured_workload(config, stage, data)
     gpu = find_accelerator(accelerator)
     flops = stage_flops(model, stage, load.work)
     computed = stage_flops(model, stage, load.padded)
@@ -168,7 +204,8 @@ def plan_stage(
             tiles_per_token=load.tiles_per_token,
         )
 
-    memory = memory_of(config)
+    setting = Setting.of(stage, config.engine_of(stage).kernels, accelerator)
+    memory, correction = speeds.correct(memory_of(config), setting)
     fits = memory.total <= gpu.memory_bytes
     workers = config.scaling.most_workers
     # If the passes of a step do not divide evenly, all workers wait for those that have one more.
@@ -189,6 +226,7 @@ def plan_stage(
         useful_tokens=min(1.0, load.work.num_tokens / load.processed),
         parts=parts,
         memory=memory,
+        correction=correction,
         savings=() if fits else tuple(find_savings(config, stage, memory_of)),
         flops=flops,
         hours=hours,
@@ -212,22 +250,6 @@ def _is_prepared(place: Location, dataset: Dataset) -> bool:
         if dataset.declared is None:
             raise
         return False  # planning from a declaration needs no access to the storage
-
-
-@dataclass(frozen=True)
-class _Load:
-    num_samples: int
-    samples_seen: float
-    steps: int
-    longest: float
-    """Tokens of the longest sample."""
-    tiles_per_token: float
-    """Tiles of images, divided by tokens, of the sample with most of them."""
-    work: Workload
-    padded: Workload
-    """The same, with padding counted as tokens. A pack has none unless its layers are compiled."""
-    processed: float
-    """Tokens for which the forward passes have room."""
 
 
 def _assumed(
@@ -254,140 +276,3 @@ def _images(declared: Declared, tiles: Tiling) -> str:
         return "no image"
     each = "one image each" if number == 1 else f"{number:g} images each on average"
     return f"{each}, of {tiles.most_tokens} tokens, the most" if tiles.pinpoints else each
-
-
-def _measured_load(config: RunConfig, stage: Stage, data: Mixture) -> _Load:
-    order = order_of(stage, data, config.seed)
-    tokens = data.column("num_tokens")
-    packs = [pack for k in range(order.num_steps) for pack in order.samples(k) if len(pack)]
-    seen = np.concatenate(packs)
-    work = Workload(
-        num_tiles=float(data.column("num_tiles")[seen].sum()),
-        num_tokens=float(tokens[seen].sum()),
-        num_supervised=float(data.column("num_supervised")[seen].sum()),
-        sum_squared_tokens=float((tokens[seen] ** 2).sum()),
-    )
-    padded = work
-    if not stage.packing:
-        rows = np.array([len(pack) for pack in packs])
-        longest = np.array([tokens[pack].max() for pack in packs])
-        padded = replace(
-            work,
-            num_tokens=float((rows * longest).sum()),
-            sum_squared_tokens=float((rows * longest**2).sum()),
-        )
-    elif config.row_tokens(stage):
-        number = order.num_steps * stage.num_lanes
-        full, squared = padded_packs([tokens[pack] for pack in packs], number, stage.pack_tokens)
-        padded = replace(work, num_tokens=full, sum_squared_tokens=squared)
-    room = order.num_steps * stage.num_lanes * stage.pack_tokens
-    return _Load(
-        num_samples=data.num_samples,
-        samples_seen=len(seen),
-        steps=order.num_steps,
-        longest=int(tokens.max()),
-        tiles_per_token=float((data.column("num_tiles") / tokens).max()),
-        work=work,
-        padded=padded,
-        processed=room if stage.packing else padded.num_tokens,
-    )
-
-
-def _declared_load(
-    config: RunConfig, stage: Stage, model: Any, prepared: dict[str, PreparedDataset]
-) -> _Load:
-    tiles = config_tiling(model.config, "model")
-    image_tokens = tiles.most_tokens
-    shares = [
-        (_declared(config, name, prepared, image_tokens), passes)
-        for name, passes in stage.mixture.items()
-    ]
-    epoch = sum(declared.num_samples * passes for declared, passes in shares)
-
-    def mean(key: str) -> float:
-        """Return the mean over the samples of an epoch."""
-        total = sum(getattr(each, key) * each.num_samples * passes for each, passes in shares)
-        return total / epoch
-
-    mean_images = mean("mean_images")
-    length = mean_images * image_tokens + mean("mean_text_tokens")
-    rows = (
-        stage.pack_tokens / length if stage.packing else stage.micro_batch_size
-    ) * stage.num_lanes
-    steps = stage.max_steps or stage.num_train_epochs * math.ceil(epoch / rows)
-    seen = min(steps * rows, epoch * stage.num_train_epochs)
-    if stage.max_steps is not None:
-        seen = steps * rows
-    lengths, weights = _declared_lengths(config, shares, image_tokens)
-    work = Workload(
-        num_tiles=seen * mean_images * tiles.most_tiles,
-        num_tokens=seen * length,
-        num_supervised=seen * mean("mean_supervised_tokens"),
-        sum_squared_tokens=seen * longest_moment(lengths, weights, 1, power=2),
-    )
-    padded = work
-    if not stage.packing:
-        rows = stage.micro_batch_size
-        padded = replace(
-            work,
-            num_tokens=seen * max(length, longest_moment(lengths, weights, rows)),
-            sum_squared_tokens=seen * longest_moment(lengths, weights, rows, power=2),
-        )
-    room = steps * stage.num_lanes * stage.pack_tokens
-    if config.row_tokens(stage):
-        # The padding is of the last step, where it is counted as further samples.
-        full = max(1.0, room / work.num_tokens)
-        padded = replace(
-            work,
-            num_tokens=full * work.num_tokens,
-            sum_squared_tokens=full * work.sum_squared_tokens,
-        )
-    return _Load(
-        num_samples=sum(declared.num_samples for declared, _ in shares),
-        samples_seen=seen,
-        steps=steps,
-        longest=float(lengths.max()),
-        tiles_per_token=tiles.most_tiles / image_tokens,  # text takes none
-        work=work,
-        padded=padded,
-        processed=room if stage.packing else padded.num_tokens,
-    )
-
-
-def _declared_lengths(
-    config: RunConfig, shares: list[tuple[Declared, float]], image_tokens: int
-) -> tuple[Floats, Floats]:
-    """Return the lengths of the samples of an epoch in tokens, and how often each occurs."""
-    lengths, weights = [], []
-    for declared, passes in shares:
-        text = lognormal_lengths(declared.mean_text_tokens, declared.text_tokens_spread)
-        images = declared.mean_images * image_tokens
-        lengths.append(np.minimum(images + text, config.data.max_length))
-        weights.append(np.full(len(text), declared.num_samples * passes))
-    return np.concatenate(lengths), np.concatenate(weights)
-
-
-def _declared(
-    config: RunConfig, name: str, prepared: dict[str, PreparedDataset], image_tokens: int
-) -> Declared:
-    """Return what is known about a dataset: its counts if it is prepared, else its declaration."""
-    if name in prepared:
-        facts, num_samples = prepared[name].manifest, prepared[name].num_samples
-        lengths = Mixture((prepared[name],)).column("num_tokens")
-        mean_images = facts.num_images / num_samples
-        text_tokens = max(1.0, facts.num_tokens / num_samples - mean_images * image_tokens)
-        return Declared(
-            num_samples=num_samples,
-            mean_text_tokens=text_tokens,
-            mean_images=mean_images,
-            text_tokens_spread=min(10.0, float(lengths.std()) / text_tokens),
-            mean_supervised_tokens=facts.num_supervised / num_samples,
-        )
-    declared = config.data.datasets[name].declared
-    if declared is None:
-        raise ConfigError(
-            f"data.datasets.{name}.declared=null: the dataset is neither prepared nor declared; "
-            "run `llavamed prepare`, or declare num_samples, mean_text_tokens and "
-            "mean_supervised_tokens"
-        )
-    return declared

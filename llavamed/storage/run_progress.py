@@ -4,7 +4,13 @@ from typing import ClassVar, Literal
 
 from llavamed.errors import CheckpointError, DamagedFileError, LlavaMedError
 from llavamed.storage.location import Location
-from llavamed.storage.manifest import Facts, Manifest, ScoresManifest, find
+from llavamed.storage.manifest import (
+    Facts,
+    Manifest,
+    Measurement,
+    ScoresManifest,
+    find,
+)
 
 
 class Spending(Facts):
@@ -150,6 +156,8 @@ class RunSummary(Manifest):
     """Currency of every cost."""
     prices_date: str
     """Day of the prices."""
+    measured: tuple[Measurement, ...] = ()
+    """What its stages measured on GPUs, for `llavamed plan --measured`."""
 
 
 def find_progress(folder: Location) -> RunProgress | None:

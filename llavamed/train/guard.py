@@ -3,8 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,15 +14,13 @@ from llavamed.config.load import override_config
 from llavamed.config.run import RunConfig
 from llavamed.config.stage import Stage
 from llavamed.data.feed.loader import Batch
-from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import TrainingError
-from llavamed.model.cost.memory import Memory, stage_memory
 from llavamed.model.cost.savings import find_savings
-from llavamed.model.freeze import PartCount
 from llavamed.model.loss import column_logits
 from llavamed.train.collectives import together
 from llavamed.train.context import Context
 from llavamed.train.job import can_convert, number_settings
+from llavamed.train.measure import Sizing
 from llavamed.train.metrics import StepRecord
 from llavamed.train.schedule import warmup_steps
 
@@ -194,23 +191,13 @@ def check_apart(stage: Stage, model: torch.nn.Module, batch: Batch, image_token:
 
 
 @contextmanager
-def explained_memory(
-    config: RunConfig,
-    stage: Stage,
-    model: Any,
-    counts: Sequence[PartCount],
-    data: Mixture,
-    num_workers: int,
-) -> Iterator[None]:
+def explained_memory(config: RunConfig, stage: Stage, sizing: Sizing) -> Iterator[None]:
     """Explain a GPU out of memory by what the stage needs, and advise what would help.
 
     Args:
         config: The config of the run.
         stage: The stage in training.
-        model: The model of the stage, with its adapters.
-        counts: The result of `freeze`.
-        data: The samples of the stage.
-        num_workers: Workers of the stage.
+        sizing: What the plan of its memory needs.
 
     Raises:
         TrainingError: Replaces torch's error within the context.
@@ -218,48 +205,11 @@ def explained_memory(
     try:
         yield
     except torch.OutOfMemoryError as error:
-        tokens, supervised = data.column("num_tokens"), data.column("num_supervised")
-        sizing = _Sizing(
-            model,
-            counts,
-            num_workers,
-            int(tokens.max()),
-            float(supervised.sum() / tokens.sum()),
-            float((data.column("num_tiles") / tokens).max()),
-        )
         reason = str(error).split(". ")[0].strip().splitlines()[0]
         raise TrainingError(_explain(config, stage, sizing, reason)) from error
 
 
-@dataclass(frozen=True)
-class _Sizing:
-    """Everything that the plan of a stage's memory needs besides the config."""
-
-    model: Any
-    counts: Sequence[PartCount]
-    num_workers: int
-    longest: int
-    """Tokens of the longest sample."""
-    supervised: float
-    """Fraction of the tokens that are supervised."""
-    tiles_per_token: float
-    """Tiles of images, divided by tokens, of the sample with most of them."""
-
-    def memory(self, config: RunConfig, name: str) -> Memory:
-        stage = next(stage for stage in config.stages if stage.name == name)
-        return stage_memory(
-            self.model,
-            self.counts,
-            stage=stage,
-            engine=config.engine_of(stage),
-            num_workers=self.num_workers,
-            longest=self.longest,
-            supervised=self.supervised,
-            tiles_per_token=self.tiles_per_token,
-        )
-
-
-def _explain(config: RunConfig, stage: Stage, sizing: _Sizing, reason: str) -> str:
+def _explain(config: RunConfig, stage: Stage, sizing: Sizing, reason: str) -> str:
     planned = sizing.memory(config, stage.name)
     hints = []
     for saving in find_savings(config, stage, lambda changed: sizing.memory(changed, stage.name)):

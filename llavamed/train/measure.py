@@ -2,17 +2,24 @@
 
 import resource
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
 
 from llavamed.config.engine import Engine
+from llavamed.config.run import RunConfig
 from llavamed.config.stage import Stage
 from llavamed.data.feed.order import StageOrder
 from llavamed.data.prepared.mixture import Mixture
-from llavamed.model.cost.flops import Workload, peak_flops, stage_flops
+from llavamed.model.cost.flops import Workload, accelerator_name, peak_flops, stage_flops
+from llavamed.model.cost.memory import Memory, stage_memory
+from llavamed.model.cost.speeds import Setting
+from llavamed.model.freeze import PartCount
+from llavamed.storage.manifest import MeasuredMemory, Measurement
 from llavamed.train.context import Context
+from llavamed.train.job import StageJob
 from llavamed.train.metrics import StepRecord
 
 PERCENTILES = (50, 95, 99)
@@ -35,6 +42,8 @@ class Meter:
         self._peak_flops = peak_flops
         self._num_tokens = order.sums(data.column("num_tokens"))
         self._flops = step_flops(model, stage=stage, data=data, order=order)
+        if device.type == "cuda":  # without Ray, an earlier stage may have been in this process
+            torch.cuda.reset_peak_memory_stats(device)
 
     def measure(self, step: int, *, seconds: float, data_wait: float) -> StepRecord:
         """Return the measured metrics of a step.
@@ -92,6 +101,82 @@ def cluster_peak_flops(engine: Engine, context: Context) -> float | None:
         return None
     peak = peak_flops(torch.cuda.get_device_name(context.device))
     return None if peak is None else peak * context.world_size
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """Everything that the plan of a stage's memory needs besides the config."""
+
+    model: Any
+    counts: Sequence[PartCount]
+    num_workers: int
+    longest: int
+    """Tokens of the longest sample."""
+    supervised: float
+    """Fraction of the tokens that are supervised."""
+    tiles_per_token: float
+    """Tiles of images, divided by tokens, of the sample with most of them."""
+
+    @classmethod
+    def of(
+        cls, model: Any, counts: Sequence[PartCount], data: Mixture, num_workers: int
+    ) -> "Sizing":
+        """Return the sizing of a stage.
+
+        Args:
+            model: The model of the stage, with its adapters.
+            counts: The result of `freeze`.
+            data: The samples of the stage.
+            num_workers: Workers of the stage.
+        """
+        tokens, supervised = data.column("num_tokens"), data.column("num_supervised")
+        return cls(
+            model,
+            counts,
+            num_workers,
+            int(tokens.max()),
+            float(supervised.sum() / tokens.sum()),
+            float((data.column("num_tiles") / tokens).max()),
+        )
+
+    def memory(self, config: RunConfig, name: str) -> Memory:
+        """Plan the memory of a stage, by its name, under a config."""
+        stage = next(stage for stage in config.stages if stage.name == name)
+        return stage_memory(
+            self.model,
+            self.counts,
+            stage=stage,
+            engine=config.engine_of(stage),
+            num_workers=self.num_workers,
+            longest=self.longest,
+            supervised=self.supervised,
+            tiles_per_token=self.tiles_per_token,
+        )
+
+
+def measurement(
+    job: StageJob, sizing: Sizing, records: Sequence[StepRecord], device: torch.device
+) -> Measurement | None:
+    """Return what one attempt at a stage has measured, None without a GPU whose peak is known.
+
+    Args:
+        job: The stage.
+        sizing: What the plan of its memory needs.
+        records: The steps that this attempt took.
+        device: The GPU.
+    """
+    name = accelerator_name(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    if name is None or not records:
+        return None
+    peak = max(record["memory_bytes"] for record in records)
+    planned = sizing.memory(job.config, job.stage.name)
+    setting = Setting.of(job.stage, job.config.engine_of(job.stage).kernels, name)
+    return Measurement(
+        result=f"{job.config.name}: {job.stage.name}",
+        **vars(setting),
+        mfu=speed(records).get("mfu"),
+        memory=MeasuredMemory(planned=planned.counted, peak_bytes=peak),
+    )
 
 
 class Speed(TypedDict):

@@ -23,7 +23,13 @@ from llavamed.model.recompute import recompute
 from llavamed.processor.build import load_processor
 from llavamed.storage.fetch import fetch_once
 from llavamed.storage.location import Location, locate
-from llavamed.storage.manifest import ExportManifest, PartFacts, find, write
+from llavamed.storage.manifest import (
+    ExportManifest,
+    Measurement,
+    PartFacts,
+    find,
+    write,
+)
 from llavamed.train.checkpoint.requests import CheckpointRequests
 from llavamed.train.checkpoint.restore import restore_checkpoint, seed_random_state
 from llavamed.train.checkpoint.save import Saver
@@ -41,16 +47,14 @@ from llavamed.train.guard import (
 )
 from llavamed.train.history import write_history
 from llavamed.train.job import StageJob, open_mixture, order_of
-from llavamed.train.measure import Meter, cluster_peak_flops, speed
+from llavamed.train.measure import Meter, Sizing, cluster_peak_flops, measurement, speed
 from llavamed.train.metrics import StepRecord
 from llavamed.train.schedule import rate_factor
 from llavamed.train.unread import TakenStep, UnreadSteps, with_all_ranks
 
 
 def train_stage(job: StageJob, context: Context) -> bool:
-    """Train a stage from its last checkpoint, or from its start, to its export.
-
-    Every rank must call it.
+    """Train a stage from its last checkpoint or its start to its export; all ranks must call it.
 
     Returns:
         Whether the export is complete. If not, a machine is about to be taken away: a checkpoint
@@ -81,6 +85,7 @@ def train_stage(job: StageJob, context: Context) -> bool:
     meter = Meter(
         model, stage=job.stage, data=data, order=order, device=context.device, peak_flops=peak
     )
+    sizing = Sizing.of(model, counts, data, context.world_size)
     loader = StageLoader(
         data,
         order,
@@ -90,7 +95,7 @@ def train_stage(job: StageJob, context: Context) -> bool:
         row_tokens=job.config.row_tokens(job.stage),
         pins=context.device.type == "cuda",
     )
-    with explained_memory(job.config, job.stage, model, counts, data, context.world_size):
+    with explained_memory(job.config, job.stage, sizing):
         model.train().to(context.device)
         engine = TrainingEngine(
             model, stage=job.stage, config=settings, world_size=context.world_size
@@ -99,6 +104,7 @@ def train_stage(job: StageJob, context: Context) -> bool:
             pack = next(loader.steps())[0].to(context.device)
             check_apart(job.stage, engine.model, pack, data.image_token_id)
         history, seconds_before = _resume(job, engine, context)
+        first = len(history)
         started -= seconds_before
         requests = CheckpointRequests(locate(job.config.directory), is_first=context.rank == 0)
         with requests, Saver(job, engine, num_saved_steps=len(history)) as saver:
@@ -108,6 +114,7 @@ def train_stage(job: StageJob, context: Context) -> bool:
     if not is_whole:
         engine.close()
         return False
+    measured = measurement(job, sizing, history[first:], context.device)
     trained = _trained(job, context, engine, model, loader, sums)
     dist.barrier()  # the last one: other ranks do not wait while rank 0 exports
     engine.close()
@@ -116,12 +123,11 @@ def train_stage(job: StageJob, context: Context) -> bool:
         with _exporting(place, num_steps=len(history)):
             job.check_lease()
             write_export(place, model, trained.weights, processor)
-            del model, engine  # free memory before the same weights are loaded again
+            del model, engine, sizing  # free memory before the same weights are loaded again
             gc.collect()
             torch.cuda.empty_cache()
             difference = check_export(place, trained, context.device)
-            seconds = time.monotonic() - started
-            manifest = _manifest(job, data, counts, history, seconds=seconds, difference=difference)
+            manifest = _manifest(job, data, counts, history, started, difference, measured)
             job.check_lease()
             write_history(place, history)
             write(place, manifest)
@@ -303,11 +309,11 @@ def _manifest(
     data: Mixture,
     counts: list[PartCount],
     history: list[StepRecord],
-    *,
-    seconds: float,
+    started: float,
     difference: float,
+    measured: Measurement | None,
 ) -> ExportManifest:
-    """Return the manifest of the export."""
+    """Return the manifest of the export of a stage that has started at this time."""
     parts: dict[str, PartFacts] = {
         count.part: PartFacts(num_trained=count.num_trained, num_frozen=count.num_frozen)
         for count in counts
@@ -324,7 +330,8 @@ def _manifest(
         loss_first=history[0]["loss"],
         loss_last=history[-1]["loss"],
         **speed(history),
-        seconds=seconds,
+        seconds=time.monotonic() - started,
         parts=parts,
         logits_difference=difference,
+        measured=measured,
     )

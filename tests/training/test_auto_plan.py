@@ -1,15 +1,23 @@
 """`plan --auto` chooses what is fastest within memory, and the run accepts what it prints."""
 
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
+from llavamed.config.engine import Kernels
 from llavamed.config.load import load_config, override_config
 from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError
-from llavamed.model.cost.speeds import MeasuredSpeed, shipped_speeds
+from llavamed.model.cost.memory import Memory
+from llavamed.model.cost.speeds import NEAR, Setting, Speeds, shipped_speeds, with_measurements
 from llavamed.run.auto_plan import SAME_STEP, choose, reasons
-from llavamed.run.plan import plan_run
+from llavamed.run.plan import StageCost, plan_run
+from llavamed.storage.manifest import MeasuredMemory, Measurement
 
 CONFIGS = Path(__file__).parents[2] / "ray_jobs" / "configs"
 V1 = CONFIGS / "llava-med-v1.yaml"
@@ -84,7 +92,7 @@ def test_a_measurement_takes_the_place_of_arithmetic(tmp_path: Path) -> None:
     _, (choice,) = choose(config, accelerator="H100", num_gpus=8)
     assert choice.chosen.measured_by is None
     assert any("hours are arithmetic" in sentence for sentence in reasons(choice))
-    found = MeasuredSpeed(
+    found = Measurement(
         result="gpu-step.json",
         accelerator="H100",
         trains_language_model=False,
@@ -97,6 +105,141 @@ def test_a_measurement_takes_the_place_of_arithmetic(tmp_path: Path) -> None:
     assert any("measured (gpu-step.json)" in sentence for sentence in reasons(choice))
     _, (other,) = choose(config, accelerator="A100", num_gpus=8, speeds=speeds)
     assert other.chosen.measured_by is None
+
+
+def measured(config: RunConfig, cost: StageCost, *, times: float = 1.0, **facts: Any) -> Speeds:
+    """The memory of a stage as if it were so many times its plan, with other facts changed."""
+    stage = config.stages[0]
+    found = Measurement(
+        result="gpu-step.json: ours",
+        **vars(Setting.of(stage, config.engine_of(stage).kernels, cost.accelerator)),
+        memory=MeasuredMemory(
+            planned=cost.memory.counted, peak_bytes=times * cost.memory.counted.total
+        ),
+    )
+    found = found.replace(**facts)
+    return shipped_speeds().model_copy(update={"measured": (found,)})
+
+
+def test_the_measured_memory_of_the_same_setting_is_what_is_planned(tmp_path: Path) -> None:
+    config = first_stage(V1, tmp_path)
+    (cost,) = plan_run(config, accelerator="H100")
+    assert cost.memory_source == "memory is estimated"
+    speeds = measured(config, cost, times=1.3)
+    (found,) = plan_run(config, accelerator="H100", speeds=speeds)
+    peak = 1.3 * (cost.memory.total - cost.memory.workspace)
+    assert found.memory.total == pytest.approx(peak + cost.memory.workspace)
+    assert found.memory_source == "memory is measured (gpu-step.json: ours)"
+
+
+@given(
+    own=st.lists(st.floats(0, 1e11), min_size=5, max_size=5).filter(lambda parts: sum(parts) > 1),
+    part=st.integers(0, 4),
+    more=st.floats(-2, 2),
+    times=st.floats(0.1, 10),
+)
+def test_a_plan_is_corrected_as_far_as_it_is_near(
+    own: list[float], part: int, more: float, times: float
+) -> None:
+    first = Memory(*own)
+    other = list(own)
+    other[part] = max(0.0, other[part] + more * sum(own))
+    setting = Setting("H100", True, False, Kernels())
+    memory = MeasuredMemory(planned=first.counted, peak_bytes=times * sum(own))
+    found = Measurement(result="it", **vars(setting), memory=memory)
+    speeds = shipped_speeds().model_copy(update={"measured": (found,)})
+    changed = abs(other[part] - own[part]) / sum(own)
+    assume(abs(changed - NEAR) > 1e-6)
+    corrected, by = speeds.correct(Memory(*other), setting)
+    if changed > NEAR:
+        assert (corrected, by) == (Memory(*other), None)
+    else:
+        assert by is not None
+        assert by.factor == pytest.approx(times)
+        assert corrected.counted.total == pytest.approx(times * sum(other))
+        assert corrected.workspace == first.workspace
+
+
+def test_a_measurement_nearby_corrects_the_estimate_and_another_setting_does_not(
+    tmp_path: Path,
+) -> None:
+    config = first_stage(V1, tmp_path)
+    (cost,) = plan_run(config, accelerator="H100")
+    speeds = measured(config, cost, times=1.3)
+    smaller = override_config(config, ["stages.align.micro_batch_size=4"])
+    (estimated,) = plan_run(smaller, accelerator="H100")
+    (found,) = plan_run(smaller, accelerator="H100", speeds=speeds)
+    assert found.memory_source.startswith("memory is the estimate times 1.30, measured nearby (gpu")
+    assert found.memory.activations == pytest.approx(1.3 * estimated.memory.activations)
+    for change in (
+        "stages.align.gradient_checkpointing=2",
+        "engine.kernels={liger: true}",
+        "stages.align.trainable=[projector, language_model]",
+        "stages.align.micro_batch_size=1",
+    ):
+        other = override_config(config, [change])
+        (alone,) = plan_run(other, accelerator="H100")
+        (found,) = plan_run(other, accelerator="H100", speeds=speeds)
+        assert found == alone, change
+    assert plan_run(config, accelerator="H200", speeds=speeds)[0].correction is None
+
+
+def test_measured_memory_decides_what_fits(tmp_path: Path) -> None:
+    config = first_stage(V1, tmp_path)
+    overrides, (choice,) = choose(config, accelerator="H100", num_gpus=8)
+    best = choice.chosen.cost
+    changed = override_config(config, overrides)
+    speeds = measured(changed, best, times=1.01 * best.gpu_memory / best.memory.counted.total)
+    assert plan_run(changed, accelerator="H100", speeds=speeds)[0].savings != ()
+    others, (choice,) = choose(config, accelerator="H100", num_gpus=8, speeds=speeds)
+    assert choice.chosen.fits
+    (planned,) = plan_run(override_config(config, others), accelerator="H100", speeds=speeds)
+    assert planned.memory == choice.chosen.cost.memory
+    assert planned.memory.total <= planned.gpu_memory
+    assert others != overrides
+
+
+def test_the_measured_utilization_of_a_setting_is_planned_with(tmp_path: Path) -> None:
+    config = first_stage(V1, tmp_path)
+    (cost,) = plan_run(config, accelerator="H100")
+    speeds = measured(config, cost, mfu=0.5)
+    (found,) = plan_run(config, accelerator="H100", speeds=speeds)
+    assert (found.mfu, found.mfu_by) == (0.5, "gpu-step.json: ours")
+    assert found.hours == pytest.approx(cost.hours * 0.4 / 0.5)
+    (given_,) = plan_run(config, accelerator="H100", speeds=speeds, mfu=0.3)
+    assert (given_.mfu, given_.mfu_by) == (0.3, None)
+
+
+def test_measurements_are_read_from_results_before_those_that_come_with_it(tmp_path: Path) -> None:
+    config = first_stage(V1, tmp_path)
+    (cost,) = plan_run(config, accelerator="H100")
+    own = measured(config, cost, mfu=0.5).measured
+    file = tmp_path / "gpu-step.json"
+    file.write_text(json.dumps({"measured": [each.model_dump(mode="json") for each in own]}))
+    assert with_measurements([str(file)]).measured == (*own, *shipped_speeds().measured)
+    assert with_measurements([]) == shipped_speeds()
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (None, "FileNotFoundError: "),
+        ("{", "DamagedFileError: "),
+        ("[]", "TypeError: "),
+        ('{"cases": {}}', "KeyError: 'measured'"),
+        ('{"measured": []}', "LookupError: nothing was measured, as on a CPU"),
+        ('{"measured": [{"mfu": 2}]}', "ValidationError: "),
+    ],
+)
+def test_a_file_without_measurements_is_refused(
+    tmp_path: Path, text: str | None, problem: str
+) -> None:
+    file = tmp_path / "it.json"
+    if text is not None:
+        file.write_text(text)
+    message = f"measured={re.escape(str(file))}: holds no measurements: {problem}.*; name a result"
+    with pytest.raises(ConfigError, match=message):
+        with_measurements([str(file)])
 
 
 def test_what_fits_nowhere_is_refused_with_what_would_help(tmp_path: Path) -> None:

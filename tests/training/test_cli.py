@@ -12,7 +12,9 @@ import yaml
 from llavamed.cli import main as cli
 from llavamed.config.load import load_config
 from llavamed.errors import ConfigError, StorageError
+from llavamed.model.cost.speeds import Setting
 from llavamed.run.plan import plan_run
+from llavamed.storage.manifest import Measurement
 
 CONFIGS = Path(__file__).parents[2] / "ray_jobs" / "configs"
 DEMO = str(CONFIGS / "demo.yaml")
@@ -124,8 +126,9 @@ def test_other_errors_have_exit_code_1(run, tmp_path):
         (("evaluate", "--stage", "vqa"), "stage=vqa: is not trained yet; train it first"),
         (("export", "{}/model", "--stage", "exam"), "stage=exam: there is none of this name"),
         (("plan", "--gpu", "TPU"), "gpu=TPU: its speed is not known; use one of: A100-40G, A100"),
+        (("plan", "--measured", "{}/it"), "measured={}/it: holds no measurements: FileNotFoundE"),
     ],
-    ids=["dataset", "stage", "no evaluation", "not trained", "export", "gpu"],
+    ids=["dataset", "stage", "no evaluation", "not trained", "export", "gpu", "measured"],
 )
 def test_names_that_are_not_there_are_refused_before_anything_starts(
     words, sentence, run, tmp_path
@@ -133,7 +136,7 @@ def test_names_that_are_not_there_are_refused_before_anything_starts(
     words = [word.format(tmp_path) for word in words]
     code, _, err = run(*words, "--config", DEMO, f"storage={tmp_path}")
     assert code == 2
-    assert err.startswith(f"error: {sentence}")
+    assert err.startswith(f"error: {sentence.format(tmp_path)}")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -229,7 +232,7 @@ def test_help_and_mistakes_import_nothing_heavy(words):
     assert found.returncode == 0, found.stderr
 
 
-def test_a_declared_spread_costs_padding_and_is_said(run):
+def test_a_declared_spread_and_what_is_measured_are_said(run, tmp_path):
     def plan(*overrides):
         return plan_run(load_config(V1, overrides), accelerator="A100")[0]
 
@@ -240,7 +243,15 @@ def test_a_declared_spread_costs_padding_and_is_said(run):
     assert spread.num_tokens == level.num_tokens
     assert spread.flops > level.flops  # attention grows with the square of the lengths
     assert spread.hours / level.hours > 1.2
-    code, out, _ = run("plan", "--config", V1, "--gpu", "A100")
+    config = load_config(V1, [])
+    setting = Setting.of(config.stages[0], config.engine.kernels, "A100")
+    found = Measurement(result="it", **vars(setting), mfu=0.51).model_dump(mode="json")
+    file = tmp_path / "it.json"
+    file.write_text(json.dumps({"measured": [found]}))
+    code, out, _ = run("plan", "--config", V1, "--gpu", "A100", "--measured", str(file))
     assert code == 0
+    assert "8 x A100 at 51% and 40% model-FLOPs utilization" in out
+    assert "align: 51% model-FLOPs utilization is measured (it); memory is estimated" in out
+    assert "instruct: 40% model-FLOPs utilization is assumed; memory is estimated" in out
     assert f"({key})" in "".join(out.split("\n"))
     assert "150 text tokens on average with a spread of 0.6" in " ".join(out.split())

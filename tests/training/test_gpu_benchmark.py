@@ -6,6 +6,8 @@ from types import ModuleType
 
 import pytest
 
+from llavamed.model.cost.memory import Memory
+from llavamed.model.cost.speeds import Setting, with_measurements
 from tests.support.training_setup import without_inductor
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -37,7 +39,7 @@ def test_the_same_samples_have_the_same_loss_packed_and_padded(step: ModuleType)
 
 @pytest.mark.parametrize(("part", "case"), RUNS)
 def test_every_case_counts_useful_tokens_and_operations(
-    step: ModuleType, part: str, case: str, monkeypatch: pytest.MonkeyPatch
+    step: ModuleType, part: str, case: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     without_inductor(monkeypatch)
     left_out = set(step.FOR_GPUS) if part == "kernels" else set()
@@ -46,6 +48,17 @@ def test_every_case_counts_useful_tokens_and_operations(
     assert found["tokens_per_second"] > found["samples_per_second"] > 0
     assert found["flops_per_second"] > 0
     assert found["mfu"] is None  # a CPU has no peak to compare with
+    assert ("measured" in found) is case.startswith("ours")
+    if "measured" in found:
+        file = tmp_path / "gpu-step.json"
+        file.write_text(json.dumps({"measured": [found["measured"] | {"accelerator": "H100"}]}))
+        (read,) = with_measurements([str(file)]).measured
+        assert read.memory is not None
+        assert read.memory.peak_bytes == found["peak_bytes"]
+        setting = Setting("H100", False, read.gradient_checkpointing, read.kernels)
+        _, by = with_measurements([str(file)]).correct(Memory(**vars(read.memory.planned)), setting)
+        assert by is not None
+        assert by.is_same
 
 
 def test_a_kernel_that_computes_another_loss_misses_its_gate(step: ModuleType) -> None:

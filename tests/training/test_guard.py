@@ -18,6 +18,7 @@ from llavamed.model.freeze import freeze
 from llavamed.model.llava import shape_on_meta
 from llavamed.storage.location import locate
 from llavamed.train.guard import check_loss, explained_memory
+from llavamed.train.measure import Sizing
 from llavamed.train.metrics import StepRecord
 from tests.support.training_setup import make_job, mixture, run_stage, small_config
 
@@ -161,7 +162,7 @@ def test_the_settings_that_are_named_save_what_is_told(
 
     with (
         pytest.raises(TrainingError) as caught,
-        explained_memory(config, config.stages[0], model, counts, data, num_workers),
+        explained_memory(config, config.stages[0], Sizing.of(model, counts, data, num_workers)),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried")
     told = re.findall(

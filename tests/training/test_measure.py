@@ -9,11 +9,16 @@ import torch
 
 from llavamed.config.run import RunConfig
 from llavamed.model.cost.flops import ACCELERATORS, Workload, peak_flops, stage_flops
+from llavamed.model.cost.speeds import shipped_speeds
+from llavamed.model.freeze import freeze
 from llavamed.model.llava import build_model
+from llavamed.run.plan import plan_run
+from llavamed.storage.manifest import ExportManifest
 from llavamed.train.context import Context
 from llavamed.train.job import order_of
-from llavamed.train.measure import Meter, cluster_peak_flops, rounded, speed
+from llavamed.train.measure import Meter, Sizing, cluster_peak_flops, measurement, rounded, speed
 from llavamed.train.metrics import StepRecord, is_declared
+from tests.support.manifests import export_manifest
 from tests.support.training_setup import make_job, mixture, processor_of, run_stage, small_config
 
 CPU = torch.device("cpu")
@@ -43,6 +48,35 @@ def test_the_steps_of_a_stage_cost_what_the_stage_costs(tiny_config: RunConfig) 
     assert sum(record["num_tokens"] for record in records) == tokens.sum()
     for record in records:
         assert record["tokens_per_second"] == pytest.approx(record["num_tokens"] / seconds)
+
+
+def test_a_run_on_a_gpu_measures_what_a_plan_of_its_config_takes(
+    tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config(tiny_config, PARTS)
+    job, data = make_job(config), mixture(config)
+    model = build_model(config.model, processor_of(config), seed=0, precision="fp32")
+    counts = freeze(model, config.stages[0].trainable)
+    sizing = Sizing.of(model, counts, data, config.scaling.least_workers)
+    records: list[StepRecord] = [
+        {"memory_bytes": 5e6, "mfu": 0.5, "tokens_per_second": 1.0, "step_seconds": 1.0},
+        {"memory_bytes": 7e6, "mfu": 0.5, "tokens_per_second": 1.0, "step_seconds": 1.0},
+    ]
+    assert measurement(job, sizing, records, CPU) is None
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
+    assert measurement(job, sizing, records, gpu) is None
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
+    assert measurement(job, sizing, [], gpu) is None
+    found = measurement(job, sizing, records, gpu)
+    assert found is not None
+    assert ExportManifest.model_validate(export_manifest(measured=found).model_dump(mode="json"))
+    config = config.model_copy(update={"stages": config.stages[:1]})
+    speeds = shipped_speeds().model_copy(update={"measured": (found,)})
+    (cost,) = plan_run(config, accelerator="H100", speeds=speeds)
+    assert cost.memory_source == f"memory is measured ({config.name}: align)"
+    assert cost.memory.counted.total == pytest.approx(7e6, rel=0.01)
+    assert cost.mfu == 0.5
 
 
 def test_there_is_no_utilisation_without_a_peak(tiny_config: RunConfig) -> None:

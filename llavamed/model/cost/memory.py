@@ -10,6 +10,7 @@ from llavamed.model.adapters import adapted_layers
 from llavamed.model.cost.flops import matrix_weights
 from llavamed.model.freeze import PartCount
 from llavamed.processor.tower import tower_of
+from llavamed.storage.manifest import PlannedBytes
 
 WORKSPACE_BYTES = 2e9
 """Kernels, communication buffers and fragmentation, which are not counted otherwise."""
@@ -42,6 +43,16 @@ class Memory:
             + self.logits
             + self.workspace
         )
+
+    @property
+    def counted(self) -> PlannedBytes:
+        """All parts but the workspace."""
+        parts = {name: value for name, value in vars(self).items() if name != "workspace"}
+        return PlannedBytes(**parts)
+
+    def times(self, factor: float) -> "Memory":
+        """Return the same with all parts but the workspace multiplied."""
+        return Memory(**{name: factor * value for name, value in vars(self.counted).items()})
 
 
 def tokens_per_pass(stage: Stage, longest: float) -> float:

@@ -1,36 +1,28 @@
-"""The speed of GPUs by setting: measured by benchmarks, and calculated for the rest."""
+"""The speed and memory of a setting: as benchmarks and runs have measured, or else calculated."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from llavamed.config.engine import Kernels
 from llavamed.config.section import Fraction, Section
-from llavamed.config.stage import Recomputed
+from llavamed.config.stage import Recomputed, Stage
+from llavamed.errors import ConfigError, StorageError
+from llavamed.model.cost.memory import Memory
+from llavamed.storage.location import locate
+from llavamed.storage.manifest import Measurement
 
 _SHIPPED = Path(__file__).with_suffix(".yaml")
 Positive = Annotated[float, Field(gt=0)]
-
-
-class MeasuredSpeed(Section):
-    """What one benchmark has found on one GPU."""
-
-    result: str
-    """The result it is taken from, such as `gpu-step.json`."""
-    accelerator: str
-    """Ray's name of the GPU model."""
-    trains_language_model: bool
-    """Whether the weights of the language model have gradients."""
-    gradient_checkpointing: Recomputed
-    """Which activations are recomputed in the backward pass, as `stages.*.gradient_checkpointing`
-    says."""
-    kernels: Kernels = Kernels()
-    """The kernels that it used, as `engine.kernels` says."""
-    mfu: Fraction
-    """Model-FLOPs utilization, which does not count what is recomputed."""
+SAME = 0.01
+"""Two plans of memory that differ by no more than this fraction are of the same setting."""
+NEAR = 0.5
+"""A measurement corrects plans that differ from its own by no more than this fraction."""
 
 
 class AssumedSpeed(Section):
@@ -42,44 +34,117 @@ class AssumedSpeed(Section):
     """Bytes that a GPU sends or receives a second in the collectives of ZeRO."""
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What must be equal for a measurement to say anything about a stage."""
+
+    accelerator: str
+    trains_language_model: bool
+    gradient_checkpointing: Recomputed
+    kernels: Kernels
+
+    @classmethod
+    def of(cls, stage: Stage, kernels: Kernels, accelerator: str) -> "Setting":
+        """Return the setting of a stage on a GPU."""
+        learns = "language_model" in stage.trainable and stage.lora is None
+        return cls(accelerator, learns, stage.gradient_checkpointing, kernels)
+
+    def is_of(self, found: Measurement) -> bool:
+        """Return whether a measurement was made with it."""
+        return all(getattr(found, name) == value for name, value in vars(self).items())
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What a measurement says of the memory of a stage."""
+
+    result: str
+    """The measurement."""
+    factor: float
+    """What it measured, divided by what its own plan counted."""
+    is_same: bool
+    """Whether it was made with the very setting of the stage."""
+
+
 class Speeds(Section):
-    """A dated table of speeds."""
+    """A dated table of measurements."""
 
     date: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
     """Day on which it was last changed."""
-    measured: tuple[MeasuredSpeed, ...]
-    """What benchmarks have measured."""
+    measured: tuple[Measurement, ...]
+    """What benchmarks and runs have measured."""
     assumed: AssumedSpeed
     """The assumption for the rest."""
 
-    def mfu(
-        self,
-        accelerator: str,
-        *,
-        trains_language_model: bool,
-        gradient_checkpointing: Recomputed,
-        kernels: Kernels,
-    ) -> tuple[float, str | None]:
+    def measured_mfu(self, setting: Setting) -> tuple[float, str] | None:
+        """Return the utilization of a setting and the result that says so, None if none does."""
+        for each in self.measured:
+            if setting.is_of(each) and each.mfu:
+                return each.mfu, each.result
+        return None
+
+    def mfu(self, setting: Setting) -> tuple[float, str | None]:
         """Return the utilization of a setting, and the result that says so, None for arithmetic.
 
         Recomputation is one more forward pass of the language model, which costs as much as the
         gradient of its input and as that of its weights.
         """
-        wanted = (accelerator, trains_language_model, gradient_checkpointing, kernels)
-        for each in self.measured:
-            if wanted == (
-                each.accelerator,
-                each.trains_language_model,
-                each.gradient_checkpointing,
-                each.kernels,
-            ):
-                return each.mfu, each.result
-        passes = 3 if trains_language_model else 2
-        again = 1 / int(gradient_checkpointing) if gradient_checkpointing else 0.0
+        if (found := self.measured_mfu(setting)) is not None:
+            return found
+        passes = 3 if setting.trains_language_model else 2
+        recomputed = setting.gradient_checkpointing
+        again = 1 / int(recomputed) if recomputed else 0.0
         return self.assumed.mfu * (passes / (passes + again)), None
+
+    def correct(self, planned: Memory, setting: Setting) -> tuple[Memory, Correction | None]:
+        """Correct a plan of memory by the nearest measurement, if one is near enough.
+
+        The workspace is not corrected: it stands for what tensors do not take.
+
+        Args:
+            planned: The plan.
+            setting: Its setting.
+        """
+        own = planned.counted
+        near = [
+            (distance, each.result, each.memory.peak_bytes / each.memory.planned.total)
+            for each in self.measured
+            if each.memory is not None and setting.is_of(each)
+            if (distance := each.memory.planned.distance(own)) <= NEAR
+        ]
+        if not near:
+            return planned, None
+        distance, result, factor = min(near)
+        return planned.times(factor), Correction(result, factor, is_same=distance <= SAME)
 
 
 @cache
 def shipped_speeds() -> Speeds:
     """Return the table that comes with this program."""
     return Speeds.model_validate(yaml.safe_load(_SHIPPED.read_text(encoding="utf-8")))
+
+
+def with_measurements(files: Sequence[str]) -> Speeds:
+    """Return the table that comes with this program, behind what is measured in some files.
+
+    Args:
+        files: Results of `benchmarks/gpu/step.py`, or summaries of runs.
+
+    Raises:
+        ConfigError: A file cannot be read, or holds no measurements.
+    """
+    shipped, found = shipped_speeds(), list[Measurement]()
+    for file in files:
+        try:
+            body = locate(file).read_json()
+            rows = [Measurement.model_validate(row) for row in body["measured"]]
+            if not rows:
+                raise LookupError("nothing was measured, as on a CPU")
+            found += rows
+        except (OSError, StorageError, LookupError, TypeError, ValidationError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(
+                f"measured={file}: holds no measurements: {type(error).__name__}: {reason}; name a "
+                "result of benchmarks/gpu/step.py, or the summary.json of a run"
+            ) from error
+    return shipped.model_copy(update={"measured": (*found, *shipped.measured)})

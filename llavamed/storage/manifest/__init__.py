@@ -13,6 +13,11 @@ from llavamed.storage.manifest.dataset import (
     ProcessorManifest,
     ProcessorModel,
 )
+from llavamed.storage.manifest.measurement import (
+    MeasuredMemory,
+    Measurement,
+    PlannedBytes,
+)
 from llavamed.storage.manifest.scores import (
     EstimateFacts,
     GroupScores,
@@ -52,7 +57,10 @@ __all__ = [
     "Layout",
     "MadeFrom",
     "Manifest",
+    "MeasuredMemory",
+    "Measurement",
     "PartFacts",
+    "PlannedBytes",
     "ProcessorMadeFrom",
     "ProcessorManifest",
     "ProcessorModel",

@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 from llavamed.errors import CheckpointError, LlavaMedError
 from llavamed.storage.fingerprint import differences
+from llavamed.storage.manifest.measurement import Measurement
 from llavamed.storage.manifest.typed import Facts, Manifest
 
 
@@ -131,3 +132,5 @@ class ExportManifest(StageManifest):
     logits_difference: float
     """Largest difference between a logit of the trained model and of the export that was loaded
     back, divided by the largest logit."""
+    measured: Measurement | None = None
+    """What the last attempt measured on its first GPU, where the peak of the GPU is known."""
