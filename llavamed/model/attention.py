@@ -57,13 +57,18 @@ def attend_per_sample(model: Any, *, varlen: bool = False) -> None:
         varlen: Whether the samples of all rows are one call, which is for GPUs and bfloat16.
     """
     decoder = model.model.language_model
+    if is_exchangeable(decoder):
+        decoder.set_attn_implementation(VARLEN if varlen else PER_SAMPLE)
+
+
+def is_exchangeable(decoder: Any) -> bool:
+    """Return whether a language model can attend within each sample by itself."""
     config = decoder.config
     is_causal = not getattr(config, "use_bidirectional_attention", None)
     layers = set(getattr(config, "layer_types", None) or _KNOWN_LAYERS)
     is_known = layers <= _KNOWN_LAYERS and getattr(config, "attention_chunk_size", None) is None
-    is_exchangeable = decoder._supports_attention_backend
-    if config._attn_implementation == "sdpa" and is_causal and is_known and is_exchangeable:
-        decoder.set_attn_implementation(VARLEN if varlen else PER_SAMPLE)
+    uses_sdpa = config._attn_implementation == "sdpa" and decoder._supports_attention_backend
+    return bool(uses_sdpa and is_causal and is_known)
 
 
 def per_sample_arguments(

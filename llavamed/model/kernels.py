@@ -12,10 +12,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from llavamed.config.engine import Kernels
 from llavamed.errors import ConfigError
-from llavamed.model.attention import attend_per_sample, keeps_apart
+from llavamed.model.attention import attend_per_sample, is_exchangeable
 
 _COMPILERS = {"compile": ("g++", "clang++"), "liger": ("gcc", "clang")}
 """The compilers of which inductor or Triton needs one."""
+_HEAD_MULTIPLE, _LARGEST_HEAD = 8, 256
+"""What PyTorch's flash attention requires of the features of a head; `varlen_attn` pads none."""
 _SWISH = ("silu", "swish")
 _LIGER_ACTIVATIONS = {
     "gemma3_text": ("gelu_pytorch_tanh",),
@@ -41,13 +43,33 @@ def use_kernels(model: Any, kernels: Kernels, device: torch.device) -> None:
     """
     _check_machine(kernels, device)
     decoder = model.model.language_model
+    check_kernels(decoder, kernels)
     attend_per_sample(model, varlen=kernels.varlen)
-    if kernels.varlen:
-        _check_varlen(model)
     if kernels.liger:
         use_liger(decoder)
     if kernels.compile:
         _compile_layers(decoder)
+
+
+def check_kernels(decoder: Any, kernels: Kernels) -> None:
+    """Check that a language model, on any device, is one that the kernels are for.
+
+    Raises:
+        ConfigError: It is not, or Liger is not installed.
+    """
+    if kernels.varlen:
+        _check_varlen(decoder)
+    if kernels.liger:
+        check_liger(decoder.config)
+    if kernels.compile and not _layers(decoder):
+        raise ConfigError(
+            f"engine.kernels.compile=true: finds no layers in language models of the kind "
+            f"{decoder.config.model_type}; set it to false"
+        )
+
+
+def _layers(decoder: Any) -> list[GradientCheckpointingLayer]:
+    return [each for each in decoder.modules() if isinstance(each, GradientCheckpointingLayer)]
 
 
 def _compile_layers(decoder: Any) -> None:
@@ -55,20 +77,14 @@ def _compile_layers(decoder: Any) -> None:
 
     A layer recomputes within its forward pass, where the compiler cannot look.
     """
-    layers = [each for each in decoder.modules() if isinstance(each, GradientCheckpointingLayer)]
-    if not layers:
-        raise ConfigError(
-            f"engine.kernels.compile=true: finds no layers in language models of the kind "
-            f"{decoder.config.model_type}; set it to false"
-        )
-    for layer in layers:
+    for layer in _layers(decoder):
         for part in layer.children() if layer.gradient_checkpointing else (layer,):
             part.compile()
 
 
-def _check_varlen(model: Any) -> None:
-    config = model.config.get_text_config()
-    if not keeps_apart(model):
+def _check_varlen(decoder: Any) -> None:
+    config = decoder.config
+    if not is_exchangeable(decoder):
         raise ConfigError(
             f"engine.kernels.varlen=true: the attention of language models of the kind "
             f"{config.model_type} cannot be exchanged; set it to false"
@@ -77,6 +93,14 @@ def _check_varlen(model: Any) -> None:
         raise ConfigError(
             f"engine.kernels.varlen=true: its kernel knows no dropout of attention, and the "
             f"language model has attention_dropout={dropout:g}; set one of the two to its default"
+        )
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    if size % _HEAD_MULTIPLE or size > _LARGEST_HEAD:
+        raise ConfigError(
+            f"engine.kernels.varlen=true: its kernel takes heads of a multiple of {_HEAD_MULTIPLE} "
+            f"up to {_LARGEST_HEAD} features, and those of the language model have {size}; set it "
+            "to false"
         )
 
 
@@ -89,14 +113,7 @@ def use_liger(decoder: Any) -> None:
     Raises:
         ConfigError: Liger is not installed, or has no kernels for this language model.
     """
-    config = decoder.config
-    apply = check_liger(config.model_type)
-    activation = getattr(config, "hidden_act", None) or config.hidden_activation
-    if activation not in (known := _LIGER_ACTIVATIONS[config.model_type]):
-        raise ConfigError(
-            f"engine.kernels.liger=true: its feed-forward layer computes {' or '.join(known)}, and "
-            f"the language model has {activation}; set it to false"
-        )
+    apply = check_liger(decoder.config)
     # Liger also replaces classes for the models to come, which may run on a CPU: take that back.
     module = vars(sys.modules[type(decoder).__module__])
     before = dict(module)
@@ -104,20 +121,26 @@ def use_liger(decoder: Any) -> None:
     module.update(before)
 
 
-def check_liger(model_type: str) -> Any:
+def check_liger(config: Any) -> Any:
     """Return the function of Liger that gives a language model its kernels.
 
     Args:
-        model_type: Transformers' name of the kind of language model.
+        config: Transformers' config of the language model.
 
     Raises:
-        ConfigError: Liger is not installed, or is not used for this kind.
+        ConfigError: Liger is not installed, or is not used for this kind or its activation.
     """
-    if model_type not in _LIGER_ACTIVATIONS:
+    if config.model_type not in _LIGER_ACTIVATIONS:
         raise ConfigError(
             f"engine.kernels.liger=true: is for language models of the kinds "
-            f"{', '.join(sorted(_LIGER_ACTIVATIONS))}, and this one is {model_type}; set it to "
-            "false"
+            f"{', '.join(sorted(_LIGER_ACTIVATIONS))}, and this one is {config.model_type}; set it "
+            "to false"
+        )
+    activation = getattr(config, "hidden_act", None) or config.hidden_activation
+    if activation not in (known := _LIGER_ACTIVATIONS[config.model_type]):
+        raise ConfigError(
+            f"engine.kernels.liger=true: its feed-forward layer computes {' or '.join(known)}, and "
+            f"the language model has {activation}; set it to false"
         )
     try:
         from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
@@ -126,7 +149,7 @@ def check_liger(model_type: str) -> Any:
             "engine.kernels.liger=true: needs the package liger-kernel, which is not installed; "
             "install llavamed[liger], or set it to false"
         ) from error
-    return MODEL_TYPE_TO_APPLY_LIGER_FN[model_type]
+    return MODEL_TYPE_TO_APPLY_LIGER_FN[config.model_type]
 
 
 def _check_machine(kernels: Kernels, device: torch.device) -> None:

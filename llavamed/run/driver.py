@@ -27,7 +27,7 @@ from llavamed.run.curriculum import StagePlan, find_stage, make_jobs, plan_curri
 from llavamed.run.fit import fit
 from llavamed.run.plan import training_flops
 from llavamed.run.preflight import (
-    check_adapters,
+    check_language_model,
     check_packages,
     check_settings,
     check_stage,
@@ -92,7 +92,7 @@ def run_curriculum(
     check_writable(directory)
     check_packages(config, plans)
     check_weights(config, plans)
-    check_adapters(config, plans)
+    check_language_model(config, plans)
     check_tracking(config)
     with hold_lease(directory, hint=_HINT, take_over=take_over) as lease:
         check_settings(plans, make_jobs(config, plans))

@@ -8,6 +8,7 @@ from dataclasses import asdict
 import torch
 from transformers import AutoModel, LlavaConfig, LlavaNextConfig
 
+from llavamed.config.engine import Kernels
 from llavamed.config.model import Model
 from llavamed.config.run import RunConfig
 from llavamed.config.stage import Stage
@@ -16,7 +17,7 @@ from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import ConfigError, SampleError
 from llavamed.model.adapters import check_layers
 from llavamed.model.head import check_head
-from llavamed.model.kernels import check_liger
+from llavamed.model.kernels import check_kernels, check_liger
 from llavamed.model.llava import check_forward, check_image_token, llava_config
 from llavamed.model.quantize import load_bitsandbytes
 from llavamed.processor.build import Processor, model_images, whole_images
@@ -109,14 +110,22 @@ def _check_same_images(model: Model, start: str, key: str) -> None:
     )
 
 
-def check_adapters(config: RunConfig, plans: list[StagePlan]) -> None:
-    """Check that the language model has the layers that stages adapt. Raises: ConfigError."""
+def check_language_model(config: RunConfig, plans: list[StagePlan]) -> None:
+    """Check that the language model has the layers that stages adapt, and that kernels replace.
+
+    Raises:
+        ConfigError: It has not.
+    """
     adapted = [plan.stage.lora for plan in plans if plan.stage.lora is not None]
-    if adapted:
+    kernels = [config.engine_of(plan.stage).kernels for plan in plans]
+    wanted = [each for each in kernels if each != Kernels()]
+    if adapted or wanted:
         with torch.device("meta"):
             decoder = AutoModel.from_config(text_config(config.model))
         for lora in adapted:
             check_layers(decoder, lora)
+        for each in wanted:
+            check_kernels(decoder, each)
 
 
 def warn_of_unlearned_ends(config: RunConfig, plans: list[StagePlan], processor: Processor) -> None:
@@ -150,7 +159,7 @@ def check_packages(config: RunConfig, plans: list[StagePlan]) -> None:
     """Check that optional packages that stages need are installed. Raises: ConfigError."""
     for plan in plans:
         if config.engine_of(plan.stage).kernels.liger:
-            check_liger(text_config(config.model).model_type)
+            check_liger(text_config(config.model))
         key, lora = f"stages.{plan.stage.name}", plan.stage.lora
         if plan.stage.optimizer.name == "adamw_8bit":
             load_bitsandbytes(f"{key}.optimizer.name=adamw_8bit")

@@ -16,7 +16,7 @@ from llavamed.data.prepared.mixture import Share
 from llavamed.errors import ConfigError, DataError, LeaseError, TrainingError
 from llavamed.processor.build import build_processor
 from llavamed.run.curriculum import make_jobs, plan_curriculum
-from llavamed.run.preflight import check_adapters, check_settings, check_stage
+from llavamed.run.preflight import check_language_model, check_settings, check_stage
 from llavamed.storage.lease import hold_lease
 from llavamed.storage.location import locate
 from llavamed.train.guard import check_loss
@@ -185,15 +185,15 @@ def test_adapters_go_on_the_layers_that_a_refusal_names(tiny_config: RunConfig) 
     lora = "stages.instruct.lora"
     wrong = override_config(tiny_config, [f"{lora}={{target_modules: [q_porj]}}"])
     with pytest.raises(ConfigError, match="use some of") as caught:
-        check_adapters(wrong, plan_curriculum(wrong))
+        check_language_model(wrong, plan_curriculum(wrong))
     names = re.findall(r"use some of: (.+)$", str(caught.value))[0]
     right = override_config(wrong, [f"{lora}.target_modules=[{names}]"])
-    check_adapters(right, plan_curriculum(right))
+    check_language_model(right, plan_curriculum(right))
     coarse = override_config(tiny_config, [f"{lora}={{quantize: nf4}}"])
     with pytest.raises(ConfigError, match="set it to none"):
-        check_adapters(coarse, plan_curriculum(coarse))
+        check_language_model(coarse, plan_curriculum(coarse))
     plain = override_config(coarse, [f"{lora}.quantize=none"])
-    check_adapters(plain, plan_curriculum(plain))
+    check_language_model(plain, plan_curriculum(plain))
 
 
 def test_a_model_takes_the_size_of_vocabulary_that_it_is_told(tiny_config: RunConfig) -> None:

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from llavamed.model.kernels import check_liger, use_kernels, use_liger
 from llavamed.model.loss import supervised_loss
 from llavamed.model.recompute import recompute
 from llavamed.run.curriculum import plan_curriculum
-from llavamed.run.preflight import check_packages
+from llavamed.run.preflight import check_language_model, check_packages
 from llavamed.train.job import order_of
 from tests.support.training_setup import mixture, small_config, without_inductor
 from tests.training.test_attention import IMAGE_TOKEN, LANGUAGE_MODELS, make_llava, pack
@@ -176,6 +177,8 @@ GPU = torch.device("cuda")
     ("kind", "settings", "message"),
     [
         ("llama", {"attention_dropout": 0.1}, "no dropout of attention, and .*_dropout=0.1; set"),
+        ("llama", {"head_dim": 20}, "of a multiple of 8 up to 256 features, .* model have 20; set"),
+        ("llama", {"head_dim": 264}, "multiple of 8 up to 256 features, .* model have 264; set it"),
         ("biogpt", {}, "the attention of language models of the kind biogpt cannot be exchanged;"),
     ],
 )
@@ -223,13 +226,33 @@ def test_liger_is_refused_where_it_is_not_installed_or_does_not_know_the_model(
         with pytest.raises(
             ConfigError, match=f"liger=true: is for .* llama, .* this one is {kind};"
         ):
-            check_liger(kind)
+            check_liger(SimpleNamespace(model_type=kind))
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers.monkey_patch", None)
     config = small_config(tiny_config, "scaling.use_gpu=true", "engine.kernels.liger=true")
     with pytest.raises(ConfigError, match=r"liger-kernel, which is not installed; install llavame"):
         check_packages(config, plan_curriculum(config))
     config = override_config(config, ["engine.kernels.liger=false"])
     check_packages(config, plan_curriculum(config))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.language_model.config.attention_dropout=0.1", "varlen=true: .*_dropout=0.1; set"),
+        ("model.language_model.config.head_dim=20", "varlen=true: .* language model have 20; set"),
+        ("model.language_model.config.hidden_act=relu", "liger=true: .* model has relu; set"),
+    ],
+)
+def test_kernels_that_do_not_fit_the_model_are_refused_before_a_gpu_waits(
+    tiny_config: RunConfig, override: str, message: str
+) -> None:
+    kernels = "engine.kernels={liger: true, varlen: true, compile: true}"
+    on_gpu = ("scaling.use_gpu=true", "engine.precision=bf16", kernels)
+    config = small_config(tiny_config, *on_gpu)
+    check_language_model(config, plan_curriculum(config))
+    config = override_config(config, [override])
+    with pytest.raises(ConfigError, match=message):
+        check_language_model(config, plan_curriculum(config))
 
 
 def test_liger_is_refused_where_it_would_compute_another_activation() -> None:

@@ -12,8 +12,8 @@ from llavamed.processor.build import build_processor
 from llavamed.processor.pretrained import part_config
 from llavamed.run.curriculum import find_stage, plan_curriculum
 from llavamed.run.preflight import (
-    check_adapters,
     check_images,
+    check_language_model,
     check_settings,
     check_stage,
     check_weights,
@@ -136,9 +136,9 @@ def test_a_checkpoint_of_other_settings(tiny_config: RunConfig, tmp_path: Path) 
 )
 def test_adapters_that_do_not_fit(tiny_config: RunConfig, lora: str, message: str) -> None:
     config = override_config(tiny_config, [f"stages.instruct.lora={lora}"])
-    check_adapters(tiny_config, plan_curriculum(tiny_config))
+    check_language_model(tiny_config, plan_curriculum(tiny_config))
     with pytest.raises(ConfigError, match=message):
-        check_adapters(config, plan_curriculum(config))
+        check_language_model(config, plan_curriculum(config))
 
 
 def test_a_stage_that_is_not_there(tiny_config: RunConfig) -> None:

@@ -10,7 +10,7 @@ from llavamed.config.load import parse_config
 from llavamed.config.run import RunConfig
 from llavamed.errors import LlavaMedError
 from llavamed.run.curriculum import plan_curriculum
-from llavamed.run.preflight import check_adapters, check_packages, check_weights
+from llavamed.run.preflight import check_language_model, check_packages, check_weights
 
 SIZES = st.sampled_from([1, 2, 3, 4, 8, 16])
 VALUES = SIZES | st.sampled_from([-1, 0, 2.5, "large", True, None, [2], {}])
@@ -43,5 +43,5 @@ def test_no_accepted_config_fails_in_preflight_with_an_error_of_others(
         config = parse_config(tree)
         plans = plan_curriculum(config)
         check_weights(config, plans)
-        check_adapters(config, plans)
+        check_language_model(config, plans)
         check_packages(config, plans)
