@@ -19,6 +19,7 @@ step whatever the number of GPUs, so the batch grows with them.
 
 import argparse
 import math
+import multiprocessing
 import resource
 import sys
 import time
@@ -133,16 +134,29 @@ def order_of(lengths: Integers, num_gpus: int) -> StageOrder:
 
 
 def measure_order(sizes: Sequence[int]) -> list[dict[str, float]]:
-    """Measure the CPU seconds and the memory to order an epoch; from small to large, once each."""
-    found = []
-    for size in sizes:
-        lengths = draw_lengths(CORPUS, size)
+    """Measure the CPU seconds and the memory to order an epoch, once for each size."""
+    return [{"samples": size} | _measured(draw_lengths(CORPUS, size)) for size in sizes]
+
+
+def _measured(lengths: Integers) -> dict[str, float]:
+    """Order an epoch in a forked process, whose peak of memory starts at what it holds.
+
+    In this process, what drawing the lengths took at its peak would hide a part of it.
+    """
+    context = multiprocessing.get_context("fork")
+    result, its_end = context.Pipe(duplex=False)
+
+    def work() -> None:
         before, start = _peak_bytes(), time.process_time()
         order_of(lengths, GPUS[0])
         seconds = time.process_time() - start
-        found.append(
-            {"samples": size, "cpu_seconds": seconds, "more_bytes": _peak_bytes() - before}
-        )
+        its_end.send({"cpu_seconds": seconds, "more_bytes": _peak_bytes() - before})
+
+    process = context.Process(target=work)
+    process.start()
+    its_end.close()
+    found: dict[str, float] = result.recv()
+    process.join()
     return found
 
 

@@ -129,6 +129,7 @@ def clocked_epoch(folder: Path, stage_number: int) -> dict[str, Any]:
         clocks.wrap(engine_module.TrainingEngine, "backward", "DeepSpeed: backward"),
         clocks.wrap(torch.Tensor, "backward", "backward"),
         clocks.wrap(engine_module.TrainingEngine, "step", "norms, clipping, DeepSpeed: step"),
+        clocks.wrap(engine_module.TrainingEngine, "update", "norms, clipping, DeepSpeed: step"),
         clocks.wrap(torch.optim.AdamW, "step", "optimizer"),
         clocks.wrap(worker, "_train_steps", "rest of the loop"),
         register_module_forward_pre_hook(before).remove,
