@@ -39,6 +39,13 @@ MODELS = {"plain": SHORT_PACKS, "tiles": (*SHORT_PACKS, *TILES)}
 """Settings of a model that reads an image in one tile, and of one that cuts tiles."""
 RUNS = {"zero-2": (2, "plain"), "zero-3": (3, "plain"), "tiles": (3, "tiles")}
 """ZeRO stage and model of the runs by two workers."""
+FROZEN = ("stages.align.trainable=[projector]", "stages.align.max_steps=2", "name=frozen")
+RECOMPUTED = (
+    "stages.align.gradient_checkpointing=true",
+    "engine.zero_stage=3",
+    # Otherwise all weights of a model as small as this stay on every worker.
+    "engine.deepspeed={zero_optimization: {stage3_param_persistence_threshold: 0}}",
+)
 
 
 def history(job: StageJob) -> list[dict[str, Any]]:
@@ -70,8 +77,17 @@ def by_two(tiny_config: RunConfig, mixed: Mixed) -> dict[str, tuple[StageJob, St
         for name, (zero_stage, model) in RUNS.items()
     }
     again = {name: replace(job, export=f"{job.export}-again") for name, job in jobs.items()}
+    frozen = make_job(
+        small_config(
+            tiny_config,
+            *settings_of(mixed, "plain"),
+            "scaling.num_workers=2",
+            *FROZEN,
+            *RECOMPUTED,
+        )
+    )
     # The second run of a job finds the checkpoint that the first one saved at step 2.
-    run_on_workers(2, [job for name in RUNS for job in (jobs[name], again[name])])
+    run_on_workers(2, [*(job for name in RUNS for job in (jobs[name], again[name])), frozen])
     return {name: (jobs[name], again[name]) for name in RUNS}
 
 
@@ -115,6 +131,21 @@ def test_two_workers_train_as_one_does(
         assert (two["step"], two["num_tokens"]) == (one["step"], one["num_tokens"])
     assert_same_weights(exported_weights(job), exported_weights(alone), atol=1e-6)
     assert outcome(job).logits_difference == 0.0
+
+
+def test_two_workers_recompute_weights_that_are_frozen_and_partitioned(
+    by_two: dict[str, tuple[StageJob, StageJob]], tiny_config: RunConfig, mixed: Mixed
+) -> None:
+    """DeepSpeed before 0.19.8 could not, and failed in the first backward pass."""
+    assert by_two, "its processes have run the job too"
+    alone = make_job(small_config(tiny_config, *settings_of(mixed, "plain"), *FROZEN))
+    alone = replace(alone, export=f"{alone.export}-alone", checkpoints=f"{alone.checkpoints}-alone")
+    run_stage(alone)
+    two = replace(alone, export=alone.export.removesuffix("-alone"))
+    assert [record["loss"] for record in history(two)] == pytest.approx(
+        [record["loss"] for record in history(alone)], rel=1e-6
+    )
+    assert_same_weights(exported_weights(two), exported_weights(alone), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", RUNS)
