@@ -30,7 +30,9 @@ def find_config(path: str | None) -> str:
     """Return the path of the config that a command was given. Raises: ConfigError."""
     path = path or os.environ.get("LLAVAMED_CONFIG")
     if path is None:
-        raise ConfigError("config=null: names no run; give --config FILE, or set LLAVAMED_CONFIG")
+        raise ConfigError(
+            "--config: is missing; name the YAML file of the run, or set LLAVAMED_CONFIG"
+        )
     return path
 
 

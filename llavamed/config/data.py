@@ -34,8 +34,8 @@ class Dataset(Section):
     max_bad_fraction: Fraction = 0.01
     """Maximum fraction of samples that may be quarantined before the preparation fails."""
     drop_duplicates: bool = False
-    """Quarantine samples whose images and words equal those of an earlier sample. By default they
-    are only counted."""
+    """Quarantine samples whose pixels and words equal those of an earlier sample; case, spacing and
+    punctuation do not count. By default they are only counted."""
     declared: Declared | None = None
     """Facts about the dataset that `plan` uses until it is prepared."""
 

@@ -192,7 +192,7 @@ CONTENT_SCHEMA = pa.schema(
     ]
 )
 """Schema of `content.parquet`, one row per sample in index order. `row` is the position in the
-source, from 0. `sample_hash` combines the other hashes, so duplicates have equal ones."""
+source, from 0. `sample_hash` is of the pixels and words of a sample: duplicates have equal ones."""
 
 QUARANTINE_SCHEMA = pa.schema(
     [

@@ -1,6 +1,7 @@
 """Find what would stop a run before any GPU waits for it."""
 
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -218,6 +219,16 @@ def check_stage(plan: StagePlan, job: StageJob, data: Mixture) -> StageOrder:
         check_image_token(whole_config(start, key), data.image_token_id, f"{key}={start}")
     check_images(plan.stage, data)
     data.check_shards()
+    num_samples = math.ceil(sum(size * passes for size, passes in data.shares))
+    if plan.stage.num_lanes > num_samples:
+        logger.warning(
+            "stages.%s.global_batch_size=%d: an epoch has %d samples, and no step takes more than "
+            "an epoch, so each step trains on fewer samples than that; set it lower, or raise the "
+            "passes over the datasets",
+            plan.stage.name,
+            plan.stage.global_batch_size,
+            num_samples,
+        )
     return order_of(plan.stage, data, job.config.seed)
 
 

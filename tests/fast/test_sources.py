@@ -1,9 +1,11 @@
 import json
 import tracemalloc
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from llavamed.config.sources import LlavaJson
+from llavamed.config.sources import LlavaJson, Parquet
 from llavamed.data.record import Record
 from llavamed.data.sources import open_source
 from llavamed.errors import DataError, SampleError, StorageError
@@ -214,3 +216,19 @@ def test_a_row_s_own_licence_comes_before_the_dataset_s(tmp_path):
     assert source.parse(item(licence="CC0-1.0", pmid=123)).licence == "CC0-1.0"
     assert source.parse(item(licence=None, pmid=123)).pmid == "123"
     assert source.parse(item(licence=None)).licence == "CC-BY-4.0"
+
+
+@pytest.mark.parametrize("source", ["list", "parquet"])
+def test_an_absent_folder_of_images_ends_the_preparation(source, tmp_path):
+    found = llava(tmp_path, [item()])
+    folder = tmp_path / "images"
+    if source == "parquet":
+        table = pa.table({"image": ["a.jpg"], "conversations": [DIALOGUE]})
+        pq.write_table(table, tmp_path / "rows.parquet")
+        read = {"source": "parquet", "path": f"{tmp_path}/rows.parquet"}
+        found = open_source(Parquet(**read, image_folder=str(folder)))
+    (image,) = found.parse(next(iter(found.rows()))).images
+    with pytest.raises(DataError, match=rf"^image_folder={folder}: no such folder, .*; correct"):
+        found.load_image(image)
+    folder.mkdir()
+    assert refusal(found.load_image, image)[0] == "missing_image"

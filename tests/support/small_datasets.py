@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from llavamed.data.feed.loader import StageLoader
 from llavamed.data.feed.order import StageOrder, order_stage
-from llavamed.data.prepared.content import hash_content, hash_image
+from llavamed.data.prepared.content import hash_content, hash_image, hash_pixels
 from llavamed.data.prepared.dataset import (
     PreparedDataset,
     open_prepared,
@@ -136,12 +136,11 @@ def write(uri: str, rows: list[dict[str, Any]], *, encoded: bool = False) -> Pre
 
 def content(number: int, row: dict[str, Any]) -> dict[str, Any]:
     """The row of `content.parquet` of a sample with square images."""
-    hashes = []
+    images = []
     for image in row["pixels"]:
         side = math.isqrt(len(image))
         is_grey = side * side == len(image)
-        hashes.append(
-            hash_image(from_planes(image, side if is_grey else math.isqrt(len(image) // 3)))
-        )
+        images.append(from_planes(image, side if is_grey else math.isqrt(len(image) // 3)))
     turns = [Turn(**turn) for turn in row["turns"]]
-    return {"row": number, "id": row["id"], **hash_content(turns, hashes)}
+    hashes = hash_content(turns, list(map(hash_image, images)), list(map(hash_pixels, images)))
+    return {"row": number, "id": row["id"], **hashes}

@@ -83,7 +83,9 @@ def test_the_environment_names_the_config(run, monkeypatch):
 def test_a_missing_config_is_asked_for(command, run):
     code, out, err = run(command)
     assert (code, out) == (2, "")
-    assert err == "error: config=null: names no run; give --config FILE, or set LLAVAMED_CONFIG\n"
+    assert err == (
+        "error: --config: is missing; name the YAML file of the run, or set LLAVAMED_CONFIG\n"
+    )
 
 
 @pytest.mark.parametrize("command", ["config", "plan", "prepare", "train", "evaluate"])

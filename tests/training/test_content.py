@@ -15,6 +15,7 @@ from llavamed.data.prepared.content import (
     fold,
     hash_content,
     hash_image,
+    hash_pixels,
     near,
 )
 from llavamed.data.record import IMAGE_HASH_BYTES
@@ -174,30 +175,45 @@ def test_other_words_stay_other_words(one, other):
     assert fold(one) != fold(other)
 
 
+def test_images_that_look_alike_are_no_duplicates():
+    """The look is of grey levels: these two have one, and other colours."""
+    one = np.zeros((20, 20, 3), np.uint8)
+    two = one.copy()
+    one[5:15, 5:15], two[5:15, 5:15] = (100, 0, 0), (0, 51, 0)
+    assert hash_image(one) == hash_image(two)
+    turns = [Turn("user", "<image>What?"), Turn("assistant", "A square.")]
+    hashes = [
+        hash_content(turns, [hash_image(pixels)], [hash_pixels(pixels)])["sample_hash"]
+        for pixels in (one, two, one.copy(), one.reshape(10, 40, 3))
+    ]
+    assert hashes[0] == hashes[2]
+    assert len(set(hashes)) == 3
+
+
 def test_a_sample_is_a_duplicate_only_with_all_images_and_all_words():
     asked = [Turn("user", "<image>What?"), Turn("assistant", "A lung.")]
     again = [Turn("user", "what <image>"), Turn("assistant", "a lung")]
     other = [Turn("user", "What?"), Turn("assistant", "A heart.")]
     one, two = b"1" * 32, b"2" * 32
-    found = hash_content(asked, [one])
-    assert found["sample_hash"] == hash_content(again, [one])["sample_hash"]
+    found = hash_content(asked, [one], [one])
+    assert found["sample_hash"] == hash_content(again, [one], [one])["sample_hash"]
     different = [
-        hash_content(asked, [two]),
-        hash_content(asked, [one, one]),
-        hash_content(asked, []),
-        hash_content(other, [one]),
-        hash_content(asked + other, [one]),
-        hash_content([Turn("user", "What?"), Turn("user", "A lung.")], [one]),
-        hash_content([asked[0], Turn("assistant", "A lung.", trained=False)], [one]),
+        hash_content(asked, [two], [two]),
+        hash_content(asked, [one, one], [one, one]),
+        hash_content(asked, [], []),
+        hash_content(other, [one], [one]),
+        hash_content(asked + other, [one], [one]),
+        hash_content([Turn("user", "What?"), Turn("user", "A lung.")], [one], [one]),
+        hash_content([asked[0], Turn("assistant", "A lung.", trained=False)], [one], [one]),
     ]
     assert len({sample["sample_hash"] for sample in [found, *different]}) == 8
-    assert hash_content([Turn("user", "<image>?!")], [one])["question_hashes"] == [NO_TEXT]
+    assert hash_content([Turn("user", "<image>?!")], [one], [one])["question_hashes"] == [NO_TEXT]
 
 
 def test_samples_that_differ_only_in_their_system_turn_are_no_duplicates():
     dialogue = [Turn("user", "What is seen?"), Turn("assistant", "A lung.")]
     plain, brief, long = (
-        content.hash_content([*system, *dialogue], [])["sample_hash"]
+        content.hash_content([*system, *dialogue], [], [])["sample_hash"]
         for system in ([], [Turn("system", "Be brief.")], [Turn("system", "Explain at length.")])
     )
     assert len({plain, brief, long}) == 3

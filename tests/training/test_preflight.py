@@ -1,5 +1,6 @@
 """What would stop a run is found before any worker starts."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from llavamed.train.job import StageJob
 from tests.support import small_datasets
 from tests.support.manifests import checkpoint_manifest
 from tests.support.small_tokenizers import chatml
-from tests.support.training_setup import make_job, mixture
+from tests.support.training_setup import make_job, mixture, small_config
 
 
 def stored_in(config: RunConfig, folder: Path) -> RunConfig:
@@ -173,3 +174,18 @@ def test_settings_that_are_stored_and_read_again_do_not_differ(tiny_config: RunC
     logging = raw.replace("}}", "}, steps_per_print: 7, wall_clock_breakdown: true}")
     assert make_job(override_config(tiny_config, [logging])).fingerprint == job.fingerprint
     assert make_job(tiny_config).fingerprint != job.fingerprint
+
+
+def test_steps_that_would_take_more_than_an_epoch_are_told(
+    tiny_config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = small_config(stored_in(tiny_config, tmp_path))
+    plan, job, data = plan_curriculum(config)[0], make_job(config), mixture(config)
+    for lanes, is_told in ((data.num_samples, False), (100_000, True)):
+        size = lanes * plan.stage.micro_batch_size
+        stage = plan.stage.model_copy(update={"global_batch_size": size, "max_steps": 40})
+        caplog.clear()
+        order = check_stage(replace(plan, stage=stage), job, data)
+        assert order.num_steps == 40
+        start = f"stages.align.global_batch_size={size}: an epoch has {data.num_samples} samples"
+        assert [line[: len(start)] for line in caplog.messages] == [start] * is_told

@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
+from llavamed.config.data import Dataset
 from llavamed.config.load import parse_config
 from llavamed.data.prepare.job import ensure_processor
 from llavamed.errors import ConfigError, DataError
@@ -205,3 +206,22 @@ def test_a_mistake_is_named_with_its_cure(changes, sentence, tiny_config):
     found = message(model(tiny_config, **changes))
     assert sentence in found
     assert "\n" not in found
+
+
+def test_a_processor_that_read_the_same_texts_is_used(tiny_config, tmp_path):
+    """Its tokenizer was trained on the texts; where the images are does not matter."""
+    (tmp_path / "rows.json").write_text(
+        '[{"id": 1, "conversations": [{"from": "human", "value": "What?"}, '
+        '{"from": "gpt", "value": "A lung."}]}]'
+    )
+
+    def config(folder, path="rows.json"):
+        read = {"source": "llava_json", "path": f"{tmp_path}/{path}", "image_folder": folder}
+        datasets = {"captions": Dataset(read=read)}
+        data = tiny_config.data.model_copy(update={"datasets": datasets})
+        return tiny_config.model_copy(update={"storage": str(tmp_path), "data": data})
+
+    place = ensure_processor(config("imges"))
+    assert ensure_processor(config("images")) == place
+    with pytest.raises(DataError, match="prepared with other settings: datasets"):
+        ensure_processor(config("images", "others.json"))

@@ -11,7 +11,7 @@ from llavamed.config.load import parse_config
 from llavamed.data.feed.loader import StageLoader
 from llavamed.data.feed.order import EpochOrder, StageOrder
 from llavamed.data.prepare.shards import Chunk, ShardWriter
-from llavamed.data.prepared.content import hash_content, hash_image
+from llavamed.data.prepared.content import hash_content, hash_image, hash_pixels
 from llavamed.data.prepared.dataset import INDEX, PreparedDataset, shard_name
 from llavamed.data.prepared.mixture import Mixture
 from llavamed.data.record import CONTENT_SCHEMA, INDEX_SCHEMA, QUARANTINE_SCHEMA, SHARD_SCHEMA
@@ -190,12 +190,13 @@ def test_the_content_holds_the_hashes_of_each_sample_and_its_place(prepared, pro
     assert content.schema == CONTENT_SCHEMA
     assert content["row"].to_pylist() == list(range(FIRST_ROW, FIRST_ROW + len(GOOD)))
     images = [(figures / name).read_bytes() for name in ("a.png", "b.jpg")]
-    hashes = [hash_image(to_pixels(data, image_settings(processor))) for data in images]
+    pixels = [to_pixels(data, image_settings(processor)) for data in images]
+    hashes = [[function(each) for each in pixels] for function in (hash_image, hash_pixels)]
     for row, found in zip(
         (place / shard_name(3)).read_table().to_pylist(), content.to_pylist(), strict=True
     ):
         turns = [Turn(**turn) for turn in row["turns"]]
-        expected = hash_content(turns, hashes[: len(row["pixels"])])
+        expected = hash_content(turns, *(each[: len(row["pixels"])] for each in hashes))
         assert {"row": found["row"], "id": row["id"], **expected} == found
 
 

@@ -59,6 +59,9 @@ class Lane(Sequence[Integers]):
         return self.places[self.starts[number] : self.starts[number + 1]]
 
 
+_NO_PACKS = Lane(_EMPTY, np.zeros(1, dtype=np.int64))
+
+
 @dataclass(frozen=True)
 class EpochOrder:
     """The order of one epoch: a list of samples, and the places in it that form each pack."""
@@ -255,6 +258,9 @@ def _pack_lanes(
     cuts = [0, *np.searchsorted(before, shares).tolist(), len(weights)]
     lanes: dict[int, Lane] = {}
     for number, lane in enumerate(_lanes_side_by_side(num_lanes)):
+        if cuts[number] == cuts[number + 1]:
+            lanes[lane] = _NO_PACKS
+            continue
         run = np.arange(cuts[number], cuts[number + 1])
         windows = _windows(run, visits, first=1 + number % WINDOW_ROW_GROUPS)
         lanes[lane] = _pack_lane(windows, weights, capacity, random)

@@ -80,6 +80,10 @@ _MEMORY_HINT = (
 )
 
 
+_NOT_TEXT = frozenset({"image_folder", "attested", "attested_sha256", "licence"})
+"""Settings of a source that do not touch its texts, on which a tokenizer may be trained."""
+
+
 def ensure_processor(config: RunConfig) -> Location:
     """Return the place of the processor that all datasets of a folder share; create it if absent.
 
@@ -96,7 +100,7 @@ def ensure_processor(config: RunConfig) -> Location:
             wanted = wanted.replace(datasets=texts)
     there = find(ProcessorManifest, place)
     if there is not None:
-        _check_same(there.made_from, wanted, place)
+        _check_same(there.made_from, wanted, place, ignored=_NOT_TEXT)
         return place
     processor = build_processor(config.model, _texts(config))
     with scratch_folder() as folder:
@@ -336,7 +340,8 @@ def complete_dataset(
         raise DataError(
             f"data.datasets.{place.name}.max_bad_fraction={bound}: "
             f"{bad.num_rows} of {tables.num_rows} samples are unusable ({counts}); see why with "
-            f"`llavamed data inspect {place.name} --quarantined`, then mend the source{fraction}"
+            f"`llavamed data inspect {place.name} --quarantined --config FILE`, then correct the "
+            f"source{fraction}"
         )
     complete = manifest.replace(
         **tables.counts(),
@@ -347,8 +352,13 @@ def complete_dataset(
     write(place, complete)
 
 
-def _check_same(there: Facts, wanted: Facts, place: Location) -> None:
+def _check_same(
+    there: Facts, wanted: Facts, place: Location, ignored: frozenset[str] = frozenset()
+) -> None:
     before, now = (facts.model_dump(mode="json") for facts in (there, wanted))
+    for read in (*(before.get("datasets") or {}).values(), *(now.get("datasets") or {}).values()):
+        for key in ignored:
+            read.pop(key, None)
     if differing := differences(before, now):
         raise DataError(
             f"{place}: was prepared with other settings: {'; '.join(differing)}; restore them, set "

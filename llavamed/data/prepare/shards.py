@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from llavamed.config.run import RunConfig
-from llavamed.data.prepared.content import hash_content, hash_image
+from llavamed.data.prepared.content import hash_content, hash_image, hash_pixels
 from llavamed.data.prepared.dataset import write_shard
 from llavamed.data.prepared.sample_tables import SampleTables
 from llavamed.data.record import (
@@ -173,7 +173,7 @@ class ShardWriter:
         images = [self._image(fetch(reference), leave) for reference in record.images]
         sample: ShardRow = {
             "id": record.id,
-            "pixels": [data for data, _ in images],
+            "pixels": [data for data, *_ in images],
             "input_ids": encoded.input_ids,
             "labels": encoded.labels,
             "turns": [
@@ -187,17 +187,21 @@ class ShardWriter:
             "pmid": record.pmid,
             "licence": record.licence,
         }
-        hashes = hash_content(record.turns, [image_hash for _, image_hash in images])
+        hashes = hash_content(
+            record.turns,
+            image_hashes=[seen for _, seen, _ in images],
+            pixel_hashes=[exact for _, _, exact in images],
+        )
         num_tiles = sum(self._tiling.num_tiles(size) for size in sizes)
         counts = {"num_truncated": encoded.num_truncated, NUM_TILES: num_tiles}
         return sample, hashes, counts
 
-    def _image(self, data: bytes, leave: Callable[[str], None]) -> tuple[bytes, bytes]:
-        """Return the stored bytes of an image and its hash."""
+    def _image(self, data: bytes, leave: Callable[[str], None]) -> tuple[bytes, bytes, bytes]:
+        """Return the stored bytes of an image, and the hashes of its look and of its pixels."""
         # Decode the image even if its file is stored as it is, to find unreadable ones now.
         pixels = to_pixels(data, self._images, leave)
         stored = data if self._config.data.store_images == "original" else to_planes(pixels)
-        return stored, hash_image(pixels)
+        return stored, hash_image(pixels), hash_pixels(pixels)
 
 
 def shard_table(samples: list[ShardRow], row_group_size: int) -> pa.Table:

@@ -1,6 +1,7 @@
-"""Hash the images and texts of a sample so that modified copies can be found.
+"""Hash the images and texts of a sample so that copies, and modified copies, can be found.
 
-Images are hashed by appearance: re-encoded, resized or slightly cropped copies differ in a few of
+A sample is a copy of another if their pixels and words are equal. For modified copies, images are
+hashed by appearance: re-encoded, resized or slightly cropped copies differ in a few of
 256 bits, different images in about half of them. Flipped or rotated copies are not found. Texts are
 hashed without case, punctuation, spacing and variants of Unicode. All arithmetic is exact, so every
 machine computes the same bits.
@@ -73,8 +74,25 @@ NO_TEXT = hashlib.blake2b(digest_size=TEXT_HASH_BYTES).digest()
 """The hash of a text without any word; two such texts are not a match."""
 
 
-def hash_content(turns: Sequence[Turn], image_hashes: list[bytes]) -> ContentHashes:
-    """Return the hashes of a sample under the names of `CONTENT_SCHEMA`."""
+def hash_pixels(pixels: Pixels) -> bytes:
+    """Return the hash of the values and the shape of an image, which only equal images share.
+
+    Args:
+        pixels: uint8 array of shape [height, width, 3].
+    """
+    return _digest(str(pixels.shape).encode() + pixels.tobytes())
+
+
+def hash_content(
+    turns: Sequence[Turn], image_hashes: list[bytes], pixel_hashes: list[bytes]
+) -> ContentHashes:
+    """Return the hashes of a sample under the names of `CONTENT_SCHEMA`.
+
+    Args:
+        turns: The turns of the sample.
+        image_hashes: `hash_image` of each image.
+        pixel_hashes: `hash_pixels` of each image.
+    """
     questions = [hash_text(turn.text) for turn in turns if turn.role == "user"]
     answers = [hash_text(turn.text) for turn in turns if turn.role == "assistant"]
     counts = [len(image_hashes), len(questions)]
@@ -86,7 +104,7 @@ def hash_content(turns: Sequence[Turn], image_hashes: list[bytes]) -> ContentHas
         "image_hashes": image_hashes,
         "question_hashes": questions,
         "answer_hashes": answers,
-        "sample_hash": _digest(b"".join([lengths, *image_hashes, *questions, *answers, *systems])),
+        "sample_hash": _digest(b"".join([lengths, *pixel_hashes, *questions, *answers, *systems])),
     }
 
 

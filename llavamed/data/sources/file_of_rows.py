@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from llavamed.data.sources.archives import open_packed
-from llavamed.data.sources.files import hash_file, load_image_file
+from llavamed.data.sources.files import hash_file, load_from_folder
 from llavamed.storage.location import Location
 
 
@@ -43,5 +43,6 @@ class FileOfRows(ABC):
 
         Raises:
             SampleError: `missing_image` or `unsafe_path`.
+            DataError: The folder itself is not there.
         """
-        return load_image_file(self._images, reference)
+        return load_from_folder(self._images, reference)

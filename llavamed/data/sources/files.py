@@ -86,6 +86,23 @@ def load_image_file(folder: Location, name: str) -> bytes:
     raise SampleError("missing_image", f"{folder / names[0]}: {fact}")
 
 
+def load_from_folder(folder: Location, name: str) -> bytes:
+    """Read an image as `load_image_file` does, below a folder that the config names.
+
+    Raises:
+        SampleError: As `load_image_file`.
+        DataError: The folder itself is not there.
+    """
+    try:
+        return load_image_file(folder, name)
+    except SampleError as error:
+        if folder.exists():
+            raise
+        raise DataError(
+            f"image_folder={folder}: no such folder, but samples name images in it; correct it"
+        ) from error
+
+
 def _read_image(file: Location) -> bytes:
     try:
         return file.read_bytes()

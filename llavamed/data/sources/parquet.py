@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from llavamed.config.sources import Parquet
 from llavamed.data.record import Record
-from llavamed.data.sources.files import absent, damaged, find_files, load_image_file
+from llavamed.data.sources.files import absent, damaged, find_files, load_from_folder
 from llavamed.data.sources.records import DIALOGUE_KEYS, IMAGE_KEYS, PAIRS, ROW_KEYS, dialogue
 from llavamed.errors import DamagedFileError, DataError, SampleError
 from llavamed.storage.location import Location, locate
@@ -142,7 +142,7 @@ class ParquetFiles:
             raise SampleError("missing_image", f"{reference}: neither bytes nor a name")
         if self._folder is None:
             raise SampleError("missing_image", f"{image}: a name, and image_folder is not set")
-        return load_image_file(self._folder, image)
+        return load_from_folder(self._folder, image)
 
     def _cell(self, table: pa.Table, row: int) -> list[Any]:
         """Return the images of a row, from the first column that holds any."""

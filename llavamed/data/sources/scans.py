@@ -14,7 +14,7 @@ from typing import Any
 
 from llavamed.config.sources import Scans
 from llavamed.data.record import Record
-from llavamed.data.sources.files import load_image_file
+from llavamed.data.sources.files import load_from_folder
 from llavamed.data.sources.json_rows import JsonFile
 from llavamed.data.sources.records import dialogue
 from llavamed.errors import DataError, SampleError
@@ -54,7 +54,7 @@ class ScansSource(JsonFile):
         part = _PART.fullmatch(reference)
         name = part["name"] if part else reference
         if name != self._last[0]:  # the slices of a volume are requested one after another
-            self._last = (name, load_image_file(self._images, name))
+            self._last = (name, load_from_folder(self._images, name))
         data = self._last[1]
         number = int(part["number"]) if part else None
         is_volume = name.lower().endswith(_VOLUME)
