@@ -36,7 +36,7 @@ real: install ## A small real LLaVA, aligned and adapted to VQA-RAD on 2 cores i
 	    --ask "What is shown in this image?"
 
 chat: install ## Open the page on the model that `make demo` has trained; EXPORT names another
-	@$(BIN)/llavamed serve $(EXPORT)
+	@$(BIN)/llavamed serve $(EXPORT) || [ $$? -eq 130 ]  # by Ctrl-C
 
 test-fast: install ## The tests that load nothing heavy; under 90 seconds
 	@$(BIN)/python -m pytest -n 2 tests/fast

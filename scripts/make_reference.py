@@ -226,11 +226,12 @@ def files_page() -> str:
     from llavamed.data import record
     from llavamed.evaluate import answers, judgement
     from llavamed.storage import lease, run_progress
-    from llavamed.storage.manifest import Facts, dataset, scores, training
+    from llavamed.storage.manifest import Facts, dataset, measurement, scores, training
 
     modules = (
         dataset,
         training,
+        measurement,
         scores,
         run_progress,
         lease,

@@ -66,7 +66,7 @@ CHECKS = (
     ),
     Check("nodes", environment.nodes, (*_RAY, NODE), "nodes have what every group asks for"),
     Check("quota", environment.quota, (*_RAY, QUOTA, POD), "no quota is in the way"),
-    Check("queue", manifests.queue, _RAY, "all workers of a job start together or not at all"),
+    Check("queue", manifests.queue, _RAY, "no RayJob can hold a part of its workers and wait"),
     Check("shared memory", manifests.shared_memory, _RAY, "/dev/shm is sized in every group"),
     Check("network", manifests.network, _RAY, "machines of a group talk by RDMA, or there is one"),
     Check(

@@ -26,6 +26,10 @@ _RULES = {
     "string_pattern_mismatch": "must be of a-z, 0-9, '_' and '-' (a run's name also of '.'), begin "
     "and end with a letter or digit, and have at most 63 characters",
     "union_tag_not_found": "must be set",
+    **dict.fromkeys(
+        ("date_type", "date_parsing", "date_from_datetime_parsing", "date_from_datetime_inexact"),
+        "must be a date such as 2015-01-31",
+    ),
 }
 """Rules that pydantic words for programmers, by its error types."""
 

@@ -12,6 +12,7 @@ import yaml
 from llavamed.config.corpus import Pairs
 from llavamed.corpus.figures import FigureRow, list_parts, read_figures
 from llavamed.corpus.samples import SAMPLE_SCHEMA, caption_of, draw, make_sample, remove_others
+from llavamed.errors import DataError
 from llavamed.storage.location import Location
 
 Kind = Literal["concise", "detailed"]
@@ -68,11 +69,15 @@ def write_pairs(
         The numbers of `pairs` and of figures with a caption of `unfit_length`.
 
     Raises:
+        DataError: Nothing has been selected.
         StorageError: A file cannot be read or written.
     """
     counts: Counter[str] = Counter()
     names = []
-    for part, _ in list_parts(step):
+    parts = list_parts(step)
+    if not parts:
+        raise DataError(f"{step}: holds no figures; run `llavamed corpus select` first")
+    for part, _ in parts:
         kept = (figure for figure in read_figures(part) if figure.is_kept)
         figures = [figure for figure in kept if figure.pmcid not in held_out]
         pairs = [pair for figure in figures if (pair := make_pair(figure, settings))]

@@ -68,6 +68,7 @@ def serve(export: str | None, serving: Serving, tell: Callable[[str], None]) -> 
     tell(f"API:  {address}/v1 (model {serving.name})")
     if made:
         tell(f"token, made for this start: {made}")
+    tell("Ctrl-C stops the service, once running answers have ended.")
     config = uvicorn.Config(
         service.app(),
         log_config=None,

@@ -29,6 +29,14 @@ MISTAKES = {
         "stages.align.max_loss_ratio=1",
         "stages.align.max_loss_ratio=1: must be greater than 1; correct it",
     ),
+    "a number for a date": (
+        "corpus.harvest.published_from=2015",
+        "corpus.harvest.published_from=2015: must be a date such as 2015-01-31; correct it",
+    ),
+    "no day for a date": (
+        "corpus.harvest.published_from=2015-02-31",
+        'corpus.harvest.published_from="2015-02-31": must be a date such as 2015-01-31; correct it',
+    ),
     "unknown key with a neighbour": (
         "stages.align.optimiser.lr=1",
         "stages.align.optimiser: unknown key; did you mean 'optimizer'?",

@@ -76,6 +76,9 @@ def test_pairs_are_what_the_parquet_source_reads(tmp_path):
     (corpus / "select" / "00001").remove()
     write_pairs(corpus / "select", corpus / "samples", Pairs())
     assert (corpus / "samples").children() == ["align-00000.parquet"]
+    (corpus / "select" / "00000").remove()
+    with pytest.raises(DataError, match=r"/select: holds no figures; run `llavamed corpus select`"):
+        write_pairs(corpus / "select", corpus / "samples", Pairs())
 
 
 def test_bounds_of_captions_are_in_order():

@@ -16,10 +16,15 @@ class PlannedBytes(Facts):
     """The bytes of one GPU that a plan counts, which tell one setting from another."""
 
     weights: Bytes
+    """The weights of the model."""
     gradients: Bytes
+    """The gradients of what trains."""
     optimizer: Bytes
+    """The optimizer's state, with its copies of the weights."""
     activations: Bytes
+    """What the forward pass keeps for the backward pass."""
     logits: Bytes
+    """The logits of supervised tokens and their gradients."""
 
     @property
     def total(self) -> float:
