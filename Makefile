@@ -15,8 +15,10 @@ help: ## List the verbs
 install: $(VENV)/.installed ## Create .venv and install llavamed with all it needs, at the tested versions
 
 $(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "Installing llavamed with its tested versions into $(VENV); this takes a minute or more."
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh scripts/install.sh
 	@touch $@
+	@echo "Installed $$($(BIN)/llavamed --version | head -1) into $(VENV); next: make demo, or source $(VENV)/bin/activate"
 
 demo: install ## The whole curriculum on built-in data: align, instruct, vqa, evaluate; 2 cores, no GPU
 	@RAY_ADDRESS=local $(BIN)/python ray_jobs/train.py --config $(CONFIG)

@@ -90,7 +90,7 @@ class Module:
         for node in self._calls("SampleError"):
             if len(node.args) == 2:
                 reason, detail = (self._words(each) for each in node.args)
-                if re.fullmatch("[a-z_]+", reason):
+                if re.fullmatch("[a-z_]+", reason) and re.search("[a-z]{2}", detail):
                     yield reason, detail
 
     def messages(self) -> Iterator[tuple[str, str]]:

@@ -300,8 +300,7 @@ def compare_results(
         str | None, typer.Option(help="Draw a plot to this file, a PNG at any URI.")
     ] = None,
 ) -> None:
-    """Compare runs, exports or files of predictions on the same questions, each with the first
-    one."""
+    """Compare runs, exports or files of predictions on the same questions."""
     from string import ascii_uppercase
 
     from llavamed.cli.tables import print_line, show_comparison

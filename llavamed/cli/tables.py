@@ -12,7 +12,7 @@ from rich.table import Table
 from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.data.prepared.decontaminate import Contamination, Criterion
 from llavamed.data.record import IMAGE_HASH_BYTES
-from llavamed.storage.manifest import EstimateFacts, GroupScores, ScoresManifest
+from llavamed.storage.manifest import EstimateFacts, GroupScores, ScoresManifest, row_name
 from llavamed.storage.run_progress import RunSummary
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def show_scores(found: ScoresManifest, console: Console) -> None:
         console, f"Rules: {rules}; 95 % intervals, clustered by image: {found.num_images:,} images"
     )
     columns = ("question", "reference", *found.conditions)
-    samples = _table("Sample predictions", *columns)
+    heads = (*columns[:2], *(row_name(each, found.conditions) for each in found.conditions))
+    samples = _table("Sample predictions", *heads)
     for sample in found.samples:
         samples.add_row(*(sample[name].replace("\n", " ")[:40] for name in columns))
     console.print(samples)
@@ -85,7 +86,7 @@ def _scores_table(title: str, groups: Sequence[GroupScores], conditions: Sequenc
     table = _table(f"{title}: {sizes}", "", *heads)
     for condition in conditions:
         found = [group.scores[condition][name] for group, name in shown]
-        table.add_row(condition, *map(_interval_below, found))
+        table.add_row(row_name(condition, conditions), *map(_interval_below, found))
     return table
 
 
@@ -226,9 +227,9 @@ def show_plan(costs: Sequence["StageCost"], console: Console) -> None:
         f"{first.num_gpus} x {first.accelerator} at {' and '.join(rates)} model-FLOPs utilization"
     )
     table = _table(title, "", *(cost.name for cost in costs))
-    declared = [f"{cost.dataset}{' (declared)' if cost.is_declared else ''}" for cost in costs]
     rows: dict[str, list[str]] = {
-        "dataset": declared,
+        "dataset": [cost.dataset for cost in costs],
+        "sizes": ["declared" if cost.is_declared else "prepared" for cost in costs],
         "samples": [f"{cost.num_samples:,}" for cost in costs],
         "steps": [f"{cost.steps:,}" for cost in costs],
         "samples per step": [f"{cost.samples_per_step:,.1f}" for cost in costs],
@@ -249,6 +250,7 @@ def show_plan(costs: Sequence["StageCost"], console: Console) -> None:
     rows[f"cost, {first.prices.currency}"] = [
         "unknown" if cost.cost is None else money(cost.cost) for cost in costs
     ]
+    table.columns[0].no_wrap = True
     for name, cells in rows.items():
         table.add_row(name, *cells)
     console.print(table)

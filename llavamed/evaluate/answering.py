@@ -256,6 +256,7 @@ def _manifest(
         **facts,
         model=candidate.name,
         kind=candidate.kind,
+        template_name=candidate.template_name,
         num_questions=num_questions,
         num_generated=0,
         quarantined=quarantined,

@@ -177,6 +177,8 @@ class AnswersManifest(Manifest):
     """Questions that cannot be asked, by reason."""
     overlaps: tuple[Overlap, ...] | None = None
     """Overlap of each training set with the questions. None if a training set is unknown."""
+    template_name: str | None = None
+    """Name of the chat template. None if it is none of ours."""
     fingerprint: str
     """Hash of everything that decides the answers."""
 

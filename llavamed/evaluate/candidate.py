@@ -57,6 +57,10 @@ class Candidate(Protocol):
     def template(self) -> str:
         """Return the hash of its chat template."""
 
+    @property
+    def template_name(self) -> str | None:
+        """Return the name of its chat template if it is one of ours."""
+
     def load(self) -> Answerer:
         """Load the model."""
 

@@ -114,7 +114,7 @@ CONDITIONS: Mapping[str, Condition] = {
     "shuffled": Condition(
         _shuffled, "another item's picture, of the same modality and organ where there is one"
     ),
-    "question_only": Condition(_question_only, "no picture and no mark of one"),
+    "question_only": Condition(_question_only, "the words alone, without the picture"),
 }
 """Every condition that a model answers under, by its name."""
 

@@ -31,6 +31,7 @@ class EndpointCandidate:
     cache: str
     """URI of the folder with the raw answers, so that none is paid for twice."""
     template: str = "the endpoint's own"
+    template_name: None = None
     kind: Literal["endpoint"] = "endpoint"
 
     @property

@@ -200,7 +200,7 @@ def _check_quarantine(
         raise DataError(
             f"{name}: {len(bad)} of {num_rows} questions cannot be asked ({reasons}), at most "
             f"{max_bad_fraction:g} of them may be; the first is {bad[0]['id']!r}: "
-            f"{bad[0]['detail']}; mend the data, or leave them out with --max-bad-fraction"
+            f"{bad[0]['detail']}; fix the data, or leave them out with --max-bad-fraction"
         )
 
 

@@ -60,6 +60,11 @@ class InitialCandidate:
     kind: Literal["export"] = "export"
 
     @property
+    def template_name(self) -> str:
+        """Return the name of the run's template."""
+        return self.config.model.template
+
+    @property
     def fingerprint(self) -> str:
         """Return a hash of what decides the initial weights."""
         return fingerprint(

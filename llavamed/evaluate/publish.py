@@ -66,6 +66,7 @@ def publish_scores(
         model=made.model,
         model_fingerprint=model_fingerprint or made.model_fingerprint,
         template=made.template,
+        template_name=made.template_name,
         prompt=made.prompt,
         decoding=f"greedy, at most {made.max_new_tokens} tokens",
         rules=RULES,

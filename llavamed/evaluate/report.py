@@ -18,7 +18,7 @@ from llavamed.evaluate.measures import LEGACY, MEASURES, STRICT, Measure
 from llavamed.evaluate.published import CAVEATS, PUBLISHED
 from llavamed.evaluate.scoring import BLANK, GROUPS, find_group
 from llavamed.pages.environment import page_environment
-from llavamed.storage.manifest import EstimateFacts, GroupScores, ScoresManifest
+from llavamed.storage.manifest import EstimateFacts, GroupScores, ScoresManifest, row_name
 
 THUMBNAIL_PIXELS = 384
 """Longest side of an image on the page: sharp on a dense screen, small in the file."""
@@ -73,7 +73,11 @@ def render_page(
         title: Heading of the page.
     """
     environment = page_environment("llavamed.evaluate")
-    environment.filters |= {"percent": _percent, "points": _points, "label": _label}
+    environment.filters |= {
+        "percent": _percent,
+        "points": _points,
+        "label": lambda name: _label(row_name(name, scores.conditions)),
+    }
     return environment.get_template("report.html.j2").render(
         title=title,
         found=scores,

@@ -253,7 +253,11 @@ def _train(
     run = tracker.start(name, stage_settings(config, plan))
     for dataset in data.datasets:
         run.log_dataset(dataset, "training")
-    record.stage_started(name, order_of(plan.stage, data, config.seed).num_steps)
+    record.stage_started(
+        name,
+        order_of(plan.stage, data, config.seed).num_steps,
+        on_workers=config.scaling.launcher == "ray",
+    )
 
     def on_records(records: list[StepRecord]) -> None:
         record.trained(records)

@@ -79,10 +79,11 @@ class ProgressDisplay:
         """Show how many questions are answered."""
         self._update("evaluate", done, total, "answers", "")
 
-    def stage_started(self, stage: str, num_steps: int) -> None:
-        """Say that a stage is about to train."""
+    def stage_started(self, stage: str, num_steps: int, *, on_workers: bool = True) -> None:
+        """Say that a stage is about to train, on workers of Ray or in this process."""
         self._stage = (stage, num_steps)
-        logger.info("train %s: %d steps; starting the workers", stage, num_steps)
+        what = "starting the workers" if on_workers else "training in this process"
+        logger.info("train %s: %d steps; %s", stage, num_steps, what)
 
     def trained(self, records: list[StepRecord]) -> None:
         """Show the last step that was trained."""

@@ -66,7 +66,9 @@ class _Replica:
                 f"token_env={serving.token_env}: is not set on the node, and replicas cannot make "
                 "a token that they share; set it, or token_file, on every node"
             )
-        self._service = Service(serving, make_backend(replicas.export, serving), tokens)
+        self._service = Service(
+            serving, make_backend(replicas.export, serving), tokens, replicas.export
+        )
 
     def __serve_build_asgi_app__(self) -> Any:
         """Return the application that Ray Serve calls."""

@@ -60,7 +60,7 @@ def serve(export: str | None, serving: Serving, tell: Callable[[str], None]) -> 
     """
     tokens, made = read_tokens(serving)
     listener = _listen(serving)
-    service = Service(serving, make_backend(export, serving), tokens)
+    service = Service(serving, make_backend(export, serving), tokens, export)
     listener.listen()  # clients may come as soon as they know the address
     address = page_address(serving.host, listener.getsockname()[1])
     # Browsers send no fragment to the server, so the token is in no log.

@@ -63,8 +63,15 @@ Handler = Callable[["Service", Request, RequestRecord], Awaitable[Response]]
 class Service:
     """Answers the requests of one model."""
 
-    def __init__(self, serving: Serving, backend: Backend, tokens: tuple[str, ...]) -> None:
-        self.serving, self.backend = serving, backend
+    def __init__(
+        self,
+        serving: Serving,
+        backend: Backend,
+        tokens: tuple[str, ...],
+        export: str | None = None,
+    ) -> None:
+        """Take what answers, the tokens of clients, and the export's name, which the page shows."""
+        self.serving, self.backend, self._export = serving, backend, export
         self.access = Access(tokens, serving.limits.requests_per_minute)
         self.metrics = Metrics(backend.load)
         self._page_files = read_page()
@@ -147,6 +154,7 @@ class Service:
         return JSONResponse(
             {
                 "model": self.serving.name,
+                "export": self._export,
                 "version": __version__,
                 "feedback": self._feedback is not None,
                 "limits": self.serving.limits.model_dump(),

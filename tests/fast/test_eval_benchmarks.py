@@ -160,7 +160,7 @@ UNUSABLE: dict[str, tuple[str, Callable[[Path], None], str]] = {
         "vqa-rad",
         lambda data: (data / "images" / "b.png").unlink(),
         r"vqa-rad/1 at .*: 1 of 3 questions cannot be asked \(1 missing_image\), at most 0 of them "
-        r"may be; the first is 'vqa-rad-test-3': .*b\.png: no such file; mend the data, or leave "
+        r"may be; the first is 'vqa-rad-test-3': .*b\.png: no such file; fix the data, or leave "
         "them out with --max-bad-fraction",
     ),
     "broken picture": (

@@ -16,7 +16,7 @@ from llavamed.evaluate.publish import REPORT, publish_scores
 from llavamed.evaluate.published import CAVEATS, PUBLISHED
 from llavamed.evaluate.report import THUMBNAIL_PIXELS
 from llavamed.storage.location import locate
-from llavamed.storage.manifest import ScoresManifest, read, write
+from llavamed.storage.manifest import ScoresManifest, read, row_name, write
 from tests.support.answer_files import write_answers
 from tests.support.html_page import Page
 
@@ -114,6 +114,17 @@ def test_the_scores_are_a_manifest_that_names_all_they_depend_on(tmp_path):
     assert [each["question"] for each in found.samples] == [each.question for each in four()]
 
 
+def test_a_template_of_ours_is_shown_by_its_name(tmp_path):
+    _, html = publish(tmp_path, facts={"template_name": "vicuna_v1"})
+    assert "vicuna_v1" in Page(html).text
+
+
+def test_only_a_model_beside_an_untrained_one_is_called_trained():
+    assert row_name("trained", ("trained", "untrained")) == "trained"
+    assert row_name("trained", ("trained", "blank_image")) == "model"
+    assert row_name("blank_image", ("trained", "blank_image")) == "blank_image"
+
+
 def test_the_page_says_what_was_evaluated_and_by_which_rules(tmp_path):
     found, html = publish(tmp_path)
     page = Page(html)
@@ -128,8 +139,8 @@ def test_the_page_says_what_was_evaluated_and_by_which_rules(tmp_path):
 def test_the_page_shows_strict_beside_legacy_with_intervals_for_every_condition(tmp_path):
     _, html = publish(tmp_path)
     rows = table_rows(html)
-    [closed] = [row for row in rows if row.startswith("Trained 50.0") and row.count(" to ") == 3]
-    assert re.match(r"Trained 50\.0 [\d.]+ to [\d.]+ 50\.0 [\d.]+ to [\d.]+ 50\.0", closed)
+    [closed] = [row for row in rows if row.startswith("Model 50.0") and row.count(" to ") == 3]
+    assert re.match(r"Model 50\.0 [\d.]+ to [\d.]+ 50\.0 [\d.]+ to [\d.]+ 50\.0", closed)
     assert any(row.startswith("Blank image 50.0") for row in rows)
     assert any(row.startswith("Majority 50.0") for row in rows)
     [grounding] = [row for row in rows if row.startswith("Blank image (grounding) open")]

@@ -60,6 +60,10 @@ class RunningService:
         return self.send("/v1/chat/completions", body)
 
 
+EXPORT = "runs/demo/stages/vqa/export"
+"""The export that the page names."""
+
+
 def settings(*overrides: str) -> Serving:
     """Settings of a service, with overrides."""
     return load_section("config", None, Serving, ["limits.requests_per_minute=100000", *overrides])
@@ -70,7 +74,7 @@ def run_service(
     serving: Serving, backend: Backend, tokens: tuple[str, ...] = (TOKEN,)
 ) -> Iterator[RunningService]:
     """Run a service until the end of the block."""
-    running = RunningService(Service(serving, backend, tokens))
+    running = RunningService(Service(serving, backend, tokens, EXPORT))
     with run_application(running.service.app()) as running.url:
         yield running
 

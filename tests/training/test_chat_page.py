@@ -16,7 +16,7 @@ from llavamed.errors import RequestError
 from llavamed.serve.backend import Update
 from llavamed.serve.openai import Choice, TokenCounts
 from tests.support.dicom_files import dicom_file
-from tests.support.running_service import TOKEN, RunningService, run_service, settings
+from tests.support.running_service import EXPORT, TOKEN, RunningService, run_service, settings
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium; install Debian's chromium")
@@ -104,6 +104,7 @@ def open_page(context: Any, running: RunningService) -> Any:
     page.on("pageerror", lambda error: page.problems.append(str(error)))
     page.goto(f"{running.url}/#token={TOKEN}")
     expect(page.locator("#model")).to_have_text("llavamed")
+    expect(page.locator("#export")).to_have_text(EXPORT)
     assert TOKEN not in page.url
     return page
 

@@ -129,7 +129,7 @@ def test_samples_are_found_by_id_in_the_order_asked_for(dataset, samples):
 def test_an_id_that_is_not_there_is_explained(dataset):
     with pytest.raises(DataError, match="sample=no: none of the 40 of dataset dialogues has this"):
         find_samples(dataset, ["no"])
-    with pytest.raises(DataError, match=r"sample=bad-2: was quarantined, common: .*; mend row 2"):
+    with pytest.raises(DataError, match=r"sample=bad-2: was quarantined, common: .*; fix row 2"):
         find_samples(dataset, ["bad-2"])
 
 

@@ -35,6 +35,13 @@ def test_the_lines_of_a_stage(clock: list[float]) -> None:
     ]
 
 
+def test_a_stage_without_workers_does_not_name_any() -> None:
+    said: list[str] = []
+    with on_log(said.append), ProgressDisplay() as progress:
+        progress.stage_started("align", 4, on_workers=False)
+    assert said == ["train align: 4 steps; training in this process"]
+
+
 def test_the_rate_is_that_of_the_last_seconds(clock: list[float]) -> None:
     """A slow start is forgotten: 100 samples in 100 s, then 10 a second for a minute."""
     said: list[str] = []

@@ -72,7 +72,7 @@ def read_metadata(data: bytes, pmcid: str, version: int) -> Metadata:
         if not isinstance(xml_url, str) or not all(isinstance(each, str) for each in media):
             raise TypeError("an address is not text")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SampleError("bad_metadata", f"{type(error).__name__}: {error}") from error
+        raise SampleError("bad_metadata", f"not readable: {error!r}") from error
     if facts != (pmcid, version):
         raise SampleError("wrong_article", f"the metadata are of {facts[0]}.{facts[1]}")
     folder = f"{pmcid}.{version}"
@@ -148,7 +148,9 @@ def find_media(addresses: list[str], media: tuple[BucketFile, ...]) -> BucketFil
             fitting = [file for file in same if _rank(file.name) == best]
             if len(fitting) > 1:
                 names = ", ".join(file.name for file in fitting)
-                raise SampleError("ambiguous_media", f"{address!r} may be any of {names}")
+                raise SampleError(
+                    "ambiguous_media", f"the figure's file {address!r} may be any of {names}"
+                )
             return fitting[0]
     raise SampleError("missing_media", f"none of {len(media)} files is {', '.join(addresses)}")
 

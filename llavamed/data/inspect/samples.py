@@ -213,7 +213,7 @@ def _explain_absence(dataset: PreparedDataset, name: str) -> str:
     for row in refused:
         if row["id"] == name:
             return (
-                f"sample={name}: was quarantined, {row['reason']}: {row['detail']}; mend row "
+                f"sample={name}: was quarantined, {row['reason']}: {row['detail']}; fix row "
                 f"{row['row']} of the source and prepare the dataset again"
             )
     return (

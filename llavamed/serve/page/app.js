@@ -37,6 +37,7 @@ async function connect() {
     service.info = await get(new URL("info", document.baseURI), service.token);
     service.model = service.info.model;
     find("model").textContent = service.model;
+    find("export").textContent = service.info.export ?? "llavamed";
     document.title = `${service.model} · chat`;
     complain("");
   } catch (error) {

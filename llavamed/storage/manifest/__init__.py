@@ -22,6 +22,7 @@ from llavamed.storage.manifest.scores import (
     EstimateFacts,
     GroupScores,
     ScoresManifest,
+    row_name,
 )
 from llavamed.storage.manifest.training import (
     CheckpointManifest,
@@ -72,5 +73,6 @@ __all__ = [
     "dump",
     "find",
     "read",
+    "row_name",
     "write",
 ]

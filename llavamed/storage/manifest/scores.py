@@ -1,5 +1,6 @@
 """What an evaluation says of itself."""
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from llavamed.errors import DataError, LlavaMedError
@@ -35,6 +36,14 @@ class GroupScores(Facts):
     gains: dict[str, dict[str, EstimateFacts]]
     """Paired difference between the trained model and each control, by measure. The difference
     to `blank_image` is called grounding."""
+
+
+def row_name(condition: str, conditions: Sequence[str]) -> str:
+    """Return the name that tables give to a condition.
+
+    `trained` says something beside `untrained` only: of any other model nobody here knows that.
+    """
+    return "model" if condition == "trained" and "untrained" not in conditions else condition
 
 
 class ScoresManifest(Manifest):
@@ -80,6 +89,8 @@ class ScoresManifest(Manifest):
     """A few questions with the answer under every condition."""
     datasets: dict[str, str]
     """Fingerprints of the prepared datasets by name."""
+    template_name: str | None = None
+    """Name of the chat template. None if it is none of ours."""
     fingerprint: str
     """Hash of everything that decides the scores."""
     report: str
