@@ -2,6 +2,7 @@ import hashlib
 import io
 import json
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -188,3 +189,10 @@ def test_a_wrong_row_is_refused(row):
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="holiday"):
         make(split="holiday")
+
+
+def test_the_picture_of_the_documentation_is_what_the_code_draws():
+    kept = Path(__file__).parents[2] / "docs" / "images" / "phantom.png"
+    drawn = make("questions", "test", image_size=48).load_image("phantom:test:0:3")
+    pictures = [np.asarray(Image.open(each)) for each in (kept, io.BytesIO(drawn))]
+    assert np.array_equal(*pictures)
