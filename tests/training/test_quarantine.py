@@ -177,8 +177,8 @@ def test_texts_that_are_read_otherwise_than_written_are_told(write, tmp_path, ca
     [
         (2, 8, 0.2, None),
         (29, 71, 0.29, None),
-        (3, 8, 0.2, "then mend the source or raise the fraction$"),
-        (2, 0, 1.0, "--quarantined`, then mend the source$"),
+        (3, 8, 0.2, "then correct the source or raise the fraction$"),
+        (2, 0, 1.0, "--quarantined --config FILE`, then correct the source$"),
         (1, 1, 1.0, None),
     ],
 )
