@@ -195,10 +195,10 @@ LINES = "\r\n".join(json.dumps(each) for each in ROWS)
         LINES.encode("utf-8-sig"),
         LINES.encode("utf-16"),
         LINES.encode("utf-16-le"),
-        gzip.compress(LINES.encode()),
+        gzip.compress(LINES.encode(), mtime=0),
         json.dumps(ROWS).encode(),
         ("\n" + json.dumps(ROWS, indent=2)).encode("utf-8-sig"),
-        gzip.compress(json.dumps(ROWS).encode("utf-16")),
+        gzip.compress(json.dumps(ROWS).encode("utf-16"), mtime=0),
     ],
 )
 def test_files_are_read_in_every_encoding_and_as_a_list(content, tmp_path):

@@ -130,7 +130,7 @@ class PmcBucket:
         described = []
         for number, part in enumerate((rows[::2], [*rows[1::2], other])):
             key = f"{top}/data/{date}-{number}.csv.gz"
-            data = gzip.compress("".join(part).encode())
+            data = gzip.compress("".join(part).encode(), mtime=0)
             md5 = self.put(key, data)
             described.append({"key": key, "size": len(data), "MD5checksum": md5})
         if not complete:
