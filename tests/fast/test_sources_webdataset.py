@@ -110,6 +110,21 @@ def test_a_caption_without_its_picture_is_refused(tmp_path):
     )
 
 
+def test_a_mask_is_no_second_picture_of_its_caption(tmp_path):
+    write(
+        tmp_path,
+        *(member("7.jpg"), member("7.mask.png"), member("7.txt", b"A knee.")),
+        *(member("8.left.jpg"), member("8.right.jpg"), member("8.txt", b"Two knees.")),
+        *(member("9.Seg.png"), member("9.txt", b"A mask alone.")),
+    )
+    found = source(tmp_path)
+    one, two, alone = map(found.parse, found.rows())
+    assert (len(one.images), one.unread_keys) == (1, ("mask.png members",))
+    assert (len(two.images), two.unread_keys) == (2, ())
+    assert alone.unread_keys == ("seg.png members",)
+    assert refusal(check_record, alone)[0] == "placeholder_mismatch"
+
+
 def test_members_that_are_not_read_are_told_once_a_sample(tmp_path):
     members = [
         "1.jpg",

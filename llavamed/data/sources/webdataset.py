@@ -166,6 +166,12 @@ def caption_turns(id: str, caption: str, num_images: int) -> tuple[Turn, Turn]:
     return Turn("user", "\n".join(lines)), Turn("assistant", caption.strip())
 
 
+MASKS = frozenset(
+    {"annotation", "depth", "heatmap", "label", "labels", "mask", "masks", "seg", "segmentation"}
+)
+"""Words in the name of an image, as `7.mask.png`, that say that it marks what another one shows."""
+
+
 def _samples(location: Location, digest: Any = None) -> Iterator[dict[str, Any]]:
     """Yield the samples of a shard by their places; `unread` are endings that are not read.
 
@@ -187,7 +193,10 @@ def _samples(location: Location, digest: Any = None) -> Iterator[dict[str, Any]]
         row = {"id": key, "file": location.path, "images": [], "unread": unread}
         for member in members:
             place = [member.start, member.size]
-            if member.kind in IMAGES:
+            words = member.stem.removeprefix(key).lower().split(".")
+            if member.kind in IMAGES and not MASKS.isdisjoint(words):
+                unread.add(f"{words[-1]}.{member.kind}")
+            elif member.kind in IMAGES:
                 row["images"].append(place)
             elif member.kind in row:
                 row["second"] = member.kind
