@@ -139,7 +139,7 @@ def test_training_through_faults_sees_the_same_batches_once_each(
     prepared: Prepared, faulty: FaultyS3, seed: int
 ) -> None:
     expected = batches(prepared)
-    faulty.fail_at_random(0.15, (*PASSING, "wrong"), seed)
+    faulty.fail_at_random(0.3, (*PASSING, "wrong"), seed)
     found = batches(prepared)
     assert faulty.num_faults >= 3
     assert [batch.sample_ids for batch in found] == [batch.sample_ids for batch in expected]
