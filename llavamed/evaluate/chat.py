@@ -13,7 +13,7 @@ from typing import Any
 from llavamed.errors import DataError
 from llavamed.evaluate.answers import read_answers
 from llavamed.evaluate.results import find_answers
-from llavamed.evaluate.scorers.predictions import read_rows
+from llavamed.evaluate.scorers.predictions import note_id, read_rows
 from llavamed.storage.location import Location
 
 _IMAGE_MARK = "<image>"
@@ -88,13 +88,7 @@ def _rows(file: Location) -> Iterator[tuple[str, dict[str, Any], str]]:
         id_ = row.get("id", row.get("question_id"))
         if not isinstance(id_, str | int) or isinstance(id_, bool) or id_ == "":
             raise DataError(f"{place}: id={id_!r} is not text or a number; write a name")
-        which = place[len(str(file)) + 1 :].strip()
-        if str(id_) in seen:
-            raise DataError(
-                f"{place}: id={id_!r} is also the id of {seen[str(id_)]}; give every "
-                "question an id of its own"
-            )
-        seen[str(id_)] = f"line {which}" if which.isdigit() else which
+        note_id(id_, place, seen, name=str(file), kind="question")
         yield str(id_), row, place
     if not seen:
         raise DataError(f"{file}: holds no object; write one per line")

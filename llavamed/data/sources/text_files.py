@@ -7,6 +7,7 @@ pieces, so the size of a file does not matter.
 import codecs
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ _MARKS = {
 }
 _GUESSES = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
 _HEAD = 64
+_UNDECODED = re.compile("[\udc80-\udcff]")
+"""What bytes that are invalid UTF-8 become, one by one."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,12 @@ def open_text(location: Location) -> Iterator[Text]:
                 yield _decode(unpacked, head)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise damaged(location, "whole gzip", error) from error
+
+
+def undecoded(text: str) -> bytes | None:
+    """Return the first byte of a text that is invalid UTF-8, or None if all are valid."""
+    half = _UNDECODED.search(text)
+    return half[0].encode("utf-8", "surrogateescape") if half else None
 
 
 def _decode(file: io.BufferedIOBase, head: bytes) -> Text:

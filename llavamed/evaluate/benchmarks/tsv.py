@@ -16,6 +16,7 @@ from typing import Any
 
 from llavamed.data.sources.files import damaged, find_files, load_image_file, open_file
 from llavamed.data.sources.pictures import embedded_picture
+from llavamed.data.sources.text_files import undecoded
 from llavamed.errors import DataError, SampleError
 from llavamed.storage.location import Location
 
@@ -29,7 +30,6 @@ _BASE64 = re.compile(rb"[A-Za-z0-9+/=]{65,}")
 _NAMES = re.compile(r"[^\[\]'\",]+")
 _PLACE = re.compile(r"(\d+)\+(\d+)@(.*)", re.DOTALL)
 """Reference to a picture inside a file, as start+size@file."""
-_INVALID = re.compile("[\udc80-\udcff]")
 _LARGEST_ROW = 1 << 28
 
 
@@ -62,8 +62,7 @@ class TsvFiles:
                 `not_unicode`.
         """
         for name, cell in row.items():
-            if isinstance(cell, str) and (half := _INVALID.search(cell)):
-                found = half[0].encode("utf-8", "surrogateescape")
+            if isinstance(cell, str) and (found := undecoded(cell)):
                 raise SampleError("not_unicode", f"{name} has {found!r}, which is not UTF-8")
         if "cells" in row:
             raise SampleError("malformed_row", f"{row['cells']} cells, {row['columns']} columns")

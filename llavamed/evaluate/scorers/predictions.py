@@ -8,7 +8,7 @@ from itertools import chain
 from string import ascii_uppercase
 from typing import Any
 
-from llavamed.data.sources.text_files import open_text
+from llavamed.data.sources.text_files import open_text, undecoded
 from llavamed.errors import ConfigError, DataError
 from llavamed.evaluate.scorers import (
     exact_token,
@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 _TEXTS = ("question", "prediction", "reference", "answer_type")
 _SHOWN = 8
 """Number of keys that a message names."""
-_INVALID = re.compile("[\udc80-\udcff]")
 _LIST = re.compile(r"\s*\[\s*(?:[{\]]|\Z)")
 """The first line of a list of objects."""
 _LETTERED = re.compile(r"\s*\(?([A-Z])(?:\s*[:)]|\.(?=\s))\s*(.*\S)\s*", re.DOTALL)
@@ -98,8 +97,7 @@ def read_object(line: bytes | str, place: str) -> dict[str, Any]:
     Raises:
         DataError: The line is not JSON, or no object.
     """
-    if isinstance(line, str) and (invalid := _INVALID.search(line)):
-        found = invalid[0].encode("utf-8", "surrogateescape")
+    if isinstance(line, str) and (found := undecoded(line)):
         raise DataError(f"{place}: {found!r} is not UTF-8; save the file as UTF-8")
     try:
         row = json.loads(line, object_pairs_hook=_unique)
@@ -144,17 +142,33 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return there
 
 
+def note_id(id_: str | int, place: str, seen: dict[str, str], *, name: str, kind: str) -> None:
+    """Note where an id of a file stands.
+
+    Args:
+        id_: The id.
+        place: Where it stands, as `read_rows` gives it.
+        seen: The ids before it, each with its line or place in the file; this one is added.
+        name: The name of the file.
+        kind: What has the id, for errors.
+
+    Raises:
+        DataError: The id was seen before.
+    """
+    if str(id_) in seen:
+        raise DataError(
+            f"{place}: id={id_!r} is also the id of {seen[str(id_)]}; give every {kind} an id of "
+            "its own"
+        )
+    which = place[len(name) + 1 :].strip()
+    seen[str(id_)] = f"line {which}" if which.isdigit() else which
+
+
 def _items(rows: Iterable[tuple[str, dict[str, Any]]], name: str) -> Iterator[Item]:
     seen: dict[str, str] = {}
     for place, row in rows:
         item = _item(row, place)
-        which = place[len(name) + 1 :].strip()
-        if item.id in seen:
-            raise DataError(
-                f"{place}: id={item.id!r} is also the id of {seen[item.id]}; give "
-                "every item an id of its own"
-            )
-        seen[item.id] = f"line {which}" if which.isdigit() else which
+        note_id(item.id, place, seen, name=name, kind="item")
         yield item
     if not seen:
         raise DataError(f"{name}: holds no item; write one JSON object per line")
