@@ -111,7 +111,7 @@ def plan_run(
     for stage in config.stages:
         setting = Setting.of(stage, config.engine_of(stage).kernels, accelerator)
         measured = None if mfu is not None else speeds.measured_mfu(setting)
-        reached, by = measured or (mfu or ASSUMED_MFU, None)
+        reached, by = measured or (ASSUMED_MFU if mfu is None else mfu, None)
         shape = shape_stage(config, stage)
         cost = plan_stage(config, stage, shape, accelerator, mfu=reached, speeds=speeds)
         costs.append(replace(cost, mfu_by=by))

@@ -58,7 +58,7 @@ class BatchEngine:
         self._max_batch_size, self._max_waiting = max_batch_size, max_waiting
         self._waiting: deque[_Job] = deque()
         self._running: list[_Job] = []
-        self._num_joining = 0
+        self._num_taken = 0
         self._batch = generator.running_batch()
         self._changed = threading.Condition()
         self._is_closed = False
@@ -124,7 +124,7 @@ class BatchEngine:
 
     def _is_full(self, job: _Job) -> bool:
         """Return whether as many wait as may, without those that the batch has room for."""
-        room = self._max_batch_size - len(self._batch) - self._num_joining
+        room = self._max_batch_size - max(len(self._batch), self._num_taken)
         num_left = 0
         for each in self._waiting:
             room -= len(each.answers)
@@ -161,9 +161,9 @@ class BatchEngine:
         self._drop_given_up()  # before others are admitted, because it makes room
         with self._changed:
             new = self._admit()
-            self._num_joining = sum(len(job.answers) for job in new)
+            self._num_taken = len(self._batch) + sum(len(job.answers) for job in new)
         self._join(new)
-        self._num_joining = 0
+        self._num_taken = 0
         self._step()
         return True
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from llavamed.data.sources.parquet import ParquetFiles
 from llavamed.errors import DataError
 from llavamed.evaluate.benchmarks import BENCHMARKS
 from llavamed.evaluate.benchmarks.mmmu import SUBJECTS
@@ -154,6 +155,21 @@ def test_medxpertqa_with_names_of_pictures_is_read(tmp_path: Path) -> None:
     [found] = asked("medxpertqa-mm", tmp_path / "expert")
     assert facts([found]) == facts(before[:1])
     assert found.image == before[0].image
+
+
+def test_labels_of_a_copy_are_names_where_rows_are_chosen_by_them(tmp_path: Path) -> None:
+    """Hugging Face stores a column of labels as numbers."""
+    read = ParquetFiles(
+        f"{tmp_path}/a.parquet", images=(), required=(("question",),), listed=("split",)
+    )
+    table = pa.table({"question": ["Where?", "What?"], "split": [1, 0]})
+    note = json.dumps({"info": {"features": {"split": {"names": ["train", "test"]}}}})
+    pq.write_table(
+        table.replace_schema_metadata({"huggingface": note}),
+        tmp_path / "a.parquet",
+        row_group_size=1,
+    )
+    assert [row["split"] for row in read.rows()] == ["test", "train"]
 
 
 def test_path_vqa_is_read_from_a_zip_of_its_copy_on_the_hub(tmp_path: Path) -> None:

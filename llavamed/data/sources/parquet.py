@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import repeat
 from typing import Any, BinaryIO, TypeVar
 
 import pyarrow as pa
@@ -64,6 +65,7 @@ class ParquetFiles:
         self._columns = {*images, *optional, *(name for names in required for name in names)}
         self._folder = locate(image_folder) if isinstance(image_folder, str) else image_folder
         self._group: tuple[tuple[str, int], pa.Table] | None = None
+        self._labels: dict[str, list[str]] = {}
         self._unread: tuple[str, ...] = ()
 
     def count(self) -> int:
@@ -98,14 +100,18 @@ class ParquetFiles:
         for location, metadata, _ in self._footers():
             there = _names(metadata)
             listed = [name for name in self._listed if name in there]
+            notes: Iterator[dict[str, Any]] = repeat({})
+            if listed:
+                table = _read(location, partial(_read_columns, columns=listed))
+                labels = _labels(table.schema)
+                notes = (
+                    {name: _named(value, labels.get(name)) for name, value in values.items()}
+                    for values in table.to_pylist()
+                )
             for group in range(metadata.num_row_groups):
-                values: list[dict[str, Any]] = [{}] * metadata.row_group(group).num_rows
-                if listed:
-                    read = partial(_read_columns, group=group, columns=listed)
-                    values = _read(location, read).to_pylist()
-                for row, notes in enumerate(values):
+                for row in range(metadata.row_group(group).num_rows):
                     place = {"file": location.path, "group": group, "row": row}
-                    yield {"id": f"{location.name}#{group}/{row}", **notes, **place}
+                    yield {"id": f"{location.name}#{group}/{row}", **next(notes), **place}
 
     def read(self, row: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """Read a row: its columns except images, and references to its images.
@@ -114,9 +120,8 @@ class ParquetFiles:
             DataError: The file is damaged.
         """
         table, number = self._read_group(row["file"], row["group"]), row["row"]
-        labels = _labels(table.schema)
         values = {
-            name: _named(table[name][number].as_py(), labels.get(name))
+            name: _named(table[name][number].as_py(), self._labels.get(name))
             for name in table.column_names
             if name not in self._images
         }
@@ -177,6 +182,7 @@ class ParquetFiles:
             self._group = None  # free the last one before the next is read
             table = _read(Location(self._fs, path), partial(self._columns_of, group))
             self._group = (path, group), table
+            self._labels = _labels(table.schema)
         return self._group[1]
 
     def _columns_of(self, group: int, file: BinaryIO) -> pa.Table:
@@ -219,7 +225,8 @@ class ParquetSource(ParquetFiles):
             values["id"] = values.pop(self._id)
         record = dialogue(values, images, id=row["id"], licence=self._licence)
         table = self._read_group(row["file"], row["group"])
-        unused = [name for name, _ in self._filled(table, row["row"])][1:]
+        several = sum(name in table.column_names for name in self._images) > 1
+        unused = [name for name, _ in self._filled(table, row["row"])][1:] if several else []
         return replace(record, unread_keys=(*record.unread_keys, *unused, *self._unread))
 
 
@@ -270,8 +277,8 @@ def _named(value: Any, names: list[str] | None) -> Any:
     return names[value] if 0 <= value < len(names) else None
 
 
-def _read_columns(file: BinaryIO, *, group: int, columns: list[str]) -> pa.Table:
-    return _open(file).read_row_group(group, columns=columns)
+def _read_columns(file: BinaryIO, *, columns: list[str]) -> pa.Table:
+    return _open(file).read(columns=columns)
 
 
 def _open(file: BinaryIO) -> pq.ParquetFile:
