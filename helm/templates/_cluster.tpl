@@ -69,7 +69,7 @@ maxReplicas: {{ $max }}
 rayStartParams:
   metrics-export-port: "8080"
   {{- if and .group.gpus (ne .group.gpuResource "nvidia.com/gpu") }}
-  # KubeRay counts as GPUs only what it knows.
+  # KubeRay sets num-gpus only for resource names that it recognizes.
   num-gpus: {{ int .group.gpus | quote }}
   {{- end }}
   object-store-memory: {{ include "llavamed.objectStore" .group | quote }}

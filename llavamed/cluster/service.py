@@ -47,7 +47,7 @@ class ServiceState:
 
 
 def read_service(service: Object, options: str = "") -> ServiceState:
-    """Return what a RayService says of itself, to which `options` lead another command."""
+    """Return the state of a RayService; `options` lead another command to it."""
     status = service.get("status") or {}
     parts = [status.get(f"{when}ServiceStatus") or {} for when in ("active", "pending")]
     active, pending = (str(part.get("rayClusterName") or "") for part in parts)

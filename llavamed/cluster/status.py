@@ -52,7 +52,7 @@ class JobState:
 
 
 def read_job(job: Object, options: str = "") -> JobState:
-    """Read the state of a RayJob, to which `options` lead another command."""
+    """Read the state of a RayJob; `options` lead another command to it."""
     metadata, spec, status = job["metadata"], job.get("spec") or {}, job.get("status") or {}
     annotations = metadata.get("annotations") or {}
     reason = ": ".join(str(status[key]).strip() for key in ("reason", "message") if status.get(key))

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from llavamed.config.load import dump_config
 from llavamed.config.run import RunConfig
@@ -22,7 +21,6 @@ from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import ConfigError, LeaseError, LlavaMedError, StorageError, TrackingError
 from llavamed.evaluate.overlaps import find_overlaps
 from llavamed.evaluate.run import evaluate
-from llavamed.processor.build import load_processor
 from llavamed.run.curriculum import StagePlan, find_stage, make_jobs, plan_curriculum
 from llavamed.run.fit import fit
 from llavamed.run.plan import training_flops
@@ -46,7 +44,6 @@ from llavamed.run.track_results import (
     track_stage,
 )
 from llavamed.run.tracking import Tracker, check_tracking
-from llavamed.storage.fetch import fetch_once
 from llavamed.storage.fingerprint import fingerprint
 from llavamed.storage.lease import Lease, hold_lease
 from llavamed.storage.location import check_writable, locate
@@ -97,8 +94,7 @@ def run_curriculum(
     with hold_lease(directory, hint=_HINT, take_over=take_over) as lease:
         check_settings(plans, make_jobs(config, plans))
         with RunRecord(config, plans, lease, progress) as record:
-            processor = load_processor(Path(fetch_once(str(ensure_processor(config)))))
-            warn_of_unlearned_ends(config, plans, processor)
+            warn_of_unlearned_ends(config, plans, ensure_processor(config))
             with ray_cluster(config):
                 datasets = prepare(config, _datasets_of(plans), record.prepared)
                 jobs = make_jobs(config, plans, _fingerprints(datasets), lease)

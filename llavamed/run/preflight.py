@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 from transformers import AutoModel, LlavaConfig, LlavaNextConfig
@@ -21,7 +22,7 @@ from llavamed.model.head import check_head
 from llavamed.model.kernels import check_kernels, check_liger
 from llavamed.model.llava import check_forward, check_image_token, llava_config
 from llavamed.model.quantize import load_bitsandbytes
-from llavamed.processor.build import Processor, model_images, whole_images
+from llavamed.processor.build import load_processor, model_images, whole_images
 from llavamed.processor.own_template import end_of_answers
 from llavamed.processor.pretrained import (
     config_tiling,
@@ -31,6 +32,8 @@ from llavamed.processor.pretrained import (
     whole_config,
 )
 from llavamed.run.curriculum import StagePlan
+from llavamed.storage.fetch import fetch_once
+from llavamed.storage.location import Location
 from llavamed.storage.manifest import CheckpointManifest
 from llavamed.train.job import StageJob, check_conversion, order_of
 
@@ -129,7 +132,7 @@ def check_language_model(config: RunConfig, plans: list[StagePlan]) -> None:
             check_kernels(decoder, each)
 
 
-def warn_of_unlearned_ends(config: RunConfig, plans: list[StagePlan], processor: Processor) -> None:
+def warn_of_unlearned_ends(config: RunConfig, plans: list[StagePlan], processor: Location) -> None:
     """Warn of a token at the end of answers that is new to the weights, and that no stage trains.
 
     Adapters leave the output layer as it is, whose row of a new token is a mean of the others.
@@ -142,7 +145,7 @@ def warn_of_unlearned_ends(config: RunConfig, plans: list[StagePlan], processor:
         or any("language_model" in each.trainable and each.lora is None for each in stages)
     ):
         return
-    end, tokenizer = "", processor.tokenizer
+    end, tokenizer = "", load_processor(Path(fetch_once(str(processor)))).tokenizer
     with suppress(SampleError):  # a template that refuses a single question tells nothing
         end = end_of_answers(tokenizer)
     rows = part_config(part, "model.language_model").vocab_size

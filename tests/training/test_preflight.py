@@ -64,9 +64,10 @@ def test_an_end_that_no_stage_trains_is_told(
         shape.vocab_size = rows
         shape.save_pretrained(tmp_path)
         config = parse_config(tree | {"stages": stages})
-        processor = build_processor(config.model, iter([]))
+        build_processor(config.model, iter([])).save_pretrained(tmp_path / "processor")
         caplog.clear()
-        warn_of_unlearned_ends(config, plan_curriculum(config), processor)
+        place = locate(str(tmp_path / "processor"))
+        warn_of_unlearned_ends(config, plan_curriculum(config), place)
         assert [line[:42] for line in caplog.messages] == (
             ["stages: none trains the output layer, and "] * is_told
         )

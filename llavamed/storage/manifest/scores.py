@@ -41,7 +41,7 @@ class GroupScores(Facts):
 def row_name(condition: str, conditions: Sequence[str]) -> str:
     """Return the name that tables give to a condition.
 
-    `trained` says something beside `untrained` only: of any other model nobody here knows that.
+    `trained` means something beside `untrained` only; of other models it is not known.
     """
     return "model" if condition == "trained" and "untrained" not in conditions else condition
 
