@@ -158,6 +158,10 @@ def row(**changes):
         ([row(options="A")], r"file:1: options=A must map letters to texts or list texts"),
         ([row(options={"A": "lung", "a": "skin"})], "options=.* has a letter twice; correct it"),
         (
+            [row(options=[f"part {number}" for number in range(27)], reference="A")],
+            "options=.* are 27, and letters are 26; give the reference as text",
+        ),
+        (
             [row(options={"A": "lung", "B": "skin"}, reference="E")],
             "file:1: reference='E' is none of the options A, B; correct it",
         ),

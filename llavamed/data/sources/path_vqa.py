@@ -36,10 +36,10 @@ class PathVqaSource:
     @cached_property
     def _files(self) -> "_Pickle | ParquetFiles":
         folder = open_folder(self._path)
-        data = folder / "data"
-        if data.exists() or any(name.endswith(".parquet") for name in folder.children()):
+        names = folder.children()
+        if "data" in names or any(name.endswith(".parquet") for name in names):
             return ParquetFiles(
-                (data if data.exists() else folder) / f"{self._split}-*.parquet",
+                (folder / "data" if "data" in names else folder) / f"{self._split}-*.parquet",
                 images=("image",),
                 required=(("image",), ("question",), ("answer",)),
             )

@@ -235,6 +235,11 @@ def _options(given: Any, reference: str, place: str) -> Options:
         options: Options = {str(key).strip().upper(): str(text) for key, text in given.items()}
     else:
         options = _lettered([str(text) for text in given], reference)
+        if len(texts) > len(ascii_uppercase) and isinstance(options, dict):
+            raise DataError(
+                f"{place}: options={str(given)[:60]} are {len(texts)}, and letters are "
+                f"{len(ascii_uppercase)}; give the reference as text"
+            )
     if options is not None and len(options) < len(texts):
         raise DataError(f"{place}: options={str(given)[:60]} has a letter twice; correct it")
     is_letter = isinstance(options, dict) and len(reference) == 1 and reference.isalpha()

@@ -119,4 +119,4 @@ def _content(tokens: Iterable[str]) -> set[str]:
 
 def stems(tokens: Iterable[str]) -> set[str]:
     """Return the stems of the content words."""
-    return {token[:5] for token in tokens if token not in FUNCTION_WORDS and token not in CUES}
+    return {token[:5] for token in _content(tokens)}
