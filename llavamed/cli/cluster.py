@@ -65,7 +65,7 @@ def submit(
     context: Context = None,
 ) -> None:
     """Check and plan a config, then run it as a RayJob on a cluster of its own."""
-    from llavamed.cluster.kinds import PART_OF, RAY_CLUSTER, RAY_JOB, name_of
+    from llavamed.cluster.kinds import PART_OF, RAY_CLUSTER, RAY_JOB, Named, name_of
     from llavamed.cluster.rayjob import Submission, choose_release, make_job, make_job_on, to_yaml
     from llavamed.config.load import load_config
 
@@ -90,9 +90,9 @@ def submit(
         sys.stdout.write(to_yaml(job))
         return
     _plan(submission, gpu)
-    made = name_of(cluster.create(RAY_JOB, job))
-    watching = f"`llavamed cluster status {made}{cluster.options} --watch`"
-    _say(f"{made}: is submitted; {watching} shows how far it is")
+    made = Named(name=name_of(cluster.create(RAY_JOB, job)), options=cluster.options)
+    watching = f"`llavamed cluster status {made.target} --watch`"
+    _say(f"{made.name}: is submitted; {watching} shows how far it is")
 
 
 def _say(text: str) -> None:

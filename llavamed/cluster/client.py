@@ -74,7 +74,7 @@ class Cluster:
 
     def version(self) -> str:
         """Return the version of Kubernetes. Raises: ClusterError."""
-        call = Call("get", Kind("Version", "", "v1", "version", is_namespaced=False), None)
+        call = Call("get", Kind("Version", "", "v1", "version", is_namespaced=False), None, name="")
         return str(self._ask("GET", "/version", call)["gitVersion"])
 
     def get(self, kind: Kind, name: str) -> Object:
@@ -114,7 +114,8 @@ class Cluster:
         namespace = None if everywhere or not kind.is_namespaced else self.namespace
         query = urlencode({"labelSelector": selector}) if selector else ""
         path = kind.path(namespace) + (f"?{query}" if query else "")
-        items: list[Object] = self._ask("GET", path, Call("list", kind, namespace))["items"]
+        call = Call("list", kind, namespace, name="")
+        items: list[Object] = self._ask("GET", path, call)["items"]
         # Items of a list do not repeat their kind.
         return [{"apiVersion": kind.api_version, "kind": kind.name} | item for item in items]
 
@@ -183,7 +184,7 @@ class Cluster:
 
     def _call(self, verb: str, kind: Kind, name: str) -> Call:
         namespace = self.namespace if kind.is_namespaced else None
-        return Call(verb, kind, namespace, name, (kind,), self.options)
+        return Call(verb, kind, namespace, name=name, others=(kind,), options=self.options)
 
     def _ask(
         self,

@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
-from llavamed.cluster.kinds import RAY_CLUSTER, RAY_JOB, RAY_SERVICE, SERVICE_PROXY, Kind
+from llavamed.cluster.kinds import RAY_CLUSTER, RAY_JOB, RAY_SERVICE, SERVICE_PROXY, Kind, Named
 
 _KUBERAY = "helm {} kuberay-operator kuberay/kuberay-operator --version 1.7.0 --namespace {}"
 INSTALL_KUBERAY = f"{_KUBERAY.format('install', 'ray-system')} --create-namespace"
@@ -22,26 +22,18 @@ def upgrade_kuberay(namespace: str) -> str:
 
 
 @dataclass(frozen=True)
-class Call:
-    """A request to the API server."""
+class Call(Named):
+    """A request to the API server; its name is empty if it is about many objects or none."""
 
     verb: str
     """The verb as roles name it: get, list, create, patch, delete."""
     kind: Kind
     namespace: str | None
-    name: str = ""
     others: tuple[Kind, ...] = ()
     """Kinds whose objects a message names if there is none of this name."""
-    options: str = ""
-    """What another command needs to get to the same place."""
 
     def __str__(self) -> str:
         return f"{self.kind.name}={self.name or '*'}"
-
-    @property
-    def target(self) -> str:
-        """Its name and what leads another command to it."""
-        return f"{self.name}{self.options}"
 
 
 def explain(status: int, body: str, call: Call, existing: list[str] | None = None) -> str:

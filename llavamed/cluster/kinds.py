@@ -56,12 +56,26 @@ LOCAL_QUEUE = Kind("LocalQueue", "kueue.x-k8s.io", "v1beta2", "localqueues")
 SERVICE_PROXY = Kind("Service", "", "v1", "services/proxy")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    """An object as a command line names it."""
+
+    name: str
+    options: str = ""
+    """What a command needs besides the name to get to the object; see `Cluster.options`."""
+
+    @property
+    def target(self) -> str:
+        """The name and the options, as another command takes them."""
+        return f"{self.name}{self.options}"
+
+
 def name_of(thing: Object) -> str:
     """Return the name of an object."""
     return str(thing["metadata"]["name"])
 
 
-def is_going(thing: Object) -> bool:
+def is_being_deleted(thing: Object) -> bool:
     """Return whether an object is being deleted, and still there until its pods have ended."""
     return "deletionTimestamp" in thing["metadata"]
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from llavamed.cluster.kinds import RAY_CLUSTER, RAY_JOB, RAY_SERVICE, Object, name_of
+from llavamed.cluster.kinds import RAY_CLUSTER, RAY_JOB, RAY_SERVICE, Named, Object, name_of
 from llavamed.cluster.pods import token_secret
 from llavamed.cluster.service import read_service
 from llavamed.cluster.status import ENDED, JobState, read_job
@@ -91,7 +91,7 @@ def follow(
         ClusterError: There is neither, or the log was unavailable for too long.
     """
     texts: dict[str, LogText] = defaultdict(LogText)
-    before, target = "", f"{name}{cluster.options}"
+    before, target = "", Named(name=name, options=cluster.options).target
     seen = time.monotonic()
     while True:
         look = _look(cluster, name, texts)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from llavamed.cluster.kinds import Object, is_going, labels_of, name_of
+from llavamed.cluster.kinds import Named, Object, is_being_deleted, labels_of, name_of
 from llavamed.errors import ClusterError
 
 _FAILED = {"DEPLOY_FAILED", "UNHEALTHY"}
@@ -12,10 +12,9 @@ _FAILED = {"DEPLOY_FAILED", "UNHEALTHY"}
 
 
 @dataclass(frozen=True)
-class ServiceState:
+class ServiceState(Named):
     """A service of a model at one moment."""
 
-    name: str
     model: str
     """Its export or registered model; empty if the service is not one of ours."""
     is_ready: bool
@@ -28,20 +27,13 @@ class ServiceState:
     """The applications on both and their deployments, a sentence each."""
     failures: tuple[str, ...]
     """The sentences among them that need attention."""
-    is_going: bool = False
+    is_being_deleted: bool = False
     """Whether it is being deleted."""
-    options: str = ""
-    """What another command needs to get to it; see `Cluster.options`."""
-
-    @property
-    def target(self) -> str:
-        """Its name and what leads another command to it."""
-        return f"{self.name}{self.options}"
 
     @property
     def state(self) -> str:
         """Whether it accepts requests, in words."""
-        if self.is_going:
+        if self.is_being_deleted:
             return "is being deleted"
         return "accepts requests" if self.is_ready else "does not accept requests yet"
 
@@ -69,7 +61,7 @@ def read_service(service: Object, options: str = "") -> ServiceState:
         next_cluster=pending if active else "",
         applications=tuple(applications),
         failures=tuple(failures),
-        is_going=is_going(service),
+        is_being_deleted=is_being_deleted(service),
         options=options,
     )
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from llavamed.cluster.kinds import Object, is_going, name_of
+from llavamed.cluster.kinds import Named, Object, is_being_deleted, name_of
 from llavamed.cluster.rayjob import DIRECTORY, RUN
 from llavamed.errors import LlavaMedError
 from llavamed.storage.location import locate
@@ -17,10 +17,9 @@ SILENCE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class JobState:
+class JobState(Named):
     """What KubeRay says about a job."""
 
-    name: str
     run: str
     directory: str | None
     state: State
@@ -35,20 +34,13 @@ class JobState:
     """Number of clusters that were created for it."""
     keeps_cluster: bool = False
     """Whether its cluster stays when it is stopped: KubeRay has rules for other ends only."""
-    is_going: bool = False
+    is_being_deleted: bool = False
     """Whether it is being deleted."""
-    options: str = ""
-    """What another command needs to get to it; see `Cluster.options`."""
 
     @property
     def shown_state(self) -> str:
         """Its state in words."""
-        return f"{self.state}, being deleted" if self.is_going else self.state
-
-    @property
-    def target(self) -> str:
-        """Its name and what leads another command to it."""
-        return f"{self.name}{self.options}"
+        return f"{self.state}, being deleted" if self.is_being_deleted else self.state
 
 
 def read_job(job: Object, options: str = "") -> JobState:
@@ -67,7 +59,7 @@ def read_job(job: Object, options: str = "") -> JobState:
         created=datetime.fromisoformat(metadata["creationTimestamp"]),
         attempts=1 + int(status.get("failed") or 0),
         keeps_cluster="rayClusterSpec" in spec and not spec.get("shutdownAfterJobFinishes"),
-        is_going=is_going(job),
+        is_being_deleted=is_being_deleted(job),
         options=options,
     )
 

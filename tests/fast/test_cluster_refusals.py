@@ -8,7 +8,7 @@ import pytest
 from llavamed.cluster.explain import Call, explain
 from llavamed.cluster.kinds import RAY_JOB, SERVICE_PROXY, Kind
 
-CALL = Call("create", RAY_JOB, "research", "demo")
+CALL = Call("create", RAY_JOB, "research", name="demo")
 
 
 def answer(**body: Any) -> str:
@@ -30,7 +30,7 @@ def test_a_missing_rule_is_named_with_the_commands_that_grant_it() -> None:
     assert "--role llavamed-create-rayjobs --user alice --namespace research`" in said
     robot = FORBIDDEN.format("system:serviceaccount:research:robot")
     assert "--serviceaccount research:robot" in explain(403, answer(message=robot), CALL)
-    nodes = Call("list", Kind("Node", "", "v1", "nodes", is_namespaced=False), None)
+    nodes = Call("list", Kind("Node", "", "v1", "nodes", is_namespaced=False), None, name="")
     cluster_wide = explain(403, answer(message='User "a" cannot list resource "nodes"'), nodes)
     assert "kubectl create clusterrole llavamed-list-nodes" in cluster_wide
     quota = explain(403, answer(message="exceeded quota: gpus, requested: 8, used: 8"), CALL)
@@ -38,7 +38,7 @@ def test_a_missing_rule_is_named_with_the_commands_that_grant_it() -> None:
 
 
 def test_what_a_service_answers_is_not_taken_for_the_api_servers_word() -> None:
-    call = Call("get", SERVICE_PROXY, "research", "demo-head-svc")
+    call = Call("get", SERVICE_PROXY, "research", name="demo-head-svc")
     said = explain(404, "Job demo-x does not exist", call)
     assert "the service itself answers 404: Job demo-x does not exist; its pod may" in said
     refused = answer(kind="Status", message='User "a" cannot get resource "services/proxy"')
@@ -107,7 +107,7 @@ def test_nobody_is_never_granted_rights() -> None:
 
 
 def test_advice_leads_to_the_place_that_was_named() -> None:
-    call = Call("create", RAY_JOB, "research", "demo", options=" --namespace research")
+    call = Call("create", RAY_JOB, "research", name="demo", options=" --namespace research")
     said = explain(409, answer(reason="AlreadyExists"), call)
     assert "`llavamed cluster delete demo --namespace research`" in said
 

@@ -92,5 +92,5 @@ def test_what_kubernetes_refuses_is_among_the_messages(status):
         re.escape(line[2:]).replace("…", ".+") for line in page.splitlines() if line[:2] == "- "
     ]
     for body in ("", '{"reason": "AlreadyExists", "details": {"name": "demo"}}'):
-        said = explain(status, body, Call("get", RAY_JOB, "research", "demo"))
+        said = explain(status, body, Call("get", RAY_JOB, "research", name="demo"))
         assert any(re.search(each, said) for each in patterns if len(each) > 20), said
