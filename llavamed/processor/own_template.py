@@ -17,7 +17,7 @@ from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from llavamed.errors import ConfigError, SampleError
 from llavamed.processor.templates import TOKENIZER, own_chat_template
 from llavamed.processor.thinking import OPENING, mask_thinking, thinking_of, without_thinking
-from llavamed.processor.token_labels import LabeledText, count_shared, special_token_pattern
+from llavamed.processor.token_labels import LabeledText, any_of, count_shared, special_token_pattern
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Role, Turn
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def end_of_answers(tokenizer: "PreTrainedTokenizerBase") -> str:
     last = text.words.rindex(words) + len(words)
     rest = zip(text.words[last:], text.trained[last:], strict=True)
     trained = "".join(letter for letter, is_trained in rest if is_trained)
-    found = re.search(special_token_pattern(tokenizer) or "(?!)", trained)
+    found = re.search(special_token_pattern(tokenizer), trained)
     return found[0] if found else ""
 
 
@@ -353,10 +353,9 @@ _make = lru_cache(maxsize=4)(OwnTemplate)
 
 def _turn_ends(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
     """Return a pattern of the special tokens that end a turn, through eos_token if that follows."""
-    tokens = [token for token in tokenizer.get_added_vocab() if token.strip()]
-    tokens = sorted({*tokens} - {IMAGE_PLACEHOLDER}, key=len, reverse=True)
-    special = "|".join(map(re.escape, tokens)) or "(?!)"
-    eos = re.escape(tokenizer.eos_token) if tokenizer.eos_token else "(?!)"
+    tokens = {token for token in tokenizer.get_added_vocab() if token.strip()}
+    special = any_of(tokens - {IMAGE_PLACEHOLDER})
+    eos = any_of([tokenizer.eos_token] if tokenizer.eos_token else [])
     return re.compile(rf"{eos}|(?:{special})(?:(?:\s|{special})*?{eos})?")
 
 

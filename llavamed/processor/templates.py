@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from llavamed.errors import ConfigError, SampleError
-from llavamed.processor.token_labels import Segment
+from llavamed.processor.token_labels import Segment, any_of
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
 
 if TYPE_CHECKING:
@@ -146,8 +146,7 @@ def marks_of_turns(
 ) -> Callable[[str], list[str]]:
     """Return a function that finds the special tokens and stop words that a text spells out."""
     marks = {*tokenizer.all_special_tokens, template.stop.strip()} - {"", IMAGE_PLACEHOLDER}
-    longest_first = sorted(marks, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)").findall
+    return re.compile(any_of(marks)).findall
 
 
 def leaves_out_greeting(turns: Sequence[Turn], template: Template) -> bool:

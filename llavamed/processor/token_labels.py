@@ -216,8 +216,13 @@ def repair_merges(tokenizer: "PreTrainedTokenizerBase") -> None:
 
 
 def special_token_pattern(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Return a pattern of the tokens at which a tokenizer splits a text, the longest first."""
-    return "|".join(map(re.escape, sorted(tokenizer.get_added_vocab(), key=len, reverse=True)))
+    """Return a pattern of the tokens at which a tokenizer splits a text."""
+    return any_of(tokenizer.get_added_vocab())
+
+
+def any_of(words: Iterable[str]) -> str:
+    """Return a pattern that matches the longest of these words; without any, it matches nothing."""
+    return "|".join(map(re.escape, sorted(words, key=len, reverse=True))) or "(?!)"
 
 
 def image_token_id(tokenizer: "PreTrainedTokenizerBase") -> int:
