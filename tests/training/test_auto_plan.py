@@ -17,7 +17,7 @@ from llavamed.model.cost.memory import Memory
 from llavamed.model.cost.speeds import NEAR, Setting, Speeds, shipped_speeds, with_measurements
 from llavamed.run.auto_plan import SAME_STEP, choose, reasons
 from llavamed.run.plan import StageCost, plan_run
-from llavamed.storage.manifest import MeasuredMemory, Measurement
+from llavamed.storage.manifest import MeasuredMemory, Measurement, PlannedBytes
 
 CONFIGS = Path(__file__).parents[2] / "ray_jobs" / "configs"
 V1 = CONFIGS / "llava-med-v1.yaml"
@@ -132,6 +132,10 @@ def test_the_measured_memory_of_the_same_setting_is_what_is_planned(tmp_path: Pa
     assert found.memory_source == "memory is measured (gpu-step.json: ours)"
 
 
+def memory_of(parts: list[float]) -> Memory:
+    return Memory(PlannedBytes(**dict(zip(PlannedBytes.model_fields, parts, strict=True))))
+
+
 @given(
     own=st.lists(st.floats(0, 1e11), min_size=5, max_size=5).filter(lambda parts: sum(parts) > 1),
     part=st.integers(0, 4),
@@ -141,7 +145,7 @@ def test_the_measured_memory_of_the_same_setting_is_what_is_planned(tmp_path: Pa
 def test_a_plan_is_corrected_as_far_as_it_is_near(
     own: list[float], part: int, more: float, times: float
 ) -> None:
-    first = Memory(*own)
+    first = memory_of(own)
     other = list(own)
     other[part] = max(0.0, other[part] + more * sum(own))
     setting = Setting("H100", True, False, Kernels())
@@ -150,9 +154,9 @@ def test_a_plan_is_corrected_as_far_as_it_is_near(
     speeds = shipped_speeds().model_copy(update={"measured": (found,)})
     changed = abs(other[part] - own[part]) / sum(own)
     assume(abs(changed - NEAR) > 1e-6)
-    corrected, by = speeds.correct(Memory(*other), setting)
+    corrected, by = speeds.correct(memory_of(other), setting)
     if changed > NEAR:
-        assert (corrected, by) == (Memory(*other), None)
+        assert (corrected, by) == (memory_of(other), None)
     else:
         assert by is not None
         assert by.factor == pytest.approx(times)
@@ -170,7 +174,9 @@ def test_a_measurement_nearby_corrects_the_estimate_and_another_setting_does_not
     (estimated,) = plan_run(smaller, accelerator="H100")
     (found,) = plan_run(smaller, accelerator="H100", speeds=speeds)
     assert found.memory_source.startswith("memory is the estimate times 1.30, measured nearby (gpu")
-    assert found.memory.activations == pytest.approx(1.3 * estimated.memory.activations)
+    assert found.memory.counted.activations == pytest.approx(
+        1.3 * estimated.memory.counted.activations
+    )
     for change in (
         "stages.align.gradient_checkpointing=2",
         "engine.kernels={liger: true}",

@@ -135,12 +135,13 @@ def test_memory_of_weights_gradients_and_optimizer(
     )
     width = 2 if precision == "bf16" else 4
     moments, copy = 8 * trained, 4 * trained if precision == "bf16" else 0
-    assert memory.weights == number * width / (4 if zero_stage == 3 else 1)
-    assert memory.gradients == trained * width / (4 if zero_stage >= 2 else 1)
-    assert memory.optimizer == (moments + copy) / (4 if zero_stage >= 1 else 1)
-    assert memory.logits == 100 * 512 * (width + 4 + 4)  # as computed, in fp32, and the gradient
-    parts = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.logits)
-    assert memory.total == sum(parts) + memory.workspace
+    parts = memory.counted
+    assert parts.weights == number * width / (4 if zero_stage == 3 else 1)
+    assert parts.gradients == trained * width / (4 if zero_stage >= 2 else 1)
+    assert parts.optimizer == (moments + copy) / (4 if zero_stage >= 1 else 1)
+    assert parts.logits == 100 * 512 * (width + 4 + 4)  # as computed, in fp32, and the gradient
+    total = parts.weights + parts.gradients + parts.optimizer + parts.activations + parts.logits
+    assert memory.total == total + memory.workspace
 
 
 def test_what_saves_memory(model: LlavaForConditionalGeneration) -> None:
@@ -157,7 +158,7 @@ def test_what_saves_memory(model: LlavaForConditionalGeneration) -> None:
             supervised=100 / 512,
             tiles_per_token=0.0,
         )
-        return memory.activations, memory.optimizer
+        return memory.counted.activations, memory.counted.optimizer
 
     plain, optimizer = measure(make_stage("language_model"))
     recomputed, _ = measure(make_stage("language_model", gradient_checkpointing=True))
@@ -181,7 +182,7 @@ def test_memory_of_the_tower_grows_with_the_tiles_and_with_the_layers_that_train
             longest=512,
             supervised=100 / 512,
             tiles_per_token=tiles / 512,
-        ).activations
+        ).counted.activations
 
     def of_tiles(tiles: float, *parts: ModelPart, **settings: Any) -> float:
         return activations(tiles, *parts, **settings) - activations(0, *parts, **settings)
@@ -250,7 +251,7 @@ def test_memory_of_adapters_on_whole_and_on_four_bit_weights(
     # A plan counts on a model that is not quantised, as here.
     adapted = with_adapters(model, make_stage(*BOTH, lora={"r": 8}))
     number = sum(parameter.numel() for parameter in adapted.parameters())
-    memory = memory_of(adapted, stage)
+    memory = memory_of(adapted, stage).counted
     quantized = LINEARS if quantize == "nf4" else 0
     assert memory.weights == 2 * (number - quantized) + quantized * NF4_BYTES
     assert memory.gradients == 2 * (ADAPTERS + PROJECTOR)
@@ -269,16 +270,17 @@ def test_four_bits_take_the_bytes_that_are_counted(model: LlavaForConditionalGen
         if hasattr(parameter, "quant_state"):
             scales = parameter.quant_state
             taken += scales.absmax.numel() + 4 * scales.state2.absmax.numel()
-    assert memory_of(adapted, stage).weights == pytest.approx(taken, rel=1e-3)
+    assert memory_of(adapted, stage).counted.weights == pytest.approx(taken, rel=1e-3)
 
 
 def test_dropout_keeps_the_inputs_of_adapters(model: LlavaForConditionalGeneration) -> None:
     plain = make_stage(*BOTH, lora={"r": 8})
     dropping = make_stage(*BOTH, lora={"r": 8, "dropout": 0.1})
     adapted = with_adapters(model, plain)
-    more = memory_of(adapted, dropping).activations - memory_of(adapted, plain).activations
+    kept = memory_of(adapted, plain).counted.activations
+    more = memory_of(adapted, dropping).counted.activations - kept
     inputs = 6 * (6 * 128 + 384)  # a layer's seven matrices, of which one reads the wide vector
     assert more == 512 * inputs * (2 + 1)
     between = 6 * 7 * 8 * 2
-    whole = memory_of(model, make_stage(*BOTH))
-    assert memory_of(adapted, plain).activations == whole.activations + 512 * between
+    whole = memory_of(model, make_stage(*BOTH)).counted.activations
+    assert kept == whole + 512 * between

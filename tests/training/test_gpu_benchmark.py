@@ -56,7 +56,7 @@ def test_every_case_counts_useful_tokens_and_operations(
         assert read.memory is not None
         assert read.memory.peak_bytes == found["peak_bytes"]
         setting = Setting("H100", False, read.gradient_checkpointing, read.kernels)
-        _, by = with_measurements([str(file)]).correct(Memory(**vars(read.memory.planned)), setting)
+        _, by = with_measurements([str(file)]).correct(Memory(read.memory.planned), setting)
         assert by is not None
         assert by.is_same
 

@@ -23,36 +23,21 @@ bits for 256 scales."""
 
 @dataclass(frozen=True)
 class Memory:
-    """The bytes of memory on one GPU, by purpose."""
+    """The bytes of memory on one GPU."""
 
-    weights: float
-    gradients: float
-    optimizer: float
-    activations: float
-    logits: float
+    counted: PlannedBytes
+    """What is counted, by purpose."""
     workspace: float = WORKSPACE_BYTES
 
     @property
     def total(self) -> float:
         """The sum of all parts, in bytes."""
-        return (
-            self.weights
-            + self.gradients
-            + self.optimizer
-            + self.activations
-            + self.logits
-            + self.workspace
-        )
-
-    @property
-    def counted(self) -> PlannedBytes:
-        """All parts but the workspace."""
-        parts = {name: value for name, value in vars(self).items() if name != "workspace"}
-        return PlannedBytes(**parts)
+        return self.counted.total + self.workspace
 
     def times(self, factor: float) -> "Memory":
-        """Return the same with all parts but the workspace multiplied."""
-        return Memory(**{name: factor * value for name, value in vars(self.counted).items()})
+        """Return the same with what is counted multiplied."""
+        parts = vars(self.counted).items()
+        return Memory(PlannedBytes(**{name: factor * value for name, value in parts}))
 
 
 def tokens_per_pass(stage: Stage, longest: float) -> float:
@@ -100,7 +85,7 @@ def stage_memory(
     if stage.lora is not None and stage.lora.quantize == "nf4":
         quantized = matrix_weights(model)["language_model"]
     share = [1 / num_workers if engine.zero_stage >= level else 1.0 for level in (1, 2, 3)]
-    return Memory(
+    counted = PlannedBytes(
         weights=((number - quantized) * width + quantized * NF4_BYTES) * share[2],
         gradients=trained * width * share[1],
         optimizer=0.0 if engine.offload_optimizer == "cpu" else state * share[0],
@@ -108,6 +93,7 @@ def stage_memory(
         + tokens * tiles_per_token * _tower_bytes_per_tile(model, stage, width),
         logits=supervised * tokens * model.config.text_config.vocab_size * (width + 4 + 4),
     )
+    return Memory(counted)
 
 
 def _activation_bytes_per_token(model: Any, stage: Stage, width: int) -> float:
