@@ -5,7 +5,7 @@ any weights. Hours assume a given model-FLOPs utilization.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -45,6 +45,8 @@ class StageCost:
     num_gpus: int
     gpu_memory: float
     mfu: float
+    mfu_by: str | None
+    """The measurement that `mfu` is taken from, if any."""
     dataset: str
     is_declared: bool
     num_samples: int
@@ -68,8 +70,6 @@ class StageCost:
     prices: GpuPrices
     assumed: tuple[str, ...]
     """Sentences that say what is assumed about datasets that are not prepared."""
-    mfu_by: str | None = None
-    """The measurement that `mfu` is taken from, if any."""
 
     @property
     def memory_source(self) -> str:
@@ -107,15 +107,10 @@ def plan_run(
     find_accelerator(accelerator)
     config = override_config(config, workers_override(config, num_gpus))
     speeds = speeds or shipped_speeds()
-    costs = []
-    for stage in config.stages:
-        setting = Setting.of(stage, config.engine_of(stage).kernels, accelerator)
-        measured = None if mfu is not None else speeds.measured_mfu(setting)
-        reached, by = measured or (ASSUMED_MFU if mfu is None else mfu, None)
-        shape = shape_stage(config, stage)
-        cost = plan_stage(config, stage, shape, accelerator, mfu=reached, speeds=speeds)
-        costs.append(replace(cost, mfu_by=by))
-    return costs
+    return [
+        plan_stage(config, stage, shape_stage(config, stage), accelerator, mfu=mfu, speeds=speeds)
+        for stage in config.stages
+    ]
 
 
 def workers_override(config: RunConfig, num_gpus: int | None) -> list[str]:
@@ -173,7 +168,7 @@ def plan_stage(
     shape: StageShape,
     accelerator: str,
     *,
-    mfu: float,
+    mfu: float | None,
     speeds: Speeds,
 ) -> StageCost:
     """Return what one stage of this shape does and costs; see `plan_run`."""
@@ -205,6 +200,9 @@ def plan_stage(
         )
 
     setting = Setting.of(stage, config.engine_of(stage).kernels, accelerator)
+    mfu_by: str | None = None
+    if mfu is None:
+        mfu, mfu_by = speeds.measured_mfu(setting) or (ASSUMED_MFU, None)
     memory, correction = speeds.correct(memory_of(config), setting)
     fits = memory.total <= gpu.memory_bytes
     workers = config.scaling.most_workers
@@ -217,6 +215,7 @@ def plan_stage(
         num_gpus=workers,
         gpu_memory=gpu.memory_bytes,
         mfu=mfu,
+        mfu_by=mfu_by,
         dataset=_name(stage.mixture),
         is_declared=is_declared,
         num_samples=load.num_samples,
