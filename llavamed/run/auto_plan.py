@@ -14,7 +14,7 @@ from llavamed.config.load import override_config
 from llavamed.config.run import RunConfig
 from llavamed.config.stage import Stage
 from llavamed.errors import ConfigError
-from llavamed.model.attention import attend_per_sample, keeps_apart
+from llavamed.model.attention import is_exchangeable
 from llavamed.model.cost.flops import ACCELERATORS
 from llavamed.model.cost.speeds import Setting, Speeds, shipped_speeds
 from llavamed.model.llava import shape_on_meta
@@ -169,8 +169,8 @@ def _passes(
     key, workers = f"stages.{stage.name}", cost.num_gpus
     yield {}
     tokens_per_step = cost.num_tokens / cost.steps
-    size = config.data.max_length
-    while _may_pack(config, stage) and size <= LARGEST_PASS * config.data.max_length:
+    size, may_pack = config.data.max_length, _may_pack(config, stage)
+    while may_pack and size <= LARGEST_PASS * config.data.max_length:
         packs = max(1, round(tokens_per_step / size / workers)) * workers
         yield {
             f"{key}.packing": True,
@@ -192,8 +192,7 @@ def _may_pack(config: RunConfig, stage: Stage) -> bool:
         return True
     model = shape_on_meta(config.model)
     model.set_attn_implementation(config.model.attn_implementation)
-    attend_per_sample(model)
-    return keeps_apart(model)
+    return is_exchangeable(model.model.language_model)
 
 
 def _present(config: RunConfig, stage: Stage, name: str) -> int | bool | None:
