@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
+from transformers import GenerationConfig
 
 from llavamed.errors import ConfigError, SampleError
 from llavamed.model.continuation import Continuation, Sampling
@@ -110,7 +111,15 @@ class Generator:
 
 
 def set_generation_tokens(model: Llava, processor: Processor) -> None:
-    """Set the tokens that end an answer in the generation config, which every engine reads."""
+    """Set the tokens that end an answer in the generation config, which every engine reads.
+
+    A config that contradicts itself, such as Vicuna's with a temperature and no sampling, is
+    replaced by one with these tokens alone, because transformers saves no such config.
+    """
+    try:
+        model.generation_config.validate(strict=True)
+    except ValueError:
+        model.generation_config = GenerationConfig()
     tokenizer, config = processor.tokenizer, model.generation_config
     ends = end_token_ids(processor)
     config.eos_token_id = ends if len(ends) > 1 else next(iter(ends), None)

@@ -322,6 +322,7 @@ def _read_weights(auto_class: Any, source: str, key: str, **settings: Any) -> An
         )
         if gguf:
             del model.config.quantization_config  # they are dequantized
+        _state_ties(model)
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{key}={source}: {loading_problem(error)}") from error
     wrong = report["missing_keys"] | {name for name, *_ in report["mismatched_keys"]}
@@ -334,6 +335,18 @@ def _read_weights(auto_class: Any, source: str, key: str, **settings: Any) -> An
             f"{', '.join(kinds)}; name a folder that holds a whole {type(model).__name__}"
         )
     return model
+
+
+def _state_ties(model: Any) -> None:
+    """Let a config say whether the embeddings and the output layer are one table, as loaded.
+
+    Where a config ties them and the weights hold two, two are loaded. Then a new row would make
+    them one, and so would another engine that reads the config of an export.
+    """
+    head = model.get_output_embeddings()
+    if head is not None:
+        for config in (model.config, model.config.get_text_config()):
+            config.tie_word_embeddings = head.weight is model.get_input_embeddings().weight
 
 
 def _fit_vocabulary(language_model: Any, processor: Processor, part: Pretrained) -> None:

@@ -85,10 +85,13 @@ def build_processor(model: Model, texts: Iterator[str]) -> Processor:
         processor.chat_template = chat_template(get_template(model.template))
         processor.tokenizer.chat_template = processor.chat_template
     else:
+        # Older files of a whole LLaVA keep its template apart from that of its language model.
+        processor.tokenizer.chat_template = (
+            processor.chat_template or processor.tokenizer.chat_template
+        )
         source = own_chat_template(processor.tokenizer)
         written = with_thinking(source, model.thinking)
-        if written != source:
-            processor.chat_template = processor.tokenizer.chat_template = written
+        processor.chat_template = processor.tokenizer.chat_template = written
     return processor
 
 

@@ -32,7 +32,7 @@ def part_config(part: Pretrained, key: str) -> Any:
     """
     if part.weights is None:
         return declared_config(part, key)
-    config = load_pretrained(AutoConfig, part.weights, f"{key}.weights")
+    config = _trainable_config(part.weights, f"{key}.weights")
     config = getattr(config, "vision_config", config) if key.endswith("tower") else config
     for name, declared in part.config.items():
         found = getattr(config, name, None)
@@ -90,13 +90,31 @@ def whole_config(source: str, key: str) -> LlavaConfig | LlavaNextConfig:
     Raises:
         ConfigError: The config cannot be loaded, or is not that of a LLaVA.
     """
-    config = load_pretrained(AutoConfig, source, key)
+    config = _trainable_config(source, key)
     if config.model_type not in LLAVA_TYPES:
         refuse_xtuner(fetch_once(source, weights=False))
         raise ConfigError(
             f"{key}={source}: its model_type is {config.model_type}, not llava; name a whole "
             "LLaVA, or make one of vision_tower and language_model"
         )
+    return config
+
+
+def _trainable_config(source: str, key: str) -> Any:
+    """Return the Hugging Face config of weights that are not quantized.
+
+    Raises:
+        ConfigError: They are, or the config cannot be loaded.
+    """
+    config = load_pretrained(AutoConfig, source, key)
+    for part in (config, config.get_text_config()):
+        if quantization := getattr(part, "quantization_config", None):
+            method = dict(quantization).get("quant_method")
+            raise ConfigError(
+                f"{key}={source}: the weights are quantized (quant_method={method}), and such "
+                "weights are not trained or exported; name the weights that they were made of, "
+                "and set lora.quantize=nf4 in a stage to train adapters on four bits"
+            )
     return config
 
 

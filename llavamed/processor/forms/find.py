@@ -1,5 +1,6 @@
 """Find out in which form a published model is."""
 
+from llavamed.errors import ConfigError
 from llavamed.processor.forms import llava, open_clip
 from llavamed.processor.forms.form import Form, read_json
 from llavamed.processor.forms.xtuner import refuse_xtuner
@@ -12,8 +13,14 @@ def find_form(source: str) -> Form | None:
         source: A folder, or a name on the hub.
 
     Raises:
-        ConfigError: The form is known, and the model does not fit.
+        ConfigError: The form is known, and the model does not fit; or there are adapters, which
+            transformers would add to a model without a word.
     """
+    if read_json(source, "adapter_config.json") is not None:
+        raise ConfigError(
+            f"{source}: holds adapters that are not merged (adapter_config.json); merge them into "
+            "their base model, and name the folder of the result"
+        )
     config = read_json(source, "config.json")
     if config is not None:
         return llava.llava_form(source, config) if llava.TOWER in config else None

@@ -34,7 +34,6 @@ from llavamed.processor.forms.form import (
     Tensors,
     counterpart,
     find_file,
-    read_json,
     read_tensors,
     rename,
 )
@@ -94,11 +93,6 @@ def llava_form(source: str, settings: dict[str, Any]) -> Form:
         ConfigError: It has parts that a LLaVA of transformers lacks, or its image encoder cannot be
             found.
     """
-    if read_json(source, "adapter_config.json") is not None:
-        raise ConfigError(
-            f"{source}: holds adapters that are not merged (adapter_config.json); merge them into "
-            "their base model, and name the folder of the result"
-        )
     if settings.get("mm_use_im_start_end"):
         raise ConfigError(
             f"{source}: mm_use_im_start_end=true: was trained with a token before and one after "
