@@ -327,3 +327,20 @@ def test_it_agrees_with_items_read_by_hand():
         if abs(got - item["verdict"]) > 0.25:
             wrong.append((got, item))
     assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("prediction", "score"),
+    [
+        *((each, 1) for each in ("not seen", "They are not seen.", "The kidneys are not seen.")),
+        *((each, 0) for each in ("", ".", "the", "banana", "on the left", "no tumor seen")),
+    ],
+)
+def test_a_reference_of_no_content_is_met_by_its_denial_alone(prediction, score):
+    question = "Where are the kidneys?"
+    assert said(prediction, "Not seen here", question=question, answer_type="OPEN") == score
+
+
+@pytest.mark.parametrize("reference", ["here", ".", "Not seen here", "both", "a mass", "none"])
+def test_an_empty_answer_is_never_right(reference):
+    assert said("", reference, answer_type="OPEN") == 0

@@ -55,7 +55,7 @@ _MANY = 3
 """An answer with this many alternatives more than the reference has parts is a list."""
 
 
-def open_score(answer: str, reference: str) -> float:
+def open_score(answer: str, reference: str, question: str) -> float:
     """Return how much of a reference an unpacked answer gives, between 0 and 1.
 
     Each part of the reference ("effusion and atelectasis" has two) counts alike. A part counts by
@@ -75,14 +75,14 @@ def open_score(answer: str, reference: str) -> float:
         return float(bool(is_chosen(answer, reference)))
     said, reference = words_of(answer), _STAIN.sub("hematoxylin and eosin", reference)
     parts = [part for part in _PARTS.split(reference) if canonical(part)]
-    if not parts:
-        return float(not said)
     wanted = [word for part in parts for word in words_of(part)]
+    if not wanted:
+        return float(_says_as_much(answer, reference, question))
     if measures(wanted) and bool(BOUND.search(answer)) != bool(BOUND.search(reference)):
         return 0.0
     said = join_compounds(said, {word.text for word in wanted})
     said = as_worded(said, {word.text for word in wanted}, _head(parts[-1]))
-    if _content(said) == _content(wanted) and _content(wanted):
+    if _content(said) == _content(wanted):
         return 1.0
     if _is_list(answer, len(parts)) or _offers(answer, reference):
         return 0.0
@@ -97,6 +97,21 @@ def open_score(answer: str, reference: str) -> float:
     if measured is not None:
         return float(measured)
     return sum(_part_score(said, part) for part in parts) / len(parts)
+
+
+def _says_as_much(answer: str, reference: str, question: str) -> bool:
+    """Tell whether an answer has the denial of a reference without content, "not seen here".
+
+    Besides it may deny what was asked for: "the kidneys are not seen". Without a denial the answer
+    must have all words of the reference.
+    """
+    words = set(canonical(reference))
+    needed = words - FUNCTION_WORDS or words
+    asked = {*canonical(question), "they"}
+    if not needed:
+        return answer.strip() == reference.strip()
+    is_added = any(word.text not in asked or not word.denied for word in words_of(answer))
+    return needed <= set(canonical(answer)) and not is_added
 
 
 def _content(words: Sequence[Word]) -> list[tuple[str, bool]]:

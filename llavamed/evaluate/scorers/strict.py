@@ -53,7 +53,7 @@ def verdict(item: Item) -> float | None:
         return None if said is None else float(said is wanted)
     answer, reference = spell_out(answer, reference), spell_out(reference, answer)
     if item.answer_type == "OPEN":
-        return open_score(answer, reference)
+        return open_score(answer, reference, item.question)
     candidates = item.options if isinstance(item.options, tuple) else ()
     is_right = is_chosen(answer, reference, candidates)
     return None if is_right is None else float(is_right)
