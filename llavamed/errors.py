@@ -13,6 +13,7 @@
     ├── TrackingError     the MLflow server refuses a request
     ├── EndpointError     a language model cannot be reached, or costs more than allowed
     ├── RequestError      a question to a model breaks a rule, or cannot be answered now
+    ├── LogitsError       a model gives logits of which none is the largest
     ├── ClusterError      Kubernetes refuses a request or cannot be reached
     │   ├── NotFoundError      there is no object of that name
     │   └── UnreachableError   it does not answer, and may do so later
@@ -22,6 +23,9 @@
 Every message has one grammar: ``key=value: the rule it breaks, with the numbers; what to do``.
 Programming errors stay built-in exceptions.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 
 class LlavaMedError(Exception):
@@ -110,6 +114,17 @@ class RequestError(LlavaMedError):
     ) -> None:
         super().__init__(message)
         self.code, self.status, self.param, self.retry_after = code, status, param, retry_after
+
+
+class LogitsError(LlavaMedError):
+    """The logits of a model are not finite, so some answers cannot go on. The others can."""
+
+    def __init__(self, answers: Sequence[Any]) -> None:
+        super().__init__(
+            f"logits: are NaN or infinite for {len(answers)} answers, so the model has no next "
+            "token for them; use precision fp32, or an export whose weights are finite"
+        )
+        self.answers = answers
 
 
 class ClusterError(LlavaMedError):

@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import pad
 from transformers import DynamicCache
 
+from llavamed.errors import LogitsError
 from llavamed.model.continuation import Continuation
 from llavamed.model.llava import Llava, image_arguments
 
@@ -54,6 +55,9 @@ class RunningBatch:
         Args:
             prompts: The prompts.
             answers: The answers to begin, one or more to each prompt.
+
+        Raises:
+            LogitsError: The first token of an answer cannot be chosen.
         """
         device, length = self._model.device, max(len(prompt.input_ids) for prompt in prompts)
         padding = [length - len(prompt.input_ids) for prompt in prompts]
@@ -77,7 +81,8 @@ class RunningBatch:
         ).logits[:, -1]
         copies = [place for place, rows in enumerate(answers) for _ in rows]
         rows = [row for each in answers for row in each]
-        _choose(rows, logits[copies])
+        if failed := _choose(rows, logits[copies]):
+            raise LogitsError(failed)
         going = [number for number, row in enumerate(rows) if row.finish_reason is None]
         if going:
             copies = [copies[number] for number in going]
@@ -87,7 +92,10 @@ class RunningBatch:
     def step(self) -> None:
         """Choose one more token of each answer. Answers that end with it leave the batch.
 
-        If this fails, no answer of the batch can go on.
+        If this fails in any other way than told here, no answer of the batch can go on.
+
+        Raises:
+            LogitsError: The token of some answers cannot be chosen. They have left the batch.
         """
         last = [[row.token_ids[-1]] for row in self._rows]
         self._mask = pad(self._mask, (0, 1), value=1)
@@ -98,8 +106,10 @@ class RunningBatch:
             past_key_values=self._cache,
             use_cache=True,
         ).logits[:, -1]
-        _choose(self._rows, logits)
-        self._leave()
+        failed = _choose(self._rows, logits)
+        self._leave(frozenset(map(id, failed)))
+        if failed:
+            raise LogitsError(failed)
 
     @torch.inference_mode()
     def remove(self, answers: Sequence[Continuation]) -> None:
@@ -159,11 +169,18 @@ class RunningBatch:
             layer.values = layer.values[places, :, first:]
 
 
-def _choose(rows: Sequence[Continuation], logits: torch.Tensor) -> None:
+def _choose(rows: Sequence[Continuation], logits: torch.Tensor) -> list[Continuation]:
+    """Choose the next token of each answer, and return those whose logits are not finite."""
     logits = logits.float()
-    likeliest = logits.argmax(-1).tolist()  # one transfer from the device for all rows
+    best, places = logits.max(-1)  # a row with NaN has the maximum NaN
+    likeliest = places.where(best.isfinite(), -1).tolist()  # one transfer for all rows
+    failed = []
     for row, own, token in zip(rows, logits, likeliest, strict=True):
-        row.extend(own, token)
+        if token < 0:
+            failed.append(row)
+        else:
+            row.extend(own, token)
+    return failed
 
 
 def _stack(above: torch.Tensor, below: torch.Tensor, length: int) -> torch.Tensor:

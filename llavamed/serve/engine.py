@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from llavamed.errors import LlavaMedError, RequestError
+from llavamed.errors import LlavaMedError, LogitsError, RequestError
 from llavamed.model.continuation import Continuation, Sampling, TokenLogprobs
 from llavamed.model.generation import Generator
 from llavamed.model.running_batch import EncodedPrompt
@@ -213,10 +213,22 @@ class BatchEngine:
             return
         try:
             self._batch.step()
+        except LogitsError as error:
+            self._fail_some(error)
         except Exception as error:
             self._fail_running(error)
-        else:
-            self._publish(self._running)
+            return
+        self._publish(self._running)
+
+    def _fail_some(self, error: LogitsError) -> None:
+        """Let requests fail of which an answer cannot go on."""
+        failed = [
+            job for job in self._running if any(each in job.answers for each in error.answers)
+        ]
+        for job in failed:
+            job.is_given_up = True
+        self._fail(failed, error)
+        self._drop_given_up()  # and their other answers with them
 
     def _fail_running(self, error: Exception) -> None:
         """Let all running requests fail: their batch is half done and cannot be continued."""
@@ -243,14 +255,21 @@ class BatchEngine:
     def _fail(self, jobs: list[_Job], error: Exception) -> None:
         """Tell clients that the model failed. Its words go to the log, and hold no prompt."""
         logger.error("the model failed: %s: %s", type(error).__name__, error)
-        for job in jobs:
-            job.tell(
-                RequestError(
-                    f"model: failed with {type(error).__name__}; try again, or ask less at once",
-                    code="model_failed",
-                    status=500,
-                )
+        if isinstance(error, LogitsError):
+            told = RequestError(
+                "model: its logits are NaN or infinite, so it has no next token; tell who runs "
+                "this service",
+                code="logits_not_finite",
+                status=500,
             )
+        else:
+            told = RequestError(
+                f"model: failed with {type(error).__name__}; try again, or ask less at once",
+                code="model_failed",
+                status=500,
+            )
+        for job in jobs:
+            job.tell(told)
 
 
 def _stopped() -> RequestError:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from transformers import LlavaForConditionalGeneration
 
 from llavamed.config.run import RunConfig
+from llavamed.errors import LogitsError
 from llavamed.model import running_batch
 from llavamed.model.continuation import Continuation, Sampling
 from llavamed.model.generation import Generator, Prompt
@@ -134,6 +135,35 @@ def test_a_prompt_for_which_memory_runs_out_leaves_the_batch_as_it_was(
         batch.step()
     for number, answer in enumerate([*going, late]):
         assert answer.token_ids == run_alone(generator, number, Sampling(9)).token_ids
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_an_answer_without_a_likeliest_token_fails_and_the_others_go_on(
+    model: Any, bad: float
+) -> None:
+    llava, generator = model
+    batch = generator.running_batch()
+    going = [generator.begin(Sampling(9, temperature)) for temperature in (0.0, 1.0)]
+    batch.join(
+        [generator.encode(prompt(0)), generator.encode(prompt(3))], [[each] for each in going]
+    )
+
+    def spoil(_: Any, __: Any, logits: torch.Tensor) -> torch.Tensor:
+        logits[-1, -1, 5] = bad
+        return logits
+
+    handle = llava.get_output_embeddings().register_forward_hook(spoil)
+    try:
+        with pytest.raises(LogitsError, match="NaN or infinite for 1 answers") as failed:
+            batch.step()
+        with pytest.raises(LogitsError):
+            generator.answer([prompt(1)], max_new_tokens=3)
+    finally:
+        handle.remove()
+    assert list(failed.value.answers) == going[1:]
+    while len(batch):
+        batch.step()
+    assert going[0].token_ids == run_alone(generator, 0, Sampling(9)).token_ids
 
 
 def test_logprobs_are_those_of_the_model(model: Any) -> None:

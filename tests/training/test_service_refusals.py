@@ -18,6 +18,7 @@ import torch
 from llavamed.config.load import load_section
 from llavamed.config.serving import Serving
 from llavamed.errors import ConfigError
+from llavamed.model import running_batch
 from llavamed.model.continuation import Sampling
 from llavamed.model.generation import Generator, Prompt
 from llavamed.model.running_batch import RunningBatch
@@ -297,6 +298,30 @@ def test_a_request_for_which_memory_runs_out_fails_alone(
         jobs.engine._step()
     alone = generator.answer([Prompt([Turn("user", "Why?")], [])], max_new_tokens=3)
     assert jobs.told(going)[-1][0].text == alone[0]
+
+
+def test_a_request_whose_logits_are_not_finite_fails_alone(
+    jobs: Jobs, generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    going, broken = jobs.new(), jobs.new()
+    jobs.engine._join([going, broken])
+    choose = running_batch._choose
+
+    def spoil(rows: list[Any], logits: torch.Tensor) -> list[Any]:
+        places = [place for place, row in enumerate(rows) if row in broken.answers]
+        logits = logits.clone()
+        logits[places] = float("nan")
+        return choose(rows, logits)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running_batch, "_choose", spoil)
+        while going.answers[0].finish_reason is None:
+            jobs.engine._step()
+    told = jobs.told(broken)
+    assert [each.code for each in told[1:]] == ["logits_not_finite"]
+    alone = generator.answer([Prompt([Turn("user", "Why?")], [])], max_new_tokens=3)
+    assert jobs.told(going)[-1][0].text == alone[0]
+    assert jobs.engine.batch_size == 0
 
 
 def test_those_in_the_batch_fail_when_it_cannot_be_made_smaller(
