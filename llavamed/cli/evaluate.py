@@ -214,9 +214,10 @@ def run_stages(
 
 _FIELDS = (
     "JSON lines or a JSON list of {id, question, prediction, reference, answer_type, options, "
-    "image, question_type, organ, modality, domain}, at any URI, compressed by gzip or not; all "
-    "but id, prediction, reference and answer_type may be absent. Options are letters with texts, "
-    "or a list; a reference may be a list of right answers."
+    "image, question_type, organ, modality, domain}, or a table (CSV, TSV) with these columns, at "
+    "any URI, compressed by gzip or not; all but id, prediction, reference and answer_type may be "
+    "absent. Options are letters with texts, a list, or the columns A, B and so on of a table; a "
+    "reference may be a list of right answers."
 )
 
 

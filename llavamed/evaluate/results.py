@@ -18,7 +18,7 @@ def read_results(uri: str) -> list[Item]:
     """Read the answers of a model to the unchanged questions.
 
     Args:
-        uri: A file of JSON lines, an `answers.parquet`, the folder of an evaluation, an export of
+        uri: A file of predictions, an `answers.parquet`, the folder of an evaluation, an export of
             a stage, or a run, which stands for its last stage that was evaluated.
 
     Raises:

@@ -1,11 +1,13 @@
 """The scorers of other people's tables give those people's numbers; files are read with care."""
 
+import csv
 import gzip
+import io
 import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -211,9 +213,58 @@ def test_files_are_read_in_every_encoding_and_as_a_list(content, tmp_path):
     assert read_predictions(locate(str(file))) == list(read_items(LINES.splitlines(), "file"))
 
 
+CELLS = st.text(st.sampled_from('ab ,;\t"\n{[é1'), max_size=9)
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(st.fixed_dictionaries({"prediction": CELLS, "image": CELLS}), min_size=1),
+    separator=st.sampled_from(",;\t"),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+)
+def test_a_table_is_read_as_the_same_rows_in_json(rows, separator, encoding, tmp_path):
+    """As a spreadsheet or pandas writes it, with the index in a column without a name."""
+    full = [json.loads(row(id=str(number), **each)) for number, each in enumerate(rows)]
+    table = io.StringIO()
+    writer = csv.writer(table, delimiter=separator)
+    writer.writerow(["", *full[0], "A", "B"])
+    writer.writerows([number, *each.values(), "", ""] for number, each in enumerate(full))
+    file = tmp_path / "predictions.csv"
+    file.write_bytes(table.getvalue().encode(encoding))
+    assert read_predictions(locate(str(file))) == list(read_items(map(json.dumps, full), "file"))
+
+
+HEAD = "id,prediction,reference,answer_type"
+
+
+@pytest.mark.parametrize(
+    ("columns", "cells", "expected"),
+    [
+        ("A,B", "lung,skin", {"A": "lung", "B": "skin"}),
+        ("A,B,C", "lung,skin,", {"A": "lung", "B": "skin"}),
+        ("options", '"{""A"": ""lung"", ""B"": ""skin""}"', {"A": "lung", "B": "skin"}),
+        ("options", '"[""A: lung"", ""B: skin""]"', {"A": "lung", "B": "skin"}),
+        ("options", "", None),
+    ],
+)
+def test_options_of_a_table_are_json_or_columns(columns, cells, expected, tmp_path):
+    file = tmp_path / "predictions.csv"
+    file.write_text(f"{HEAD},{columns}\n1,B,B,CLOSED,{cells}\n")
+    [found] = read_predictions(locate(str(file)))
+    assert found.options == expected
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (f"{HEAD}\n1,a,b,OPEN\n2,a,b".encode(), ":3: has 3 cells, and the columns are 4; quote"),
+        (f"{HEAD},id\n1,a,b,OPEN,1".encode(), ":1: a column occurs twice; name every column once"),
+        (f'{HEAD}\n1,"a\n'.encode(), ":2: is not a row of a table .*; correct it, or write one"),
+        (b"index,answer\n1,a\n", r":2: lacks id, prediction, .* whose keys are 'index', 'answer'"),
+        (HEAD.encode() + b"\n1,\xe9,b,OPEN", r":2: b'\\xe9' is not UTF-8; save the file as UTF-8"),
+        (f"{HEAD}\n1,a,b,OPEN\n1,a,b,OPEN".encode(), ":3: id='1' is also the id of line 2; give"),
+        (f"{HEAD},options\n1,a,b,OPEN,[lung".encode(), r":2: options=\[lung must map letters to"),
+        (HEAD.encode(), "holds no item; write one JSON object per line"),
         (
             f"[{ROWS[0]}, 1]".replace("'", '"').encode(),
             r"predictions\.jsonl: item 2: is a int; write a list of JSON objects",

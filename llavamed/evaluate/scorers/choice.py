@@ -11,7 +11,7 @@ from llavamed.evaluate.scorers.terms import (
     POSITIONS,
     UNITS,
 )
-from llavamed.evaluate.scorers.unpack import conclusions
+from llavamed.evaluate.scorers.unpack import conclusions, weighed
 from llavamed.evaluate.scorers.vocabulary import (
     AGREEMENT,
     BOUND,
@@ -64,6 +64,7 @@ def _choice(text: str, reference: str, candidates: Sequence[str]) -> bool | None
     """Return whether a text gives the reference; None if it names no answer of its kind."""
     if CHINESE.search(reference):
         return _chinese(text, reference)
+    text = weighed(text)
     wanted = content(reference)
     if not wanted:
         return text.strip() == reference.strip()

@@ -12,7 +12,7 @@ from llavamed.evaluate.scorers.terms import (
     OPPOSITES,
     UNITS,
 )
-from llavamed.evaluate.scorers.unpack import conclusions
+from llavamed.evaluate.scorers.unpack import conclusions, weighed
 from llavamed.evaluate.scorers.vocabulary import (
     BOUND,
     FUNCTION_WORDS,
@@ -64,7 +64,7 @@ def open_score(answer: str, reference: str, question: str) -> float:
     the reference states or states what it denies, gives another measure, lists many alternatives,
     or leaves the question open.
     """
-    answer = next((part for part, is_final in conclusions(answer) if is_final), answer)
+    answer = weighed(next((part for part, is_final in conclusions(answer) if is_final), answer))
     if UNDECIDED.search(answer) and not UNDECIDED.search(reference):
         return 0.0
     if CHINESE.search(reference):

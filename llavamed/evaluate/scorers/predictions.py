@@ -1,9 +1,11 @@
 """Find scorers by name, and read files of predictions."""
 
+import csv
 import json
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import chain
 from string import ascii_uppercase
 from typing import Any
@@ -33,6 +35,8 @@ _SHOWN = 8
 """Number of keys that a message names."""
 _LIST = re.compile(r"\s*\[\s*(?:[{\]]|\Z)")
 """The first line of a list of objects."""
+_HEADER = re.compile(r"\s*[^\s{\[][^,;\t]*[,;\t]")
+"""The first line of a table."""
 _LETTERED = re.compile(r"\s*\(?([A-Z])(?:\s*[:)]|\.(?=\s))\s*(.*\S)\s*", re.DOTALL)
 """An option that begins with its letter: "A: lung", "(A) lung", "A. lung"."""
 _LABELS = ("image", "question_type", "domain", "organ", "modality")
@@ -69,9 +73,10 @@ def read_items(lines: Iterable[bytes | str], name: str) -> Iterator[Item]:
 
 
 def read_rows(file: Location) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the objects of JSON lines or of a JSON list, each after its place for errors.
+    """Yield the rows of JSON lines, a JSON list or a table, each after its place for errors.
 
-    The text may be UTF-8, UTF-16 or UTF-32, and compressed by gzip.
+    A table has its columns in the first line, and commas, semicolons or tabs between cells. The
+    text may be UTF-8, UTF-16 or UTF-32, and compressed by gzip.
 
     Raises:
         DataError: The file is absent or compressed in another way, or holds anything else.
@@ -83,6 +88,8 @@ def read_rows(file: Location) -> Iterator[tuple[str, dict[str, Any]]]:
         number, first = next((each for each in lines if each[1].strip()), (0, ""))
         if _LIST.match(first):
             yield from _objects_of_list(first + text.stream.read(), str(file))
+        elif _HEADER.match(first):
+            yield from _rows_of_table(first, text.stream, number, str(file))
         else:
             yield from _objects(chain([(number, first)], lines), str(file))
 
@@ -131,6 +138,50 @@ def _objects_of_list(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]
                 f"{name}: item {number}: is a {type(row).__name__}; write a list of JSON objects"
             )
         yield f"{name}: item {number}", row
+
+
+def _rows_of_table(
+    header: str, lines: Iterable[str], number: int, name: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows of a table.
+
+    A cell of `options` or `reference` may be JSON, and a column A, B and so on is an option.
+    """
+    rows = csv.reader(chain([header], lines), delimiter=max(",;\t", key=header.count), strict=True)
+    columns: list[str] = []
+    end = 0
+    try:
+        for cells in rows:
+            place, end = f"{name}:{number + end}", rows.line_num
+            if found := undecoded("".join(cells)):
+                raise DataError(f"{place}: {found!r} is not UTF-8; save the file as UTF-8")
+            if not columns:
+                columns = [cell.strip() for cell in cells]
+                if len(named := [each for each in columns if each]) > len({*named}):
+                    raise DataError(f"{place}: a column occurs twice; name every column once")
+            elif any(cells):
+                if len(cells) != len(columns):
+                    raise DataError(
+                        f"{place}: has {len(cells)} cells, and the columns are {len(columns)}; "
+                        "quote cells that hold the separator"
+                    )
+                yield place, _row(dict(zip(columns, cells, strict=True)))
+    except csv.Error as error:
+        raise DataError(
+            f"{name}:{number + end}: is not a row of a table ({error}); correct it, or write one "
+            "JSON object per line"
+        ) from error
+
+
+def _row(cells: dict[str, str]) -> dict[str, Any]:
+    row: dict[str, Any] = dict(cells)
+    letters = {key: text for key, text in cells.items() if re.fullmatch("[A-Z]", key) and text}
+    row.setdefault("options", letters)
+    for key in ("options", "reference"):
+        if cells.get(key, "").lstrip()[:1] in {"[", "{"}:
+            with suppress(ValueError):  # then it is a text
+                row[key] = json.loads(cells[key], object_pairs_hook=_unique)
+    return row
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

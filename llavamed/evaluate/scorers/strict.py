@@ -7,14 +7,15 @@ may be too low, but it never rests on a guess.
 
 from collections.abc import Mapping
 
+from llavamed.evaluate.scorers.absence import says_yes
 from llavamed.evaluate.scorers.chinese import fold
 from llavamed.evaluate.scorers.choice import is_chosen
 from llavamed.evaluate.scorers.item import Item
 from llavamed.evaluate.scorers.lettered import chosen_letter, reference_letter
 from llavamed.evaluate.scorers.open_answer import open_score
 from llavamed.evaluate.scorers.unpack import unpack
-from llavamed.evaluate.scorers.words import spell_out
-from llavamed.evaluate.scorers.yes_no import polarity, says
+from llavamed.evaluate.scorers.words import spell_out, spell_sides
+from llavamed.evaluate.scorers.yes_no import polarity
 
 NAME = "strict/3"
 """Name and version, reported with every score."""
@@ -49,8 +50,9 @@ def verdict(item: Item) -> float | None:
     answer, reference = fold(answer), fold(item.reference)
     wanted = polarity(reference)
     if wanted is not None:
-        said = says(answer, item.question, reference)
+        said = says_yes(answer, item.question, reference)
         return None if said is None else float(said is wanted)
+    answer, reference = (spell_sides(each, reference) for each in (answer, reference))
     answer, reference = spell_out(answer, reference), spell_out(reference, answer)
     if item.answer_type == "OPEN":
         return open_score(answer, reference, item.question)

@@ -93,6 +93,21 @@ _CONCESSION = re.compile(
     re.IGNORECASE,
 )
 """A concession beside an answer: "left, although the right is possible"."""
+_PREFERRED = re.compile(
+    r"(?:\b(?:or|vs|versus)\b|/).{1,60}?[,;.(—-]\s*(?:but\s+|and\s+|with\s+)?"
+    r"(?:(?:(?:most|more)\s+)?(?:likely|probably)\s+(?P<after>\w[^.,;()\n]*)"
+    r"|(?P<before>\w[^.,;()\n]*?)\s+(?:(?:is|being|seems)\s+)?"
+    r"(?:(?:most|more)\s+(?:likely|probable)|favou?red|preferred)\b)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""The alternative that a speaker prefers: "MRI or CT, probably MRI"."""
+_LESSER = re.compile(
+    r"[,;(]\s*(?:but\s+|and\s+|or\s+)?(?:less\s+likely|possibly)\s+\w[^.,;()\n]*\)?"
+    r"|[,;(]\s*(?:but\s+)?\w[^.,;()\n]*?\s+(?:is\s+|being\s+)?less\s+likely\b\)?"
+    r"|\b(?:is\s+)?more\s+(?:likely|probable)\s+than\s+\w[^.,;()\n]*",
+    re.IGNORECASE,
+)
+"""An alternative to which another is preferred: "MRI (less likely CT)"."""
 _SCRIPTS = re.compile(r"(?<=[\u3400-\u9fff])(?=[A-Za-z0-9])|(?<=[A-Za-z0-9])(?=[\u3400-\u9fff])")
 """Boundary between Chinese and Latin characters, where a word ends."""
 
@@ -147,6 +162,13 @@ def conclusions(text: str) -> Iterator[tuple[str, bool]]:
         if after.strip():
             yield after, marker.lastgroup != "weak"
     yield text, True
+
+
+def weighed(text: str) -> str:
+    """Return what is left of a text when the alternatives that it finds less likely are gone."""
+    if preferred := _PREFERRED.search(text):
+        return preferred["after"] or preferred["before"]
+    return _LESSER.sub(" ", text)
 
 
 def _concludes(text: str) -> bool:

@@ -41,6 +41,9 @@ _REJECTED_AFTER = re.compile(
 _ADJECTIVE_OF = {noun: adjective for adjective, noun in ADJECTIVES.items()}
 _ACRONYM = re.compile(r"\b[A-Z]{2,6}\b")
 _MODALITIES = frozenset({"CT", "MR", "US", "PA", "AP", "XR"})
+_SIDED = re.compile(r"\b(?:left|right|bilateral|both|L|R)\b(?!/O)")
+_BOTH_SIDES = re.compile(r"\bB/L\b|\b(?:L\s*[/&+]\s*R|R\s*[/&+]\s*L)\b")
+_SIDE = re.compile(r"(?<!/)\b(?:(?P<left>L)|R)\b(?!/)")
 _LEVELS = re.compile(r"\b([ltcs])(\d+)\s*[-/–]\s*(\d+)\b")
 """Neighbouring vertebrae: "l4/5"."""
 _TENS = re.compile(
@@ -125,6 +128,16 @@ def spell_out(text: str, known: str) -> str:
         return " ".join(words[start : start + len(found[0])]) if start >= 0 else found[0]
 
     return _ACRONYM.sub(full, text)
+
+
+def spell_sides(text: str, reference: str) -> str:
+    """Replace L, R and B/L by sides, where a reference names one."""
+    if not _SIDED.search(reference) and not _SIDED.search(reference.lower()):
+        return text
+    if re.fullmatch(r"\W*[lr]\W*", text):
+        text = text.upper()
+    text = _BOTH_SIDES.sub("bilateral", text)
+    return _SIDE.sub(lambda found: "left" if found["left"] else "right", text)
 
 
 def clauses(text: str) -> Iterator[str]:

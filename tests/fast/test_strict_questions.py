@@ -1,0 +1,149 @@
+"""What a question asks for decides what the strict scorer reads in an answer."""
+
+import pytest
+
+from llavamed.evaluate.scorers.item import Item
+from llavamed.evaluate.scorers.strict import score, verdict
+
+
+def check(prediction, question, *, says):
+    """An answer is right for what it says, wrong for the opposite, and no answer for None."""
+    for reference in ("yes", "no"):
+        found = verdict(Item("1", question, prediction, reference, "CLOSED"))
+        expected = None if says is None else float(says == reference)
+        assert found == expected, (question, prediction, reference)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Are the lungs free of consolidation?",
+        "Is the chest without consolidation?",
+        "Is consolidation absent?",
+        "Is there an absence of consolidation?",
+        "Is the film negative for consolidation?",
+        "Are the lungs clear of consolidation?",
+    ],
+)
+def test_a_denial_affirms_that_what_was_asked_is_absent(question):
+    for prediction in (
+        "Yes",
+        "No consolidation",
+        "No consolidation is seen.",
+        "There is no evidence of consolidation.",
+        "I see no consolidation",
+        "Consolidation is absent",
+        "The lungs are free of consolidation.",
+        "Yes, there is no consolidation",
+        "Correct, no consolidation.",
+    ):
+        check(prediction, question, says="yes")
+    for prediction in (
+        "No",
+        "No.",
+        "There is consolidation.",
+        "Consolidation is present.",
+        "No, there is a consolidation",
+        "The lungs are not free of consolidation",
+        "Well, no, there is consolidation.",
+    ):
+        check(prediction, question, says="no")
+    check("No consolidation on the left, but there is some on the right.", question, says=None)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Is it normal?",
+        "Is this a normal image?",
+        "Does the heart look normal?",
+        "Is the brain healthy?",
+        "Is the lung field unremarkable?",
+        "Are the lungs clear?",
+    ],
+)
+def test_what_has_no_abnormality_is_normal(question):
+    for prediction in (
+        "No abnormality",
+        "No abnormalities are seen.",
+        "There is no evidence of abnormality",
+        "Nothing abnormal",
+        "No pathology",
+    ):
+        check(prediction, question, says="yes")
+    for prediction in ("No", "No, an abnormality is seen", "There are abnormalities."):
+        check(prediction, question, says="no")
+
+
+@pytest.mark.parametrize(
+    "question",
+    ["Is there an abnormality?", "Are there abnormalities?", "Any abnormality in the lungs?"],
+)
+def test_what_is_normal_has_no_abnormality(question):
+    for prediction in ("Normal", "It is normal.", "Unremarkable", "WNL", "No abnormality"):
+        check(prediction, question, says="no")
+    for prediction in ("Abnormal", "It is not normal."):
+        check(prediction, question, says="yes")
+
+
+def test_a_comparison_with_the_normal_asks_for_no_absence():
+    check("No abnormality is seen.", "Is the heart larger than normal?", says="no")
+    check("No contrast was given.", "Was this taken without contrast?", says="no")
+
+
+@pytest.mark.parametrize(
+    "prediction",
+    [
+        "MRI or CT, probably MRI",
+        "It could be CT or MRI, but most likely MRI.",
+        "Either CT or MRI. Likely MRI.",
+        "CT/MRI, more likely MRI",
+        "CT or MRI; MRI is more likely.",
+        "CT or MRI, with MRI favoured",
+        "MRI more likely than CT",
+        "MRI (less likely CT)",
+        "MRI; CT is less likely",
+        "Probably MRI, possibly CT",
+    ],
+)
+def test_of_two_alternatives_the_likelier_is_the_answer(prediction):
+    for answer_type in ("CLOSED", "OPEN"):
+        for reference, expected in (("MRI", 1.0), ("CT", 0.0)):
+            item = Item("1", "Which modality is it?", prediction, reference, answer_type)
+            assert score(item) == expected
+
+
+@pytest.mark.parametrize(
+    "prediction", ["MRI or CT", "MRI or CT, probably", "CT vs MRI"]
+)
+def test_alternatives_without_a_preference_are_no_answer(prediction):
+    for reference in ("MRI", "CT"):
+        assert score(Item("1", "Which modality is it?", prediction, reference, "CLOSED")) == 0
+
+
+@pytest.mark.parametrize(
+    ("prediction", "side"),
+    [
+        ("L", "left"),
+        ("r", "right"),
+        ("(R)", "right"),
+        ("On the L", "left"),
+        ("R lung", "right"),
+        ("L-sided", "left"),
+        ("B/L", "bilateral"),
+        ("L and R", "bilateral"),
+        ("R/L", "bilateral"),
+        ("5 mmol/L", None),
+        ("R/O pneumonia", None),
+        ("L4", None),
+    ],
+)
+def test_a_letter_is_a_side_where_a_side_is_asked(prediction, side):
+    for reference in ("left", "right", "bilateral"):
+        item = Item("1", "On which side is it?", prediction, reference, "CLOSED")
+        assert score(item) == float(reference == side)
+
+
+def test_a_letter_of_a_reference_is_a_side():
+    item = Item("1", "Where is it?", "right frontal lobe", "R frontal lobe", "OPEN")
+    assert score(item) == 1
