@@ -142,3 +142,53 @@ def test_names_of_an_option(prediction, letter):
 def test_letters_inside_options(prediction, letter):
     for reference in KINDS:
         assert said(prediction, reference, options=KINDS) == float(reference == letter), reference
+
+
+@pytest.mark.parametrize(
+    "prediction",
+    [
+        "(B). Ruled out: A, C, D",
+        "Eliminated: A, C, D. Remaining: B",
+        "Incorrect options: A, C and D.\nCorrect: B",
+    ],
+)
+def test_letters_in_a_list_of_rejected_ones_are_not_chosen(prediction):
+    options = {"A": "Pneumonia", "B": "Effusion", "C": "Fracture", "D": "Tumor"}
+    for letter in options:
+        item = Item("1", "Which is shown?", prediction, letter, "CLOSED", options)
+        assert score(item) == float(letter == "B")
+
+
+@pytest.mark.parametrize("prediction", ["B", "D", "Spleen", "The spleen.", "D: spleen"])
+@pytest.mark.parametrize("reference", ["B", "D", "spleen"])
+def test_options_of_one_text_are_one_option(prediction, reference):
+    """MedQA repeats an option to have five."""
+    options = {"A": "Liver", "B": "Spleen", "C": "Kidney", "D": "Spleen"}
+    assert score(Item("1", "Which organ?", prediction, reference, "CLOSED", options)) == 1
+    assert score(Item("1", "Which organ?", "C", reference, "CLOSED", options)) == 0
+    assert score(Item("1", "Which organ?", "Spleen or liver", reference, "CLOSED", options)) == 0
+
+
+@pytest.mark.parametrize(
+    ("question", "prediction", "letter"),
+    [
+        ("Is there a fracture?", "There is a fracture.", "A"),
+        ("Is there a fracture?", "I cannot see a fracture", "B"),
+        ("Is the lung abnormal?", "Normal", "B"),
+        ("Is the lung normal?", "No abnormality", "A"),
+        ("Is there a fracture?", "B. There is a fracture", "B"),
+        ("Is there a fracture?", "Cannot tell", "C"),
+        ("Is there a fracture?", "A tumor is seen.", None),
+    ],
+)
+def test_a_sentence_chooses_between_the_options_yes_and_no(question, prediction, letter):
+    options = {"A": "Yes", "B": "No", "C": "Cannot tell"}
+    for each in options:
+        item = Item("1", question, prediction, each, "CLOSED", options)
+        assert score(item) == float(each == letter)
+
+
+def test_an_initial_is_a_side_among_options():
+    for letter, initial in (("A", "L"), ("B", "R")):
+        options = {"A": "Left", "B": "Right"}
+        assert score(Item("1", "Which side?", initial, letter, "CLOSED", options)) == 1

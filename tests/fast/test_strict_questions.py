@@ -113,9 +113,7 @@ def test_of_two_alternatives_the_likelier_is_the_answer(prediction):
             assert score(item) == expected
 
 
-@pytest.mark.parametrize(
-    "prediction", ["MRI or CT", "MRI or CT, probably", "CT vs MRI"]
-)
+@pytest.mark.parametrize("prediction", ["MRI or CT", "MRI or CT, probably", "CT vs MRI"])
 def test_alternatives_without_a_preference_are_no_answer(prediction):
     for reference in ("MRI", "CT"):
         assert score(Item("1", "Which modality is it?", prediction, reference, "CLOSED")) == 0

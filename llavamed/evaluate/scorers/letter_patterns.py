@@ -41,6 +41,13 @@ REJECTED_AFTER = re.compile(
     r"(?:n['’]t\b|not\b|unlikely|(?:the\s+)?(?:less|least)\s+(?:likely|probable)|incorrect|wrong|false|ruled\s+out|excluded|eliminated|rejected|不对|错误)",
     re.IGNORECASE,
 )
+REJECTED_LIST = re.compile(
+    r"\b(?:ruled\s+out|excluded?|eliminated?|rejected?|incorrect|wrong|false|less\s+likely)"
+    r"(?:\s+(?:options?|ones|choices|answers?|letters?))?\s*:\s*\(?[A-Z]\)?"
+    r"(?:\s*(?:,|/|&|;|\band\b|\bor\b)+\s*\(?[A-Z]\)?)*(?=\W*(?:[.;\n]|\Z))",
+    re.IGNORECASE,
+)
+"""Letters that a label rejects: "Ruled out: A, C"."""
 CONFIRMED_AFTER = re.compile(
     r"\A[\s)\"']*is\s+(?:\w+\s+)?(?:(?:more|most)\s+(?:likely|probable|appropriate|consistent|fitting)|(?:best|better)(?:\s+(?:fit|match|choice|option|answer))?)\b(?!\s+than)"
     r"|\A[\s)\"']*(?:is|would\s+be)\s+(?:correct|(?:the|my)\s+(?:\w+\s+){0,2}(?:answer|choice|option))\b",

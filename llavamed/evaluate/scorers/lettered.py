@@ -49,6 +49,22 @@ def reference_letter(reference: str, options: Mapping[str, str]) -> str | None:
     return _by_words(without_articles(text), options)
 
 
+def without_repetitions(options: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the options with different texts, and for each letter the first of its text."""
+    first: dict[str, str] = {}
+    letters = {
+        letter: first.setdefault(text.strip().rstrip(".").casefold(), letter)
+        for letter, text in options.items()
+    }
+    return {letter: options[letter] for letter in first.values()}, letters
+
+
+def has_letter(answer: str, options: Mapping[str, str]) -> bool:
+    """Tell whether an answer names an option by its letter."""
+    named = find_mentions(answer, options)
+    return bool(BARE.match(answer)) or any(each.end - each.start == 1 for each in named)
+
+
 def _by_words(words: list[str], options: Mapping[str, str]) -> str | None:
     """Return the only option whose text has exactly these words."""
     for drop in ((), ("bilateral",)):  # "red and blue" is "both red and blue"

@@ -16,6 +16,7 @@ from llavamed.evaluate.scorers.letter_patterns import (
     REACH,
     REJECTED_AFTER,
     REJECTED_BEFORE,
+    REJECTED_LIST,
     SEEMING,
     STANDALONE,
 )
@@ -171,6 +172,7 @@ def _is_article(text: str, letter: str, start: int) -> bool:
 def _mention(text: str, letter: str, start: int, end: int) -> Mention:
     rejected = _stands_before(REJECTED_BEFORE, text, start)
     rejected |= _stands_before(SEEMING, text, start) and bool(BUT.match(text[end:]))
+    rejected |= any(found.start() < start < found.end() for found in REJECTED_LIST.finditer(text))
     return Mention(letter, start, end, rejected or bool(REJECTED_AFTER.match(text[end:])))
 
 

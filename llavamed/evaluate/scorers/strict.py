@@ -11,7 +11,12 @@ from llavamed.evaluate.scorers.absence import says_yes
 from llavamed.evaluate.scorers.chinese import fold
 from llavamed.evaluate.scorers.choice import is_chosen
 from llavamed.evaluate.scorers.item import Item
-from llavamed.evaluate.scorers.lettered import chosen_letter, reference_letter
+from llavamed.evaluate.scorers.lettered import (
+    chosen_letter,
+    has_letter,
+    reference_letter,
+    without_repetitions,
+)
 from llavamed.evaluate.scorers.open_answer import open_score
 from llavamed.evaluate.scorers.unpack import unpack
 from llavamed.evaluate.scorers.words import spell_out, spell_sides
@@ -40,13 +45,15 @@ def verdict(item: Item) -> float | None:
     """Score one item; None if the answer makes no choice."""
     answer = unpack(item.prediction, item.question)
     if isinstance(item.options, Mapping):
-        letter = reference_letter(item.reference, item.options)
+        distinct, letters = without_repetitions(item.options)
+        letter = letters.get(reference_letter(item.reference, item.options) or "") or (
+            reference_letter(item.reference, distinct)
+        )
         if letter is not None:
-            options = {each: spell_out(text, answer) for each, text in item.options.items()}
-            for text in options.values():
-                answer = spell_out(answer, text)
-            chosen = chosen_letter(answer, options)
-            return None if chosen is None else float(chosen == letter)
+            chosen = _chosen(answer, item.question, item.options)
+            if chosen is None and len(distinct) < len(item.options):
+                chosen = _chosen(answer, item.question, distinct)
+            return None if chosen is None else float(letters[chosen] == letter)
     answer, reference = fold(answer), fold(item.reference)
     wanted = polarity(reference)
     if wanted is not None:
@@ -59,3 +66,19 @@ def verdict(item: Item) -> float | None:
     candidates = item.options if isinstance(item.options, tuple) else ()
     is_right = is_chosen(answer, reference, candidates)
     return None if is_right is None else float(is_right)
+
+
+def _chosen(answer: str, question: str, options: Mapping[str, str]) -> str | None:
+    """Return the letter that an answer chooses, also by saying yes or no where options do."""
+    options = {each: spell_out(text, answer) for each, text in options.items()}
+    if not {"L", "R"} & options.keys():
+        answer = spell_sides(answer, " ".join(options.values()))
+    for text in options.values():
+        answer = spell_out(answer, text)
+    chosen = chosen_letter(answer, options)
+    by_polarity = {polarity(text): letter for letter, text in options.items() if text.isalpha()}
+    yes, no = by_polarity.get(True), by_polarity.get(False)
+    if yes is None or no is None or chosen not in {None, yes, no} or has_letter(answer, options):
+        return chosen
+    said = says_yes(answer, question, "")
+    return None if said is None else yes if said else no
