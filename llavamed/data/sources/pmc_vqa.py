@@ -29,11 +29,8 @@ _COLUMNS = ("Figure_path", "Question", *(f"Choice {letter}" for letter in _LETTE
 _BLANKS = string.whitespace + "'\"\u00a0\u200a"
 
 
-class PmcVqaSource(FileOfRows):
+class PmcVqaFile(FileOfRows):
     """Multiple-choice questions about figures, one per sample."""
-
-    def __init__(self, read: PmcVqa) -> None:
-        super().__init__(locate(read.path), locate(read.image_folder))
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield the rows of the file, numbered from 0.
@@ -75,6 +72,13 @@ class PmcVqaSource(FileOfRows):
             answer_type="CLOSED",
             licence=LICENCE,
         )
+
+
+class PmcVqaSource(PmcVqaFile):
+    """The file and the images that a config names."""
+
+    def __init__(self, read: PmcVqa) -> None:
+        super().__init__(locate(read.path), locate(read.image_folder))
 
 
 def read_choices(row: dict[str, Any]) -> tuple[str, dict[str, str]]:

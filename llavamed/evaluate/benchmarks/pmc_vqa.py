@@ -7,21 +7,20 @@ The two do not compare.
 from typing import Any
 
 from llavamed.data.sources.archives import open_folder
-from llavamed.data.sources.file_of_rows import FileOfRows
-from llavamed.data.sources.pmc_vqa import LICENCE, PmcVqaSource, read_choices
+from llavamed.data.sources.pmc_vqa import LICENCE, PmcVqaFile, read_choices
 from llavamed.evaluate.benchmarks.benchmark import BY_LETTER, Benchmark, question_of
 from llavamed.evaluate.questions import Question
 
 _SECOND_VERSION = "_2"
 
 
-class PmcVqaItems(PmcVqaSource):
+class PmcVqaItems(PmcVqaFile):
     """Questions of one file."""
 
     def __init__(self, path: str, split: str) -> None:
         folder = open_folder(path)
         images = "images_2" if split.endswith(_SECOND_VERSION) else "images"
-        FileOfRows.__init__(self, folder / f"{split}.csv", folder / images)
+        super().__init__(folder / f"{split}.csv", folder / images)
 
     def ask(self, row: dict[str, Any]) -> Question:
         """Interpret a row. Raises: SampleError, as `parse` does."""
