@@ -70,6 +70,8 @@ def test_mmmu_of_all_thirty_subjects_and_splits_in_one_file_gives_those_asked_fo
     for path in (tmp_path / "one", tmp_path / "one" / "mmmu.parquet"):
         assert len(asked("mmmu-health", path)) == len(ids) - 1
         assert len(asked("mmmu-health", path, split="dev")) == len(ids)
+    capitals = (tmp_path / "one" / "mmmu.parquet").rename(tmp_path / "MMMU.PARQUET")
+    assert len(asked("mmmu-health", capitals)) == len(ids) - 1
 
 
 def test_mmmu_of_the_converter_and_as_zip_is_read(tmp_path: Path) -> None:

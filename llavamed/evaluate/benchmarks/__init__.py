@@ -47,8 +47,9 @@ def open_items(benchmark: Benchmark, path: str, split: str) -> Items:
         DataError: It is a file of another kind, or an archive that must be unpacked.
     """
     if split_options(path)[0].lower().endswith(ENDINGS):
-        is_published = benchmark is mmmu.BENCHMARK and mmmu.is_published(path)
-        return benchmark.open(path, split) if is_published else TableItems(benchmark, path, split)
+        if benchmark.is_published(path):
+            return benchmark.open(path, split)
+        return TableItems(benchmark, path, split)
     folder = open_folder(path)
     if folder.fs.isfile(folder.path):
         raise DataError(f"path={folder}: is a file of another kind; name {benchmark.data}")

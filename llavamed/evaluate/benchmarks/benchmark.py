@@ -49,6 +49,7 @@ class Benchmark:
         language: Language of its questions.
         categories: Its categories in tables that also hold other questions; empty for all.
         is_on_hub: Whether Hugging Face has copies of it as `data/{split}-*.parquet`.
+        is_published: Whether a table is of the published form, and no copy as kits make them.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Benchmark:
     language: str = "en"
     categories: tuple[str, ...] = ()
     is_on_hub: bool = False
+    is_published: Callable[[str], bool] = lambda path: False
 
     @property
     def title(self) -> str:

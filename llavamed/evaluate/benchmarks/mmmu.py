@@ -46,7 +46,7 @@ class MmmuItems:
     @cached_property
     def _files(self) -> ParquetFiles:
         path: str | list[Location] = self._path
-        if not split_options(self._path)[0].endswith(".parquet"):
+        if not _is_parquet(self._path):
             folder = open_folder(self._path)
             path = files_of_split(folder, self._split, BENCHMARK.splits, SUBJECTS)
             if not path:
@@ -99,11 +99,13 @@ class MmmuItems:
         return picture
 
 
-def is_published(path: str) -> bool:
-    """Tell whether the Parquet files of a path have the columns of the published ones."""
-    if not split_options(path)[0].endswith(".parquet"):
-        return False
-    return "image_1" in ParquetFiles(path, images=(), required=()).columns()
+def _is_published(path: str) -> bool:
+    """Return whether the Parquet files of a path have the columns of the published ones."""
+    return _is_parquet(path) and "image_1" in ParquetFiles(path, images=(), required=()).columns()
+
+
+def _is_parquet(path: str) -> bool:
+    return split_options(path)[0].lower().endswith(".parquet")
 
 
 def _subject_of(id_: str, file: str) -> str | None:
@@ -127,4 +129,5 @@ BENCHMARK = Benchmark(
     licence="Apache-2.0",
     categories=SUBJECTS,
     choice_instruction=BY_LETTER,
+    is_published=_is_published,
 )
