@@ -15,6 +15,7 @@ from typing import Any
 from llavamed.data.sources.archives import ZIP, open_folder, open_packed
 from llavamed.data.sources.file_of_rows import FileOfRows
 from llavamed.data.sources.files import damaged, hash_file, load_image_file
+from llavamed.data.sources.json_text import Pairs, contradiction
 from llavamed.data.sources.text_files import Text, open_text
 from llavamed.errors import DataError
 from llavamed.storage.location import Location
@@ -202,7 +203,7 @@ class _Window:
         self._is_last = False
         self._bytes = text.num_mark_bytes
         self._lines = 0
-        self._repeated: list[str] = []
+        self._contradictions: list[str] = []
         self._decoder = json.JSONDecoder(
             parse_constant=lambda _: None, object_pairs_hook=self._mapping
         )
@@ -236,7 +237,7 @@ class _Window:
             _BrokenError: There is no valid value.
         """
         while True:
-            self._repeated.clear()
+            self._contradictions.clear()
             try:
                 value, end = self._decoder.raw_decode(self._piece, self.at)
             except json.JSONDecodeError as error:
@@ -251,19 +252,18 @@ class _Window:
                 is_whole = self._piece[end - 1] == "}" or end < len(self._piece) - _LONGEST_WORD
                 if is_whole or self._is_last:
                     self._check_text(end)
-                    if self._repeated:
-                        fact = f"the key {self._repeated[0]!r} has two values"
+                    if self._contradictions:
+                        fact = self._contradictions[0]
                         name = value.get("id") if isinstance(value, dict) else None
                         value = {"id": name, BROKEN: self.describe(self.at, fact)}
                     self.at = end
                     return value
             self._read_on()
 
-    def _mapping(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            self._repeated += [key for key, value in pairs if found[key] != value]
-        return found
+    def _mapping(self, pairs: Pairs) -> dict[str, Any]:
+        if fact := contradiction(pairs):
+            self._contradictions.append(fact)
+        return dict(pairs)
 
     def _broken(self, error: json.JSONDecodeError) -> _BrokenError:
         rest = self._piece[error.pos :].strip()

@@ -22,7 +22,6 @@ from llavamed.data.sources.turns import (
     MEDIA_KEYS,
     TRAINED_KEYS,
     Dialogue,
-    read_json,
     read_trained,
     read_turns,
     speak,
@@ -39,7 +38,6 @@ __all__ = [
     "make_record",
     "question",
     "read_answer_type",
-    "read_json",
     "require",
     "yes_or_no",
 ]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llavamed.data.sources.fields import Fields
+from llavamed.data.sources.json_text import read_json
 from llavamed.data.sources.pictures import IMAGE_KEYS, picture_references, reference_of
 from llavamed.errors import SampleError
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Role, Turn
@@ -152,26 +153,6 @@ def read_trained(fields: Fields, what: str) -> bool:
     if len(found) > 1:
         raise SampleError("unknown_weight", f"two keys of {what} disagree on whether it is trained")
     return found != {False}
-
-
-def read_json(text: str | bytes) -> Any:
-    """Parse JSON within a sample.
-
-    Raises:
-        SampleError: `not_json`, also if a key has two values.
-    """
-    try:
-        return json.loads(text, object_pairs_hook=_mapping)
-    except (ValueError, RecursionError) as error:
-        raise SampleError("not_json", str(error)) from error
-
-
-def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    for key, value in pairs if len(found) < len(pairs) else ():
-        if found[key] != value:
-            raise ValueError(f"the key {key!r} has two values")
-    return found
 
 
 def _read_turn(fields: Fields) -> Dialogue:

@@ -20,7 +20,8 @@ from typing import Any
 from llavamed.config.sources import WebDataset
 from llavamed.data.record import Record
 from llavamed.data.sources.files import absent, damaged, find_files, open_file
-from llavamed.data.sources.records import DIALOGUE_KEYS, dialogue, make_record, read_json
+from llavamed.data.sources.json_text import read_json
+from llavamed.data.sources.records import DIALOGUE_KEYS, dialogue, make_record
 from llavamed.data.sources.tar_samples import (
     IMAGES,
     LINK,
