@@ -238,9 +238,8 @@ def show_plan(costs: Sequence["StageCost"], console: Console) -> None:
         "trained": [_short(sum(part.num_trained for part in cost.parts)) for cost in costs],
         "frozen": [_short(sum(part.num_frozen for part in cost.parts)) for cost in costs],
     }
-    for part in vars(first.memory.counted):
-        rows[f"GB {part}"] = [f"{getattr(cost.memory.counted, part) / 1e9:.1f}" for cost in costs]
-    rows["GB workspace"] = [f"{cost.memory.workspace / 1e9:.1f}" for cost in costs]
+    for part in first.memory.parts:
+        rows[f"GB {part}"] = [f"{cost.memory.parts[part] / 1e9:.1f}" for cost in costs]
     rows["GB per GPU"] = [
         f"{cost.memory.total / 1e9:.1f} of {cost.gpu_memory / 1e9:.0f}"
         f"{'' if cost.memory.total <= cost.gpu_memory else ' !'}"

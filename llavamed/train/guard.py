@@ -215,7 +215,7 @@ def _explain(config: RunConfig, stage: Stage, sizing: Sizing, reason: str) -> st
     for saving in find_savings(config, stage, lambda changed: sizing.memory(changed, stage.name)):
         where = "" if _goes_on(config, saving.change) else ", under another name"
         hints.append(f"{saving.change} ({_gb(saving.num_bytes)} GB less{where})")
-    needs = ", ".join(f"{name} {_gb(value)}" for name, value in vars(planned).items())
+    needs = ", ".join(f"{name} {_gb(value)}" for name, value in planned.parts.items())
     return (
         f"memory={_gb(planned.total)} GB: is the planned need of stage {stage.name} on each worker "
         f"({needs}), and its GPU ran out of it: {reason}; "

@@ -30,9 +30,14 @@ class Memory:
     workspace: float = WORKSPACE_BYTES
 
     @property
+    def parts(self) -> dict[str, float]:
+        """The bytes of all parts by their purpose, with the workspace as the last."""
+        return {**vars(self.counted), "workspace": self.workspace}
+
+    @property
     def total(self) -> float:
         """The sum of all parts, in bytes."""
-        return self.counted.total + self.workspace
+        return sum(self.parts.values())
 
     def times(self, factor: float) -> "Memory":
         """Return the same with what is counted multiplied."""
