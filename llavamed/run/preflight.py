@@ -19,7 +19,7 @@ from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import ConfigError, SampleError
 from llavamed.model.adapters import check_layers
 from llavamed.model.head import check_head
-from llavamed.model.kernels import check_kernels, check_liger
+from llavamed.model.kernels import check_kernels
 from llavamed.model.llava import check_forward, check_image_token, llava_config
 from llavamed.model.quantize import load_bitsandbytes
 from llavamed.processor.build import load_processor, model_images, whole_images
@@ -162,8 +162,6 @@ def warn_of_unlearned_ends(config: RunConfig, plans: list[StagePlan], processor:
 def check_packages(config: RunConfig, plans: list[StagePlan]) -> None:
     """Check that optional packages that stages need are installed. Raises: ConfigError."""
     for plan in plans:
-        if config.engine_of(plan.stage).kernels.liger:
-            check_liger(text_config(config.model))
         key, lora = f"stages.{plan.stage.name}", plan.stage.lora
         if plan.stage.optimizer.name == "adamw_8bit":
             load_bitsandbytes(f"{key}.optimizer.name=adamw_8bit")

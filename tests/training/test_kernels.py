@@ -20,7 +20,7 @@ from llavamed.model.kernels import check_liger, use_kernels, use_liger
 from llavamed.model.loss import supervised_loss
 from llavamed.model.recompute import recompute
 from llavamed.run.curriculum import plan_curriculum
-from llavamed.run.preflight import check_language_model, check_packages
+from llavamed.run.preflight import check_language_model
 from llavamed.train.job import order_of
 from tests.support.training_setup import mixture, small_config, without_inductor
 from tests.training.test_attention import IMAGE_TOKEN, LANGUAGE_MODELS, make_llava, pack
@@ -230,9 +230,9 @@ def test_liger_is_refused_where_it_is_not_installed_or_does_not_know_the_model(
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers.monkey_patch", None)
     config = small_config(tiny_config, "scaling.use_gpu=true", "engine.kernels.liger=true")
     with pytest.raises(ConfigError, match=r"liger-kernel, which is not installed; install llavame"):
-        check_packages(config, plan_curriculum(config))
+        check_language_model(config, plan_curriculum(config))
     config = override_config(config, ["engine.kernels.liger=false"])
-    check_packages(config, plan_curriculum(config))
+    check_language_model(config, plan_curriculum(config))
 
 
 @pytest.mark.parametrize(
