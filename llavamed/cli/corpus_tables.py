@@ -39,7 +39,7 @@ def show_harvest_estimate(settings: Harvest, num_cpus: int, console: Console) ->
         number = NUM_ARTICLES
         _line(
             console,
-            f"corpus.harvest.query={settings.query}: its articles cannot be counted, so that these "
+            f"corpus.harvest.query={settings.query}: its articles cannot be counted, so these "
             f"are the numbers of the whole bucket, the most there can be ({error})",
         )
     found = estimate(settings, num_cpus, number)

@@ -21,6 +21,11 @@ def upgrade_kuberay(namespace: str) -> str:
     return _KUBERAY.format("upgrade", namespace)
 
 
+def install_chart(namespace: str) -> str:
+    """Return the command that installs the chart into a namespace."""
+    return f"helm install llavamed ./helm --namespace {namespace}"
+
+
 @dataclass(frozen=True)
 class Call(Named):
     """A request to the API server; its name is empty if it is about many objects or none."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import yaml
 
+from llavamed.cluster.explain import install_chart
 from llavamed.cluster.kinds import RAY_CLUSTER, RAY_JOB, Object, labels_of, name_of
 from llavamed.cluster.pods import GPU, request_of
 from llavamed.config.run import RunConfig
@@ -187,7 +188,7 @@ def choose_release(clusters: list[Object], name: str | None, namespace: str) -> 
     if len(chosen) == 1:
         return chosen[0]
     names = ", ".join(sorted(found)) or "none"
-    install = f"run `helm install llavamed ./helm --namespace {namespace}`, check --namespace"
+    install = f"run `{install_chart(namespace)}`, check --namespace"
     hint = "name one with --release" if found else install
     raise ClusterError(
         f"release={name or 'any'}: namespace {namespace} has these RayClusters of the chart: "

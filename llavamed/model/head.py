@@ -43,7 +43,7 @@ def check_head(config: Any, key: str) -> None:
     if getattr(head, "bias", None) is not None:
         raise ConfigError(
             f"{key}: the output layer of {config.model_type} has a bias, which a LLaVA of "
-            "transformers does not have, so that no export could hold it; use another language "
+            "transformers does not have, so no export could hold it; use another language "
             "model"
         )
     hidden = torch.linspace(-40, 40, 2 * head.in_features).view(1, 2, -1)
@@ -55,6 +55,6 @@ def check_head(config: Any, key: str) -> None:
     if not torch.equal(logits, hidden):
         raise ConfigError(
             f"{key}: {config.model_type} scales or bounds the outputs of its output layer, which a "
-            "LLaVA of transformers does not do, so that it would be trained on other "
+            "LLaVA of transformers does not do, so it would be trained on other "
             "probabilities; use another language model"
         )

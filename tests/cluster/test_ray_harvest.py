@@ -123,5 +123,5 @@ def test_what_was_unavailable_comes_later_and_what_was_replaced_stays_away(
 
 def test_a_harvest_that_is_not_finished_is_not_updated(bucket: PmcBucket) -> None:
     run(bucket, max_articles=7)
-    with pytest.raises(DataError, match=r"is not finished, so that it cannot be updated; finish"):
+    with pytest.raises(DataError, match=r"is not finished, so it cannot be updated; finish"):
         run(bucket, update=True)

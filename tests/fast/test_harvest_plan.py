@@ -247,7 +247,7 @@ def test_without_a_network_the_plan_of_a_query_is_that_of_the_bucket(monkeypatch
     monkeypatch.setattr("llavamed.storage.retry.WAIT", wait_none())
     harvest = "{query: lung, search_url: 'http://127.0.0.1:9/entrez'}"
     text = forecast(f"{{harvest: {harvest}}}")
-    assert "corpus.harvest.query=lung: its articles cannot be counted, so that these are" in text
+    assert "corpus.harvest.query=lung: its articles cannot be counted, so these are" in text
     assert "(http://127.0.0.1:9/entrez: cannot ask it: ConnectionError" in text
     assert "9,129,850 articles to look at" in text
 

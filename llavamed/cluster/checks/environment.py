@@ -13,7 +13,7 @@ from llavamed.cluster.checks.problem import (
     title,
     warning,
 )
-from llavamed.cluster.explain import INSTALL_KUBERAY, upgrade_kuberay
+from llavamed.cluster.explain import INSTALL_KUBERAY, install_chart, upgrade_kuberay
 from llavamed.cluster.kinds import (
     CLAIM,
     CONFIG_MAP,
@@ -60,8 +60,8 @@ def namespace(snapshot: Snapshot) -> Iterator[Problem]:
     elif not snapshot.ray:
         yield warning(
             f"{snapshot.namespace} has no RayCluster, RayJob or RayService, so there is little to "
-            "examine; check --namespace, or install the chart with `helm install llavamed ./helm "
-            f"--namespace {snapshot.namespace}`"
+            "examine; check --namespace, or install the chart with "
+            f"`{install_chart(snapshot.namespace)}`"
         )
 
 

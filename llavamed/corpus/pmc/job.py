@@ -119,7 +119,7 @@ class HarvestJob:
             return plan
         if self._next(plan) or find(HarvestManifest, self._folder) is None:
             raise DataError(
-                f"{self._folder}: is not finished, so that it cannot be updated; finish it without "
+                f"{self._folder}: is not finished, so it cannot be updated; finish it without "
                 "--update first"
             )
         return self._update(plan)
