@@ -9,6 +9,8 @@ from transformers import CONFIG_MAPPING, AutoConfig, LlavaConfig, LlavaNextConfi
 from llavamed.config.model import Model, Pretrained, VisionTower
 from llavamed.errors import ConfigError, LlavaMedError
 from llavamed.processor.forms.find import find_form
+from llavamed.processor.forms.form import find_file
+from llavamed.processor.forms.gguf_file import check_gguf
 from llavamed.processor.forms.xtuner import refuse_xtuner
 from llavamed.processor.tiles import Size, Tiling
 from llavamed.processor.tower import tower_of
@@ -101,12 +103,17 @@ def whole_config(source: str, key: str) -> LlavaConfig | LlavaNextConfig:
 
 
 def _trainable_config(source: str, key: str) -> Any:
-    """Return the Hugging Face config of weights that are not quantized.
+    """Return the Hugging Face config of weights that can be trained.
 
     Raises:
-        ConfigError: They are, or the config cannot be loaded.
+        ConfigError: They are quantized, or in a GGUF file that transformers does not read whole; or
+            the config cannot be loaded.
     """
     config = load_pretrained(AutoConfig, source, key)
+    place, gguf = split_gguf(source, key)
+    for name in gguf.values():
+        if file := find_file(fetch_once(place, weights=name), name):
+            check_gguf(file, config, f"{key}={source}")
     for part in (config, config.get_text_config()):
         if quantization := getattr(part, "quantization_config", None):
             method = dict(quantization).get("quant_method")

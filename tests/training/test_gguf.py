@@ -14,6 +14,7 @@ from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError
 from llavamed.model.llava import build_model
 from llavamed.processor.build import build_processor
+from llavamed.processor.pretrained import part_config
 from llavamed.storage.location import locate
 from tests.support.small_tokenizers import CHATML, chatml
 from tests.support.training_setup import assert_same_weights, make_job, run_stage, small_config
@@ -27,8 +28,13 @@ def interleaved(weight: torch.Tensor) -> torch.Tensor:
     return weight.reshape(HEADS, 2, rows // HEADS // 2, -1).transpose(1, 2).reshape(rows, -1)
 
 
-def write_gguf(file: Path) -> LlamaForCausalLM:
-    """Write a tiny Llama with a ChatML tokenizer, as llama.cpp's converter does."""
+def write_gguf(file: Path, **more: Any) -> LlamaForCausalLM:
+    """Write a tiny Llama with a ChatML tokenizer, as llama.cpp's converter does.
+
+    Args:
+        file: The file.
+        **more: Further settings, or tensors.
+    """
     tokenizer = chatml()
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -65,6 +71,13 @@ def write_gguf(file: Path) -> LlamaForCausalLM:
     writer.add_chat_template(CHATML)
     for name, weight in gguf_names(model).items():
         writer.add_tensor(name, weight.detach().contiguous().numpy())
+    for name, value in more.items():
+        if torch.is_tensor(value):
+            writer.add_tensor(name, value.numpy())
+        elif isinstance(value, str):
+            writer.add_string(name, value)
+        else:
+            writer.add_float32(name, value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -137,6 +150,39 @@ def test_a_model_from_a_gguf_file_trains_and_its_export_is_plain(
     assert run_stage(job).logits_difference == 0.0
     exported: dict[str, Any] = json.loads((Path(job.export) / "config.json").read_text())
     assert "quantization_config" not in exported["text_config"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"rope_freqs.weight": torch.tensor([1.0, 1.0, 4.0, 8.0])},
+        {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0},
+        {"llama.attention.sliding_window": 16.0},
+        {"llama.logit_scale": 3.0},
+        {"blk.0.attn_q_norm.weight": torch.ones(8)},
+        {"blk.1.attn_q.bias": torch.ones(16)},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+def test_a_gguf_file_that_is_not_read_whole_is_refused(
+    tiny_config: RunConfig, tmp_path: Path, more: dict[str, Any]
+) -> None:
+    """Files of Llama 3.1, for example, hold their rotary frequencies as a tensor."""
+    write_gguf(tmp_path / "whole.gguf", **{"llama.attention.key_length": 8.0})
+    write_gguf(tmp_path / "more.gguf", **more)
+    for name, is_whole in {"whole": True, "more": False}.items():
+        part = with_file(tiny_config, str(tmp_path / f"{name}.gguf")).model.language_model
+        assert part is not None
+        if is_whole:
+            part_config(part, "model.language_model")
+            continue
+        with pytest.raises(
+            ConfigError,
+            match=r"^model.language_model.weights=\S+/more.gguf: holds .*, which transf",
+        ) as error:
+            part_config(part, "model.language_model")
+        for lost in more:
+            assert lost.removeprefix("llama.") in str(error.value)
 
 
 def test_a_gguf_file_that_is_not_there_is_refused(tiny_config: RunConfig, tmp_path: Path) -> None:
