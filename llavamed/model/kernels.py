@@ -16,6 +16,8 @@ from llavamed.model.attention import attend_per_sample, is_exchangeable
 
 _COMPILERS = {"compile": ("g++", "clang++"), "liger": ("gcc", "clang")}
 """The compilers of which inductor or Triton needs one."""
+_FLASH_CAPABILITY = (8, 0)
+"""The compute capability that PyTorch's flash attention requires."""
 _HEAD_MULTIPLE, _LARGEST_HEAD = 8, 256
 """What PyTorch's flash attention requires of the features of a head; `varlen_attn` pads none."""
 _SWISH = ("silu", "swish")
@@ -152,6 +154,24 @@ def check_liger(config: Any) -> Any:
     return MODEL_TYPE_TO_APPLY_LIGER_FN[config.model_type]
 
 
+def check_capability(capability: tuple[int, int], gpu: str) -> None:
+    """Check that a GPU is not too old for PyTorch's flash attention.
+
+    Args:
+        capability: The compute capability of the GPU.
+        gpu: Its name, for the error.
+
+    Raises:
+        ConfigError: It is.
+    """
+    if capability < _FLASH_CAPABILITY:
+        needed, found = ("{}.{}".format(*each) for each in (_FLASH_CAPABILITY, capability))
+        raise ConfigError(
+            f"engine.kernels.varlen=true: its kernel needs a GPU of compute capability {needed} or "
+            f"more, such as A100 or L4, and {gpu} has {found}; set it to false, or use other GPUs"
+        )
+
+
 def _check_machine(kernels: Kernels, device: torch.device) -> None:
     for name in ("liger", "varlen"):
         if getattr(kernels, name) and device.type != "cuda":
@@ -159,6 +179,10 @@ def _check_machine(kernels: Kernels, device: torch.device) -> None:
                 f"engine.kernels.{name}=true: its kernels are for NVIDIA GPUs, and this worker "
                 f"computes on {device.type}; set it to false, or train where there is a GPU"
             )
+    if kernels.varlen and torch.cuda.is_available():
+        check_capability(
+            torch.cuda.get_device_capability(device), torch.cuda.get_device_name(device)
+        )
     for name, compilers in _COMPILERS.items():
         if getattr(kernels, name) and not any(map(shutil.which, compilers)):
             raise ConfigError(

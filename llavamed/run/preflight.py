@@ -5,8 +5,12 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import AutoModel, LlavaConfig, LlavaNextConfig
 
@@ -19,7 +23,7 @@ from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import ConfigError, SampleError
 from llavamed.model.adapters import check_layers
 from llavamed.model.head import check_head
-from llavamed.model.kernels import check_kernels
+from llavamed.model.kernels import check_capability, check_kernels
 from llavamed.model.llava import check_forward, check_image_token, llava_config
 from llavamed.model.quantize import load_bitsandbytes
 from llavamed.processor.build import load_processor, model_images, whole_images
@@ -38,6 +42,12 @@ from llavamed.storage.manifest import CheckpointManifest
 from llavamed.train.job import StageJob, check_conversion, order_of
 
 logger = logging.getLogger(__name__)
+
+_VARYING_ROPES = ("dynamic", "longrope")
+"""Kinds of rotary embeddings that depend on the longest sample of a forward pass."""
+_LARGEST_RATE = 0.1
+_OLD_GPUS = {"K80": (3, 7), "P100": (6, 0), "P4": (6, 1), "V100": (7, 0), "T4": (7, 5)}
+"""Compute capability of GPUs before 8.0, by Ray's names of their types."""
 
 
 def check_weights(config: RunConfig, plans: list[StagePlan]) -> None:
@@ -118,7 +128,7 @@ def check_language_model(config: RunConfig, plans: list[StagePlan]) -> None:
     """Check that the language model has the layers that stages adapt, and that kernels replace.
 
     Raises:
-        ConfigError: It has not.
+        ConfigError: It has not, or the GPUs that are asked for cannot run the kernels.
     """
     adapted = [plan.stage.lora for plan in plans if plan.stage.lora is not None]
     kernels = [config.engine_of(plan.stage).kernels for plan in plans]
@@ -128,8 +138,11 @@ def check_language_model(config: RunConfig, plans: list[StagePlan]) -> None:
             decoder = AutoModel.from_config(text_config(config.model))
         for lora in adapted:
             check_layers(decoder, lora)
+        gpu = config.scaling.accelerator_type
         for each in wanted:
             check_kernels(decoder, each)
+            if each.varlen and gpu in _OLD_GPUS:
+                check_capability(_OLD_GPUS[gpu], gpu)
 
 
 def warn_of_unlearned_ends(config: RunConfig, plans: list[StagePlan], processor: Location) -> None:
@@ -157,6 +170,20 @@ def warn_of_unlearned_ends(config: RunConfig, plans: list[StagePlan], processor:
             end,
             part.weights,
         )
+
+
+def warn_of_rates(config: RunConfig) -> None:
+    """Warn of learning rates with which AdamW moves weights further than they are large."""
+    for stage in config.stages:
+        for part in stage.trainable:
+            if (rate := stage.optimizer.peak_lr(part)) > _LARGEST_RATE:
+                logger.warning(
+                    "stages.%s.optimizer: the learning rate of %s is %g, and AdamW moves each "
+                    "weight by about that at every step, so that training will hardly stay finite",
+                    stage.name,
+                    part,
+                    rate,
+                )
 
 
 def check_packages(config: RunConfig, plans: list[StagePlan]) -> None:
@@ -211,13 +238,19 @@ def check_stage(plan: StagePlan, job: StageJob, data: Mixture) -> StageOrder:
 
     Raises:
         DataError: A shard is missing, or a sample is longer than a pack.
-        ConfigError: The initial weights expect another image token than the data has, or the stage
-            trains only what reads images, and the data has none.
+        ConfigError: The initial weights expect another image token than the data has; a sample is
+            longer than the language model can tell positions apart; or the stage trains only what
+            reads images, and the data has none.
     """
     start = job.initial_weights
     if start is not None and start == job.initial_fingerprint:  # not made by a stage of this run
         key = f"stages.{plan.stage.name}.initial_weights"
-        check_image_token(whole_config(start, key), data.image_token_id, f"{key}={start}")
+        first = whole_config(start, key)
+        check_image_token(first, data.image_token_id, f"{key}={start}")
+        language = first.get_text_config()
+    else:
+        language = text_config(job.config.model)
+    check_positions(job, language, data.column("num_tokens"))
     check_images(plan.stage, data)
     data.check_shards()
     num_samples = math.ceil(sum(size * passes for size, passes in data.shares))
@@ -231,6 +264,40 @@ def check_stage(plan: StagePlan, job: StageJob, data: Mixture) -> StageOrder:
             num_samples,
         )
     return order_of(plan.stage, data, job.config.seed)
+
+
+def check_positions(job: StageJob, language: Any, lengths: npt.NDArray[np.integer]) -> None:
+    """Refuse samples that are longer than the positions of the language model.
+
+    Some rotary embeddings change for a whole forward pass once any of its samples is longer than in
+    pretraining. Then what a sample is trained on depends on the other samples of its pack.
+
+    Args:
+        job: The stage.
+        language: The Hugging Face config of the language model.
+        lengths: The number of tokens of each sample.
+
+    Raises:
+        ConfigError: There are such samples.
+    """
+    bounds = {"max_position_embeddings": getattr(language, "max_position_embeddings", None)}
+    ropes = getattr(language, "rope_parameters", None) or {}
+    for rope in [ropes, *(each for each in ropes.values() if isinstance(each, dict))]:
+        if rope.get("rope_type") in _VARYING_ROPES:
+            name = f"original_max_position_embeddings of rope_type {rope['rope_type']}"
+            bounds[name] = rope.get("original_max_position_embeddings")
+    name, bound = min(
+        ((name, bound) for name, bound in bounds.items() if bound is not None),
+        key=itemgetter(1),
+        default=("", math.inf),
+    )
+    if (longest := int(lengths.max(initial=0))) > bound:
+        raise ConfigError(
+            f"data.max_length={job.config.data.max_length}: {int((lengths > bound).sum())} samples "
+            f"of stage {job.stage.name} are longer than the {bound} positions of the language "
+            f"model ({name}), the longest has {longest} tokens; set it to {bound}, and "
+            "data.directory to another folder"
+        )
 
 
 def check_images(stage: Stage, data: Mixture) -> None:

@@ -33,11 +33,14 @@ _DTYPES = {"bf16": (torch.bfloat16, torch.int16), "fp32": (torch.float32, torch.
 
 def check_finite(
     context: Context,
+    stage: Stage,
     step: int,
     sample_ids: Sequence[str],
     own_sum: float,
     loss_sum: float,
     grad_norm: float = 0.0,
+    *,
+    has_moved: bool,
 ) -> None:
     """Raise TrainingError if the loss or the gradient of a step is not finite.
 
@@ -45,15 +48,24 @@ def check_finite(
 
     Args:
         context: This rank.
+        stage: The stage.
         step: The step, counted from 0.
         sample_ids: This rank's samples of the step.
         own_sum: The loss, summed over this rank's supervised tokens of the step.
         loss_sum: The same, summed over all ranks.
         grad_norm: L2 norm of the gradient of all ranks, if the step has been taken.
+        has_moved: Whether an earlier step of the stage had a learning rate above 0.
 
     Raises:
         TrainingError: One is infinite or not a number.
     """
+
+    def look_at(where: str) -> str:
+        if not has_moved:
+            return f"look at the initial weights, which no step has changed, and at {where}"
+        key = f"stages.{stage.name}.optimizer.lr={stage.optimizer.lr:g}"
+        return f"lower {key} and start under another name, or look at {where}"
+
     if not math.isfinite(loss_sum):
         mine = None if math.isfinite(own_sum) else (context.rank, list(sample_ids))
         found: list[tuple[int, list[str]] | None] = [None] * context.world_size
@@ -61,16 +73,14 @@ def check_finite(
         # Every rank raises the same sentence, since Ray passes on that of any of them.
         where = " and ".join(f"samples {ids} on rank {rank}" for rank, ids in filter(None, found))
         raise TrainingError(
-            f"loss={loss_sum} at step {step + 1}: is not finite, and no weight was changed by "
-            f"it; look at {where or 'the sum over all ranks'}, or lower optimizer.lr and start "
-            "under another name"
+            f"loss={loss_sum} at step {step + 1}: is not finite, and no weight was changed by it; "
+            f"{look_at(where or 'the sum over all ranks')}"
         )
     if not math.isfinite(grad_norm):
         samples = f"samples {list(sample_ids)} on rank {context.rank}"
         raise TrainingError(
             f"grad_norm={grad_norm} at step {step + 1}: is not finite, though the loss is; "
-            f"nothing of this step is saved; look at {samples}, or lower optimizer.lr and "
-            "start under another name"
+            f"nothing of this step is saved; {look_at(samples)}"
         )
 
 

@@ -31,6 +31,8 @@ class TakenStep:
     """The samples of this rank."""
     rate_factor: float
     """Factor on the peak learning rates."""
+    has_moved: bool
+    """Whether an earlier step of the stage had a learning rate above 0."""
     started: float
     """Time at which it began, by `time.monotonic`."""
     seconds: float
@@ -79,7 +81,16 @@ class UnreadSteps:
         for taken, (own_sum, loss_sum, grad_norm, *part_norms) in zip(
             self._steps, rows, strict=True
         ):
-            check_finite(self._context, taken.step, taken.sample_ids, own_sum, loss_sum, grad_norm)
+            check_finite(
+                self._context,
+                self._job.stage,
+                taken.step,
+                taken.sample_ids,
+                own_sum,
+                loss_sum,
+                grad_norm,
+                has_moved=taken.has_moved,
+            )
             seconds = taken.seconds if self._context.device.type == "cpu" else shared
             norms = zip(self._engine.parts, part_norms, strict=True)
             records.append(

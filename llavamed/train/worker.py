@@ -49,7 +49,7 @@ from llavamed.train.history import write_history
 from llavamed.train.job import StageJob, open_mixture, order_of
 from llavamed.train.measure import Meter, Sizing, cluster_peak_flops, measurement, speed
 from llavamed.train.metrics import StepRecord
-from llavamed.train.schedule import rate_factor
+from llavamed.train.schedule import rate_factor, warmup_steps
 from llavamed.train.unread import TakenStep, UnreadSteps, with_all_ranks
 
 
@@ -217,6 +217,7 @@ def _train_steps(
     started_step = time.monotonic()
     for step, batches in enumerate(loader.steps(start=len(history)), start=len(history)):
         data_wait = time.monotonic() - started_step
+        has_moved = step > min(1, warmup_steps(stage.schedule, order.num_steps))
         loss_sum = torch.zeros((), device=context.device)
         for number, batch in enumerate(batches, start=1):
             loss = supervised_loss(engine.model, batch.to(context.device))
@@ -227,7 +228,7 @@ def _train_steps(
         losses = with_all_ranks(loss_sum)
         if not may_wait:
             own_sum, total = losses.tolist()
-            check_finite(context, step, ids_of(batches), own_sum, total)
+            check_finite(context, stage, step, ids_of(batches), own_sum, total, has_moved=has_moved)
             mean_loss = total / max(1, num_supervised[step])
             check_loss(job.config, stage, history, mean_loss, order.num_steps)
         factor = rate_factor(stage.schedule, step=step, num_steps=order.num_steps)
@@ -238,6 +239,7 @@ def _train_steps(
                 num_supervised=num_supervised[step],
                 sample_ids=ids_of(batches),
                 rate_factor=factor,
+                has_moved=has_moved,
                 started=started_step,
                 seconds=time.monotonic() - started_step,
                 data_wait=data_wait,

@@ -1,5 +1,6 @@
 """What would stop a run is found before any worker starts."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from llavamed.run.preflight import (
     check_settings,
     check_stage,
     check_weights,
+    warn_of_rates,
     warn_of_unlearned_ends,
 )
 from llavamed.storage.location import MANIFEST, locate
@@ -141,6 +143,37 @@ def test_adapters_that_do_not_fit(tiny_config: RunConfig, lora: str, message: st
     check_language_model(tiny_config, plan_curriculum(tiny_config))
     with pytest.raises(ConfigError, match=message):
         check_language_model(config, plan_curriculum(config))
+
+
+@pytest.mark.parametrize("gpu", ["V100", "T4", "A100", "H100", None])
+def test_a_kernel_on_gpus_that_are_too_old_for_it(tiny_config: RunConfig, gpu: str | None) -> None:
+    shape = "model.language_model.config.head_dim=8"
+    scaling = {"use_gpu": True} | ({"accelerator_type": gpu} if gpu else {})
+    engine = "engine={precision: bf16, kernels: {varlen: true}}"
+    asked = [f"scaling={json.dumps(scaling)}", engine, shape]
+    config = override_config(tiny_config, asked)
+    plans = plan_curriculum(config)
+    if gpu not in ("V100", "T4"):
+        check_language_model(config, plans)
+        return
+    with pytest.raises(
+        ConfigError, match=rf"varlen=true: .* capability 8.0 .* and {gpu} has 7.[05]; set it to fal"
+    ):
+        check_language_model(config, plans)
+    check_language_model(override_config(config, ["engine.kernels.varlen=false"]), plans)
+
+
+def test_a_rate_with_its_sign_lost_is_told(
+    tiny_config: RunConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_rates(tiny_config)
+    assert not caplog.messages
+    part = "stages.instruct.optimizer.parts={projector: {lr: 2e3}}"
+    warn_of_rates(override_config(tiny_config, ["stages.align.optimizer.lr=2e3", part]))
+    assert [line.partition(", and")[0] for line in caplog.messages] == [
+        "stages.align.optimizer: the learning rate of projector is 2000",
+        "stages.instruct.optimizer: the learning rate of projector is 2000",
+    ]
 
 
 def test_a_stage_that_is_not_there(tiny_config: RunConfig) -> None:

@@ -3,13 +3,16 @@
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from llavamed.config.load import override_config
 from llavamed.config.run import RunConfig
 from llavamed.errors import DataError, LeaseError, TrainingError
+from llavamed.model.export import write_export
 from llavamed.model.freeze import part_of
 from llavamed.model.llava import build_model
 from llavamed.processor.encode import get_template, template_hash
@@ -228,9 +231,14 @@ def test_without_packing_a_step_has_exactly_the_global_batch(tiny_config: RunCon
     [
         (
             1e30,
-            r"loss=\S+ at step 2: is not finite, .* samples .* on rank 0, or lower optimizer.lr",
+            r"loss=\S+ at step 2: is not finite, .* lower stages.align.optimizer.lr=1e\+30 and "
+            r"start under another name, or look at samples .* on rank 0",
         ),
-        (1e8, r"grad_norm=\S+ at step 2: is not finite, though the loss is; .* lower optimizer.lr"),
+        (
+            1e8,
+            r"grad_norm=\S+ at step 2: is not finite, though the loss is; .* lower "
+            r"stages.align.optimizer.lr=1e\+08 and start under another name, or look at samples ",
+        ),
     ],
     ids=["loss", "gradient"],
 )
@@ -253,6 +261,24 @@ def test_a_step_that_is_not_finite_ends_the_stage_and_leaves_no_trace(
     assert [record["step"] for record in reported] == [1]
     assert locate(job.checkpoints).children() == ["step-000001"]
     assert not locate(job.export).exists()
+
+
+def test_weights_that_are_not_finite_are_named_and_not_the_learning_rate(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    config = small_config(tiny_config, "name=damaged")
+    processor = processor_of(config)
+    model = build_model(config.model, processor, seed=0, precision="fp32")
+    with torch.no_grad():
+        model.lm_head.weight[0] = math.inf
+    write_export(locate(str(tmp_path)), model, model.state_dict(), processor)
+    job = make_job(override_config(config, [f"stages.align.initial_weights={tmp_path}"]))
+    with pytest.raises(
+        TrainingError,
+        match=r"^loss=\S+ at step 1: .*; look at the initial weights, which no step has changed, ",
+    ) as error:
+        run_stage(job)
+    assert "lr" not in str(error.value)
 
 
 def test_a_fingerprint_tells_what_decides_the_result(tiny_config: RunConfig) -> None:
