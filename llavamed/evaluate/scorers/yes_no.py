@@ -1,16 +1,14 @@
 """Score closed questions whose reference is yes or no."""
 
 import re
-from collections.abc import Collection, Sequence
 
 from llavamed.evaluate.scorers.chinese import ABSENT, chinese_verdict
+from llavamed.evaluate.scorers.denials import by_denial, is_of_answering
 from llavamed.evaluate.scorers.restating import (
     CUES,
-    OF_THE,
     by_kind,
     denies_other_finding,
     is_foreign_to,
-    restates,
     stems,
 )
 from llavamed.evaluate.scorers.terms import COMPLEMENTS
@@ -21,24 +19,19 @@ from llavamed.evaluate.scorers.vocabulary import (
     ANAPHORIC,
     CHINESE_NO,
     CHINESE_YES,
-    DENIAL_AFTER,
     EMPHASIS,
-    FUNCTION_WORDS,
     LEADING_ONLY,
     LEANING,
     NO,
     NO_ALONE,
-    OF_ANSWERING,
-    OTHER_DENIALS,
     OTHER_SENTENCES,
     STATED,
     UNASSERTED,
     UNDECIDED,
-    WEAKENING,
     YES,
     YES_ALONE,
 )
-from llavamed.evaluate.scorers.words import CHINESE, canonical, clauses, words_of
+from llavamed.evaluate.scorers.words import CHINESE, canonical, words_of
 
 _BOTH = re.compile(
     r"\[\s*yes\s*,\s*no\s*\]|\[\s*no\s*,\s*yes\s*\]|\byes\s*(?:/|\\|\||or|and|und|ou|y)\s*no\b|\bno\s*(?:/|or|and)\s*yes\b"
@@ -86,13 +79,6 @@ _NOT_DOUBTED = re.compile(r"\bi\s+(?:do\s+not|don't)\s+doubt\s+that\b", re.IGNOR
 _NO_ABSENCE = re.compile(r"\b(?:no|not|without)\s+(?:an?\s+)?(?:absence|lack)\b", re.IGNORECASE)
 _SETTLED = re.compile(r"[:;,.]\s*(yes|no)\W*\Z", re.IGNORECASE)
 _CLEAR = re.compile(r"\bclear\b", re.IGNORECASE)
-_NEXT_SUBJECT = re.compile(r"\band\s+(?=the\s+\w+\s+(?:is|are|was|were|has|have|does|do)\b)", re.I)
-_UNSEEN = re.compile(
-    r"\b(?:can(?:not|'t)|(?:do|does|could)\s*(?:not|n't)|unable\s+to)\s+(?:see|visuali[sz]e|find|identify)\b"
-    r"(?!\s+(?:any|an?|evidence|signs?)\b)",
-    re.IGNORECASE,
-)
-_QUESTION = re.compile(r"[^.:;!?\n]*\?")
 _TURNED = re.compile(
     r"(?:\bnot|n't|\b(?:wrong|incorrect|mistake)\s+to)\s+(?:be\s+|say\s+|answer\s+)?(yes|no)\s*(?:[.,;!]|$)",
     re.IGNORECASE,
@@ -118,15 +104,6 @@ _GREETING = re.compile(
 """A polite opening before a yes or no."""
 _CALLED_ANSWER = re.compile(
     r"\s+(?:is|would\s+be|must\s+be)\s+(?:my|the)\s+(?:\w+\s+)?(?:answer|response)\b", re.IGNORECASE
-)
-_RELATIVE = re.compile(r",\s*(which|that)\b(?=\s+(?:has|have|is|are|was|were)\b)", re.IGNORECASE)
-_PRESENCE = re.compile(r"\W*presence\s+of\b(?!.*\b(?:not|excluded|out)\b)", re.IGNORECASE)
-_AFFIRMED = re.compile(
-    r"\b(?:is|are|was|were)\s+(?:\w+ly\s+)?present\b"
-    r"|\b(?:present|positive)\s*(?:[.!,;]|$)|\bpositive\s+for\b"
-    r"|\bpresence\s+of\s+.*\b(?:is|are|was)\s+(?:confirmed|seen|noted|evident|identified|established)\b"
-    r"|\b(?:shows?|confirms?|demonstrates?|indicates?|suggests?|reveals?)\s+the\s+presence\b",
-    re.IGNORECASE,
 )
 
 
@@ -197,7 +174,7 @@ def _verdict(text: str, question: str, reference: str) -> object:
     if labelled is not None:
         return labelled
     if lead is False and re.match(r"\s+\w", rest):
-        if _by_denial(text, question) is True:
+        if by_denial(text, question) is True:
             return True  # "no dislocation, but there is a fracture"
         if denies_other_finding(text, question):
             return None
@@ -233,7 +210,7 @@ def _verdict(text: str, question: str, reference: str) -> object:
         return opposite
     if (of_kind := by_kind(text, question)) is not None:
         return of_kind
-    return _by_denial(AFFIRMING.sub(" yes ", text), question)
+    return by_denial(AFFIRMING.sub(" yes ", text), question)
 
 
 def _labelled(text: str, question: str) -> bool | None:
@@ -317,8 +294,8 @@ def _lead(text: str) -> tuple[bool | None, str]:
         return None, text  # the rules of denial read them
     if word in {"yes", "no"} and _CALLED_ANSWER.match(rest):
         return word == "yes", ""
-    is_of_answering = bool(re.match(r"\s+\w", rest)) and _is_of_answering(canonical(rest), ())
-    if word in NO and (UNDECIDED.match(body) or is_of_answering):
+    goes_on = re.match(r"\s+\w", rest) is not None
+    if word in NO and (UNDECIDED.match(body) or (goes_on and is_of_answering(canonical(rest), ()))):
         return None, text
     if word in YES and re.match(r"\s+not\b", rest, re.I):
         return False, rest
@@ -329,67 +306,3 @@ def _lead(text: str) -> tuple[bool | None, str]:
     if word in NO:
         return False, rest
     return None, text
-
-
-def _by_denial(text: str, question: str) -> object:
-    """Read a sentence without a leading yes or no by its denials."""
-    asked = stems(canonical(question))
-    denied: set[str] = set()
-    stated: set[str] = set()
-    num_denials, is_affirmed, is_open = 0, False, False
-    if _UNSEEN.search(text) and OF_THE.match(question) and len(asked) > 1:
-        return None
-    text = _RELATIVE.sub(r" \1", text)
-    text = _NEXT_SUBJECT.sub("; ", _QUESTION.sub(" ", text))
-    said = list(clauses(text))
-    is_whole = len(said) == 1
-    for clause in said:
-        tokens = canonical(clause)
-        cues = [place for place, token in enumerate(tokens) if token in CUES]
-        after = DENIAL_AFTER.search(clause)
-        if re.search(r"(?:\bnot?|n't)\s+(?:absent|negative|without|excluded)\b", clause, re.I):
-            return None
-        if cues and _is_of_answering(tokens[cues[0] + 1 :], asked):
-            is_open = True
-        elif after and not re.search(
-            r"\b(?:negative|absence|lack)\b", clause[: after.start()], re.I
-        ):
-            num_denials += 1
-            denied |= stems(tokens)
-        elif cues:
-            num_denials += 1
-            denied |= stems(tokens[cues[0] :])
-            stated |= stems(tokens[: cues[0]])
-            cut = re.search(
-                r"\b(?:no|not|without|never|neither|nor|absent|negative)\b", clause, re.I
-            )
-            before = clause[: cut.start()] if cut else ""
-            is_affirmed = is_affirmed or restates(before, question, asked)
-        else:
-            stated |= stems(tokens)
-            is_affirmed = (
-                is_affirmed
-                or (
-                    bool(_AFFIRMED.search(clause) or (is_whole and _PRESENCE.match(clause)))
-                    and not is_foreign_to(stems(tokens), asked)
-                )
-                or "yes" in tokens
-                or restates(clause, question, asked, is_whole=is_whole)
-            )
-    if not num_denials:
-        return True if is_affirmed else None if is_open else ABSENT
-    is_english = not OTHER_DENIALS & set(canonical(text))
-    is_foreign = is_english and bool(denied - ANAPHORIC) and bool(asked) and not asked & denied
-    if is_affirmed:
-        is_other = bool(asked - denied and denied - asked - ANAPHORIC)
-        return True if is_foreign or is_other else None
-    if denied and asked and not asked & denied and asked & stated:
-        return ABSENT  # the denial is about something else
-    return None if is_foreign else False
-
-
-def _is_of_answering(denied: Sequence[str], asked: Collection[str]) -> bool:
-    """Return whether a denial is about answering, as in "no conclusion can be drawn"."""
-    heads = (word for word in denied if word not in FUNCTION_WORDS and word not in WEAKENING)
-    head = next(heads, "")
-    return head in OF_ANSWERING and head[:5] not in asked
