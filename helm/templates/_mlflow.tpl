@@ -66,6 +66,8 @@ here ends in a wildcard but for the port.
 {{- range concat $hosts .Values.mlflow.extraAllowedHosts -}}
 {{- $patterns = concat $patterns (list . (printf "%s:*" .)) -}}
 {{- end -}}
+{{- /* Brackets are a class of characters in a pattern with a wildcard, so this one has none. */}}
+{{- if and .Values.mlflow.metrics (eq .Values.mlflow.host "::") }}{{ $patterns = append $patterns "[$(POD_IP)]:5000" }}{{ end -}}
 {{- join "," $patterns -}}
 {{- end }}
 

@@ -8,6 +8,7 @@ from fractions import Fraction
 from llavamed.cluster.kinds import RAY_JOB, RAY_SERVICE, Object, labels_of, name_of
 
 GPU = "nvidia.com/gpu"
+_PARTS = re.compile(r"nvidia\.com/(?:mig-.+|gpu\.shared)")
 _SUFFIXES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15, "E": 10**18}
 _SUFFIXES |= {f"{unit}i": 2 ** (10 * (n + 1)) for n, unit in enumerate("KMGTPE")}
 _SMALL = {"n": Fraction(1, 10**9), "u": Fraction(1, 10**6), "m": Fraction(1, 1000)}
@@ -64,6 +65,13 @@ def request_of(spec: Object) -> Amounts:
         for name, amount in _requests(container).items():
             total[name] = max(total.get(name, Fraction(0)), amount)
     return total
+
+
+def gpus_of(spec: Object) -> tuple[Fraction, Fraction]:
+    """Return the whole GPUs that a pod reserves, and the slices or shares of GPUs."""
+    amounts = request_of(spec)
+    parts = [amount for name, amount in amounts.items() if _PARTS.fullmatch(name)]
+    return amounts.get(GPU, Fraction(0)), sum(parts, Fraction(0))
 
 
 def _requests(container: Object) -> Amounts:

@@ -229,6 +229,15 @@ def test_mlflow_answers_to_its_own_names_only() -> None:
     assert [host for host in bad if allowed(host) or allowed(f"{host}:5000")] == []
 
 
+def test_mlflow_listens_on_ipv6_and_knows_the_address_of_its_pod_there() -> None:
+    assert mlflow_options()["--host"] == "0.0.0.0"
+    options = mlflow_options({"mlflow.host": "::", "mlflow.metrics": True})
+    assert options["--host"] == "::"
+    hosts = options["--allowed-hosts"].replace("$(POD_IP)", "fd00::2").split(",")
+    assert is_allowed_host_header(hosts, "[fd00::2]:5000")
+    assert not is_allowed_host_header(hosts, "[fd00::3]:5000")
+
+
 @pytest.mark.parametrize(
     ("values", "database", "destination", "claimed"),
     [

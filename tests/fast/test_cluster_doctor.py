@@ -128,6 +128,15 @@ def name_queue(found: Snapshot) -> None:
     found.objects[LOCAL_QUEUE].append(named("other"))
 
 
+def slice_gpus(found: Snapshot) -> None:
+    """Give two workers two MIG slices each in place of whole GPUs."""
+    a100(found).update(replicas=2, maxReplicas=2)
+    resources = a100(found)["template"]["spec"]["containers"][0]["resources"]
+    for amounts in resources.values():
+        if amounts.pop("nvidia.com/gpu", None):
+            amounts["nvidia.com/mig-3g.40gb"] = 2
+
+
 WAYS: dict[str, tuple[Callable[[Snapshot], Any], str, str, str]] = {
     "no operator": (
         lambda found: found.objects[OPERATOR].clear(),
@@ -196,6 +205,11 @@ WAYS: dict[str, tuple[Callable[[Snapshot], Any], str, str, str]] = {
         lambda found: a100(found).update(maxReplicas=4),
         "warning", "network", r"may have 4 machines and no RDMA device, .* \(NET/Socket\)",
     ),
+    "slices of one GPU": (
+        slice_gpus, "warning", "network",
+        r"may have 4 slices or shares of GPUs, and NCCL refuses two of one GPU \(Duplicate GPU",
+    ),
+    "no gang of slices": (slice_gpus, "warning", "queue", "its 2 GPU pods may start one by one"),
     "no credentials": (
         lambda found: found.all(SERVICE_ACCOUNT)[0]["metadata"].pop("annotations"),
         "warning", "storage", "llavamed: head, cpu, a100 have neither a Secret with credentials",

@@ -105,6 +105,7 @@ OTHER: dict[str, Any] = {
     "mlflow.image": "registry.example.org/mlflow:3.17.2",
     "mlflow.priorityClass": "services",
     "mlflow.extraEnv": [{"name": "MLFLOW_LOGGING_LEVEL", "value": "DEBUG"}],
+    "mlflow.host": "::",
     "mlflow.metrics": True,
     "mlflow.auth.existingSecret": "mlflow-users",
     "mlflow.gc.enabled": True,

@@ -19,8 +19,8 @@ from llavamed.cluster.kinds import (
     name_of,
 )
 from llavamed.cluster.pods import (
-    GPU,
     cluster_spec,
+    gpus_of,
     groups_of,
     quantity,
     request_of,
@@ -100,7 +100,7 @@ def queue(snapshot: Snapshot) -> Iterator[Problem]:
                     f"there are: {', '.join(there) or 'none'}; make it, or correct the label"
                 )
         pods_with_gpus = sum(
-            group.replicas for group in groups_of(thing) if request_of(group.spec).get(GPU)
+            group.replicas for group in groups_of(thing) if any(gpus_of(group.spec))
         )
         if pods_with_gpus > 1 and not any(label in labels_of(thing) for label in _GANG_LABELS):
             yield warning(
@@ -145,18 +145,26 @@ def network(snapshot: Snapshot) -> Iterator[Problem]:
         request = request_of(group.spec)
         if thing["kind"] == RAY_SERVICE.name:
             continue  # its replicas do not talk to each other
-        if not request.get(GPU) or max(group.replicas, group.max_replicas) < 2:
+        whole, parts = gpus_of(group.spec)
+        most = max(group.replicas, group.max_replicas)
+        where = f"{title(thing)}: group {group.name}"
+        if most * parts > 1:
+            yield warning(
+                f"{where}: may have {float(most * parts):g} slices or shares of GPUs, and NCCL "
+                "refuses two of one GPU (Duplicate GPU detected); train on whole GPUs, or on one "
+                "slice of one worker"
+            )
+        if not whole or most < 2:
             continue
         containers = group.spec.get("containers") or [{}]
         env = {each["name"]: each.get("value", "") for each in containers[0].get("env") or []}
-        where = f"{title(thing)}: group {group.name}"
         if env.get("NCCL_IB_DISABLE") == "1":
             yield warning(
                 f"{where}: NCCL_IB_DISABLE=1 forces sockets; remove it where there is RDMA"
             )
         elif not any(_RDMA.search(name) for name in request):
             yield warning(
-                f"{where}: may have {max(group.replicas, group.max_replicas)} machines and no RDMA "
-                "device, so NCCL uses sockets (NET/Socket), ten times slower or more; use the "
-                "preset infiniband or eks, or train on one machine"
+                f"{where}: may have {most} machines and no RDMA device, so NCCL uses sockets "
+                "(NET/Socket), ten times slower or more; use the preset infiniband or eks, or "
+                "train on one machine"
             )
