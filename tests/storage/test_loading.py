@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import s3fs
 import torch
+from aiobotocore.client import AioBaseClient
+from botocore.client import BaseClient
 from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
@@ -336,14 +337,19 @@ def test_of_a_shard_on_s3_only_the_row_group_is_fetched(
     rows = [{"id": str(i), "pixels": [image.tobytes()]} for i, image in enumerate(pixels)]
     (place / shard_name(0)).write_table(pa.Table.from_pylist(rows, SHARD_SCHEMA), row_group_size=1)
     fetched: list[int] = []
-    call = s3fs.S3FileSystem._call_s3
 
-    async def counted_call(fs: Any, method: str, *args: Any, **kwargs: Any) -> Any:
-        first, _, last = kwargs.get("Range", "bytes=0-0").removeprefix("bytes=").partition("-")
-        fetched.append(int(last) + 1 - int(first))
-        return await call(fs, method, *args, **kwargs)
+    def count(client: type, method: str) -> None:
+        call = getattr(client, method)
 
-    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", counted_call)
+        def counted_call(self: Any, operation: str, arguments: dict[str, Any]) -> Any:
+            asked = arguments.get("Range", "bytes=0-0").removeprefix("bytes=").partition("-")
+            fetched.append(int(asked[2]) + 1 - int(asked[0]))
+            return call(self, operation, arguments)
+
+        monkeypatch.setattr(client, method, counted_call)
+
+    for client in (BaseClient, AioBaseClient):  # that of ranges, and that of s3fs
+        count(client, "_make_api_call")
     dataset = PreparedDataset(place, {})
     for number, num_bytes in ((2, 700_000), (5, 501_000)):  # the footer is not read again
         fetched.clear()
