@@ -39,6 +39,7 @@ from llavamed.processor.pretrained import (
     pinpoints_of,
     set_pinpoints,
     split_gguf,
+    whole_config,
 )
 from llavamed.processor.tiles import check_pinpoints
 from llavamed.processor.tower import UNUSED_WEIGHTS, check_feature_layer, tower_of
@@ -164,30 +165,28 @@ def trust_image_tokens(model: Any, image_token_id: int) -> None:
 
 
 def shape_on_meta(model: Model) -> Llava:
-    """Return the declared model on `meta`, without memory, to count its parameters.
+    """Return the model on `meta`, without memory, to count its parameters.
+
+    A part whose shape the config declares is taken from there; of others the config that comes with
+    the weights is read, and no weights.
 
     Raises:
-        ConfigError: The config names weights without declaring their shape.
+        ConfigError: There is no config with the weights, or it does not fit.
     """
-    if model.vision_tower is None or model.language_model is None:
-        raise ConfigError(
-            f"model.weights={model.weights}: planning needs shapes; describe the model by "
-            "vision_tower.config and language_model.config"
-        )
-    for key, part in (
-        ("vision_tower", model.vision_tower),
-        ("language_model", model.language_model),
-    ):
-        if not part.config:
-            raise ConfigError(
-                f"model.{key}.config: planning needs the shape of {part.weights}; declare it with "
-                "model_type, hidden_size, num_hidden_layers ..."
+    if model.weights is not None:
+        config = whole_config(model.weights, "model.weights")
+        set_pinpoints(model, config)
+    else:
+        assert model.vision_tower is not None
+        assert model.language_model is not None
+        vision, text = (
+            declared_config(part, key) if part.config else part_config(part, key)
+            for key, part in (
+                ("model.vision_tower", model.vision_tower),
+                ("model.language_model", model.language_model),
             )
-    config = llava_config(
-        model,
-        declared_config(model.vision_tower, "model.vision_tower"),
-        declared_config(model.language_model, "model.language_model"),
-    )
+        )
+        config = llava_config(model, vision, text)
     with torch.device("meta"):
         return _make_llava(config)
 

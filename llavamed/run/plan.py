@@ -142,8 +142,8 @@ def shape_stage(config: RunConfig, stage: Stage) -> StageShape:
     """Return the shape of a stage's model, with what trains in it.
 
     Raises:
-        ConfigError: The config names weights without declaring their shape, or an image leaves no
-            room for text.
+        ConfigError: The shape of the model is neither declared nor with its weights, or an image
+            leaves no room for text.
     """
     model = shape_on_meta(config.model)
     config_tiling(model.config, "model").check_fits(config.data.max_length)

@@ -182,25 +182,25 @@ def test_a_vocabulary_too_small_for_the_tokenizer_is_refused(tiny_config: RunCon
         build_model(config.model, processor_of(small_config(tiny_config)), seed=0, precision="fp32")
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        (
-            "model={weights: some/llava}",
-            r"model.weights=some/llava: planning needs shapes; describe the model by vision_tower",
-        ),
-        (
-            "model.vision_tower={weights: some/clip}",
-            r"model.vision_tower.config: planning needs the shape of some/clip; declare it",
-        ),
-    ],
-    ids=["whole", "part"],
-)
-def test_a_shape_nobody_declared_is_not_planned_with(
-    tiny_config: RunConfig, override: str, message: str
+@pytest.mark.parametrize("key", ["model", "model.vision_tower", "model.language_model"])
+def test_a_shape_that_is_nowhere_is_not_planned_with(
+    tiny_config: RunConfig, key: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=message):
-        shape_on_meta(small_config(tiny_config, override).model)
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises(ConfigError, match=f"{key}.weights={nowhere}: no such folder"):
+        shape_on_meta(small_config(tiny_config, f"{key}={{weights: {nowhere}}}").model)
+
+
+@pytest.mark.parametrize("key", ["model", "model.vision_tower", "model.language_model"])
+def test_a_shape_is_planned_with_from_the_config_beside_weights(
+    tiny_config: RunConfig, key: str, tmp_path: Path
+) -> None:
+    declared = shape_on_meta(small_config(tiny_config).model)
+    part = {"model.vision_tower": "vision_config", "model.language_model": "text_config"}.get(key)
+    (getattr(declared.config, part) if part else declared.config).save_pretrained(tmp_path)
+    found = shape_on_meta(small_config(tiny_config, f"{key}={{weights: {tmp_path}}}").model)
+    shapes = [{n: p.shape for n, p in m.named_parameters()} for m in (declared, found)]
+    assert shapes[0] == shapes[1]
 
 
 def test_the_planned_shape_is_the_built_one(tiny_config: RunConfig, tmp_path: Path) -> None:

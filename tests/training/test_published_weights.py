@@ -96,3 +96,16 @@ def test_code_of_a_tokenizer_or_processor_is_never_run(folder: Path) -> None:
     needs_code(folder, "processor_config.json", {"AutoProcessor": "own.Processor"})
     with pytest.raises(ConfigError, match=rf"model.weights=/.*: {MESSAGE}"):
         load_pretrained(AutoProcessor, str(folder), "model.weights")
+
+
+def test_a_hub_that_does_not_answer_is_waited_for_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    template = "http://127.0.0.1:1/{repo_id}/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    with pytest.raises(ConfigError, match=r"model\.weights=some/llava: cannot be loaded: "):
+        load_pretrained(AutoConfig, "some/llava", "model.weights")
+    heads = [record.message for record in caplog.records if "HEAD" in record.message]
+    asked = {message.rsplit("/", 1)[-1] for message in heads}
+    assert asked == {"adapter_config.json"}

@@ -215,7 +215,7 @@ def test_the_work_of_each_stage_is_planned_where_the_shape_of_the_model_is_known
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(*_: object) -> None:
-        raise ConfigError("model.weights=a: planning needs shapes")
+        raise ConfigError("model.weights=a: cannot be loaded")
 
     if not is_known:
         monkeypatch.setattr(driver, "training_flops", refuse)

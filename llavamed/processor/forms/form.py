@@ -1,6 +1,7 @@
 """Say what every form has in common: where its files are, and how settings and tensors convert."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.file_download import repo_folder_name
 from safetensors import safe_open
 from transformers.utils import cached_file
 
@@ -37,15 +41,28 @@ def find_file(source: str, name: str) -> Path | None:
     Args:
         source: A folder, or a name on the hub.
         name: The name of the file.
+
+    Raises:
+        OSError: The hub does not answer, and nothing of the model is on this machine.
     """
-    found = cached_file(
-        source,
-        name,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    try:
+        found = cached_file(source, name, _raise_exceptions_for_gated_repo=False)
+    except OSError as error:
+        if isinstance(error.__cause__, LocalEntryNotFoundError):
+            if HF_HUB_OFFLINE or _is_cached(source):
+                return None
+            raise  # at once, because each further file would wait for the hub as long again
+        if isinstance(error.__cause__, HfHubHTTPError | None):
+            return None
+        raise
     return None if found is None else Path(found)
+
+
+def _is_cached(source: str) -> bool:
+    """Return whether anything of a model on the hub is on this machine."""
+    return os.path.isdir(
+        os.path.join(HF_HUB_CACHE, repo_folder_name(repo_id=source, repo_type="model"))
+    )
 
 
 def read_json(source: str, name: str) -> dict[str, Any] | None:
