@@ -2,11 +2,10 @@
 
 import json
 import ssl
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from llavamed.cluster.client import Cluster
 from llavamed.cluster.kinds import RAY_JOB, RAY_SERVICE, Kind
 from llavamed.errors import ClusterError, NotFoundError, UnreachableError
+from tests.support.http_server import serving
 
 
 @contextmanager
@@ -38,20 +38,12 @@ def server(answers: dict[str, Any], certificate: Path | None = None) -> Iterator
             self.end_headers()
             self.wfile.write(text.encode())
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    scheme = "http"
+    tls = None
     if certificate is not None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate)
-        listening.socket = context.wrap_socket(listening.socket, server_side=True)
-        scheme = "https"
-    threading.Thread(target=listening.serve_forever, daemon=True).start()
-    yield f"{scheme}://127.0.0.1:{listening.server_port}", asked
-    listening.shutdown()
-    listening.server_close()
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(certificate)
+    with serving(Handler, tls=tls) as url:
+        yield url, asked
 
 
 @pytest.fixture

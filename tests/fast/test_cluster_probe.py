@@ -2,9 +2,8 @@
 
 import json
 import platform
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from llavamed import __version__
 from llavamed.cluster.pods import groups_of
 from llavamed.cluster.probe import MAX_BYTES, main, report
 from llavamed.cluster.probes import judge, make_probe
+from tests.support.http_server import serving
 from tests.support.kubernetes_rules import core_violations, restriction_violations
 
 CLUSTER = yaml.safe_load((Path(__file__).parents[2] / "k8s" / "raycluster.yaml").read_text())
@@ -38,14 +38,8 @@ def server() -> Iterator[str]:
             self.end_headers()
             self.wfile.write(b"Invalid Host header")
 
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    made = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=made.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{made.server_address[1]}"
-    made.shutdown()
-    made.server_close()
+    with serving(Handler) as url:
+        yield url
 
 
 def test_a_pod_reports_what_it_can_do(

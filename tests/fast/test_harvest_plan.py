@@ -1,9 +1,8 @@
 """What a harvest takes, in which order: inventories, rounds, searches and estimates."""
 
 import json
-import threading
 from datetime import date, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -34,6 +33,7 @@ from llavamed.corpus.pmc.plan import (
 from llavamed.corpus.pmc.search import find_articles, read_numbers
 from llavamed.errors import DataError
 from llavamed.storage.location import locate
+from tests.support.http_server import serving
 from tests.support.pmc_bucket import PmcBucket
 
 DEMO = Path(__file__).parents[2] / "ray_jobs" / "configs" / "demo.yaml"
@@ -287,13 +287,8 @@ def search_server():
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        yield "http://{}:{}".format(*server.server_address), asked
-        server.shutdown()
+    with serving(Handler) as url:
+        yield url, asked
 
 
 def test_a_query_with_many_results_is_asked_for_by_date(search_server, monkeypatch):

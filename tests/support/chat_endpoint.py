@@ -8,8 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from tests.support.http_server import serving
 
 ERRORS = {
     "400": (400, "context_length_exceeded", "This model takes 4096 tokens."),
@@ -85,15 +87,10 @@ class ChatEndpoint:
 def chat_endpoint() -> Iterator[ChatEndpoint]:
     endpoint = ChatEndpoint()
     handler = type("Handler", (_Handler,), {"endpoint": endpoint})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.daemon_threads = True
-        server.block_on_close = False
-        server.request_queue_size = 128
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        endpoint.url = "http://{}:{}/v1".format(*server.server_address)
+    with serving(handler) as url:
+        endpoint.url = f"{url}/v1"
         yield endpoint
         endpoint._end.set()
-        server.shutdown()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -148,6 +145,3 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         self.rfile.close()
         self.connection.close()
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""

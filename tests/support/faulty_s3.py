@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
@@ -22,6 +22,7 @@ import pytest
 import s3fs
 
 from llavamed.storage import location as storage
+from tests.support.http_server import serving
 
 Fault = Literal["500", "503", "reset", "lost", "hang", "cut", "wrong", "403"]
 """`lost` answers after the work is done, by a reset; `cut` sends half of the body it announced;
@@ -94,14 +95,8 @@ def proxy_to_s3() -> Iterator[FaultyS3]:
     """Lead S3's clients of this process through a proxy."""
     proxy = FaultyS3(os.environ["AWS_ENDPOINT_URL"])
     handler = type("Handler", (_Handler,), {"proxy": proxy})
-    with (
-        ThreadingHTTPServer(("127.0.0.1", 0), handler) as server,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        server.daemon_threads = True
-        server.block_on_close = False
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        patch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.server_address))
+    with serving(handler) as url, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", url)
         patch.setenv("AWS_MAX_ATTEMPTS", "1")
         patch.setattr(s3fs.S3FileSystem, "retries", 1)
         patch.setattr(s3fs.S3FileSystem, "read_timeout", _PATIENCE_SECONDS)
@@ -109,7 +104,6 @@ def proxy_to_s3() -> Iterator[FaultyS3]:
         s3fs.S3FileSystem.clear_instance_cache()
         yield proxy
         s3fs.S3FileSystem.clear_instance_cache()
-        server.shutdown()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -169,6 +163,3 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         self.rfile.close()
         self.connection.close()
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""

@@ -2,13 +2,13 @@
 
 import json
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs
 
 from tests.support.control_plane import Api
+from tests.support.http_server import serving
 
 TOKEN = "a-token-of-ray"
 
@@ -60,13 +60,15 @@ def ray_dashboard(api: Api, namespace: str, cluster: str) -> Iterator[Dashboard]
             dashboard.stopped.append(self.path)
             self._answer({"stopped": True})
 
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
     address = _own_address()
-    server = ThreadingHTTPServer((address, 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    name, port = f"{cluster}-head-svc", server.server_address[1]
+    with serving(Handler, address=address) as url:
+        _make_head(api, namespace, cluster, address, int(url.rpartition(":")[2]))
+        yield dashboard
+
+
+def _make_head(api: Api, namespace: str, cluster: str, address: str, port: int) -> None:
+    """Make the objects of a Ray cluster whose head answers at an address."""
+    name = f"{cluster}-head-svc"
     ports = [{"name": "dashboard", "port": 8265, "targetPort": port}]
     meta = {"apiVersion": "v1", "metadata": {"name": name}}
     api.create(meta | {"kind": "Service", "spec": {"ports": ports}}, namespace)
@@ -87,11 +89,6 @@ def ray_dashboard(api: Api, namespace: str, cluster: str) -> Iterator[Dashboard]
     api.create(made | {"spec": spec}, namespace)
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "ray-token"}}
     api.create(secret | {"stringData": {"auth_token": TOKEN}}, namespace)
-    try:
-        yield dashboard
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def _head_pod(api: Api, namespace: str, cluster: str, address: str) -> dict[str, str]:

@@ -5,9 +5,9 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from llavamed.config.run import RunConfig
 from llavamed.errors import TrackingError
 from llavamed.run.tracking import Tracker
 from llavamed.tracking.mlflow_client import TrackingClient, readable_errors, shown_uri, tracking_uri
+from tests.support.http_server import serving
 from tests.training.test_tracking import in_folder
 
 START = """
@@ -129,7 +130,6 @@ def test_a_database_that_is_away_costs_seconds(monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture
 def answering() -> Iterator[Callable[[int], str]]:
     """Starts servers that answer every request with one status; gives their URI."""
-    servers = []
 
     def start(status: int) -> str:
         class Answer(BaseHTTPRequestHandler):
@@ -140,18 +140,10 @@ def answering() -> Iterator[Callable[[int], str]]:
 
             do_POST = do_GET  # noqa: N815
 
-            def log_message(self, *_: object) -> None:
-                pass
+        return servers.enter_context(serving(Answer))
 
-        server = HTTPServer(("127.0.0.1", 0), Answer)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.server_port}"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    with ExitStack() as servers:
+        yield start
 
 
 @pytest.mark.parametrize(
