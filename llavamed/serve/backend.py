@@ -25,6 +25,10 @@ from llavamed.serve.prompt import encode_messages
 from llavamed.serve.spelling import Spelling
 
 _SEED_RANGE = 2**63
+_GIVEN_UP = frozenset({"abort", "error"})
+"""Reasons for which vLLM ends an answer that is not whole."""
+_LONGEST_LINE = 2**22
+"""Bytes of a line of a stream, of which aiohttp holds twice its buffer."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,7 @@ class EngineBackend:
                 timeout=aiohttp.ClientTimeout(sock_read=self._serving.engine_timeout_seconds),
                 headers=self._headers,
                 connector=aiohttp.TCPConnector(limit=0),  # `max_waiting` is the limit
+                read_bufsize=_LONGEST_LINE // 2,
             )
         if self._num_running >= self._serving.max_batch_size + self._serving.max_waiting:
             raise RequestError(
@@ -164,10 +169,15 @@ class EngineBackend:
             ) as answer:
                 if answer.status != 200:
                     raise await _refusal(answer)
-                usage = TokenCounts(0, 0)
+                usage, ended = TokenCounts(0, 0), set[int]()
                 async for chunk in _chunks(answer):
-                    usage = _usage(chunk) or usage
-                    yield Update(_choices(chunk), usage)
+                    usage, choices = _usage(chunk) or usage, _choices(chunk)
+                    if _GIVEN_UP & {each.finish_reason for each in choices}:
+                        raise _failed("gave an answer up")
+                    ended |= {each.index for each in choices if each.finish_reason is not None}
+                    yield Update(choices, usage)
+                if len(ended) < (request.n or 1):
+                    raise _failed("ended in the middle of an answer")
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise RequestError(
                 f"engine_url: the engine cannot be reached: {type(error).__name__}; try later",
@@ -240,10 +250,10 @@ def _usage(chunk: dict[str, Any]) -> TokenCounts | None:
 
 
 async def _chunks(answer: aiohttp.ClientResponse) -> AsyncGenerator[dict[str, Any]]:
-    """Yield the chunks of a stream.
+    """Yield the chunks of a stream, which some engines end without `[DONE]`.
 
     Raises:
-        RequestError: The engine reports an error, or ends in the middle.
+        RequestError: The engine reports an error.
     """
     async for line in answer.content:
         text = line.decode().strip()
@@ -254,7 +264,6 @@ async def _chunks(answer: aiohttp.ClientResponse) -> AsyncGenerator[dict[str, An
             if "error" in chunk:
                 raise _failed("failed in the middle of an answer")
             yield chunk
-    raise _failed("ended in the middle of an answer")
 
 
 def _failed(how: str) -> RequestError:

@@ -12,8 +12,15 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     """Return the body of a request.
 
     Raises:
-        RequestError: It is larger than the limit, or does not arrive in time.
+        RequestError: It is compressed, larger than the limit, or does not arrive in time.
     """
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise RequestError(
+            f"Content-Encoding={encoding[:20]}: bodies are read uncompressed; send it as it is",
+            code="unsupported_encoding",
+            status=415,
+        )
     declared = request.headers.get("content-length", "0")
     data = bytearray()
     try:

@@ -81,10 +81,12 @@ class ImageUrl(_Model):
 
 
 class ImagePart(_Model):
-    """An image."""
+    """An image. Some clients send its URL without an object around it."""
 
     type: Literal["image_url"]
-    image_url: ImageUrl
+    image_url: Annotated[
+        ImageUrl, BeforeValidator(lambda given: {"url": given} if isinstance(given, str) else given)
+    ]
 
 
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]

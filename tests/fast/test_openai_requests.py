@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llavamed.errors import RequestError
-from llavamed.serve.openai import Choice, ResponseHead, TokenCounts, error_body, parse_request
+from llavamed.serve.openai import (
+    Choice,
+    ImagePart,
+    ResponseHead,
+    TokenCounts,
+    error_body,
+    parse_request,
+)
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -73,6 +80,17 @@ def test_null_means_the_default_and_the_newer_name_wins() -> None:
     assert both.max_tokens == 3
 
 
+def test_an_image_may_be_its_url() -> None:
+    for image in ("data:,", {"url": "data:,"}):
+        content = [{"type": "image_url", "image_url": image}]
+        asked = parse_request(
+            json.dumps(GOOD | {"messages": [{"role": "user", "content": content}]}).encode()
+        )
+        [part] = asked.messages[0].content
+        assert isinstance(part, ImagePart)
+        assert part.image_url.url == "data:,"
+
+
 def refusal(**fields: Any) -> RequestError:
     with pytest.raises(RequestError) as caught:
         parse_request(json.dumps(GOOD | fields).encode())
@@ -88,7 +106,7 @@ def refusal(**fields: Any) -> RequestError:
         ([{"type": "file"}], "messages[0].content[0]: must be of type `text` or `image_url`"),
         ([{"type": "text"}], "messages[0].content[0].text: is missing"),
         ([{"type": "text", "text": 7}], "messages[0].content[0].text: must be a text"),
-        ([{"type": "image_url", "image_url": "data:"}], "content[0].image_url: must be an object"),
+        ([{"type": "image_url", "image_url": 7}], "content[0].image_url: must be an object"),
     ],
 )
 def test_the_part_that_is_wrong_is_named(content: Any, message: str) -> None:

@@ -106,6 +106,23 @@ def test_the_engine_gets_the_request_with_the_image_as_data(
     }
 
 
+@pytest.mark.parametrize(
+    ("lines", "text"),
+    [
+        ([START, WORD, END], "Yes."),  # as `transformers serve` ends
+        ([START, WORD, chunk({}, "length"), DONE], "Yes"),
+        ([START, chunk({"content": "No " * 500_000}, "stop"), DONE], ("No " * 500_000).strip()),
+        ([START, WORD.replace(b"data: ", b"data:").replace(b"\n", b"\r\n"), END, DONE], "Yes."),
+    ],
+)
+def test_whole_answers_are_passed_on_however_they_come(
+    engine: Engine, service: RunningService, lines: list[bytes], text: str
+) -> None:
+    engine.lines = lines
+    status, body = service.chat("Why?")
+    assert (status, body["choices"][0]["message"]["content"].strip()) == (200, text)
+
+
 def error(status: int, **fields: Any) -> Response:
     given = {"message": "too long", "type": "BadRequestError", "param": None, "code": status}
     return JSONResponse({"error": given | fields}, status_code=status)
@@ -150,6 +167,9 @@ def test_a_refusal_of_the_engine_is_passed_on(
         ([event(["no"])], "the engine sends something that is not an answer; try again"),
         ([event({"choices": [{"delta": {}}]})], "the engine sends something that is not an answer"),
         ([], "the engine ended in the middle of an answer"),
+        ([START, WORD, DONE], "the engine ended in the middle of an answer"),
+        ([START, WORD, chunk({}, "abort"), DONE], "the engine gave an answer up; try again"),
+        ([START, WORD, chunk({}, "error"), DONE], "the engine gave an answer up; try again"),
     ],
 )
 def test_an_engine_that_fails_in_an_answer_is_told(

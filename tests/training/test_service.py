@@ -1,5 +1,7 @@
 """The clients of others work against the service, and get the answers of the evaluation."""
 
+import gzip
+import http.client
 import json
 import logging
 import os
@@ -199,6 +201,16 @@ def test_the_address_that_is_told_is_one_that_a_browser_opens() -> None:
         "::1": "http://[::1]:8",
         "10.0.0.7": "http://10.0.0.7:8",
     }
+
+
+def test_a_compressed_body_is_refused_as_such(running: RunningService) -> None:
+    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Encoding": "gzip"}
+    connection = http.client.HTTPConnection(running.url.removeprefix("http://"))
+    connection.request("POST", "/v1/chat/completions", gzip.compress(b"{}"), headers)
+    answer = connection.getresponse()
+    assert answer.status == 415
+    message = json.loads(answer.read())["error"]["message"]
+    assert message == "Content-Encoding=gzip: bodies are read uncompressed; send it as it is"
 
 
 def test_headers_protect_and_name_the_request(running: RunningService) -> None:
