@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= ray_jobs/configs/demo.yaml
 EXPORT ?= runs/demo/stages/vqa/export
+ASKED = ["What kind of finding is this?", "How large is the finding?", "Which modality is this?", "Which side is affected?"]
 CONTROL_PLANE := tests/cluster/control_plane
 
 .DEFAULT_GOAL := help
@@ -38,7 +39,7 @@ real: install ## A small real LLaVA, aligned and adapted to VQA-RAD on 2 cores i
 	    --ask "What is shown in this image?"
 
 chat: install ## Open the page on the model that `make demo` has trained; EXPORT names another
-	@$(BIN)/llavamed serve $(EXPORT) || [ $$? -eq 130 ]  # by Ctrl-C
+	@$(BIN)/llavamed serve $(EXPORT) $(if $(findstring runs/demo/,$(EXPORT)),'examples=$(ASKED)') || [ $$? -eq 130 ]  # by Ctrl-C
 
 test-fast: install ## The tests that load nothing heavy; under 90 seconds
 	@$(BIN)/python -m pytest -n 2 tests/fast

@@ -69,6 +69,13 @@ class Serving(Section):
     """Maximum number of requests that wait. Others are refused with status 429."""
     drain_seconds: Annotated[float, Field(gt=0)] = 60.0
     """Seconds that running requests have to finish when the service stops."""
+    examples: tuple[Annotated[str, Field(min_length=1)], ...] = (
+        "What does this image show?",
+        "Which organ is shown, and in which plane?",
+        "Is there an abnormality? Where?",
+        "Describe the image for a report.",
+    )
+    """Questions that the page offers before the first one is asked."""
     limits: Limits = Limits()
     engine_url: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")] | None = None
     """Address of an OpenAI-compatible engine that answers instead of this process, such as

@@ -80,7 +80,9 @@ def serve(export: str | None, serving: Serving, tell: Callable[[str], None]) -> 
     try:
         uvicorn.Server(config).run(sockets=[listener])
     except KeyboardInterrupt:  # uvicorn passes a signal on after it has ended
-        raise KeyboardInterrupt("the service has stopped; start it again to answer more") from None
+        raise KeyboardInterrupt(
+            "the service has stopped; the same command starts it again"
+        ) from None
 
 
 def page_address(host: str, port: int) -> str:

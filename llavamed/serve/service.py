@@ -156,6 +156,7 @@ class Service:
                 "model": self.serving.name,
                 "export": self._export,
                 "version": __version__,
+                "examples": self.serving.examples,
                 "feedback": self._feedback is not None,
                 "limits": self.serving.limits.model_dump(),
             }

@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -196,3 +197,12 @@ def test_the_picture_of_the_documentation_is_what_the_code_draws():
     drawn = make("questions", "test", image_size=48).load_image("phantom:test:0:3")
     pictures = [np.asarray(Image.open(each)) for each in (kept, io.BytesIO(drawn))]
     assert np.array_equal(*pictures)
+
+
+def test_the_demo_offers_questions_that_its_model_knows():
+    makefile = (Path(__file__).parents[2] / "Makefile").read_text()
+    asked = json.loads(re.search(r"^ASKED = (.*)$", makefile, re.MULTILINE)[1])
+    assert len(asked) == 4
+    source = make("questions")
+    known = {source.parse(row).turns[0].text.rpartition("\n")[2] for row in source.rows()}
+    assert {*asked} <= known

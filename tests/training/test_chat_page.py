@@ -77,7 +77,9 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[RunningService]:
-    serving = settings(f"feedback_file={tmp_path}/opinions.jsonl")
+    serving = settings(
+        f"feedback_file={tmp_path}/opinions.jsonl", f"examples={json.dumps(['Why?', HOSTILE])}"
+    )
     with run_service(serving, Scripted()) as service:
         yield service
 
@@ -217,6 +219,14 @@ def test_answers_are_shown_as_markdown_and_nothing_in_them_runs(page: Any) -> No
     question = ended(ask(page, HOSTILE))
     assert HOSTILE in question.inner_text()
     assert page.locator("#log img, #log script, #log a").count() == 0
+
+
+def test_the_examples_are_those_of_the_service(page: Any) -> None:
+    from playwright.sync_api import expect
+
+    expect(page.locator("#examples button")).to_have_text(["Why?", HOSTILE])
+    page.locator("#examples button").nth(1).click()
+    expect(page.locator("#question")).to_have_value(HOSTILE)
 
 
 def test_an_answer_is_stopped_and_its_generation_ends(page: Any, running: RunningService) -> None:

@@ -185,7 +185,7 @@ def test_a_signal_lets_a_running_answer_end(tiny_export: Path) -> None:
         assert chunks[-1].choices[0].finish_reason in {"stop", "length"}
         assert process.wait(60) == 128 + signal.SIGTERM
         said = process.stderr.read()
-        assert "signal=SIGTERM: the service has stopped; start it again to answer more" in said
+        assert "signal=SIGTERM: the service has stopped; the same command starts it again" in said
     with pytest.raises(openai.APIConnectionError):
         ask(client, "Where?")
 

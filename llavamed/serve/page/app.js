@@ -6,13 +6,6 @@ import { render } from "./markdown.js";
 import { askOpinion, prepareOpinion } from "./opinion.js";
 import { prepareViewer, view } from "./viewer.js";
 
-const EXAMPLES = [
-  "What does this image show?",
-  "Which organ is shown, and in which plane?",
-  "Is there an abnormality? Where?",
-  "Describe the image for a report.",
-];
-
 const here = new URL("v1", document.baseURI).href;
 const service = { url: here, model: "", token: "", info: null };
 let turns = [];
@@ -39,6 +32,7 @@ async function connect() {
     find("model").textContent = service.model;
     find("export").textContent = service.info.export ?? "llavamed";
     document.title = `${service.model} · chat`;
+    find("examples").replaceChildren(...service.info.examples.map(example));
     complain("");
   } catch (error) {
     find("model").textContent = "Not connected";
@@ -48,6 +42,11 @@ async function connect() {
       find("token").focus();
     }
   }
+}
+
+function example(text) {
+  const choose = () => { find("question").value = text; grow(); find("question").focus(); };
+  return make("li", {}, make("button", { type: "button", onclick: choose }, text));
 }
 
 function takeToken() {
@@ -318,7 +317,6 @@ find("settings").addEventListener("close", () => {
   if (isNew || !service.model) connect();
   find("question").focus();
 });
-find("examples").append(...EXAMPLES.map((text) => make("li", {}, make("button", { type: "button", onclick: () => { find("question").value = text; grow(); find("question").focus(); } }, text))));
 
 prepareViewer();
 prepareOpinion();
