@@ -12,7 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from llavamed.config.engine import Kernels
 from llavamed.errors import ConfigError
-from llavamed.model.attention import attend_per_sample, is_exchangeable
+from llavamed.model.attention import attend_per_sample, avoid_cudnn, is_exchangeable
 
 _COMPILERS = {"compile": ("g++", "clang++"), "liger": ("gcc", "clang")}
 """The compilers of which inductor or Triton needs one."""
@@ -46,6 +46,7 @@ def use_kernels(model: Any, kernels: Kernels, device: torch.device) -> None:
     _check_machine(kernels, device)
     decoder = model.model.language_model
     check_kernels(decoder, kernels)
+    avoid_cudnn()
     attend_per_sample(model, varlen=kernels.varlen)
     if kernels.liger:
         use_liger(decoder)

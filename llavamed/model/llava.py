@@ -26,6 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 from llavamed.config.engine import Precision
 from llavamed.config.model import Model, Pretrained
 from llavamed.errors import CheckpointError, ConfigError
+from llavamed.model.attention import avoid_cudnn
 from llavamed.model.positions import at_image_size
 from llavamed.model.projector import ACTIVATIONS, make_projector
 from llavamed.processor.build import Processor, num_image_tokens
@@ -113,6 +114,7 @@ def load_model(source: str | Path, precision: Precision, attn_implementation: st
     Raises:
         CheckpointError: It cannot be found, or is not a whole LLaVA.
     """
+    avoid_cudnn()
     return _read_weights(
         None,
         str(source),
@@ -139,29 +141,6 @@ def check_image_token(config: LlavaConfig | LlavaNextConfig, image_token_id: int
             f"which are prepared by the model section, is {image_token_id}; name these weights in "
             "model.weights too"
         )
-
-
-def trust_image_tokens(model: Any, image_token_id: int) -> None:
-    """Let a LLaVA put features where the tokens of images are, without counting those tokens.
-
-    To compare their number with that of the features, and to word a message about it each time,
-    transformers waits for the GPU. The loader of training compares them on the host.
-
-    Args:
-        model: A LLaVA; it then needs `input_ids` in every forward pass that has images.
-        image_token_id: The id of the token of images in the datasets.
-
-    Raises:
-        ConfigError: The model looks for another token, and would find no place for any image.
-    """
-    check_image_token(model.config, image_token_id, "model")
-    token = image_token_id
-
-    def find_places(input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
-        return (input_ids == token).unsqueeze(-1)
-
-    if isinstance(model, LlavaForConditionalGeneration):
-        model.model.get_placeholder_mask = find_places
 
 
 def shape_on_meta(model: Model) -> Llava:

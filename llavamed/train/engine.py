@@ -40,6 +40,7 @@ from llavamed.storage.manifest import Layout
 from llavamed.train.deepspeed_config import deepspeed_config
 from llavamed.train.job import check_conversion
 from llavamed.train.optimizer import make_optimizer
+from llavamed.train.plain_step import replace_step
 
 if _HIDES_MLFLOW:
     del sys.modules["mlflow"]
@@ -81,10 +82,12 @@ class TrainingEngine:
             optimizer.state.clear()
         # DeepSpeed reads a norm on the host to clip by it. Where it leaves the gradient to AdamW as
         # it is, we let AdamW's kernel clip, and skip a step, by tensors that the host never reads.
-        is_plain = self._engine.optimizer is self._engine.basic_optimizer
-        is_zero_2 = hasattr(self._engine.optimizer, "compute_grad_norm")
-        self.can_refuse = (
-            stage.optimizer.name == "adamw" and not self._offloads and (is_plain or is_zero_2)
+        wrapper = self._engine.optimizer
+        is_ours = stage.optimizer.name == "adamw" and not self._offloads
+        self.can_refuse = is_ours and (
+            wrapper is self._engine.basic_optimizer  # fp32 without ZeRO
+            or hasattr(wrapper, "compute_grad_norm")  # ZeRO-1 and ZeRO-2
+            or replace_step(wrapper)
         )
         self._divide_clipping()
         self._refused = torch.zeros((), dtype=torch.bool, device=self._engine.device)

@@ -17,8 +17,9 @@ from llavamed.model.adapters import add_adapters, merge_adapters
 from llavamed.model.export import Trained, check_export, fetch_export, write_export
 from llavamed.model.freeze import PartCount, freeze
 from llavamed.model.kernels import use_kernels
-from llavamed.model.llava import build_model, load_model, trust_image_tokens
+from llavamed.model.llava import build_model, load_model
 from llavamed.model.loss import sampled_logits, supervised_loss
+from llavamed.model.placement import trust_image_tokens
 from llavamed.model.recompute import recompute
 from llavamed.processor.build import load_processor
 from llavamed.storage.fetch import fetch_once

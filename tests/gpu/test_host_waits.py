@@ -9,8 +9,9 @@ from llavamed.config.run import RunConfig
 from llavamed.data.feed.loader import StageLoader
 from llavamed.model.attention import attend_per_sample
 from llavamed.model.freeze import freeze
-from llavamed.model.llava import build_model, trust_image_tokens
+from llavamed.model.llava import build_model
 from llavamed.model.loss import supervised_loss
+from llavamed.model.placement import trust_image_tokens
 from llavamed.train.context import local_context
 from llavamed.train.engine import TrainingEngine
 from llavamed.train.job import order_of
@@ -23,7 +24,11 @@ def test_steps_pass_where_every_wait_of_the_host_is_an_error(
     tiny_config: RunConfig, varlen: bool
 ) -> None:
     config = small_config(
-        tiny_config, *LEARNING, "engine.precision=bf16", "stages.align.global_batch_size=1"
+        tiny_config,
+        *LEARNING,
+        "engine.precision=bf16",
+        "stages.align.global_batch_size=1",
+        "scaling.num_workers=1",
     )
     stage, data = config.stages[0], mixture(config)
     model: Any = build_model(config.model, processor_of(config), seed=0, precision="bf16")

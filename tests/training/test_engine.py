@@ -125,6 +125,25 @@ def test_without_zero_the_first_step_of_bf16_is_the_first(
     assert lengths[1] == pytest.approx(lengths[0], rel=0.1)
 
 
+@pytest.mark.parametrize("bound", [0.1, 100.0])
+def test_without_zero_a_step_of_bf16_is_that_of_deepspeed(
+    tiny_config: RunConfig,
+    steps: list[list[Batch]],
+    monkeypatch: pytest.MonkeyPatch,
+    bound: float,
+) -> None:
+    settings = ("engine.zero_stage=0", "engine.precision=bf16")
+    settings += (f"stages.align.max_grad_norm={bound}", SMOOTH, ALL)
+    ours = train(tiny_config, steps, *settings)
+    monkeypatch.setattr("llavamed.train.engine.replace_step", lambda _: False)
+    theirs = train(tiny_config, steps, *settings)
+    assert ours.norms == pytest.approx(theirs.norms, rel=1e-3)
+    assert min(theirs.norms) > 0.1  # so the small bound clips
+    assert_same_weights(ours.after, theirs.after, atol=0.004)  # a weight near one rounds by that
+    apart = [(ours.after[name] != theirs.after[name]).float().mean() for name in ours.after]
+    assert max(apart) < 0.01
+
+
 def test_accumulation_is_one_pass_over_the_same_samples(
     tiny_config: RunConfig, steps: list[list[Batch]]
 ) -> None:

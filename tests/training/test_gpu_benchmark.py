@@ -11,15 +11,12 @@ from llavamed.model.cost.speeds import Setting, with_measurements
 from tests.support.training_setup import without_inductor
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-CASES = {
-    "trainers": (
-        *("ours", "ours, reading every step", "ours, recomputing", "ours, ZeRO-1"),
-        *("ours, without ZeRO", "ours, padded", "Trainer", "Trainer, recomputing"),
-    ),
-    "kernels": ("ours", "ours, recomputing half", "ours, compiled"),
-}
-RUNS = [(part, case) for part, cases in CASES.items() for case in cases]
-FIRST = {"loss", "matrix product"}
+CASES = (
+    *("ours", "ours, compiled", "ours, recomputing", "ours, recomputing half"),
+    *("ours, reading every step", "ours, without ZeRO", "ours, ZeRO-1", "ours, ZeRO-2"),
+    *("ours, padded", "Trainer", "Trainer, recomputing", "SFTTrainer"),
+)
+FIRST = {"loss", "matrix product", "repeated"}
 
 
 @pytest.fixture
@@ -31,20 +28,28 @@ def step(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return step
 
 
-def test_the_same_samples_have_the_same_loss_packed_and_padded(step: ModuleType) -> None:
-    found = step.CASES["trainers"]["loss"](step.Scale("instruct", is_tiny=True))
+def test_the_same_samples_have_the_same_loss_packed_padded_and_in_transformers(
+    step: ModuleType,
+) -> None:
+    found = step.CASES["loss"](step.Scale("instruct", is_tiny=True))
     assert found["apart"] < 1e-5
     assert step.gates({"loss": found, "ours": {"error": ""}})[0]["passed"]
 
 
-@pytest.mark.parametrize(("part", "case"), RUNS)
+def test_the_same_pack_has_the_same_bits_twice(step: ModuleType) -> None:
+    found = step.CASES["repeated"](step.Scale("instruct", is_tiny=True))
+    assert found == {"same_loss": True, "apart": 0}
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_every_case_counts_useful_tokens_and_operations(
-    step: ModuleType, part: str, case: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    step: ModuleType, case: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    if case == "SFTTrainer":
+        pytest.importorskip("trl")
     without_inductor(monkeypatch)
-    left_out = set(step.FOR_GPUS) if part == "kernels" else set()
-    assert {*step.CASES[part]} - left_out == FIRST | {*CASES[part]}
-    found = json.loads(json.dumps(step.CASES[part][case](step.Scale("align", is_tiny=True))))
+    assert {*step.CASES} - {*step.FOR_GPUS} == FIRST | {*CASES}
+    found = json.loads(json.dumps(step.CASES[case](step.Scale("instruct", is_tiny=True))))
     assert found["tokens_per_second"] > found["samples_per_second"] > 0
     assert found["flops_per_second"] > 0
     assert found["mfu"] is None  # a CPU has no peak to compare with
@@ -55,7 +60,7 @@ def test_every_case_counts_useful_tokens_and_operations(
         (read,) = with_measurements([str(file)]).measured
         assert read.memory is not None
         assert read.memory.peak_bytes == found["peak_bytes"]
-        setting = Setting("H100", False, read.gradient_checkpointing, read.kernels)
+        setting = Setting("H100", True, read.gradient_checkpointing, read.kernels)
         _, by = with_measurements([str(file)]).correct(Memory(read.memory.planned), setting)
         assert by is not None
         assert by.is_same

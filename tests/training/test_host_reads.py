@@ -51,8 +51,12 @@ class CountReads(TorchDispatchMode):
 
 @pytest.mark.parametrize(
     "settings",
-    [("engine.zero_stage=2", "engine.precision=bf16"), ("engine.zero_stage=0",)],
-    ids=["zero 2, bf16", "no zero, fp32"],
+    [
+        ("engine.zero_stage=2", "engine.precision=bf16"),
+        ("engine.zero_stage=0", "engine.precision=bf16"),
+        ("engine.zero_stage=0",),
+    ],
+    ids=["zero 2, bf16", "no zero, bf16", "no zero, fp32"],
 )
 def test_more_steps_read_no_more(
     tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...]
@@ -60,7 +64,7 @@ def test_more_steps_read_no_more(
     monkeypatch.setattr(PreemptionWatch, "asks", lambda _: False)  # it reads a flag of the host
     reads = []
     for num_steps in (2, 5):
-        name = f"name=reads-{len(settings)}-{num_steps}"
+        name = f"name=reads-{abs(hash(settings))}-{num_steps}"
         steps = f"stages.align.max_steps={num_steps}"
         job = make_job(small_config(tiny_config, *LEARNING, *SELDOM, *settings, steps, name))
         with CountReads() as counted:
@@ -71,12 +75,22 @@ def test_more_steps_read_no_more(
 
 
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("zero_stage", [0, 2])
 def test_a_step_that_is_not_finite_is_named_later_and_nothing_after_it_is_applied(
-    tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch, broken: str, zero_stage: int
+    tiny_config: RunConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    broken: str,
+    zero_stage: int,
+    precision: str,
 ) -> None:
     config = small_config(
-        tiny_config, *LEARNING, *SELDOM, f"engine.zero_stage={zero_stage}", f"name=later-{broken}"
+        tiny_config,
+        *LEARNING,
+        *SELDOM,
+        f"engine.zero_stage={zero_stage}",
+        f"engine.precision={precision}",
+        f"name=later-{broken}",
     )
     wanted = step_batches(config)[2]
     spoilt = {sample for batch in wanted for sample in batch.sample_ids}

@@ -32,8 +32,8 @@ from llavamed.model.llava import (
     check_forward,
     llava_config,
     load_model,
-    trust_image_tokens,
 )
+from llavamed.model.placement import trust_image_tokens
 from llavamed.processor.build import (
     build_processor,
     image_settings,
