@@ -2,200 +2,79 @@
 
 A LLaVA of random weights and drawn lengths, so that nothing is read from a disk or a network, and
 without Ray. First the loss of the same samples, packed and padded, must agree; then the largest
-matrix product shows what the card can do; then each case trains in a process of its own, and prints
-its numbers as soon as it has them. `--part trainers` compares with Hugging Face's Trainer;
-`--part kernels` switches on each kernel by itself and all of them, whose first loss must be that of
-plain ones. The result holds what `llavamed plan --measured` reads. With a 7B model on one H100 a
-part takes about nine minutes by estimate: none has been run on a GPU yet. `--tiny` runs on a CPU
-what a CPU can, and says what it leaves out.
+matrix product shows what the card can do; then each case trains in a process of its own. Its
+numbers are printed and written as soon as they are there: ours by ZeRO stage, by recomputation and
+by kernel, whose first loss must be that of plain ones, Hugging Face's Trainer and TRL's
+SFTTrainer. The result holds what `llavamed plan --measured` reads. `--tiny` runs on a CPU what a
+CPU can, and says what it leaves out.
 
-    python benchmarks/gpu/step.py [--stage align|instruct] [--part trainers|kernels] [--tiny]
+    python benchmarks/gpu/step.py [--stage align|instruct] [--only CASE ...] [--tiny]
 """
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import numpy as np
 import report
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from drawn import Scale
+from peers import Timed, hugging_face, trl, with_mask
 
 from llavamed.config.engine import Engine, Kernels
 from llavamed.config.stage import Recomputed, Stage
-from llavamed.data.feed.loader import Batch, supervised_columns
 from llavamed.model.attention import attend_per_sample
-from llavamed.model.cost.flops import Workload, accelerator_name, peak_flops, stage_flops
+from llavamed.model.cost.flops import peak_flops, stage_flops
 from llavamed.model.cost.memory import stage_memory
 from llavamed.model.cost.speeds import Setting
 from llavamed.model.freeze import freeze
 from llavamed.model.kernels import use_kernels
-from llavamed.model.llava import trust_image_tokens
 from llavamed.model.loss import supervised_loss
+from llavamed.model.placement import trust_image_tokens
 from llavamed.model.recompute import recompute
-from llavamed.processor.turns import IGNORE_INDEX
 from llavamed.storage.manifest import MeasuredMemory, Measurement, PlannedBytes
 from llavamed.train.context import local_context
 from llavamed.train.engine import TrainingEngine
 
-IMAGE_TOKEN = 3
 CEILING_OF = 8192
 """Rows and columns of the matrices whose product is the ceiling."""
-TEXT = {"align": (150, 0.7), "instruct": (400, 0.45)}
-"""Mean tokens of a sample's text and the deviation of their logarithm, as in LLaVA-Med's stages."""
-TRAINABLE = {"align": ["projector"], "instruct": ["projector", "language_model"]}
-SHAPES: dict[str, dict[str, Any]] = {
-    # A full optimizer of 7B weights takes 108 GB, so one H100 trains 2.7B of them.
-    "align": {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32},
-    "instruct": {"hidden_size": 2560, "intermediate_size": 6912, "num_attention_heads": 20},
-    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4},
-}
-
-
-class Scale:
-    """The sizes of a run."""
-
-    def __init__(self, stage: str, *, is_tiny: bool) -> None:
-        self.stage = stage
-        self.shape = SHAPES["tiny" if is_tiny else stage]
-        self.layers = 2 if is_tiny else 32
-        self.vocabulary = 512 if is_tiny else 32064
-        self.image, self.patch = (28, 14) if is_tiny else (224, 14)
-        self.tower_layers = 2 if is_tiny else 24
-        self.tower_width = 32 if is_tiny else 1024
-        self.pack = 256 if is_tiny else 4096
-        self.padded_rows = 4 if is_tiny else 8
-        self.warm_up, self.steps = (1, 2) if is_tiny else (3, 10)
-        self.text = (20, 0.7) if is_tiny else TEXT[stage]
-        self.image_tokens = (self.image // self.patch) ** 2
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        self.card = torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU"
-        self.accelerator = accelerator_name(self.card) or self.card
-
-    def model(self) -> LlavaForConditionalGeneration:
-        """A LLaVA made on the device."""
-        heads = {"num_attention_heads": 2 if self.tower_width < 64 else 16}
-        vision = CLIPVisionConfig(
-            hidden_size=self.tower_width,
-            intermediate_size=4 * self.tower_width,
-            num_hidden_layers=self.tower_layers,
-            image_size=self.image,
-            patch_size=self.patch,
-            **heads,
-        )
-        text = LlamaConfig(vocab_size=self.vocabulary, num_hidden_layers=self.layers, **self.shape)
-        config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE_TOKEN)
-        config.dtype = self.dtype
-        torch.manual_seed(0)
-        with self.device:
-            model = LlavaForConditionalGeneration._from_config(config, dtype=self.dtype)
-        freeze(model, TRAINABLE[self.stage])
-        return model.train()
-
-    def samples(self, number: int) -> list[int]:
-        """Lengths of samples with one image each, the same in every process."""
-        mean, deviation = self.text
-        random = np.random.default_rng(0)
-        text = random.lognormal(np.log(mean) - deviation**2 / 2, deviation, number)
-        most = self.pack - self.image_tokens
-        return [self.image_tokens + int(np.clip(length, 8, most)) for length in text]
-
-    def packs(self) -> Iterator[list[int]]:
-        """Lengths of the samples of packs, each filled in the order of drawing."""
-        room, pack = self.pack, list[int]()
-        for length in self.samples(100_000):
-            if length > room:
-                yield pack
-                room, pack = self.pack, []
-            pack.append(length)
-            room -= length
-
-    def rows(self) -> Iterator[list[int]]:
-        """Lengths of the samples of padded passes."""
-        lengths = self.samples(100_000)
-        for start in range(0, len(lengths), self.padded_rows):
-            yield lengths[start : start + self.padded_rows]
-
-    def batch(self, rows: list[list[int]], row_tokens: int = 0) -> Batch:
-        """Random tokens of samples of these lengths, for each row of at least so many tokens."""
-        random = np.random.default_rng(sum(map(sum, rows)))
-        longest = max(row_tokens, *map(sum, rows))
-        input_ids = np.full((len(rows), longest), 0)
-        targets = np.full((len(rows), longest), IGNORE_INDEX)
-        position_ids = np.tile(np.arange(longest), (len(rows), 1))
-        for row, lengths in enumerate(rows):
-            start = 0
-            for length in lengths:
-                stop, text = start + length, start + self.image_tokens
-                input_ids[row, start:text] = IMAGE_TOKEN
-                input_ids[row, text:stop] = random.integers(4, self.vocabulary, stop - text)
-                targets[row, text : stop - 1] = input_ids[row, text + 1 : stop]
-                position_ids[row, start:stop] = np.arange(length)
-                start = stop
-        images = sum(map(len, rows))
-        pixels = torch.from_numpy(random.standard_normal((images, 3, self.image, self.image)))
-        whole = [(*row[:-1], longest - sum(row[:-1])) for row in rows]
-        return Batch(
-            input_ids=torch.from_numpy(input_ids),
-            targets=torch.from_numpy(targets),
-            supervised=torch.from_numpy(supervised_columns(targets)),
-            position_ids=torch.from_numpy(position_ids),
-            sample_lengths=tuple(whole),
-            pixel_values=pixels.to(self.dtype),
-            image_sizes=torch.full((images, 2), self.image),
-            sample_ids=(),
-            num_tokens=sum(map(sum, rows)),
-        ).to(self.device)
-
-    def work(self, lengths: list[int]) -> Workload:
-        """What these samples are to the model."""
-        supervised = sum(length - self.image_tokens - 1 for length in lengths)
-        squares = sum(length**2 for length in lengths)
-        return Workload(len(lengths), sum(lengths), supervised, squares)
-
-    def stage_config(self, **settings: Any) -> Stage:
-        """The stage of a case."""
-        base = {"name": self.stage, "data": "drawn", "trainable": TRAINABLE[self.stage]}
-        size = {"global_batch_size": 1, "optimizer": {"lr": 1e-4}}
-        return Stage.model_validate(base | size | settings)
+NUM_OPERATIONS = 25
+"""Operations that a profile lists."""
 
 
 def seconds_of(step: Callable[[int], None], scale: Scale) -> float:
-    """Seconds of the timed steps, after warm-up, until the device has done them."""
+    """Return the seconds of the timed steps, after warm-up, until the device has done them."""
     for number in range(scale.warm_up):
         step(number)
-    _wait(scale)
+    scale.wait()
     begin = time.perf_counter()
     for number in range(scale.warm_up, scale.warm_up + scale.steps):
         step(number)
-    _wait(scale)
+    scale.wait()
     return time.perf_counter() - begin
-
-
-def _wait(scale: Scale) -> None:
-    if scale.device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def ours(
     scale: Scale,
     *,
     packing: bool = True,
-    zero_stage: int = 2,
+    zero_stage: int | None = None,
     recomputed: Recomputed = False,
     kernels: Kernels = Kernels(),  # noqa: B008
     reads: bool = False,
+    profiles: bool = False,
 ) -> dict[str, Any]:
-    """Our step: passes, engine and update as the worker's loop calls them."""
+    """Measure our step: copies, passes, engine and update as the worker's loop calls them."""
     model = scale.model()
     recompute(model, recomputed)
     use_kernels(model, kernels, scale.device)
@@ -205,48 +84,63 @@ def ours(
         settings |= {"max_tokens": scale.pack}
     else:
         rows = scale.padded_rows
-        settings |= {"packing": False, "micro_batch_size": rows, "global_batch_size": rows}
+        size = {"micro_batch_size": rows, "global_batch_size": rows * scale.passes}
+        settings |= {"packing": False} | size
     stage = scale.stage_config(**settings)
-    precision = "bf16" if scale.dtype == torch.bfloat16 else "fp32"
-    engine_config = Engine(zero_stage=zero_stage, precision=precision, kernels=kernels)
+    engine_config = Engine(
+        zero_stage=scale.zero_stage if zero_stage is None else zero_stage,
+        precision="bf16" if scale.dtype == torch.bfloat16 else "fp32",
+        kernels=kernels,
+    )
     chosen = scale.packs() if packing else scale.rows()
-    lengths = [next(chosen) for _ in range(scale.warm_up + scale.steps)]
+    lengths = chosen[: scale.num_passes]
     shapes = [[one] if packing else [[length] for length in one] for one in lengths]
     row_tokens = scale.pack if packing and kernels.compile else 0
     batches = [scale.batch(one, row_tokens) for one in shapes]
+    if scale.device.type == "cuda":
+        batches = [batch.pinned() for batch in batches]
     losses: list[torch.Tensor] = []
-    flops = sum(
-        float(stage_flops(model, stage, scale.work(one))) for one in lengths[scale.warm_up :]
-    )
+    flops = sum(float(stage_flops(model, stage, scale.work(one))) for one in scale.timed(lengths))
     planned = plan_memory(scale, model, stage, engine_config, lengths)
     with local_context(lambda _: None):
         engine = TrainingEngine(model, stage=stage, config=engine_config, world_size=1)
 
         def step(number: int) -> None:
-            batch = batches[number]
-            loss = supervised_loss(engine.model, batch)
-            losses.append(loss.detach())
-            engine.backward(loss, batch.num_tokens)
+            several = batches[number * scale.passes : (number + 1) * scale.passes]
+            num_tokens = sum(batch.num_tokens for batch in several)
+            for left, batch in zip(range(scale.passes - 1, -1, -1), several, strict=True):
+                loss = supervised_loss(engine.model, batch.to(scale.device))
+                losses.append(loss.detach())
+                engine.backward(loss, num_tokens)
+                if left:
+                    engine.step()
             engine.update(1.0, loss.detach())
             if reads:
                 engine.norms().tolist()
 
         seconds = seconds_of(step, scale)
+        peak_bytes = scale.most_bytes()
+        waits = host_waits(step, scale) if profiles else None
+        operations = profile(step, scale) if profiles else None
         engine.close()
-    found = {"first_loss": losses[0].item()} | numbers(scale, lengths, seconds, flops)
+    found = {"first_loss": losses[0].item()} | numbers(
+        scale, scale.timed(lengths), seconds, flops, peak_bytes
+    )
     measured = Measurement(
         result=scale.stage,
         **vars(Setting.of(stage, kernels, scale.accelerator)),
         mfu=found["mfu"],
-        memory=MeasuredMemory(planned=planned, peak_bytes=found["peak_bytes"]),
+        memory=MeasuredMemory(planned=planned, peak_bytes=peak_bytes),
     )
+    if profiles:
+        found |= {"host_waits": waits, "operations": operations}
     return found | {"measured": measured.model_dump(mode="json")}
 
 
 def plan_memory(
     scale: Scale, model: Any, stage: Stage, engine: Engine, lengths: list[list[int]]
 ) -> PlannedBytes:
-    """What `llavamed plan` would count for samples of these lengths."""
+    """Return what `llavamed plan` would count for samples of these lengths."""
     samples = [length for one in lengths for length in one]
     text = sum(length - scale.image_tokens - 1 for length in samples)
     return stage_memory(
@@ -261,115 +155,96 @@ def plan_memory(
     ).counted
 
 
-def trainer(scale: Scale, *, recompute: bool, rows: int) -> dict[str, Any]:
-    """Hugging Face's Trainer with lengths grouped, its best: padded, in bf16 with AdamW fused."""
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+def host_waits(step: Callable[[int], None], scale: Scale) -> dict[str, int] | None:
+    """Return where and how often the host waits for the GPU in a step, without a GPU None."""
+    if scale.device.type != "cuda":
+        return None
+    torch.cuda.set_sync_debug_mode("warn")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        step(0)
+    torch.cuda.set_sync_debug_mode("default")
+    found = [each for each in caught if "synchronizing" in str(each.message)]
+    return Counter(f"{Path(each.filename).name}:{each.lineno}" for each in found)
 
-    model = scale.model()
-    number = (scale.warm_up + scale.steps) * rows
-    data = [{"input_ids": [0] * length} for length in scale.samples(number)]  # the sampler counts
 
-    def collate(samples: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        each = [len(sample["input_ids"]) for sample in samples]
-        batch, lengths = scale.batch([[length] for length in each]), torch.tensor(each)
-        mask = torch.arange(max(each))[None] < lengths[:, None]
-        labels = torch.full_like(batch.targets, IGNORE_INDEX)
-        labels[:, 1:] = batch.targets[:, :-1]
-        return {
-            "input_ids": batch.input_ids.cpu(),
-            "labels": labels.cpu(),
-            "attention_mask": mask.long(),
-            "pixel_values": batch.pixel_values.cpu(),
-        }
+def profile(step: Callable[[int], None], scale: Scale) -> dict[str, float]:
+    """Return the seconds of one step by kernel of the GPU, without one by operation."""
+    on_gpu = scale.device.type == "cuda"
+    activity = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[activity.CUDA if on_gpu else activity.CPU]) as profiled:
+        step(1)
+        scale.wait()
+    seconds = {
+        each.key[:80]: (each.self_device_time_total if on_gpu else each.self_cpu_time_total) / 1e6
+        for each in profiled.key_averages()
+    }
+    most = sorted(seconds.items(), key=lambda item: -item[1])[:NUM_OPERATIONS]
+    return {"all": sum(seconds.values())} | dict(most)
 
-    marks: list[float] = []
 
-    class Clock(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            _wait(scale)
-            marks.append(time.perf_counter())
-
-    settings = TrainingArguments(
-        output_dir="/tmp/llavamed-gpu-step",
-        per_device_train_batch_size=rows,
-        max_steps=scale.warm_up + scale.steps,
-        train_sampling_strategy="group_by_length",
-        remove_unused_columns=False,
-        save_strategy="no",
-        report_to=[],
-        optim="adamw_torch_fused",
-        use_cpu=scale.device.type == "cpu",
-        bf16=False,  # the weights are bfloat16 already, as ours are
-        gradient_checkpointing=recompute,
-        disable_tqdm=True,
-        logging_steps=1000,
-    )
-    Trainer(
-        model=model,
-        args=settings,
-        train_dataset=data,
-        data_collator=collate,
-        callbacks=[Clock()],
-    ).train()
-    every = [[len(sample["input_ids"]) for sample in data]]
-    seconds = (marks[-1] - marks[scale.warm_up - 1]) * len(marks) / scale.steps
-    stage = scale.stage_config()
-    flops = float(stage_flops(model, stage, scale.work(every[0])))
-    # The order is the sampler's, so all steps count, at the mean time of those after warm-up.
-    return numbers(scale, every, seconds, flops, skipped=0)
+def beside(scale: Scale, timed: Timed) -> dict[str, Any]:
+    """Return the numbers of a trainer of others."""
+    peak_bytes = scale.most_bytes()
+    model = scale.model(torch.device("meta"))
+    flops = float(stage_flops(model, scale.stage_config(), scale.work(timed.lengths)))
+    found = numbers(scale, [timed.lengths], timed.seconds, flops, peak_bytes)
+    return {"first_mean_loss": timed.first_loss} | found
 
 
 def numbers(
-    scale: Scale, lengths: list[list[int]], seconds: float, flops: float, skipped: int | None = None
+    scale: Scale, lengths: list[list[int]], seconds: float, flops: float, peak_bytes: int
 ) -> dict[str, Any]:
-    """What a case reports."""
-    timed = lengths[scale.warm_up if skipped is None else skipped :]
+    """Return what a case reports of its timed steps."""
     peak = peak_flops(scale.card)
     return {
-        "tokens_per_second": sum(map(sum, timed)) / seconds,
-        "samples_per_second": sum(map(len, timed)) / seconds,
+        "tokens_per_second": sum(map(sum, lengths)) / seconds,
+        "samples_per_second": sum(map(len, lengths)) / seconds,
+        "step_seconds": seconds / scale.steps,
         "flops_per_second": flops / seconds,
         "mfu": None if peak is None else flops / seconds / peak,
-        "peak_bytes": peak_bytes(scale),
+        "peak_bytes": peak_bytes,
     }
 
 
-def peak_bytes(scale: Scale) -> int:
-    """The most bytes of the GPU's tensors, or of this process if there is no GPU."""
-    if scale.device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def agree(scale: Scale) -> dict[str, Any]:
-    """The loss of the same samples packed and padded, for each supervised token."""
+    """Compare losses of the same samples: ours packed and padded, and that of transformers.
+
+    Each is the mean over the supervised tokens.
+    """
     model = scale.model()
-    attend_per_sample(model)
-    lengths = next(scale.packs())
-    losses = []
+    lengths = scale.packs()[0]
+    padded = scale.same([[length] for length in lengths])
+    count = sum(length - scale.image_tokens - 1 for length in lengths)
     with torch.no_grad():
-        for rows in ([lengths], [[length] for length in lengths]):
-            number = sum(length - scale.image_tokens - 1 for length in lengths)
-            losses.append(float(supervised_loss(model, _same(scale, rows))) / number)
-    return {"packed": losses[0], "padded": losses[1], "apart": abs(losses[0] / losses[1] - 1)}
+        inputs = {name: value.to(scale.device) for name, value in with_mask(padded).items()}
+        losses = {"transformers": float(model(**inputs).loss)}
+        attend_per_sample(model)
+        for name, batch in (("packed", scale.same([lengths])), ("padded", padded)):
+            losses[name] = float(supervised_loss(model, batch.to(scale.device))) / count
+    return losses | {"apart": max(losses.values()) / min(losses.values()) - 1}
 
 
-def _same(scale: Scale, rows: list[list[int]]) -> Batch:
-    """A batch whose samples have the same tokens and pixels however they are laid out."""
-    batch = scale.batch(rows)
-    for row, lengths in enumerate(rows):
-        start = 0
-        for length in lengths:
-            text, stop = start + scale.image_tokens, start + length
-            batch.input_ids[row, text:stop] = 4 + torch.arange(stop - text) % (scale.vocabulary - 4)
-            batch.targets[row, text : stop - 1] = batch.input_ids[row, text + 1 : stop]
-            start = stop
-    batch.pixel_values.fill_(0.5)
-    return batch
+def repeated(scale: Scale) -> dict[str, Any]:
+    """Compute loss and gradient of the same pack twice, and compare their bits."""
+    model = scale.model()
+    use_kernels(model, Kernels(varlen=scale.device.type == "cuda"), scale.device)
+    trust_image_tokens(model, model.config.image_token_id)
+    batch = scale.same(scale.packs()[:1]).to(scale.device)
+    trained = [each for each in model.parameters() if each.requires_grad]
+    found = []
+    for _ in range(2):
+        loss = supervised_loss(model, batch)
+        found.append([loss, *torch.autograd.grad(loss, trained)])
+    once, again = found
+    apart = [
+        float((a - b).float().norm() / b.float().norm()) for a, b in zip(once, again, strict=True)
+    ]
+    return {"same_loss": apart[0] == 0, "apart": max(apart)}
 
 
 def ceiling(scale: Scale) -> dict[str, Any]:
-    """Operations a second of one large product of matrices."""
+    """Return the operations a second of one large product of matrices."""
     size = CEILING_OF if scale.device.type == "cuda" else 256
     left = torch.randn(size, size, device=scale.device, dtype=scale.dtype)
     seconds = seconds_of(lambda _: torch.matmul(left, left), scale)
@@ -377,101 +252,156 @@ def ceiling(scale: Scale) -> dict[str, Any]:
 
 
 Case = Callable[[Scale], dict[str, Any]]
-_FIRST: dict[str, Case] = {"loss": agree, "matrix product": ceiling, "ours": ours}
 
 
 def with_kernels(*names: str) -> Case:
-    """Our step with some kernels."""
-    kernels = Kernels.model_validate(dict.fromkeys(names, True))
-    return lambda scale: ours(scale, kernels=kernels)
+    """Return our step with some kernels."""
+    return partial(ours, kernels=Kernels.model_validate(dict.fromkeys(names, True)))
 
 
-CASES: dict[str, dict[str, Case]] = {
-    "trainers": _FIRST
-    | {
-        "ours, reading every step": lambda scale: ours(scale, reads=True),
-        "ours, recomputing": lambda scale: ours(scale, recomputed=True),
-        "ours, ZeRO-1": lambda scale: ours(scale, zero_stage=1),
-        "ours, without ZeRO": lambda scale: ours(scale, zero_stage=0),
-        "ours, padded": lambda scale: ours(scale, packing=False),
-        "Trainer": lambda scale: trainer(scale, recompute=False, rows=scale.padded_rows),
-        "Trainer, recomputing": lambda scale: trainer(
-            scale, recompute=True, rows=2 * scale.padded_rows
-        ),
-    },
-    "kernels": _FIRST
-    | {
-        "ours, recomputing half": lambda scale: ours(scale, recomputed=2),
-        "ours, compiled": with_kernels("compile"),
-        "ours, Liger": with_kernels("liger"),
-        "ours, varlen": with_kernels("varlen"),
-        "ours, all kernels": with_kernels("compile", "liger", "varlen"),
-    },
+def fast(**settings: Any) -> Case:
+    """Return our step with some settings and, on a GPU, the fastest kernels."""
+
+    def case(scale: Scale) -> dict[str, Any]:
+        on_gpu = scale.device.type == "cuda"
+        return ours(scale, kernels=Kernels(compile=on_gpu, varlen=on_gpu), **settings)
+
+    return case
+
+
+def others(trainer: Callable[..., Timed], *, rows: float = 1, **settings: bool) -> Case:
+    """Return the step of a trainer, with as many rows as ours padded, or a multiple of them."""
+
+    def case(scale: Scale) -> dict[str, Any]:
+        return beside(scale, trainer(scale, rows=int(rows * scale.padded_rows), **settings))
+
+    return case
+
+
+CASES: dict[str, Case] = {
+    "loss": agree,
+    "matrix product": ceiling,
+    "repeated": repeated,
+    "ours": ours,
+    "ours, varlen": with_kernels("varlen"),
+    "ours, Liger": with_kernels("liger"),
+    "ours, varlen and Liger": with_kernels("varlen", "liger"),
+    "ours, compiled and varlen": fast(profiles=True),
+    "ours, all kernels": with_kernels("compile", "varlen", "liger"),
+    "Trainer": others(hugging_face),
+    "Trainer, Liger": others(hugging_face, liger=True),
+    "Trainer, recomputing": others(hugging_face, recompute=True, rows=2),
+    "SFTTrainer": others(trl),
+    "ours, compiled": with_kernels("compile"),
+    "ours, recomputing": fast(recomputed=True),
+    "ours, recomputing half": fast(recomputed=2),
+    "ours, reading every step": fast(reads=True),
+    "ours, without ZeRO": fast(zero_stage=0),
+    "ours, ZeRO-1": fast(zero_stage=1),
+    "ours, ZeRO-2": fast(zero_stage=2),
+    "ours, padded": fast(packing=False),
 }
-"""What is measured, by part."""
-FOR_GPUS = ("ours, Liger", "ours, varlen", "ours, all kernels")
+"""What is measured, in this order. Cases named by another setting have the fastest kernels too."""
+FOR_GPUS = (
+    *("ours, varlen", "ours, Liger", "ours, varlen and Liger", "ours, compiled and varlen"),
+    *("ours, all kernels", "Trainer, Liger"),
+)
 """What a CPU leaves out."""
+KERNELS = (*FOR_GPUS[:5], "ours, compiled")
+UNPRINTED = ("measured", "operations")
 
 
 def main() -> int:
-    """Run every case of a part; 1 when a gate is missed."""
+    """Run the cases; 1 when a gate is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stage", choices=["align", "instruct"], default="align")
-    parser.add_argument("--part", choices=list(CASES), default="trainers")
+    parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument(
         "--tiny", action="store_true", help="a model of a few weights, on any device"
     )
-    parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--case", choices=list(CASES), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.case:
-        found = CASES[asked.part][asked.case](Scale(asked.stage, is_tiny=asked.tiny))
-        print(json.dumps(found))
+        sys.stdin.readline()  # everything is imported; wait for the case before
+        print(json.dumps(CASES[asked.case](Scale(asked.stage, is_tiny=asked.tiny))))
         return 0
-    results: dict[str, Any] = {}
-    chosen = ["--stage", asked.stage, "--part", asked.part, *(["--tiny"] if asked.tiny else [])]
-    for case in CASES[asked.part]:
-        if case in FOR_GPUS and not torch.cuda.is_available():
-            results[case] = {"left_out": "its kernels are for GPUs"}
-        else:
-            command = [sys.executable, __file__, *chosen, "--case", case]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            failed = {"error": done.stderr.strip()[-500:]}
-            results[case] = failed if done.returncode else json.loads(done.stdout.splitlines()[-1])
-        numbers = {key: value for key, value in results[case].items() if key != "measured"}
-        print(f"{case:28} {json.dumps(numbers)}", flush=True)
-    part = "" if asked.part == "trainers" else f"-{asked.part}"
-    name = f"gpu-step-{asked.stage}{part}{'-tiny' if asked.tiny else ''}"
-    measured = [
-        row["measured"] | {"result": f"{name}: {case}"}
-        for case, row in results.items()
-        if "measured" in row
-    ]
-    return report.finish(name, {"cases": results, "measured": measured, "gates": gates(results)})
+    name = f"gpu-step-{asked.stage}{'-tiny' if asked.tiny else ''}"
+    cases: dict[str, Any] = {}
+    begun = begin(asked.only[0], asked.stage, is_tiny=asked.tiny)
+    for case, following in zip_longest(asked.only, asked.only[1:]):
+        process = begun
+        begun = begin(following, asked.stage, is_tiny=asked.tiny) if following else None
+        cases[case] = finish(process)
+        printed = {key: value for key, value in cases[case].items() if key not in UNPRINTED}
+        print(f"{case:28} {json.dumps(printed)}", flush=True)
+        measured = [
+            row["measured"] | {"result": f"{name}: {case}"}
+            for case, row in cases.items()
+            if "measured" in row
+        ]
+        result = {"cases": cases, "measured": measured, "gates": gates(cases)}
+        report.write(name, result)
+    return report.finish(name, result)
 
 
-def gates(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """The losses must agree, and ours be faster than the best case of the Trainer that ran.
+def begin(case: str, stage: str, *, is_tiny: bool) -> subprocess.Popen[str] | None:
+    """Start a process that imports everything and then waits; None for a case that is left out."""
+    if case in FOR_GPUS and not torch.cuda.is_available():
+        return None
+    command = [sys.executable, __file__, "--stage", stage, "--case", case]
+    command += ["--tiny"] if is_tiny else []
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
-    A kernel must have the first loss of plain ones.
+
+def finish(process: subprocess.Popen[str] | None) -> dict[str, Any]:
+    """Run the case of a waiting process; its last error if it fails."""
+    if process is None:
+        return {"left_out": "its kernels are for GPUs"}
+    started = time.monotonic()
+    output, errors = process.communicate("go\n")
+    if process.returncode:
+        return {"error": errors.strip()[-1500:]}
+    return json.loads(output.splitlines()[-1]) | {"case_seconds": time.monotonic() - started}
+
+
+def gates(cases: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the gates of the cases that ran.
+
+    Losses agree, also with each kernel; the host never waits within a step; and the fastest of ours
+    is compared with the fastest of each trainer.
     """
-    peers = [
-        found["tokens_per_second"]
-        for case, found in results.items()
-        if case.startswith("Trainer") and "error" not in found
-    ]
-    apart = results["loss"].get("apart", 1.0)
-    found = [report.gate("loss packed / padded - 1", apart, at_most=5e-3)]
-    own = results["ours"].get("tokens_per_second", 0.0)
-    plain = results["ours"].get("first_loss")
-    for case, row in results.items():
-        if plain and case in CASES["kernels"] and "first_loss" in row and case != "ours":
-            apart = abs(row["first_loss"] / plain - 1)
+    found = []
+    if "apart" in cases.get("loss", {}):
+        found.append(
+            report.gate("loss, largest / smallest - 1", cases["loss"]["apart"], at_most=5e-3)
+        )
+    plain = cases.get("ours", {}).get("first_loss")
+    for case in KERNELS:
+        if plain and "first_loss" in cases.get(case, {}):
+            apart = abs(cases[case]["first_loss"] / plain - 1)
             found.append(report.gate(f"first loss, {case[6:]} / plain - 1", apart, at_most=5e-3))
-    if peers:
-        found.append(report.gate("tokens/s / Trainer's best", own / max(peers), at_least=1.5))
-    if results["ours"].get("mfu") is not None:
-        found.append(report.gate("model-FLOPs utilization", results["ours"]["mfu"], at_least=0.5))
+    best = fastest(cases, "ours")
+    for trainer, bound in (("Trainer", 1.5), ("SFTTrainer", 1.3)):
+        if best and (peer := fastest(cases, trainer)):
+            ratio = best["tokens_per_second"] / peer["tokens_per_second"]
+            found.append(report.gate(f"tokens/s / {trainer}'s best", ratio, at_least=bound))
+    if best and best["mfu"] is not None:
+        found.append(report.gate("model-FLOPs utilization", best["mfu"], at_least=0.5))
+    waits = cases.get("ours", {}).get("host_waits")
+    if waits is not None:
+        found.append(report.gate("waits of the host within a step", sum(waits.values()), at_most=0))
     return found
+
+
+def fastest(cases: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """Return the fastest case of a trainer, None if none ran."""
+    ran = [
+        row
+        for case, row in cases.items()
+        if case.partition(",")[0] == name and "tokens_per_second" in row
+    ]
+    return max(ran, key=lambda row: row["tokens_per_second"], default=None)
 
 
 if __name__ == "__main__":
