@@ -26,13 +26,13 @@ def trust_image_tokens(model: Any, image_token_id: int) -> None:
     token = image_token_id
 
     def find_places(input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
-        return (input_ids == token).unsqueeze(-1).as_subclass(Places)
+        return (input_ids == token).unsqueeze(-1).as_subclass(ImagePlaces)
 
     if isinstance(model, LlavaForConditionalGeneration):
         model.model.get_placeholder_mask = find_places
 
 
-class Places(torch.Tensor):
+class ImagePlaces(torch.Tensor):
     """A mask of tokens, bool of shape [R, T, 1], by which transformers places features."""
 
     @classmethod

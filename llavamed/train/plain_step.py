@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 
 
 def replace_step(optimizer: Any) -> bool:
@@ -19,7 +18,7 @@ def replace_step(optimizer: Any) -> bool:
     Returns:
         Whether it is that optimizer.
     """
-    if not isinstance(optimizer, FP16_UnfusedOptimizer):
+    if not hasattr(optimizer, "fp32_groups"):
         return False
     optimizer.step = partial(_step, optimizer)
     return True

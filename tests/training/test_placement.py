@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llavamed.model.loss import supervised_loss
-from llavamed.model.placement import Places, trust_image_tokens
+from llavamed.model.placement import ImagePlaces, trust_image_tokens
 from tests.training.test_attention import make_llava, pack
 
 
@@ -22,7 +22,7 @@ def test_placing_is_masked_scatter_with_its_gradients(
 ) -> None:
     places = torch.tensor(rows).unsqueeze(-1)
     found = []
-    for kind in (torch.Tensor, Places):
+    for kind in (torch.Tensor, ImagePlaces):
         random = torch.Generator().manual_seed(0)
         embeddings = torch.randn(len(rows), 7, 4, generator=random)
         features = torch.randn(int(places.sum()), 4, generator=random)
