@@ -114,12 +114,17 @@ def plan_run(
 
 
 def workers_override(config: RunConfig, num_gpus: int | None) -> list[str]:
-    """Return the override that plans for this many GPUs, or none for those of the config."""
+    """Return the overrides that plan for this many GPUs, or none for those of the config.
+
+    More than one are planned with Ray, also for a config that trains in one process.
+    """
     if num_gpus is None:
         return []
     least = min(num_gpus, config.scaling.least_workers)
     is_fixed = isinstance(config.scaling.num_workers, int)
-    return [f"scaling.num_workers={num_gpus if is_fixed else [least, num_gpus]}"]
+    workers = f"scaling.num_workers={num_gpus if is_fixed else [least, num_gpus]}"
+    is_one_process = config.scaling.launcher == "local" and num_gpus > 1
+    return [workers, "scaling.launcher=ray"] if is_one_process else [workers]
 
 
 def find_accelerator(name: str) -> Accelerator:

@@ -257,3 +257,10 @@ def test_a_declared_spread_and_what_is_measured_are_said(run, tmp_path):
     assert "instruct: 40% model-FLOPs utilization is assumed; memory is estimated" in out
     assert f"({key})" in "".join(out.split("\n"))
     assert "150 text tokens on average with a spread of 0.6" in " ".join(out.split())
+
+
+def test_a_config_that_trains_in_one_process_is_planned_for_several_gpus(run, unreachable):
+    local = "scaling={launcher: local, num_workers: 1}"
+    code, out, _ = run("plan", "--config", V1, local, "--num-gpus", "8")
+    assert code == 0
+    assert "8 x A100" in out
