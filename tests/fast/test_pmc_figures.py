@@ -329,3 +329,17 @@ def test_a_file_that_cannot_be_read_hides_no_other(tmp_path):
     assert re.search(r"PMC2\.xml: is not XML: .*; fetch the file again", first)
     assert re.search(r"absent\.xml: no such file; check the path", second)
     assert re.search(r"deep\.xml: its elements are nested too deeply; skip it", third)
+
+
+def test_a_label_inside_a_caption_is_the_label_of_the_figure():
+    inside = "<caption><label>Figure 1</label><title>A lung.</title></caption>"
+    [found] = read(article(f'<fig id="f1">{inside}<graphic xlink:href="g"/></fig>')).figures
+    assert (found.label, found.caption) == ("Figure 1", "A lung.")
+
+
+@pytest.mark.parametrize("sign", ["\u00ad", "\u200b", "\u2060", "\ufeff"])
+def test_signs_that_nobody_sees_hide_no_word(sign):
+    caption = f"Reprint{sign}ed with per{sign}mission from Smith. C{sign}T scan."
+    [found] = read(article(FIG.format(1, caption))).figures
+    assert found.caption == "Reprinted with permission from Smith. CT scan."
+    assert found.third_party == "yes"

@@ -83,6 +83,7 @@ def test_a_file_outside_of_the_folder_is_refused(address):
         ("40_2020_1_Fig1_HTML", ["40_2020_1_Fig10_HTML.jpg", "40_2020_1_Fig1_HTML.jpg"], 1),
         ("fig 1.jpg", ["fig 1.jpg"], 0),
         ("fig%201", ["fig 1.jpg"], 0),
+        ("\ngr1.tif ", ["gr1.jpg"], 0),
         ("247835.fig.001a", ["247835.fig.001a.jpg", "247835.fig.001.jpg"], 0),
     ],
 )

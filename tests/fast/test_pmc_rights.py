@@ -187,6 +187,11 @@ def test_the_link_of_a_waiver_for_data_is_no_licence():
             "</license-p></license>",
             "CC BY-NC",
         ),
+        (
+            "<license><license-p>Creative Commons Attribution (CC-BY) 4.0; not for commercial use"
+            "</license-p></license>",
+            "CC BY-NC",
+        ),
         ('<license license-type="CC BY-SA"/>', "CC BY-SA"),
         (
             '<license xlink:href="http://creativecommons.org/publicdomain/zero/1.0/"/>',
@@ -228,6 +233,29 @@ def test_the_link_of_a_waiver_for_data_is_no_licence():
 def test_an_article_states_its_licence(permissions, licence):
     front = f"<permissions>{permissions}</permissions>"
     assert read(article(front=front)).licence == licence
+
+
+@pytest.mark.parametrize("dash", ["-", "%2D", "%2d", "\u2010", "\u2013", "- ", " - ", "-\n"])
+@pytest.mark.parametrize("terms", ["by-nc", "by-nd", "by-sa", "by-nc-nd"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        '<license xlink:href="{}"/>',
+        "<license><ali:license_ref>{}</ali:license_ref></license>",
+        "<license><license-p><uri xlink:href='{}'>CC BY</uri></license-p></license>",
+        "<license><license-p><ext-link xlink:href='{}'>CC BY</ext-link></license-p></license>",
+    ],
+)
+def test_a_term_is_not_lost_by_how_a_dash_of_an_address_is_written(dash, terms, form):
+    address = f"http://creativecommons.org/licenses/{terms.replace('-', dash)}/4.0/"
+    front = f"<permissions>{form.format(address)}</permissions>"
+    assert read(article(front=front)).licence == f"CC {terms.upper()}"
+
+
+def test_an_address_broken_after_a_dash_is_read_to_its_end():
+    words = "<license-p>http://creativecommons.org/licenses/by-nc- nd/4.0/</license-p>"
+    front = f"<permissions><license>{words}</license></permissions>"
+    assert read(article(front=front)).licence == "CC BY-NC-ND"
 
 
 def test_non_commercial_and_no_derivatives_are_different_words():

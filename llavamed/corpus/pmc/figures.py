@@ -149,7 +149,8 @@ def _group(node: Element) -> FigureGroup:
 
 
 def _label(node: Element) -> str | None:
-    labels = children(node, "label")
+    places = [node, *children(node, "caption")]  # some publishers put it into the caption
+    labels = [label for place in places for label in children(place, "label")]
     return text_of(labels[0]) or None if labels else None
 
 

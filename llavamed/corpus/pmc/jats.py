@@ -27,6 +27,8 @@ _CDATA = re.compile(rb"(<!\[CDATA\[.*?(?:\]\]>|\Z))", re.DOTALL)
 _OF_XML = frozenset({"amp", "lt", "gt", "quot", "apos"})
 _ASIDE = frozenset({"tex-math", "annotation", "annotation-xml", "alt-text", "long-desc"})
 """Second spellings of a formula, and descriptions for readers who see no picture."""
+_INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))
+"""Marks of where a line may break. In the middle of a word, they would hide it from a search."""
 _BLOCKS = frozenset(
     {
         "license_ref",
@@ -146,7 +148,7 @@ def edges(node: Element) -> Iterator[tuple[str, Element]]:
 
 
 def text_of(node: Element, without: frozenset[str] = frozenset()) -> str:
-    """Return the text of an element, with single spaces.
+    """Return the text of an element, with single spaces and without invisible characters.
 
     Subscripts and superscripts stay in line; a line break or an item of a list begins a new word.
     A formula counts by its MathML, without spaces of its own; its TeX is left out. `without` names
@@ -154,7 +156,7 @@ def text_of(node: Element, without: frozenset[str] = frozenset()) -> str:
     """
     pieces: list[str] = []
     _collect(node, without, pieces.append)
-    return " ".join("".join(pieces).split())
+    return " ".join("".join(pieces).translate(_INVISIBLE).split())
 
 
 def _collect(node: Element, without: frozenset[str], add: Callable[[str], None]) -> None:

@@ -6,6 +6,7 @@ for an article's data is not a licence for its figures, and a licence may quote 
 """
 
 import re
+from urllib.parse import unquote
 
 from llavamed.corpus.pmc.jats import Element, attribute, children, descendants, local, text_of
 
@@ -14,6 +15,8 @@ _URL = re.compile(
     r"|[\w/-]*public-domain/(?P<cc0>cc0))",
     re.IGNORECASE,
 )
+_ADDRESS = re.compile(r"https?://(?:[^\s<>]|(?<=-)\s)+")
+"""An address in words, where a line may have been broken after a dash."""
 _CONTENT_TYPES = {
     "cc0license": "CC0",
     "ccbylicense": "CC BY",
@@ -37,7 +40,7 @@ _BY = re.compile(
     r"|\battribuzione\b|\bnamensnennung\b"
 )
 _NC = re.compile(
-    r"\bn(?:on|[aã]o|o|icht) ?(?:co(?:mm|m)er[cz]ia[l\w]*|kommerziell)|\bnc\b"
+    r"\bn(?:on|[aã]o|o|icht|ot for) ?(?:co(?:mm|m)er[cz]ia[l\w]*|kommerziell)|\bnc\b"
     r"|\bpas d\W?utilisation commerciale"
 )
 _ND = re.compile(
@@ -49,6 +52,7 @@ _SA = re.compile(
     r"|\bpartage dans les m[eê]mes conditions|\bcondividi allo stesso modo"
     r"|\bweitergabe unter gleichen bedingungen"
 )
+_JOINED = re.compile(r"\s*[\u002d\u2010-\u2015\u2212]\s*")
 _DASHES = re.compile(r"[\s_()/\u002d\u2010-\u2015\u2212]+")
 _GLUED = re.compile(r"\bcc ?by ?(nc)? ?(nd|sa)?\b")
 _CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
@@ -127,10 +131,12 @@ def stated_licence(licence: Element) -> tuple[str | None, str | None]:
     words = _without_data_waiver(text_of(licence))
     links = [
         target
-        for link in descendants(licence, "ext-link")
-        if text_of(link) in words and (target := attribute(link, "href"))
+        for link in licence.iterdescendants()
+        if local(link) in {"ext-link", "uri"}
+        and text_of(link) in words
+        and (target := attribute(link, "href"))
     ]
-    for target in [*links, *re.findall(r"https?://[^\s<>]+", words)]:
+    for target in [*links, *_ADDRESS.findall(words)]:
         if code := code_of_url(target):
             return code, target.rstrip(").,;")
     kind = _CAPITAL.sub(" ", attribute(licence, "license-type") or "")
@@ -149,7 +155,7 @@ def _without_data_waiver(words: str) -> str:
 
 def code_of_url(address: str) -> str | None:
     """Return the code of a Creative Commons address, or None."""
-    found = _URL.search(address)
+    found = _URL.search(_JOINED.sub("-", unquote(address)))  # "by%2Dnc" and "by- nc" are no "by"
     if not found:
         return None
     if found["cc0"]:

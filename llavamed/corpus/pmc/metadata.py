@@ -139,7 +139,7 @@ def find_media(addresses: list[str], media: tuple[BucketFile, ...]) -> BucketFil
         SampleError: `missing_media` or `ambiguous_media`.
     """
     for address in addresses:
-        name = posixpath.basename(unquote(urlsplit(address).path) or address)
+        name = posixpath.basename(unquote(urlsplit(address).path) or address).strip()
         if exact := [file for file in media if file.name == name]:
             return exact[0]
         same = [file for file in media if _stem(file.name) == _stem(name) and _rank(file.name) >= 0]
