@@ -30,6 +30,8 @@ TOKENIZER = "tokenizer"
 
 GREETING = "an answer before the first question"
 """Part of a dialogue that a template may leave out."""
+OWN_SYSTEM = "the template's own system prompt, which a blank system turn replaces"
+"""Text of a template that a dialogue may leave out."""
 
 
 @dataclass(frozen=True)
@@ -149,10 +151,17 @@ def marks_of_turns(
     return re.compile(any_of(marks)).findall
 
 
-def leaves_out_greeting(turns: Sequence[Turn], template: Template) -> bool:
-    """Return whether a template drops an answer before the first question."""
+def left_out(turns: Sequence[Turn], template: Template) -> Iterator[str]:
+    """Yield what a template leaves out: `GREETING`, and `OWN_SYSTEM` for a blank system turn.
+
+    A system turn is written as it is, as language models' own templates do, so a blank one asks for
+    no system text. A row that only has an empty `system` key has no system turn.
+    """
     spoken = [turn.role for turn in turns if turn.role != "system"]
-    return template.alternates and template.name != TOKENIZER and spoken[:1] == ["assistant"]
+    if template.alternates and template.name != TOKENIZER and spoken[:1] == ["assistant"]:
+        yield GREETING
+    if template.system and any(t.role == "system" and not t.text.strip() for t in turns[:1]):
+        yield OWN_SYSTEM
 
 
 def template_hash(template: Template, tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -156,17 +156,20 @@ def test_unread_keys_and_missing_names_are_said_once(write, tmp_path, caplog):
 def test_texts_that_are_read_otherwise_than_written_are_told(write, tmp_path, caplog):
     greeting = {"from": "gpt", "value": "Hello."}
     cut = {"from": "gpt", "value": "A lung.</s> And </s> a heart."}
+    blank = {"from": "system", "value": " "}
     rows = [
         {"id": "a", "conversations": [greeting, *DIALOGUE]},
         {"id": "b", "conversations": [DIALOGUE[0], cut]},
-        {"id": "c", "conversations": DIALOGUE},
+        {"id": "c", "conversations": DIALOGUE, "system": ""},
+        {"id": "d", "conversations": [blank, *DIALOGUE]},
+        {"id": "e", "conversations": [blank | {"value": "Be brief."}, *DIALOGUE]},
     ]
     report, settings = write(rows)
     with caplog.at_level(logging.WARNING):
         complete_dataset(locate(str(tmp_path / "mine")), dataset_manifest(), [report], settings)
     assert caplog.messages == [
         "prepare mine: not used, with the number of samples: an answer before the first question "
-        "(1)",
+        "(1), the template's own system prompt, which a blank system turn replaces (1)",
         "prepare mine: texts that spell tokens which end an answer or mark a turn, and are read as "
         "these, with the number of samples: </s> (1)",
     ]

@@ -36,7 +36,7 @@ from llavamed.errors import DataError, LlavaMedError, SampleError
 from llavamed.processor.build import image_settings, load_processor, tiling
 from llavamed.processor.encode import encode, get_template
 from llavamed.processor.images import read_size, to_pixels, to_planes
-from llavamed.processor.templates import GREETING, leaves_out_greeting, marks_of_turns
+from llavamed.processor.templates import left_out, marks_of_turns
 from llavamed.processor.turns import IGNORE_INDEX
 from llavamed.storage.fetch import fetch_once
 from llavamed.storage.location import locate
@@ -154,8 +154,8 @@ class ShardWriter:
             SampleError: The sample is unusable.
         """
         check_record(record)
-        if leaves_out_greeting(record.turns, self._template):
-            leave(GREETING)
+        for part in left_out(record.turns, self._template):
+            leave(part)
         fetch = cache(partial(fetch_image, self._sources[dataset]))
         sizes = []
         if self._tiling.pinpoints:  # otherwise the size of an image does not matter
