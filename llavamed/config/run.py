@@ -256,6 +256,13 @@ class RunConfig(Section):
                 f"{offload}: has no effect with {zero_stage}, which partitions nothing; set "
                 "zero_stage to 1, 2 or 3, or offload_optimizer to none"
             )
+        gradient = engine.gradient_format(1)
+        if engine.zero_stage < 2 and gradient != engine.precision:
+            raise ValueError(
+                f"engine.deepspeed.data_types.grad_accum_dtype={gradient}: {zero_stage} adds up "
+                f"gradients in the format of {self._engine_setting(stage, 'precision')}; set "
+                "zero_stage to 2 or 3, or remove it"
+            )
         if stage.optimizer.name == "adamw_8bit" and (
             engine.zero_stage == 3 or engine.offload_optimizer != "none"
         ):

@@ -159,6 +159,10 @@ class Stage(Section):
         """Forward passes per optimizer step, over all workers."""
         return self.global_batch_size // self.micro_batch_size
 
+    def passes(self, num_workers: int) -> int:
+        """Return the forward passes per optimizer step of one of so many workers."""
+        return -(-self.num_lanes // num_workers)
+
     @property
     def pack_tokens(self) -> int:
         """Tokens that a pack holds; meaningless without packing."""

@@ -30,7 +30,7 @@ from llavamed.run.preflight import (
     check_settings,
     check_stage,
     check_weights,
-    warn_of_rates,
+    warn_of_numbers,
     warn_of_unlearned_ends,
 )
 from llavamed.run.progress import ProgressDisplay
@@ -91,7 +91,7 @@ def run_curriculum(
     check_packages(config, plans)
     check_weights(config, plans)
     check_language_model(config, plans)
-    warn_of_rates(config)
+    warn_of_numbers(config)
     check_tracking(config)
     with hold_lease(directory, hint=_HINT, take_over=take_over) as lease:
         check_settings(plans, make_jobs(config, plans))

@@ -4,7 +4,6 @@ It reads the index of a prepared dataset, or otherwise what the config declares 
 any weights. Hours assume a given model-FLOPs utilization.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -212,7 +211,7 @@ def plan_stage(
     fits = memory.total <= gpu.memory_bytes
     workers = config.scaling.most_workers
     # If the passes of a step do not divide evenly, all workers wait for those that have one more.
-    at_work = stage.num_lanes / (math.ceil(stage.num_lanes / workers) * workers)
+    at_work = stage.num_lanes / (stage.passes(workers) * workers)
     hours = computed / (workers * at_work * gpu.flops_per_second * mfu) / 3600
     return StageCost(
         name=stage.name,

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from transformers import AutoModel, LlavaConfig, LlavaNextConfig
 
-from llavamed.config.engine import Kernels
+from llavamed.config.engine import FEW_PASSES, Kernels
 from llavamed.config.model import Model
 from llavamed.config.run import RunConfig
 from llavamed.config.stage import Stage
@@ -172,9 +172,19 @@ def warn_of_unlearned_ends(config: RunConfig, plans: list[StagePlan], processor:
         )
 
 
-def warn_of_rates(config: RunConfig) -> None:
-    """Warn of learning rates with which AdamW moves weights further than they are large."""
+def warn_of_numbers(config: RunConfig) -> None:
+    """Warn of long sums of gradients in bf16, and of rates that move weights beyond their size."""
     for stage in config.stages:
+        engine, passes = config.engine_of(stage), stage.passes(config.scaling.least_workers)
+        if passes > FEW_PASSES and engine.gradient_format(passes) == "bf16":
+            logger.warning(
+                "stages.%s: the gradients of %d forward passes of a worker are added up in bf16 "
+                "with engine.zero_stage=%d, which rounds each sum to 8 bits; set it to 2, or use "
+                "more workers",
+                stage.name,
+                passes,
+                engine.zero_stage,
+            )
         for part in stage.trainable:
             if (rate := stage.optimizer.peak_lr(part)) > _LARGEST_RATE:
                 logger.warning(

@@ -3,7 +3,6 @@
 `engine.deepspeed` is merged last and may not change derived fields.
 """
 
-import math
 from typing import Any
 
 from llavamed.config.engine import Engine
@@ -12,7 +11,7 @@ from llavamed.config.stage import Stage
 
 def deepspeed_config(config: Engine, stage: Stage, world_size: int) -> dict[str, Any]:
     """Return the whole DeepSpeed configuration of a stage."""
-    accumulation = math.ceil(stage.num_lanes / world_size)  # some ranks may get empty packs
+    accumulation = stage.passes(world_size)  # some ranks may get empty packs
     zero: dict[str, Any] = {"stage": config.zero_stage}
     if config.offload_optimizer != "none":
         zero["offload_optimizer"] = {"device": config.offload_optimizer}
@@ -29,6 +28,8 @@ def deepspeed_config(config: Engine, stage: Stage, world_size: int) -> dict[str,
         "zero_force_ds_cpu_optimizer": False,  # DeepSpeed would compile its own at run time
         "steps_per_print": 10**9,
     }
+    if (gradient := config.gradient_format(accumulation)) != config.precision:
+        derived["data_types"] = {"grad_accum_dtype": gradient}
     extra = config.deepspeed.model_dump(mode="json")
     zero |= extra.pop("zero_optimization", {})
     return derived | extra

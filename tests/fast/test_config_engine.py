@@ -9,6 +9,7 @@ from llavamed.errors import ConfigError
 
 DEMO = Path(__file__).parents[2] / "ray_jobs" / "configs" / "demo.yaml"
 LORA = "stages.instruct.lora={quantize: nf4}"
+ADDED = "engine.deepspeed.data_types.grad_accum_dtype=bf16"
 EIGHT_BIT = "stages.instruct.optimizer.name=adamw_8bit"
 
 
@@ -38,8 +39,20 @@ EIGHT_BIT = "stages.instruct.optimizer.name=adamw_8bit"
             "scaling.num_workers, which is a range, changes with engine.zero_stage=2; set one "
             "number of workers, zero_stage to 0, or use adamw",
         ),
+        (
+            (ADDED, "engine.zero_stage=1"),
+            "engine.deepspeed.data_types.grad_accum_dtype=bf16: engine.zero_stage=1 adds up "
+            "gradients in the format of engine.precision=fp32; set zero_stage to 2 or 3, or remove "
+            "it",
+        ),
     ],
-    ids=["four bits", "eight bits", "eight bits elsewhere", "eight bits on a range of workers"],
+    ids=[
+        "four bits",
+        "eight bits",
+        "eight bits elsewhere",
+        "eight bits on a range of workers",
+        "sums of gradients",
+    ],
 )
 def test_what_deepspeed_cannot_share_out_or_move(overrides, sentence):
     with pytest.raises(ConfigError) as caught:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from llavamed.config.engine import Engine
+from llavamed.config.engine import FEW_PASSES, Engine
 from llavamed.config.run import RunConfig
 from llavamed.config.stage import Stage
 from llavamed.data.feed.loader import Batch
@@ -240,6 +240,47 @@ def test_a_worker_without_a_share_cannot_resume_from_another_number(
 def make_stage(**settings: Any) -> Stage:
     base = {"name": "align", "data": "captions", "trainable": ["projector"]}
     return Stage.model_validate(base | {"optimizer": {"lr": 1e-3}} | settings)
+
+
+@pytest.mark.parametrize(
+    "engine",
+    ["{zero_stage: 2}", "{zero_stage: 3}", "{zero_stage: 2, offload_optimizer: cpu}"],
+)
+def test_many_gradients_in_bf16_add_up_to_the_mean(
+    tiny_config: RunConfig, steps: list[list[Batch]], engine: str
+) -> None:
+    """Added in bf16, 64 of them are 1.8 % off, and the norm of their mean by 0.15 %."""
+    norms = {}
+    for number in (12, 64):
+        trained = train(
+            tiny_config,
+            [steps[0] * (number // 4)],
+            LINEAR,
+            f"engine={engine}",
+            "engine.precision=bf16",
+            "scaling.num_workers=1",
+            f"stages.align.global_batch_size={number}",
+            "stages.align.max_grad_norm=1e9",
+        )
+        norms[number] = trained.norms[0]
+    assert norms[64] == pytest.approx(norms[12], rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_gradients_are_added_up_in_fp32_where_deepspeed_can(
+    zero_stage: int, precision: str
+) -> None:
+    stage = make_stage(global_batch_size=2 * FEW_PASSES)
+    engine = Engine.model_validate({"zero_stage": zero_stage, "precision": precision})
+    for workers in (1, 2, 16):
+        types = deepspeed_config(engine, stage, workers).get("data_types")
+        adds = precision == "bf16" and zero_stage >= 2 and workers == 1
+        assert types == ({"grad_accum_dtype": "fp32"} if adds else None)
+    asked = engine.model_validate(
+        engine.model_dump() | {"deepspeed": {"data_types": {"grad_accum_dtype": "bf16"}}}
+    )
+    assert deepspeed_config(asked, stage, 1)["data_types"] == {"grad_accum_dtype": "bf16"}
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from llavamed.run.preflight import (
     check_settings,
     check_stage,
     check_weights,
-    warn_of_rates,
+    warn_of_numbers,
     warn_of_unlearned_ends,
 )
 from llavamed.storage.location import MANIFEST, locate
@@ -166,14 +166,37 @@ def test_a_kernel_on_gpus_that_are_too_old_for_it(tiny_config: RunConfig, gpu: s
 def test_a_rate_with_its_sign_lost_is_told(
     tiny_config: RunConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    warn_of_rates(tiny_config)
+    warn_of_numbers(tiny_config)
     assert not caplog.messages
     part = "stages.instruct.optimizer.parts={projector: {lr: 2e3}}"
-    warn_of_rates(override_config(tiny_config, ["stages.align.optimizer.lr=2e3", part]))
+    warn_of_numbers(override_config(tiny_config, ["stages.align.optimizer.lr=2e3", part]))
     assert [line.partition(", and")[0] for line in caplog.messages] == [
         "stages.align.optimizer: the learning rate of projector is 2000",
         "stages.instruct.optimizer: the learning rate of projector is 2000",
     ]
+
+
+@pytest.mark.parametrize(
+    ("engine", "workers", "is_told"),
+    [
+        ("{precision: bf16, zero_stage: 1}", 1, True),
+        ("{precision: bf16, zero_stage: 1}", 16, False),
+        ("{precision: bf16, zero_stage: 2}", 1, False),
+        ("{precision: fp32, zero_stage: 0}", 1, False),
+    ],
+)
+def test_a_long_sum_of_gradients_in_bf16_is_told(
+    tiny_config: RunConfig,
+    caplog: pytest.LogCaptureFixture,
+    engine: str,
+    workers: int,
+    is_told: bool,
+) -> None:
+    asked = (f"engine={engine}", f"scaling.num_workers={workers}")
+    batches = [f"stages.{stage.name}.global_batch_size=64" for stage in tiny_config.stages]
+    warn_of_numbers(override_config(tiny_config, [*asked, *batches]))
+    assert [line for line in caplog.messages if "added up in bf16" in line] == caplog.messages
+    assert bool(caplog.messages) == is_told
 
 
 def test_a_stage_that_is_not_there(tiny_config: RunConfig) -> None:

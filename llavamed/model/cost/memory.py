@@ -21,6 +21,10 @@ NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 bits for 256 scales."""
 
 
+_WIDTHS = {"bf16": 2, "fp16": 2, "fp32": 4}
+"""Bytes of a number, by its format."""
+
+
 @dataclass(frozen=True)
 class Memory:
     """The bytes of memory on one GPU."""
@@ -82,7 +86,7 @@ def stage_memory(
     tokens = tokens_per_pass(stage, longest)
     number = sum(count.num_trained + count.num_frozen for count in counts)
     trained = sum(count.num_trained for count in counts)
-    width = 2 if engine.precision == "bf16" else 4
+    width = _WIDTHS[engine.precision]
     # Count AdamW's two moments and, for bf16 weights, the fp32 copy that is updated.
     moments = 2 if stage.optimizer.name == "adamw_8bit" else 8
     state = trained * (moments + (4 if engine.precision == "bf16" else 0))
@@ -92,7 +96,7 @@ def stage_memory(
     share = [1 / num_workers if engine.zero_stage >= level else 1.0 for level in (1, 2, 3)]
     counted = PlannedBytes(
         weights=((number - quantized) * width + quantized * NF4_BYTES) * share[2],
-        gradients=trained * width * share[1],
+        gradients=trained * _WIDTHS[engine.gradient_format(stage.passes(num_workers))] * share[1],
         optimizer=0.0 if engine.offload_optimizer == "cpu" else state * share[0],
         activations=tokens * _activation_bytes_per_token(model, stage, width)
         + tokens * tiles_per_token * _tower_bytes_per_tile(model, stage, width),
