@@ -251,7 +251,7 @@ def test_many_gradients_in_bf16_add_up_to_the_mean(
 ) -> None:
     """Added in bf16, 64 of them are 1.8 % off, and the norm of their mean by 0.15 %."""
     norms = {}
-    for number in (12, 64):
+    for number in (16, 64):  # each gradient is rounded alike, as their weights are powers of two
         trained = train(
             tiny_config,
             [steps[0] * (number // 4)],
@@ -263,7 +263,7 @@ def test_many_gradients_in_bf16_add_up_to_the_mean(
             "stages.align.max_grad_norm=1e9",
         )
         norms[number] = trained.norms[0]
-    assert norms[64] == pytest.approx(norms[12], rel=1e-4)
+    assert norms[64] == pytest.approx(norms[16], rel=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
