@@ -25,11 +25,14 @@ class Phantoms(Section):
 
 
 class LlavaJson(Section):
-    """A JSON file of dialogues and a folder of images, the format LLaVA-Med was released in."""
+    """A JSON file of dialogues and a folder of images, the format LLaVA-Med was released in, or a
+    CSV file of questions.
+    """
 
     source: Literal["llava_json"]
     path: str
-    """URI of the file: a JSON list, or one JSON object per line."""
+    """URI of the file: a JSON list, one JSON object per line, or CSV (`.csv`, `.tsv`) whose first
+    line names the columns."""
     image_folder: str
     """URI of the folder that contains the images named in the file. It may be packed as zip."""
     licence: str = ""
@@ -116,11 +119,12 @@ class WebDataset(Section):
 
 
 class Scans(Section):
-    """Dialogues about DICOM and NIfTI files, in LLaVA's JSON form."""
+    """Dialogues about DICOM and NIfTI files, in LLaVA's JSON form or as CSV."""
 
     source: Literal["scans"]
     path: str
-    """URI of the file: a JSON list, or one JSON object per line."""
+    """URI of the file: a JSON list, one JSON object per line, or CSV (`.csv`, `.tsv`) whose first
+    line names the columns."""
     image_folder: str
     """URI of the folder that contains the scans named in the file."""
     slices_per_volume: Annotated[int, Field(ge=1, le=64)] = 1

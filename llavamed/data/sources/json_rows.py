@@ -13,7 +13,6 @@ from functools import cached_property
 from typing import Any
 
 from llavamed.data.sources.archives import ZIP, open_folder, open_packed
-from llavamed.data.sources.file_of_rows import FileOfRows
 from llavamed.data.sources.files import damaged, hash_file, load_image_file
 from llavamed.data.sources.json_text import Pairs, contradiction
 from llavamed.data.sources.text_files import Text, open_text
@@ -32,19 +31,6 @@ _LONGEST_WORD = 64
 """
 _CUT_OFF = "the file ends in the middle of it"
 _EXCERPT = 40
-
-
-class JsonFile(FileOfRows):
-    """A JSON file of rows and a folder of images."""
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield the rows of the file.
-
-        Raises:
-            DataError: The file is absent or damaged, or the images are still packed.
-        """
-        _ = self._images  # fail before the first row if the archive cannot be read
-        return stream_json(self._file)
 
 
 class JsonFolder:

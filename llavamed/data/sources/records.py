@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from llavamed.data.record import AnswerType, Record
+from llavamed.data.sources.csv_rows import MALFORMED
 from llavamed.data.sources.fields import Fields
 from llavamed.data.sources.json_rows import BROKEN
 from llavamed.data.sources.pictures import IMAGE_KEYS, picture_references
@@ -91,9 +92,11 @@ def dialogue(
         licence: The licence of a row that has none.
 
     Raises:
-        SampleError: `no_conversations`, `missing_key`, `unsupported_key`, `two_systems`, or any
-            reason of unreadable turns and images.
+        SampleError: `malformed_row`, `no_conversations`, `missing_key`, `unsupported_key`,
+            `two_systems`, or any reason of unreadable turns and images.
     """
+    if fact := row.get(MALFORMED):
+        raise SampleError("malformed_row", fact)
     fields = Fields(row)
     fields.refuse(_UNSUPPORTED_KEYS)
     listed = _listed_images(fields) if images is None else list(images)

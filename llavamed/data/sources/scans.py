@@ -1,4 +1,4 @@
-"""Read dialogues about DICOM and NIfTI files, in LLaVA's JSON form.
+"""Read dialogues about DICOM and NIfTI files, in LLaVA's JSON form or as CSV.
 
 An item names its scans as other items name pictures. A volume becomes `slices_per_volume` images,
 each with its own placeholder instead of the volume's; `scan.dcm#3` is the fourth frame of a
@@ -15,7 +15,7 @@ from typing import Any
 from llavamed.config.sources import Scans
 from llavamed.data.record import Record
 from llavamed.data.sources.files import load_from_folder
-from llavamed.data.sources.json_rows import JsonFile
+from llavamed.data.sources.llava_json import DialogueFile
 from llavamed.data.sources.records import dialogue
 from llavamed.errors import DataError, SampleError
 from llavamed.processor.dicom import check_deidentified, is_dicom, read_dicom
@@ -27,8 +27,8 @@ _PART = re.compile(r"(?P<name>.*)#(?P<number>\d{1,6})(?:/(?P<count>\d{1,6}))?", 
 _VOLUME = (".nii", ".nii.gz")
 
 
-class ScansSource(JsonFile):
-    """Samples of a JSON file whose images are scans."""
+class ScansSource(DialogueFile):
+    """Samples of a JSON or CSV file whose images are scans."""
 
     def __init__(self, read: Scans) -> None:
         super().__init__(locate(read.path), locate(read.image_folder))
