@@ -145,3 +145,49 @@ def test_a_letter_is_a_side_where_a_side_is_asked(prediction, side):
 def test_a_letter_of_a_reference_is_a_side():
     item = Item("1", "Where is it?", "right frontal lobe", "R frontal lobe", "OPEN")
     assert score(item) == 1
+
+
+BIGGER = "Which is bigger in this image, kidney or liver?"
+SMALLER = "Which is smaller in this image,kidney or spinal cord?"
+PLACE = "Where is the spleen in this image, right or lower right?"
+
+
+@pytest.mark.parametrize(
+    ("question", "prediction", "answer"),
+    [
+        (BIGGER, "The liver is bigger than the kidney.", "Liver"),
+        (BIGGER, "The kidney is smaller than the liver", "Liver"),
+        (BIGGER, "The liver is larger in size than the kidney", "Liver"),
+        (BIGGER, "The kidney is larger.", "Kidney"),
+        (BIGGER, "Liver and kidney", None),
+        (BIGGER, "They are the same size.", None),
+        (SMALLER, "The spinal cord is smaller than the kidney.", "Spinal cord"),
+        (SMALLER, "The kidney is bigger than the spinal cord", "Spinal cord"),
+        (SMALLER, "Kidney and spinal cord", None),
+        (PLACE, "Right", "Right"),
+        (PLACE, "It is in the lower right of the image", "Lower Right"),
+        (PLACE, "Bottom right", "Lower Right"),
+        ("Which lung is bigger, left or right?", "right", "Right Lung"),
+        ("Which lung is bigger, left or right?", "the left one is larger", "Left Lung"),
+        ("Is it normal or abnormal?", "No abnormality", "normal"),
+        ("Is it normal or abnormal?", "There is an abnormality", "abnormal"),
+        ("Is the mass regular or irregular?", "not regular", "irregular"),
+        ("Are they symmetric or asymmetric?", "Not symmetrical.", "asymmetric"),
+        ("Is there a single lesion or multiple?", "one lesion", "single"),
+        ("Is there a single lesion or multiple?", "Several", "multiple"),
+        ("Is there a single lesion or multiple?", "3", "multiple"),
+    ],
+)
+def test_an_answer_is_one_of_those_that_the_question_offers(question, prediction, answer):
+    offered = {
+        BIGGER: ["Kidney", "Liver"],
+        SMALLER: ["Kidney", "Spinal cord"],
+        PLACE: ["Right", "Lower Right"],
+        "Which lung is bigger, left or right?": ["Left Lung", "Right Lung"],
+        "Is it normal or abnormal?": ["normal", "abnormal"],
+        "Is the mass regular or irregular?": ["regular", "irregular"],
+        "Are they symmetric or asymmetric?": ["symmetric", "asymmetric"],
+    }.get(question, ["single", "multiple"])
+    for reference in offered:
+        item = Item("1", question, prediction, reference, "CLOSED")
+        assert score(item) == float(reference == answer), reference

@@ -1,7 +1,7 @@
 """Closed questions whose reference is neither yes, no nor a letter: a side, a plane, a modality."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from llavamed.evaluate.scorers.terms import (
@@ -30,6 +30,18 @@ _SPARED = re.compile(
     re.IGNORECASE,
 )
 """A clause about a place where nothing is."""
+_OFFERED = re.compile(
+    r"[,:]\s*(?P<list>[^,?:]+(?:,[^,?:]+)*?,?\s*\bor\s+[^,?:]+?)\s*\?*\s*\Z", re.I
+)
+"""The answers that a question offers at its end: "Which is bigger, liver or kidney?"."""
+_BETWEEN = re.compile(r",|\bor\b", re.IGNORECASE)
+_COMPARED = re.compile(
+    r"\b(?P<how>\w+er|(?:more|less)\s+\w+)\s+(?:in\s+size\s+)?than\s+(?P<other>[^.,;()\n]+)", re.I
+)
+"""What an answer compares with: "the liver is bigger than the kidney"."""
+_SIZES = dict.fromkeys(["bigger", "larger", "greater", "biggest", "largest"], 1)
+_SIZES |= dict.fromkeys(["smaller", "smallest", "lesser"], -1)
+_AMOUNTS = frozenset({"single", "multiple"})
 _DENIERS = frozenset({"no", "none", "neither", "nor"})
 _CHINESE_SIDES = (
     (re.compile("([左右])[侧边面]"), r"\1"),
@@ -42,7 +54,9 @@ _CHINESE_CLASSES = (
 )
 
 
-def is_chosen(answer: str, reference: str, candidates: Iterable[str] = ()) -> bool | None:
+def is_chosen(
+    answer: str, reference: str, candidates: Iterable[str] = (), question: str = ""
+) -> bool | None:
     """Tell whether an unpacked answer gives the reference and no other answer of its kind.
 
     None means no choice: no answer of the kind, or a hedge.
@@ -51,16 +65,41 @@ def is_chosen(answer: str, reference: str, candidates: Iterable[str] = ()) -> bo
         answer: The answer's words, from `unpack`.
         reference: The right answer.
         candidates: The answers that the question offers, where they are known.
+        question: The question. Answers that it offers exclude each other, and an answer need not
+            repeat its words.
     """
+    offers = _OFFERED.search(question)
+    offered = [each for each in _BETWEEN.split(offers["list"]) if each.strip()] if offers else []
+    asked = frozenset(canonical(question[: offers.start()] if offers else ""))
     for part, is_final in conclusions(answer):
-        found = _choice(part, reference, tuple(candidates))
+        text = _compared(part, question)
+        found = _choice(text, reference, tuple(candidates), [*map(content, offered)], asked)
         is_hedge = not found and bool(UNDECIDED.search(part))
         if found is not None or (is_final and is_hedge):
             return None if is_hedge else found
     return None
 
 
-def _choice(text: str, reference: str, candidates: Sequence[str]) -> bool | None:
+def _compared(text: str, question: str) -> str:
+    """Return a text that compares without the loser: "the liver is bigger" of "than the kidney"."""
+    found = _COMPARED.search(text)
+    if found is None:
+        return text
+    asked = re.findall(r"\w+", question.lower())
+    said, how = found["how"].lower(), next((each for each in asked if each in _SIZES), "")
+    if how and said in _SIZES and _SIZES[how] != _SIZES[said]:
+        return found["other"]
+    is_asked = (how and said in _SIZES) or said.split()[-1] in asked
+    return text[: found.start("other")] + text[found.end() :] if is_asked else text
+
+
+def _choice(
+    text: str,
+    reference: str,
+    candidates: Sequence[str],
+    offered: Sequence[Sequence[str]] = (),
+    asked: Collection[str] = (),
+) -> bool | None:
     """Return whether a text gives the reference; None if it names no answer of its kind."""
     if CHINESE.search(reference):
         return _chinese(text, reference)
@@ -85,7 +124,12 @@ def _choice(text: str, reference: str, candidates: Sequence[str]) -> bool | None
         is_denied = words[0].denied if words else bool(_DENIERS & set(canonical(text)))
         if wanted == ["0"] and is_denied and not counts:
             return True
+    elif set(wanted) <= _AMOUNTS:
+        words = [replace(word, text=_amount(word.text)) for word in words]
     elif set(wanted) & COMPLEMENTS.keys():
+        words = [
+            replace(word, text="abnormal") if word.text == "abnormality" else word for word in words
+        ]
         words = [
             Word(COMPLEMENTS[word.text], False)
             if word.denied and word.text in COMPLEMENTS
@@ -101,7 +145,18 @@ def _choice(text: str, reference: str, candidates: Sequence[str]) -> bool | None
         return False
     if any(word in others for word in _without_measures(stated)):
         return False
-    return contains(stated, wanted) and not _is_denied(words, wanted)
+    others_offered = (each for each in offered if not contains(wanted, each))
+    if any(each and contains(stated, each) for each in others_offered):
+        return False
+    needed = [word for word in wanted if word not in asked] or wanted
+    return contains(stated, needed) and not _is_denied(words, needed)
+
+
+def _amount(word: str) -> str:
+    """Return a number as "single" or "multiple", and any other word as it is."""
+    if not _is_number([word]) or float(word) < 1:
+        return word
+    return "single" if float(word) == 1 else "multiple"
 
 
 def content(text: str) -> list[str]:

@@ -64,7 +64,7 @@ def verdict(item: Item) -> float | None:
     if item.answer_type == "OPEN":
         return open_score(answer, reference, item.question)
     candidates = item.options if isinstance(item.options, tuple) else ()
-    is_right = is_chosen(answer, reference, candidates)
+    is_right = is_chosen(answer, reference, candidates, item.question)
     return None if is_right is None else float(is_right)
 
 
