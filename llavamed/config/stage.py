@@ -160,7 +160,7 @@ class Stage(Section):
         return self.global_batch_size // self.micro_batch_size
 
     def passes(self, num_workers: int) -> int:
-        """Return the forward passes per optimizer step of one of so many workers."""
+        """Return the forward passes of each worker in a step, of which some may hold no sample."""
         return -(-self.num_lanes // num_workers)
 
     @property

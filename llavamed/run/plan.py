@@ -43,14 +43,19 @@ class StageCost:
     accelerator: str
     num_gpus: int
     gpu_memory: float
+    """Bytes of one GPU."""
     mfu: float
+    """Model-FLOPs utilization that `hours` assume."""
     mfu_by: str | None
     """The measurement that `mfu` is taken from, if any."""
     dataset: str
+    """Its datasets, and the passes over each."""
     is_declared: bool
+    """Whether one of its datasets is not prepared."""
     num_samples: int
     steps: int
     num_tokens: float
+    """Tokens of all samples of all its steps, without padding."""
     samples_per_step: float
     useful_tokens: float
     """Fraction of the processed tokens that belongs to samples. The rest is padding, or with
@@ -63,7 +68,9 @@ class StageCost:
     savings: tuple[Saving, ...]
     """Settings that would save memory, if the stage does not fit."""
     flops: float
+    """Floating point operations of all its steps, without padding."""
     hours: float
+    """Hours on all GPUs, with padding."""
     cost: float | None
     """Price of the GPUs for that time, None where it is not in `gpu_prices`."""
     prices: GpuPrices

@@ -89,7 +89,9 @@ class TrainingEngine:
             or hasattr(wrapper, "compute_grad_norm")  # ZeRO-1 and ZeRO-2
             or replace_step(wrapper)
         )
-        self._divide_clipping()
+        """Whether a step with a number that is not finite, and all steps after it, change no weight
+        although the host does not wait to see that number; see `update`."""
+        self._set_clipping()
         self._refused = torch.zeros((), dtype=torch.bool, device=self._engine.device)
         self._norms = torch.zeros(1, device=self._engine.device)
         self._writer = self._engine.checkpoint_engine = _MemoryWriter()
@@ -173,6 +175,13 @@ class TrainingEngine:
         return self._norms
 
     def _squares_of_parts(self) -> torch.Tensor:
+        """Return the squared L2 norm of the gradient of each of `parts`, over all ranks.
+
+        Every rank must call it.
+
+        Returns:
+            float32 tensor of shape [parts], on the engine's device.
+        """
         squares: dict[str, list[torch.Tensor]] = {part: [] for part in self.parts}
         for parameter, gradient in self._kept_gradients():
             norm = torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32)
@@ -183,8 +192,8 @@ class TrainingEngine:
             torch.distributed.all_reduce(sums)
         return sums
 
-    def _divide_clipping(self) -> None:
-        """Set whether DeepSpeed clips, which loading a checkpoint changes."""
+    def _set_clipping(self) -> None:
+        """Let DeepSpeed clip the gradient, unless AdamW's kernel does; a loaded state resets it."""
         bound = 0.0 if self.can_refuse else self._max_grad_norm
         self._engine._config.gradient_clipping = bound
         optimizer = self._engine.optimizer
@@ -247,7 +256,7 @@ class TrainingEngine:
         self._engine._config.load_universal_checkpoint = False
         if path is None:
             raise CheckpointError(f"{folder}: holds no state of this run; delete the checkpoint")
-        self._divide_clipping()
+        self._set_clipping()
         # Keep ours: ZeRO-3 gives every group the settings of the first one, so biases and norms
         # would decay, and a state of another version may name another kernel.
         for group, own in zip(groups, settings, strict=True):

@@ -57,14 +57,21 @@ class StageJob:
 
     config: RunConfig
     stage: Stage
-    datasets: tuple[str, ...]  # in the order of `stage.mixture`
+    datasets: tuple[str, ...]
+    """The prepared datasets, in the order of `stage.mixture`."""
     dataset_fingerprints: tuple[str, ...]
+    """The fingerprints of the datasets when the run started, in the same order."""
     processor: str
-    initial_weights: str | None  # an export or hub name; None for the model of the config
-    initial_fingerprint: str | None  # that of the stage that exported them, or their name
+    initial_weights: str | None
+    """An export or the name of a model on the hub; None for the model of the config."""
+    initial_fingerprint: str | None
+    """The fingerprint of the stage that exported the initial weights, or else their name."""
     checkpoints: str
+    """The folder of the stage's checkpoints."""
     export: str
-    lease: Lease | None = None  # on the run's folder; None if nobody else can write there
+    """The folder to export the trained model to."""
+    lease: Lease | None = None
+    """The lease on the run's folder; None if nobody else can write there."""
 
     @property
     def fingerprint(self) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from llavamed.config.engine import Engine
@@ -79,7 +80,9 @@ class Meter:
         }
 
 
-def step_flops(model: Any, *, stage: Stage, data: Mixture, order: StageOrder) -> Any:
+def step_flops(
+    model: Any, *, stage: Stage, data: Mixture, order: StageOrder
+) -> npt.NDArray[np.float64]:
     """Return the floating point operations of every step of a stage, padding not counted.
 
     Args:
@@ -88,11 +91,14 @@ def step_flops(model: Any, *, stage: Stage, data: Mixture, order: StageOrder) ->
         stage: The stage.
         data: The datasets that it trains on.
         order: The order of their samples.
+
+    Returns:
+        float64 array of shape [steps].
     """
     columns = {name: data.column(name) for name in ("num_tiles", "num_tokens", "num_supervised")}
     columns["sum_squared_tokens"] = columns["num_tokens"] ** 2
     sums: dict[str, Any] = {name: order.sums(column) for name, column in columns.items()}
-    return stage_flops(model, stage, Workload(**sums))
+    return np.asarray(stage_flops(model, stage, Workload(**sums)), np.float64)
 
 
 def cluster_peak_flops(engine: Engine, context: Context) -> float | None:

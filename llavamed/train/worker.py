@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from llavamed.data.feed.loader import StageLoader
+from llavamed.data.feed.loader import Batch, StageLoader
 from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import CheckpointError, StorageError
 from llavamed.model.adapters import add_adapters, merge_adapters
@@ -31,8 +31,9 @@ from llavamed.storage.manifest import (
     find,
     write,
 )
+from llavamed.train.checkpoint.random_state import seed_random_state
 from llavamed.train.checkpoint.requests import CheckpointRequests
-from llavamed.train.checkpoint.restore import restore_checkpoint, seed_random_state
+from llavamed.train.checkpoint.restore import restore_checkpoint
 from llavamed.train.checkpoint.save import Saver
 from llavamed.train.collectives import together
 from llavamed.train.context import Context, PreemptionWatch
@@ -109,10 +110,10 @@ def train_stage(job: StageJob, context: Context) -> bool:
         started -= seconds_before
         requests = CheckpointRequests(locate(job.config.directory), is_first=context.rank == 0)
         with requests, Saver(job, engine, num_saved_steps=len(history)) as saver:
-            is_whole = _train_steps(
+            has_all_steps = _train_steps(
                 job, context, engine, loader, meter, saver, requests, history, started
             )
-    if not is_whole:
+    if not has_all_steps:
         engine.close()
         return False
     measured = measurement(job, sizing, history[first:], context.device)
@@ -219,14 +220,9 @@ def _train_steps(
     for step, batches in enumerate(loader.steps(start=len(history)), start=len(history)):
         data_wait = time.monotonic() - started_step
         has_moved = step > min(1, warmup_steps(stage.schedule, order.num_steps))
-        loss_sum = torch.zeros((), device=context.device)
-        for number, batch in enumerate(batches, start=1):
-            loss = supervised_loss(engine.model, batch.to(context.device))
-            engine.backward(loss, num_supervised[step])
-            loss_sum += loss.detach()
-            if number < len(batches):
-                engine.step()
-        losses = with_all_ranks(loss_sum)
+        losses = with_all_ranks(
+            _compute_gradient(engine, batches, num_supervised[step], context.device)
+        )
         if not may_wait:
             own_sum, total = losses.tolist()
             check_finite(context, stage, step, ids_of(batches), own_sum, total, has_moved=has_moved)
@@ -266,6 +262,30 @@ def _train_steps(
                 return False
         started_step = time.monotonic()
     return True
+
+
+def _compute_gradient(
+    engine: TrainingEngine, batches: list[Batch], num_supervised: int, device: torch.device
+) -> torch.Tensor:
+    """Run the forward and backward passes of a step; `engine.update` ends the last one.
+
+    Args:
+        engine: The engine, which adds up the gradient.
+        batches: This rank's batches of the step.
+        num_supervised: Supervised tokens of all ranks and batches of the step.
+        device: Where the model computes.
+
+    Returns:
+        Scalar on the device: the loss, summed over this rank's supervised tokens.
+    """
+    loss_sum = torch.zeros((), device=device)
+    for number, batch in enumerate(batches, start=1):
+        loss = supervised_loss(engine.model, batch.to(device))
+        engine.backward(loss, num_supervised)
+        loss_sum += loss.detach()
+        if number < len(batches):
+            engine.step()
+    return loss_sum
 
 
 def _read(unread: UnreadSteps, context: Context, saver: Saver, history: list[StepRecord]) -> None:

@@ -17,8 +17,8 @@ from llavamed.config.run import RunConfig
 from llavamed.errors import CheckpointError, StorageError
 from llavamed.storage.fingerprint import fingerprint
 from llavamed.storage.location import MANIFEST, locate
+from llavamed.train.checkpoint.files import hash_files
 from llavamed.train.checkpoint.listing import complete_checkpoints, read_checkpoint
-from llavamed.train.checkpoint.restore import hash_files
 from llavamed.train.history import read_history
 from llavamed.train.job import StageJob
 from llavamed.train.metrics import StepRecord

@@ -6,7 +6,7 @@ import torch
 from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError
 from llavamed.storage.location import locate
-from llavamed.train.checkpoint.restore import seed_random_state
+from llavamed.train.checkpoint.random_state import seed_random_state
 from llavamed.train.metrics import StepRecord
 from tests.support.training_setup import (
     LEARNING,

@@ -14,24 +14,19 @@ import hashlib
 import io
 import logging
 import os
-import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
-import torch
 import torch.distributed as dist
 
 from llavamed.errors import CheckpointError, DamagedCheckpointError
 from llavamed.storage.location import Location
 from llavamed.storage.manifest import CheckpointManifest, FileFacts
-from llavamed.storage.scratch import scratch_errors, scratch_folder
-from llavamed.train.checkpoint.listing import (
-    complete_checkpoints,
-    read_checkpoint,
-)
+from llavamed.storage.scratch import scratch_folder
+from llavamed.train.checkpoint.files import check_hash, fetch, publish
+from llavamed.train.checkpoint.listing import complete_checkpoints, read_checkpoint
+from llavamed.train.checkpoint.random_state import RANDOM, restore_random_state
 from llavamed.train.collectives import together
 from llavamed.train.engine import TrainingEngine, to_universal
 from llavamed.train.history import HISTORY, to_records
@@ -41,10 +36,6 @@ from llavamed.train.metrics import StepRecord
 logger = logging.getLogger(__name__)
 
 UNIVERSAL = "universal"
-RANDOM = "random_of_rank_{}_.pt"
-_OF_A_RANK = re.compile(r"(?:pp|of)_rank_(\d+)_")
-_CHUNK_BYTES = 16 << 20
-"""Number of bytes of a file that are in memory while it is copied."""
 
 
 @dataclass(frozen=True)
@@ -56,32 +47,6 @@ class Restored:
     """The records of all steps taken."""
     has_random_state: bool
     """Whether every rank got back its own random state."""
-
-
-def hash_files(folder: Path) -> dict[str, FileFacts]:
-    """Return the size and SHA-256 of every file below a folder, by relative path."""
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            facts = FileFacts(bytes=path.stat().st_size, sha256=digest)
-            files[path.relative_to(folder).as_posix()] = facts
-    return files
-
-
-def publish(folder: Path, place: Location) -> dict[str, FileFacts]:
-    """Upload a local folder to its place.
-
-    Returns:
-        Its files, as `hash_files` returns them.
-
-    Raises:
-        StorageError: The place cannot be written.
-    """
-    files = hash_files(folder)
-    place.upload(folder)
-    return files
 
 
 def restore_checkpoint(folder: Location, engine: TrainingEngine, job: StageJob) -> Restored | None:
@@ -120,20 +85,6 @@ def restore_checkpoint(folder: Location, engine: TrainingEngine, job: StageJob) 
     return None
 
 
-def seed_random_state(seed: int, *, step: int, rank: int) -> None:
-    """Seed the random numbers of a rank from a step on, the same in every run."""
-    words = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)
-    torch.manual_seed(int(words[0]))
-
-
-def random_state() -> dict[str, torch.Tensor]:
-    """Return the state of this rank's random number generators."""
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
 def _load(place: Location, engine: TrainingEngine, job: StageJob) -> Restored:
     """Restore one checkpoint on every rank, or raise the same error on every rank."""
     rank, local_rank = dist.get_rank(), int(os.environ["LOCAL_RANK"])
@@ -143,22 +94,22 @@ def _load(place: Location, engine: TrainingEngine, job: StageJob) -> Restored:
     has_random_state = manifest.layout.world_size == dist.get_world_size()
     with scratch_folder() as folder:
         if engine.loads(manifest.layout):
-            together(lambda: _fetch(place, files, folder, rank=rank))
+            together(lambda: fetch(place, files, folder, rank=rank))
             engine.load(folder)
         else:
             together(lambda: engine.check_universal(manifest.layout))
             envelope = engine.envelope(manifest.step)
             (converted,) = together(lambda: _convert(place, files, envelope), rank == 0)
             # Every rank reads a part of every file, so the ranks of a machine share one copy.
-            together(lambda: _fetch(place / UNIVERSAL, converted, folder), local_rank == 0)
+            together(lambda: fetch(place / UNIVERSAL, converted, folder), local_rank == 0)
             copies = together(lambda: folder)
             engine.load(copies[rank - local_rank], is_universal=True)
             together(lambda: None)  # keep the copy until all ranks have read it
             together((place / UNIVERSAL).remove, rank == 0)
         if has_random_state:
             name = RANDOM.format(rank)
-            together(lambda: _fetch(place, {name: files[name]}, folder))
-            _restore_random_state(folder / name)
+            together(lambda: fetch(place, {name: files[name]}, folder))
+            restore_random_state(folder / name)
     return Restored(manifest, history, has_random_state)
 
 
@@ -168,54 +119,14 @@ def _convert(
     """Convert the state of a checkpoint for the engine of the envelope, and publish it.
 
     Returns:
-        Its files, as `hash_files` returns them.
+        Its files, as `publish` returns them.
     """
     with scratch_folder() as scratch:
         saved, universal = scratch / "saved", scratch / UNIVERSAL
-        _fetch(place, files, saved)
+        fetch(place, files, saved)
         to_universal(saved, universal, envelope)
         (place / UNIVERSAL).remove()  # left behind by an attempt that died here
         return publish(universal, place / UNIVERSAL)
-
-
-def _fetch(
-    place: Location, files: dict[str, FileFacts], folder: Path, *, rank: int | None = None
-) -> None:
-    """Copy the files of a checkpoint: all, or those that one rank reads.
-
-    Raises:
-        DamagedCheckpointError: A file is missing or not as it was written.
-        StorageError: A file cannot be read.
-    """
-    for name, facts in files.items():
-        owner = _OF_A_RANK.search(name)
-        if rank is not None and owner is not None and int(owner.group(1)) != rank:
-            continue
-        _copy(place / name, facts, folder / name)
-
-
-def _copy(file: Location, facts: FileFacts, target: Path) -> None:
-    """Copy a file in pieces and check its hash.
-
-    Raises:
-        DamagedCheckpointError: The file is missing or not as it was written.
-    """
-    digest = hashlib.sha256()
-    try:
-        with file.open(cache_type="none") as source, scratch_errors():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("wb") as copy:
-                while piece := source.read(_CHUNK_BYTES):
-                    digest.update(piece)
-                    copy.write(piece)
-    except FileNotFoundError as error:
-        raise DamagedCheckpointError(f"{file}: is missing") from error
-    _compare(file, facts, digest.hexdigest())
-
-
-def _compare(file: Location, facts: FileFacts, found: str) -> None:
-    if found != facts.sha256:
-        raise DamagedCheckpointError(f"{file}: differs from its manifest; it is damaged")
 
 
 def _read_history(place: Location, facts: FileFacts) -> list[StepRecord]:
@@ -224,7 +135,7 @@ def _read_history(place: Location, facts: FileFacts) -> list[StepRecord]:
         data = file.read_bytes()
     except FileNotFoundError as error:
         raise DamagedCheckpointError(f"{file}: is missing") from error
-    _compare(file, facts, hashlib.sha256(data).hexdigest())
+    check_hash(file, facts, hashlib.sha256(data).hexdigest())
     return to_records(pq.ParquetFile(io.BytesIO(data)).read())
 
 
@@ -242,10 +153,3 @@ def _read_own_manifest(place: Location, job: StageJob) -> CheckpointManifest:
             "with, another run name, or delete it"
         )
     return manifest
-
-
-def _restore_random_state(file: Path) -> None:
-    state = torch.load(file)
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"])

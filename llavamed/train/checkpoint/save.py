@@ -22,8 +22,9 @@ from llavamed.errors import CheckpointError, DamagedCheckpointError, StorageErro
 from llavamed.storage.location import MANIFEST, Location, locate
 from llavamed.storage.manifest import CheckpointManifest, FileFacts, write
 from llavamed.storage.scratch import scratch_folder
+from llavamed.train.checkpoint.files import publish
 from llavamed.train.checkpoint.listing import read_checkpoint
-from llavamed.train.checkpoint.restore import RANDOM, publish, random_state
+from llavamed.train.checkpoint.random_state import RANDOM, random_state
 from llavamed.train.checkpoint.retention import Saved, names_to_keep
 from llavamed.train.collectives import together
 from llavamed.train.engine import TrainingEngine
