@@ -4,9 +4,14 @@ from collections import Counter
 
 from llavamed.config.run import RunConfig
 from llavamed.data.prepared.dataset import PreparedDataset, open_prepared
-from llavamed.errors import DataError
 from llavamed.evaluate.cards import MODEL_CARD, render_data_card, render_model_card
-from llavamed.run.curriculum import StagePlan, find_stage, plan_curriculum
+from llavamed.run.curriculum import (
+    StagePlan,
+    find_stage,
+    plan_curriculum,
+    scores_now,
+    trained_on,
+)
 from llavamed.storage.location import Location, locate
 from llavamed.storage.manifest import ScoresManifest
 
@@ -24,13 +29,7 @@ def write_cards(config: RunConfig, stage: str | None, folder: Location) -> list[
         StorageError: The folder cannot be written.
     """
     plan = find_stage(config, stage)
-    scores = plan.scores(config.datasets_directory)
-    if scores is None:
-        raise DataError(
-            f"stage={plan.stage.name}: is not scored with the model, data and settings of this "
-            "config; run `llavamed evaluate` first"
-        )
-    cards = render_cards(config, plan, scores)
+    cards = render_cards(config, plan, scores_now(config, plan))
     for file, text in cards.items():
         (folder / file).write_bytes(text.encode())
     return list(cards)
@@ -65,11 +64,8 @@ def training_sets(config: RunConfig, plan: StagePlan) -> dict[str, PreparedDatas
     Raises:
         DataError: A dataset is gone or not complete.
     """
-    names = [stage.name for stage in config.stages]
-    stages = config.stages[: names.index(plan.stage.name) + 1]
     folder = locate(config.datasets_directory)
-    wanted = dict.fromkeys(name for stage in stages for name in stage.mixture)
-    return {name: open_prepared(folder / name) for name in wanted}
+    return {name: open_prepared(folder / name) for name in trained_on(config, plan)}
 
 
 def count_licences(dataset: PreparedDataset) -> Counter[str]:

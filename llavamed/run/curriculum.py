@@ -8,7 +8,7 @@ from llavamed.config.run import RunConfig
 from llavamed.config.stage import Stage
 from llavamed.data.prepared.dataset import PROCESSOR, PreparedDataset
 from llavamed.data.prepared.mixture import Mixture
-from llavamed.errors import ConfigError
+from llavamed.errors import ConfigError, DataError
 from llavamed.evaluate.scores import scores_fingerprint
 from llavamed.storage.lease import Lease
 from llavamed.storage.location import Location, locate
@@ -155,6 +155,28 @@ def make_jobs(
             lease=lease,
         )
     return list(jobs.values())
+
+
+def trained_on(config: RunConfig, plan: StagePlan) -> list[str]:
+    """Return the names of the datasets that a stage and those before it are trained on."""
+    names = [stage.name for stage in config.stages]
+    stages = config.stages[: names.index(plan.stage.name) + 1]
+    return list(dict.fromkeys(name for stage in stages for name in stage.mixture))
+
+
+def scores_now(config: RunConfig, plan: StagePlan) -> ScoresManifest:
+    """Return the scores of a stage with what the config says now.
+
+    Raises:
+        DataError: It has none.
+    """
+    scores = plan.scores(config.datasets_directory)
+    if scores is None:
+        raise DataError(
+            f"stage={plan.stage.name}: is not scored with the model, data and settings of this "
+            "config; run `llavamed evaluate` first"
+        )
+    return scores
 
 
 def find_stage(config: RunConfig, name: str | None) -> StagePlan:

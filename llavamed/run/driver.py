@@ -21,7 +21,13 @@ from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import ConfigError, LeaseError, LlavaMedError, StorageError, TrackingError
 from llavamed.evaluate.overlaps import find_overlaps
 from llavamed.evaluate.run import evaluate
-from llavamed.run.curriculum import StagePlan, find_stage, make_jobs, plan_curriculum
+from llavamed.run.curriculum import (
+    StagePlan,
+    find_stage,
+    make_jobs,
+    plan_curriculum,
+    trained_on,
+)
 from llavamed.run.fit import fit
 from llavamed.run.plan import training_flops
 from llavamed.run.preflight import (
@@ -305,19 +311,12 @@ def _evaluate(
             export_fingerprint=result.fingerprint,
             folder=plan.evaluation,
             lease=lease,
-            overlaps=find_overlaps(config, _trained_on(config, plan), settings.data),
+            overlaps=find_overlaps(config, trained_on(config, plan), settings.data),
             on_progress=on_progress,
         )
     record.stage_finished(plan.stage.name, result)
     run.log_scores({"seconds": time.monotonic() - started})
     return found
-
-
-def _trained_on(config: RunConfig, plan: StagePlan) -> list[str]:
-    """Return the datasets that a stage and those before it are trained on."""
-    names = [stage.name for stage in config.stages]
-    before = config.stages[: names.index(plan.stage.name) + 1]
-    return [name for stage in before for name in stage.mixture]
 
 
 def _stage_summary(plan: StagePlan, result: ExportManifest, spent: Spending) -> StageSummary:

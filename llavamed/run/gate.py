@@ -4,11 +4,11 @@ import json
 
 from llavamed.config.gate import GatePolicy
 from llavamed.config.run import RunConfig
-from llavamed.errors import ConfigError, DataError
+from llavamed.errors import ConfigError
 from llavamed.evaluate.answers import ANSWERS, Answer, read_answers
 from llavamed.evaluate.gates import Evidence, RuleResult, check_policy, require
 from llavamed.run.cards import count_licences, training_sets
-from llavamed.run.curriculum import StagePlan, find_stage
+from llavamed.run.curriculum import StagePlan, find_stage, scores_now
 from llavamed.run.tracking import Tracker
 from llavamed.storage.fingerprint import fingerprint
 from llavamed.storage.location import Location, locate
@@ -36,12 +36,7 @@ def check_candidate(
     plan = find_stage(config, stage)
     if plan.stage.evaluation is None:
         raise ConfigError(f"stage={plan.stage.name}: has no evaluation; add one to its settings")
-    scores = plan.scores(config.datasets_directory)
-    if scores is None:
-        raise DataError(
-            f"stage={plan.stage.name}: is not scored with the model, data and settings of this "
-            "config; run `llavamed evaluate` first"
-        )
+    scores = scores_now(config, plan)
     tracker = Tracker(config)
     model = Evidence(
         scores=scores,

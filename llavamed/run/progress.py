@@ -100,7 +100,11 @@ class ProgressDisplay:
         )
         logger.info(
             "train %s: done, loss %.3f -> %.3f in %.0f s; parameters trained: %s",
-            *(stage, result.loss_first, result.loss_last, result.seconds, counts),
+            stage,
+            result.loss_first,
+            result.loss_last,
+            result.seconds,
+            counts,
         )
 
     def _update(self, task: str, done: int, total: int, unit: str, detail: str) -> None:

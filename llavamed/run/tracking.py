@@ -378,9 +378,7 @@ class TrackedRun:
     def _create_model(self, name: str, export: str) -> LoggedModel:
         return self._client.create_logged_model(
             self._experiment,
-            name=name.replace(
-                ".", "-"
-            ),  # MLflow accepts no dots here, and a run's name may have some
+            name=name.replace(".", "-"),  # a run's name may have dots, which MLflow refuses here
             source_run_id=self.run_id,
             model_type=_MODEL_TYPE,
             tags={"export": export},

@@ -23,13 +23,16 @@ class StageWorkload:
     """What a stage processes, over all of its epochs."""
 
     num_samples: int
+    """Samples of all of its datasets."""
     samples_seen: float
+    """Samples that its steps take, counted as often as they are taken."""
     steps: int
     longest: float
     """Tokens of the longest sample."""
     tiles_per_token: float
     """Tiles of images, divided by tokens, of the sample with most of them."""
     work: Workload
+    """What the samples cost by themselves."""
     padded: Workload
     """The same, with padding counted as tokens. A pack has none unless its layers are compiled."""
     processed: float
@@ -97,13 +100,12 @@ def declared_workload(
 
     mean_images = mean("mean_images")
     length = mean_images * image_tokens + mean("mean_text_tokens")
-    rows = (
-        stage.pack_tokens / length if stage.packing else stage.micro_batch_size
-    ) * stage.num_lanes
-    steps = stage.max_steps or stage.num_train_epochs * math.ceil(epoch / rows)
-    seen = min(steps * rows, epoch * stage.num_train_epochs)
-    if stage.max_steps is not None:
-        seen = steps * rows
+    per_pass = stage.pack_tokens / length if stage.packing else stage.micro_batch_size
+    per_step = per_pass * stage.num_lanes  # samples
+    steps = stage.max_steps or stage.num_train_epochs * math.ceil(epoch / per_step)
+    seen = steps * per_step
+    if stage.max_steps is None:
+        seen = min(seen, epoch * stage.num_train_epochs)
     lengths, weights = _declared_lengths(config, shares, image_tokens)
     work = Workload(
         num_tiles=seen * mean_images * tiles.most_tiles,
