@@ -56,17 +56,8 @@ class Cluster:
         Raises:
             ConfigError: There is no kubeconfig, or it has no such context.
         """
-        settings = client.Configuration()
-        settings.retries = False  # urllib3 would retry silently
-        try:
-            own = _sign_in(settings, context)
-        except _BROKEN_FILE as error:
-            reason = " ".join(str(error).split())
-            raise ConfigError(
-                f"context={context or 'current'}: the kubeconfig cannot be used ({reason}); set "
-                "KUBECONFIG, or name a context with --context"
-            ) from error
-        self._api = client.ApiClient(configuration=settings)
+        self._context = context
+        self._api, own = _connect(context)
         self.namespace = namespace or own or "default"
         given = {"--namespace": namespace, "--context": context}
         self.options = "".join(f" {key} {shlex.quote(word)}" for key, word in given.items() if word)
@@ -227,6 +218,8 @@ class Cluster:
         body: Object | None,
         headers: Mapping[str, str] | None,
         recover: Callable[[int], Object | None],
+        *,
+        is_renewed: bool = False,
     ) -> str:
         host = self._api.configuration.host
         sent = {"Accept": "application/json", "Content-Type": "application/json"}
@@ -247,6 +240,10 @@ class Cluster:
                 f"server={host}: the API server does not answer ({_reason(error)}); check that the "
                 "cluster runs and that this machine reaches it"
             ) from error
+        if status == 401 and not is_renewed:
+            # The client keeps a token for ever, also one whose file has another by now.
+            self._api, _ = _connect(self._context)
+            return self._ask_once(method, path, call, body, headers, recover, is_renewed=True)
         if status in _MAY_PASS:
             raise UnreachableError(explain(status, text, call))
         if status >= 400:
@@ -272,6 +269,25 @@ def _read(text: str, call: Call, read: Callable[[str], Any]) -> Any:
         return read(text)
     except ValueError as error:
         raise ClusterError(not_kubernetes(call, text)) from error
+
+
+def _connect(context: str | None) -> tuple[client.ApiClient, str | None]:
+    """Return a client with the credentials of now, and the namespace that comes with them.
+
+    Raises:
+        ConfigError: There is no kubeconfig, or it has no such context.
+    """
+    settings = client.Configuration()
+    settings.retries = False  # urllib3 would retry silently
+    try:
+        own = _sign_in(settings, context)
+    except _BROKEN_FILE as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"context={context or 'current'}: the kubeconfig cannot be used ({reason}); set "
+            "KUBECONFIG, or name a context with --context"
+        ) from error
+    return client.ApiClient(configuration=settings), own
 
 
 def _sign_in(settings: client.Configuration, context: str | None) -> str | None:

@@ -22,8 +22,10 @@ from tests.support.http_server import serving
 
 
 @contextmanager
-def server(answers: dict[str, Any], certificate: Path | None = None) -> Iterator[tuple[str, Any]]:
-    """Serve answers by their path; gives the address, and the paths that were asked for."""
+def server(
+    answers: dict[str, Any], certificate: Path | None = None, token: str | None = None
+) -> Iterator[tuple[str, Any]]:
+    """Serve answers by their path, to a token; gives the address, and the paths asked for."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -33,7 +35,8 @@ def server(answers: dict[str, Any], certificate: Path | None = None) -> Iterator
             name = self.path.rpartition("/")[2]
             missing = {"kind": "Status", "code": 404, "details": {"name": name}}
             text = body if isinstance(body, str) else json.dumps(body or missing)
-            self.send_response(404 if body is None else 200)
+            is_known = token is None or self.headers["Authorization"] == f"Bearer {token}"
+            self.send_response(401 if not is_known else 404 if body is None else 200)
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
             self.wfile.write(text.encode())
@@ -98,6 +101,26 @@ def test_a_page_in_the_place_of_kubernetes_is_no_stack_trace(
         kubeconfig(address)
         with pytest.raises(ClusterError, match="what answers is not Kubernetes: <html>please"):
             Cluster("research").find_all(RAY_JOB)
+
+
+def test_a_token_that_was_renewed_is_read_again(
+    kubeconfig: Callable[[str], None], tmp_path: Path
+) -> None:
+    """EKS lets a token live for a day, and a training may be followed for longer."""
+    found = {"kind": "RayJob", "metadata": {"name": "run"}}
+    with server({place(RAY_JOB, "run"): found}, token="second") as (address, asked):
+        kubeconfig(address)
+        file = tmp_path / "kubeconfig"
+        content = yaml.safe_load(file.read_text())
+        content["users"][0]["user"] = {"tokenFile": str(tmp_path / "token")}
+        file.write_text(yaml.safe_dump(content))
+        (tmp_path / "token").write_text("first")
+        cluster = Cluster("research")
+        with pytest.raises(ClusterError, match="sign in"):
+            cluster.get(RAY_JOB, "run")
+        assert len(asked) == 2
+        (tmp_path / "token").write_text("second")
+        assert cluster.get(RAY_JOB, "run") == found
 
 
 def test_a_certificate_that_is_not_trusted_is_not_waited_for(
