@@ -31,6 +31,7 @@ from llavamed.processor.forms.find import find_form
 from llavamed.processor.forms.form import find_file
 from llavamed.processor.images import ImageSettings
 from llavamed.processor.pretrained import (
+    check_rows,
     load_pretrained,
     part_config,
     pinpoints_of,
@@ -40,7 +41,7 @@ from llavamed.processor.pretrained import (
 from llavamed.processor.templates import TOKENIZER, own_chat_template
 from llavamed.processor.thinking import with_thinking
 from llavamed.processor.tiles import Tiling, check_pinpoints
-from llavamed.processor.token_labels import check_fast, check_same_vocabulary, repair_merges
+from llavamed.processor.token_labels import check_fast, differing_ids, repair_merges
 from llavamed.processor.tower import Tower, tower_of
 from llavamed.processor.turns import IMAGE_PLACEHOLDER
 from llavamed.storage.fetch import fetch_once
@@ -274,6 +275,7 @@ def _whole_processor(model: Model) -> Processor:
             f"{key}={source}: image_token_index={config.image_token_id} in its config, but its "
             f"tokenizer has {IMAGE_PLACEHOLDER} at {found}; correct one of the two"
         )
+    check_rows(processor.tokenizer, config, f"{key}={source}")
     # Older processors lack these fields, and the config of the model has them.
     processor.patch_size = tower.patch_size
     processor.vision_feature_select_strategy = config.vision_feature_select_strategy
@@ -357,8 +359,12 @@ def _tokenizer(model: Model, texts: Iterator[str]) -> Any:
     if model.language_model.weights is not None:
         with suppress(ConfigError):  # weights without a tokenizer do not say what they read
             own = load_tokenizer(model.language_model.weights, "model.language_model.weights")
-    if own is not None:
-        check_same_vocabulary(tokenizer, own)
+    if own is not None and (differing := differing_ids(tokenizer, own)):
+        raise ConfigError(
+            f"model.tokenizer={model.tokenizer}: {differing} than in the tokenizer of "
+            f"model.language_model.weights={model.language_model.weights}, so the model would read "
+            "other words; remove it, or name the weights it belongs to"
+        )
     return tokenizer
 
 

@@ -166,26 +166,20 @@ def check_fast(tokenizer: "PreTrainedTokenizerBase") -> None:
         )
 
 
-def check_same_vocabulary(
-    tokenizer: "PreTrainedTokenizerBase", own: "PreTrainedTokenizerBase"
-) -> None:
-    """Check that a tokenizer is of the language model that came with another one.
+def differing_ids(tokenizer: "PreTrainedTokenizerBase", own: "PreTrainedTokenizerBase") -> str:
+    """Return how many ids stand for other tokens than in the tokenizer of a language model.
 
-    Raises:
-        ConfigError: Too many ids stand for other tokens.
+    Returns:
+        A part of a sentence; empty if they are few, as where someone has renamed spare tokens.
     """
     ours, theirs = (
         {number: token for token, number in each.get_vocab().items()} for each in (tokenizer, own)
     )
     common = ours.keys() & theirs.keys()
     num_others = sum(ours[number] != theirs[number] for number in common)
-    if num_others > _RENAMED * len(common):
-        raise ConfigError(
-            f"model.tokenizer={tokenizer.name_or_path}: {num_others:,} of {len(common):,} ids "
-            "stand for other tokens than in the tokenizer of model.language_model.weights="
-            f"{own.name_or_path}, so the model would read other words; remove it, or name the "
-            "weights it belongs to"
-        )
+    if num_others <= _RENAMED * len(common):
+        return ""
+    return f"{num_others:,} of {len(common):,} ids stand for other tokens"
 
 
 def repair_merges(tokenizer: "PreTrainedTokenizerBase") -> None:

@@ -36,6 +36,7 @@ from llavamed.run.preflight import (
     check_settings,
     check_stage,
     check_weights,
+    check_words,
     warn_of_numbers,
     warn_of_unlearned_ends,
 )
@@ -102,7 +103,9 @@ def run_curriculum(
     with hold_lease(directory, hint=_HINT, take_over=take_over) as lease:
         check_settings(plans, make_jobs(config, plans))
         with RunRecord(config, plans, lease, progress) as record:
-            warn_of_unlearned_ends(config, plans, ensure_processor(config))
+            processor = ensure_processor(config)
+            check_words(plans, processor)
+            warn_of_unlearned_ends(config, plans, processor)
             with ray_cluster(config):
                 datasets = prepare(config, _datasets_of(plans), record.prepared)
                 jobs = make_jobs(config, plans, _fingerprints(datasets), lease)

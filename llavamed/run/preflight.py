@@ -26,15 +26,22 @@ from llavamed.model.head import check_head
 from llavamed.model.kernels import check_capability, check_kernels
 from llavamed.model.llava import check_forward, check_image_token, llava_config
 from llavamed.model.quantize import load_bitsandbytes
-from llavamed.processor.build import load_processor, model_images, whole_images
+from llavamed.processor.build import (
+    load_processor,
+    load_tokenizer,
+    model_images,
+    whole_images,
+)
 from llavamed.processor.own_template import end_of_answers
 from llavamed.processor.pretrained import (
+    check_rows,
     config_tiling,
     part_config,
     set_pinpoints,
     text_config,
     whole_config,
 )
+from llavamed.processor.token_labels import differing_ids
 from llavamed.run.curriculum import StagePlan
 from llavamed.storage.fetch import fetch_once
 from llavamed.storage.location import Location
@@ -143,6 +150,36 @@ def check_language_model(config: RunConfig, plans: list[StagePlan]) -> None:
             check_kernels(decoder, each)
             if each.varlen and gpu in _OLD_GPUS:
                 check_capability(_OLD_GPUS[gpu], gpu)
+
+
+def check_words(plans: list[StagePlan], processor: Location) -> None:
+    """Check that initial weights that no stage of this run makes know the tokens of the datasets.
+
+    Weights without a tokenizer do not say which tokens they know.
+
+    Args:
+        plans: The stages.
+        processor: The processor that datasets are prepared with.
+
+    Raises:
+        ConfigError: They know others.
+    """
+    own = {str(plan.export) for plan in plans}
+    for plan in plans:
+        start, key = plan.initial_weights, f"stages.{plan.stage.name}.initial_weights"
+        if start is None or start in own:
+            continue
+        tokenizer = load_processor(Path(fetch_once(str(processor)))).tokenizer
+        check_rows(tokenizer, whole_config(start, key), f"{key}={start}")
+        theirs = None
+        with suppress(ConfigError):
+            theirs = load_tokenizer(start, key)
+        if theirs is not None and (differing := differing_ids(tokenizer, theirs)):
+            raise ConfigError(
+                f"{key}={start}: {differing} in its tokenizer than in that of the model section, "
+                "by which datasets are prepared, so the model would read other words; name these "
+                "weights in model.weights too"
+            )
 
 
 def warn_of_unlearned_ends(config: RunConfig, plans: list[StagePlan], processor: Location) -> None:
