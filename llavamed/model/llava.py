@@ -6,7 +6,9 @@ None of its classes is ours, so plain transformers loads what is exported.
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeAlias
 
 import torch
@@ -54,6 +56,7 @@ LLAVAS = {"llava": LlavaForConditionalGeneration, "llava_next": LlavaNextForCond
 """The classes of a whole LLaVA, by `LLAVA_TYPES`."""
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 TOWER_KEY = "model.vision_tower.weights"
+_LAYER = re.compile(r"\.\d+\.")
 VOCABULARY_MULTIPLE = 64
 """Embedding rows are padded to a multiple of this, as tensor cores prefer."""
 
@@ -277,12 +280,13 @@ def _read_weights(auto_class: Any, source: str, key: str, **settings: Any) -> An
     Raises:
         CheckpointError: The weights cannot be found or loaded, or are incomplete.
     """
+    folder: str | None = None
     try:
         place, gguf = split_gguf(source, key)
-        folder: str | None = fetch_once(place, weights=gguf.get("gguf_file", True))
+        folder = fetch_once(place, weights=gguf.get("gguf_file", True))
         form = None if gguf else find_form(str(folder))
         if form is not None:
-            config, folder = form.config, None
+            config = form.config
             settings |= {"config": config, "state_dict": form.read_weights()}
         else:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **gguf)
@@ -291,7 +295,7 @@ def _read_weights(auto_class: Any, source: str, key: str, **settings: Any) -> An
         # An Auto class would read a config from a folder, and a form has none.
         auto_class = auto_class or LLAVAS[config.model_type]
         model, report = auto_class.from_pretrained(
-            folder,
+            folder if form is None else None,
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -301,18 +305,43 @@ def _read_weights(auto_class: Any, source: str, key: str, **settings: Any) -> An
         if gguf:
             del model.config.quantization_config  # they are dequantized
         _state_ties(model)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{key}={source}: {loading_problem(error)}") from error
+    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
+        raise CheckpointError(f"{key}={source}: {loading_problem(error, folder)}") from error
     wrong = report["missing_keys"] | {name for name, *_ in report["mismatched_keys"]}
     if key == TOWER_KEY:
         wrong = {name for name in wrong if not name.startswith(UNUSED_WEIGHTS)}
     if wrong:
-        kinds = sorted({re.sub(r"\.\d+\.", ".N.", name) for name in wrong})
         raise CheckpointError(
             f"{key}={source}: {len(wrong)} tensors are missing or of another shape: "
-            f"{', '.join(kinds)}; name a folder that holds a whole {type(model).__name__}"
+            f"{_kinds(wrong)}; name a folder that holds a whole {type(model).__name__}"
+        )
+    if left := _left_out(model, report["unexpected_keys"]):
+        raise CheckpointError(
+            f"{key}={source}: {len(left)} tensors have no place in the model of its config.json: "
+            f"{_kinds(left)}; correct num_hidden_layers, attention_bias or the like there, or "
+            "remove them from the weights"
         )
     return model
+
+
+def _kinds(names: set[str]) -> str:
+    """Return the names of tensors with N for the numbers of layers."""
+    return ", ".join(sorted({_LAYER.sub(".N.", name) for name in names}))
+
+
+def _left_out(model: Any, unexpected: Iterable[str]) -> set[str]:
+    """Return which tensors belong to modules of a model that has no place for them.
+
+    These are further layers, or a bias that the config does not ask for. Other tensors belong to
+    other parts of a published model, such as the text encoder of a CLIP.
+    """
+    known = {_LAYER.sub(".N.", name) for name in model.state_dict()}
+    modules = {name for name, _ in model.named_modules() if name}
+    return {
+        name
+        for name in unexpected
+        if _LAYER.sub(".N.", name) in known or name.rpartition(".")[0] in modules
+    }
 
 
 def _state_ties(model: Any) -> None:

@@ -21,6 +21,7 @@ from simplejpeg import decode_jpeg
 from llavamed.errors import SampleError
 from llavamed.processor.pixel_range import check_visible, to_8_bits
 from llavamed.processor.tiles import Size, Tiling, fitted_size
+from llavamed.storage.fetch import is_lfs_pointer
 
 Pixels = npt.NDArray[np.uint8]
 """uint8 array of shape [height, width, 3]."""
@@ -286,9 +287,10 @@ def _image_errors(data: bytes) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise SampleError("image_too_large", str(error)) from error
     except UnidentifiedImageError as error:  # its text holds an address that differs in every run
-        raise SampleError(
-            "corrupt_image", f"{len(data)} bytes in none of the known formats"
-        ) from error
+        kind = "in none of the known formats"
+        if is_lfs_pointer(data):
+            kind = "are a pointer of Git LFS; fetch the file, for example with `git lfs pull`"
+        raise SampleError("corrupt_image", f"{len(data)} bytes {kind}") from error
     except Exception as error:  # Pillow's decoders raise whatever their C code meets
         raise SampleError("corrupt_image", f"{type(error).__name__}: {error}") from error
 

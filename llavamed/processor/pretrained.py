@@ -14,7 +14,7 @@ from llavamed.processor.forms.gguf_file import check_gguf
 from llavamed.processor.forms.xtuner import refuse_xtuner
 from llavamed.processor.tiles import Size, Tiling
 from llavamed.processor.tower import tower_of
-from llavamed.storage.fetch import fetch_once
+from llavamed.storage.fetch import fetch_once, lfs_pointers
 
 LLAVA_TYPES = ("llava", "llava_next")
 """Model types of a whole LLaVA: one that reads an image in one tile, and one that cuts tiles."""
@@ -168,6 +168,25 @@ def set_pinpoints(model: Model, config: LlavaConfig | LlavaNextConfig) -> None:
     )
 
 
+def check_rows(tokenizer: Any, config: Any, key: str) -> None:
+    """Check that a whole LLaVA has an embedding for each token.
+
+    Args:
+        tokenizer: The tokenizer of its text.
+        config: Its Hugging Face config.
+        key: The config key that names it, with its value, for errors.
+
+    Raises:
+        ConfigError: It has fewer.
+    """
+    rows = config.get_text_config().vocab_size
+    if len(tokenizer) > rows:
+        raise ConfigError(
+            f"{key}: has embeddings for {rows} tokens, and the tokenizer has {len(tokenizer)}; "
+            "resize its embeddings, or remove the tokens that were added"
+        )
+
+
 def load_pretrained(auto_class: Any, source: str, key: str, **kwargs: Any) -> Any:
     """Load a config, tokenizer or processor without running code that comes with it.
 
@@ -183,6 +202,7 @@ def load_pretrained(auto_class: Any, source: str, key: str, **kwargs: Any) -> An
     """
     source, gguf = split_gguf(source, key)
     check_folder(source, key)
+    folder = None
     try:
         folder = fetch_once(source, weights=gguf.get("gguf_file", False))
         if gguf:
@@ -196,7 +216,7 @@ def load_pretrained(auto_class: Any, source: str, key: str, **kwargs: Any) -> An
     except LlavaMedError:
         raise
     except Exception as error:  # transformers raises KeyError and others for files of other forms
-        raise ConfigError(f"{key}={source}: {loading_problem(error)}") from error
+        raise ConfigError(f"{key}={source}: {loading_problem(error, folder)}") from error
 
 
 def split_gguf(source: str, key: str) -> tuple[str, dict[str, str]]:
@@ -232,8 +252,18 @@ def check_folder(source: str, key: str) -> None:
         raise ConfigError(f"{key}={source}: no such folder; give one, or a name on the hub")
 
 
-def loading_problem(error: Exception) -> str:
-    """Return what transformers could not load and what to do, without its own advice."""
+def loading_problem(error: Exception, folder: str | None = None) -> str:
+    """Return what transformers could not load and what to do, without its own advice.
+
+    Args:
+        error: What transformers raised.
+        folder: The folder that it loads from, if there is one.
+    """
+    if folder is not None and (pointers := lfs_pointers(folder)):
+        return (
+            f"holds pointers of Git LFS in place of {', '.join(pointers)}; fetch the files, for "
+            "example with `git lfs pull`"
+        )
     first_line = (str(error).strip() or repr(error)).splitlines()[0]
     if not isinstance(error, (OSError, ValueError)):
         first_line = f"{type(error).__name__}: {first_line}"

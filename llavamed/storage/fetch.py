@@ -26,6 +26,24 @@ _IDENTITY = ("size", "ETag", "etag", "md5Hash", "LastModified", "mtime", "update
 """What filesystems tell of a file that changes with its content."""
 
 
+def is_lfs_pointer(head: bytes) -> bool:
+    """Return whether a file that begins so is a pointer of Git LFS, and not the file itself."""
+    return head.startswith(b"version https://git-lfs")
+
+
+def lfs_pointers(folder: str) -> list[str]:
+    """Return the names of the files of a folder that are pointers of Git LFS."""
+    if not os.path.isdir(folder):
+        return []
+    files = [file for file in Path(folder).iterdir() if file.is_file()]
+    return sorted(file.name for file in files if is_lfs_pointer(_head(file)))
+
+
+def _head(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(64)
+
+
 def fetch_once(source: str, *, weights: bool | str = True) -> str:
     """Return a local folder with what `source` names.
 

@@ -10,12 +10,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, LlamaForCausalLM
 
 from llavamed.config.model import Model
 from llavamed.config.run import RunConfig
-from llavamed.errors import ConfigError
+from llavamed.errors import CheckpointError, ConfigError
 from llavamed.model.export import write_export
 from llavamed.model.generation import set_generation_tokens
 from llavamed.model.llava import build_model, load_model
@@ -142,6 +142,42 @@ def test_adapters_beside_weights_are_refused(tiny_config: RunConfig, weights: Pa
     assert part is not None
     with pytest.raises(ConfigError, match=r"untied: holds adapters that are not merged \(adapter"):
         part_config(part, "model.language_model")
+
+
+@pytest.mark.parametrize(
+    "more",
+    ["model.layers.0.self_attn.q_proj.bias", "model.layers.2.mlp.up_proj.weight", "lm_head.bias"],
+)
+def test_tensors_that_a_config_has_no_place_for_are_refused(
+    tiny_config: RunConfig, weights: Path, more: str
+) -> None:
+    """Transformers would leave them out, and another model would be trained."""
+    file = weights / "model.safetensors"
+    tensors = load_file(file) | {
+        "rotary_emb.inv_freq": torch.ones(8),
+        "score.weight": torch.ones(2),
+    }
+    save_file(tensors, file, metadata={"format": "pt"})
+    built(tiny_config, weights)  # they belong to no module of the model
+    save_file(tensors | {more: torch.ones(16)}, file, metadata={"format": "pt"})
+    name = more.replace(".0.", ".N.").replace(".2.", ".N.")
+    message = rf"untied: 1 tensors have no place in the model of its config.json: {name}; correct"
+    with pytest.raises(CheckpointError, match=message):
+        built(tiny_config, weights)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "model.safetensors", "pytorch_model.bin"]
+)
+def test_pointers_of_git_lfs_are_named(tiny_config: RunConfig, weights: Path, name: str) -> None:
+    if name == "pytorch_model.bin":
+        (weights / "model.safetensors").unlink()
+    (weights / name).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{0:064}\n")
+    with pytest.raises(
+        (CheckpointError, ConfigError),
+        match=rf"untied: holds pointers of Git LFS in place of {name}",
+    ):
+        built(tiny_config, weights)
 
 
 @pytest.mark.parametrize("other", [None, "{{ 'no place for an image' }}"])
