@@ -32,10 +32,10 @@ from llavamed.config.load import load_config
 from llavamed.config.run import RunConfig
 from llavamed.data.prepare.job import (
     complete_dataset,
-    ensure_processor,
     initial_manifest,
     list_chunks,
 )
+from llavamed.data.prepare.processor import ensure_processor
 from llavamed.data.prepare.shards import ShardWriter
 from llavamed.data.prepared.dataset import PreparedDataset, open_prepared
 from llavamed.evaluate.generate import Task, add_up, answer_here, collect

@@ -50,7 +50,7 @@ def run_config(folder: Path, num_rows: int) -> RunConfig:
 
 def make_processor(folder: Path, num_rows: int) -> dict[str, Any]:
     """Make the tokenizer, which is not measured, because it is trained on the first texts only."""
-    from llavamed.data.prepare.job import ensure_processor
+    from llavamed.data.prepare.processor import ensure_processor
 
     ensure_processor(run_config(folder, num_rows))
     return {}

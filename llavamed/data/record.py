@@ -23,14 +23,15 @@ AnswerType = Literal["", "OPEN", "CLOSED"]
 class Record:
     """One sample as a source lists it.
 
-    `images` are references that `load_image` of the same source resolves. `answer_type` and
-    `question_type` are set for visual question answering and empty elsewhere.
+    `answer_type` and `question_type` are set for visual question answering and empty elsewhere.
     """
 
     id: str
     images: tuple[str, ...]
+    """References that `load_image` of the same source resolves, in the order of the text."""
     turns: tuple[Turn, ...]
     domain: str = ""
+    """The kind of image, or the organ, as the source names it."""
     answer_type: AnswerType = ""
     question_type: str = ""
     pmid: str = ""
@@ -144,9 +145,7 @@ _TURN = pa.struct([("role", pa.string()), ("text", pa.string()), ("trained", pa.
 SHARD_SCHEMA = pa.schema(
     [
         pa.field("id", pa.string()),
-        pa.field(
-            "pixels", pa.list_(pa.binary())
-        ),  # uint8, [3, size, size], or [size, size] if grey; or the bytes of the original file
+        pa.field("pixels", pa.list_(pa.binary())),
         pa.field("input_ids", pa.list_(pa.int32())),
         pa.field("labels", pa.list_(pa.int32())),
         pa.field("turns", pa.list_(_TURN)),
@@ -158,7 +157,9 @@ SHARD_SCHEMA = pa.schema(
         pa.field("licence", pa.string()),
     ]
 )
-"""Schema of `shards/*.parquet`, one row per sample; `labels` are not shifted."""
+"""Schema of `shards/*.parquet`, one row per sample. Each of `pixels` is an image: uint8 of shape
+[3, size, size], or [size, size] if it is grey, or the bytes of the original file. `labels` are not
+shifted."""
 
 INDEX_SCHEMA = pa.schema(
     [

@@ -61,7 +61,7 @@ class ImageSettings:
 
 
 def to_pixels(
-    data: bytes, settings: ImageSettings, leave: Callable[[str], None] = lambda _: None
+    data: bytes, settings: ImageSettings, on_unread: Callable[[str], None] = lambda _: None
 ) -> Pixels:
     """Decode an image, convert it to RGB, and resize it to the training resolution.
 
@@ -75,8 +75,7 @@ def to_pixels(
     Args:
         data: The encoded file.
         settings: How the image becomes pixels.
-        leave: Called with `TRANSPARENCY`, `PAGES` or `DAMAGE` if the file has a part that is not
-            read.
+        on_unread: Called with `TRANSPARENCY`, `PAGES` or `DAMAGE`, where such a part is not read.
 
     Returns:
         uint8 array of shape [size, size, 3], or of the file's height and width.
@@ -85,7 +84,7 @@ def to_pixels(
         SampleError: `corrupt_image`, `image_too_large`, `unknown_pixel_range` or
             `transparent_image`.
     """
-    return fit(decode(data, leave), settings)
+    return fit(decode(data, on_unread), settings)
 
 
 def fit(pixels: Pixels, settings: ImageSettings) -> Pixels:
@@ -241,13 +240,12 @@ def normalize_pixels(images: Sequence[Pixels], settings: ImageSettings) -> npt.N
     return normalized
 
 
-def decode(data: bytes, leave: Callable[[str], None] = lambda _: None) -> Pixels:
+def decode(data: bytes, on_unread: Callable[[str], None] = lambda _: None) -> Pixels:
     """Decode an image of any size to upright RGB.
 
     Args:
         data: The encoded file.
-        leave: Called with `TRANSPARENCY`, `PAGES` or `DAMAGE` if the file has a part that is not
-            read.
+        on_unread: Called with `TRANSPARENCY`, `PAGES` or `DAMAGE`, where such a part is not read.
 
     Raises:
         SampleError: `corrupt_image`, `image_too_large`, `unknown_pixel_range` or
@@ -263,7 +261,7 @@ def decode(data: bytes, leave: Callable[[str], None] = lambda _: None) -> Pixels
                 return pixels
             except ValueError as error:  # let Pillow decide about irregular files
                 if str(error).startswith(_JPEG_DAMAGE):
-                    leave(DAMAGE)
+                    on_unread(DAMAGE)
         image.load()
         if not _is_upright(image):
             ImageOps.exif_transpose(image, in_place=True)
@@ -271,9 +269,9 @@ def decode(data: bytes, leave: Callable[[str], None] = lambda _: None) -> Pixels
         if image.mode[0] not in "IF":
             check_visible(pixels)
         if _is_transparent(image, pixels):
-            leave(TRANSPARENCY)
+            on_unread(TRANSPARENCY)
         if _has_pages(data):
-            leave(PAGES)
+            on_unread(PAGES)
         return pixels
 
 

@@ -15,7 +15,8 @@ from llavamed.config.load import dump_config
 from llavamed.config.run import RunConfig
 from llavamed.config.stage import Stage
 from llavamed.data.feed.order import StageOrder
-from llavamed.data.prepare.job import check_sources, ensure_processor, prepare
+from llavamed.data.prepare.job import check_sources, prepare
+from llavamed.data.prepare.processor import ensure_processor
 from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import ConfigError, LeaseError, LlavaMedError, StorageError, TrackingError

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
-from llavamed.data.prepare import job
+from llavamed.data.prepare.made_from import made_from
 from llavamed.processor.build import load_processor
 from llavamed.processor.images import decode, read_size, to_pixels
 from tests.support.image_files import encoded, noise, ours, photo, png, preprocess, settings_of
@@ -189,8 +189,8 @@ def test_the_fast_backend_differs_by_as_little_as_it_says(size, aspect_ratio, re
 
 def test_a_dataset_of_one_backend_is_not_taken_for_one_of_the_other(tiny_config, processor_folder):
     processor = load_processor(processor_folder)
-    made_from = {
-        backend: job.settings_of(
+    found = {
+        backend: made_from(
             tiny_config.model_copy(
                 update={"data": tiny_config.data.model_copy(update={"image_backend": backend})}
             ),
@@ -199,6 +199,6 @@ def test_a_dataset_of_one_backend_is_not_taken_for_one_of_the_other(tiny_config,
         )
         for backend in ("exact", "fast")
     }
-    assert made_from["exact"] != made_from["fast"]
-    for backend, facts in made_from.items():
+    assert found["exact"] != found["fast"]
+    for backend, facts in found.items():
         assert facts.images.backend == backend

@@ -16,10 +16,10 @@ from llavamed.config.run import RunConfig
 from llavamed.data.feed.loader import Batch, StageLoader, supervised_columns
 from llavamed.data.prepare.job import (
     complete_dataset,
-    ensure_processor,
     initial_manifest,
     list_chunks,
 )
+from llavamed.data.prepare.processor import ensure_processor
 from llavamed.data.prepare.shards import ShardWriter
 from llavamed.data.prepared.dataset import PROCESSOR, PreparedDataset, open_prepared
 from llavamed.data.prepared.mixture import Mixture

@@ -6,7 +6,7 @@ from transformers import CLIPImageProcessorPil
 
 from llavamed.config.data import Dataset
 from llavamed.config.load import parse_config
-from llavamed.data.prepare.job import ensure_processor
+from llavamed.data.prepare.processor import ensure_processor
 from llavamed.errors import ConfigError, DataError
 from llavamed.processor.build import (
     build_processor,

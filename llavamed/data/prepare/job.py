@@ -22,54 +22,28 @@ import ray
 
 from llavamed.config.data import Dataset
 from llavamed.config.run import RunConfig
+from llavamed.data.prepare.made_from import check_made_from, made_from
+from llavamed.data.prepare.processor import ensure_processor
 from llavamed.data.prepare.remarks import remarks, warn_of_endless_answers
 from llavamed.data.prepare.shards import MAX_UNREAD_KEYS, Chunk, ShardReport, ShardWriter
-from llavamed.data.prepared.dataset import (
-    PROCESSOR,
-    PreparedDataset,
-    hold_datasets,
-    open_prepared,
-)
+from llavamed.data.prepared.dataset import PreparedDataset, hold_datasets, open_prepared
 from llavamed.data.prepared.questions import check_questions
 from llavamed.data.prepared.sample_tables import join
 from llavamed.data.sources import open_source
-from llavamed.errors import DataError, SampleError
+from llavamed.errors import DataError
 from llavamed.parallel.pipeline import (
     actor_restarts,
     carry_errors,
     configure_ray_data,
     iter_rows,
 )
-from llavamed.processor.build import (
-    Processor,
-    build_processor,
-    image_settings,
-    load_processor,
-    tiling,
-    tokenizer_hash,
-)
-from llavamed.processor.encode import check_template, get_template, template_hash
+from llavamed.processor.build import Processor, load_processor, tiling
+from llavamed.processor.encode import check_template, get_template
 from llavamed.storage.fetch import fetch_once
-from llavamed.storage.fingerprint import differences
 from llavamed.storage.location import MANIFEST, Location, check_writable, locate
-from llavamed.storage.manifest import (
-    DatasetManifest,
-    Facts,
-    ImageFacts,
-    MadeFrom,
-    ProcessorMadeFrom,
-    ProcessorManifest,
-    ProcessorModel,
-    dump,
-    find,
-    write,
-)
-from llavamed.storage.scratch import scratch_folder
+from llavamed.storage.manifest import DatasetManifest, find, write
 
 logger = logging.getLogger(__name__)
-
-TOKENIZER_SAMPLES = 20_000
-"""Number of samples of each dataset whose text trains a new tokenizer."""
 
 OnProgress = Callable[[str, int, int], None]
 """Called with a dataset's name, its finished samples and all its samples."""
@@ -78,36 +52,6 @@ _MEMORY_HINT = (
     "use a machine with more memory for each CPU, or set data.rows_per_shard lower and "
     "data.directory to another folder"
 )
-
-
-_NOT_TEXT = frozenset({"image_folder", "attested", "attested_sha256", "licence"})
-"""Settings of a source that do not touch its texts, on which a tokenizer may be trained."""
-
-
-def ensure_processor(config: RunConfig) -> Location:
-    """Return the place of the processor that all datasets of a folder share; create it if absent.
-
-    Raises:
-        DataError: The processor in the folder was made with other settings.
-    """
-    place = locate(config.datasets_directory) / PROCESSOR
-    facts = {name: getattr(config.model, name) for name in ProcessorModel.model_fields}
-    wanted = ProcessorMadeFrom(model=ProcessorModel(**facts))
-    if config.model.weights is None and config.model.tokenizer is None:
-        assert config.model.language_model is not None
-        if config.model.language_model.weights is None:  # then its tokenizer depends on the text
-            texts = {name: dataset.read for name, dataset in config.data.datasets.items()}
-            wanted = wanted.replace(datasets=texts)
-    there = find(ProcessorManifest, place)
-    if there is not None:
-        _check_same(there.made_from, wanted, place, ignored=_NOT_TEXT)
-        return place
-    processor = build_processor(config.model, _texts(config))
-    with scratch_folder() as folder:
-        processor.save_pretrained(folder)
-        (folder / MANIFEST).write_bytes(dump(ProcessorManifest(made_from=wanted)))
-        place.upload(folder)
-    return place
 
 
 def prepare(
@@ -139,7 +83,7 @@ def prepare(
     for name in names:
         there = find(DatasetManifest, directory / name)
         if there is not None:
-            _check_same(there.made_from, settings_of(config, name, processor), directory / name)
+            check_made_from(there.made_from, made_from(config, name, processor), directory / name)
     if _pending(directory, names):
         with hold_datasets(directory):
             pending = _pending(directory, names)
@@ -270,22 +214,6 @@ class _ShardActor:
             return {"report": [pickle.dumps(self._writer.write(chunk)) for chunk in chunks]}
 
 
-def settings_of(config: RunConfig, name: str, processor: Processor) -> MadeFrom:
-    """Return the settings a dataset is prepared with, without reading its source."""
-    dataset, settings = config.data.datasets[name], config.data
-    return MadeFrom(
-        read=dataset.read,
-        tokenizer=tokenizer_hash(processor),
-        template=template_hash(get_template(config.model.template), processor.tokenizer),
-        images=ImageFacts(**asdict(image_settings(processor, settings.image_backend))),
-        max_length=settings.max_length,
-        store_images=settings.store_images,
-        rows_per_shard=settings.rows_per_shard,
-        row_group_size=settings.row_group_size,
-        drop_duplicates=dataset.drop_duplicates,
-    )
-
-
 def initial_manifest(config: RunConfig, name: str, processor: Processor) -> DatasetManifest:
     """Return the manifest of a dataset before it is prepared, without any counts of samples.
 
@@ -303,7 +231,7 @@ def initial_manifest(config: RunConfig, name: str, processor: Processor) -> Data
     tiles = tiling(processor)
     tiles.check_fits(config.data.max_length)
     return DatasetManifest(
-        made_from=settings_of(config, name, processor),
+        made_from=made_from(config, name, processor),
         source_hash=source.content_hash(),
         num_rows=num_rows,
         template=config.model.template,
@@ -350,29 +278,3 @@ def complete_dataset(
         fingerprint=tables.fingerprint(manifest),
     )
     write(place, complete)
-
-
-def _check_same(
-    there: Facts, wanted: Facts, place: Location, ignored: frozenset[str] = frozenset()
-) -> None:
-    before, now = (facts.model_dump(mode="json") for facts in (there, wanted))
-    for read in (*(before.get("datasets") or {}).values(), *(now.get("datasets") or {}).values()):
-        for key in ignored:
-            read.pop(key, None)
-    if differing := differences(before, now):
-        raise DataError(
-            f"{place}: was prepared with other settings: {'; '.join(differing)}; restore them, set "
-            "data.directory to another folder, or delete this one to prepare it again"
-        )
-
-
-def _texts(config: RunConfig) -> Iterator[str]:
-    template = get_template(config.model.template)
-    for dataset in config.data.datasets.values():
-        source = open_source(dataset.read)
-        for row in islice(source.rows(), TOKENIZER_SAMPLES):
-            try:
-                yield from (turn.text for turn in source.parse(row).turns)
-                yield from (template.user_open, template.user_close, template.assistant_open)
-            except SampleError:
-                continue  # counted and quarantined when the dataset is prepared

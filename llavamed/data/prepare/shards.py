@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -71,6 +71,15 @@ class ShardReport:
     """Special tokens and stop words that texts spell out, with the number of samples."""
 
 
+class _Sample(NamedTuple):
+    """A usable sample."""
+
+    row: ShardRow
+    hashes: ContentHashes
+    counts: dict[str, int]
+    """Its numbers of cut tokens and of tiles, by their names in the index."""
+
+
 class ShardWriter:
     """Writes shards. Each worker creates one, so that the tokenizer is loaded once."""
 
@@ -88,19 +97,18 @@ class ShardWriter:
     def write(self, chunk: Chunk) -> ShardReport:
         """Write the shard of a chunk, unless no sample is usable, and report on each sample."""
         source = self._sources[chunk.dataset]
-        good: list[ShardRow] = []
+        good: list[_Sample] = []
         content: list[ContentRow] = []
-        counts: list[dict[str, int]] = []
         bad: list[QuarantineRow] = []
         unread: Counter[str] = Counter()
         spelled: Counter[str] = Counter()
         for number, row in enumerate(chunk.rows, start=chunk.first_row):
             name = str(row.get("id", ""))
-            left: set[str] = set()
+            unread_here: set[str] = set()
             try:
                 record = source.parse(row)
                 name = record.id
-                sample, hashes, own_counts = self._make_sample(chunk.dataset, record, left.add)
+                sample = self._make_sample(chunk.dataset, record, unread_here.add)
             except SampleError as error:
                 bad.append(quarantine_row(chunk.dataset, number, name, error))
             except (LlavaMedError, OSError, MemoryError):
@@ -109,53 +117,58 @@ class ShardWriter:
                 failed = SampleError("failed", f"{type(error).__name__}: {error}")
                 bad.append(quarantine_row(chunk.dataset, number, name, failed))
             else:
-                unread.update(left.union(record.unread_keys))
+                unread.update(unread_here.union(record.unread_keys))
                 spelled.update({m for turn in record.turns for m in self._special(turn.text)})
                 good.append(sample)
-                content.append({"row": number, "id": sample["id"], **hashes})
-                counts.append(own_counts)
+                content.append({"row": number, "id": sample.row["id"], **sample.hashes})
         size = self._config.data.row_group_size
         if good:
             folder = locate(self._config.datasets_directory) / chunk.dataset
-            write_shard(folder, chunk.shard, shard_table(good, size), size)
-        index_schema = TILED_INDEX_SCHEMA if self._tiling.pinpoints else INDEX_SCHEMA
-        index = [
-            {
-                "shard": chunk.shard,
-                "row_group": number // size,
-                "row": number % size,
-                "num_tokens": len(sample["input_ids"]),
-                "num_supervised": sum(label != IGNORE_INDEX for label in sample["labels"][1:]),
-                "num_images": len(sample["pixels"]),
-                **counts[number],
-            }
-            for number, sample in enumerate(good)
-        ]
+            table = shard_table([sample.row for sample in good], size)
+            write_shard(folder, chunk.shard, table, size)
         tables = SampleTables(
-            index=pa.Table.from_pylist(index, index_schema),
+            index=self._index(chunk.shard, good),
             content=pa.Table.from_pylist(content, CONTENT_SCHEMA),
             quarantine=pa.Table.from_pylist(bad, QUARANTINE_SCHEMA),
         )
         commonest = dict(unread.most_common(MAX_UNREAD_KEYS))
         return ShardReport(chunk.dataset, tables, commonest, dict(spelled))
 
+    def _index(self, shard: int, samples: list[_Sample]) -> pa.Table:
+        """Return the rows of the index for all samples of a shard."""
+        size = self._config.data.row_group_size
+        rows = [
+            {
+                "shard": shard,
+                "row_group": number // size,
+                "row": number % size,
+                "num_tokens": len(row["input_ids"]),
+                # The first label belongs to no prediction.
+                "num_supervised": sum(label != IGNORE_INDEX for label in row["labels"][1:]),
+                "num_images": len(row["pixels"]),
+                **counts,
+            }
+            for number, (row, _, counts) in enumerate(samples)
+        ]
+        schema = TILED_INDEX_SCHEMA if self._tiling.pinpoints else INDEX_SCHEMA
+        return pa.Table.from_pylist(rows, schema)
+
     def _make_sample(
-        self, dataset: str, record: Record, leave: Callable[[str], None]
-    ) -> tuple[ShardRow, ContentHashes, dict[str, int]]:
-        """Return one row of a shard, its content hashes, and its numbers of cut tokens and of
-        tiles.
+        self, dataset: str, record: Record, on_unread: Callable[[str], None]
+    ) -> _Sample:
+        """Make the tokens and pixels of a record.
 
         Args:
             dataset: Name of the dataset, from whose source images are fetched.
             record: The sample.
-            leave: Called with each part of the dialogue or of an image that is not read.
+            on_unread: Called with each part of the dialogue or of an image that is not read.
 
         Raises:
             SampleError: The sample is unusable.
         """
         check_record(record)
         for part in left_out(record.turns, self._template):
-            leave(part)
+            on_unread(part)
         fetch = cache(partial(fetch_image, self._sources[dataset]))
         sizes = []
         if self._tiling.pinpoints:  # otherwise the size of an image does not matter
@@ -170,8 +183,8 @@ class ShardWriter:
             max_length=self._config.data.max_length,
         )
         encoded.check_supervised()
-        images = [self._image(fetch(reference), leave) for reference in record.images]
-        sample: ShardRow = {
+        images = [self._image(fetch(reference), on_unread) for reference in record.images]
+        row: ShardRow = {
             "id": record.id,
             "pixels": [data for data, *_ in images],
             "input_ids": encoded.input_ids,
@@ -194,12 +207,12 @@ class ShardWriter:
         )
         num_tiles = sum(self._tiling.num_tiles(size) for size in sizes)
         counts = {"num_truncated": encoded.num_truncated, NUM_TILES: num_tiles}
-        return sample, hashes, counts
+        return _Sample(row, hashes, counts)
 
-    def _image(self, data: bytes, leave: Callable[[str], None]) -> tuple[bytes, bytes, bytes]:
+    def _image(self, data: bytes, on_unread: Callable[[str], None]) -> tuple[bytes, bytes, bytes]:
         """Return the stored bytes of an image, and the hashes of its look and of its pixels."""
         # Decode the image even if its file is stored as it is, to find unreadable ones now.
-        pixels = to_pixels(data, self._images, leave)
+        pixels = to_pixels(data, self._images, on_unread)
         stored = data if self._config.data.store_images == "original" else to_planes(pixels)
         return stored, hash_image(pixels), hash_pixels(pixels)
 

@@ -94,17 +94,17 @@ def hash_content(
         pixel_hashes: `hash_pixels` of each image.
     """
     questions = [hash_text(turn.text) for turn in turns if turn.role == "user"]
-    answers = [hash_text(turn.text) for turn in turns if turn.role == "assistant"]
-    counts = [len(image_hashes), len(questions)]
     answered = [turn for turn in turns if turn.role == "assistant"]
-    counts += [number for number, turn in enumerate(answered) if not turn.trained]
-    lengths = bytes(str(counts), "ascii")
+    answers = [hash_text(turn.text) for turn in answered]
+    untrained = [number for number, turn in enumerate(answered) if not turn.trained]
+    # The counts tell apart samples that have the same hashes in a row, such as of other roles.
+    counts = str([len(image_hashes), len(questions), *untrained]).encode()
     systems = [hash_text(turn.text) for turn in turns if turn.role == "system"]
     return {
         "image_hashes": image_hashes,
         "question_hashes": questions,
         "answer_hashes": answers,
-        "sample_hash": _digest(b"".join([lengths, *pixel_hashes, *questions, *answers, *systems])),
+        "sample_hash": _digest(b"".join([counts, *pixel_hashes, *questions, *answers, *systems])),
     }
 
 

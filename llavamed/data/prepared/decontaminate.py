@@ -214,11 +214,15 @@ class _Known:
     """The content of an evaluation set, each part with the id of the first sample that has it."""
 
     name: str
-    words: Words  # the different images, [images, 4]
+    words: Words
+    """The hashes of the different images: uint64 array of shape [images, 4]."""
     images: list[str]
+    """Ids of samples, by the number of the image."""
     questions: dict[bytes, str]
-    pairs: dict[tuple[int, bytes], str]  # number of the image, question
+    pairs: dict[tuple[int, bytes], str]
+    """Ids of samples, by the number of an image and the hash of a question about it."""
     texts: dict[tuple[bytes, bytes], str]
+    """Ids of samples, by the hashes of a question and its answer."""
 
     @classmethod
     def read(cls, dataset: PreparedDataset) -> "_Known":
