@@ -1,8 +1,8 @@
 """Choose the settings of each stage that train it fastest within the memory of a GPU.
 
-It varies packing, the size of a forward pass, the ZeRO stage and gradient checkpointing. It keeps
-the optimizer, the precision and the trainable parts, and nearly keeps the number of tokens per
-step.
+It varies packing, the size of a forward pass, the ZeRO stage, gradient checkpointing and, for
+packs, the kernels. It keeps the optimizer, the precision and the trainable parts, and nearly keeps
+the number of tokens per step.
 """
 
 import json
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
+from llavamed.config.engine import Kernels
 from llavamed.config.load import override_config
 from llavamed.config.run import RunConfig
 from llavamed.config.stage import Stage
@@ -17,6 +18,7 @@ from llavamed.errors import ConfigError
 from llavamed.model.attention import is_exchangeable
 from llavamed.model.cost.flops import ACCELERATORS
 from llavamed.model.cost.speeds import Setting, Speeds, shipped_speeds
+from llavamed.model.kernels import check_kernels
 from llavamed.model.llava import shape_on_meta
 from llavamed.run.plan import (
     StageCost,
@@ -28,6 +30,8 @@ from llavamed.run.plan import (
 
 SAME_STEP = 0.2
 """The fraction by which the samples of a step may differ from those configured."""
+FASTEST_KERNELS = {"compile": True, "liger": False, "varlen": True}
+"""The kernels that are tried beside those configured: the fastest that were measured."""
 LARGEST_PASS = 8
 """Packs are tried up to this multiple of `data.max_length`, padded passes up to this many
 samples."""
@@ -138,13 +142,21 @@ def _trials(config: RunConfig, stage: Stage, accelerator: str, speeds: Speeds) -
     configured = tried(())
     yield configured
     key = f"stages.{stage.name}"
-    for sizes, recompute, zero_stage in product(
-        _passes(config, stage, configured.cost), (False, 4, 2, True), (1, 2, 3)
+    own = config.engine_of(stage).kernels.model_dump()
+    fast = [FASTEST_KERNELS] if _may_be_fast(config, stage) else []
+    # On one GPU there is nothing to partition, and between several no reason not to.
+    zero_stages = (0, 2) if configured.cost.num_gpus == 1 else (1, 2, 3)
+    for sizes, recompute, zero_stage, kernels in product(
+        _passes(config, stage, configured.cost), (False, 4, 2, True), zero_stages, (own, *fast)
     ):
+        is_packed = sizes.get(f"{key}.packing", stage.packing)
+        if kernels is not own and not is_packed:
+            continue  # they compile layers for packs of one size
         settings = {
             **sizes,
             f"{key}.gradient_checkpointing": recompute,
             f"{key}.engine.zero_stage": zero_stage,
+            **{f"{key}.engine.kernels.{name}": value for name, value in kernels.items()},
         }
         changes = tuple(
             f"{name}={json.dumps(value)}"
@@ -195,11 +207,23 @@ def _may_pack(config: RunConfig, stage: Stage) -> bool:
     return is_exchangeable(model.model.language_model)
 
 
+def _may_be_fast(config: RunConfig, stage: Stage) -> bool:
+    """Return whether the kernels that are tried are for the language model of a stage."""
+    model = shape_on_meta(config.model)
+    model.set_attn_implementation(config.model.attn_implementation)
+    try:
+        check_kernels(model.model.language_model, Kernels(**FASTEST_KERNELS))
+    except ConfigError:
+        return False
+    return True
+
+
 def _present(config: RunConfig, stage: Stage, name: str) -> int | bool | None:
     """Return the value of a setting of a stage as configured."""
-    if name == "engine.zero_stage":
-        return config.engine_of(stage).zero_stage
-    value: int | bool | None = getattr(stage, name)
+    section, _, field = name.rpartition(".")
+    engine = config.engine_of(stage)
+    places = {"": stage, "engine": engine, "engine.kernels": engine.kernels}
+    value: int | bool | None = getattr(places[section], field)
     return value
 
 

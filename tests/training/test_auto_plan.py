@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,16 @@ from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError
 from llavamed.model.cost.memory import Memory
 from llavamed.model.cost.speeds import NEAR, Setting, Speeds, shipped_speeds, with_measurements
-from llavamed.run.auto_plan import SAME_STEP, choose, reasons
+from llavamed.run.auto_plan import FASTEST_KERNELS, SAME_STEP, choose, reasons
 from llavamed.run.plan import StageCost, plan_run
 from llavamed.storage.manifest import MeasuredMemory, Measurement, PlannedBytes
 
 CONFIGS = Path(__file__).parents[2] / "ray_jobs" / "configs"
 V1 = CONFIGS / "llava-med-v1.yaml"
 V15 = CONFIGS / "llava-med-v1.5.yaml"
+
+
+UNMEASURED = shipped_speeds().model_copy(update={"measured": ()})
 
 
 def first_stage(file: Path, folder: Path, *overrides: str) -> RunConfig:
@@ -64,22 +68,28 @@ def test_padded_samples_are_packed_where_they_are_kept_apart(tmp_path: Path) -> 
 
 def test_a_stage_that_has_memory_to_spare_recomputes_nothing(tmp_path: Path) -> None:
     config = first_stage(V1, tmp_path, "stages.align.gradient_checkpointing=true")
-    overrides, (choice,) = choose(config, accelerator="H200", num_gpus=8)
+    overrides, (choice,) = choose(config, accelerator="H200", num_gpus=8, speeds=UNMEASURED)
     assert "stages.align.gradient_checkpointing=false" in overrides
     # The language model is frozen: forward, gradient of the input, and no second forward.
     assert choice.chosen.mfu / choice.configured.mfu == pytest.approx(3 / 2)
     assert choice.chosen.hours < choice.configured.hours
 
 
-def test_a_gpu_with_room_for_most_activations_recomputes_only_some_layers(tmp_path: Path) -> None:
+def test_a_gpu_with_room_for_most_activations_recomputes_only_some_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llavamed.run.auto_plan._may_be_fast", lambda *_: False)  # they keep less
     config = load_config(V1, [f"data.directory={tmp_path}"])
     config = config.model_copy(update={"stages": config.stages[1:2]})
-    overrides, (choice,) = choose(config, accelerator="A100-40G", num_gpus=8)
+    speeds = UNMEASURED
+    overrides, (choice,) = choose(config, accelerator="A100-40G", num_gpus=8, speeds=speeds)
     key = "stages.instruct.gradient_checkpointing"
     assert f"{key}=4" in overrides
     memory = {
         value: plan_run(
-            override_config(config, [*overrides, f"{key}={value}"]), accelerator="A100-40G"
+            override_config(config, [*overrides, f"{key}={value}"]),
+            accelerator="A100-40G",
+            speeds=speeds,
         )[0].memory.total
         for value in ("false", "4", "2", "true")
     }
@@ -89,7 +99,7 @@ def test_a_gpu_with_room_for_most_activations_recomputes_only_some_layers(tmp_pa
 
 def test_a_measurement_takes_the_place_of_arithmetic(tmp_path: Path) -> None:
     config = first_stage(V1, tmp_path)
-    _, (choice,) = choose(config, accelerator="H100", num_gpus=8)
+    _, (choice,) = choose(config, accelerator="H100", num_gpus=8, speeds=UNMEASURED)
     assert choice.chosen.measured_by is None
     assert any("hours are arithmetic" in sentence for sentence in reasons(choice))
     found = Measurement(
@@ -104,7 +114,45 @@ def test_a_measurement_takes_the_place_of_arithmetic(tmp_path: Path) -> None:
     assert "stages.align.gradient_checkpointing=true" in overrides
     assert any("measured (gpu-step.json)" in sentence for sentence in reasons(choice))
     _, (other,) = choose(config, accelerator="A100", num_gpus=8, speeds=speeds)
-    assert other.chosen.measured_by is None
+    assert other.chosen.measured_by == "gpu-step.json on H100"
+
+
+def test_packs_get_the_fastest_kernels_that_were_measured(tmp_path: Path) -> None:
+    config = first_stage(V15, tmp_path)
+    overrides, (choice,) = choose(config, accelerator="H200", num_gpus=1)
+    kernels = override_config(config, overrides).stages[0].engine.kernels
+    assert kernels == Kernels(**FASTEST_KERNELS)
+    assert choice.chosen.mfu > 0.5
+    for setting in ("engine.precision=fp32", "model.attn_implementation=eager"):
+        other = override_config(config, [setting])
+        overrides, _ = choose(other, accelerator="H200", num_gpus=1)
+        assert not any("kernels" in each for each in overrides), setting
+
+
+def test_one_gpu_is_planned_without_zero_and_several_with_it(tmp_path: Path) -> None:
+    config = load_config(V1, [f"data.directory={tmp_path}"])
+    config = config.model_copy(update={"stages": config.stages[1:2]})
+    memory = {}
+    for num_gpus, zero_stages in ((1, {0}), (8, {1, 2, 3})):
+        overrides, (choice,) = choose(config, accelerator="H200", num_gpus=num_gpus)
+        changed = override_config(config, overrides)
+        assert changed.engine_of(changed.stages[0]).zero_stage in zero_stages
+        memory[num_gpus] = choice.chosen.cost.memory.total
+    alone = override_config(config, ["scaling.num_workers=1"])
+    needs = [
+        plan_run(override_config(alone, [f"engine.zero_stage={stage}"]), accelerator="H200")[0]
+        for stage in (0, 2)
+    ]
+    # Its step joins the gradients and copies them in fp32, where nothing is partitioned.
+    assert needs[0].memory.total < needs[1].memory.total
+
+
+def test_what_is_recomputed_slows_down_what_was_measured_without_it() -> None:
+    setting = Setting("H200", True, False, Kernels(**FASTEST_KERNELS))
+    mfu, by = shipped_speeds().mfu(setting)
+    recomputing, counted = shipped_speeds().mfu(replace(setting, gradient_checkpointing=True))
+    assert recomputing == pytest.approx(mfu * 3 / 4)
+    assert counted == f"{by}, and counted for what is recomputed"
 
 
 def measured(config: RunConfig, cost: StageCost, *, times: float = 1.0, **facts: Any) -> Speeds:
@@ -123,7 +171,7 @@ def measured(config: RunConfig, cost: StageCost, *, times: float = 1.0, **facts:
 
 def test_the_measured_memory_of_the_same_setting_is_what_is_planned(tmp_path: Path) -> None:
     config = first_stage(V1, tmp_path)
-    (cost,) = plan_run(config, accelerator="H100")
+    (cost,) = plan_run(config, accelerator="H100", speeds=UNMEASURED)
     assert cost.memory_source == "memory is estimated"
     speeds = measured(config, cost, times=1.3)
     (found,) = plan_run(config, accelerator="H100", speeds=speeds)
@@ -137,8 +185,8 @@ def memory_of(parts: list[float]) -> Memory:
 
 
 @given(
-    own=st.lists(st.floats(0, 1e11), min_size=5, max_size=5).filter(lambda parts: sum(parts) > 1),
-    part=st.integers(0, 4),
+    own=st.lists(st.floats(1, 1e11), min_size=6, max_size=6),
+    part=st.integers(0, 5),
     more=st.floats(-2, 2),
     times=st.floats(0.1, 10),
 )
@@ -146,13 +194,14 @@ def test_a_plan_is_corrected_as_far_as_it_is_near(
     own: list[float], part: int, more: float, times: float
 ) -> None:
     first = memory_of(own)
+    total = first.counted.total
     other = list(own)
-    other[part] = max(0.0, other[part] + more * sum(own))
+    other[part] = max(0.0, other[part] + more * total)
     setting = Setting("H100", True, False, Kernels())
-    memory = MeasuredMemory(planned=first.counted, peak_bytes=times * sum(own))
+    memory = MeasuredMemory(planned=first.counted, peak_bytes=times * total)
     found = Measurement(result="it", **vars(setting), memory=memory)
     speeds = shipped_speeds().model_copy(update={"measured": (found,)})
-    changed = abs(other[part] - own[part]) / sum(own)
+    changed = abs(other[part] - own[part]) / total
     assume(abs(changed - NEAR) > 1e-6)
     corrected, by = speeds.correct(memory_of(other), setting)
     if changed > NEAR:
@@ -160,7 +209,7 @@ def test_a_plan_is_corrected_as_far_as_it_is_near(
     else:
         assert by is not None
         assert by.factor == pytest.approx(times)
-        assert corrected.counted.total == pytest.approx(times * sum(other))
+        assert corrected.counted.total == pytest.approx(times * memory_of(other).counted.total)
         assert corrected.workspace == first.workspace
 
 
@@ -168,10 +217,10 @@ def test_a_measurement_nearby_corrects_the_estimate_and_another_setting_does_not
     tmp_path: Path,
 ) -> None:
     config = first_stage(V1, tmp_path)
-    (cost,) = plan_run(config, accelerator="H100")
+    (cost,) = plan_run(config, accelerator="H100", speeds=UNMEASURED)
     speeds = measured(config, cost, times=1.3)
     smaller = override_config(config, ["stages.align.micro_batch_size=4"])
-    (estimated,) = plan_run(smaller, accelerator="H100")
+    (estimated,) = plan_run(smaller, accelerator="H100", speeds=UNMEASURED)
     (found,) = plan_run(smaller, accelerator="H100", speeds=speeds)
     assert found.memory_source.startswith("memory is the estimate times 1.30, measured nearby (gpu")
     assert found.memory.counted.activations == pytest.approx(
@@ -184,10 +233,12 @@ def test_a_measurement_nearby_corrects_the_estimate_and_another_setting_does_not
         "stages.align.micro_batch_size=1",
     ):
         other = override_config(config, [change])
-        (alone,) = plan_run(other, accelerator="H100")
+        (alone,) = plan_run(other, accelerator="H100", speeds=UNMEASURED)
         (found,) = plan_run(other, accelerator="H100", speeds=speeds)
         assert found == alone, change
-    assert plan_run(config, accelerator="H200", speeds=speeds)[0].correction is None
+    elsewhere = plan_run(config, accelerator="H200", speeds=speeds)[0].correction
+    assert elsewhere is not None
+    assert elsewhere.factor == pytest.approx(1.3)
 
 
 def test_measured_memory_decides_what_fits(tmp_path: Path) -> None:
@@ -207,7 +258,7 @@ def test_measured_memory_decides_what_fits(tmp_path: Path) -> None:
 
 def test_the_measured_utilization_of_a_setting_is_planned_with(tmp_path: Path) -> None:
     config = first_stage(V1, tmp_path)
-    (cost,) = plan_run(config, accelerator="H100")
+    (cost,) = plan_run(config, accelerator="H100", speeds=UNMEASURED)
     speeds = measured(config, cost, mfu=0.5)
     (found,) = plan_run(config, accelerator="H100", speeds=speeds)
     assert (found.mfu, found.mfu_by) == (0.5, "gpu-step.json: ours")
@@ -218,7 +269,7 @@ def test_the_measured_utilization_of_a_setting_is_planned_with(tmp_path: Path) -
 
 def test_measurements_are_read_from_results_before_those_that_come_with_it(tmp_path: Path) -> None:
     config = first_stage(V1, tmp_path)
-    (cost,) = plan_run(config, accelerator="H100")
+    (cost,) = plan_run(config, accelerator="H100", speeds=UNMEASURED)
     own = measured(config, cost, mfu=0.5).measured
     file = tmp_path / "gpu-step.json"
     file.write_text(json.dumps({"measured": [each.model_dump(mode="json") for each in own]}))

@@ -145,7 +145,8 @@ def test_names_that_are_not_there_are_refused_before_anything_starts(
 def test_plan_says_what_the_paper_s_run_costs_without_network_or_data(run, unreachable):
     code, out, err = run("plan", "--config", V1, "--gpu", "A100", "--num-gpus", "8")
     assert (code, err) == (0, "")
-    assert "8 x A100 at 40% model-FLOPs utilization" in out
+    assert "8 x A100 at 39% and 40% model-FLOPs utilization" in out
+    assert "39% model-FLOPs utilization is measured (gpu-step-align-2: ours on H200)" in out
     for number in ("600,000", "4,688", "2,814", "128.0"):
         assert number in out
     assert "All stages: " in out

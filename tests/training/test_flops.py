@@ -13,12 +13,14 @@ from llavamed.config.model import ModelPart
 from llavamed.config.stage import Recomputed, Stage
 from llavamed.data.feed.loader import Batch
 from llavamed.model.adapters import add_adapters
+from llavamed.model.attention import Samples, attend_per_sample
 from llavamed.model.cost.flops import Workload, stage_flops
 from llavamed.model.cost.memory import NF4_BYTES, Memory, stage_memory
 from llavamed.model.freeze import freeze
 from llavamed.model.loss import supervised_loss
 from llavamed.processor.turns import IGNORE_INDEX
 from tests.support.small_datasets import IMAGE_TOKEN
+from tests.training.test_attention import make_llava
 
 LENGTH, NUM_SUPERVISED, IMAGE_TOKENS = 96, 40, 16
 
@@ -283,4 +285,59 @@ def test_dropout_keeps_the_inputs_of_adapters(model: LlavaForConditionalGenerati
     assert more == 512 * inputs * (2 + 1)
     between = 6 * 7 * 8 * 2
     whole = memory_of(model, make_stage(*BOTH)).counted.activations
-    assert kept == whole + 512 * between
+    norms = 6 * 2 * 128 * 2  # what trained norms scale
+    assert kept == whole + 512 * (between - norms)
+
+
+@pytest.mark.parametrize("num_keys", [2, 8])
+@pytest.mark.parametrize("trains", ["projector", "language_model", "adapters"])
+def test_activations_are_what_layers_keep_for_the_backward_pass(num_keys: int, trains: str) -> None:
+    """One more layer keeps as much more as is counted, but for sums of rows."""
+    lora = {"r": 1} if trains == "adapters" else None
+    parts: Any = BOTH if trains == "adapters" else (trains,)
+    kept, counted = [], []
+    for num_layers in (2, 3):
+        model: Any = make_llava(
+            "llama",
+            hidden_size=256,
+            intermediate_size=704,
+            num_attention_heads=8,
+            num_key_value_heads=num_keys,
+            num_hidden_layers=num_layers,
+        ).to(torch.bfloat16)
+        stage = make_stage(*parts, lora=lora)
+        if stage.lora is not None:
+            add_adapters(model, stage.lora, seed=0, device=torch.device("cpu"))
+        counts = freeze(model, stage.trainable)
+        attend_per_sample(model)
+        kept.append(bytes_kept(model.model.language_model, 512))
+        memory = stage_memory(
+            model,
+            counts,
+            stage=stage,
+            engine=Engine(precision="bf16"),
+            num_workers=1,
+            longest=512,
+            supervised=0.5,
+            tiles_per_token=0.0,
+        )
+        counted.append(memory.counted.activations)
+    assert counted[1] - counted[0] == pytest.approx(kept[1] - kept[0], rel=0.02)
+
+
+def bytes_kept(decoder: Any, num_tokens: int) -> int:
+    """The bytes that a forward pass keeps for the backward pass, besides weights."""
+    weights = {each.untyped_storage().data_ptr() for each in decoder.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    inputs = torch.zeros(1, num_tokens, 256, dtype=torch.bfloat16, requires_grad=True)
+    lengths = ((num_tokens // 2, num_tokens - num_tokens // 2),)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        decoder(inputs_embeds=inputs, use_cache=False, samples=Samples(lengths, None))
+    return sum(storage.nbytes() for storage in kept.values())

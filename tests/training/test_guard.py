@@ -91,8 +91,8 @@ def test_memory_that_runs_out_in_the_loop_is_explained(
     job = make_job(small_config(tiny_config, BOTH, "name=full"))
     message = (
         r"memory=2\.0 GB: is the planned need of stage align on each worker \(weights 0\.0, "
-        r"gradients 0\.0, optimizer 0\.0, activations 0\.0, logits 0\.0, workspace 2\.0\), and its "
-        r"GPU ran out of it: CUDA out of memory; set "
+        r"gradients 0\.0, optimizer 0\.0, activations 0\.0, logits 0\.0, update 0\.0, "
+        r"workspace 2\.0\), and its GPU ran out of it: CUDA out of memory; set "
     )
     with pytest.raises(TrainingError, match=message):
         run_stage(job)

@@ -16,6 +16,8 @@ WORKSPACE_BYTES = 2e9
 """Kernels, communication buffers and fragmentation, which are not counted otherwise."""
 
 
+_SUB_GROUP = 1e9
+"""Weights that ZeRO-3 updates at a time, DeepSpeed's `sub_group_size`."""
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 """Bytes of a quantized weight: 4 bits, a scale of 8 bits for 64 weights, and a second one of 32
 bits for 256 scales."""
@@ -40,8 +42,8 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """The sum of all parts, in bytes."""
-        return sum(self.parts.values())
+        """The most bytes of all parts at once."""
+        return self.counted.total + self.workspace
 
     def times(self, factor: float) -> "Memory":
         """Return the same with what is counted multiplied."""
@@ -98,25 +100,52 @@ def stage_memory(
         weights=((number - quantized) * width + quantized * NF4_BYTES) * share[2],
         gradients=trained * _WIDTHS[engine.gradient_format(stage.passes(num_workers))] * share[1],
         optimizer=0.0 if engine.offload_optimizer == "cpu" else state * share[0],
-        activations=tokens * _activation_bytes_per_token(model, stage, width)
+        activations=tokens * _activation_bytes_per_token(model, stage, engine, width)
         + tokens * tiles_per_token * _tower_bytes_per_tile(model, stage, width),
         logits=supervised * tokens * model.config.text_config.vocab_size * (width + 4 + 4),
+        update=_update_bytes(stage, engine, trained, share[0]),
     )
     return Memory(counted)
 
 
-def _activation_bytes_per_token(model: Any, stage: Stage, width: int) -> float:
+def _update_bytes(stage: Stage, engine: Engine, trained: int, share: float) -> float:
+    """Return what the optimizer's step holds beside the gradients and its state.
+
+    ZeRO-1 and 2 join the gradients into one tensor and copy it in fp32; ZeRO-3 copies a billion at
+    a time. Without ZeRO a gradient in bf16 is freed when its fp32 copy is there, but for
+    `adamw_8bit`.
+    """
+    if engine.offload_optimizer == "cpu":
+        return 0.0
+    is_bf16, own = engine.precision == "bf16", trained * share
+    if engine.zero_stage == 3:
+        return 4 * min(own, _SUB_GROUP) if is_bf16 else 0.0
+    if engine.zero_stage > 0:
+        return own * (6 if is_bf16 else 4)
+    kept = 4 if stage.optimizer.name == "adamw_8bit" else 2
+    return own * kept if is_bf16 else 0.0
+
+
+def _activation_bytes_per_token(model: Any, stage: Stage, engine: Engine, width: int) -> float:
     """Return what the language model keeps for the backward pass, counted for a Llama layer.
 
-    These are two norms with their fp32 copies, queries, keys and values before and after rotation,
-    the attention output, two residuals, and four of the wide vectors between the feed-forward
-    matrices.
+    Frozen, these are the inputs of two norms in fp32, queries, keys, values and the attention
+    output, and three wide vectors of the feed-forward part. Weights that train keep the inputs of
+    their products too, and those of norms what they scale. Liger and compiled layers compute the
+    fp32 copies and one of the wide vectors again.
     """
-    text = model.config.text_config
-    keys = text.num_key_value_heads * (text.hidden_size // text.num_attention_heads)
-    layer = width * (11 * text.hidden_size + 4 * keys + 4 * text.intermediate_size)
-    layer += _adapter_bytes_per_token(model, stage, width) / text.num_hidden_layers
-    return _kept(stage, text.num_hidden_layers, layer, text.hidden_size * width)
+    text, wide = model.config.text_config, model.config.text_config.intermediate_size
+    hidden, lora = text.hidden_size, stage.lora is not None
+    learns = "language_model" in stage.trainable and not lora
+    keys = text.num_key_value_heads * (hidden // text.num_attention_heads)
+    again = engine.kernels.liger or engine.kernels.compile
+    layer = (2 if again else 4) * hidden + 2 * (hidden + keys) + (2 if again else 3) * wide
+    if learns or lora:
+        layer += 3 * hidden + wide
+    if learns and not again:
+        layer += 2 * hidden
+    kept = width * layer + _adapter_bytes_per_token(model, stage, width) / text.num_hidden_layers
+    return _kept(stage, text.num_hidden_layers, kept, hidden * width)
 
 
 def _tower_bytes_per_tile(model: Any, stage: Stage, width: int) -> float:

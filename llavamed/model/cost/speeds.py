@@ -1,7 +1,7 @@
 """The speed and memory of a setting: as benchmarks and runs have measured, or else calculated."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated
@@ -50,8 +50,9 @@ class Setting:
         return cls(accelerator, learns, stage.gradient_checkpointing, kernels)
 
     def is_of(self, found: Measurement) -> bool:
-        """Return whether a measurement was made with it."""
-        return all(getattr(found, name) == value for name, value in vars(self).items())
+        """Return whether a measurement was made with it, on any GPU."""
+        own = {name: value for name, value in vars(self).items() if name != "accelerator"}
+        return all(getattr(found, name) == value for name, value in own.items())
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,17 @@ class Speeds(Section):
     """The assumption for the rest."""
 
     def measured_mfu(self, setting: Setting) -> tuple[float, str] | None:
-        """Return the utilization of a setting and the result that says so, None if none does."""
-        for each in self.measured:
-            if setting.is_of(each) and each.mfu:
-                return each.mfu, each.result
-        return None
+        """Return the utilization of a setting and the result that says so, None if none does.
+
+        What another GPU has reached stands for GPUs that nobody has measured, and the result then
+        names that GPU.
+        """
+        found = [each for each in self.measured if setting.is_of(each) and each.mfu]
+        if not found:
+            return None
+        best = min(found, key=lambda each: each.accelerator != setting.accelerator)
+        other = "" if best.accelerator == setting.accelerator else f" on {best.accelerator}"
+        return best.mfu or 0.0, f"{best.result}{other}"
 
     def mfu(self, setting: Setting) -> tuple[float, str | None]:
         """Return the utilization of a setting, and the result that says so, None for arithmetic.
@@ -91,15 +98,19 @@ class Speeds(Section):
         """
         if (found := self.measured_mfu(setting)) is not None:
             return found
+        whole = replace(setting, gradient_checkpointing=False)
+        mfu, result = self.measured_mfu(whole) or (self.assumed.mfu, None)
         passes = 3 if setting.trains_language_model else 2
         recomputed = setting.gradient_checkpointing
         again = 1 / int(recomputed) if recomputed else 0.0
-        return self.assumed.mfu * (passes / (passes + again)), None
+        origin = f"{result}, and counted for what is recomputed" if result else None
+        return mfu * (passes / (passes + again)), origin
 
     def correct(self, planned: Memory, setting: Setting) -> tuple[Memory, Correction | None]:
         """Correct a plan of memory by the nearest measurement, if one is near enough.
 
-        The workspace is not corrected: it stands for what tensors do not take.
+        A measurement on another GPU counts too: tensors take the same bytes there. The workspace
+        is not corrected: it stands for what tensors do not take.
 
         Args:
             planned: The plan.

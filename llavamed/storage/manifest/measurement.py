@@ -25,11 +25,14 @@ class PlannedBytes(Facts):
     """What the forward pass keeps for the backward pass."""
     logits: Bytes
     """The logits of supervised tokens and their gradients."""
+    update: Bytes = 0.0
+    """What the optimizer's step adds, when activations and logits are free again."""
 
     @property
     def total(self) -> float:
-        """Their sum."""
-        return sum(vars(self).values())
+        """The most of them at once: the step of the optimizer comes after the backward pass."""
+        lasting = self.weights + self.gradients + self.optimizer
+        return lasting + max(self.activations + self.logits, self.update)
 
     def distance(self, other: "PlannedBytes") -> float:
         """Return how far the other is: all differences, as a fraction of this total."""
