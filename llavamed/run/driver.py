@@ -64,6 +64,7 @@ from llavamed.storage.manifest import (
     write,
 )
 from llavamed.storage.run_progress import RunSummary, Spending, StageSummary
+from llavamed.train.checkpoint.listing import newest_checkpoint
 from llavamed.train.job import StageJob, order_of
 from llavamed.train.metrics import StepRecord
 
@@ -261,9 +262,11 @@ def _train(
     run = tracker.start(name, stage_settings(config, plan))
     for dataset in data.datasets:
         run.log_dataset(dataset, "training")
+    saved = newest_checkpoint(plan.checkpoints)
     record.stage_started(
         name,
         order_of(plan.stage, data, config.seed).num_steps,
+        num_saved=saved.step if saved is not None else 0,
         on_workers=config.scaling.launcher == "ray",
     )
 

@@ -79,11 +79,21 @@ class ProgressDisplay:
         """Show how many questions are answered."""
         self._update("evaluate", done, total, "answers", "")
 
-    def stage_started(self, stage: str, num_steps: int, *, on_workers: bool = True) -> None:
-        """Say that a stage is about to train, on workers of Ray or in this process."""
+    def stage_started(
+        self, stage: str, num_steps: int, *, num_saved: int = 0, on_workers: bool = True
+    ) -> None:
+        """Say that a stage is about to train, on workers of Ray or in this process.
+
+        Args:
+            stage: Its name.
+            num_steps: All its steps.
+            num_saved: The steps of its newest checkpoint, from which it resumes.
+            on_workers: Whether it trains on workers of Ray.
+        """
         self._stage = (stage, num_steps)
+        steps = f"{num_steps} steps" + (f", {num_saved} of them in a checkpoint" * bool(num_saved))
         what = "starting the workers" if on_workers else "training in this process"
-        logger.info("train %s: %d steps; %s", stage, num_steps, what)
+        logger.info("train %s: %s; %s", stage, steps, what)
 
     def trained(self, records: list[StepRecord]) -> None:
         """Show the last step that was trained."""

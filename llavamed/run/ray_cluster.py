@@ -60,6 +60,7 @@ def ray_for(scaling: Scaling) -> Iterator[None]:
         wanted = scaling.most_workers * scaling.resources_per_worker.get("CPU", 1)
         settings["num_cpus"] = max(os.cpu_count() or 1, int(wanted))
         settings["include_dashboard"] = False
+        logger.info("starting Ray on this machine")
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         check_port(address)

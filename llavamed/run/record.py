@@ -87,9 +87,11 @@ class RunRecord:
         """Note how many floating point operations the training of a stage takes, if known."""
         self._change_stage(stage, flops=flops)
 
-    def stage_started(self, stage: str, num_steps: int, *, on_workers: bool = True) -> None:
-        """Note that a stage is about to train, on workers of Ray or in this process."""
-        self._display.stage_started(stage, num_steps, on_workers=on_workers)
+    def stage_started(
+        self, stage: str, num_steps: int, *, num_saved: int = 0, on_workers: bool = True
+    ) -> None:
+        """Note that a stage is about to train, as `ProgressDisplay.stage_started` says it."""
+        self._display.stage_started(stage, num_steps, num_saved=num_saved, on_workers=on_workers)
         self._rate.forget()
         self._change_stage(stage, state="training", steps=num_steps)
         self._change(

@@ -59,7 +59,9 @@ def told_what_is_missing(scaling: Scaling, has_started: threading.Event) -> Iter
             missing = _missing(scaling)
             level = logging.WARNING if missing else logging.INFO
             text = missing or _in_use(scaling)
-            logger.log(level, "waiting for %d workers: %s", scaling.least_workers, text)
+            number = scaling.least_workers
+            workers = "worker" if number == 1 else "workers"
+            logger.log(level, "waiting for %d %s: %s", number, workers, text)
 
     watching = threading.Thread(target=watch, name="resources", daemon=True)
     watching.start()

@@ -39,7 +39,11 @@ def test_a_stage_without_workers_does_not_name_any() -> None:
     said: list[str] = []
     with on_log(said.append), ProgressDisplay() as progress:
         progress.stage_started("align", 4, on_workers=False)
-    assert said == ["train align: 4 steps; training in this process"]
+        progress.stage_started("align", 4, num_saved=2, on_workers=False)
+    assert said == [
+        "train align: 4 steps; training in this process",
+        "train align: 4 steps, 2 of them in a checkpoint; training in this process",
+    ]
 
 
 def test_the_rate_is_that_of_the_last_seconds(clock: list[float]) -> None:

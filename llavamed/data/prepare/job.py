@@ -64,7 +64,7 @@ def prepare(
     Args:
         config: The config of the run.
         names: Names of the datasets.
-        on_progress: Called after each shard.
+        on_progress: Called for each dataset at the start, and after each shard.
 
     Returns:
         The datasets by name.
@@ -142,6 +142,7 @@ def _run(
     done: Counter[str] = Counter()
     for name in names:
         (directory / name).remove()  # left behind by a run that was killed
+        on_progress(name, 0, manifests[name].num_rows)  # the first shard may take minutes
     for row in iter_rows(_pipeline(config, names, processor), memory_hint=_MEMORY_HINT):
         report: ShardReport = pickle.loads(row["report"])
         reports[report.dataset].append(report)
