@@ -79,7 +79,7 @@ CHECKS = (
         "mlflow",
         environment.mlflow,
         (*_RAY, DEPLOYMENT, SERVICE),
-        "the MLflow server is available",
+        "MLflow servers of this namespace are available; --probe asks others",
     ),
     # With pods: manifests alone do not say whether a service answers.
     Check("services", services.services, (RAY_SERVICE, POD), "every RayService accepts requests"),

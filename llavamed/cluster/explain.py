@@ -8,7 +8,10 @@ from typing import Any
 
 from llavamed.cluster.kinds import RAY_CLUSTER, RAY_JOB, RAY_SERVICE, SERVICE_PROXY, Kind, Named
 
-_KUBERAY = "helm {} kuberay-operator kuberay/kuberay-operator --version 1.7.0 --namespace {}"
+_KUBERAY = (
+    "helm {} kuberay-operator kuberay-operator --repo https://ray-project.github.io/kuberay-helm/ "
+    "--version 1.7.0 --namespace {}"
+)
 INSTALL_KUBERAY = f"{_KUBERAY.format('install', 'ray-system')} --create-namespace"
 _USER = re.compile(r'User "([^"]+)"')
 _ANONYMOUS = 'User "system:anonymous"'
