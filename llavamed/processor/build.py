@@ -210,6 +210,13 @@ def _check_scale(facts: dict[str, Any]) -> None:
             f"image_processor.rescale_factor={facts['rescale_factor']}: must be 1/255; correct it "
             "in preprocessor_config.json"
         )
+    for name, least in (("image_mean", 0.0), ("image_std", 1e-3)):
+        values = facts[name]
+        if len(values) != 3 or not all(least <= value <= 1 for value in values):
+            raise ConfigError(
+                f"image_processor.{name}={list(values)}: must be three numbers from {least:g} to "
+                "1, as pixels are scaled to 0 .. 1 first; correct it in preprocessor_config.json"
+            )
 
 
 def tiling(processor: Processor) -> Tiling:

@@ -251,6 +251,18 @@ def other_scale(_: Any, processor: LlavaProcessor) -> None:
     processor.image_processor.rescale_factor = 1.0
 
 
+def bytes_for_mean(_: Any, processor: LlavaProcessor) -> None:
+    processor.image_processor.image_mean = [123.7, 116.3, 103.5]
+
+
+def no_spread(_: Any, processor: LlavaProcessor) -> None:
+    processor.image_processor.image_std = [0.3, 0.3, 0.0]
+
+
+def one_channel(_: Any, processor: LlavaProcessor) -> None:
+    processor.image_processor.image_mean = [0.5]
+
+
 def other_image_token(shape: Any, _: LlavaProcessor) -> None:
     shape.image_token_index = 7
 
@@ -263,6 +275,15 @@ def other_image_token(shape: Any, _: LlavaProcessor) -> None:
         (not_normalized, r"image_processor.do_normalize=False: images are always resized"),
         (nearest, r"image_processor.resample=0: must be 2 \(bilinear\) or 3 \(bicubic\)"),
         (other_scale, r"image_processor.rescale_factor=1.0: must be 1/255"),
+        (
+            bytes_for_mean,
+            r"image_processor.image_mean=\[123.7, .*: must be three numbers from 0 to 1",
+        ),
+        (
+            no_spread,
+            r"image_processor.image_std=\[0.3, 0.3, 0.0\]: must be three numbers from 0.001",
+        ),
+        (one_channel, r"image_processor.image_mean=\[0.5\]: must be three numbers"),
         (other_image_token, r"image_token_index=7 in its config, but its tokenizer has <image> at"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
