@@ -111,9 +111,12 @@ def load_tokenizer(source: str, key: str) -> Any:
     Raises:
         ConfigError: The tokenizer cannot be found, or cannot map tokens to places in the text.
     """
-    image_token = {"image_token": IMAGE_PLACEHOLDER}
-    tokenizer = load_pretrained(AutoTokenizer, source, key, extra_special_tokens=image_token)
+    more: dict[str, Any] = {"extra_special_tokens": {"image_token": IMAGE_PLACEHOLDER}}
+    tokenizer = load_pretrained(AutoTokenizer, source, key, **more)
     check_fast(tokenizer)
+    if getattr(tokenizer.backend_tokenizer, "fix_mistral_regex", None) is False:
+        # Published for Mistral, it splits "pH" otherwise than the model knows; transformers warns.
+        tokenizer = load_pretrained(AutoTokenizer, source, key, fix_mistral_regex=True, **more)
     repair_merges(tokenizer)
     return tokenizer
 

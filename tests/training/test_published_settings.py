@@ -19,11 +19,12 @@ from llavamed.errors import CheckpointError, ConfigError
 from llavamed.model.export import write_export
 from llavamed.model.generation import set_generation_tokens
 from llavamed.model.llava import build_model, load_model
-from llavamed.processor.build import build_processor, load_processor
+from llavamed.processor.build import build_processor, load_processor, load_tokenizer
 from llavamed.processor.pretrained import part_config
 from llavamed.storage.location import locate
 from tests.support.published_parts import composed, save_parts
 from tests.support.small_models import save_llava_next
+from tests.support.small_tokenizers import chatml
 
 QUANTIZED = ("bitsandbytes", "gptq", "awq", "fp8", "compressed-tensors", "mxfp4")
 VICUNA = {"temperature": 0.9, "top_p": 0.6, "max_length": 4096}
@@ -196,3 +197,25 @@ def test_the_template_of_a_whole_llava_is_that_of_its_processor(
     build_processor(model, iter([])).save_pretrained(tmp_path / "saved")
     for processor in (build_processor(model, iter([])), load_processor(tmp_path / "saved")):
         assert processor.chat_template == processor.tokenizer.chat_template == own
+
+
+@pytest.mark.parametrize(("kind", "is_mended"), [("mistral", True), ("qwen2", False)])
+def test_words_are_split_as_mistral_splits_them(tmp_path: Path, kind: str, is_mended: bool) -> None:
+    """The published pattern of its large vocabularies takes "pH" and "mL" for one word each."""
+    tokenizer = chatml()
+    definition = json.loads(tokenizer.backend_tokenizer.to_str())
+    definition["model"]["vocab"] |= {f"spare {each}": 1000 + each for each in range(100_000)}
+    splits = {"type": "Split", "behavior": "Isolated", "invert": False}
+    splits["pattern"] = {"Regex": r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"}
+    plain = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    parts = [splits, plain | {"use_regex": False}]
+    definition["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": parts}
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
+    config = {"model_type": kind, "transformers_version": "4.49.0"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = load_tokenizer(str(tmp_path), "tokenizer")
+    loaded.save_pretrained(tmp_path / "saved")
+    for each in (loaded, load_tokenizer(str(tmp_path / "saved"), "tokenizer")):
+        words = [word for word, _ in each.backend_tokenizer.pre_tokenizer.pre_tokenize_str("a pH")]
+        assert words == (["a", "Ġp", "H"] if is_mended else ["a", "ĠpH"])
