@@ -134,8 +134,10 @@ class Recorder:
     """A server that gives credentials and bytes to all, and keeps how it was asked."""
 
     asked: list[tuple[str, str, str]] = field(default_factory=list)
-    """Of each request for bytes the URL, who signed it where, and the token."""
+    """Of each request for bytes the URL and range, who signed it for where, and the token."""
     port: int = 0
+    region: str = ""
+    """Requests for another region are sent on to this one."""
 
     def answer(self, handler: BaseHTTPRequestHandler) -> tuple[int, str, bytes]:
         path = urlsplit(handler.path).path
@@ -158,6 +160,8 @@ class Recorder:
         url = handler.path if "://" in handler.path else f"http://{host}{handler.path}"
         token = handler.headers.get("X-Amz-Security-Token", "none")
         self.asked.append((f"{url} {handler.headers['Range']}", signer, token))
+        if self.region not in signer:
+            return 301, "text/xml", b"<Error><Code>PermanentRedirect</Code></Error>"
         return 206, "application/octet-stream", b"12345"
 
 
@@ -173,6 +177,7 @@ def recording(context: ssl.SSLContext | None = None) -> Iterator[Recorder]:
             status, kind, body = recorder.answer(self)
             self.send_response_only(status)
             self.send_header("Content-Type", kind)
+            self.send_header("X-Amz-Bucket-Region", recorder.region)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -267,6 +272,17 @@ def test_credentials_endpoint_and_proxy_are_found_as_s3fs_finds_them(
     by_s3fs, by_botocore = recorder.asked
     assert by_s3fs == by_botocore
     assert expected in " ".join(by_botocore)
+
+
+def test_the_region_of_a_bucket_is_found_alike(surroundings: Callable[..., None]) -> None:
+    with recording() as recorder:
+        recorder.region = "eu-west-3"
+        surroundings(HERE | KEYS, "", f"http://127.0.0.1:{recorder.port}")
+        read_by_both("s3://bucket/key")
+    assert [signer.split("/")[2] for _, signer, _ in recorder.asked] == 2 * [
+        "us-east-1",
+        "eu-west-3",
+    ]
 
 
 def test_options_of_a_uri_hold_for_both(surroundings: Callable[..., None]) -> None:
