@@ -191,3 +191,44 @@ def test_an_answer_is_one_of_those_that_the_question_offers(question, prediction
     for reference in offered:
         item = Item("1", question, prediction, reference, "CLOSED")
         assert score(item) == float(reference == answer), reference
+
+
+@pytest.mark.parametrize(
+    ("question", "prediction", "says"),
+    [
+        ("Is the heart enlarged?", "The heart is normal in size.", "no"),
+        ("Is the heart enlarged?", "Heart size is within normal limits.", "no"),
+        ("Is the heart enlarged?", "The cardiac silhouette is normal.", "no"),
+        ("Is the heart enlarged?", "Normal", "no"),
+        ("Is the heart enlarged?", "The lungs are normal.", None),
+        ("Is the heart enlarged?", "The heart is larger than normal.", None),
+        ("Is the heart enlarged?", "The heart is not normal.", None),
+        ("Is the heart enlarged?", "There is cardiomegaly.", "yes"),
+        ("Is the heart enlarged?", "Cardiomegaly.", "yes"),
+        ("Is the heart enlarged?", "The heart size is increased.", "yes"),
+        ("Is the heart enlarged?", "No cardiomegaly.", "no"),
+        ("Is the heart enlarged?", "Splenomegaly.", None),
+        ("Is the aorta dilated?", "The aorta is of normal caliber", "no"),
+        ("Is there a mass in the liver?", "The liver appears normal without focal lesions.", "no"),
+        ("Is there a mass in the liver?", "The spleen is normal.", None),
+        ("Is there a lesion in the right lung?", "The left lung is normal.", None),
+        ("Does the patient have a fracture?", "The bones are intact.", "no"),
+        ("Where the liver lies, is the heart?", "The liver is normal.", None),
+        ("Is there a pneumothorax?", "Right pneumothorax.", "yes"),
+        ("Is there a pneumothorax?", "Pneumothorax", None),
+        ("Is there a pneumothorax?", "Right pneumothorax?", None),
+        ("Is there a pneumothorax?", "A CT would be needed to exclude pneumothorax.", None),
+        ("Is there a mass?", "Mass (-)", "no"),
+        ("Is the lesion in the left lung?", "right", "no"),
+        ("Is the lesion in the left lung?", "Left.", "yes"),
+        ("Is the right lung collapsed?", "That is right.", "yes"),
+        ("Is this a CT scan?", "This is a chest X-ray.", "no"),
+        ("Are there multiple lesions?", "There is only one lesion.", "no"),
+        ("Are there multiple lesions?", "There are three lesions", "yes"),
+        ("Are there multiple lesions?", "Solitary", "no"),
+        ("Are there multiple lesions?", "Multiple", "yes"),
+        ("Is the patient male?", "male", "yes"),
+    ],
+)
+def test_a_word_says_what_it_means_for_the_question(question, prediction, says):
+    check(prediction, question, says=says)

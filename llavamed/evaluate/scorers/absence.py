@@ -1,14 +1,16 @@
-"""Read answers to questions that ask whether something is absent: "free of", "normal", "healthy".
+"""Read answers by what is asked for: the absence of a finding, a finding, or the size of an organ.
 
-Such a question and a sentence such as "no consolidation is seen" agree, though the sentence denies.
-So a sentence about the finding is read as an answer to whether it is there, and turned round.
+"Are the lungs free of consolidation?" and "no consolidation is seen" agree, though the sentence
+denies. So a sentence about the finding is read as an answer to whether it is there, and turned
+round. "The heart is normal" denies what "Is the heart enlarged?" asks; "cardiomegaly" states it.
 """
 
 import re
 
-from llavamed.evaluate.scorers.restating import stems
+from llavamed.evaluate.scorers.restating import OF_THE, by_kind, names_bare, stems
+from llavamed.evaluate.scorers.terms import ADJECTIVES, CHANGES, COMPLEMENTS, FINDINGS
 from llavamed.evaluate.scorers.unpack import conclusions
-from llavamed.evaluate.scorers.words import CHINESE, canonical
+from llavamed.evaluate.scorers.words import CHINESE, canonical, words_of
 from llavamed.evaluate.scorers.yes_no import says
 
 _ABSENCE = re.compile(
@@ -41,16 +43,46 @@ _ABSENT_NOT = re.compile(
     r"(?:free|clear|devoid|absent|negative|without|an?\s+(?:absence|lack))\b",
     re.IGNORECASE,
 )
+_LARGE = (
+    (re.compile(r"\bcardiomegaly\b", re.IGNORECASE), "heart"),
+    (re.compile(r"\bhepatomegaly\b", re.IGNORECASE), "liver"),
+    (re.compile(r"\bsplenomegaly\b", re.IGNORECASE), "spleen"),
+)
+_OUTLINE = re.compile(r"\b(?:cardiac|heart)\s+(?:silhouette|shadow)\b", re.IGNORECASE)
+_INCREASED = re.compile(
+    r"\bsize\s+(?:is|appears)\s+(?:\w+ly\s+)?increased\b|\bincrease(?:d)?\s+in\s+size\b", re.I
+)
+_TO_EXCLUDE = re.compile(
+    r"(?:\b\w+\s+){0,3}\b(?:needed|required|necessary|recommended|advised|suggested)\s+to\s+"
+    r"(?:exclude|rule\s+out)\b[^.;,\n]*",
+    re.IGNORECASE,
+)
+"""What is to be excluded, and is not yet."""
+_NOT_NORMAL = re.compile(r"\bnot\s+(?:\w+ly\s+)?normal\b", re.IGNORECASE)
+_ONE = re.compile(r"\b(?:only\s+|just\s+)?(?:one|1|solitary)\b", re.IGNORECASE)
+_SEVERAL = re.compile(r"\b(?:two|three|four|five|[2-9]|many)\b", re.IGNORECASE)
+_RIGHT = re.compile(r"\A\W*right\W*\Z", re.IGNORECASE)
+_SOUND = frozenset({"normal", "intact"})
+_ASPECTS = frozenset({"size", "limit", "caliber", "calibre", "contour", "shape", "appear"})
+"""Words of what is normal about an organ."""
 _RESTRICTION = re.compile(r"\b(?:but|however|except|although|though|other\s+than)\b", re.IGNORECASE)
 
 
 def says_yes(answer: str, question: str, reference: str) -> bool | None:
     """Return what an unpacked answer says: yes, no, or None for neither. See `says`."""
+    answer = _as_asked(answer, question)
     if _ABNORMALITY.search(question) and not _ABNORMALITY.search(answer):
         is_bare = stems(canonical(answer)) <= {"norma", "abnor"}
         question = "Is the image abnormal?" if is_bare else _ABNORMALITY.sub("abnormal", question)
     finding = _asked_to_be_absent(question)
     part, _ = next(conclusions(answer))
+    if finding is None and not _ANSWERED.search(part):
+        if _is_called_normal(part, question):
+            return False
+        words = canonical(part)
+        is_property = len(words) == 1 and {*words} <= COMPLEMENTS.keys() & {*canonical(question)}
+        if is_property or names_bare(part, question):
+            return True
     if finding is None or _ANSWERED.search(part) or not _is_about(part, finding):
         return says(answer, question, reference)
     if _RESTRICTION.search(part):
@@ -75,3 +107,38 @@ def _is_about(text: str, finding: str) -> bool:
     if finding == "an abnormality":
         return bool(_ABNORMALITY.search(text)) and not _SOME_ABNORMALITY.search(text)
     return stems(canonical(finding)) <= stems(canonical(text))
+
+
+def _as_asked(answer: str, question: str) -> str:
+    """Write what an answer names by one word in the words of the question."""
+    if _RIGHT.match(answer) and by_kind("the right side", question) is not None:
+        return "the right side"  # and no word of agreement
+    asked = set(canonical(question))
+    answer = _TO_EXCLUDE.sub(" ", answer)
+    if not asked & {"normal", "abnormal"}:
+        answer = _NOT_NORMAL.sub("abnormal", answer)  # and no denial of what was asked
+    if asked & {"single", "multiple"}:
+        answer = _SEVERAL.sub("multiple", _ONE.sub("single", answer))
+    for name, organ in _LARGE:
+        if {organ, "enlargement"} <= asked:
+            answer = name.sub(f"enlarged {organ}", answer)
+            answer = _INCREASED.sub("is enlarged", answer)
+    return _OUTLINE.sub("heart", answer) if "heart" in asked else answer
+
+
+def _is_called_normal(text: str, question: str) -> bool:
+    """Tell whether a text calls normal what a question asks a finding or a change of, and no more.
+
+    "The heart is normal in size" answers "Is the heart enlarged?", and "The liver is normal" does
+    not answer it.
+    """
+    asked = set(canonical(question))
+    rows = [names | about for names, about in FINDINGS if names & asked]
+    if not (rows or asked & CHANGES) or _SOUND & asked:
+        return False
+    words = words_of(text)
+    stated = {ADJECTIVES.get(word.text, word.text) for word in words if not word.denied}
+    about = {ADJECTIVES.get(word, word) for word in asked.union(*rows)}
+    named = stated - _SOUND
+    is_of_it = bool(named) or bool(OF_THE.match(question))  # "normal" alone may be of anything
+    return bool(stated & _SOUND) and is_of_it and named - _ASPECTS <= about

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection, Iterable, Set
 
-from llavamed.evaluate.scorers.terms import CLASSES, FINDINGS
+from llavamed.evaluate.scorers.terms import ADJECTIVES, CLASSES, FINDINGS
 from llavamed.evaluate.scorers.vocabulary import (
     ANAPHORIC,
     DENIAL_BEFORE,
@@ -14,6 +14,16 @@ from llavamed.evaluate.scorers.vocabulary import (
 from llavamed.evaluate.scorers.words import canonical
 
 _VERB = re.compile(r"\b(?:is|are|was|were|has|have|had|does|do|did|appears?|looks?|seems?)\b", re.I)
+_NO_NAME = re.compile(r"\?|\([-+]\)|-free\b")
+_REGIONS = frozenset(["chest", "abdomen", "abdominal", "brain", "head", "neck", "pelvis", "spine"])
+_QUALIFIERS = (
+    frozenset(
+        ["left", "right", "bilateral", "upper", "lower", "middle", "apical", "basal", "small"]
+    )
+    | frozenset(["large", "mild", "moderate", "severe", "acute", "chronic", "displaced"])
+    | frozenset(ADJECTIVES.values())
+)
+"""Words that a name may have besides those of the question."""
 _ASKED_IN_ORDER = re.compile(
     r"\b(?:than|to|above|below|behind|between|from|before|after|over|under)\b", re.IGNORECASE
 )
@@ -83,6 +93,20 @@ def restates(clause: str, question: str, asked: Collection[str], *, is_whole: bo
     return bool(is_told or EXISTS.search(clause))
 
 
+def names_bare(text: str, question: str) -> bool:
+    """Tell whether an answer is just the name of what a question asks for: "right pneumothorax".
+
+    A name that repeats the question and adds nothing is no answer.
+    """
+    said, words = canonical(text), canonical(question)
+    if _NO_NAME.search(text) or UNASSERTED.search(text) or {*CUES, "or"} & {*said, *words}:
+        return False
+    wanted = stems(words) - _LEFT_OUT
+    added = [word for word in said if word[:5] not in wanted]
+    is_name = bool(added) and {*added} <= _QUALIFIERS and not _VERB.search(text)
+    return bool(wanted) and is_name and wanted <= {word[:5] for word in said}
+
+
 def is_foreign_to(said: Set[str], asked: Set[str]) -> bool:
     """Tell whether a clause is about something that was not asked."""
     named = said - ANAPHORIC - _LEFT_OUT - {"posit"}
@@ -100,7 +124,7 @@ def by_kind(text: str, question: str) -> bool | None:
     for kind, pattern in _IS_OF_KIND:
         found = pattern.fullmatch(asked)
         named = kind & {*said}
-        others = {*said} - kind - {*asked.split()} - FUNCTION_WORDS
+        others = {*said} - kind - {*asked.split()} - FUNCTION_WORDS - _REGIONS
         if found and len(named) == 1 and not others:
             return named == {found[1]}
     return None

@@ -275,6 +275,14 @@ FINDINGS: tuple[tuple[frozenset[str], frozenset[str]], ...] = tuple(
 )
 """Names of findings and facts, and the words of questions that a denial of them answers."""
 
+CHANGES = frozenset(
+    _split(
+        "enlargement dilation thickening narrowing mass lesion nodule tumor abscess cyst collapse "
+        "deviation shift infarct infarction ischemia disease swelling rupture tear"
+    )
+)
+"""What nothing normal has."""
+
 POSITIONS: tuple[frozenset[str], ...] = tuple(
     frozenset(words.split())
     for words in (
@@ -349,6 +357,8 @@ COMPLEMENTS = {
     "benign": "malignant",
     "malignant": "benign",
     "withcontrast": "withoutcontrast",
+    "single": "multiple",
+    "multiple": "single",
     "regular": "irregular",
     "irregular": "regular",
     "symmetric": "asymmetric",
