@@ -151,10 +151,7 @@ class OwnTemplate:
             # A prompt may begin the thinking part of the answer.
             opened = start is not None and written.text[first:start].strip() == OPENING
             if start is None or (first < start and not opened):
-                raise _rewrites(
-                    f"writes something else before turn {number} (assistant) than the prompt that "
-                    "a model gets to answer there"
-                )
+                raise self._unlike_prompt(turns[:number])
             limit, end = self._find_end(turns[: number + 1], written, last)
             yield start, end or limit
 
@@ -165,10 +162,7 @@ class OwnTemplate:
         answers = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
         last = len(turns) - 1
         if last in answers and self._prompt_length(turns[:last], written) is None:
-            raise _rewrites(
-                f"writes something else before turn {last} (assistant) than the prompt that a "
-                "model gets to answer there"
-            )
+            raise self._unlike_prompt(turns[:last])
         owner = -1
         for start, stop in written.spans:
             touched = [
@@ -197,6 +191,19 @@ class OwnTemplate:
                 limit, end = self._find_end(turns[: owner + 1], written, words_end)
                 stop = max(stop, end or len(written.text[:limit].rstrip()))
             yield start, stop
+
+    def _unlike_prompt(self, turns: Sequence[Turn]) -> SampleError:
+        """Return what to raise if the answer after these turns does not begin as its prompt ends.
+
+        The prompts of some templates begin a thinking part that they write in no answer.
+        """
+        what = (
+            f"writes something else before turn {len(turns)} (assistant) than the prompt that a "
+            "model gets to answer there"
+        )
+        if self._write(turns, prompt=True).rstrip().endswith(OPENING):
+            what += f" and which ends in {OPENING}; set model.thinking to leave_out"
+        return _rewrites(what)
 
     def _prompt_length(self, turns: Sequence[Turn], written: _Written) -> int | None:
         """Return the length of the prompt after these turns, or None if the text differs."""

@@ -160,6 +160,22 @@ def test_a_conversation_goes_on_after_an_answer_with_a_thinking_part(
     assert prompt_ids(turns[:-1], tokenizer) == prompt_ids(spoken[:-1], tokenizer)
 
 
+def test_a_template_that_only_prompts_for_thinking_is_told_what_helps() -> None:
+    """DeepSeek R1's begins a thinking part in its prompt, and writes none in any answer."""
+    source = (
+        "{% for message in messages %}"
+        "{% if message.role == 'user' %}{{ '<|im_start|>' ~ message.content }}"
+        "{% else %}{{ '<|im_end|>' ~ message.content ~ eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_end|><think>\n' }}{% endif %}"
+    )
+    turns = [Turn("user", "<image> Why?"), Turn("assistant", "So.")]
+    advice = r"answer there and which ends in <think>; set model.thinking to leave_out$"
+    with pytest.raises(SampleError, match=advice):
+        encoded(turns, family(source, end="</s>"))
+    advised = family(with_thinking(source, "leave_out"), end="</s>")
+    assert_exactly_the_answers_are_trained(turns, advised, "</s>")
+
+
 def test_each_way_of_thinking_is_another_template() -> None:
     tokenizer = family(QWEN_3, end="<|im_end|>")
     hashes = set()
