@@ -44,7 +44,7 @@ from llavamed.run.preflight import (
 from llavamed.run.progress import ProgressDisplay
 from llavamed.run.ray_cluster import ray_cluster
 from llavamed.run.record import RunRecord
-from llavamed.run.resources import told_what_is_missing
+from llavamed.run.resources import log_what_is_missing
 from llavamed.run.track_results import (
     stage_settings,
     track_end,
@@ -201,6 +201,7 @@ def _run(
     tracker: Tracker,
     record: RunRecord,
 ) -> RunSummary:
+    """Train and evaluate what is not finished, stage after stage, and return the run's summary."""
     lease = jobs[-1].lease
     assert lease is not None
     stages, evaluations, measured = [], {}, list[Measurement]()
@@ -295,6 +296,7 @@ def _evaluate(
     tracker: Tracker,
     record: RunRecord,
 ) -> ScoresManifest:
+    """Evaluate one trained stage, track it, and return the manifest of its scores."""
     lease.check()
     settings, result = plan.stage.evaluation, plan.result()
     assert settings is not None
@@ -309,7 +311,7 @@ def _evaluate(
         has_answered.set()
         record.answered(done, total)
 
-    with told_what_is_missing(config.scaling, has_answered):
+    with log_what_is_missing(config.scaling, has_answered):
         found = evaluate(
             config.model_copy(update={"engine": config.engine_of(plan.stage)}),
             settings,

@@ -24,7 +24,7 @@ from llavamed.errors import LlavaMedError, TrainingError
 from llavamed.parallel.failures import explain_failure, find_our_error
 from llavamed.parallel.logs import log_record, queue_beside_driver, send_logs
 from llavamed.run.messages import Failed, Message, Started, Steps
-from llavamed.run.resources import told_what_is_missing
+from llavamed.run.resources import log_what_is_missing
 from llavamed.storage.location import Location
 from llavamed.train.job import StageJob, Workers
 from llavamed.train.metrics import StepRecord
@@ -61,7 +61,7 @@ def fit(
     trainer = _trainer(job, folder, queue)
     try:
         # The listener empties its queue at the end, so the workers must have stopped by then.
-        with listener, trainer, told_what_is_missing(job.config.scaling, listener.has_heard):
+        with listener, trainer, log_what_is_missing(job.config.scaling, listener.has_heard):
             return bool(trainer.fit().return_value)
     except (TrainingFailedError, RayError) as error:
         raise listener.fatal or _explain(job, error) from error
@@ -70,6 +70,7 @@ def fit(
 
 
 def _explain(job: StageJob, error: Exception) -> LlavaMedError:
+    """Return the error of ours that ended the stage, or else why its workers died too often."""
     ours = find_our_error(error)
     if ours is not None:
         return ours
@@ -107,6 +108,7 @@ class _Trainer(TorchTrainer):
 
 
 def _trainer(job: StageJob, folder: Location, queue: Queue) -> _Trainer:
+    """Return Ray Train's trainer of a stage, whose workers put their messages into the queue."""
     scaling = job.config.scaling
     filesystem = None if folder.is_local else pafs.PyFileSystem(pafs.FSSpecHandler(folder.fs))
     return _Trainer(

@@ -50,7 +50,7 @@ def check_local_resources(scaling: Scaling) -> None:
 
 
 @contextmanager
-def told_what_is_missing(scaling: Scaling, has_started: threading.Event) -> Iterator[None]:
+def log_what_is_missing(scaling: Scaling, has_started: threading.Event) -> Iterator[None]:
     """Log every half minute what the cluster lacks, until workers have started."""
     is_over = threading.Event()
 

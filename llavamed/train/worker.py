@@ -73,13 +73,8 @@ def train_stage(job: StageJob, context: Context) -> bool:
     torch.manual_seed(job.config.seed)
     data = open_mixture(job)
     processor = load_processor(Path(fetch_once(job.processor)))
-    model = _initial_model(job, processor)
     settings = job.config.engine_of(job.stage)
-    recompute(model, job.stage.gradient_checkpointing)
-    use_kernels(model, settings.kernels, context.device)
-    trust_image_tokens(model, data.image_token_id)
-    if job.stage.lora is not None:
-        add_adapters(model, job.stage.lora, seed=job.config.seed, device=context.device)
+    model = _model_to_train(job, processor, data.image_token_id, context.device)
     counts = freeze(model, job.stage.trainable)
     sums = weight_sums(model, settings.precision)
     order = order_of(job.stage, data, job.config.seed)
@@ -295,7 +290,28 @@ def _read(unread: UnreadSteps, context: Context, saver: Saver, history: list[Ste
         context.observe(record)
 
 
+def _model_to_train(
+    job: StageJob, processor: Any, image_token_id: int, device: torch.device
+) -> Any:
+    """Return the model of a stage with its kernels and adapters, before its parts are frozen.
+
+    Args:
+        job: The stage.
+        processor: The processor of its datasets.
+        image_token_id: The id of the token of images in its datasets.
+        device: Where it will train.
+    """
+    model = _initial_model(job, processor)
+    recompute(model, job.stage.gradient_checkpointing)
+    use_kernels(model, job.config.engine_of(job.stage).kernels, device)
+    trust_image_tokens(model, image_token_id)
+    if job.stage.lora is not None:
+        add_adapters(model, job.stage.lora, seed=job.config.seed, device=device)
+    return model
+
+
 def _initial_model(job: StageJob, processor: Any) -> Any:
+    """Return the model that a stage starts from, before anything in it is changed for training."""
     precision = job.config.engine_of(job.stage).precision
     if job.initial_weights is None:
         return build_model(job.config.model, processor, seed=job.config.seed, precision=precision)

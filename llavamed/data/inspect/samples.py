@@ -144,6 +144,7 @@ def _inspect(
     place: tuple[int, int, int],
     tokenizer: "PreTrainedTokenizerBase",
 ) -> InspectedSample:
+    """Return what a stored row shows; its dialogue is encoded again to count what was cut off."""
     turns = [Turn(**turn) for turn in sample["turns"]]
     pixels = [dataset.pixels(image) for image in sample["pixels"]]
     numbers = [dataset.tiling.num_tokens(each.shape[:2]) for each in pixels]
@@ -176,6 +177,15 @@ def _spans(
     num_image_tokens: list[int],
     tokenizer: "PreTrainedTokenizerBase",
 ) -> list[Span]:
+    """Return the tokens of a sample as spans.
+
+    Args:
+        dataset: The dataset of the sample.
+        ids: Its token ids.
+        labels: Its labels, not shifted.
+        num_image_tokens: The tokens of each of its images.
+        tokenizer: The tokenizer of the dataset.
+    """
     image = dataset.manifest.image_token_id
     texts = _spell(ids, tokenizer)
     kinds: list[Kind] = [

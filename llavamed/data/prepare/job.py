@@ -137,6 +137,11 @@ def _run(
     processor: Location,
     on_progress: OnProgress,
 ) -> None:
+    """Prepare the datasets of these manifests, which are completed one after another at the end.
+
+    Raises:
+        DataError: A dataset cannot be completed. The others are.
+    """
     directory, names = locate(config.datasets_directory), list(manifests)
     reports: dict[str, list[ShardReport]] = {name: [] for name in names}
     done: Counter[str] = Counter()
@@ -162,6 +167,7 @@ def _run(
 
 
 def _pipeline(config: RunConfig, names: list[str], processor: Location) -> Any:
+    """Return the Ray dataset whose rows are the reports of all shards, in the order of chunks."""
     configure_ray_data()
     cpus = int(ray.cluster_resources().get("CPU", 1))
     return (

@@ -65,8 +65,11 @@ class ParquetFiles:
         self._columns = {*images, *optional, *(name for names in required for name in names)}
         self._folder = locate(image_folder) if isinstance(image_folder, str) else image_folder
         self._group: tuple[tuple[str, int], pa.Table] | None = None
+        """The row group that is held: its file and number, and its table."""
         self._labels: dict[str, list[str]] = {}
+        """The names of labels in the columns of that row group."""
         self._unread: tuple[str, ...] = ()
+        """The columns of its file that are not read."""
 
     def count(self) -> int:
         """Return the number of rows of all files, from their footers.
@@ -178,6 +181,7 @@ class ParquetFiles:
             yield location, metadata, footer
 
     def _read_group(self, path: str, group: int) -> pa.Table:
+        """Return a row group of a file, and hold it until another one is asked for."""
         if self._group is None or self._group[0] != (path, group):
             self._group = None  # free the last one before the next is read
             table = _read(Location(self._fs, path), partial(self._columns_of, group))

@@ -29,9 +29,9 @@ IMAGES = frozenset({
 """Endings of the image formats that can be decoded."""
 TEXTS = frozenset({"json", "txt"})
 NO_ENDING = "endingless"
-"""Kinds of members without an ending, and of members that are not files."""
+"""Kind of a member without an ending."""
 LINK = "link"
-"""Used as the ending of names without one, and of members that are not files."""
+"""Kind of a member that is not a file, such as a link."""
 
 _NAME = re.compile(r"(?P<stem>(?:.*/)?[^./][^/]*?)(?:\.(?P<kind>[^\W\d_][^./]*))?", re.DOTALL)
 

@@ -156,6 +156,11 @@ def read_trained(fields: Fields, what: str) -> bool:
 
 
 def _read_turn(fields: Fields) -> Dialogue:
+    """Read one turn, whose placeholders may be in its text or among its parts.
+
+    Raises:
+        SampleError: `unknown_role`, `no_text`, or another reason of `read_turns`.
+    """
     key, role = fields.named("role", "from")
     if not isinstance(role, str) or role not in _ROLES:
         known = ", ".join(_ROLES)

@@ -244,6 +244,7 @@ def _members(location: Location, digest: Any) -> Iterator[Member]:
 
 
 def _update(digest: Any, member: tarfile.TarInfo, file: Any) -> None:
+    """Add the name and the size of a member to a hash, and its bytes if a file is given."""
     head = json.dumps([member.name, member.size])
     digest.update(head.encode())
     if file is not None:
