@@ -289,20 +289,24 @@ def test_the_reference_and_not_the_answer_type_makes_a_question_yes_or_no():
     assert said("No.", "No, it is normal", answer_type="OPEN") == 1
 
 
+def said_by(item):
+    """Score an item of a file, where options are a list or a mapping."""
+    options = item["options"]
+    return said(
+        item["prediction"],
+        item["reference"],
+        question=item["question"],
+        answer_type=item["answer_type"],
+        options=tuple(options) if isinstance(options, list) else options,
+    )
+
+
 def test_it_agrees_with_a_careful_reader(reference_data):
     found = json.loads((reference_data / "golden/metrics/strict_items.json").read_text())["items"]
     decided = [item for item in found if item["reach"] == "rule"]
     assert len(decided) == 50
     for item in decided:
-        options = item["options"]
-        got = said(
-            item["prediction"],
-            item["reference"],
-            question=item["question"],
-            answer_type=item["answer_type"],
-            options=tuple(options) if isinstance(options, list) else options,
-        )
-        assert abs(got - item["verdict"]) <= 0.25, item
+        assert abs(said_by(item) - item["verdict"]) <= 0.25, item
 
 
 READ_BY_HAND = [
@@ -316,15 +320,7 @@ READ_BY_HAND = [
 def test_it_agrees_with_items_read_by_hand():
     wrong = []
     for item in READ_BY_HAND:
-        options = item["options"]
-        got = said(
-            item["prediction"],
-            item["reference"],
-            question=item["question"],
-            answer_type=item["answer_type"],
-            options=tuple(options) if isinstance(options, list) else options,
-        )
-        if abs(got - item["verdict"]) > 0.25:
+        if abs((got := said_by(item)) - item["verdict"]) > 0.25:
             wrong.append((got, item))
     assert wrong == []
 
