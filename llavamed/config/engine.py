@@ -51,8 +51,8 @@ class Engine(Section):
     def gradient_format(self, num_passes: int) -> Literal["fp32", "fp16", "bf16"]:
         """Return the number format in which the gradients of the passes of a step are added up.
 
-        A bf16 number has 8 significant bits, so that a long sum loses what it adds last. Where ZeRO
-        partitions gradients a long sum is in fp32, unless `deepspeed` says otherwise.
+        A bf16 number has 8 significant bits, so that a long sum loses what it adds last. But for
+        ZeRO-1 a long sum is in fp32, unless `deepspeed` says otherwise.
 
         Args:
             num_passes: Forward passes of a worker in a step.
@@ -61,7 +61,7 @@ class Engine(Section):
         if types is not None and types.grad_accum_dtype is not None:
             return types.grad_accum_dtype
         is_long = num_passes > FEW_PASSES
-        return "fp32" if is_long and self.zero_stage >= 2 else self.precision
+        return "fp32" if is_long and self.zero_stage != 1 else self.precision
 
 
 class StageEngine(Section):

@@ -28,7 +28,8 @@ def deepspeed_config(config: Engine, stage: Stage, world_size: int) -> dict[str,
         "zero_force_ds_cpu_optimizer": False,  # DeepSpeed would compile its own at run time
         "steps_per_print": 10**9,
     }
-    if (gradient := config.gradient_format(accumulation)) != config.precision:
+    gradient = config.gradient_format(accumulation)
+    if gradient != config.precision and config.zero_stage > 0:  # else we add them up
         derived["data_types"] = {"grad_accum_dtype": gradient}
     extra = config.deepspeed.model_dump(mode="json")
     zero |= extra.pop("zero_optimization", {})

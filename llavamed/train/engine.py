@@ -39,8 +39,8 @@ from llavamed.model.freeze import part_of
 from llavamed.storage.manifest import Layout
 from llavamed.train.deepspeed_config import deepspeed_config
 from llavamed.train.job import check_conversion
-from llavamed.train.optimizer import make_optimizer
-from llavamed.train.plain_step import replace_step
+from llavamed.train.optimizer import check_other_workers, make_optimizer
+from llavamed.train.without_zero import WithoutZero
 
 if _HIDES_MLFLOW:
     del sys.modules["mlflow"]
@@ -84,10 +84,12 @@ class TrainingEngine:
         # it is, we let AdamW's kernel clip, and skip a step, by tensors that the host never reads.
         wrapper = self._engine.optimizer
         is_ours = stage.optimizer.name == "adamw" and not self._offloads
+        adds = config.gradient_format(self.accumulation) == "fp32"
+        self._bf16 = WithoutZero(wrapper, world_size, adds=adds, takes_steps=is_ours)
         self.can_refuse = is_ours and (
             wrapper is self._engine.basic_optimizer  # fp32 without ZeRO
             or hasattr(wrapper, "compute_grad_norm")  # ZeRO-1 and ZeRO-2
-            or replace_step(wrapper)
+            or self._bf16.is_used
         )
         """Whether a step with a number that is not finite, and all steps after it, change no weight
         although the host does not wait to see that number; see `update`."""
@@ -129,6 +131,7 @@ class TrainingEngine:
     def step(self) -> None:
         """End a forward pass that is not the last one of its global step."""
         self._engine.step()
+        self._bf16.add()
 
     def update(self, rate_factor: float, loss_sum: torch.Tensor) -> None:
         """End the last forward pass of a global step, and update the weights.
@@ -144,6 +147,7 @@ class TrainingEngine:
         for group, peak_lr in zip(groups, self._peak_lrs, strict=True):
             group["lr"] = peak_lr * rate_factor
         device = self._engine.device
+        self._bf16.complete()
         squares = torch.zeros(0, device=device) if self._offloads else self._squares_of_parts()
         norm = squares.sum().sqrt()
         if self.can_refuse:
@@ -151,6 +155,8 @@ class TrainingEngine:
             adamw = self._engine.basic_optimizer
             adamw.found_inf = self._refused.float()
             adamw.grad_scale = ((norm + 1e-6) / self._max_grad_norm).clamp(min=1.0)
+        else:
+            self._bf16.give_back()
         self._engine.step()
         if not self.can_refuse:
             is_applied = self._engine.was_step_applied()
@@ -209,7 +215,9 @@ class TrainingEngine:
         norm.
         """
         optimizer = self._engine.optimizer
-        if self._zero_stage == 0:
+        if self._bf16.is_used:
+            yield from self._bf16.gradients()
+        elif self._zero_stage == 0:
             parameters = self.model.parameters()
             yield from ((each, each.grad) for each in parameters if each.grad is not None)
         else:
@@ -297,12 +305,7 @@ class TrainingEngine:
                 that depend on the number of workers.
         """
         check_conversion(saved.zero_stage, self._zero_stage)
-        if self._settings.name == "adamw_8bit":
-            raise ConfigError(
-                "optimizer.name=adamw_8bit: its state cannot be distributed again among another "
-                f"number of workers than saved it, now scaling.num_workers={self._world_size}; "
-                "use as many as saved it"
-            )
+        check_other_workers(self._settings, self._world_size)
         if self._zero_stage not in (1, 2):
             return
         for group in self._engine.optimizer.bit16_groups:

@@ -3,6 +3,7 @@
 import torch
 
 from llavamed.config.stage import Optimizer
+from llavamed.errors import ConfigError
 from llavamed.model.freeze import part_of
 from llavamed.model.quantize import load_bitsandbytes
 
@@ -35,3 +36,17 @@ def make_optimizer(model: torch.nn.Module, settings: Optimizer) -> torch.optim.O
         groups, lr=0.0, betas=settings.betas, eps=settings.eps
     )
     return optimizer
+
+
+def check_other_workers(settings: Optimizer, num_workers: int) -> None:
+    """Check that so many workers can load a state that another number of them has saved.
+
+    Raises:
+        ConfigError: Its moments have eight bits, in blocks that depend on the number of workers.
+    """
+    if settings.name == "adamw_8bit":
+        raise ConfigError(
+            "optimizer.name=adamw_8bit: its state cannot be distributed again among another "
+            f"number of workers than saved it, now scaling.num_workers={num_workers}; "
+            "use as many as saved it"
+        )

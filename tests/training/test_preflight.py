@@ -182,6 +182,7 @@ def test_a_rate_with_its_sign_lost_is_told(
         ("{precision: bf16, zero_stage: 1}", 1, True),
         ("{precision: bf16, zero_stage: 1}", 16, False),
         ("{precision: bf16, zero_stage: 2}", 1, False),
+        ("{precision: bf16, zero_stage: 0}", 1, False),
         ("{precision: fp32, zero_stage: 0}", 1, False),
     ],
 )

@@ -132,7 +132,8 @@ def _activation_bytes_per_token(model: Any, stage: Stage, engine: Engine, width:
     Frozen, these are the inputs of two norms in fp32, queries, keys, values and the attention
     output, and three wide vectors of the feed-forward part. Weights that train keep the inputs of
     their products too, and those of norms what they scale. Liger and compiled layers compute the
-    fp32 copies and one of the wide vectors again.
+    fp32 copies and one of the wide vectors again. DeepSpeed's own product of ZeRO-3 keeps its
+    inputs in any case.
     """
     text, wide = model.config.text_config, model.config.text_config.intermediate_size
     hidden, lora = text.hidden_size, stage.lora is not None
@@ -140,7 +141,7 @@ def _activation_bytes_per_token(model: Any, stage: Stage, engine: Engine, width:
     keys = text.num_key_value_heads * (hidden // text.num_attention_heads)
     again = engine.kernels.liger or engine.kernels.compile
     layer = (2 if again else 4) * hidden + 2 * (hidden + keys) + (2 if again else 3) * wide
-    if learns or lora:
+    if learns or lora or engine.zero_stage == 3:
         layer += 3 * hidden + wide
     if learns and not again:
         layer += 2 * hidden

@@ -1,0 +1,78 @@
+"""Add up gradients and take steps of bf16 without ZeRO, for which the host does not wait.
+
+DeepSpeed's own adds up the gradients of a step's forward passes in bf16, reads every sum on the
+host, and keeps the sums beside their fp32 copies. On an H200 with 7B weights the host waited 304
+times a step.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+class WithoutZero:
+    """The gradients behind DeepSpeed's optimizer for bf16 without ZeRO, as those of its copies."""
+
+    def __init__(self, optimizer: Any, world_size: int, *, adds: bool, takes_steps: bool) -> None:
+        """Take over the gradients, and the step, of DeepSpeed's optimizer, if it is that one.
+
+        Args:
+            optimizer: The optimizer. With another one all calls do nothing.
+            world_size: The number of ranks.
+            adds: Whether the gradients of a step's passes are added up in fp32.
+            takes_steps: Whether AdamW takes the step as it is, and so must clip and leave out steps
+                itself.
+        """
+        self.is_used = hasattr(optimizer, "fp32_groups")
+        self._optimizer = optimizer
+        self._world_size = world_size
+        self._adds = adds
+        groups = (
+            zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True) if self.is_used else ()
+        )
+        self._pairs = [
+            pair for weights, copies in groups for pair in zip(weights, copies, strict=True)
+        ]
+        if self.is_used and takes_steps:
+            optimizer.step = self._step
+
+    @torch.no_grad()
+    def add(self) -> None:
+        """End a forward pass that is not the last of its step."""
+        for weight, copy in self._pairs:
+            if self._adds and weight.grad is not None:
+                copy.grad = _sum(copy.grad, weight.grad)
+                weight.grad = None
+
+    @torch.no_grad()
+    def complete(self) -> None:
+        """Add the gradients of the last pass, over which DeepSpeed has averaged the ranks."""
+        for weight, copy in self._pairs:
+            if copy.grad is not None and self._world_size > 1:
+                dist.all_reduce(copy.grad)
+                copy.grad /= self._world_size
+            last = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            copy.grad = _sum(copy.grad, last)
+            weight.grad = None
+
+    def gradients(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield each parameter with its complete gradient."""
+        yield from ((weight, copy.grad) for weight, copy in self._pairs)
+
+    def give_back(self) -> None:
+        """Let DeepSpeed take the step, from the complete gradients rounded to bf16."""
+        for weight, copy in self._pairs:
+            weight.grad, copy.grad = copy.grad.to(weight.dtype), None
+
+    @torch.no_grad()
+    def _step(self) -> None:
+        self._optimizer.optimizer.step()
+        for weight, copy in self._pairs:
+            weight.copy_(copy)
+            copy.grad = None
+
+
+def _sum(so_far: torch.Tensor | None, gradient: torch.Tensor) -> torch.Tensor:
+    return gradient.float() if so_far is None else so_far.add_(gradient)
