@@ -232,3 +232,30 @@ def test_an_answer_is_one_of_those_that_the_question_offers(question, prediction
 )
 def test_a_word_says_what_it_means_for_the_question(question, prediction, says):
     check(prediction, question, says=says)
+
+
+@pytest.mark.parametrize(
+    ("question", "prediction", "says"),
+    [
+        ("这是正常的图像吗?", "没有异常", "是的"),
+        ("这是正常的图像吗?", "未见明显异常。", "是的"),
+        ("这是正常的图像吗?", "图像正常", "是的"),
+        ("这是正常的图像吗?", "有异常", "不是"),
+        ("这是正常的图像吗?", "图像异常", "不是"),
+        ("这是正常的图像吗?", "不是正常的", "不是"),
+        ("图像有异常吗?", "图像正常", "不是"),
+        ("图像有异常吗?", "没有异常", "不是"),
+        ("图像有异常吗?", "有异常", "是的"),
+        ("图像有肿瘤吗?", "否", "不是"),
+    ],
+)
+def test_the_same_holds_in_chinese(question, prediction, says):
+    for reference in ("是的", "不是"):
+        item = Item("1", question, prediction, reference, "CLOSED")
+        assert score(item) == float(reference == says), reference
+
+
+def test_planes_and_colours_in_chinese():
+    assert score(Item("1", "?", "轴位", "横断面", "CLOSED")) == 1
+    assert score(Item("1", "?", "冠状位", "横断面", "CLOSED")) == 0
+    assert score(Item("1", "?", "黑色", "白色", "OPEN")) == 0

@@ -12,6 +12,9 @@ _CHINESE_TERMS = (
     (re.compile("(?:电子)?计算机(?:[Xx]线)?断层(?:扫描|成像)?"), " CT "),
     (re.compile(r"[Xx]\s*-?(?:光|射线|线)片?"), " X-ray "),
     (re.compile("超声波?"), " ultrasound "),
+    (re.compile("横断位|横轴位|横切面|轴位|轴向"), "横断面"),
+    (re.compile("冠状位"), "冠状面"),
+    (re.compile("矢状位"), "矢状面"),
 )
 _CHINESE_DIGITS = {word: str(number) for number, word in enumerate("零一二三四五六七八九十")}
 _CHINESE_DIGITS |= {"两": "2"}
@@ -23,6 +26,10 @@ _JAPANESE = re.compile(
 _BOTH = re.compile("是否|有无|是与否")
 _YES_OR_NO = re.compile("|".join(sorted([*CHINESE_NO, *CHINESE_YES], key=len, reverse=True)))
 _OPPOSITES = {"正常": "异常", "异常": "正常"}
+_NOTHING_ABNORMAL = re.compile("(?:没有|没|未见|未发现|无|不存在|看不到)(?:任何|明显|明确)*异常")
+_NORMAL, _ABNORMAL = re.compile("(?<!不)正常"), re.compile("不正常|异常")
+_ANSWERED = re.compile("是|不|对|否|并非|没错")
+"""The beginning of an answer to the question itself."""
 _IS_SOMETHING = re.compile("这?是(?!的|不|没|无)([\u3400-\u9fff]{2,}?)(?:的|图像|图)?")
 _SAID_NOT = re.compile(r"(?<![不是])是(不(?!是)|没|无|未)")
 """A denial that "is" only introduces."""
@@ -47,6 +54,11 @@ def chinese_verdict(text: str, question: str, reference: str) -> object:
     opposed = _OPPOSITES.get(bare)
     if opposed and (bare in question or opposed in question):
         return bare in question
+    if bare == "否":
+        return False
+    asks_normal, asks_abnormal = "正常" in question, "异常" in question or "不正常" in question
+    if asks_normal != asks_abnormal and (is_normal := _calls_normal(bare)) is not None:
+        return is_normal == asks_normal
     if len(bare) > 1 and bare in question and not re.match("有?没|是?不|是否|无|未", bare):
         return True
     other = _IS_SOMETHING.fullmatch(bare)
@@ -74,6 +86,15 @@ def chinese_verdict(text: str, question: str, reference: str) -> object:
         return says_yes[0]
     strong = [match[0] in CHINESE_YES for match in found if len(match[0]) > 1]
     return strong[0] if len(set(strong)) == 1 else None
+
+
+def _calls_normal(text: str) -> bool | None:
+    """Return whether a text calls something normal, or None where it says neither or both."""
+    if _ANSWERED.match(text):
+        return None
+    is_normal = bool(_NORMAL.search(text) or _NOTHING_ABNORMAL.search(text))
+    is_abnormal = bool(_ABNORMAL.search(_NOTHING_ABNORMAL.sub("", text)))
+    return is_normal if is_normal != is_abnormal else None
 
 
 def _is_elsewhere(text: str, question: str) -> bool:
