@@ -212,12 +212,15 @@ def check_forward(config: LlavaConfig | LlavaNextConfig, key: str) -> None:
     try:
         with torch.device("meta"):
             model = _make_llava(config)
+            _check_dense(model, key)
             pixels = torch.empty(tiles.num_tiles(size), 3, *size)
             images = image_arguments(model, pixels, torch.tensor([size], device="cpu"))
             features = torch.stack(list(model.get_image_features(**images).pooler_output))
             # A mask of four dimensions, because others are read, and `meta` holds no values.
             mask = torch.zeros(1, 1, number, number)
             model.model.language_model(inputs_embeds=features, attention_mask=mask, use_cache=False)
+    except ConfigError:
+        raise
     except Exception as error:  # the code of a tower may raise anything
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
@@ -258,6 +261,15 @@ def llava_config(model: Model, vision: Any, text: Any) -> LlavaConfig | LlavaNex
         vision_feature_select_strategy=tower.strategy,
         **tiles,
     )
+
+
+def _check_dense(model: Llava, key: str) -> None:
+    """Raise ConfigError if a language model is a mixture of experts."""
+    if any(".experts." in name for name, _ in model.named_parameters()):
+        raise ConfigError(
+            f"{key}: {model.config.text_config.model_type} is a mixture of experts, and a LLaVA of "
+            "transformers has no loss that keeps them in balance; use a dense language model"
+        )
 
 
 def _make_llava(config: LlavaConfig | LlavaNextConfig) -> Llava:

@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
+from llavamed.config.model import Model
 from llavamed.errors import ConfigError
 from llavamed.model.head import check_head
+from llavamed.model.llava import check_forward, llava_config
 
 TINY = {
     "hidden_size": 16,
@@ -59,3 +61,21 @@ def test_one_that_changes_them_is_refused(config: Any) -> None:
 def test_an_output_layer_with_a_bias_is_refused() -> None:
     with pytest.raises(ConfigError, match="the output layer of phi has a bias"):
         check_head(config_of("phi"), "model.language_model")
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "olmoe"])
+def test_a_mixture_of_experts_is_refused(kind: str) -> None:
+    """Its adapters could not be merged, and its experts would not be kept in balance."""
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    vision |= {"model_type": "clip_vision_model", "num_attention_heads": 2}
+    tower = AutoConfig.for_model(**vision, image_size=16, patch_size=8)
+    model = Model.model_validate(
+        {"vision_tower": {"config": vision}, "language_model": {"config": {"model_type": kind}}}
+    )
+    for each in (kind, "llama"):
+        config = llava_config(model, tower, config_of(each))
+        if each == "llama":
+            check_forward(config, "model")
+            continue
+        with pytest.raises(ConfigError, match=f"^model: {kind} is a mixture of experts, .*; use a"):
+            check_forward(config, "model")
