@@ -221,8 +221,9 @@ CELLS = st.text(st.sampled_from('ab ,;\t"\n{[é1'), max_size=9)
     rows=st.lists(st.fixed_dictionaries({"prediction": CELLS, "image": CELLS}), min_size=1),
     separator=st.sampled_from(",;\t"),
     encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+    lead=st.sampled_from(["", "\r\n", "sep=;\r\n"]),
 )
-def test_a_table_is_read_as_the_same_rows_in_json(rows, separator, encoding, tmp_path):
+def test_a_table_is_read_as_the_same_rows_in_json(rows, separator, encoding, lead, tmp_path):
     """As a spreadsheet or pandas writes it, with the index in a column without a name."""
     full = [json.loads(row(id=str(number), **each)) for number, each in enumerate(rows)]
     table = io.StringIO()
@@ -230,7 +231,7 @@ def test_a_table_is_read_as_the_same_rows_in_json(rows, separator, encoding, tmp
     writer.writerow(["", *full[0], "A", "B"])
     writer.writerows([number, *each.values(), "", ""] for number, each in enumerate(full))
     file = tmp_path / "predictions.csv"
-    file.write_bytes(table.getvalue().encode(encoding))
+    file.write_bytes((lead + table.getvalue()).encode(encoding))
     assert read_predictions(locate(str(file))) == list(read_items(map(json.dumps, full), "file"))
 
 
@@ -311,6 +312,13 @@ def test_several_right_answers_are_read_from_a_list():
 def test_a_file_that_is_absent_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"absent\.jsonl: no such file; check the path"):
         read_predictions(locate(str(tmp_path / "absent.jsonl")))
+
+
+def test_a_spreadsheet_is_told_from_a_table(tmp_path):
+    file = tmp_path / "model_MMBench.xlsx"
+    file.write_bytes(b"PK\x03\x04")
+    with pytest.raises(DataError, match=r"is a spreadsheet; save its table as CSV, and name that"):
+        read_predictions(locate(str(file)))
 
 
 def test_empty_predictions_are_counted(tmp_path, caplog):

@@ -35,6 +35,8 @@ _SHOWN = 8
 """Number of keys that a message names."""
 _LIST = re.compile(r"\s*\[\s*(?:[{\]]|\Z)")
 """The first line of a list of objects."""
+_NO_ROW = re.compile(r"\s*(?:sep=.)?\s*")
+"""An empty line, or the one in which spreadsheets name the separator."""
 _HEADER = re.compile(r"\s*[^\s{\[][^,;\t]*[,;\t]")
 """The first line of a table."""
 _LETTERED = re.compile(r"\s*\(?([A-Z])(?:\s*[:)]|\.(?=\s))\s*(.*\S)\s*", re.DOTALL)
@@ -79,13 +81,16 @@ def read_rows(file: Location) -> Iterator[tuple[str, dict[str, Any]]]:
     text may be UTF-8, UTF-16 or UTF-32, and compressed by gzip.
 
     Raises:
-        DataError: The file is absent or compressed in another way, or holds anything else.
+        DataError: The file is absent, a spreadsheet or compressed in another way, or holds anything
+            else.
     """
     if not file.exists():
         raise DataError(f"{file}: no such file; check the path")
+    if file.name.lower().endswith((".xlsx", ".xls", ".ods")):
+        raise DataError(f"{file}: is a spreadsheet; save its table as CSV, and name that")
     with open_text(file) as text:
         lines = enumerate(text.stream, 1)
-        number, first = next((each for each in lines if each[1].strip()), (0, ""))
+        number, first = next((each for each in lines if not _NO_ROW.fullmatch(each[1])), (0, ""))
         if _LIST.match(first):
             yield from _objects_of_list(first + text.stream.read(), str(file))
         elif _HEADER.match(first):
