@@ -20,7 +20,7 @@ from llavamed.processor.grey_levels import (
     between_percentiles,
     to_grey_pixels,
 )
-from llavamed.processor.images import Pixels, to_png
+from llavamed.processor.images import DICOM_MAGIC, Pixels, to_png
 
 _NO_PICTURES = {"SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "DOC", "ECG", "HD"}
 """Modalities whose objects hold no picture of a patient, though some hold pixels."""
@@ -30,14 +30,13 @@ _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _SOFT_TISSUE = (40.0, 400.0)
 """Window of a CT that states none, in Hounsfield units: centre and width."""
 
-_MAGIC = slice(128, 132)
 MAX_PIXELS = 40_000_000
 """Larger pictures are refused by their header."""
 
 
 def is_dicom(data: bytes) -> bool:
     """Return whether a file says that it is a DICOM file."""
-    return data[_MAGIC] == b"DICM"
+    return data[DICOM_MAGIC] == b"DICM"
 
 
 def read_dicom(data: bytes, frame: int = 0) -> bytes:

@@ -275,6 +275,10 @@ def decode(data: bytes, on_unread: Callable[[str], None] = lambda _: None) -> Pi
         return pixels
 
 
+DICOM_MAGIC = slice(128, 132)
+"""Where a DICOM file says that it is one."""
+
+
 @contextmanager
 def _image_errors(data: bytes) -> Iterator[None]:
     """Turn whatever Pillow raises into a SampleError."""
@@ -288,6 +292,8 @@ def _image_errors(data: bytes) -> Iterator[None]:
         kind = "in none of the known formats"
         if is_lfs_pointer(data):
             kind = "are a pointer of Git LFS; fetch the file, for example with `git lfs pull`"
+        elif data[DICOM_MAGIC] == b"DICM":
+            kind = "are a DICOM file, which the source `scans` reads and no other"
         raise SampleError("corrupt_image", f"{len(data)} bytes {kind}") from error
     except Exception as error:  # Pillow's decoders raise whatever their C code meets
         raise SampleError("corrupt_image", f"{type(error).__name__}: {error}") from error

@@ -182,6 +182,7 @@ JPEG, PNG = encoded(noise(300, 200), "JPEG"), encoded(noise(300, 200))
 CORRUPT = {
     "empty": (b"", "0 bytes in none of the known formats"),
     "text": (b"404 Not Found", "13 bytes in none of the known formats"),
+    "DICOM": (bytes(128) + b"DICM", "132 bytes are a DICOM file, which the source `scans` reads"),
     "pointer": (b"version https://git-lfs.github.com/spec/v1", "42 bytes are a pointer of Git LFS"),
     "a page": (b"<!DOCTYPE html><html><body>Not found</body></html>", "50 bytes in none of the"),
     "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "47 bytes in none"),
