@@ -122,6 +122,11 @@ def is_completion(body: Any) -> bool:
         return False
 
 
+def is_given_up(completion: dict[str, Any]) -> bool:
+    """Whether an engine ended an answer without finishing it, as vLLM says with status 200."""
+    return completion["choices"][0].get("finish_reason") in {"abort", "error"}
+
+
 def read_answer(
     key: str, entry: CacheEntry, request: Request, endpoint: Endpoint, *, is_cached: bool
 ) -> EndpointAnswer:

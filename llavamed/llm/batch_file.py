@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from llavamed.config.endpoint import Endpoint
 from llavamed.errors import DataError
-from llavamed.llm.answer import AnswerCache, CacheEntry, entry_of, is_completion
+from llavamed.llm.answer import AnswerCache, CacheEntry, entry_of, is_completion, is_given_up
 from llavamed.llm.cost import Budget
 from llavamed.llm.request import Request
 from llavamed.storage.location import locate
@@ -136,6 +136,8 @@ def _read_line(line: bytes) -> tuple[str, str, CacheEntry | None]:
         return str(error.get("code") or response.get("status_code") or "failed"), key, None
     if not is_completion(body):
         return "body", key, None
+    if is_given_up(body):
+        return "given_up", key, None
     created, moment = body.get("created"), datetime.now(UTC)
     if isinstance(created, int) and 0 < created < 2**32:
         moment = datetime.fromtimestamp(created, UTC)

@@ -36,6 +36,7 @@ from llavamed.llm.answer import (
     EndpointAnswer,
     entry_of,
     is_completion,
+    is_given_up,
     read_answer,
     usage_of,
 )
@@ -268,6 +269,8 @@ class EndpointClient:
         if not is_completion(completion):
             detail = f"the body is not a chat completion: {self._without_key(response.text)}"
             raise _TryError(detail, "body", status=200, is_lost=True)
+        if is_given_up(completion):
+            raise _TryError("the engine gave the answer up", "given_up", status=200, is_lost=True)
         return dict(completion)
 
     def _refusal(self, error: Any) -> "_TryError | EndpointError":

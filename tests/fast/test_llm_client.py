@@ -170,6 +170,18 @@ def test_an_error_that_comes_as_success_is_shown(endpoint, tmp_path):
     assert answer.detail == "the body is not a chat completion: <html>Bad gateway</html>"
 
 
+@pytest.mark.parametrize("reason", ["abort", "error"])
+def test_an_answer_that_the_engine_gave_up_is_asked_for_again(endpoint, tmp_path, reason):
+    """vLLM sends what there is of it with status 200."""
+    endpoint.say = lambda body: {"finish_reason": reason if len(endpoint.bodies) == 1 else "stop"}
+    (answer,) = answers(endpoint, tmp_path, question(), attempts=2)
+    assert (answer.outcome, answer.attempts) == ("answered", 2)
+    endpoint.say = lambda body: {"finish_reason": reason}
+    (answer,) = answers(endpoint, tmp_path, question("another"), attempts=1)
+    assert (answer.outcome, answer.code) == ("failed", "given_up")
+    assert answer.detail == "the engine gave the answer up"
+
+
 def test_a_wait_of_hours_is_a_failure(endpoint, tmp_path):
     endpoint.retry_after = "86400"
     endpoint.fail("429")
