@@ -74,7 +74,7 @@ def submit(
     run = load_config(file, list(given))
     text = Path(file).read_text(encoding="utf-8")
     submission = Submission(run, text, given, take_over=take_over, name=name, queue=queue)
-    _warn_of_local_storage(submission)
+    _warn_of_local_places(submission)
     make = make_job_on if on_cluster else make_job
     if dry_run and template is not None:
         sys.stdout.write(to_yaml(make(submission, _read_template(template))))
@@ -124,13 +124,22 @@ def _read_template(path: Path) -> "Object":
     return checked
 
 
-def _warn_of_local_storage(submission: "Submission") -> None:
-    if "://" not in submission.config.storage:
+def _warn_of_local_places(submission: "Submission") -> None:
+    config = submission.config
+    if "://" not in config.storage:
         logger.warning(
             "storage=%s: is a folder of the cluster, so `cluster status` cannot read the progress "
             "from here; use an object store such as s3://",
-            submission.config.storage,
+            config.storage,
         )
+    for name, dataset in config.data.datasets.items():
+        for key, value in dataset.read:
+            if key in {"path", "image_folder", "attested"} and value and "://" not in value:
+                logger.warning(
+                    "data.datasets.%s.read.%s=%s: is looked for in the pods of the cluster, not on "
+                    "this machine; mount it there (ray.claims), or use an object store",
+                    *(name, key, value),
+                )
 
 
 def _plan(submission: "Submission", gpu: str) -> None:

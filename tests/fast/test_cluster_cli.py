@@ -48,6 +48,15 @@ def test_a_folder_as_storage_is_warned_of(tool: Tool) -> None:
     assert "storage=/mnt/runs: is a folder of the cluster, so `cluster status` cannot read" in err
 
 
+def test_data_on_this_machine_is_warned_of(tool: Tool) -> None:
+    read = "{source: llava_json, path: data/a.csv, image_folder: s3://bucket/images}"
+    words = ("storage=s3://bucket/runs", f"data.datasets.captions.read={read}")
+    code, _, err = dry_run(tool, K8S / "rayjob.yaml", *words)
+    assert code == 0
+    assert "data.datasets.captions.read.path=data/a.csv: is looked for in the pods" in err
+    assert "image_folder" not in err
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
