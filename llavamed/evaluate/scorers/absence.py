@@ -59,9 +59,12 @@ _TO_EXCLUDE = re.compile(
 )
 """What is to be excluded, and is not yet."""
 _NOT_NORMAL = re.compile(r"\bnot\s+(?:\w+ly\s+)?normal\b", re.IGNORECASE)
+_CALLED = re.compile(r"\b(?P<ab>ab)?normal\b", re.IGNORECASE)
 _ONE = re.compile(r"\b(?:only\s+|just\s+)?(?:one|1|solitary)\b", re.IGNORECASE)
 _SEVERAL = re.compile(r"\b(?:two|three|four|five|[2-9]|many)\b", re.IGNORECASE)
 _RIGHT = re.compile(r"\A\W*right\W*\Z", re.IGNORECASE)
+_CONTRAST = frozenset({"withcontrast", "withoutcontrast"})
+_THAN_NORMAL = re.compile(r"\bthan\s+normal\b", re.IGNORECASE)
 _SOUND = frozenset({"normal", "intact"})
 _ASPECTS = frozenset({"size", "limit", "caliber", "calibre", "contour", "shape", "appear"})
 """Words of what is normal about an organ."""
@@ -76,6 +79,11 @@ def says_yes(answer: str, question: str, reference: str) -> bool | None:
         question = "Is the image abnormal?" if is_bare else _ABNORMALITY.sub("abnormal", question)
     finding = _asked_to_be_absent(question)
     part, _ = next(conclusions(answer))
+    contrast = _CONTRAST & {*canonical(question)}
+    if len(contrast) == 1 and not _ANSWERED.search(part):
+        given = _CONTRAST & {*canonical(part)}
+        if len(given) == 1:
+            return given == contrast
     if finding is None and not _ANSWERED.search(part):
         if _is_called_normal(part, question):
             return False
@@ -117,6 +125,8 @@ def _as_asked(answer: str, question: str) -> str:
     answer = _TO_EXCLUDE.sub(" ", answer)
     if not asked & {"normal", "abnormal"}:
         answer = _NOT_NORMAL.sub("abnormal", answer)  # and no denial of what was asked
+    if "healthy" in asked and not _ABNORMALITY.search(answer):
+        answer = _CALLED.sub(lambda found: "unhealthy" if found["ab"] else "healthy", answer)
     if asked & {"single", "multiple"}:
         answer = _SEVERAL.sub("multiple", _ONE.sub("single", answer))
     for name, organ in _LARGE:
@@ -134,7 +144,10 @@ def _is_called_normal(text: str, question: str) -> bool:
     """
     asked = set(canonical(question))
     rows = [names | about for names, about in FINDINGS if names & asked]
-    if not (rows or asked & CHANGES) or _SOUND & asked:
+    is_compared = bool(_THAN_NORMAL.search(question))
+    if not (rows or asked & CHANGES or is_compared) or _THAN_NORMAL.search(text):
+        return False
+    if _SOUND & asked and not is_compared:
         return False
     words = words_of(text)
     stated = {ADJECTIVES.get(word.text, word.text) for word in words if not word.denied}

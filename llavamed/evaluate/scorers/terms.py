@@ -359,6 +359,8 @@ COMPLEMENTS = {
     "withcontrast": "withoutcontrast",
     "single": "multiple",
     "multiple": "single",
+    "healthy": "unhealthy",
+    "unhealthy": "healthy",
     "regular": "irregular",
     "irregular": "regular",
     "symmetric": "asymmetric",
