@@ -4,6 +4,8 @@ Transformers keeps the samples of a pack apart by a mask of [T, T], and computes
 that the mask discards. Here each sample of a row is one causal call instead, which needs no mask.
 """
 
+from contextlib import suppress
+from copy import deepcopy
 from itertools import accumulate
 from typing import Any
 
@@ -17,6 +19,7 @@ PER_SAMPLE = "llavamed_per_sample"
 VARLEN = "llavamed_varlen"
 """The same in one call for all samples, on GPUs."""
 
+_NOTED = "llavamed_noted"
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -77,7 +80,27 @@ def is_exchangeable(decoder: Any) -> bool:
     layers = set(getattr(config, "layer_types", None) or _KNOWN_LAYERS)
     is_known = layers <= _KNOWN_LAYERS and getattr(config, "attention_chunk_size", None) is None
     uses_sdpa = config._attn_implementation == "sdpa" and decoder._supports_attention_backend
-    return bool(uses_sdpa and is_causal and is_known)
+    return bool(uses_sdpa and is_causal and is_known and _hands_on_arguments(decoder))
+
+
+def _hands_on_arguments(decoder: Any) -> bool:
+    """Return whether a language model hands its arguments on to its attention, tried on `meta`."""
+    found = []
+
+    def note(_: Any, query: torch.Tensor, *others: Any, **arguments: Any) -> tuple[Any, None]:
+        found.append("samples" in arguments)
+        rows, heads, tokens, _ = query.shape
+        return query.new_zeros(rows, tokens, heads, others[1].shape[-1]), None
+
+    AttentionInterface.register(_NOTED, note)
+    with suppress(Exception), torch.device("meta"):  # the code of a model may raise anything
+        config = deepcopy(decoder.config)
+        model = type(decoder)._from_config(config, attn_implementation=_NOTED)
+        embeddings = torch.zeros(1, 1, config.hidden_size)
+        places = torch.zeros(1, 1, dtype=torch.long)
+        model(inputs_embeds=embeddings, position_ids=places, use_cache=False, samples=None)
+        return bool(found) and all(found)
+    return False
 
 
 def per_sample_arguments(

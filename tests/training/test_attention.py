@@ -14,7 +14,7 @@ from llavamed.config.run import RunConfig
 from llavamed.data.feed.loader import Batch
 from llavamed.errors import TrainingError
 from llavamed.model.attention import PER_SAMPLE, attend_per_sample
-from llavamed.model.loss import supervised_loss
+from llavamed.model.loss import column_logits, supervised_loss
 from llavamed.run.curriculum import plan_curriculum
 from llavamed.run.preflight import check_settings
 from llavamed.train.context import local_context
@@ -101,6 +101,19 @@ def test_it_computes_what_a_mask_does_without_making_one(
     apart = loss_and_gradient(model)
     assert apart[0] == pytest.approx(masked[0], rel=1e-5)
     assert (apart[1] - masked[1]).norm() < 1e-5 * masked[1].norm()
+
+
+def test_a_language_model_that_keeps_arguments_from_its_attention_stays_as_it_is() -> None:
+    """Its samples are kept apart by transformers' mask."""
+    model = make_llava("nemotron").eval()
+    expected = loss_and_gradient(model)
+    attend_per_sample(model)
+    assert model.config.text_config._attn_implementation == "sdpa"
+    assert loss_and_gradient(model)[0] == expected[0]
+    with torch.no_grad():
+        alone = model(input_ids=pack().input_ids[:, -LENGTHS[-1] :], use_cache=False).logits
+        whole = column_logits(model, pack(), torch.arange(sum(LENGTHS))[-LENGTHS[-1] :])
+    torch.testing.assert_close(whole, alone, rtol=1e-4, atol=1e-4)
 
 
 LEAKING: dict[str, dict[str, Any]] = {
