@@ -30,16 +30,18 @@ from llavamed.run.curriculum import (
     trained_on,
 )
 from llavamed.run.fit import fit
+from llavamed.run.model_checks import (
+    check_language_model,
+    check_weights,
+    check_words,
+    warn_of_unlearned_ends,
+)
 from llavamed.run.plan import training_flops
 from llavamed.run.preflight import (
-    check_language_model,
     check_packages,
     check_settings,
     check_stage,
-    check_weights,
-    check_words,
     warn_of_numbers,
-    warn_of_unlearned_ends,
 )
 from llavamed.run.progress import ProgressDisplay
 from llavamed.run.ray_cluster import ray_cluster

@@ -16,7 +16,8 @@ from llavamed.data.prepared.mixture import Share
 from llavamed.errors import ConfigError, DataError, LeaseError, TrainingError
 from llavamed.processor.build import build_processor
 from llavamed.run.curriculum import make_jobs, plan_curriculum
-from llavamed.run.preflight import check_language_model, check_settings, check_stage
+from llavamed.run.model_checks import check_language_model
+from llavamed.run.preflight import check_settings, check_stage
 from llavamed.storage.lease import hold_lease
 from llavamed.storage.location import locate
 from llavamed.train.guard import check_loss

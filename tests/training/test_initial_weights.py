@@ -15,7 +15,7 @@ from llavamed.model.export import write_export
 from llavamed.model.llava import build_model
 from llavamed.processor.build import build_processor
 from llavamed.run.curriculum import plan_curriculum
-from llavamed.run.preflight import check_weights, check_words
+from llavamed.run.model_checks import check_weights, check_words
 from llavamed.storage.location import locate
 from tests.support.original_llava import save_as_original
 from tests.support.training_setup import make_job, processor_of, run_stage, small_config

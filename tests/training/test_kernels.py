@@ -20,7 +20,7 @@ from llavamed.model.kernels import check_liger, use_kernels, use_liger
 from llavamed.model.loss import supervised_loss
 from llavamed.model.recompute import recompute
 from llavamed.run.curriculum import plan_curriculum
-from llavamed.run.preflight import check_language_model
+from llavamed.run.model_checks import check_language_model
 from llavamed.train.job import order_of
 from tests.support.training_setup import mixture, small_config, without_inductor
 from tests.training.test_attention import IMAGE_TOKEN, LANGUAGE_MODELS, make_llava, pack

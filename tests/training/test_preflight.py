@@ -13,14 +13,16 @@ from llavamed.errors import ConfigError, DataError
 from llavamed.processor.build import build_processor
 from llavamed.processor.pretrained import part_config
 from llavamed.run.curriculum import find_stage, plan_curriculum
+from llavamed.run.model_checks import (
+    check_language_model,
+    check_weights,
+    warn_of_unlearned_ends,
+)
 from llavamed.run.preflight import (
     check_images,
-    check_language_model,
     check_settings,
     check_stage,
-    check_weights,
     warn_of_numbers,
-    warn_of_unlearned_ends,
 )
 from llavamed.storage.location import MANIFEST, locate
 from llavamed.storage.manifest import Layout, StageSettings, write

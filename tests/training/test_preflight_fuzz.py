@@ -10,7 +10,8 @@ from llavamed.config.load import parse_config
 from llavamed.config.run import RunConfig
 from llavamed.errors import LlavaMedError
 from llavamed.run.curriculum import plan_curriculum
-from llavamed.run.preflight import check_language_model, check_packages, check_weights
+from llavamed.run.model_checks import check_language_model, check_weights
+from llavamed.run.preflight import check_packages
 
 SIZES = st.sampled_from([1, 2, 3, 4, 8, 16])
 VALUES = SIZES | st.sampled_from([-1, 0, 2.5, "large", True, None, [2], {}])

@@ -15,7 +15,7 @@ from llavamed.model.llava import build_model, load_model
 from llavamed.processor.build import build_processor, load_tokenizer, tokenizer_hash
 from llavamed.processor.pretrained import load_pretrained
 from llavamed.run.curriculum import plan_curriculum
-from llavamed.run.preflight import check_weights
+from llavamed.run.model_checks import check_weights
 from llavamed.storage.location import locate
 from tests.support.training_setup import (
     assert_same_weights,

@@ -41,8 +41,8 @@ from llavamed.processor.images import Pixels, decode, fit, model_inputs, read_si
 from llavamed.processor.tiles import Tiling
 from llavamed.processor.turns import IGNORE_INDEX, Turn
 from llavamed.run.curriculum import plan_curriculum
+from llavamed.run.model_checks import check_weights
 from llavamed.run.plan import plan_run
-from llavamed.run.preflight import check_weights
 from llavamed.serve.prompt import encode_messages
 from llavamed.storage.fingerprint import fingerprint
 from llavamed.storage.manifest.dataset import ProcessorModel

@@ -15,8 +15,8 @@ from llavamed.processor.build import build_processor, load_processor, tiling
 from llavamed.processor.encode import encode_prompt, get_template
 from llavamed.processor.turns import Turn
 from llavamed.run.curriculum import plan_curriculum
+from llavamed.run.model_checks import check_weights
 from llavamed.run.plan import plan_run
-from llavamed.run.preflight import check_weights
 from tests.support.mixed_samples import TILES, Mixed, make_samples
 from tests.support.small_models import save_llava_next
 from tests.support.training_setup import processor_of, small_config

@@ -44,7 +44,8 @@ from llavamed.processor.images import ImageSettings, normalize_pixels, to_pixels
 from llavamed.processor.pretrained import part_config
 from llavamed.processor.tower import tower_of
 from llavamed.run.curriculum import plan_curriculum
-from llavamed.run.preflight import check_stage, check_weights
+from llavamed.run.model_checks import check_weights
+from llavamed.run.preflight import check_stage
 from tests.support.image_files import encoded, photo
 from tests.support.training_setup import (
     assert_same_weights,

@@ -20,7 +20,7 @@ from llavamed.model.export import write_export
 from llavamed.model.llava import build_model
 from llavamed.processor.build import build_processor, image_settings, num_image_tokens, tiling
 from llavamed.run.curriculum import plan_curriculum
-from llavamed.run.preflight import check_weights
+from llavamed.run.model_checks import check_weights
 from llavamed.storage.location import locate
 from tests.support.asked_questions import question
 from tests.support.original_llava import save_as_original
