@@ -183,14 +183,17 @@ def differing_ids(tokenizer: "PreTrainedTokenizerBase", own: "PreTrainedTokenize
 
 
 def repair_merges(tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Give a tokenizer that was read from a bare `tokenizer.model` the merges of sentencepiece.
+    """Let a tokenizer spell each text as its model was trained with, once after it is loaded.
 
-    Call this once after loading. Sentencepiece merges the pair with the best score first.
-    transformers 5 orders the pairs by token id, which only differs for runs of spaces: LLaMA and
-    Mistral give these low ids and the worst score, so two spaces before a word would become other
-    tokens than the model was trained on. Folders with a `tokenizer.json` list the pairs in the
-    right order.
+    Some are saved with the dropout of merges they were trained with, and spell a text in another
+    way each time. Others are read from a bare `tokenizer.model`. Sentencepiece merges the pair with
+    the best score first; transformers 5 orders the pairs by token id, which only differs for runs
+    of spaces: LLaMA and Mistral give these low ids and the worst score, so two spaces before a word
+    would become other tokens than the model was trained on. Folders with a `tokenizer.json` list
+    the pairs in the right order.
     """
+    if tokenizer.is_fast and getattr(tokenizer.backend_tokenizer.model, "dropout", None):
+        tokenizer.backend_tokenizer.model.dropout = None
     path = str(getattr(tokenizer, "vocab_file", None) or "")
     if not path.endswith(".model") or not tokenizer.is_fast:
         return

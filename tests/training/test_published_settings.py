@@ -219,3 +219,15 @@ def test_words_are_split_as_mistral_splits_them(tmp_path: Path, kind: str, is_me
     for each in (loaded, load_tokenizer(str(tmp_path / "saved"), "tokenizer")):
         words = [word for word, _ in each.backend_tokenizer.pre_tokenizer.pre_tokenize_str("a pH")]
         assert words == (["a", "Ġp", "H"] if is_mended else ["a", "ĠpH"])
+
+
+def test_a_text_is_spelled_in_one_way(tmp_path: Path) -> None:
+    tokenizer = chatml()
+    definition = json.loads(tokenizer.backend_tokenizer.to_str())
+    definition["model"]["dropout"] = 0.5
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
+    loaded = load_tokenizer(str(tmp_path), "tokenizer")
+    text = "Where is the lesion? In the left lower lobe. " * 20
+    for _ in range(3):
+        assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
