@@ -41,10 +41,9 @@ class WithoutZero:
     @torch.no_grad()
     def add(self) -> None:
         """End a forward pass that is not the last of its step."""
-        for weight, copy in self._pairs:
-            if self._adds and weight.grad is not None:
-                copy.grad = _sum(copy.grad, weight.grad)
-                weight.grad = None
+        if self._adds:
+            for weight, copy in self._pairs:
+                _move_gradient(weight, copy)
 
     @torch.no_grad()
     def complete(self) -> None:
@@ -53,9 +52,7 @@ class WithoutZero:
             if copy.grad is not None and self._world_size > 1:
                 dist.all_reduce(copy.grad)
                 copy.grad /= self._world_size
-            last = torch.zeros_like(weight) if weight.grad is None else weight.grad
-            copy.grad = _sum(copy.grad, last)
-            weight.grad = None
+            _move_gradient(weight, copy)
 
     def gradients(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield each parameter with its complete gradient."""
@@ -74,5 +71,11 @@ class WithoutZero:
             copy.grad = None
 
 
-def _sum(so_far: torch.Tensor | None, gradient: torch.Tensor) -> torch.Tensor:
-    return gradient.float() if so_far is None else so_far.add_(gradient)
+def _move_gradient(weight: torch.Tensor, copy: torch.Tensor) -> None:
+    """Add a weight's gradient to that of its copy.
+
+    A weight that a pass has not reached adds zeros, so that all ranks have sums to average.
+    """
+    found = torch.zeros_like(weight) if weight.grad is None else weight.grad
+    copy.grad = found.float() if copy.grad is None else copy.grad.add_(found)
+    weight.grad = None

@@ -23,20 +23,25 @@ def total(world_size: int, rank: int, *, adds: bool) -> torch.Tensor:
     weight = torch.zeros(SIZE, dtype=torch.bfloat16, requires_grad=True)
     copy = torch.zeros(SIZE, requires_grad=True)
     frozen = torch.zeros(2, dtype=torch.bfloat16, requires_grad=True)  # no pass reaches it
-    groups = {"fp16_groups": [[weight, frozen]], "fp32_groups": [[copy, torch.zeros(2)]]}
+    rare = torch.zeros(2, dtype=torch.bfloat16, requires_grad=True)  # the first of rank 0 does
+    copies = [copy, torch.zeros(2), torch.zeros(2)]
+    groups = {"fp16_groups": [[weight, frozen, rare]], "fp32_groups": [copies]}
     sums = WithoutZero(SimpleNamespace(**groups), world_size, adds=adds, takes_steps=False)
     for number in range(NUM_PASSES):
         found = gradient(rank, number).bfloat16()
         weight.grad = found if weight.grad is None else weight.grad + found
+        if rank == number == 0:
+            rare.grad = torch.ones(2, dtype=torch.bfloat16)
         if number < NUM_PASSES - 1:
             sums.add()
     if world_size > 1:
         dist.all_reduce(weight.grad)
         weight.grad /= world_size
     sums.complete()
-    (_, summed), (_, none) = sums.gradients()
+    (_, summed), (_, none), (_, once) = sums.gradients()
     assert summed.dtype == none.dtype == torch.float32
     assert not none.any()
+    assert once.tolist() == [1 / world_size] * 2
     return summed
 
 
