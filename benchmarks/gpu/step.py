@@ -388,8 +388,7 @@ def gates(cases: dict[str, Any]) -> list[dict[str, Any]]:
             found.append(report.gate(f"tokens/s / {trainer}'s best", ratio, at_least=bound))
     if best and best["mfu"] is not None:
         found.append(report.gate("model-FLOPs utilization", best["mfu"], at_least=0.5))
-    waits = cases.get("ours", {}).get("host_waits")
-    if waits is not None:
+    for waits in [row["host_waits"] for row in cases.values() if row.get("host_waits") is not None]:
         found.append(report.gate("waits of the host within a step", sum(waits.values()), at_most=0))
     return found
 

@@ -73,3 +73,14 @@ def test_a_kernel_that_computes_another_loss_misses_its_gate(step: ModuleType) -
         gates = step.gates(found | {"ours, varlen": {"first_loss": loss}})
         (gate,) = [each for each in gates if "varlen" in str(each)]
         assert gate["passed"] is passes
+
+
+def test_a_wait_of_the_host_misses_its_gate_in_whatever_case_it_is_counted(
+    step: ModuleType,
+) -> None:
+    profiled = [name for name in step.KERNELS if "compiled and varlen" in name]
+    for waits, passes in (({}, True), ({"utils.py:293": 295}, False), (None, None)):
+        found = step.gates({name: {"host_waits": waits} for name in profiled})
+        assert [gate["passed"] for gate in found if "waits" in gate["measure"]] == (
+            [] if passes is None else [passes]
+        )
