@@ -146,6 +146,7 @@ def _trials(config: RunConfig, stage: Stage, accelerator: str, speeds: Speeds) -
     fast = [FASTEST_KERNELS] if _may_be_fast(config, stage) else []
     # On one GPU there is nothing to partition, and between several no reason not to.
     zero_stages = (0, 2) if configured.cost.num_gpus == 1 else (1, 2, 3)
+    seen: set[tuple[str, ...]] = {()}
     for sizes, recompute, zero_stage, kernels in product(
         _passes(config, stage, configured.cost), (False, 4, 2, True), zero_stages, (own, *fast)
     ):
@@ -163,8 +164,9 @@ def _trials(config: RunConfig, stage: Stage, accelerator: str, speeds: Speeds) -
             for name, value in settings.items()
             if value != _present(config, stage, name.removeprefix(f"{key}."))
         )
-        if not changes:
+        if changes in seen:
             continue
+        seen.add(changes)
         try:
             trial = tried(changes)
         except ConfigError:

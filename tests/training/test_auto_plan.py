@@ -16,7 +16,7 @@ from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError
 from llavamed.model.cost.memory import Memory
 from llavamed.model.cost.speeds import NEAR, Setting, Speeds, shipped_speeds, with_measurements
-from llavamed.run.auto_plan import FASTEST_KERNELS, SAME_STEP, choose, reasons
+from llavamed.run.auto_plan import FASTEST_KERNELS, SAME_STEP, _trials, choose, reasons
 from llavamed.run.plan import StageCost, plan_run
 from llavamed.storage.manifest import MeasuredMemory, Measurement, PlannedBytes
 
@@ -115,6 +115,13 @@ def test_a_measurement_takes_the_place_of_arithmetic(tmp_path: Path) -> None:
     assert any("measured (gpu-step.json)" in sentence for sentence in reasons(choice))
     _, (other,) = choose(config, accelerator="A100", num_gpus=8, speeds=speeds)
     assert other.chosen.measured_by == "gpu-step.json on H100"
+
+
+def test_no_setting_is_tried_twice(tmp_path: Path) -> None:
+    fast = [f"engine.kernels.{name}={json.dumps(value)}" for name, value in FASTEST_KERNELS.items()]
+    config = first_stage(V1, tmp_path, "engine.zero_stage=2", *fast)
+    changes = [trial.changes for trial in _trials(config, config.stages[0], "H100", UNMEASURED)]
+    assert len({*changes}) == len(changes) > 10
 
 
 def test_packs_get_the_fastest_kernels_that_were_measured(tmp_path: Path) -> None:
