@@ -37,13 +37,15 @@ def warn_of_numbers(config: RunConfig) -> None:
     for stage in config.stages:
         engine, passes = config.engine_of(stage), stage.passes(config.scaling.least_workers)
         if passes > FEW_PASSES and engine.gradient_format(passes) == "bf16":
+            asked = "remove engine.deepspeed.data_types.grad_accum_dtype=bf16"
             logger.warning(
                 "stages.%s: the gradients of %d forward passes of a worker are added up in bf16 "
-                "with engine.zero_stage=%d, which rounds each sum to 8 bits; set it to 2, or use "
-                "more workers",
+                "with engine.zero_stage=%d, which rounds each sum to 8 bits; %s, or use more "
+                "workers",
                 stage.name,
                 passes,
                 engine.zero_stage,
+                "set it to 2" if engine.zero_stage == 1 else asked,
             )
         for part in stage.trainable:
             if (rate := stage.optimizer.peak_lr(part)) > _LARGEST_RATE:

@@ -178,14 +178,25 @@ def test_a_rate_with_its_sign_lost_is_told(
     ]
 
 
+ASKED_BF16 = "deepspeed: {data_types: {grad_accum_dtype: bf16}}"
+
+
 @pytest.mark.parametrize(
-    ("engine", "workers", "is_told"),
+    ("engine", "workers", "advice"),
     [
-        ("{precision: bf16, zero_stage: 1}", 1, True),
-        ("{precision: bf16, zero_stage: 1}", 16, False),
-        ("{precision: bf16, zero_stage: 2}", 1, False),
-        ("{precision: bf16, zero_stage: 0}", 1, False),
-        ("{precision: fp32, zero_stage: 0}", 1, False),
+        ("{precision: bf16, zero_stage: 1}", 1, "set it to 2, or use more workers"),
+        ("{precision: bf16, zero_stage: 1}", 16, None),
+        ("{precision: bf16, zero_stage: 2}", 1, None),
+        ("{precision: bf16, zero_stage: 0}", 1, None),
+        ("{precision: fp32, zero_stage: 0}", 1, None),
+        *(
+            (
+                f"{{precision: bf16, zero_stage: {stage}, {ASKED_BF16}}}",
+                1,
+                "remove engine.deepspeed.data_types.grad_accum_dtype=bf16, or use more workers",
+            )
+            for stage in (0, 2)
+        ),
     ],
 )
 def test_a_long_sum_of_gradients_in_bf16_is_told(
@@ -193,13 +204,14 @@ def test_a_long_sum_of_gradients_in_bf16_is_told(
     caplog: pytest.LogCaptureFixture,
     engine: str,
     workers: int,
-    is_told: bool,
+    advice: str | None,
 ) -> None:
     asked = (f"engine={engine}", f"scaling.num_workers={workers}")
     batches = [f"stages.{stage.name}.global_batch_size=64" for stage in tiny_config.stages]
     warn_of_numbers(override_config(tiny_config, [*asked, *batches]))
     assert [line for line in caplog.messages if "added up in bf16" in line] == caplog.messages
-    assert bool(caplog.messages) == is_told
+    assert bool(caplog.messages) == (advice is not None)
+    assert all(line.endswith(f"to 8 bits; {advice}") for line in caplog.messages)
 
 
 def test_a_stage_that_is_not_there(tiny_config: RunConfig) -> None:
