@@ -119,12 +119,13 @@ class RequestError(LlavaMedError):
 class LogitsError(LlavaMedError):
     """The logits of a model are not finite, so some answers cannot go on. The others can."""
 
-    def __init__(self, answers: Sequence[Any]) -> None:
-        super().__init__(
-            f"logits: are NaN or infinite for {len(answers)} answers, so the model has no next "
-            "token for them; use precision fp32, or an export whose weights are finite"
-        )
+    def __init__(self, message: str, answers: Sequence[Any] = ()) -> None:
+        super().__init__(message)
         self.answers = answers
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Send it to another process without the answers, which belong to this one."""
+        return type(self), (str(self),)
 
 
 class ClusterError(LlavaMedError):

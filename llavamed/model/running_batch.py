@@ -82,7 +82,7 @@ class RunningBatch:
         copies = [place for place, rows in enumerate(answers) for _ in rows]
         rows = [row for each in answers for row in each]
         if failed := _choose(rows, logits[copies]):
-            raise LogitsError(failed)
+            raise _without_token(failed)
         going = [number for number, row in enumerate(rows) if row.finish_reason is None]
         if going:
             copies = [copies[number] for number in going]
@@ -109,7 +109,7 @@ class RunningBatch:
         failed = _choose(self._rows, logits)
         self._leave(frozenset(map(id, failed)))
         if failed:
-            raise LogitsError(failed)
+            raise _without_token(failed)
 
     @torch.inference_mode()
     def remove(self, answers: Sequence[Continuation]) -> None:
@@ -181,6 +181,14 @@ def _choose(rows: Sequence[Continuation], logits: torch.Tensor) -> list[Continua
         else:
             row.extend(own, token)
     return failed
+
+
+def _without_token(answers: Sequence[Continuation]) -> LogitsError:
+    return LogitsError(
+        f"logits: are NaN or infinite for {len(answers)} answers, so the model has no next token "
+        "for them; evaluate with --precision fp32, or take an export whose weights are finite",
+        answers,
+    )
 
 
 def _stack(above: torch.Tensor, below: torch.Tensor, length: int) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """What joins and leaves a running batch is answered as if it were alone, token by token."""
 
+import pickle
 from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
@@ -161,6 +162,7 @@ def test_an_answer_without_a_likeliest_token_fails_and_the_others_go_on(
     finally:
         handle.remove()
     assert list(failed.value.answers) == going[1:]
+    assert str(pickle.loads(pickle.dumps(failed.value))) == str(failed.value)  # from a worker
     while len(batch):
         batch.step()
     assert going[0].token_ids == run_alone(generator, 0, Sampling(9)).token_ids
