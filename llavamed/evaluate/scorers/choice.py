@@ -4,13 +4,8 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
-from llavamed.evaluate.scorers.terms import (
-    CLASSES,
-    COMPLEMENTS,
-    COUNTS,
-    POSITIONS,
-    UNITS,
-)
+from llavamed.evaluate.scorers.quantities import COUNTS, UNITS
+from llavamed.evaluate.scorers.terms import CLASSES, COMPLEMENTS, POSITIONS
 from llavamed.evaluate.scorers.unpack import conclusions, weighed
 from llavamed.evaluate.scorers.vocabulary import (
     AGREEMENT,

@@ -20,7 +20,7 @@ from llavamed.evaluate.scorers.letter_patterns import (
     SEEMING,
     STANDALONE,
 )
-from llavamed.evaluate.scorers.terms import NUMBERED
+from llavamed.evaluate.scorers.quantities import NUMBERED
 from llavamed.evaluate.scorers.vocabulary import FUNCTION_WORDS
 from llavamed.evaluate.scorers.words import CHINESE, canonical
 

@@ -6,12 +6,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from llavamed.evaluate.scorers.choice import content, is_chosen
-from llavamed.evaluate.scorers.terms import (
-    ADJECTIVES,
-    NUMBERED,
-    OPPOSITES,
-    UNITS,
-)
+from llavamed.evaluate.scorers.quantities import NUMBERED, UNITS
+from llavamed.evaluate.scorers.terms import ADJECTIVES, OPPOSITES
 from llavamed.evaluate.scorers.unpack import conclusions, weighed
 from llavamed.evaluate.scorers.vocabulary import (
     BOUND,

@@ -6,16 +6,8 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from llavamed.evaluate.scorers.terms import (
-    ADJECTIVES,
-    ENDING_IN_SES,
-    NUMBER_WORDS,
-    NUMBERED,
-    PHRASES,
-    PLURALS,
-    ROMAN,
-    ROMAN_AFTER,
-)
+from llavamed.evaluate.scorers.quantities import NUMBER_WORDS, NUMBERED, ROMAN, ROMAN_AFTER
+from llavamed.evaluate.scorers.terms import ADJECTIVES, ENDING_IN_SES, PHRASES, PLURALS
 from llavamed.evaluate.scorers.vocabulary import (
     DENIAL_AFTER,
     DENIAL_BEFORE,
