@@ -143,7 +143,7 @@ def _trials(config: RunConfig, stage: Stage, accelerator: str, speeds: Speeds) -
     yield configured
     key = f"stages.{stage.name}"
     own = config.engine_of(stage).kernels.model_dump()
-    fast = [FASTEST_KERNELS] if _may_be_fast(config, stage) else []
+    fast = [FASTEST_KERNELS] if _may_be_fast(config) else []
     # On one GPU there is nothing to partition, and between several no reason not to.
     zero_stages = (0, 2) if configured.cost.num_gpus == 1 else (1, 2, 3)
     seen: set[tuple[str, ...]] = {()}
@@ -209,8 +209,8 @@ def _may_pack(config: RunConfig, stage: Stage) -> bool:
     return is_exchangeable(model.model.language_model)
 
 
-def _may_be_fast(config: RunConfig, stage: Stage) -> bool:
-    """Return whether the kernels that are tried are for the language model of a stage."""
+def _may_be_fast(config: RunConfig) -> bool:
+    """Return whether the kernels that are tried are for the language model."""
     model = shape_on_meta(config.model)
     model.set_attn_implementation(config.model.attn_implementation)
     try:
