@@ -84,3 +84,11 @@ def test_a_wait_of_the_host_misses_its_gate_in_whatever_case_it_is_counted(
         assert [gate["passed"] for gate in found if "waits" in gate["measure"]] == (
             [] if passes is None else [passes]
         )
+
+
+def test_a_profile_lists_the_operations_of_a_step(step: ModuleType) -> None:
+    found = step.ours(step.Scale("align", is_tiny=True), profiles=True)
+    whole, *most = found["operations"].values()
+    assert len(most) == step.NUM_OPERATIONS
+    assert whole > sum(most) > whole / 2
+    assert found["host_waits"] is None  # there is no GPU to wait for
