@@ -47,8 +47,8 @@ class Trial:
     """What the stage costs with them. Its hours are those of `hours`."""
     mfu: float
     """Model-FLOPs utilization while the GPU computes."""
-    measured_by: str | None
-    """The benchmark result behind it; None where it is arithmetic."""
+    mfu_by: str | None
+    """Where it is from; None where it is arithmetic."""
     compute_hours: float
     """Hours spent on operations."""
     memory_hours: float
@@ -258,12 +258,12 @@ def _timed(
     gathered = 2 * number * width * passes if engine.zero_stage == 3 else trained * width
     sent = (gradients + gathered) * (workers - 1) / workers
     setting = Setting.of(stage, engine.kernels, cost.accelerator)
-    mfu, measured_by = speeds.mfu(setting)
+    mfu, mfu_by = speeds.mfu(setting)
     return Trial(
         changes=changes,
         cost=cost,
         mfu=mfu,
-        measured_by=measured_by,
+        mfu_by=mfu_by,
         compute_hours=cost.hours / mfu,
         memory_hours=cost.steps * traffic / gpu.bytes_per_second / 3600,
         network_hours=cost.steps * sent / speeds.assumed.gather_bytes_per_second / 3600,
@@ -288,9 +288,8 @@ def reasons(choice: ChosenSettings) -> list[str]:
             f"  as configured: {now}, {before.cost.useful_tokens:.0%} useful, "
             f"{before.cost.memory.total / 1e9:.0f} GB"
         )
-    origin = f"measured ({chosen.measured_by})" if chosen.measured_by else "arithmetic"
     sentences.append(
         f"  the fastest of {choice.num_fitting} settings that fit, of {choice.num_tried} tried; "
-        f"hours are {origin}; {chosen.cost.memory_source}"
+        f"hours are {chosen.mfu_by or 'arithmetic'}; {chosen.cost.memory_source}"
     )
     return sentences

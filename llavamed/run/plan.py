@@ -47,7 +47,7 @@ class StageCost:
     mfu: float
     """Model-FLOPs utilization that `hours` assume."""
     mfu_by: str | None
-    """The measurement that `mfu` is taken from, if any."""
+    """Where `mfu` is from; None where it is assumed or asked for."""
     dataset: str
     """Its datasets, and the passes over each."""
     is_declared: bool

@@ -100,7 +100,7 @@ def test_a_gpu_with_room_for_most_activations_recomputes_only_some_layers(
 def test_a_measurement_takes_the_place_of_arithmetic(tmp_path: Path) -> None:
     config = first_stage(V1, tmp_path)
     _, (choice,) = choose(config, accelerator="H100", num_gpus=8, speeds=UNMEASURED)
-    assert choice.chosen.measured_by is None
+    assert choice.chosen.mfu_by is None
     assert any("hours are arithmetic" in sentence for sentence in reasons(choice))
     found = Measurement(
         result="gpu-step.json",
@@ -114,7 +114,7 @@ def test_a_measurement_takes_the_place_of_arithmetic(tmp_path: Path) -> None:
     assert "stages.align.gradient_checkpointing=true" in overrides
     assert any("measured (gpu-step.json)" in sentence for sentence in reasons(choice))
     _, (other,) = choose(config, accelerator="A100", num_gpus=8, speeds=speeds)
-    assert other.chosen.measured_by == "gpu-step.json on H100"
+    assert other.chosen.mfu_by == "taken from H100 (gpu-step.json)"
 
 
 def test_no_setting_is_tried_twice(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_what_is_recomputed_slows_down_what_was_measured_without_it() -> None:
     mfu, by = shipped_speeds().mfu(setting)
     recomputing, counted = shipped_speeds().mfu(replace(setting, gradient_checkpointing=True))
     assert recomputing == pytest.approx(mfu * 3 / 4)
-    assert counted == f"{by}, and counted for what is recomputed"
+    assert counted == f"{by}, less what is recomputed"
 
 
 def measured(config: RunConfig, cost: StageCost, *, times: float = 1.0, **facts: Any) -> Speeds:
@@ -268,7 +268,7 @@ def test_the_measured_utilization_of_a_setting_is_planned_with(tmp_path: Path) -
     (cost,) = plan_run(config, accelerator="H100", speeds=UNMEASURED)
     speeds = measured(config, cost, mfu=0.5)
     (found,) = plan_run(config, accelerator="H100", speeds=speeds)
-    assert (found.mfu, found.mfu_by) == (0.5, "gpu-step.json: ours")
+    assert (found.mfu, found.mfu_by) == (0.5, "measured (gpu-step.json: ours)")
     assert found.hours == pytest.approx(cost.hours * 0.4 / 0.5)
     (given_,) = plan_run(config, accelerator="H100", speeds=speeds, mfu=0.3)
     assert (given_.mfu, given_.mfu_by) == (0.3, None)

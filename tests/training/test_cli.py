@@ -146,7 +146,7 @@ def test_plan_says_what_the_paper_s_run_costs_without_network_or_data(run, unrea
     code, out, err = run("plan", "--config", V1, "--gpu", "A100", "--num-gpus", "8")
     assert (code, err) == (0, "")
     assert "8 x A100 at 39% and 40% model-FLOPs utilization" in out
-    assert "39% model-FLOPs utilization is measured (gpu-step-align-2: ours on H200)" in out
+    assert "39% model-FLOPs utilization is taken from H200 (gpu-step-align-2: ours)" in out
     for number in ("600,000", "4,688", "2,814", "128.0"):
         assert number in out
     assert "All stages: " in out

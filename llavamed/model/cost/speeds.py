@@ -78,20 +78,20 @@ class Speeds(Section):
     """The assumption for the rest."""
 
     def measured_mfu(self, setting: Setting) -> tuple[float, str] | None:
-        """Return the utilization of a setting and the result that says so, None if none does.
+        """Return the utilization of a setting and where it is from, None if none was measured.
 
-        What another GPU has reached stands for GPUs that nobody has measured, and the result then
-        names that GPU.
+        What another GPU has reached stands for GPUs that nobody has measured.
         """
         found = [each for each in self.measured if setting.is_of(each) and each.mfu]
         if not found:
             return None
         best = min(found, key=lambda each: each.accelerator != setting.accelerator)
-        other = "" if best.accelerator == setting.accelerator else f" on {best.accelerator}"
-        return best.mfu or 0.0, f"{best.result}{other}"
+        is_own = best.accelerator == setting.accelerator
+        origin = "measured" if is_own else f"taken from {best.accelerator}"
+        return best.mfu or 0.0, f"{origin} ({best.result})"
 
     def mfu(self, setting: Setting) -> tuple[float, str | None]:
-        """Return the utilization of a setting, and the result that says so, None for arithmetic.
+        """Return the utilization of a setting, and where it is from, None for arithmetic.
 
         Recomputation is one more forward pass of the language model, which costs as much as the
         gradient of its input and as that of its weights.
@@ -99,12 +99,12 @@ class Speeds(Section):
         if (found := self.measured_mfu(setting)) is not None:
             return found
         whole = replace(setting, gradient_checkpointing=False)
-        mfu, result = self.measured_mfu(whole) or (self.assumed.mfu, None)
+        mfu, origin = self.measured_mfu(whole) or (self.assumed.mfu, None)
         passes = 3 if setting.trains_language_model else 2
         recomputed = setting.gradient_checkpointing
         again = 1 / int(recomputed) if recomputed else 0.0
-        origin = f"{result}, and counted for what is recomputed" if result else None
-        return mfu * (passes / (passes + again)), origin
+        mfu *= passes / (passes + again)
+        return mfu, f"{origin}, less what is recomputed" if origin else None
 
     def correct(self, planned: Memory, setting: Setting) -> tuple[Memory, Correction | None]:
         """Correct a plan of memory by the nearest measurement, if one is near enough.
