@@ -329,7 +329,8 @@ class TrainingEngine:
         """Free memory and hooks, so that this process can create another engine."""
         self._writer.close()
         self._engine.destroy()
-        del self._engine  # whoever still holds this one holds no weights and no optimizer
+        # Whoever still holds this one, as the saver of a stage, holds no weights and no optimizer.
+        del self._engine, self._bf16
 
 
 class _MemoryWriter(TorchCheckpointEngine):

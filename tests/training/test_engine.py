@@ -1,7 +1,9 @@
 """DeepSpeed does the arithmetic of AdamW on the mean over the global step, however it shares it."""
 
+import gc
 import math
 import re
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,6 +214,26 @@ def test_a_gradient_that_is_not_finite_shows_in_its_norm(
     trained = train(tiny_config, steps, *settings, loss_factor=math.inf)
     assert not any(map(math.isfinite, trained.norms))
     assert_same_weights(trained.after, trained.before)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_a_closed_engine_holds_no_weights(
+    tiny_config: RunConfig, zero_stage: int, precision: str
+) -> None:
+    """Rank 0 loads the export for comparison while the saver of the stage holds the engine."""
+    config = small_config(
+        tiny_config, f"engine.zero_stage={zero_stage}", f"engine.precision={precision}"
+    )
+    model = build_model(config.model, processor_of(config), seed=0, precision=precision)
+    freeze(model, ["projector"])
+    with local_context(lambda _: None):
+        engine = TrainingEngine(model, stage=config.stages[0], config=config.engine, world_size=1)
+        held = [weakref.ref(model), weakref.ref(engine.model.optimizer)]
+        engine.close()
+        del model
+        gc.collect()
+        assert [each() for each in held] == [None, None]
 
 
 def test_a_folder_without_state_is_not_loaded(tiny_config: RunConfig, tmp_path: Path) -> None:
