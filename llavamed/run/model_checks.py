@@ -43,7 +43,7 @@ def check_weights(config: RunConfig, plans: list[StagePlan]) -> None:
     Raises:
         ConfigError: They cannot be found, or an image cannot pass through one of the models.
     """
-    model = config.model
+    model, text = config.model, None
     if model.weights is not None:
         shape, key = whole_config(model.weights, "model.weights"), f"model.weights={model.weights}"
         set_pinpoints(model, shape)
@@ -52,9 +52,10 @@ def check_weights(config: RunConfig, plans: list[StagePlan]) -> None:
         assert model.language_model is not None
         vision = part_config(model.vision_tower, "model.vision_tower")
         text = part_config(model.language_model, "model.language_model")
-        check_head(text, "model.language_model")
         shape, key = llava_config(model, vision, text), "model"
     check_forward(shape, key)
+    if text is not None:  # by now the model can be made
+        check_head(text, "model.language_model")
     config_tiling(shape, key).check_fits(config.data.max_length)
     own = {str(plan.export) for plan in plans}
     for plan in plans:

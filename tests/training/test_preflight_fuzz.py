@@ -3,7 +3,7 @@
 import contextlib
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from llavamed.config.load import parse_config
@@ -27,6 +27,7 @@ LORA = st.none() | st.fixed_dictionaries(
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(tower={}, text={"num_attention_heads": -1}, layer=-1, lora=None)
 @given(tower=CHANGES, text=CHANGES, layer=st.integers(-4, -1), lora=LORA)
 def test_no_accepted_config_fails_in_preflight_with_an_error_of_others(
     tower: dict[str, Any],
