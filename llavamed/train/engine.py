@@ -329,8 +329,7 @@ class TrainingEngine:
         """Free memory and hooks, so that this process can create another engine."""
         self._writer.close()
         self._engine.destroy()
-        # Whoever still holds this one, as the saver of a stage, holds no weights and no optimizer.
-        del self._engine, self._bf16
+        del self._engine, self._bf16  # whoever still holds this one holds no weights
 
 
 class _MemoryWriter(TorchCheckpointEngine):
