@@ -181,12 +181,10 @@ class TrainingEngine:
         return self._norms
 
     def _squares_of_parts(self) -> torch.Tensor:
-        """Return the squared L2 norm of the gradient of each of `parts`, over all ranks.
-
-        Every rank must call it.
+        """Return the squared L2 norm of the gradient of each of `parts`; every rank must call it.
 
         Returns:
-            float32 tensor of shape [parts], on the engine's device.
+            float32 tensor of shape [parts], on the engine's device, over all ranks.
         """
         squares: dict[str, list[torch.Tensor]] = {part: [] for part in self.parts}
         for parameter, gradient in self._kept_gradients():
