@@ -104,6 +104,11 @@ CASES: list[Case] = [
         ],
     ),
     (
+        ["engine.zero_stage=1", "engine.deepspeed={data_types: {grad_accum_dtype: bf16}}"],
+        "^engine.deepspeed.data_types.grad_accum_dtype=bf16: .* set zero_stage to 2 or 3, or remov",
+        [["engine.zero_stage=2"], ["engine.zero_stage=3"], ["engine.deepspeed.data_types=null"]],
+    ),
+    (
         ["stages.align.engine.kernels={liger: true}"],
         "^stages.align.engine.kernels.liger=true: .* set use_gpu to true, or liger to false",
         [["scaling.use_gpu=true"], ["stages.align.engine.kernels.liger=false"]],
