@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 from llavamed.config.engine import Kernels
 from llavamed.config.load import override_config
@@ -143,12 +144,21 @@ def _trials(config: RunConfig, stage: Stage, accelerator: str, speeds: Speeds) -
     yield configured
     key = f"stages.{stage.name}"
     own = config.engine_of(stage).kernels.model_dump()
-    fast = [FASTEST_KERNELS] if _may_be_fast(config) else []
+    # `shape` has adapters, and attention that is replaced already.
+    model = shape_on_meta(config.model)
+    model.set_attn_implementation(config.model.attn_implementation)
+    decoder = model.model.language_model
+    # Otherwise samples of a pack might see each other.
+    may_pack = stage.packing or is_exchangeable(decoder)
+    fast = [FASTEST_KERNELS] if _may_be_fast(decoder) else []
     # On one GPU there is nothing to partition, and between several no reason not to.
     zero_stages = (0, 2) if configured.cost.num_gpus == 1 else (1, 2, 3)
     seen: set[tuple[str, ...]] = {()}
     for sizes, recompute, zero_stage, kernels in product(
-        _passes(config, stage, configured.cost), (False, 4, 2, True), zero_stages, (own, *fast)
+        _passes(config, stage, configured.cost, may_pack),
+        (False, 4, 2, True),
+        zero_stages,
+        (own, *fast),
     ):
         is_packed = sizes.get(f"{key}.packing", stage.packing)
         if kernels is not own and not is_packed:
@@ -177,13 +187,13 @@ def _trials(config: RunConfig, stage: Stage, accelerator: str, speeds: Speeds) -
 
 
 def _passes(
-    config: RunConfig, stage: Stage, cost: StageCost
+    config: RunConfig, stage: Stage, cost: StageCost, may_pack: bool
 ) -> Iterator[dict[str, int | bool | None]]:
     """Yield sizes of a forward pass to try, and how many of them make about the same step."""
     key, workers = f"stages.{stage.name}", cost.num_gpus
     yield {}
     tokens_per_step = cost.num_tokens / cost.steps
-    size, may_pack = config.data.max_length, _may_pack(config, stage)
+    size = config.data.max_length
     while may_pack and size <= LARGEST_PASS * config.data.max_length:
         packs = max(1, round(tokens_per_step / size / workers)) * workers
         yield {
@@ -200,21 +210,10 @@ def _passes(
         size *= 2
 
 
-def _may_pack(config: RunConfig, stage: Stage) -> bool:
-    """Return whether samples of a pack are known not to see each other, or are packed already."""
-    if stage.packing:
-        return True
-    model = shape_on_meta(config.model)
-    model.set_attn_implementation(config.model.attn_implementation)
-    return is_exchangeable(model.model.language_model)
-
-
-def _may_be_fast(config: RunConfig) -> bool:
-    """Return whether the kernels that are tried are for the language model."""
-    model = shape_on_meta(config.model)
-    model.set_attn_implementation(config.model.attn_implementation)
+def _may_be_fast(decoder: Any) -> bool:
+    """Return whether the kernels that are tried are for a language model."""
     try:
-        check_kernels(model.model.language_model, Kernels(**FASTEST_KERNELS))
+        check_kernels(decoder, Kernels(**FASTEST_KERNELS))
     except ConfigError:
         return False
     return True

@@ -19,14 +19,16 @@ from tests.support.training_setup import LEARNING, mixture, processor_of, small_
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("zero_stage", [0, 2])
 @pytest.mark.parametrize("varlen", [False, True])
 def test_steps_pass_where_every_wait_of_the_host_is_an_error(
-    tiny_config: RunConfig, varlen: bool
+    tiny_config: RunConfig, varlen: bool, zero_stage: int
 ) -> None:
     config = small_config(
         tiny_config,
         *LEARNING,
         "engine.precision=bf16",
+        f"engine.zero_stage={zero_stage}",
         "stages.align.global_batch_size=1",
         "scaling.num_workers=1",
     )

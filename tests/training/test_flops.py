@@ -289,10 +289,10 @@ def test_dropout_keeps_the_inputs_of_adapters(model: LlavaForConditionalGenerati
     assert kept == whole + 512 * (between - norms)
 
 
-@pytest.mark.parametrize("num_keys", [2, 8])
+@pytest.mark.parametrize(("num_keys", "size"), [(2, 32), (8, 32), (4, 64)])
 @pytest.mark.parametrize("trains", ["projector", "language_model", "adapters"])
 def test_activations_are_what_layers_keep_for_the_backward_pass(
-    num_keys: int, trains: str, monkeypatch: pytest.MonkeyPatch
+    num_keys: int, size: int, trains: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One more layer keeps as much more as is counted, but for sums of rows."""
     # ZeRO-3 replaces it for the whole process, so also for later tests.
@@ -307,6 +307,7 @@ def test_activations_are_what_layers_keep_for_the_backward_pass(
             intermediate_size=704,
             num_attention_heads=8,
             num_key_value_heads=num_keys,
+            head_dim=size,
             num_hidden_layers=num_layers,
         ).to(torch.bfloat16)
         stage = make_stage(*parts, lora=lora)

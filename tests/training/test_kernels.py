@@ -287,3 +287,13 @@ def test_compiling_is_refused_where_no_layers_are_found() -> None:
     model.model.language_model.layers = torch.nn.ModuleList()
     with pytest.raises(ConfigError, match=r"compile=true: finds no layers in .* kind llama; set"):
         use_kernels(model, Kernels(compile=True), CPU)
+
+
+def test_no_attention_of_a_training_process_uses_cudnn() -> None:
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        use_kernels(make_llava("llama"), Kernels(), torch.device("cpu"))
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)

@@ -99,7 +99,8 @@ def stage_flops(model: Any, stage: Stage, work: Workload) -> Any:
     # Gradients pass through it to reach other parts; with adapters its weights need none.
     language = 3 if "language_model" in trained and stage.lora is None else 2
     adapters = sum(size_of(weight) for name, weight in model.named_parameters() if is_adapter(name))
-    attention = 2 * text.num_hidden_layers * text.hidden_size * work.sum_squared_tokens
+    queries, _ = attention_widths(text)
+    attention = 2 * text.num_hidden_layers * queries * work.sum_squared_tokens
     tower_attention = 4 * vision.num_hidden_layers * vision.hidden_size * shape.num_tokens**2
     return (
         tower * work.num_tiles * (2 * weights["vision_tower"] * shape.num_tokens + tower_attention)
@@ -109,6 +110,16 @@ def stage_flops(model: Any, stage: Stage, work: Workload) -> Any:
         + 3 * attention  # both factors are activations, which need a gradient in any case
         + language * 2 * text.vocab_size * text.hidden_size * work.num_supervised
     )
+
+
+def attention_widths(text: Any) -> tuple[int, int]:
+    """Return the features of all queries of a token, and of all its keys.
+
+    Args:
+        text: Transformers' config of a language model, whose heads may have a size of their own.
+    """
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return text.num_attention_heads * size, text.num_key_value_heads * size
 
 
 def matrix_weights(model: Any) -> dict[ModelPart, int]:

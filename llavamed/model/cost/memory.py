@@ -7,7 +7,7 @@ from typing import Any
 from llavamed.config.engine import Engine
 from llavamed.config.stage import Stage
 from llavamed.model.adapters import adapted_layers
-from llavamed.model.cost.flops import matrix_weights
+from llavamed.model.cost.flops import attention_widths, matrix_weights
 from llavamed.model.freeze import PartCount
 from llavamed.processor.tower import tower_of
 from llavamed.storage.manifest import PlannedBytes
@@ -103,26 +103,27 @@ def stage_memory(
         activations=tokens * _activation_bytes_per_token(model, stage, engine, width)
         + tokens * tiles_per_token * _tower_bytes_per_tile(model, stage, width),
         logits=supervised * tokens * model.config.text_config.vocab_size * (width + 4 + 4),
-        update=_update_bytes(stage, engine, trained, share[0]),
+        update=_update_bytes(stage, engine, num_workers, trained * share[0]),
     )
     return Memory(counted)
 
 
-def _update_bytes(stage: Stage, engine: Engine, trained: int, share: float) -> float:
+def _update_bytes(stage: Stage, engine: Engine, num_workers: int, own: float) -> float:
     """Return what the optimizer's step holds beside the gradients and its state.
 
-    ZeRO-1 and 2 join the gradients into one tensor and copy it in fp32; ZeRO-3 copies a billion at
-    a time. Without ZeRO a gradient in bf16 is freed when its fp32 copy is there, but for
+    ZeRO-1 and 2 join the gradients into one tensor, and copy one in bf16 in fp32; ZeRO-3 copies a
+    billion at a time. Without ZeRO a gradient in bf16 is freed when its fp32 copy is there, but for
     `adamw_8bit`.
     """
     if engine.offload_optimizer == "cpu":
         return 0.0
-    is_bf16, own = engine.precision == "bf16", trained * share
+    is_bf16 = engine.precision == "bf16"
+    adds_in_bf16 = engine.gradient_format(stage.passes(num_workers)) == "bf16"
     if engine.zero_stage == 3:
         return 4 * min(own, _SUB_GROUP) if is_bf16 else 0.0
     if engine.zero_stage > 0:
-        return own * (6 if is_bf16 else 4)
-    kept = 4 if stage.optimizer.name == "adamw_8bit" else 2
+        return own * (6 if adds_in_bf16 else 4)
+    kept = 4 if stage.optimizer.name == "adamw_8bit" and adds_in_bf16 else 2
     return own * kept if is_bf16 else 0.0
 
 
@@ -138,11 +139,11 @@ def _activation_bytes_per_token(model: Any, stage: Stage, engine: Engine, width:
     text, wide = model.config.text_config, model.config.text_config.intermediate_size
     hidden, lora = text.hidden_size, stage.lora is not None
     learns = "language_model" in stage.trainable and not lora
-    keys = text.num_key_value_heads * (hidden // text.num_attention_heads)
+    queries, keys = attention_widths(text)
     again = engine.kernels.liger or engine.kernels.compile
-    layer = (2 if again else 4) * hidden + 2 * (hidden + keys) + (2 if again else 3) * wide
+    layer = (2 if again else 4) * hidden + 2 * (queries + keys) + (2 if again else 3) * wide
     if learns or lora or engine.zero_stage == 3:
-        layer += 3 * hidden + wide
+        layer += 2 * hidden + queries + wide
     if learns and not again:
         layer += 2 * hidden
     kept = width * layer + _adapter_bytes_per_token(model, stage, width) / text.num_hidden_layers
