@@ -79,7 +79,7 @@ def test_initial_weights_with_other_colours_are_refused(
 def test_the_export_of_a_run_that_made_images_otherwise_is_refused(
     tiny_config: RunConfig, tmp_path: Path
 ) -> None:
-    own = (f"data.directory={tmp_path}", "stages.align.max_steps=1", "name=padded")
+    own = (f"data.directory={tmp_path}", "stages.align.max_steps=1", "name=initial-padded")
     job = make_job(small_config(tiny_config, "model.image_aspect_ratio=pad", *own))
     run_stage(job)
     config = small_config(tiny_config, f"stages.align.initial_weights={job.export}")

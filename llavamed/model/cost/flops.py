@@ -118,8 +118,9 @@ def attention_widths(text: Any) -> tuple[int, int]:
     Args:
         text: Transformers' config of a language model, whose heads may have a size of their own.
     """
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return text.num_attention_heads * size, text.num_key_value_heads * size
+    heads = text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return heads * size, (getattr(text, "num_key_value_heads", None) or heads) * size
 
 
 def matrix_weights(model: Any) -> dict[ModelPart, int]:
