@@ -16,8 +16,6 @@ import json
 import subprocess
 import sys
 import time
-import warnings
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from itertools import zip_longest
@@ -30,6 +28,7 @@ import report
 import torch
 from drawn import Scale
 from peers import Timed, hugging_face, trl, with_mask
+from timing import host_waits, profile, seconds_of
 
 from llavamed.config.engine import Engine, Kernels
 from llavamed.config.stage import Recomputed, Stage
@@ -48,20 +47,6 @@ from llavamed.train.engine import TrainingEngine
 
 CEILING_OF = 8192
 """Rows and columns of the matrices whose product is the ceiling."""
-NUM_OPERATIONS = 25
-"""Operations that a profile lists."""
-
-
-def seconds_of(step: Callable[[int], None], scale: Scale) -> float:
-    """Return the seconds of the timed steps, after warm-up, until the device has done them."""
-    for number in range(scale.warm_up):
-        step(number)
-    scale.wait()
-    begin = time.perf_counter()
-    for number in range(scale.warm_up, scale.warm_up + scale.steps):
-        step(number)
-    scale.wait()
-    return time.perf_counter() - begin
 
 
 def ours(
@@ -155,34 +140,6 @@ def plan_memory(
     ).counted
 
 
-def host_waits(step: Callable[[int], None], scale: Scale) -> dict[str, int] | None:
-    """Return where and how often the host waits for the GPU in a step, without a GPU None."""
-    if scale.device.type != "cuda":
-        return None
-    torch.cuda.set_sync_debug_mode("warn")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        step(0)
-    torch.cuda.set_sync_debug_mode("default")
-    found = [each for each in caught if "synchronizing" in str(each.message)]
-    return Counter(f"{Path(each.filename).name}:{each.lineno}" for each in found)
-
-
-def profile(step: Callable[[int], None], scale: Scale) -> dict[str, float]:
-    """Return the seconds of one step by kernel of the GPU, without one by operation."""
-    on_gpu = scale.device.type == "cuda"
-    activity = torch.profiler.ProfilerActivity
-    with torch.profiler.profile(activities=[activity.CUDA if on_gpu else activity.CPU]) as profiled:
-        step(1)
-        scale.wait()
-    seconds = {
-        each.key[:80]: (each.self_device_time_total if on_gpu else each.self_cpu_time_total) / 1e6
-        for each in profiled.key_averages()
-    }
-    most = sorted(seconds.items(), key=lambda item: -item[1])[:NUM_OPERATIONS]
-    return {"all": sum(seconds.values())} | dict(most)
-
-
 def beside(scale: Scale, timed: Timed) -> dict[str, Any]:
     """Return the numbers of a trainer of others."""
     peak_bytes = scale.most_bytes()
@@ -269,11 +226,11 @@ def fast(**settings: Any) -> Case:
     return case
 
 
-def others(trainer: Callable[..., Timed], *, rows: float = 1, **settings: bool) -> Case:
+def others(trainer: Callable[..., Timed], *, rows: int = 1, **settings: bool) -> Case:
     """Return the step of a trainer, with as many rows as ours padded, or a multiple of them."""
 
     def case(scale: Scale) -> dict[str, Any]:
-        return beside(scale, trainer(scale, rows=int(rows * scale.padded_rows), **settings))
+        return beside(scale, trainer(scale, rows=rows * scale.padded_rows, **settings))
 
     return case
 
@@ -302,12 +259,14 @@ CASES: dict[str, Case] = {
     "ours, padded": fast(packing=False),
 }
 """What is measured, in this order. Cases named by another setting have the fastest kernels too."""
-FOR_GPUS = (
+GPU_KERNELS = (
     *("ours, varlen", "ours, Liger", "ours, varlen and Liger", "ours, compiled and varlen"),
-    *("ours, all kernels", "Trainer, Liger"),
+    "ours, all kernels",
 )
+KERNELS = (*GPU_KERNELS, "ours, compiled")
+"""Cases of ours by kernel."""
+FOR_GPUS = (*GPU_KERNELS, "Trainer, Liger")
 """What a CPU leaves out."""
-KERNELS = (*FOR_GPUS[:5], "ours, compiled")
 UNPRINTED = ("measured", "operations")
 
 
