@@ -257,7 +257,7 @@ def show_plan(costs: Sequence["StageCost"], console: Console) -> None:
     for sentence in dict.fromkeys(each for cost in costs for each in cost.assumed):
         print_line(console, sentence)
     for cost in costs:
-        utilization = f"{cost.mfu:.0%} model-FLOPs utilization is {cost.mfu_by or 'assumed'}"
+        utilization = f"{cost.mfu:.0%} model-FLOPs utilization is {cost.mfu_origin or 'assumed'}"
         print_line(console, f"{cost.name}: {utilization}; {cost.memory_source}")
         if cost.memory.total > cost.gpu_memory:
             changes = [

@@ -48,7 +48,7 @@ class Trial:
     """What the stage costs with them. Its hours are those of `hours`."""
     mfu: float
     """Model-FLOPs utilization while the GPU computes."""
-    mfu_by: str | None
+    mfu_origin: str | None
     """Where it is from; None where it is arithmetic."""
     compute_hours: float
     """Hours spent on operations."""
@@ -257,12 +257,12 @@ def _timed(
     gathered = 2 * number * width * passes if engine.zero_stage == 3 else trained * width
     sent = (gradients + gathered) * (workers - 1) / workers
     setting = Setting.of(stage, engine.kernels, cost.accelerator)
-    mfu, mfu_by = speeds.mfu(setting)
+    mfu, mfu_origin = speeds.mfu(setting)
     return Trial(
         changes=changes,
         cost=cost,
         mfu=mfu,
-        mfu_by=mfu_by,
+        mfu_origin=mfu_origin,
         compute_hours=cost.hours / mfu,
         memory_hours=cost.steps * traffic / gpu.bytes_per_second / 3600,
         network_hours=cost.steps * sent / speeds.assumed.gather_bytes_per_second / 3600,
@@ -289,6 +289,6 @@ def reasons(choice: ChosenSettings) -> list[str]:
         )
     sentences.append(
         f"  the fastest of {choice.num_fitting} settings that fit, of {choice.num_tried} tried; "
-        f"hours are {chosen.mfu_by or 'arithmetic'}; {chosen.cost.memory_source}"
+        f"hours are {chosen.mfu_origin or 'arithmetic'}; {chosen.cost.memory_source}"
     )
     return sentences

@@ -46,7 +46,7 @@ class StageCost:
     """Bytes of one GPU."""
     mfu: float
     """Model-FLOPs utilization that `hours` assume."""
-    mfu_by: str | None
+    mfu_origin: str | None
     """Where `mfu` is from; None where it is assumed or asked for."""
     dataset: str
     """Its datasets, and the passes over each."""
@@ -211,9 +211,9 @@ def plan_stage(
         )
 
     setting = Setting.of(stage, config.engine_of(stage).kernels, accelerator)
-    mfu_by: str | None = None
+    mfu_origin: str | None = None
     if mfu is None:
-        mfu, mfu_by = speeds.measured_mfu(setting) or (ASSUMED_MFU, None)
+        mfu, mfu_origin = speeds.measured_mfu(setting) or (ASSUMED_MFU, None)
     memory, correction = speeds.correct(memory_of(config), setting)
     fits = memory.total <= gpu.memory_bytes
     workers = config.scaling.most_workers
@@ -226,7 +226,7 @@ def plan_stage(
         num_gpus=workers,
         gpu_memory=gpu.memory_bytes,
         mfu=mfu,
-        mfu_by=mfu_by,
+        mfu_origin=mfu_origin,
         dataset=_name(stage.mixture),
         is_declared=is_declared,
         num_samples=load.num_samples,

@@ -100,7 +100,7 @@ def test_a_gpu_with_room_for_most_activations_recomputes_only_some_layers(
 def test_a_measurement_takes_the_place_of_arithmetic(tmp_path: Path) -> None:
     config = first_stage(V1, tmp_path)
     _, (choice,) = choose(config, accelerator="H100", num_gpus=8, speeds=UNMEASURED)
-    assert choice.chosen.mfu_by is None
+    assert choice.chosen.mfu_origin is None
     assert any("hours are arithmetic" in sentence for sentence in reasons(choice))
     found = Measurement(
         result="gpu-step.json",
@@ -114,7 +114,7 @@ def test_a_measurement_takes_the_place_of_arithmetic(tmp_path: Path) -> None:
     assert "stages.align.gradient_checkpointing=true" in overrides
     assert any("measured (gpu-step.json)" in sentence for sentence in reasons(choice))
     _, (other,) = choose(config, accelerator="A100", num_gpus=8, speeds=speeds)
-    assert other.chosen.mfu_by == "taken from H100 (gpu-step.json)"
+    assert other.chosen.mfu_origin == "taken from H100 (gpu-step.json)"
 
 
 def test_no_setting_is_tried_twice(tmp_path: Path) -> None:
@@ -268,10 +268,10 @@ def test_the_measured_utilization_of_a_setting_is_planned_with(tmp_path: Path) -
     (cost,) = plan_run(config, accelerator="H100", speeds=UNMEASURED)
     speeds = measured(config, cost, mfu=0.5)
     (found,) = plan_run(config, accelerator="H100", speeds=speeds)
-    assert (found.mfu, found.mfu_by) == (0.5, "measured (gpu-step.json: ours)")
+    assert (found.mfu, found.mfu_origin) == (0.5, "measured (gpu-step.json: ours)")
     assert found.hours == pytest.approx(cost.hours * 0.4 / 0.5)
     (given_,) = plan_run(config, accelerator="H100", speeds=speeds, mfu=0.3)
-    assert (given_.mfu, given_.mfu_by) == (0.3, None)
+    assert (given_.mfu, given_.mfu_origin) == (0.3, None)
 
 
 def test_measurements_are_read_from_results_before_those_that_come_with_it(tmp_path: Path) -> None:

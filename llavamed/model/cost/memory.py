@@ -14,15 +14,11 @@ from llavamed.storage.manifest import PlannedBytes
 
 WORKSPACE_BYTES = 2e9
 """Kernels, communication buffers and fragmentation, which are not counted otherwise."""
-
-
 _SUB_GROUP = 1e9
 """Weights that ZeRO-3 updates at a time, DeepSpeed's `sub_group_size`."""
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 """Bytes of a quantized weight: 4 bits, a scale of 8 bits for 64 weights, and a second one of 32
 bits for 256 scales."""
-
-
 _WIDTHS = {"bf16": 2, "fp16": 2, "fp32": 4}
 """Bytes of a number, by its format."""
 
@@ -89,6 +85,7 @@ def stage_memory(
     number = sum(count.num_trained + count.num_frozen for count in counts)
     trained = sum(count.num_trained for count in counts)
     width = _WIDTHS[engine.precision]
+    sums = engine.gradient_format(stage.passes(num_workers))
     # Count AdamW's two moments and, for bf16 weights, the fp32 copy that is updated.
     moments = 2 if stage.optimizer.name == "adamw_8bit" else 8
     state = trained * (moments + (4 if engine.precision == "bf16" else 0))
@@ -98,27 +95,32 @@ def stage_memory(
     share = [1 / num_workers if engine.zero_stage >= level else 1.0 for level in (1, 2, 3)]
     counted = PlannedBytes(
         weights=((number - quantized) * width + quantized * NF4_BYTES) * share[2],
-        gradients=trained * _WIDTHS[engine.gradient_format(stage.passes(num_workers))] * share[1],
+        gradients=trained * _WIDTHS[sums] * share[1],
         optimizer=0.0 if engine.offload_optimizer == "cpu" else state * share[0],
         activations=tokens * _activation_bytes_per_token(model, stage, engine, width)
         + tokens * tiles_per_token * _tower_bytes_per_tile(model, stage, width),
         logits=supervised * tokens * model.config.text_config.vocab_size * (width + 4 + 4),
-        update=_update_bytes(stage, engine, num_workers, trained * share[0]),
+        update=_update_bytes(stage, engine, trained * share[0], adds_in_bf16=sums == "bf16"),
     )
     return Memory(counted)
 
 
-def _update_bytes(stage: Stage, engine: Engine, num_workers: int, own: float) -> float:
+def _update_bytes(stage: Stage, engine: Engine, own: float, *, adds_in_bf16: bool) -> float:
     """Return what the optimizer's step holds beside the gradients and its state.
 
     ZeRO-1 and 2 join the gradients into one tensor, and copy one in bf16 in fp32; ZeRO-3 copies a
     billion at a time. Without ZeRO a gradient in bf16 is freed when its fp32 copy is there, but for
     `adamw_8bit`.
+
+    Args:
+        stage: The stage.
+        engine: ZeRO stage, precision and offload.
+        own: The weights that this GPU updates.
+        adds_in_bf16: Whether the gradients of a step's passes are added up in bf16.
     """
     if engine.offload_optimizer == "cpu":
         return 0.0
     is_bf16 = engine.precision == "bf16"
-    adds_in_bf16 = engine.gradient_format(stage.passes(num_workers)) == "bf16"
     if engine.zero_stage == 3:
         return 4 * min(own, _SUB_GROUP) if is_bf16 else 0.0
     if engine.zero_stage > 0:
