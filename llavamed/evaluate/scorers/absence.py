@@ -20,7 +20,7 @@ _ABSENCE = re.compile(
     re.IGNORECASE,
 )
 _HEALTH = re.compile(r"(?<!than )(?<!not )\b(?:normal|healthy|unremarkable|clear)\b", re.IGNORECASE)
-"""What is asked of something without abnormality. "Larger than normal" is not."""
+"""A word that asks whether something has no abnormality; "larger than normal" does not."""
 _ABNORMALITY = re.compile(
     r"\b(?:abnormalit(?:y|ies)|abnormal\s+findings?|patholog(?:y|ies)|anomal(?:y|ies))\b"
     r"|\bnothing\s+abnormal\b",
@@ -77,21 +77,21 @@ def says_yes(answer: str, question: str, reference: str) -> bool | None:
     if _ABNORMALITY.search(question) and not _ABNORMALITY.search(answer):
         is_bare = stems(canonical(answer)) <= {"norma", "abnor"}
         question = "Is the image abnormal?" if is_bare else _ABNORMALITY.sub("abnormal", question)
-    finding = _asked_to_be_absent(question)
     part, _ = next(conclusions(answer))
-    contrast = _CONTRAST & {*canonical(question)}
-    if len(contrast) == 1 and not _ANSWERED.search(part):
-        given = _CONTRAST & {*canonical(part)}
-        if len(given) == 1:
-            return given == contrast
-    if finding is None and not _ANSWERED.search(part):
+    if _ANSWERED.search(part):
+        return says(answer, question, reference)
+    contrast, given = (_CONTRAST & {*canonical(each)} for each in (question, part))
+    if len(contrast) == len(given) == 1:
+        return given == contrast
+    finding = _asked_to_be_absent(question)
+    if finding is None:
         if _is_called_normal(part, question):
             return False
         words = canonical(part)
         is_property = len(words) == 1 and {*words} <= COMPLEMENTS.keys() & {*canonical(question)}
         if is_property or names_bare(part, question):
             return True
-    if finding is None or _ANSWERED.search(part) or not _is_about(part, finding):
+    if finding is None or not _is_about(part, finding):
         return says(answer, question, reference)
     if _RESTRICTION.search(part):
         return None
@@ -118,7 +118,7 @@ def _is_about(text: str, finding: str) -> bool:
 
 
 def _as_asked(answer: str, question: str) -> str:
-    """Write what an answer names by one word in the words of the question."""
+    """Rewrite an answer in the words of the question: "cardiomegaly" as "enlarged heart"."""
     if _RIGHT.match(answer) and by_kind("the right side", question) is not None:
         return "the right side"  # and no word of agreement
     asked = set(canonical(question))
@@ -137,10 +137,10 @@ def _as_asked(answer: str, question: str) -> str:
 
 
 def _is_called_normal(text: str, question: str) -> bool:
-    """Tell whether a text calls normal what a question asks a finding or a change of, and no more.
+    """Tell whether a text only calls normal what the question is about, and so denies a finding.
 
     "The heart is normal in size" answers "Is the heart enlarged?", and "The liver is normal" does
-    not answer it.
+    not answer it. Only a question about a finding, a change or a comparison can be answered so.
     """
     asked = set(canonical(question))
     rows = [names | about for names, about in FINDINGS if names & asked]

@@ -1,7 +1,7 @@
 """Closed questions whose reference is neither yes, no nor a letter: a side, a plane, a modality."""
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from llavamed.evaluate.scorers.quantities import COUNTS, UNITS
@@ -50,7 +50,7 @@ _CHINESE_CLASSES = (
 
 
 def is_chosen(
-    answer: str, reference: str, candidates: Iterable[str] = (), question: str = ""
+    answer: str, reference: str, candidates: Sequence[str] = (), question: str = ""
 ) -> bool | None:
     """Tell whether an unpacked answer gives the reference and no other answer of its kind.
 
@@ -63,12 +63,14 @@ def is_chosen(
         question: The question. Answers that it offers exclude each other, and an answer need not
             repeat its words.
     """
-    offers = _OFFERED.search(question)
-    offered = [each for each in _BETWEEN.split(offers["list"]) if each.strip()] if offers else []
-    asked = frozenset(canonical(question[: offers.start()] if offers else ""))
+    offered: list[list[str]] = []
+    asked: list[str] = []
+    if offers := _OFFERED.search(question):
+        offered = [content(each) for each in _BETWEEN.split(offers["list"]) if each.strip()]
+        asked = canonical(question[: offers.start()])
     for part, is_final in conclusions(answer):
         text = _compared(part, question)
-        found = _choice(text, reference, tuple(candidates), [*map(content, offered)], asked)
+        found = _choice(text, reference, candidates, offered, asked)
         is_hedge = not found and bool(UNDECIDED.search(part))
         if found is not None or (is_final and is_hedge):
             return None if is_hedge else found
@@ -92,8 +94,8 @@ def _choice(
     text: str,
     reference: str,
     candidates: Sequence[str],
-    offered: Sequence[Sequence[str]] = (),
-    asked: Collection[str] = (),
+    offered: Sequence[Sequence[str]],
+    asked: Collection[str],
 ) -> bool | None:
     """Return whether a text gives the reference; None if it names no answer of its kind."""
     if CHINESE.search(reference):

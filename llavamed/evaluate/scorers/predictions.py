@@ -109,8 +109,8 @@ def read_object(line: bytes | str, place: str) -> dict[str, Any]:
     Raises:
         DataError: The line is not JSON, or no object.
     """
-    if isinstance(line, str) and (found := undecoded(line)):
-        raise DataError(f"{place}: {found!r} is not UTF-8; save the file as UTF-8")
+    if isinstance(line, str):
+        _check_decoded(line, place)
     try:
         row = json.loads(line, object_pairs_hook=_unique)
     except ValueError as error:
@@ -158,8 +158,7 @@ def _rows_of_table(
     try:
         for cells in rows:
             place, end = f"{name}:{number + end}", rows.line_num
-            if found := undecoded("".join(cells)):
-                raise DataError(f"{place}: {found!r} is not UTF-8; save the file as UTF-8")
+            _check_decoded("".join(cells), place)
             if not columns:
                 columns = [cell.strip() for cell in cells]
                 if len(named := [each for each in columns if each]) > len({*named}):
@@ -187,6 +186,12 @@ def _row(cells: dict[str, str]) -> dict[str, Any]:
             with suppress(ValueError):  # then it is a text
                 row[key] = json.loads(cells[key], object_pairs_hook=_unique)
     return row
+
+
+def _check_decoded(text: str, place: str) -> None:
+    """Check a text from a file. Raises: DataError, if it has bytes that are not UTF-8."""
+    if found := undecoded(text):
+        raise DataError(f"{place}: {found!r} is not UTF-8; save the file as UTF-8")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -25,11 +25,6 @@ _INSTEAD = re.compile(
     r"\b(?:rather\s+than|instead\s+of|as\s+opposed\s+to|unlike|and\s+not|but\s+not|not)\b",
     re.IGNORECASE,
 )
-_REJECTED_AFTER = re.compile(
-    r"\A\W*(?:is|are|was|seems|appears|would\s+be)?\s*(?:\w+ly\s+)?"
-    r"(?:n['’]t\b|not\b|unlikely|less\s+likely|incorrect|wrong|ruled\s+out|excluded|rejected|absent)",
-    re.IGNORECASE,
-)
 _ADJECTIVE_OF = {noun: adjective for adjective, noun in ADJECTIVES.items()}
 _ACRONYM = re.compile(r"\b[A-Z]{2,6}\b")
 _MODALITIES = frozenset({"CT", "MR", "US", "PA", "AP", "XR"})
