@@ -16,8 +16,8 @@ KINDS = {
 }
 
 
-def said(prediction, reference, *, options):
-    return score(Item("1", "?", prediction, reference, "CLOSED", options))
+def said(prediction, reference, *, options, question="?"):
+    return score(Item("1", question, prediction, reference, "CLOSED", options))
 
 
 @pytest.mark.parametrize(
@@ -155,8 +155,8 @@ def test_letters_inside_options(prediction, letter):
 def test_letters_in_a_list_of_rejected_ones_are_not_chosen(prediction):
     options = {"A": "Pneumonia", "B": "Effusion", "C": "Fracture", "D": "Tumor"}
     for letter in options:
-        item = Item("1", "Which is shown?", prediction, letter, "CLOSED", options)
-        assert score(item) == float(letter == "B")
+        found = said(prediction, letter, question="Which is shown?", options=options)
+        assert found == float(letter == "B")
 
 
 @pytest.mark.parametrize("prediction", ["B", "D", "Spleen", "The spleen.", "D: spleen"])
@@ -164,9 +164,8 @@ def test_letters_in_a_list_of_rejected_ones_are_not_chosen(prediction):
 def test_options_of_one_text_are_one_option(prediction, reference):
     """MedQA repeats an option to have five."""
     options = {"A": "Liver", "B": "Spleen", "C": "Kidney", "D": "Spleen"}
-    assert score(Item("1", "Which organ?", prediction, reference, "CLOSED", options)) == 1
-    assert score(Item("1", "Which organ?", "C", reference, "CLOSED", options)) == 0
-    assert score(Item("1", "Which organ?", "Spleen or liver", reference, "CLOSED", options)) == 0
+    for each, expected in ((prediction, 1), ("C", 0), ("Spleen or liver", 0)):
+        assert said(each, reference, question="Which organ?", options=options) == expected
 
 
 @pytest.mark.parametrize(
@@ -184,11 +183,11 @@ def test_options_of_one_text_are_one_option(prediction, reference):
 def test_a_sentence_chooses_between_the_options_yes_and_no(question, prediction, letter):
     options = {"A": "Yes", "B": "No", "C": "Cannot tell"}
     for each in options:
-        item = Item("1", question, prediction, each, "CLOSED", options)
-        assert score(item) == float(each == letter)
+        found = said(prediction, each, question=question, options=options)
+        assert found == float(each == letter)
 
 
 def test_an_initial_is_a_side_among_options():
     for letter, initial in (("A", "L"), ("B", "R")):
         options = {"A": "Left", "B": "Right"}
-        assert score(Item("1", "Which side?", initial, letter, "CLOSED", options)) == 1
+        assert said(initial, letter, question="Which side?", options=options) == 1
