@@ -44,6 +44,7 @@ from llavamed.model.recompute import recompute
 from llavamed.storage.manifest import MeasuredMemory, Measurement, PlannedBytes
 from llavamed.train.context import local_context
 from llavamed.train.engine import TrainingEngine
+from llavamed.train.worker import compute_gradient
 
 CEILING_OF = 8192
 """Rows and columns of the matrices whose product is the ceiling."""
@@ -93,13 +94,8 @@ def ours(
         def step(number: int) -> None:
             several = batches[number * scale.passes : (number + 1) * scale.passes]
             num_tokens = sum(batch.num_tokens for batch in several)
-            for left, batch in zip(range(scale.passes - 1, -1, -1), several, strict=True):
-                loss = supervised_loss(engine.model, batch.to(scale.device))
-                losses.append(loss.detach())
-                engine.backward(loss, num_tokens)
-                if left:
-                    engine.step()
-            engine.update(1.0, loss.detach())
+            losses.append(compute_gradient(engine, several, num_tokens, scale.device))
+            engine.update(1.0, losses[-1])
             if reads:
                 engine.norms().tolist()
 

@@ -216,7 +216,7 @@ def _train_steps(
         data_wait = time.monotonic() - started_step
         has_moved = step > min(1, warmup_steps(stage.schedule, order.num_steps))
         losses = with_all_ranks(
-            _compute_gradient(engine, batches, num_supervised[step], context.device)
+            compute_gradient(engine, batches, num_supervised[step], context.device)
         )
         if not may_wait:
             own_sum, total = losses.tolist()
@@ -259,7 +259,7 @@ def _train_steps(
     return True
 
 
-def _compute_gradient(
+def compute_gradient(
     engine: TrainingEngine, batches: list[Batch], num_supervised: int, device: torch.device
 ) -> torch.Tensor:
     """Run the forward and backward passes of a step; `engine.update` ends the last one.
