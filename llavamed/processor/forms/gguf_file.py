@@ -4,6 +4,7 @@ Transformers leaves out the tensors and the settings of such a file that it has 
 only a log message at a level that is never shown says so.
 """
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,19 +43,16 @@ def check_gguf(file: Path, config: Any, key: str) -> None:
     Raises:
         ConfigError: One has none.
     """
-    from gguf import GGUFReader
-
-    reader = GGUFReader(file)
-    kind = str(reader.fields["general.architecture"].contents())
+    kind, fields, tensors = _read(file, file.stat().st_mtime_ns)
     read = GGUF_CONFIG_MAPPING.get(config.model_type) or GGUF_CONFIG_MAPPING.get(kind, {})
-    own = {name.removeprefix(f"{kind}.") for name in reader.fields if name.startswith(f"{kind}.")}
+    own = {name.removeprefix(f"{kind}.") for name in fields if name.startswith(f"{kind}.")}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     processor = TENSOR_PROCESSORS.get(kind, TensorProcessor)(config=config.to_dict())
     places = get_gguf_hf_weights_map(model, processor)
     lost = [
         *sorted(own - read.keys() - _STATED_OTHERWISE),
-        *(tensor.name for tensor in reader.tensors if tensor.name not in places),
+        *(name for name in tensors if name not in places),
     ]
     if lost:
         more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
@@ -63,3 +61,20 @@ def check_gguf(file: Path, config: Any, key: str) -> None:
             f"not read from GGUF files of the kind {kind}, so that it would be another model; "
             "give its weights as safetensors"
         )
+
+
+@cache
+def _read(file: Path, modified: int) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """Return the kind of model of a GGUF file, and the names of its fields and of its tensors.
+
+    The list of a large vocabulary takes seconds to read, and a start asks several times.
+
+    Args:
+        file: The file.
+        modified: The time of its last change, so that a file that has changed is read again.
+    """
+    from gguf import GGUFReader
+
+    reader = GGUFReader(file)
+    kind = str(reader.fields["general.architecture"].contents())
+    return kind, tuple(reader.fields), tuple(tensor.name for tensor in reader.tensors)
