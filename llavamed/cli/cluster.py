@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llavamed.cli.options import ConfigFile, Overrides, console, find_config
+from llavamed.config.sources import PLACES
 
 if TYPE_CHECKING:
     from llavamed.cluster.client import Cluster
@@ -134,7 +135,7 @@ def _warn_of_local_places(submission: "Submission") -> None:
         )
     for name, dataset in config.data.datasets.items():
         for key, value in dataset.read:
-            if key in {"path", "image_folder", "attested"} and value and "://" not in value:
+            if key in PLACES and value and "://" not in value:
                 logger.warning(
                     "data.datasets.%s.read.%s=%s: is looked for in the pods of the cluster, not on "
                     "this machine; mount it there (ray.claims), or use an object store",

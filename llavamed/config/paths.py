@@ -10,6 +10,7 @@ from pathlib import Path
 from llavamed.config.corpus import Select
 from llavamed.config.model import Pretrained
 from llavamed.config.run import RunConfig
+from llavamed.config.sources import PLACES
 
 
 def resolve_paths(config: RunConfig) -> RunConfig:
@@ -45,7 +46,7 @@ def resolve_places(config: RunConfig) -> RunConfig:
                 "read": dataset.read.model_copy(
                     update={
                         key: absolute(value)
-                        for key in ("path", "image_folder", "attested")
+                        for key in PLACES
                         if (value := getattr(dataset.read, key, None)) is not None
                     }
                 )

@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from llavamed.config.section import Section, Seed
 
+PLACES = ("path", "image_folder", "attested")
+"""Keys of a source that say where its files are."""
+
 
 class Phantoms(Section):
     """Procedural images with questions and answers, for trials and tests without any download."""

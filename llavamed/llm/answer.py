@@ -18,6 +18,9 @@ from llavamed.storage.location import Location, locate
 Outcome = Literal["answered", "refused", "cut_off", "malformed", "failed"]
 """`cut_off` by `max_tokens`; `malformed` is empty or breaks its schema; `failed` never came."""
 
+GIVEN_UP = frozenset({"abort", "error"})
+"""Reasons for which vLLM ends an answer that is not whole."""
+
 _FENCED = re.compile(r"\s*```(?:json)?\s*\n(.*)\n\s*```\s*", re.DOTALL)
 
 
@@ -124,7 +127,7 @@ def is_completion(body: Any) -> bool:
 
 def is_given_up(completion: dict[str, Any]) -> bool:
     """Whether an engine ended an answer without finishing it, as vLLM says with status 200."""
-    return completion["choices"][0].get("finish_reason") in {"abort", "error"}
+    return completion["choices"][0].get("finish_reason") in GIVEN_UP
 
 
 def read_answer(

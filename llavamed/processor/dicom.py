@@ -20,7 +20,7 @@ from llavamed.processor.grey_levels import (
     between_percentiles,
     to_grey_pixels,
 )
-from llavamed.processor.images import DICOM_MAGIC, Pixels, to_png
+from llavamed.processor.images import Pixels, to_png
 
 _NO_PICTURES = {"SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "DOC", "ECG", "HD"}
 """Modalities whose objects hold no picture of a patient, though some hold pixels."""
@@ -32,11 +32,6 @@ _SOFT_TISSUE = (40.0, 400.0)
 
 MAX_PIXELS = 40_000_000
 """Larger pictures are refused by their header."""
-
-
-def is_dicom(data: bytes) -> bool:
-    """Return whether a file says that it is a DICOM file."""
-    return data[DICOM_MAGIC] == b"DICM"
 
 
 def read_dicom(data: bytes, frame: int = 0) -> bytes:

@@ -275,8 +275,9 @@ def decode(data: bytes, on_unread: Callable[[str], None] = lambda _: None) -> Pi
         return pixels
 
 
-DICOM_MAGIC = slice(128, 132)
-"""Where a DICOM file says that it is one."""
+def is_dicom(data: bytes) -> bool:
+    """Return whether a file says that it is a DICOM file."""
+    return data[128:132] == b"DICM"
 
 
 @contextmanager
@@ -292,7 +293,7 @@ def _image_errors(data: bytes) -> Iterator[None]:
         kind = "in none of the known formats"
         if is_lfs_pointer(data):
             kind = "are a pointer of Git LFS; fetch the file, for example with `git lfs pull`"
-        elif data[DICOM_MAGIC] == b"DICM":
+        elif is_dicom(data):
             kind = "are a DICOM file, which the source `scans` reads and no other"
         raise SampleError("corrupt_image", f"{len(data)} bytes {kind}") from error
     except Exception as error:  # Pillow's decoders raise whatever their C code meets

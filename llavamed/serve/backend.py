@@ -16,6 +16,7 @@ import aiohttp
 
 from llavamed.config.serving import Serving
 from llavamed.errors import RequestError
+from llavamed.llm.answer import GIVEN_UP
 from llavamed.llm.request import Image, Message
 from llavamed.model.continuation import Sampling, TokenLogprobs
 from llavamed.model.generation import Generator
@@ -25,10 +26,8 @@ from llavamed.serve.prompt import encode_messages
 from llavamed.serve.spelling import Spelling
 
 _SEED_RANGE = 2**63
-_GIVEN_UP = frozenset({"abort", "error"})
-"""Reasons for which vLLM ends an answer that is not whole."""
 _LONGEST_LINE = 2**22
-"""Bytes of a line of a stream, of which aiohttp holds twice its buffer."""
+"""Bytes of the longest line of a stream that is read: aiohttp reads up to twice its buffer."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,7 @@ class EngineBackend:
                 usage, ended = TokenCounts(0, 0), set[int]()
                 async for chunk in _chunks(answer):
                     usage, choices = _usage(chunk) or usage, _choices(chunk)
-                    if _GIVEN_UP & {each.finish_reason for each in choices}:
+                    if GIVEN_UP & {each.finish_reason for each in choices}:
                         raise _failed("gave an answer up")
                     ended |= {each.index for each in choices if each.finish_reason is not None}
                     yield Update(choices, usage)
