@@ -74,6 +74,11 @@ def make_job(submission: Submission, template: Object) -> Object:
     if template.get("kind") == RAY_JOB.name and "rayClusterSpec" in template.get("spec", {}):
         spec = deepcopy(template["spec"])
     elif template.get("kind") == RAY_CLUSTER.name:
+        if "spec" not in template:
+            raise ConfigError(
+                f"template={name_of(template)}: is a RayCluster without a spec; give "
+                "k8s/raycluster.yaml, or what `helm template` prints of one"
+            )
         cluster = {k: v for k, v in deepcopy(template["spec"]).items() if k != "upgradeStrategy"}
         spec = _lifecycle(cluster) | {"rayClusterSpec": cluster}
     else:

@@ -110,9 +110,15 @@ class _Cluster(TypedDict, total=False):
     workerGroupSpecs: list[_Workers]
 
 
+class _Condition(TypedDict, total=False):
+    jobStatus: str
+    jobDeploymentStatus: str
+    ttlSeconds: int
+
+
 class _Rule(TypedDict, total=False):
     policy: str
-    condition: dict[str, str | int]
+    condition: _Condition
 
 
 class _Deletion(TypedDict, total=False):

@@ -69,6 +69,15 @@ def refusal(document: Any) -> str:
     return ""
 
 
+def test_a_cluster_without_a_spec_is_no_template() -> None:
+    without = {key: value for key, value in manifest("raycluster").items() if key != "spec"}
+    assert refusal(without) == ""
+    with pytest.raises(
+        ConfigError, match=r"^template=\S+: is a RayCluster without a spec; give k8s/"
+    ):
+        make_job(Submission(CONFIG, "", ()), without)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -83,6 +92,11 @@ def refusal(document: Any) -> str:
             "kind: RayCluster\nmetadata: {name: a}\nspec: {headGroupSpec: {template: {spec: "
             "{containers: [{name: a, resources: {limits: {memory: 8GB}}}]}}}}\n",
             r"limits\.memory: '8GB' is not a quantity",
+        ),
+        (
+            "kind: RayJob\nmetadata: {name: a}\nspec: {deletionStrategy: {deletionRules: [{policy: "
+            "DeleteCluster, condition: {jobStatus: FAILED, ttlSeconds: x}}]}}\n",
+            r"deletionRules\.0\.condition\.ttlSeconds: Input should be a valid integer",
         ),
     ],
 )
