@@ -16,12 +16,20 @@ from llavamed.llm.request import BYTES_PER_TOKEN, Request
 from llavamed.storage.location import Location, locate
 
 Outcome = Literal["answered", "refused", "cut_off", "malformed", "failed"]
-"""`cut_off` by `max_tokens`; `malformed` is empty or breaks its schema; `failed` never came."""
+"""`refused` by the model or a filter; `cut_off` by `max_tokens`; `malformed` is empty or breaks its
+schema; `failed` never came."""
 
-GIVEN_UP = frozenset({"abort", "error"})
-"""Reasons for which vLLM ends an answer that is not whole."""
+GIVEN_UP = frozenset({"abort", "error", "insufficient_system_resource"})
+"""Reasons for which vLLM, Mistral and DeepSeek end an answer that is not whole."""
+_CUT_OFF = frozenset({"length", "model_length", "max_tokens"})
+_FILTERED = frozenset(
+    {"content_filter", "safety", "recitation", "blocklist", "prohibited_content", "spii", "refusal"}
+)
+"""Reasons of filters; Gemini's endpoint passes its own on, in capitals or after a colon."""
 
-_FENCED = re.compile(r"\s*```(?:json)?\s*\n(.*)\n\s*```\s*", re.DOTALL)
+_THOUGHT = "</think>"
+"""End of a model's thoughts, which an endpoint without a parser for them leaves in the answer."""
+_FENCED = re.compile(r"```(?:json)?\s*(\{.*\})\s*```", re.DOTALL | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -139,11 +147,12 @@ def read_answer(
     text = _text(choice["message"].get("content"))
     refusal = _text(choice["message"].get("refusal"))
     usage = usage_of(completion, request, endpoint)
+    reason = str(choice.get("finish_reason")).lower().partition(":")[0]
     outcome: Outcome = "answered"
     value, detail = None, ""
-    if refusal or choice.get("finish_reason") == "content_filter":
+    if refusal or reason in _FILTERED:
         outcome, detail = "refused", refusal or "the endpoint's content filter stopped it"
-    elif choice.get("finish_reason") == "length":
+    elif reason in _CUT_OFF:
         outcome, detail = "cut_off", f"reached max_tokens={request.max_tokens}"
     elif not text.strip():
         outcome, detail = "malformed", "the answer is empty"
@@ -172,13 +181,18 @@ def read_answer(
 
 
 def parse(text: str, schema: type[BaseModel]) -> BaseModel:
-    """Return the text as an instance of the schema; a fence of Markdown around it is left out.
+    """Return the text as an instance of the schema.
+
+    Thoughts before it, a fence of Markdown around it, and words outside of the fence are left out.
 
     Raises:
         ValidationError: It is not JSON, or breaks the schema.
     """
-    fenced = _FENCED.fullmatch(text)
-    return schema.model_validate_json(fenced[1] if fenced else text)
+    if not text.lstrip().startswith("{"):
+        text = text.rpartition(_THOUGHT)[2]
+        fenced = _FENCED.search(text)
+        text = fenced[1] if fenced else text
+    return schema.model_validate_json(text)
 
 
 def problems(error: ValidationError) -> str:

@@ -66,6 +66,9 @@ _OF_ALL_REQUESTS = {
 }
 _NO_QUOTA = "insufficient_quota"
 """OpenAI's code of a 429 that waiting does not end."""
+_FILTERED = {"content_filter", "content_policy_violation", "invalid_prompt"}
+_FILTERED |= {"data_inspection_failed"}
+"""Codes of OpenAI, Azure and Alibaba for a prompt that a filter stopped, which is no answer."""
 _MESSAGE_LENGTH = 300
 
 logger = logging.getLogger(__name__)
@@ -278,6 +281,8 @@ class EndpointClient:
         status = error.status_code
         said = error.body.get("message") if isinstance(error.body, dict) else None
         detail = self._without_key(str(said or error.response.text))
+        if error.code in _FILTERED or _is_flagged(error.body):
+            return _TryError(detail, "content_filter", status, may_pass=False)
         if status in _OF_ALL_REQUESTS or error.code == _NO_QUOTA:
             advice = _OF_ALL_REQUESTS.get(status, "add to the account's balance or limits")
             return EndpointError(
@@ -298,7 +303,8 @@ class EndpointClient:
 
     def _failed(self, key: str, failure: _TryError) -> EndpointAnswer:
         """Return the row of a request that failed, unless too many do."""
-        self._failed_in_a_row += 1
+        is_filtered = failure.code == "content_filter"  # which shows that the endpoint is up
+        self._failed_in_a_row += not is_filtered
         if self._failed_in_a_row >= DOWN_AFTER:
             raise EndpointError(
                 f"url={self.endpoint.url}: {self._failed_in_a_row} requests in a row failed, the "
@@ -307,7 +313,7 @@ class EndpointClient:
             )
         return EndpointAnswer(
             key=key,
-            outcome="failed",
+            outcome="refused" if is_filtered else "failed",
             detail=failure.detail,
             status=failure.status,
             code=failure.code,
@@ -373,6 +379,12 @@ def _api_key(endpoint: Endpoint) -> str | None:
             "the key, or remove api_key_env where the endpoint needs none"
         )
     return key
+
+
+def _is_flagged(body: Any) -> bool:
+    """Return whether an error is about the words of one prompt, as OpenRouter says with 403."""
+    metadata = body.get("metadata") if isinstance(body, dict) else None
+    return isinstance(metadata, dict) and "flagged_input" in metadata
 
 
 def _failure(state: RetryCallState) -> _TryError:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -107,6 +108,22 @@ def test_a_request_that_is_refused_is_a_row_at_once_and_the_others_go_on(endpoin
     assert len(endpoint.bodies) == 3
 
 
+@pytest.mark.parametrize("fault", ["filter", "flagged"])
+def test_a_prompt_that_a_filter_stops_is_refused_and_no_sign_of_a_fault(endpoint, tmp_path, fault):
+    """Pictures of wounds make filters stop many prompts in a row, Azure by 400, OpenRouter by 403.
+
+    None of them is kept, because it is not paid for, and another endpoint may answer.
+    """
+    endpoint.fail(fault, times=DOWN_AFTER + 1)
+    requests = [question(str(number)) for number in range(DOWN_AFTER + 2)]
+    found = answers(endpoint, tmp_path, *requests, max_in_flight=1)
+    assert Counter(each.outcome for each in found) == {"refused": DOWN_AFTER + 1, "answered": 1}
+    refused = next(each for each in found if each.outcome == "refused")
+    assert (refused.code, refused.attempts, refused.text) == ("content_filter", 1, "")
+    assert refused.detail
+    assert len(list(tmp_path.rglob("*.json"))) == 1
+
+
 @pytest.mark.parametrize(
     ("fault", "advice"),
     [
@@ -170,9 +187,9 @@ def test_an_error_that_comes_as_success_is_shown(endpoint, tmp_path):
     assert answer.detail == "the body is not a chat completion: <html>Bad gateway</html>"
 
 
-@pytest.mark.parametrize("reason", ["abort", "error"])
+@pytest.mark.parametrize("reason", ["abort", "error", "insufficient_system_resource"])
 def test_an_answer_that_the_engine_gave_up_is_asked_for_again(endpoint, tmp_path, reason):
-    """vLLM sends what there is of it with status 200."""
+    """Engines send what there is of it with status 200."""
     endpoint.say = lambda body: {"finish_reason": reason if len(endpoint.bodies) == 1 else "stop"}
     (answer,) = answers(endpoint, tmp_path, question(), attempts=2)
     assert (answer.outcome, answer.attempts) == ("answered", 2)
@@ -238,7 +255,11 @@ asyncio.run(work())
     [
         ({"content": None, "refusal": "I cannot help."}, "refused", "I cannot help."),
         ({"content": "", "finish_reason": "content_filter"}, "refused", ""),
+        ({"content": None, "finish_reason": "SAFETY"}, "refused", ""),
+        ({"content": None, "finish_reason": "content_filter: RECITATION"}, "refused", ""),
         ({"content": "It is a", "finish_reason": "length"}, "cut_off", "It is a"),
+        ({"content": "It is a", "finish_reason": "model_length"}, "cut_off", "It is a"),
+        ({"content": "It is a", "finish_reason": "MAX_TOKENS"}, "cut_off", "It is a"),
         ({"content": ""}, "malformed", ""),
         ({"content": None}, "malformed", ""),
         ({"content": [{"type": "text", "text": "No."}]}, "answered", "No."),
@@ -255,7 +276,17 @@ def test_every_way_to_answer_has_an_outcome_and_is_paid_once(
     assert len(endpoint.bodies) == 1
 
 
-@pytest.mark.parametrize("text", [RIGHT, f"```json\n{RIGHT}\n```"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        RIGHT,
+        f"```json\n{RIGHT}\n```",
+        f"```JSON {RIGHT}```",
+        f"Here it is:\n\n```\n{RIGHT}\n```\nAsk for more at any time.",
+        f"<think>\nIs it {{right}}?\n```json\n{{}}\n```\n</think>\n\n{RIGHT}",
+        f"It may be.\n</think>\n```json\n{RIGHT}\n```",
+    ],
+)
 @pytest.mark.parametrize("json_schema", [True, False])
 def test_an_answer_that_fits_its_schema_is_a_value(endpoint, tmp_path, text, json_schema):
     endpoint.say = lambda body: {"content": text}

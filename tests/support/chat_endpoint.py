@@ -20,6 +20,8 @@ ERRORS = {
     "403": (403, "forbidden", "Not in your country."),
     "404": (404, "model_not_found", "There is no such model."),
     "408": (408, "timeout", "Too slow."),
+    "filter": (400, "content_filter", "The prompt was filtered."),
+    "flagged": (403, 403, "Your input was flagged."),
     "413": (413, "too_large", "The body is too large."),
     "422": (422, "unprocessable", "One field is wrong."),
     "425": (425, "too_early", "Too early."),
@@ -126,6 +128,8 @@ class _Handler(BaseHTTPRequestHandler):
         status, code, message = ERRORS[fault]
         key = self.headers.get("Authorization", "").removeprefix("Bearer ")
         error = {"message": message.format(key=key), "type": "error", "param": None, "code": code}
+        if fault == "flagged":
+            error["metadata"] = {"reasons": ["gore"], "flagged_input": "a wound"}
         self._send(status, json.dumps({"error": error}).encode())
 
     def _send(
