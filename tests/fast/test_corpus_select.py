@@ -176,6 +176,7 @@ def test_a_caption_names_its_modality(caption, wanted):
         ("CT with a mass in the liver.", None),
         ("(A) CT. (C) MRI.", None),
         ("(A, B) CT. (C) MRI.", ["CT.", "CT.", "MRI."]),
+        ("A Axial CT. B, C Coronal CT.", ["Axial CT.", "Coronal CT.", "Coronal CT."]),
     ],
 )
 def test_a_caption_is_split_where_letters_stand_before_their_texts(caption, parts):
@@ -183,7 +184,21 @@ def test_a_caption_is_split_where_letters_stand_before_their_texts(caption, part
     assert split_caption(caption) == dict(zip(letters, parts or [], strict=True))
 
 
-@pytest.mark.parametrize("words", ["A,", "a,a", "A ; ", "a - ", "a and ", "(A) x "])
+@pytest.mark.parametrize(
+    ("caption", "is_compound"),
+    [
+        ("A T2-weighted image of the pelvis shows a cyst.", False),
+        ("CT scan. A small nodule is seen. B cells were absent.", False),
+        ("A CT scan. Its arrow A points at the cyst.", False),
+        ("(I) Sagittal and (II) axial MRI.", True),
+        ("Uptake of Tc (I) in the bone.", False),
+    ],
+)
+def test_a_capital_that_is_a_word_or_a_number_makes_no_panel(caption, is_compound):
+    assert (panel_cue(caption) is not None) == is_compound
+
+
+@pytest.mark.parametrize("words", ["A X. ", "A,", "a,a", "A ; ", "a - ", "a and ", "(A) x "])
 def test_the_time_to_look_for_panels_grows_with_the_length_of_a_caption(words):
     start = time.process_time()
     assert panel_cue(words * 8000) in (None, "a", "A")

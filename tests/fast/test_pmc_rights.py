@@ -208,6 +208,21 @@ def test_the_link_of_a_waiver_for_data_is_no_licence():
         (f"<license><license-p>CC BY. {'waiver ' * 999}</license-p></license>", "CC BY"),
         ("", None),
         (
+            "<license><license-p>CC Attribution-NonCommercial 3.0 License.</license-p></license>",
+            "CC BY-NC",
+        ),
+        (
+            "<license><license-p>All content is public domain unless otherwise noted.</license-p>"
+            "</license>",
+            "public domain",
+        ),
+        ("<license><license-p>It is not in the public domain.</license-p></license>", None),
+        (
+            "<license><license-p>The Public Domain Dedication (CC0 1.0) applies to metadata of "
+            "this article.</license-p></license>",
+            None,
+        ),
+        (
             '<license license-type="creativeCommonsBy"><license-p>Open.</license-p></license>',
             "CC BY",
         ),

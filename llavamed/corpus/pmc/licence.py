@@ -32,8 +32,8 @@ _WAIVER = re.compile(
 """A waiver, and the rest of its sentence, in which an address in brackets may hold points."""
 _OF_DATA = re.compile(r"\W*(?:\w+\s+){0,2}data(?:sets?)?\b", re.IGNORECASE)
 """The start of a licence that is that of an article's data."""
-_DATA = re.compile(r"\bdata\b", re.IGNORECASE)
-_HEAD = re.compile(r"\bcreative commons\b|\bcc ?(?:by|zero|0)\b|\bcc(?=by\b)|^(?=by\b)")
+_DATA = re.compile(r"\b(?:meta)?data\b", re.IGNORECASE)
+_HEAD = re.compile(r"\bcreative commons\b|\bcc ?(?:by|zero|0|attribution)\b|\bcc(?=by\b)|^(?=by\b)")
 _CC0 = re.compile(r"\bcc ?0\b|\bzero\b|\bpublic domain\b")
 _BY = re.compile(
     r"\bcc ?by\b|\bby\b|\battribution\b|\batribui[cç][aã]o\b|\batribuci[oó]n\b|\breconocimiento\b"
@@ -60,7 +60,7 @@ _CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _REACH = 160
 """Characters after the name of Creative Commons in which its terms stand."""
 _PUBLIC_DOMAIN = re.compile(
-    r"\b(?:in|lies\s+in|is\s+in|under)\s+the\s+public\s+domain\b", re.IGNORECASE
+    r"\b(?<!not )(?:(?:in|under)\s+the|is)\s+public\s+domain\b", re.IGNORECASE
 )
 
 

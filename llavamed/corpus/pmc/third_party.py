@@ -26,6 +26,7 @@ _YES = re.compile(
     r"|\bpermissions?\s+(?:\w+\s+){0,4}?(?:obtained|granted|given|received)\b"
     r"|\b(?:com|con|mit|avec)\s+(?:\w+\s+){0,2}(?:permiss[a\u00e3]o|permiso|permission|autori\w+|genehmigung)\b"
     r"|\bunder\s+(?:an?\s+|the\s+)?licen[cs]e\s+(?:agreement\s+)?from\b"
+    r"|\bcopyright\s+notice\s+(?:19|20)\d\d"
     r"|\u00a9|\(c\)\s*(?:19|20)\d\d|\bcopy(?:right|write)(?:ed)?[\s:,\u00a9]*(?:\(c\)\s*)?"
     r"(?:(?:19|20)\d\d|by\b|of\b|holder\b|(?-i:[A-Z]\w))|\ball\s+rights\s+reserved\b",
     re.IGNORECASE,
@@ -36,13 +37,21 @@ _OF_SUBJECTS = re.compile(
     re.IGNORECASE,
 )
 """A permission of the person who is shown, which says nothing of the picture's owner."""
-_CONSENT = re.compile(r"\b(?:consent|ethic)", re.IGNORECASE)
+_CONSENT = re.compile(
+    r"\b(?:consent|ethic)"
+    r"|\bdata\s+(?:\w+\s+){0,2}(?:used|obtained|collected|accessed|provided)\s+(?:with|by)\b",
+    re.IGNORECASE,
+)
+"""A permission for something else than the picture."""
 _OF_AUTHORS = re.compile(
     r"(?:\u00a9|\(c\)|\bcopy(?:right|write)\b)[\s:,\u00a9]*(?:(?:19|20)\d\d)?[\s,]*(?:by\s+)?(?:the\s+)?"
     r"authors?\b",
     re.IGNORECASE,
 )
-_PICTURE = r"(?:image|photo|photograph|picture|figure|illustration|drawing|artwork|graphic)s?"
+_PICTURE = (
+    r"(?:image|photo|photograph|picture|figure|illustration|drawing|artwork|graphic|cartoon|sketch"
+    r"|painting|engraving)s?"
+)
 _SHOWN = (
     rf"(?:{_PICTURE}"
     r"|(?:(?:micro|radio)graph|map|diagram|scheme|cartoon|sketch|slide|scan|fig)s?\.?)"
@@ -55,7 +64,10 @@ _CITATION = (
 """Another work: its number in the list of references, or the names of its authors."""
 _LIBRARY = (
     r"(?:wiki(?:media|pedia)|human\s+protein\s+atlas|servier|smart\.servier|flickr|shutterstock"
-    r"|istock|getty|pixabay|unsplash|google\s+(?:earth|maps|images)|openstreetmap|nasa|radiopaedia|medpix)\b"
+    r"|istock|getty|pixabay|unsplash|google\s+(?:earth|maps|images)|openstreetmap|nasa|radiopaedia|medpix"
+    r"|adobe\s+stock|dreamstime|123rf|depositphotos|vecteezy|freepik|flaticon|noun\s+project|phylopic"
+    r"|bioicons|scidraw|netter|science\s+photo\s+library|public\s+health\s+image\s+library"
+    r"|cancer\s+imaging\s+archive|isic\s+archive)\b"
 )
 _START = r"(?:^|(?<=[.;(\[])|(?<=[.;(\[]\s))"
 _FROM = r"(?i:from|after)(?![a-z])\s*"
@@ -63,23 +75,30 @@ _NAME = r"[A-Z\u00c0-\u00de](?:\.|[a-z\u00df-\u024f]+)"
 _PERSON = rf"(?-i:(?:Drs?\.?\s+|Prof\.?\s+)?{_NAME}(?:(?<=\.)|[\s-]+)\s*(?:[A-Z]\.[\s-]*)*{_NAME})"
 _ADAPTED = re.compile(
     r"\b(?i:adapted|redrawn|re-drawn|redesigned|reprinted|republished|reused|replotted)\s+"
-    r"(?i:(?:and\s+\w+\s+)?(?:\w+ly\s+)?(?:from|after|with|under))(?![a-z])"
+    r"(?i:(?:and\s+\w+\s+)?(?:\w+ly\s+)?(?:from|after|with|under|based\s+on))(?![a-z])"
     rf"|\b(?i:adapted|redrawn|redesigned)\s+(?i:by)\s+{_PERSON}"
     r"|\b(?i:modified|reproduced)\s+"
     r"(?i:(?:and\s+\w+\s+)?(?:\w+ly\s+)?(?:from|after|with\s+modifications?|under))(?![a-z])"
-    r"|\b(?i:adaptad[oa]s?|adapt\u00e9e?s?)\s+(?i:d[eoa])\b"
+    r"|\b(?i:adaptad[oa]s?|adapt\u00e9e?s?|modificad[oa]s?|modifi\u00e9e?s?)\s+(?i:d[eoa'\u2019])"
+    rf"|\b(?i:tomad[oa]s?|extra[\u00edi]d[oa]s?|retirad[oa]s?|tir\u00e9e?s?|tratt[oaie]"
+    r"|entnommen\s+aus|d['\u2019]apr\u00e8s)"
+    rf"\s+(?:(?i:d[eoai]l?)\s+)?{_CITATION}"
+    r"|\b(?i:modifiziert|ver\u00e4ndert|umgezeichnet)\s+nach\b"
     rf"|\b(?i:taken|obtained|derived|extracted)\s+{_FROM}{_CITATION}"
     rf"|(?:{_START}|\b(?i:{_SHOWN})\s+(?:\d+\w?\s+)?){_FROM}{_CITATION}"
     rf"|(?:{_START}|\b(?i:{_PICTURE})\s+(?:(?:is|was)\s+)?)(?i:based\s+on)\s+(?!\d){_CITATION}"
     rf"|\b(?i:(?:from|using|via)\s+(?:the\s+)?{_LIBRARY})"
-    rf"|\b(?i:{_PICTURE}\s+(?:\w+\s+){{0,3}}(?:previously|originally)\s+published)\b"
+    rf"|\b(?i:(?:{_PICTURE}|panels?)\s+(?:\w+\s+){{0,3}}(?:previously|originally)\s+published)\b"
     rf"|{_START}(?i:previously|originally)\s+(?i:published\s+(?:in|by|as))\b"
     rf"|\b(?i:{_PICTURE}\s+(?:\w+\s+){{0,2}}published\s+(?:previously|before|elsewhere))\b",
 )
 _CREDIT = re.compile(
-    r"\bcourtesy\s*(?::|of\b)|\b(?:image|photo|picture|figure)\s+credits?\b"
-    rf"|{_START}{_PICTURE}\s*:\s*(?:{_PERSON}|(?-i:[A-Z])[\w-]+\s*(?:[.,;)]|$))"
+    r"\bcourtesy\s*(?::|of\b|(?-i:Dr|Prof)\b)|\b(?:image|photo|picture|figure)\s+credits?\b"
+    rf"|{_START}{_PICTURE}\s*:\s*(?:{_PERSON}|(?-i:[A-Z])[\w-]+\s*(?:[.,;)/]|$))"
     rf"|\b{_PICTURE}\s+(?:courtesy|source\s*:|by\s+{_PERSON})"
+    rf"|\b{_PICTURE}\s+(?:(?:is|was|are|were)\s+)?(?:licen[cs]ed\s+(?:from|by|to)|(?:an?\s+)?derivative)\b"
+    r"|\b(?:licen[cs]ed|used|available|published|distributed)\s+under\s+(?:an?\s+|the\s+)?(?:cc|creative\s+commons)\b"
+    rf"|\bpublic\s+domain\b|{_START}from\s+the\s+(?:collections?|archives?|library)\s+of\b"
     rf"|\bphoto(?:graph)?s?\s+by\s+(?-i:[A-Z])"
     rf"|\b{_PICTURE}\s+(?:(?:was|were)\s+)?(?:provided|supplied|contributed)\s+by"
     rf"|(?:{_START}|\b{_SHOWN}\s+(?:(?:was|were)\s+)?)kindly\s+(?:provided|supplied|contributed)\s+by"
@@ -88,7 +107,10 @@ _CREDIT = re.compile(
     re.IGNORECASE,
 )
 _OWN = re.compile(
-    r"\bauthors?\b|\bown\b|\bpropi[ao]\b|\bour\b|\b(?:this|present)\s+(?:study|work|article)\b|\bautor(?:es|as?)?\b",
+    r"\bauthors?\b|\bown\b|\bour\b|\b(?:this|present)\s+(?:study|work|article)\b"
+    r"|\bpropi[ao]s?\b|\bpr[o\u00f3]pri[aoe]s?\b|\beigene\w*"
+    r"|\b(?:archivo|arquivo|acervo)\s+(?:personal|pessoal)\b"
+    r"|\baut(?:or(?:es|as?|en|i)?|eure?s?)\b",
     re.IGNORECASE,
 )
 """Words by which a source is the article itself."""

@@ -33,6 +33,8 @@ _MARKS = (
     re.compile(r"(?<!\S)(?P<letters>[A-La-l])\s?(?:[.:)]\s*(?=\S)|,\s*(?=[A-Z]))"),
     # "a Text", "a\u2013c Text": letters that the publisher prints bold
     re.compile(rf"(?<!\S)(?P<letters>[a-l](?:\s*(?:,|and|{_DASH})\s*[a-l]){_MORE})\s+(?=[A-Z])"),
+    # "A Text. B Text", likewise, but "A" may be a word
+    re.compile(rf"(?:^|(?<=[.;]\s))(?P<letters>[A-L](?:{_BETWEEN}[A-L]){_MORE})\s+(?=[A-Z])"),
     # "Text. b text in lower case", likewise
     re.compile(r"(?:^|[.;)\]]\s+|,\s+(?!a))(?P<letters>[a-l])\s+(?=[a-z])"),
     # "panel A"
@@ -152,7 +154,7 @@ def panel_cue(caption: str) -> str | None:
             return ", ".join(sorted(named))
     if found := _PLACES.search(caption):
         return found[0]
-    roman = set(_ROMAN.findall(caption))
+    roman = set(_ROMAN.findall(caption.lower()))
     return ", ".join(sorted(roman)) if {"i", "ii"} <= roman else None
 
 
