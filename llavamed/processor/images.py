@@ -205,8 +205,7 @@ def to_planes(pixels: Pixels) -> bytes:
 def from_planes(stored: pa.Buffer | bytes, size: int) -> Pixels:
     """Return stored pixels as a read-only uint8 view of shape [size, size, 3], without a copy."""
     next_channel = size * size if len(stored) > size * size else 0
-    strides = (size, 1, next_channel)
-    return np.ndarray((size, size, 3), dtype=np.uint8, buffer=stored, strides=strides)
+    return np.ndarray((size, size, 3), np.uint8, stored, strides=(size, 1, next_channel))
 
 
 def normalize_pixels(images: Sequence[Pixels], settings: ImageSettings) -> npt.NDArray[np.float32]:

@@ -6,8 +6,7 @@ when its `manifest.json` exists, which is why every writer writes that file last
 
 Arrow is imported where a table is read or written, so that other files need no Arrow.
 
-An operation that fails for a reason that may pass is tried again. Every write is of a whole file,
-so a write that is repeated has the effect of one.
+An operation that fails for a reason that may pass is tried again; a write is of a whole file.
 """
 
 import json
@@ -130,7 +129,11 @@ class Location:
             yield cast("BinaryIO", RetryingFile(self, raw))
 
     def _open_ranges(self, size: int | None) -> AbstractContextManager[BinaryIO]:
-        """Open the file to read ranges of it, each of which is tried again if it fails."""
+        """Open the file for Arrow, which reads ranges of it."""
+        if self.is_local:
+            import pyarrow as pa
+
+            return pa.OSFile(self.path)  # reads without Python, so other threads run meanwhile
         if not _BUCKETS.intersection(_protocols(self.fs)):
             return self.open(cache_type="none")
         opened = partial(RangeFile, self.fs, self.path, size, self._limit())
@@ -257,7 +260,8 @@ class Location:
                         "groups, or with another compression or type"
                     ) from error
                 except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-                    # Arrow's: an error of the filesystem is a StorageError by now.
+                    if getattr(error, "errno", None) is not None:
+                        raise  # the system's, of a local file
                     raise self._damage("Parquet", error) from error
 
         return with_retries(self, "read", work)

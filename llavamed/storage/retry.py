@@ -10,7 +10,7 @@ import io
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from tenacity import (
     RetryCallState,
@@ -22,9 +22,6 @@ from tenacity import (
 )
 
 from llavamed.errors import DamagedFileError, StorageError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 ATTEMPTS = 6
 """Number of times an operation is tried."""
@@ -117,24 +114,6 @@ class RetryingFile(io.RawIOBase):
             return cast("bytes", self._raw.read(size))
 
         return with_retries(self._place, "read", read)
-
-    def read_buffer(self, size: int, /) -> "pa.Buffer":
-        """Return up to `size` bytes in Arrow's memory, which is used again. Raises: StorageError.
-
-        Arrow calls this instead of `read` where a file has it. `read` would take new memory from
-        the system for every row group, which costs as much time as its copy.
-        """
-        import pyarrow as pa
-
-        if not hasattr(self._raw, "readinto"):  # the client has put it into new memory already
-            return pa.py_buffer(self.read(size))
-        start, buffer = self.tell(), pa.allocate_buffer(size)
-
-        def read() -> int:
-            self._raw.seek(start)
-            return cast("int", self._raw.readinto(buffer))
-
-        return buffer.slice(0, with_retries(self._place, "read", read))
 
     def readinto(self, buffer: Any, /) -> int:
         """Fill `buffer` up to the end of the file. Raises: StorageError."""

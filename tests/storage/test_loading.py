@@ -181,6 +181,7 @@ class BrokenStore(LocalFileSystem):
     """A store that opens a file and then fails to read it."""
 
     cachable = False
+    protocol = "broken"
 
     def __init__(self, error: OSError) -> None:
         super().__init__()
@@ -203,6 +204,15 @@ def test_a_store_that_fails_is_not_called_a_damaged_shard(
     location = Location(BrokenStore(error), prepared.dataset.location.path)
     with pytest.raises(StorageError, match=re.escape(f"read it: {type(error).__name__}: {error}")):
         PreparedDataset(location, {}).read_row_group(0, 0, ["id"])
+
+
+def test_a_disk_that_fails_is_not_called_a_damaged_shard(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = BrokenStore(OSError(5, "Input/output error"))
+    monkeypatch.setattr(pa, "OSFile", broken.open)
+    with pytest.raises(StorageError, match=r"read it: OSError: .*Input/output error"):
+        prepared.dataset.read_row_group(0, 0, ["id"])
 
 
 def wait_for_threads_to_end(before: set[threading.Thread]) -> None:

@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 
@@ -327,32 +327,28 @@ def supervised_columns(targets: Integers) -> Integers:
 
 
 def _ahead(items: Generator[list[Batch], None, None], depth: int) -> Iterator[list[Batch]]:
-    """Yield the same items, made up to `depth` ahead by a thread that ends with its consumer."""
-    made: queue.Queue[list[Batch] | BaseException | None] = queue.Queue(depth)
-    gone = threading.Event()
-
-    def put(item: list[Batch] | BaseException | None) -> None:
-        while not gone.is_set():
-            with suppress(queue.Full):
-                made.put(item, timeout=0.2)
-                return
+    """Yield the same items, made up to `depth` ahead by a thread that ends after its consumer."""
+    made: queue.SimpleQueue[list[Batch] | BaseException | None] = queue.SimpleQueue()
+    room: queue.SimpleQueue[bool] = queue.SimpleQueue()  # one True for each place, then False
 
     def run() -> None:
         try:
             with closing(items):
-                for item in items:
-                    put(item)
-                    if gone.is_set():
+                while room.get():
+                    made.put(item := next(items, None))
+                    if item is None:
                         return
-            put(None)
         except BaseException as error:
-            put(error)
+            made.put(error)
 
+    for _ in range(depth):
+        room.put(True)
     threading.Thread(target=run, name="loader", daemon=True).start()
     try:
         while (item := made.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
+            room.put(True)
             yield item
     finally:
-        gone.set()
+        room.put(False)

@@ -157,7 +157,11 @@ class PreparedDataset:
 
         def read(raw: BinaryIO) -> pa.Table:
             with pq.ParquetFile(
-                raw, metadata=footer, pre_buffer=True, page_checksum_verification=True
+                raw,
+                metadata=footer,
+                # One request for all columns, where a request is slow.
+                pre_buffer=not place.is_local,
+                page_checksum_verification=True,
             ) as file:
                 if footer is None and len(self._footers) < MAX_FOOTERS:
                     self._footers[shard] = file.metadata, raw.seek(0, os.SEEK_END)
