@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
@@ -244,8 +245,15 @@ def llava_config(model: Model, vision: Any, text: Any) -> LlavaConfig | LlavaNex
 
     Raises:
         ConfigError: The tower is of an unknown kind, lacks the hidden state, or does not fit the
-            pinpoints.
+            pinpoints; or the language model is none, or has parts besides text.
     """
+    is_causal = type(text) in MODEL_FOR_CAUSAL_LM_MAPPING
+    if not is_causal or text.get_text_config() is not text:
+        problem = "has parts besides text" if is_causal else "is not a causal language model"
+        raise ConfigError(
+            f"model.language_model.config.model_type={text.model_type}: {problem}; name the "
+            "weights of one for text alone, of a kind such as llama or qwen3"
+        )
     tower = tower_of(vision, "model.vision_tower.config")
     check_feature_layer(model.vision_feature_layer, tower, "model.vision_feature_layer")
     kind, tiles = LlavaConfig, {}

@@ -41,7 +41,7 @@ from llavamed.processor.pretrained import (
 from llavamed.processor.templates import TOKENIZER, own_chat_template
 from llavamed.processor.thinking import with_thinking
 from llavamed.processor.tiles import Tiling, check_pinpoints
-from llavamed.processor.token_labels import check_fast, differing_ids, repair_merges
+from llavamed.processor.token_labels import check_tokenizer, differing_ids, repair_merges
 from llavamed.processor.tower import Tower, tower_of
 from llavamed.processor.turns import IMAGE_PLACEHOLDER
 from llavamed.storage.fetch import fetch_once
@@ -113,7 +113,7 @@ def load_tokenizer(source: str, key: str) -> Any:
     """
     more: dict[str, Any] = {"extra_special_tokens": {"image_token": IMAGE_PLACEHOLDER}}
     tokenizer = load_pretrained(AutoTokenizer, source, key, **more)
-    check_fast(tokenizer)
+    check_tokenizer(tokenizer)
     if getattr(tokenizer.backend_tokenizer, "fix_mistral_regex", None) is False:
         # Published for Mistral, it splits "pH" otherwise than the model knows; transformers warns.
         tokenizer = load_pretrained(AutoTokenizer, source, key, fix_mistral_regex=True, **more)
@@ -277,7 +277,7 @@ def _whole_processor(model: Model) -> Processor:
             f"model.image_aspect_ratio=pad: the processor of {source} adds no borders to images, "
             "and its model was trained so; set it to square, which does as that processor does"
         )
-    check_fast(processor.tokenizer)
+    check_tokenizer(processor.tokenizer)
     repair_merges(processor.tokenizer)
     found = processor.tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER)
     if found != config.image_token_id:

@@ -1,6 +1,7 @@
 """Load published configs and processors from a folder, object storage or the hub."""
 
 import os
+import re
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,6 +19,8 @@ from llavamed.storage.fetch import fetch_once, lfs_pointers
 
 LLAVA_TYPES = ("llava", "llava_next")
 """Model types of a whole LLaVA: one that reads an image in one tile, and one that cuts tiles."""
+_LACKING_FILE = re.compile(r"path to a directory containing an? (\w*processor_config\.json) file")
+"""What transformers says of a folder without the settings of a processor."""
 
 
 def part_config(part: Pretrained, key: str) -> Any:
@@ -271,6 +274,15 @@ def loading_problem(error: Exception, folder: str | None = None) -> str:
         return (
             "needs code that comes with it (auto_map in its config), and such code is never run; "
             "name a model whose kind transformers itself knows"
+        )
+    if (lacks := _LACKING_FILE.search(first_line)) is not None:
+        return (
+            f"has no {lacks[1]}, which says how a model reads images or text; save the processor "
+            "of the model there with `save_pretrained`"
+        )
+    if "backend tokenizer" in first_line:
+        return (
+            "has no tokenizer that can be loaded; save the tokenizer there with `save_pretrained`"
         )
     return (
         f"cannot be loaded: {first_line}; give a folder that holds it, or a hub name this machine "

@@ -166,6 +166,20 @@ def check_fast(tokenizer: "PreTrainedTokenizerBase") -> None:
         )
 
 
+def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Raise ConfigError unless a tokenizer that was loaded knows words and their places in a text.
+
+    For a folder without one, transformers makes some kinds of tokenizers with no words at all.
+    """
+    check_fast(tokenizer)
+    ids = tokenizer("Is it normal?", add_special_tokens=False).input_ids
+    if set(ids) <= {tokenizer.unk_token_id}:
+        raise ConfigError(
+            f"tokenizer={tokenizer.name_or_path}: knows no word, as if its files were not there; "
+            "save the tokenizer there with `save_pretrained`"
+        )
+
+
 def differing_ids(tokenizer: "PreTrainedTokenizerBase", own: "PreTrainedTokenizerBase") -> str:
     """Return how many ids stand for other tokens than in the tokenizer of a language model.
 

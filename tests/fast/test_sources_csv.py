@@ -72,8 +72,8 @@ def test_a_row_that_cannot_be_read_costs_itself_alone(line, fact, tmp_path):
     ("data", "sentence"),
     [
         (
-            b"file,frage\n1.png,x\n",
-            "no column conversations or .*; its columns are file, frage: name",
+            b"image,report\n1.png,x\n",
+            "no column question; its columns are image, report; name those of question and answer",
         ),
         (b"", "not CSV: the file is empty; download or export"),
         (b"image,question,Question\n", "not CSV: two columns are named 'question'; download"),
@@ -83,3 +83,9 @@ def test_a_row_that_cannot_be_read_costs_itself_alone(line, fact, tmp_path):
 def test_what_is_no_table_of_questions_is_refused(data, sentence, tmp_path):
     with pytest.raises(DataError, match=sentence):
         records(tmp_path, "a.csv", data)
+
+
+@pytest.mark.parametrize("name", ["a.xlsx", "A.XLSM", "a.ods"])
+def test_a_workbook_is_refused_with_what_to_save(name, tmp_path):
+    with pytest.raises(DataError, match=r"is a workbook; save its sheet as CSV in UTF-8, and name"):
+        records(tmp_path, name, b"PK\x03\x04")

@@ -293,6 +293,9 @@ def test_keys_that_nobody_reads_are_named(source):
     assert source.parse(row).unread_keys == ("note", "conversations[].score")
     row = asked(TEXT | {"cache_control": {"type": "ephemeral"}}, model="x")
     assert source.parse(row).unread_keys == ("model", "messages[].content[].cache_control")
+    record = source.parse({"question": "Is it?", "answer": "Yes", "answer_type": "binary"})
+    assert record.unread_keys == ("answer_type that is neither OPEN nor CLOSED",)
+    assert source.parse(said(note="a.png", image="b.png")).unread_keys == ("note",)
 
 
 VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)

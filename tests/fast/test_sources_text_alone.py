@@ -73,3 +73,13 @@ def test_a_mark_without_its_image_is_refused(write, tmp_path):
     (row,) = source.rows()
     with pytest.raises(SampleError, match="placeholder_mismatch: 1 <image> in the text, 0 images"):
         check_record(source.parse(row))
+
+
+@pytest.mark.parametrize("name", ["1.png", "scans/7.DCM", "head.nii.gz "])
+@pytest.mark.parametrize("write", [as_json, as_scans, as_tar])
+def test_a_picture_under_a_key_that_is_not_read_is_no_text_alone(write, name, tmp_path):
+    """A model would be trained without the pictures that its user believes it sees."""
+    source = open_source(write(tmp_path, ROW | {"note": name}))
+    (row,) = source.rows()
+    with pytest.raises(SampleError, match=r"missing_image: note is '.*', and only image is read"):
+        source.parse(row)

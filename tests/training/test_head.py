@@ -63,15 +63,35 @@ def test_an_output_layer_with_a_bias_is_refused() -> None:
         check_head(config_of("phi"), "model.language_model")
 
 
-@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "olmoe"])
-def test_a_mixture_of_experts_is_refused(kind: str) -> None:
-    """Its adapters could not be merged, and its experts would not be kept in balance."""
+def clip_and(kind: str) -> tuple[Model, Any]:
+    """Return the section of a tiny CLIP with a language model of this kind, and CLIP's config."""
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     vision |= {"model_type": "clip_vision_model", "num_attention_heads": 2}
     tower = AutoConfig.for_model(**vision, image_size=16, patch_size=8)
-    model = Model.model_validate(
-        {"vision_tower": {"config": vision}, "language_model": {"config": {"model_type": kind}}}
-    )
+    parts = {"vision_tower": {"config": vision}, "language_model": {"config": {"model_type": kind}}}
+    return Model.model_validate(parts), tower
+
+
+@pytest.mark.parametrize(
+    ("kind", "problem"),
+    [
+        ("siglip_vision_model", "is not a causal language model"),
+        ("clip", "is not a causal language model"),
+        ("t5", "is not a causal language model"),
+        ("gemma3", "has parts besides text"),
+    ],
+)
+def test_what_is_no_language_model_of_text_alone_is_refused(kind: str, problem: str) -> None:
+    model, tower = clip_and(kind)
+    key = f"model.language_model.config.model_type={kind}"
+    with pytest.raises(ConfigError, match=f"^{key}: {problem}; name the weights of one for text"):
+        llava_config(model, tower, AutoConfig.for_model(kind))
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "olmoe"])
+def test_a_mixture_of_experts_is_refused(kind: str) -> None:
+    """Its adapters could not be merged, and its experts would not be kept in balance."""
+    model, tower = clip_and(kind)
     for each in (kind, "llama"):
         config = llava_config(model, tower, config_of(each))
         if each == "llama":

@@ -5,7 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoProcessor,
+    LlavaForConditionalGeneration,
+)
 
 from llavamed.config.load import override_config
 from llavamed.config.run import RunConfig
@@ -72,6 +77,47 @@ def folder(tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     published(small_config(tiny_config), str(tmp_path))
     needs_code(tmp_path, "config.json", {"AutoConfig": "own.Config", "AutoModel": "own.Model"})
     return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("kind", "problem"),
+    [
+        ("qwen3", r"tokenizer=/.*: knows no word, as if its files were not there; save"),
+        ("gemma3_text", r"tokenizer=/.*: knows no word, as if its files were not there; save"),
+        ("llama", r"model\.tokenizer=/.*: has no tokenizer that can be loaded; save the tokenizer"),
+    ],
+)
+def test_a_folder_without_a_tokenizer_has_none(kind: str, problem: str, tmp_path: Path) -> None:
+    """For some kinds transformers makes a tokenizer without any word, and no text would be seen."""
+    AutoConfig.for_model(kind).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=f"^{problem}"):
+        load_tokenizer(str(tmp_path), "model.tokenizer")
+
+
+def test_the_tokenizer_of_weights_without_one_may_be_named(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    """Weights without a tokenizer do not say which words they know."""
+    processor = processor_of(small_config(tiny_config))
+    processor.tokenizer.save_pretrained(tmp_path / "words")
+    shape = AutoConfig.for_model("qwen3", vocab_size=len(processor.tokenizer), num_hidden_layers=1)
+    shape.save_pretrained(tmp_path / "weights")
+    config = override_config(
+        small_config(tiny_config),
+        [
+            f"model.language_model={{weights: {tmp_path}/weights}}",
+            f"model.tokenizer={tmp_path}/words",
+        ],
+    )
+    made = build_processor(config.model, iter([]))
+    assert tokenizer_hash(made) == tokenizer_hash(processor)
+
+
+def test_weights_without_an_image_processor_say_which_file_is_missing(tmp_path: Path) -> None:
+    AutoConfig.for_model("siglip_vision_model").save_pretrained(tmp_path)
+    problem = r"^a\.weights=/.*: has no preprocessor_config\.json, which says how .*; save the proc"
+    with pytest.raises(ConfigError, match=problem):
+        load_pretrained(AutoImageProcessor, str(tmp_path), "a.weights")
 
 
 MESSAGE = r"needs code that comes with it \(auto_map in its config\), and such code is never run"

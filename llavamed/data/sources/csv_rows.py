@@ -43,8 +43,9 @@ def stream_csv(location: Location, needed: tuple[str, ...]) -> Iterator[dict[str
             raise damaged(location, "CSV", f"two columns are named {twice[0]!r}")
         if not set(names) & set(needed):
             raise DataError(
-                f"path={location}: no column {' or '.join(needed)}; its columns are "
-                f"{', '.join(names)}: name them so in the first line"
+                f"path={location}: no column question; its columns are {', '.join(names)}; name "
+                "those of question and answer so in the first line, or add them, for example with "
+                "'Describe the image.' as the question about each report"
             )
         reader = _reader(text.stream, first)
         try:

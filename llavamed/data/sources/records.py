@@ -77,6 +77,12 @@ ROW_KEYS = (
 )
 """All keys of a row that are read or refused, except those of images."""
 _ANSWER_TYPES: dict[str, AnswerType] = {"OPEN": "OPEN", "CLOSED": "CLOSED"}
+_OTHER_TYPES = "answer_type that is neither OPEN nor CLOSED"
+_PICTURES = (
+    *(".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2"),
+    *(".dcm", ".nii", ".nii.gz"),
+)
+"""Endings of the names of pictures and scans."""
 
 
 def dialogue(
@@ -93,7 +99,8 @@ def dialogue(
 
     Raises:
         SampleError: `malformed_row`, `no_conversations`, `missing_key`, `unsupported_key`,
-            `two_systems`, or any reason of unreadable turns and images.
+            `two_systems`, or any reason of unreadable turns and images; `missing_image` too if only
+            a key that is not read names a picture.
     """
     if fact := row.get(MALFORMED):
         raise SampleError("malformed_row", fact)
@@ -108,6 +115,8 @@ def dialogue(
     if not read_trained(fields, "the row"):
         turns = tuple(replace(turn, trained=False) for turn in turns)
     record = _record(fields, spoken.images(listed), turns, id=id, licence=licence)
+    if not record.images:
+        _refuse_unread_picture(row, record.unread_keys)
     if is_pair and not record.answer_type:
         return replace(record, answer_type=yes_or_no(turns[-1].text))
     return record
@@ -190,6 +199,15 @@ def read_answer_type(row: Mapping[str, Any]) -> AnswerType:
 def yes_or_no(answer: str) -> AnswerType:
     """Return the answer type of a question that has none: closed if answered by yes or no."""
     return "CLOSED" if answer.strip().lower() in {"yes", "no"} else "OPEN"
+
+
+def _refuse_unread_picture(row: Mapping[str, Any], unread: Sequence[str]) -> None:
+    """Raise SampleError (`missing_image`) if a key that is not read names a picture."""
+    for key in unread:
+        if str(row.get(key, "")).strip().lower().endswith(_PICTURES):
+            raise SampleError(
+                "missing_image", f"{key} is {row[key]!r}, and only image is read; rename it"
+            )
 
 
 def _listed_images(fields: Fields) -> list[str]:
@@ -279,14 +297,16 @@ def _record(
     for key in _REFUSED_WHERE_FALSE:
         if fields.is_false(key):
             raise SampleError("unsupported_key", f"{key} is false: bad answers are not trained")
+    stated = fields.text("answer_type").strip().upper()
+    ours = _ANSWER_TYPES.get(stated, "")
     return Record(
         id=fields.text(*IDS) or id,
         images=tuple(images),
         turns=tuple(turns),
         domain=str(domain),
-        answer_type=_ANSWER_TYPES.get(fields.text("answer_type").strip().upper(), ""),
+        answer_type=ours,
         question_type=fields.text("question_type"),
         pmid=fields.text("pmid"),
         licence=fields.text("licence") or licence,
-        unread_keys=tuple(fields.unread()),
+        unread_keys=(*fields.unread(), *([_OTHER_TYPES] if stated and not ours else ())),
     )

@@ -26,6 +26,7 @@ _ARCHIVES = {
     b"\x28\xb5\x2f\xfd": "zstd",
     b"7z\xbc\xaf": "7z",
 }
+_WORKBOOKS = (".xlsx", ".xlsm", ".ods")
 _MARKS = {
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16, because its mark begins with that of UTF-16
@@ -58,11 +59,16 @@ def open_text(location: Location) -> Iterator[Text]:
     """Open a text file in UTF-8, UTF-16 or UTF-32, optionally compressed by gzip.
 
     Raises:
-        DataError: The file is absent, compressed in another way, or its compression is damaged.
+        DataError: The file is absent, a workbook, compressed in another way, or its compression is
+            damaged.
     """
     with open_file(location) as file:
         head = file.read(_HEAD)
         file.seek(0)
+        if location.name.lower().endswith(_WORKBOOKS):
+            raise DataError(
+                f"path={location}: is a workbook; save its sheet as CSV in UTF-8, and name this"
+            )
         for start, name in _ARCHIVES.items():
             if head.startswith(start):
                 raise DataError(
