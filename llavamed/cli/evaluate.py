@@ -151,7 +151,7 @@ def _publish(
         find_pictures=partial(find_pictures, questions),
         before_writing=lease.check,
     )
-    show_answers(made, found.groups, console)
+    show_answers(made, found, console)
     print_line(console, f"Answers: {folder / ANSWERS}")
     print_line(console, f"Page:    {found.report}")
 

@@ -67,7 +67,18 @@ def show_scores(found: ScoresManifest, console: Console) -> None:
     for sample in found.samples:
         samples.add_row(*(sample[name].replace("\n", " ")[:40] for name in columns))
     console.print(samples)
+    _print_cut_off(found, console)
     print_line(console, f"Answers: {found.report}")
+
+
+def _print_cut_off(found: ScoresManifest, console: Console) -> None:
+    """Print how many answers are wrong because the limit of tokens may have cut them off."""
+    if number := found.failures.get("cut_off"):
+        print_line(
+            console,
+            f"Cut off and wrong: {number:,} of {found.num_questions:,} answers of the model "
+            f"({found.decoding}); allow more by max_new_tokens",
+        )
 
 
 def _scores_table(title: str, groups: Sequence[GroupScores], conditions: Sequence[str]) -> Table:
@@ -195,10 +206,11 @@ def _interval_below(estimate: "Estimate | EstimateFacts") -> str:
     return f"{estimate.value:.3f}\n{estimate.low:.2f}-{estimate.high:.2f}"
 
 
-def show_answers(made: "AnswersManifest", groups: Sequence[GroupScores], console: Console) -> None:
+def show_answers(made: "AnswersManifest", found: ScoresManifest, console: Console) -> None:
     """Print the scores of each condition of an evaluation, strict next to legacy."""
     title = f"Scores of {made.model} on {made.questions} {made.split} (95 % intervals)"
-    console.print(_scores_table(title, groups, made.conditions))
+    console.print(_scores_table(title, found.groups, made.conditions))
+    _print_cut_off(found, console)
     for reason, number in made.quarantined.items():
         print_line(console, f"Not asked: {number:,} questions, {reason}")
     print_line(console, f"Generated now: {made.num_generated:,} different answers")

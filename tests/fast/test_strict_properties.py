@@ -1,5 +1,8 @@
 """What holds for every answer that the strict scorer reads."""
 
+from time import process_time
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -85,3 +88,29 @@ def test_a_finding_is_affirmed_in_its_own_words_and_by_no_other(asked, found, se
     assert said(stated, "no", question=question) == said(denied, "yes", question=question) == 0
     both = f"There is a {asked}, but no {found}."
     assert said(both, "yes", question=question) == (not is_asked)
+
+
+@pytest.mark.parametrize(
+    ("unit", "options"),
+    [
+        ("word ", None),
+        ("```", None),
+        ("( ", {"A": "left lung", "B": "heart"}),
+        ("not A, B or C. ", {"A": "left lung", "B": "heart"}),
+    ],
+)
+def test_a_long_answer_takes_time_in_proportion(unit, options):
+    started = process_time()
+    said(unit * (40_000 // len(unit)), "B" if options else "yes", options=options)
+    assert process_time() - started < 3  # brackets and letters took over 20
+
+
+def test_a_conclusion_is_read_whatever_stands_before_it():
+    waverings = "Wait, the lungs look normal. So it may be clear. " * 500
+    question = "Is there an effusion?"
+    assert said(f"{waverings} Final answer: yes", "yes", question=question) == 1
+    assert said(f"Final answer: yes. {waverings}", "yes", question=question) == 0
+
+
+def test_an_answer_in_endless_brackets_is_scored():
+    assert said('{"answer": ' + "[" * 20_000 + "}", "yes") == 0

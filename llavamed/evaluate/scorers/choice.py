@@ -19,8 +19,8 @@ _OF_PATIENT = re.compile(r"\bpatient['’]?s\s+(left|right)\b")
 _OF_IMAGE = re.compile(r"\b(?:left|right)\s+side\s+of\s+the\s+(?:image|picture|film|screen)", re.I)
 """Sides of the picture, which are those of the patient mirrored."""
 _SPARED = re.compile(
-    r"[^.;,\n]*\b(?:is|are|appears?|looks?)\s+(?:normal|clear|spared|unaffected|intact|healthy|uninvolved)\b"
-    r"|[^.;,\n]*\b(?:left|right)\s+\w+\s+clear\b"
+    r"(?:(?<![^.;,\n])[^.;,\n]*)?\b(?:(?:is|are|appears?|looks?)\s+"
+    r"(?:normal|clear|spared|unaffected|intact|healthy|uninvolved)|(?:left|right)\s+\w+\s+clear)\b"
     r"|\bsparing\s+(?:of\s+)?the\s+\w+",
     re.IGNORECASE,
 )

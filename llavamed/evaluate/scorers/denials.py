@@ -21,13 +21,13 @@ _UNSEEN = re.compile(
     r"(?!\s+(?:any|an?|evidence|signs?)\b)",
     re.IGNORECASE,
 )
-_QUESTION = re.compile(r"[^.:;!?\n]*\?")
+_QUESTION = re.compile(r"(?<![^.:;!?\n])[^.:;!?\n]*\?")
 _RELATIVE = re.compile(r",\s*(which|that)\b(?=\s+(?:has|have|is|are|was|were)\b)", re.IGNORECASE)
 _PRESENCE = re.compile(r"\W*presence\s+of\b(?!.*\b(?:not|excluded|out)\b)", re.IGNORECASE)
 _AFFIRMED = re.compile(
     r"\b(?:is|are|was|were)\s+(?:\w+ly\s+)?present\b"
     r"|\b(?:present|positive)\s*(?:[.!,;]|$)|\bpositive\s+for\b"
-    r"|\bpresence\s+of\s+.*\b(?:is|are|was)\s+(?:confirmed|seen|noted|evident|identified|established)\b"
+    r"|\bpresence\s+of\s+.{1,100}\b(?:is|are|was)\s+(?:confirmed|seen|noted|evident|identified|established)\b"
     r"|\b(?:shows?|confirms?|demonstrates?|indicates?|suggests?|reveals?)\s+the\s+presence\b",
     re.IGNORECASE,
 )

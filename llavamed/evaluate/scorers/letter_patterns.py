@@ -5,7 +5,9 @@ Whoever changes a pattern here changes the version of the scorer.
 
 import re
 
-BARE = re.compile(r"\A[\W_]*(?:option|choice|answer|letter|选项?)?[\W_]*([A-Za-z])[\W_]*\Z", re.I)
+BARE = re.compile(
+    r"\A[\W_]*(?:(?:option|choice|answer|letter|选项?)[\W_]*)?([A-Za-z])[\W_]*\Z", re.IGNORECASE
+)
 LEADING = re.compile(
     r"\A[\s(\[{\"']*(?:(?:option|choice|answer|letter)\s+)?([A-Za-z])\s*[)\]}\"']*\s*(?:[:.,;)\]-]|\s[-–—]\s|\n)\s*(?=\S)"
 )
@@ -16,7 +18,7 @@ NAMED = re.compile(
 )
 BRACKETED = re.compile(r"[(\[]\s*([A-Za-z])\s*[)\]]")
 STANDALONE = re.compile(r"(?<![A-Za-z0-9_-])([A-Z])(?![A-Za-z0-9_'’-])")
-NAME_GOES_ON = re.compile(r"\A[\s-]+(?:lines?|cells?|waves?|signs?|mode|scans?|rings?)\b")
+NAME_GOES_ON = re.compile(r"[\s-]+(?:lines?|cells?|waves?|signs?|mode|scans?|rings?)\b")
 REASON = re.compile(r"[\s,]+(?:because|since|given\s+that)\b|,\s*which\b", re.IGNORECASE)
 JUDGED = re.compile(
     r"\b([A-Z])\)?\s*(?::|-|–|=)\s*(?:[^\n:–=.;-]{1,60}\s[-–:]\s*)?(yes|true|correct|no|false|incorrect|wrong)\b",
@@ -37,7 +39,7 @@ REJECTED_BEFORE = re.compile(
     re.IGNORECASE,
 )
 REJECTED_AFTER = re.compile(
-    r"\A[\s)\"']*(?:(?:is|are|was|seems|appears|would\s+be|can\s+be|looks)\s*)?(?:\w+ly\s+|much\s+|far\s+)?"
+    r"[\s)\"']*(?:(?:is|are|was|seems|appears|would\s+be|can\s+be|looks)\s*)?(?:\w+ly\s+|much\s+|far\s+)?"
     r"(?:n['’]t\b|not\b|unlikely|(?:the\s+)?(?:less|least)\s+(?:likely|probable)|incorrect|wrong|false|ruled\s+out|excluded|eliminated|rejected|不对|错误)",
     re.IGNORECASE,
 )
@@ -49,8 +51,8 @@ REJECTED_LIST = re.compile(
 )
 """Letters that a label rejects: "Ruled out: A, C"."""
 CONFIRMED_AFTER = re.compile(
-    r"\A[\s)\"']*is\s+(?:\w+\s+)?(?:(?:more|most)\s+(?:likely|probable|appropriate|consistent|fitting)|(?:best|better)(?:\s+(?:fit|match|choice|option|answer))?)\b(?!\s+than)"
-    r"|\A[\s)\"']*(?:is|would\s+be)\s+(?:correct|(?:the|my)\s+(?:\w+\s+){0,2}(?:answer|choice|option))\b",
+    r"[\s)\"']*is\s+(?:\w+\s+)?(?:(?:more|most)\s+(?:likely|probable|appropriate|consistent|fitting)|(?:best|better)(?:\s+(?:fit|match|choice|option|answer))?)\b(?!\s+than)"
+    r"|[\s)\"']*(?:is|would\s+be)\s+(?:correct|(?:the|my)\s+(?:\w+\s+){0,2}(?:answer|choice|option))\b",
     re.IGNORECASE,
 )
 REACH = 200
@@ -89,7 +91,7 @@ ONE = re.compile(r"(?<=\w)\s+one\s*(?=[.!]?\s*\Z)", re.IGNORECASE)
 SEEMING = re.compile(
     r"\b(?:looks?\s+like|resembles?|mimics?|simulates?)\s+(?:an?\s+)?\Z", re.IGNORECASE
 )
-BUT = re.compile(r"\A\W*(?:but|yet)\b", re.IGNORECASE)
+BUT = re.compile(r"\W*(?:but|yet)\b", re.IGNORECASE)
 RIGHT = frozenset({"yes", "true", "correct"})
 REJECTING = re.compile(
     r"\b(?:exclud|eliminat|reject|rul\w+\s+out|wrong|incorrect|false|unlikely)", re.IGNORECASE

@@ -121,7 +121,7 @@ def _choice(text: str, options: Mapping[str, str]) -> str | None:
         return excluded if excluded in options else None
     mentions = find_mentions(text, options)
     kept = [mention for mention in mentions if not mention.rejected]
-    confirmed = {each.letter for each in kept if CONFIRMED_AFTER.match(text[each.end :])}
+    confirmed = {each.letter for each in kept if CONFIRMED_AFTER.match(text, each.end)}
     chosen = confirmed if len(confirmed) == 1 else {mention.letter for mention in kept}
     if letter := _leading(text, mentions, options):
         return letter

@@ -13,7 +13,7 @@ from llavamed.evaluate.scorers.item import Item
 
 NAME = "lmms-eval/1"
 
-_PARENTHESES = re.compile(r"\([^)]*\)|（[^）]*）")
+_PARENTHESES = (re.compile(r"\([^)]*\)"), re.compile(r"（[^）]*）"))
 _FULL_WIDTH = "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～、《》【】"
 _SPACES = str.maketrans(dict.fromkeys(string.punctuation + _FULL_WIDTH, " "))
 _YES = frozenset(str.split("yes yeah yep true 是 是的 有 包含 可以 能 会 正常"))
@@ -26,7 +26,9 @@ def score(item: Item) -> float:
 
 
 def _normalize(text: str) -> str:
-    text = _PARENTHESES.sub(" ", text.strip().lower())
+    text = text.strip().lower()
+    for pair in _PARENTHESES:
+        text = pair.sub(" ", text)
     text = " ".join(text.translate(_SPACES).split())
     if text == "x ray":
         return "xray"

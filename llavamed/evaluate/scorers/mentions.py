@@ -1,7 +1,7 @@
 """Find where an answer names lettered options, by letter or text, and which of them it rejects."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -23,6 +23,14 @@ from llavamed.evaluate.scorers.letter_patterns import (
 from llavamed.evaluate.scorers.quantities import NUMBERED
 from llavamed.evaluate.scorers.vocabulary import FUNCTION_WORDS
 from llavamed.evaluate.scorers.words import CHINESE, canonical
+
+_WORD_FOLLOWS = re.compile(r"\s+\w")
+_NO_NOUN = re.compile(
+    r"\s*(?:$|[.,;:)\]!?/&\"']|(?:is|and|or|nor|not|but|rather|instead|over|then|because|since|as"
+    r"|was|seems|looks|would|must|should)\b)"
+)
+"""What follows a letter that is no article."""
+_PRONOUN_GOES_ON = re.compile(r"\s+(?:was|and)\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,33 +54,39 @@ def without_articles(text: str) -> list[str]:
     ] + words[-1:]
 
 
-def blank(text: str, mentions: list[Mention]) -> str:
+def blank(text: str, mentions: Iterable[Mention]) -> str:
     """Blank out mentions of options, because "cannot be determined" may be an option."""
+    signs = list(text)
     for mention in mentions:
-        width = mention.end - mention.start
-        text = text[: mention.start] + " " * width + text[mention.end :]
-    return text
+        signs[mention.start : mention.end] = " " * (mention.end - mention.start)
+    return "".join(signs)
 
 
 def find_mentions(text: str, options: Mapping[str, str]) -> list[Mention]:
     """Find all mentions of options, by letter or by text, in order."""
-    texts = _text_mentions(text, options)
-    letters = _letter_mentions(text, options, texts)
-    return _reject_together(text, sorted([*texts, *letters], key=lambda each: each.start))
+    spans = _text_spans(text, options)
+    spans |= _letter_spans(text, options, spans)
+    listed = {
+        place
+        for found in REJECTED_LIST.finditer(text)
+        for place in range(found.start() + 1, found.end())
+    }
+    mentions = [
+        Mention(letter, start, end, start in listed or _is_rejected(text, start, end))
+        for (start, end), letter in sorted(spans.items())
+    ]
+    return _reject_together(text, mentions)
 
 
-def _text_mentions(text: str, options: Mapping[str, str]) -> list[Mention]:
+def _text_spans(text: str, options: Mapping[str, str]) -> dict[tuple[int, int], str]:
     """Find the texts of options in an answer, longest first, so that none counts inside another."""
-    found: list[Mention] = []
-    taken: list[range] = []
-    plain = text
+    found: dict[tuple[int, int], str] = {}
+    is_taken = bytearray(len(text))
     for letter, words in sorted(options.items(), key=lambda option: -len(option[1])):
-        for start, end in _occurrences(plain, words):
-            span = range(start, end)
-            if any(span.start < other.stop and other.start < span.stop for other in taken):
-                continue
-            taken.append(span)
-            found.append(_mention(plain, letter, start, end))
+        for start, end in _occurrences(text, words):
+            if not any(is_taken[start:end]):
+                is_taken[start:end] = bytes([True]) * (end - start)
+                found[start, end] = letter
     return found
 
 
@@ -92,6 +106,9 @@ def _occurrences(text: str, words: str) -> list[tuple[int, int]]:
     ]
     if places:
         return places
+    whole, joined = without_articles(text), "".join(wanted)
+    if joined not in "".join(whole) and not {*wanted} <= {*whole}:
+        return []
     bounds = [(m.start(), m.end()) for m in re.finditer(r"\S+", text)]
     for first in range(len(bounds)):
         for last in range(first, min(len(bounds), first + len(wanted) + 5)):
@@ -99,81 +116,86 @@ def _occurrences(text: str, words: str) -> list[tuple[int, int]]:
             said = without_articles(piece)
             if first == last and piece.isupper() and set(wanted) <= set(said):
                 said = wanted  # "CXR" is an X-ray
-            if "".join(said) == "".join(wanted) and canonical(piece)[0] not in FUNCTION_WORDS:
+            if "".join(said) == joined and canonical(piece)[0] not in FUNCTION_WORDS:
                 return [(bounds[first][0], bounds[last][1])]
     return []
 
 
-def _letter_mentions(text: str, options: Mapping[str, str], texts: list[Mention]) -> list[Mention]:
+def _letter_spans(
+    text: str, options: Mapping[str, str], texts: Iterable[tuple[int, int]]
+) -> dict[tuple[int, int], str]:
     """Find the letters that stand for options, and not for an article, a pronoun or a name."""
-    found: dict[int, Mention] = {}
+    found: dict[tuple[int, int], str] = {}
+    inside = {place for span in texts for place in range(*span)}
 
-    def add(letter: str, start: int, end: int) -> None:
-        inside = any(each.start <= start < each.end for each in texts)
-        if letter in options and not inside:
-            found.setdefault(start, _mention(text, letter, start, end))
+    def add(letter: str, start: int) -> None:
+        if letter in options and start not in inside:
+            found.setdefault((start, start + 1), letter)
 
     for match in NAMED.finditer(text):
         group = 1 if match[1] else 2
         letter, start = match[group], match.start(group)
-        stands_alone = letter.isupper() or not re.match(r"\s+\w", text[match.end(group) :])
+        stands_alone = letter.isupper() or not _WORD_FOLLOWS.match(text, match.end(group))
         if stands_alone and not _is_article(text, letter.upper(), start):
-            add(letter.upper(), start, match.end(group))
+            add(letter.upper(), start)
     for match in BRACKETED.finditer(text):
-        add(match[1].upper(), match.start(1), match.end(1))
+        add(match[1].upper(), match.start(1))
     for match in STANDALONE.finditer(text):
         start = match.start()
-        if _stands_before(NOT_A_LETTER, text, start) or NAME_GOES_ON.match(text[match.end() :]):
+        if _stands_before(NOT_A_LETTER, text, start) or NAME_GOES_ON.match(text, match.end()):
             continue
         if _is_article(text, match[1], start):
             continue
-        add(match[1], start, match.end())
-    return list(found.values())
+        add(match[1], start)
+    return found
 
 
 def _reject_together(text: str, mentions: list[Mention]) -> list[Mention]:
     """Reject what is named with a rejected option: "no A, B or C", "A and C are wrong"."""
     together = list(mentions)
     gaps = ["", *(text[before.end : after.start] for before, after in pairwise(together))]
+    goes_on = _go_on(gaps)
     for place in range(1, len(together)):
         before, mention = together[place - 1], together[place]
         same = before.letter == mention.letter and not re.search(r"[\w,;]", gaps[place])
-        if before.rejected and (same or _goes_on(gaps[place:])):
+        if before.rejected and (same or goes_on[place]):
             together[place] = replace(mention, rejected=True)
     rejects = False  # whether what follows the mention rejects it, and all that are joined to it
     for place in reversed(range(1, len(together))):
         before, mention = together[place - 1], together[place]
-        rejects = rejects or bool(REJECTED_AFTER.match(text[mention.end :]))
+        rejects = rejects or bool(REJECTED_AFTER.match(text, mention.end))
         rejects = rejects and bool(JOINED.fullmatch(gaps[place]))
         if rejects:
             together[place - 1] = replace(before, rejected=True)
     return together
 
 
-def _goes_on(gaps: list[str]) -> bool:
-    """Tell whether what stands between options joins them by commas up to an "or"."""
-    last = next((gap for gap in gaps if gap.strip() != ","), "")
-    return bool(NOR.fullmatch(last))
+def _go_on(gaps: list[str]) -> list[bool]:
+    """Tell for each gap between options whether commas join them from there up to an "or"."""
+    found, is_joined = [], False
+    for gap in reversed(gaps):
+        if gap.strip() != ",":
+            is_joined = bool(NOR.fullmatch(gap))
+        found.append(is_joined)
+    return found[::-1]
 
 
 def _is_article(text: str, letter: str, start: int) -> bool:
     """Tell the article "A" and the pronoun "I" from the options of that name."""
     if letter not in {"A", "I"}:
         return False
-    after = text[start + 1 :]
-    if re.match(
-        r"\s*(?:$|[.,;:)\]!?/&\"']|(?:is|and|or|nor|not|but|rather|instead|over|then|because|since|as|was|seems|looks|would|must|should)\b)",
-        after,
-    ):
-        return letter == "I" and bool(re.match(r"\s+(?:was|and)\b", after))
+    if _NO_NOUN.match(text, start + 1):
+        return letter == "I" and bool(_PRONOUN_GOES_ON.match(text, start + 1))
     return True
 
 
-def _mention(text: str, letter: str, start: int, end: int) -> Mention:
-    rejected = _stands_before(REJECTED_BEFORE, text, start)
-    rejected |= _stands_before(SEEMING, text, start) and bool(BUT.match(text[end:]))
-    rejected |= any(found.start() < start < found.end() for found in REJECTED_LIST.finditer(text))
-    return Mention(letter, start, end, rejected or bool(REJECTED_AFTER.match(text[end:])))
+def _is_rejected(text: str, start: int, end: int) -> bool:
+    """Tell whether the words around a mention reject it."""
+    return (
+        _stands_before(REJECTED_BEFORE, text, start)
+        or (_stands_before(SEEMING, text, start) and bool(BUT.match(text, end)))
+        or bool(REJECTED_AFTER.match(text, end))
+    )
 
 
 def _stands_before(pattern: re.Pattern[str], text: str, place: int) -> bool:

@@ -4,6 +4,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterator
+from itertools import islice
 
 _THOUGHT = re.compile(
     r"<(think|thinking|thought|reasoning|reflection|scratchpad|analysis)\b[^>]*>.*?(</\1\s*>|\Z)",
@@ -96,7 +97,7 @@ _CONCESSION = re.compile(
 _PREFERRED = re.compile(
     r"(?:\b(?:or|vs|versus)\b|/).{1,60}?[,;.(—-]\s*(?:but\s+|and\s+|with\s+)?"
     r"(?:(?:(?:most|more)\s+)?(?:likely|probably)\s+(?P<after>\w[^.,;()\n]*)"
-    r"|(?P<before>\w[^.,;()\n]*?)\s+(?:(?:is|being|seems)\s+)?"
+    r"|(?P<before>\w[^.,;()\n]{0,80}?)\s+(?:(?:is|being|seems)\s+)?"
     r"(?:(?:most|more)\s+(?:likely|probable)|favou?red|preferred)\b)",
     re.IGNORECASE | re.DOTALL,
 )
@@ -108,6 +109,8 @@ _LESSER = re.compile(
     re.IGNORECASE,
 )
 """An alternative to which another is preferred: "MRI (less likely CT)"."""
+_MOST = 8
+"""Number of marked conclusions that are read, so that a long answer takes time in proportion."""
 _SCRIPTS = re.compile(r"(?<=[\u3400-\u9fff])(?=[A-Za-z0-9])|(?<=[A-Za-z0-9])(?=[\u3400-\u9fff])")
 """Boundary between Chinese and Latin characters, where a word ends."""
 
@@ -127,7 +130,7 @@ def unpack(prediction: str, question: str = "") -> str:
     text = _THOUGHT.sub(" ", text)
     text = _END_OF_THOUGHT.sub("", text).strip()
     if fence := _FENCE.search(text):
-        text = fence[1].strip() or text.replace("```", " ")
+        text = fence[1].strip() or text.replace("```", "")
     text = _from_json(text)
     boxed = list(_BOXED.finditer(text))
     if boxed and not _concludes(text[boxed[-1].end() :]):
@@ -139,7 +142,7 @@ def unpack(prediction: str, question: str = "") -> str:
     text = _first_turn(text)
     without_tags = _TAG.sub(" ", text)
     text = without_tags if re.search(r"\w", without_tags) else text  # "<yes>" is an answer
-    text = _without_explanation(_MARKDOWN.sub(" ", text))
+    text = _without_explanation(_SPACES.sub(" ", _MARKDOWN.sub(" ", text)))
     conceded = _CONCESSION.search(text)
     if conceded and text[: conceded.start()].strip():
         text = _CONCESSION.sub(" ", text)
@@ -148,7 +151,7 @@ def unpack(prediction: str, question: str = "") -> str:
 
 
 def conclusions(text: str) -> Iterator[tuple[str, bool]]:
-    """Yield the parts of an answer, the most decisive first: the last conclusion, then the rest.
+    """Yield the parts of an answer, the most decisive first: the last conclusions, then the whole.
 
     A marked conclusion ("final answer:") or a correction ("no, wait") beats the words before it.
 
@@ -156,8 +159,7 @@ def conclusions(text: str) -> Iterator[tuple[str, bool]]:
         A part of the text, and whether an open verdict there is final: a model that ends with "the
         answer cannot be determined" has not answered, whatever stands before.
     """
-    markers = list(_MARKER.finditer(text))
-    for marker in reversed(markers):
+    for marker in islice(reversed(list(_MARKER.finditer(text))), _MOST):
         after = text[marker.end() :].lstrip(" :,.-—=")
         if after.strip():
             yield after, marker.lastgroup != "weak"
@@ -184,8 +186,12 @@ def _from_json(text: str) -> str:
         return text
     try:
         found = json.loads(text[start : end + 1])
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
+    return _of_object(found, text)
+
+
+def _of_object(found: object, text: str) -> str:
     if not isinstance(found, dict):
         return text
     folded = {str(key).lower().replace(" ", "_"): value for key, value in found.items()}
@@ -200,7 +206,7 @@ def _from_json(text: str) -> str:
         case list() if value and all(isinstance(each, str) for each in value):
             return ", ".join(value)
         case dict():
-            return _from_json(json.dumps(value))
+            return _of_object(value, json.dumps(value))
     return text
 
 
