@@ -25,7 +25,8 @@ from llavamed.data.prepared.dataset import (
     write_shard,
 )
 from llavamed.data.record import INDEX_SCHEMA, SHARD_SCHEMA
-from llavamed.processor.images import ImageSettings, Pixels, to_planes
+from llavamed.processor.image_files import Pixels
+from llavamed.processor.images import ImageSettings, to_planes
 from llavamed.processor.turns import IGNORE_INDEX
 from llavamed.storage.location import Location
 from llavamed.storage.manifest import DatasetManifest, ImageFacts, MadeFrom, write

@@ -52,7 +52,7 @@ def labels(
 
     from transformers.utils import logging
 
-    from llavamed.processor.build import load_tokenizer
+    from llavamed.processor.tokenizer import load_tokenizer
 
     logging.set_verbosity_error()  # dialogues longer than the model's limit are expected here
     problems: Counter[str] = Counter()

@@ -14,7 +14,7 @@ import numpy as np
 from llavamed.errors import DataError
 from llavamed.evaluate.answers import TRAINED
 from llavamed.evaluate.questions import Question, QuestionImage, Questions, words_of
-from llavamed.processor.images import Pixels
+from llavamed.processor.image_files import Pixels
 
 UNTRAINED, MAJORITY = "untrained", "majority"
 MEAN_COLOUR = (123, 117, 104)

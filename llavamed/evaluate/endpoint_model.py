@@ -13,7 +13,7 @@ from llavamed.evaluate.questions import Question
 from llavamed.llm.answer import EndpointAnswer
 from llavamed.llm.client import EndpointClient, ask
 from llavamed.llm.request import Image, Message, Request
-from llavamed.processor.images import to_png
+from llavamed.processor.image_files import to_png
 from llavamed.processor.turns import IMAGE_PLACEHOLDER
 from llavamed.storage.fingerprint import fingerprint
 

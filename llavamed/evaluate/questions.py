@@ -10,7 +10,7 @@ from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.data.record import AnswerType
 from llavamed.errors import DataError
 from llavamed.evaluate.scorers.item import Options
-from llavamed.processor.images import Pixels, decode, to_png
+from llavamed.processor.image_files import Pixels, decode, to_png
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
 
 CHUNK = 128
@@ -35,7 +35,7 @@ class QuestionImage:
 
     @classmethod
     def from_file(cls, data: bytes) -> "QuestionImage":
-        """Decode a file. Raises: SampleError, as `llavamed.processor.images.decode` does."""
+        """Decode a file. Raises: SampleError, as `llavamed.processor.image_files.decode` does."""
         return cls(decode(data), hashlib.sha256(data).hexdigest())
 
 

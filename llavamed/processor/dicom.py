@@ -20,7 +20,7 @@ from llavamed.processor.grey_levels import (
     between_percentiles,
     to_grey_pixels,
 )
-from llavamed.processor.images import Pixels, to_png
+from llavamed.processor.image_files import Pixels, to_png
 
 _NO_PICTURES = {"SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "DOC", "ECG", "HD"}
 """Modalities whose objects hold no picture of a patient, though some hold pixels."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from llavamed.errors import SampleError
 from llavamed.processor.grey_levels import between_percentiles, to_grey_pixels
-from llavamed.processor.images import to_png
+from llavamed.processor.image_files import to_png
 
 MAX_VOLUME_BYTES = 2 << 30
 """Size above which a volume is refused, after it is inflated."""

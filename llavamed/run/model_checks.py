@@ -16,7 +16,8 @@ from llavamed.model.adapters import check_layers
 from llavamed.model.head import check_head
 from llavamed.model.kernels import check_capability, check_kernels
 from llavamed.model.llava import check_forward, llava_config
-from llavamed.processor.build import load_processor, load_tokenizer, model_images, whole_images
+from llavamed.processor.build import load_processor
+from llavamed.processor.image_processor import model_images, whole_images
 from llavamed.processor.own_template import end_of_answers
 from llavamed.processor.pretrained import (
     check_rows,
@@ -27,6 +28,7 @@ from llavamed.processor.pretrained import (
     whole_config,
 )
 from llavamed.processor.token_labels import differing_ids
+from llavamed.processor.tokenizer import load_tokenizer
 from llavamed.run.curriculum import StagePlan
 from llavamed.storage.fetch import fetch_once
 from llavamed.storage.location import Location

@@ -22,7 +22,7 @@ from PIL import Image as Picture
 from llavamed.config.serving import Serving
 from llavamed.errors import RequestError
 from llavamed.llm.request import Image, Message
-from llavamed.processor.images import FORMATS, is_dicom
+from llavamed.processor.image_files import FORMATS, is_dicom
 from llavamed.serve.openai import ChatMessage, ImagePart
 
 _FETCH_SECONDS = 5.0

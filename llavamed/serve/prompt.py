@@ -12,7 +12,8 @@ from llavamed.llm.request import Image, Message
 from llavamed.model.generation import Generator, Prompt
 from llavamed.model.running_batch import EncodedPrompt
 from llavamed.processor.dicom import read_dicom
-from llavamed.processor.images import ImageSettings, Pixels, is_dicom, to_pixels
+from llavamed.processor.image_files import Pixels, is_dicom
+from llavamed.processor.images import ImageSettings, to_pixels
 from llavamed.processor.token_labels import special_token_pattern
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
 

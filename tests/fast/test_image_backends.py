@@ -10,7 +10,8 @@ from PIL import Image, ImageCms, ImageOps
 
 from llavamed.data.prepare.made_from import made_from
 from llavamed.processor.build import load_processor
-from llavamed.processor.images import decode, read_size, to_pixels
+from llavamed.processor.image_files import decode, read_size
+from llavamed.processor.images import to_pixels
 from tests.support.image_files import encoded, noise, ours, photo, png, preprocess, settings_of
 
 MOST_LEVELS, MEAN_LEVELS = 2, 0.01
@@ -151,7 +152,7 @@ def test_a_damaged_jpeg_is_judged_by_pillow(start, flips, count):
     for number in range(count):
         data[(start + 97 * number) % len(data)] ^= flips
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llavamed.processor.images.decode_jpeg", refuse)
+        patch.setattr("llavamed.processor.image_files.decode_jpeg", refuse)
         expected = outcome(bytes(data))
     assert outcome(bytes(data)) == expected
 

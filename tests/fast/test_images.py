@@ -9,13 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from llavamed.errors import SampleError
-from llavamed.processor.images import (
-    MAX_IMAGE_PIXELS,
-    from_planes,
-    normalize_pixels,
-    to_pixels,
-    to_planes,
-)
+from llavamed.processor.image_files import MAX_IMAGE_PIXELS
+from llavamed.processor.images import from_planes, normalize_pixels, to_pixels, to_planes
 from tests.support.image_files import claim, encoded, noise, ours, preprocess, settings_of
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)

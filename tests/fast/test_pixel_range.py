@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from llavamed.errors import SampleError
-from llavamed.processor.images import DAMAGE, PAGES, TRANSPARENCY, to_pixels
+from llavamed.processor.image_files import DAMAGE, PAGES, TRANSPARENCY
+from llavamed.processor.images import to_pixels
 from tests.support.image_files import encoded, photo, png, settings_of
 
 SIZE = 32

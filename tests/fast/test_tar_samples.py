@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from llavamed.data.sources.tar_samples import IMAGES, Member, group_samples, read_name
-from llavamed.processor.images import FORMATS
+from llavamed.processor.image_files import FORMATS
 
 
 def grouped(*names):

@@ -18,7 +18,8 @@ from llavamed.data.prepared.dataset import (
 from llavamed.data.prepared.mixture import Mixture
 from llavamed.data.prepared.sample_tables import SampleTables
 from llavamed.data.record import CONTENT_SCHEMA, INDEX_SCHEMA, QUARANTINE_SCHEMA, SHARD_SCHEMA
-from llavamed.processor.images import ImageSettings, from_planes, to_png
+from llavamed.processor.image_files import to_png
+from llavamed.processor.images import ImageSettings, from_planes
 from llavamed.processor.turns import IGNORE_INDEX, Turn
 from llavamed.storage.location import locate
 from llavamed.storage.manifest import ImageFacts

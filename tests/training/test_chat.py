@@ -16,7 +16,8 @@ from llavamed.errors import CheckpointError, RequestError, SampleError
 from llavamed.llm.request import Image, Message
 from llavamed.model.generation import Generator, Prompt
 from llavamed.processor.dicom import MAX_PIXELS, read_dicom
-from llavamed.processor.images import is_dicom, to_pixels
+from llavamed.processor.image_files import is_dicom
+from llavamed.processor.images import to_pixels
 from llavamed.processor.turns import Turn
 from llavamed.serve.conversation import Conversation, Settings
 from llavamed.serve.export import open_export

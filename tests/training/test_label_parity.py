@@ -13,7 +13,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from llavamed.cli import main as cli
-from llavamed.processor.build import load_tokenizer
+from llavamed.processor.tokenizer import load_tokenizer
 from llavamed.processor.turns import IGNORE_INDEX, IMAGE_PLACEHOLDER
 
 IMAGE = (-200, IGNORE_INDEX)

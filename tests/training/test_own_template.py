@@ -13,8 +13,8 @@ from llavamed.data.inspect.labels import label_rows
 from llavamed.data.prepare.remarks import warn_of_endless_answers
 from llavamed.data.sources import open_source
 from llavamed.errors import ConfigError, SampleError
-from llavamed.processor.build import load_tokenizer
 from llavamed.processor.encode import Encoded, check_template
+from llavamed.processor.tokenizer import load_tokenizer
 from llavamed.processor.turns import IGNORE_INDEX, Turn
 from tests.support.labelled_dialogues import (
     OWN,

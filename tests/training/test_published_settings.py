@@ -19,8 +19,9 @@ from llavamed.errors import CheckpointError, ConfigError
 from llavamed.model.export import write_export
 from llavamed.model.generation import set_generation_tokens
 from llavamed.model.llava import build_model, load_model
-from llavamed.processor.build import build_processor, load_processor, load_tokenizer
+from llavamed.processor.build import build_processor, load_processor
 from llavamed.processor.pretrained import part_config
+from llavamed.processor.tokenizer import load_tokenizer
 from llavamed.storage.location import locate
 from tests.support.published_parts import composed, save_parts
 from tests.support.small_models import save_llava_next

@@ -17,8 +17,9 @@ from llavamed.config.run import RunConfig
 from llavamed.errors import CheckpointError, ConfigError
 from llavamed.model.export import write_export
 from llavamed.model.llava import build_model, load_model
-from llavamed.processor.build import build_processor, load_tokenizer, tokenizer_hash
+from llavamed.processor.build import build_processor, tokenizer_hash
 from llavamed.processor.pretrained import load_pretrained
+from llavamed.processor.tokenizer import load_tokenizer
 from llavamed.run.curriculum import plan_curriculum
 from llavamed.run.model_checks import check_weights
 from llavamed.storage.location import locate

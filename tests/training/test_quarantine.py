@@ -19,7 +19,7 @@ from llavamed.data.prepared.dataset import open_prepared
 from llavamed.data.record import MAX_DETAIL, QUARANTINE_SCHEMA, quarantine_row, shorten
 from llavamed.data.sources import open_source
 from llavamed.errors import DataError, SampleError, StorageError
-from llavamed.processor.images import to_png
+from llavamed.processor.image_files import to_png
 from llavamed.storage.location import locate
 from tests.support.manifests import dataset_manifest
 

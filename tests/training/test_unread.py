@@ -9,7 +9,7 @@ import pytest
 from llavamed.config.load import parse_config
 from llavamed.data.prepare.shards import Chunk, ShardWriter
 from llavamed.data.sources import open_source
-from llavamed.processor.images import PAGES, TRANSPARENCY
+from llavamed.processor.image_files import PAGES, TRANSPARENCY
 from tests.support.image_files import encoded, photo
 
 

@@ -24,7 +24,7 @@ from llavamed.corpus.pmc.metadata import (
     read_metadata,
 )
 from llavamed.errors import DataError, LlavaMedError, SampleError
-from llavamed.processor.images import read_header
+from llavamed.processor.image_files import read_header
 from llavamed.storage.location import Location
 
 _ENDINGS = {"JPEG": "jpg", "PNG": "png", "GIF": "gif", "TIFF": "tif", "WEBP": "webp"}

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from llavamed.errors import ConfigError
-from llavamed.processor.images import Pixels
+from llavamed.processor.image_files import Pixels
 
 _MIN_SCORE = 0.3
 """Minimum score of the detector. It finds 89 of 100 faces of Labeled Faces in the Wild, enlarged

@@ -15,7 +15,8 @@ from llavamed.corpus.select.captions import Lexicon, decide, panel_cue, split_ca
 from llavamed.corpus.select.pictures import find_panels
 from llavamed.data.prepared.content import Words, hash_image, near
 from llavamed.errors import SampleError
-from llavamed.processor.images import ImageSettings, Pixels, decode, to_pixels
+from llavamed.processor.image_files import Pixels, decode
+from llavamed.processor.images import ImageSettings, to_pixels
 
 SEVERAL, ONE = "compound", "single"
 Judged = tuple[FigureRow, Pixels | None]

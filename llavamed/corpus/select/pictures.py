@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llavamed.data.prepared.content import Words, near
-from llavamed.processor.images import Pixels
+from llavamed.processor.image_files import Pixels
 
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels, the last two exclusive."""

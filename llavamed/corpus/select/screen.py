@@ -22,7 +22,8 @@ from llavamed.corpus.select.text_in_picture import TextReader, check_text_reader
 from llavamed.data.prepared.content import as_words, hash_image
 from llavamed.data.prepared.dataset import CONTENT, open_prepared
 from llavamed.data.record import IMAGE_HASH_BYTES
-from llavamed.processor.images import ImageSettings, Pixels, to_png
+from llavamed.processor.image_files import Pixels, to_png
+from llavamed.processor.images import ImageSettings
 from llavamed.storage.fingerprint import fingerprint
 from llavamed.storage.location import Location, locate
 from llavamed.storage.manifest import FiguresManifest, find, read

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from llavamed.errors import ConfigError
-from llavamed.processor.images import Pixels
+from llavamed.processor.image_files import Pixels
 
 _IDENTIFYING = re.compile(
     r"\d{1,4}[-/.]\d{1,2}[-/.]\d{2,4}"

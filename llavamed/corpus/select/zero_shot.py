@@ -17,7 +17,7 @@ from llavamed.config.corpus import Classifier
 from llavamed.corpus.figures import FigureRow
 from llavamed.corpus.select.open_clip import load_open_clip
 from llavamed.errors import ConfigError
-from llavamed.processor.images import Pixels
+from llavamed.processor.image_files import Pixels
 
 SCORE = "model:"
 """Prefix of the scores that the model gave."""

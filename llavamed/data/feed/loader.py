@@ -24,7 +24,8 @@ from llavamed.data.feed.order import EpochOrder, StageOrder
 from llavamed.data.feed.packing import Integers
 from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import DataError
-from llavamed.processor.images import Pixels, model_inputs
+from llavamed.processor.image_files import Pixels
+from llavamed.processor.images import model_inputs
 from llavamed.processor.turns import IGNORE_INDEX
 
 READ_AHEAD_STEPS = 4

@@ -11,7 +11,7 @@ from llavamed.data.inspect.samples import LINE_BREAK, InspectedSample, Refusal
 from llavamed.data.inspect.terminal import count_tokens
 from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.pages.environment import page_environment
-from llavamed.processor.images import Pixels, to_png
+from llavamed.processor.image_files import Pixels, to_png
 from llavamed.storage.location import Location
 
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llavamed.data.inspect.samples import LINE_BREAK, InspectedSample, Refusal, Span
-from llavamed.processor.images import Pixels
+from llavamed.processor.image_files import Pixels
 
 MAX_IMAGE_WIDTH, MIN_IMAGE_WIDTH = 56, 20
 """Columns per image; several images share the width down to the minimum."""

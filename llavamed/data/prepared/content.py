@@ -17,7 +17,7 @@ import pyarrow as pa
 from PIL import Image
 
 from llavamed.data.record import IMAGE_HASH_BYTES, TEXT_HASH_BYTES, ContentHashes
-from llavamed.processor.images import Pixels
+from llavamed.processor.image_files import Pixels
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
 
 Words = npt.NDArray[np.uint64]

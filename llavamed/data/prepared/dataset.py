@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 
 from llavamed.data.record import NUM_TILES
 from llavamed.errors import DamagedFileError, DataError
-from llavamed.processor.images import ImageSettings, Pixels, from_planes, to_pixels
+from llavamed.processor.image_files import Pixels
+from llavamed.processor.images import ImageSettings, from_planes, to_pixels
 from llavamed.processor.tiles import Tiling
 from llavamed.storage.lease import Lease, hold_lease
 from llavamed.storage.location import MANIFEST, Location

@@ -9,7 +9,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from llavamed.data.prepared.dataset import PreparedDataset
-from llavamed.processor.images import ImageSettings, Pixels
+from llavamed.processor.image_files import Pixels
+from llavamed.processor.images import ImageSettings
 from llavamed.processor.tiles import Tiling
 
 

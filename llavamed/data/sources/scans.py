@@ -19,7 +19,7 @@ from llavamed.data.sources.llava_json import DialogueFile
 from llavamed.data.sources.records import dialogue
 from llavamed.errors import DataError, SampleError
 from llavamed.processor.dicom import check_deidentified, read_dicom
-from llavamed.processor.images import is_dicom
+from llavamed.processor.image_files import is_dicom
 from llavamed.processor.nifti import read_nifti
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
 from llavamed.storage.location import locate

@@ -1,0 +1,117 @@
+"""Load or train the tokenizer of a model."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from llavamed.config.model import Model
+from llavamed.errors import ConfigError
+from llavamed.processor.pretrained import load_pretrained, part_config
+from llavamed.processor.token_labels import check_tokenizer, differing_ids, repair_merges
+from llavamed.processor.turns import IMAGE_PLACEHOLDER
+
+
+def make_tokenizer(model: Model, texts: Iterator[str]) -> Any:
+    """Load the tokenizer of a model, or train one for a random language model without any.
+
+    Args:
+        model: The model section of the config.
+        texts: Text to train it on.
+
+    Raises:
+        ConfigError: It cannot be found, or is that of another language model.
+    """
+    assert model.language_model is not None
+    source = model.tokenizer or model.language_model.weights
+    if source is None:
+        vocabulary = int(part_config(model.language_model, "model.language_model").vocab_size)
+        return _train_tokenizer(texts, vocabulary)
+    if model.tokenizer is None:
+        return load_tokenizer(source, "model.language_model.weights")
+    tokenizer = load_tokenizer(source, "model.tokenizer")
+    own = None
+    if model.language_model.weights is not None:
+        with suppress(ConfigError):  # weights without a tokenizer do not say what they read
+            own = load_tokenizer(model.language_model.weights, "model.language_model.weights")
+    if own is not None and (differing := differing_ids(tokenizer, own)):
+        raise ConfigError(
+            f"model.tokenizer={model.tokenizer}: {differing} than in the tokenizer of "
+            f"model.language_model.weights={model.language_model.weights}, so the model would read "
+            "other words; remove it, or name the weights it belongs to"
+        )
+    return tokenizer
+
+
+def load_tokenizer(source: str, key: str) -> Any:
+    """Load a published tokenizer and add the image token.
+
+    Args:
+        source: A folder, its URI, or a name on the hub.
+        key: The config key that names it, for errors.
+
+    Raises:
+        ConfigError: The tokenizer cannot be found, or cannot map tokens to places in the text.
+    """
+    more: dict[str, Any] = {"extra_special_tokens": {"image_token": IMAGE_PLACEHOLDER}}
+    tokenizer = load_pretrained(AutoTokenizer, source, key, **more)
+    check_tokenizer(tokenizer)
+    if getattr(tokenizer.backend_tokenizer, "fix_mistral_regex", None) is False:
+        # Published for Mistral, it splits "pH" otherwise than the model knows; transformers warns.
+        tokenizer = load_pretrained(AutoTokenizer, source, key, fix_mistral_regex=True, **more)
+    repair_merges(tokenizer)
+    return tokenizer
+
+
+def set_pad_token(tokenizer: Any) -> None:
+    """Set a padding token; padding is never trained or attended to, so any token will do.
+
+    Raises:
+        ConfigError: The tokenizer has no token to use.
+    """
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ConfigError(
+            f"tokenizer={tokenizer.name_or_path}: has no pad_token, unk_token or eos_token to pad "
+            "with; name one in its tokenizer_config.json"
+        )
+
+
+def check_vocabulary(model: Model, tokenizer: Any) -> None:
+    """Raise ConfigError if random weights have fewer embeddings than the tokenizer has tokens.
+
+    Published weights get additional rows instead.
+    """
+    assert model.language_model is not None
+    if model.language_model.weights is not None:
+        return
+    rows = int(part_config(model.language_model, "model.language_model").vocab_size)
+    if len(tokenizer) > rows:
+        raise ConfigError(
+            f"model.language_model.config.vocab_size={rows}: the tokenizer has "
+            f"{len(tokenizer)} entries; set it to at least {len(tokenizer)}"
+        )
+
+
+def _train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer of the given size, which can encode any text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<pad>", "<s>", "</s>", IMAGE_PLACEHOLDER],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer=trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        extra_special_tokens={"image_token": IMAGE_PLACEHOLDER},
+    )
