@@ -11,7 +11,7 @@ from llavamed.config.model import Model, Pretrained, VisionTower
 from llavamed.errors import ConfigError, LlavaMedError
 from llavamed.processor.forms.find import find_form
 from llavamed.processor.forms.form import find_file
-from llavamed.processor.forms.gguf_file import check_gguf
+from llavamed.processor.forms.gguf_file import check_gguf, read_gguf_config
 from llavamed.processor.forms.xtuner import refuse_xtuner
 from llavamed.processor.tiles import Size, Tiling
 from llavamed.processor.tower import tower_of
@@ -208,6 +208,8 @@ def load_pretrained(auto_class: Any, source: str, key: str, **kwargs: Any) -> An
     folder = None
     try:
         folder = fetch_once(source, weights=gguf.get("gguf_file", False))
+        if gguf and auto_class is AutoConfig and (file := find_file(folder, gguf["gguf_file"])):
+            return read_gguf_config(folder, file)
         if gguf:
             return auto_class.from_pretrained(folder, trust_remote_code=False, **gguf, **kwargs)
         form = find_form(folder)

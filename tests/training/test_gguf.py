@@ -1,13 +1,14 @@
 """A language model and its tokenizer are taken from a GGUF file, and trained as any other."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import gguf
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from llavamed.config.load import override_config
 from llavamed.config.run import RunConfig
@@ -183,6 +184,29 @@ def test_a_gguf_file_that_is_not_read_whole_is_refused(
             part_config(part, "model.language_model")
         for lost in more:
             assert lost.removeprefix("llama.") in str(error.value)
+
+
+def test_the_config_of_a_gguf_file_is_read_once_until_the_file_changes(
+    tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "small.gguf"
+    write_gguf(file)
+    part = with_file(tiny_config, str(file)).model.language_model
+    assert part is not None
+    read, load = [], AutoConfig.from_pretrained
+
+    def count(*names: Any, **options: Any) -> Any:
+        read.append(names)
+        return load(*names, **options)
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", count)
+    first = part_config(part, "model.language_model")
+    first.hidden_size = 1  # no other caller sees this
+    assert part_config(part, "model.language_model").hidden_size == 16
+    assert len(read) == 1
+    os.utime(file, ns=(0, 0))
+    part_config(part, "model.language_model")
+    assert len(read) == 2
 
 
 def test_a_gguf_file_that_is_not_there_is_refused(tiny_config: RunConfig, tmp_path: Path) -> None:

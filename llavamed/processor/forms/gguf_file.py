@@ -1,15 +1,17 @@
-"""Refuse GGUF files of which transformers would make another model.
+"""Read the configs of GGUF files, and refuse those of which transformers would make another model.
 
 Transformers leaves out the tensors and the settings of such a file that it has no place for, and
-only a log message at a level that is never shown says so.
+only a log message at a level that is never shown says so. The list of a large vocabulary takes
+seconds to read, and a start asks several times, so what a file says is read once.
 """
 
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 from transformers.modeling_gguf_pytorch_utils import (
     TENSOR_PROCESSORS,
@@ -30,6 +32,16 @@ _STATED_OTHERWISE = {
 }
 """Settings that repeat what the shapes of tensors or the kind of model say."""
 _SHOWN = 4
+
+
+def read_gguf_config(source: str, file: Path) -> Any:
+    """Return the Hugging Face config that transformers makes of a GGUF file.
+
+    Args:
+        source: The folder of the file, or the name on the hub that it stands below.
+        file: The file on this machine.
+    """
+    return deepcopy(_config(source, file, file.stat().st_mtime_ns))
 
 
 def check_gguf(file: Path, config: Any, key: str) -> None:
@@ -67,8 +79,6 @@ def check_gguf(file: Path, config: Any, key: str) -> None:
 def _read(file: Path, modified: int) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
     """Return the kind of model of a GGUF file, and the names of its fields and of its tensors.
 
-    The list of a large vocabulary takes seconds to read, and a start asks several times.
-
     Args:
         file: The file.
         modified: The time of its last change, so that a file that has changed is read again.
@@ -78,3 +88,9 @@ def _read(file: Path, modified: int) -> tuple[str, tuple[str, ...], tuple[str, .
     reader = GGUFReader(file)
     kind = str(reader.fields["general.architecture"].contents())
     return kind, tuple(reader.fields), tuple(tensor.name for tensor in reader.tensors)
+
+
+@cache
+def _config(source: str, file: Path, modified: int) -> Any:
+    """Read a config; a file that was changed at another time is read again."""
+    return AutoConfig.from_pretrained(source, gguf_file=file.name, trust_remote_code=False)
