@@ -7,7 +7,9 @@ no tag, overlay or text of the file is passed on.
 import io
 import math
 import warnings
-from contextlib import suppress
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -26,12 +28,21 @@ _NO_PICTURES = {"SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "DOC", 
 """Modalities whose objects hold no picture of a patient, though some hold pixels."""
 _MAY_SHOW_TEXT = {"US", "XA", "RF", "ES", "GM", "XC", "OT", "SC", "OP", "IVUS"}
 """Modalities whose machines write names and dates into the picture."""
+_HEAD = 132
+"""Bytes before the first tag: a preamble and `DICM`."""
+_META_GROUP = 2
+"""Group of the tags that describe the file, and are never deflated."""
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_COLOURS = ("Red", "Green", "Blue")
+_MOST_ENTRIES = 1 << 16
+"""Entries of a table whose descriptor says 0, because 16 bits cannot say more."""
 _SOFT_TISSUE = (40.0, 400.0)
 """Window of a CT that states none, in Hounsfield units: centre and width."""
 
 MAX_PIXELS = 40_000_000
 """Larger pictures are refused by their header."""
+MAX_INFLATED_BYTES = 1 << 28
+"""Size above which a file that is deflated as a whole is refused, while it is inflated."""
 
 
 def read_dicom(data: bytes, frame: int = 0) -> bytes:
@@ -49,22 +60,23 @@ def read_dicom(data: bytes, frame: int = 0) -> bytes:
             `image_too_large` or `corrupt_image`.
     """
     dataset = _read(data)
-    modality = str(dataset.get("Modality", ""))
-    if "PixelData" not in dataset or modality in _NO_PICTURES:
-        raise SampleError("no_picture", f"it is an object of modality {modality or 'unknown'}")
-    num_frames = int(dataset.get("NumberOfFrames") or 1)
-    if not 0 <= frame < num_frames:
-        raise SampleError("no_such_frame", f"frame {frame} of {num_frames}")
-    height, width = int(dataset.get("Rows", 0)), int(dataset.get("Columns", 0))
-    if height * width > MAX_PIXELS:
-        raise SampleError(
-            "image_too_large",
-            f"{width}x{height} pixels, at most {MAX_PIXELS} of DICOM are decoded",
+    with _tag_errors():
+        modality = str(dataset.get("Modality", ""))
+        if "PixelData" not in dataset or modality in _NO_PICTURES:
+            raise SampleError("no_picture", f"it is an object of modality {modality or 'unknown'}")
+        num_frames = int(dataset.get("NumberOfFrames") or 1)
+        if not 0 <= frame < num_frames:
+            raise SampleError("no_such_frame", f"frame {frame} of {num_frames}")
+        height, width = int(dataset.get("Rows", 0)), int(dataset.get("Columns", 0))
+        if height * width > MAX_PIXELS:
+            raise SampleError(
+                "image_too_large",
+                f"{width}x{height} pixels, at most {MAX_PIXELS} of DICOM are decoded",
+            )
+        stored = _decode(dataset, frame, num_frames)
+        return to_png(
+            _to_grey(stored, dataset, frame) if stored.ndim == 2 else _to_8_bits(stored, dataset)
         )
-    stored = _decode(dataset, frame, num_frames)
-    return to_png(
-        _to_grey(stored, dataset, frame) if stored.ndim == 2 else _to_8_bits(stored, dataset)
-    )
 
 
 def check_deidentified(data: bytes) -> None:
@@ -76,19 +88,20 @@ def check_deidentified(data: bytes) -> None:
         SampleError: `identifiable`, `burned_in_text`, or as `read_dicom`.
     """
     dataset = _read(data)
-    modality = str(dataset.get("Modality", ""))
-    is_removed = str(dataset.get("PatientIdentityRemoved", "")).strip().upper() == "YES"
-    method = dataset.get("DeidentificationMethod") or dataset.get(
-        "DeidentificationMethodCodeSequence"
-    )
+    with _tag_errors():
+        modality = str(dataset.get("Modality", ""))
+        is_removed = str(dataset.get("PatientIdentityRemoved", "")).strip().upper() == "YES"
+        method = dataset.get("DeidentificationMethod") or dataset.get(
+            "DeidentificationMethodCodeSequence"
+        )
+        burned_in = str(dataset.get("BurnedInAnnotation", "")).strip().upper()
+        is_capture = str(dataset.get("SOPClassUID", "")).startswith(_SECONDARY_CAPTURE)
     if not is_removed or not method:
         raise SampleError(
             "identifiable",
             "its tags do not say that the patient's identity was removed, and how; have it "
             "de-identified, or list its SHA-256 in `attested`",
         )
-    burned_in = str(dataset.get("BurnedInAnnotation", "")).strip().upper()
-    is_capture = str(dataset.get("SOPClassUID", "")).startswith(_SECONDARY_CAPTURE)
     if burned_in == "YES" or (burned_in != "NO" and (modality in _MAY_SHOW_TEXT or is_capture)):
         raise SampleError(
             "burned_in_text",
@@ -107,27 +120,115 @@ def _read(data: bytes) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they quote values of tags
+            _check_inflated(data)
             return pydicom.dcmread(io.BytesIO(data))
+    except SampleError:
+        raise
     except Exception as error:  # pydicom raises whatever its parser stumbles on
         # Its text may quote a value, such as a name.
         raise SampleError("corrupt_image", f"no DICOM file: {type(error).__name__}") from None
 
 
+def _check_inflated(data: bytes) -> None:
+    """Refuse a file that is deflated as a whole and would fill the memory, as pydicom lets it."""
+    from pydicom.filereader import read_dataset
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    file = io.BytesIO(data)
+    file.seek(_HEAD)
+    meta = read_dataset(
+        file,
+        is_implicit_VR=False,
+        is_little_endian=True,
+        stop_when=lambda tag, *_: tag.group != _META_GROUP,
+    )
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    if len(inflater.decompress(file.read(), MAX_INFLATED_BYTES + 1)) > MAX_INFLATED_BYTES:
+        raise SampleError("image_too_large", f"inflates to more than {MAX_INFLATED_BYTES:,} bytes")
+
+
+@contextmanager
+def _tag_errors() -> Iterator[None]:
+    """Turn what damaged tags raise into a SampleError, without its text, which may quote them."""
+    try:
+        yield
+    except SampleError:
+        raise
+    except Exception as error:  # pydicom reads the value of a tag when it is asked for
+        raise SampleError("corrupt_image", f"damaged tags: {type(error).__name__}") from None
+
+
 def _decode(dataset: Any, index: int, num_frames: int) -> npt.NDArray[Any]:
     """Decode one frame, colours as RGB. Raises: SampleError, `corrupt_image`."""
-    from pydicom.pixels import apply_color_lut, pixel_array
+    from pydicom.pixels import pixel_array
 
     try:
-        pixels = pixel_array(dataset, index=index if num_frames > 1 else None)
-        if dataset.PhotometricInterpretation == "PALETTE COLOR":
-            colours = apply_color_lut(pixels, dataset)
-            pixels = (colours >> 8).astype(np.uint8) if colours.dtype != np.uint8 else colours
-        return pixels
+        pixels = pixel_array(
+            dataset,
+            index=index if num_frames > 1 else None,
+            decoding_plugin=_decoder(dataset),
+        )
+        is_palette = dataset.PhotometricInterpretation == "PALETTE COLOR"
+        return _coloured(pixels, dataset) if is_palette else pixels
     except Exception as error:  # decoders raise whatever their C code meets
         syntax = "unknown transfer syntax"
         with suppress(Exception):  # a damaged header names none
             syntax = dataset.file_meta.TransferSyntaxUID.name
         raise SampleError("corrupt_image", f"{syntax}: {_reason(error)}") from error
+
+
+def _decoder(dataset: Any) -> str:
+    """Return the library that decodes a dataset: Pillow where it can, or "" to let pydicom choose.
+
+    The other one, GDCM, makes the same pixels, and ends the whole process where a JPEG is damaged.
+    """
+    from pydicom.pixels import get_decoder
+
+    plugins = get_decoder(dataset.file_meta.TransferSyntaxUID).available_plugins
+    is_deep_colour = dataset.SamplesPerPixel > 1 and dataset.BitsStored > 8  # not read by Pillow
+    return "pillow" if "pillow" in plugins and not is_deep_colour else ""
+
+
+def _coloured(pixels: npt.NDArray[Any], dataset: Any) -> Pixels:
+    """Return the colours that a palette gives to stored values."""
+    from pydicom.pixels import apply_color_lut
+
+    number, first, bits = map(int, dataset.RedPaletteColorLookupTableDescriptor)
+    if "RedPaletteColorLookupTableData" in dataset:
+        tables = [dataset[f"{name}PaletteColorLookupTableData"] for name in _COLOURS]
+        is_little = dataset.original_encoding[1]
+        colours = np.stack(
+            [_look_up(pixels, number, first, each.value, is_little) for each in tables], axis=-1
+        )
+    else:
+        last = first + (number or _MOST_ENTRIES) - 1
+        colours = apply_color_lut(np.clip(pixels, first, last), dataset)
+    return (colours >> max(bits - 8, 0)).astype(np.uint8)
+
+
+def _look_up(
+    values: npt.NDArray[Any], number: int, first: int, table: Any, is_little: bool
+) -> npt.NDArray[Any]:
+    """Map values by a table; those outside it get its first or last entry.
+
+    Source: DICOM PS3.3, C.7.6.3.1.5 and C.11.1.1. pydicom's functions let some values wrap around
+    where an entry has fewer bits than a value.
+
+    Args:
+        values: Whole numbers.
+        number: Entries of the table, 0 for 65536.
+        first: The value that its first entry is for.
+        table: Its entries, as numbers or as bytes.
+        is_little: Whether the low byte of an entry of 16 bits comes first.
+    """
+    number = number or _MOST_ENTRIES
+    if isinstance(table, bytes):
+        is_wide = len(table) >= 2 * number
+        table = np.frombuffer(table, ("<u2" if is_little else ">u2") if is_wide else np.uint8)
+    places = np.clip(values.astype(np.int64) - first, 0, number - 1)
+    return np.atleast_1d(np.asarray(table))[places]
 
 
 def _reason(error: Exception) -> str:
@@ -146,15 +247,37 @@ def _to_grey(pixels: npt.NDArray[Any], dataset: Any, index: int) -> npt.NDArray[
     from pydicom.pixels import apply_modality_lut
 
     transform = _of_frame(dataset, index, "PixelValueTransformationSequence")
-    values = apply_modality_lut(pixels, transform).astype(np.float64)
-    padding = dataset.get("PixelPaddingValue")
-    inside = pixels != padding if padding is not None else np.ones(pixels.shape, bool)
+    if transform.get("ModalityLUTSequence"):
+        values = _by_table(pixels, transform.ModalityLUTSequence[0])
+    else:
+        values = apply_modality_lut(pixels, transform).astype(np.float64)
+    inside = _inside(pixels, dataset)
     window = _of_frame(dataset, index, "FrameVOILUTSequence")
     grey = _windowed(values, window, str(dataset.get("Modality", "")), inside)
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         grey = 1 - grey
     grey[~inside] = 0
     return to_grey_pixels(grey)
+
+
+def _inside(pixels: npt.NDArray[Any], dataset: Any) -> npt.NDArray[np.bool_]:
+    """Return which stored values are not padding, a value or a range of them.
+
+    Source: DICOM PS3.3, C.7.5.1.1.2.
+    """
+    padding = dataset.get("PixelPaddingValue")
+    if padding is None:
+        return np.ones(pixels.shape, bool)
+    limit = dataset.get("PixelPaddingRangeLimit")
+    low, high = sorted((int(padding), int(padding if limit is None else limit)))
+    return (pixels < low) | (pixels > high)
+
+
+def _by_table(values: npt.NDArray[Any], item: Any) -> Values:
+    """Map values by the table of an item of a modality or VOI LUT sequence."""
+    number, first, _ = map(int, item.LUTDescriptor)
+    is_little = item.original_encoding[1]
+    return _look_up(values, number, first, item.LUTData, is_little).astype(np.float64)
 
 
 def _of_frame(dataset: Any, index: int, name: str) -> Any:
@@ -171,13 +294,10 @@ def _of_frame(dataset: Any, index: int, name: str) -> Any:
 
 def _windowed(values: Values, window: Any, modality: str, inside: npt.NDArray[np.bool_]) -> Values:
     """Map values to 0..1 by a table, a window, a preset for CT, or percentiles."""
-    from pydicom.pixels import apply_voi
-
     if window.get("VOILUTSequence"):
         table = window.VOILUTSequence[0]
         bits = int(table.LUTDescriptor[2])
-        mapped = apply_voi(values.astype(np.int64), window).astype(np.float64)
-        return np.clip(mapped / (2**bits - 1), 0, 1)
+        return np.clip(_by_table(np.rint(values), table) / (2**bits - 1), 0, 1)
     centre, width = _first(window, "WindowCenter"), _first(window, "WindowWidth")
     if centre is not None and width is not None and width > 0:
         return apply_window(values, centre, width, str(window.get("VOILUTFunction", "LINEAR")))

@@ -166,7 +166,7 @@ def _check_upper_bytes(image: Image.Image, values: npt.NDArray[Any], stated: Ran
     Raises:
         SampleError: `unknown_pixel_range`.
     """
-    colours = values[..., :3]
+    colours = values[..., : 1 if image.mode == "LA" else 3]  # without opacity
     low, high = int(colours.min()), int(colours.max())
     is_scaled = stated is not None and image.format == "PNG" and high > int(stated[1]) >> 8
     if stated != _FULL and not is_scaled and not _uses_16_bits(low << 8, high << 8):

@@ -188,6 +188,20 @@ def test_colours_of_twelve_bits_in_sixteen_are_refused():
     assert np.array_equal(levels(deep(dark, 16, 16, 16)), dark >> 8)
 
 
+def test_opacity_is_no_grey_level_of_sixteen_bits():
+    values = ramp(2**14 - 1)
+    lines = b"".join(
+        b"\0" + np.stack([line, np.full_like(line, 65535)], axis=-1).astype(">u2").tobytes()
+        for line in values
+    )
+    data = png(SIZE, SIZE, 16, lines, colours=4)
+    assert refusal(data)[1].startswith("colours of 16 bits, from 0 to 16383; known are")
+    full = b"".join(
+        b"\0" + np.stack([line, line], axis=-1).astype(">u2").tobytes() for line in ramp(65535)
+    )
+    assert np.array_equal(levels(png(SIZE, SIZE, 16, full, colours=4)), ramp(65535) >> 8)
+
+
 def test_a_signed_tiff_of_eight_bits_is_refused_below_zero():
     data = grey(ramp(255, np.uint8), "TIFF", tiffinfo={339: 2})
     assert refusal(data)[1].startswith("mode L, from -128 to 127; known are 8 and 16 bits")

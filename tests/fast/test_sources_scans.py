@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import tracemalloc
 from pathlib import Path
 
 import nibabel
@@ -31,6 +32,7 @@ PICTURES = [
     *("693_J2KI.dcm", "J2K_pixelrep_mismatch.dcm", "image_dfl.dcm", "examples_palette.dcm"),
     *("SC_rgb_jpeg.dcm", "SC_rgb_rle_16bit_2frame.dcm", "examples_ybr_color.dcm"),
 ]
+COLOURS = ("Red", "Green", "Blue")
 DAMAGED = ["JPEG-lossy.dcm", "MR_truncated.dcm", "no_meta.dcm", "meta_missing_tsyntax.dcm"]
 
 
@@ -50,6 +52,8 @@ def changed(name, **tags):
             delattr(dataset, key)
         else:
             setattr(dataset, key, value)
+            if dataset[key].VR == "US or SS":
+                dataset[key].VR = "SS" if dataset.PixelRepresentation else "US"
     buffer = io.BytesIO()
     dataset.save_as(buffer)
     return buffer.getvalue()
@@ -141,6 +145,100 @@ def test_a_table_of_values_counts_before_a_window():
     found = pixels(read_dicom(dark_is_bright)).astype(int)
     stored = pixel_array(pydicom.dcmread(io.BytesIO(dark_is_bright)))
     assert (found == np.round((4095 - np.clip(stored, 0, 4095)) * (255 / 4095))).all()
+
+
+def table_of(entries, first, bits, *, packed=False):
+    table = Dataset()
+    table.LUTDescriptor = [len(entries), first, bits]
+    table["LUTDescriptor"].VR = "SS" if first < 0 else "US"
+    data = np.asarray(entries, dtype=np.uint8 if packed else "<u2").tobytes()
+    table.add_new("LUTData", "OW", data)
+    return table
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_table_may_have_fewer_bits_than_the_values_it_is_for(packed):
+    """As those of scanners with twelve bits for screens of eight."""
+    entries = np.arange(4096) // 16
+    data = changed("MR_small.dcm", VOILUTSequence=[table_of(entries, 0, 8, packed=packed)])
+    stored = pixel_array(pydicom.dcmread(io.BytesIO(data)))
+    assert stored.max() > 255
+    assert (pixels(read_dicom(data)) == entries[np.clip(stored, 0, 4095)]).all()
+
+
+@given(
+    first=st.integers(-300, 300),
+    bits=st.integers(8, 16),
+    number=st.integers(2, 500),
+    name=st.sampled_from(["VOILUTSequence", "ModalityLUTSequence"]),
+)
+def test_values_outside_a_table_get_its_first_or_last_entry(first, bits, number, name):
+    entries = np.linspace(0, 2**bits - 1, number).round().astype(int)
+    window = {"WindowCenter": 2 ** (bits - 1), "WindowWidth": 2**bits}
+    data = changed("MR_small.dcm", **window, **{name: [table_of(entries, first, bits)]})
+    stored = pixel_array(pydicom.dcmread(io.BytesIO(data))).astype(int)
+    levels = entries[np.clip(stored - first, 0, number - 1)] * (255 / (2**bits - 1))
+    assert (pixels(read_dicom(data)) == levels.round()).all()
+
+
+def test_a_palette_may_have_more_entries_than_eight_bits_can_number():
+    number = 1000
+    entries = {name: (np.arange(number) * k % 256) for k, name in enumerate(COLOURS, start=1)}
+    stored = np.arange(128 * 128, dtype="<u2").reshape(128, 128) % 1500
+    tags = {"PhotometricInterpretation": "PALETTE COLOR", "PixelRepresentation": 0}
+    for name, each in entries.items():
+        tags[f"{name}PaletteColorLookupTableDescriptor"] = [number, 0, 8]
+        tags[f"{name}PaletteColorLookupTableData"] = each.astype(np.uint8).tobytes()
+    found = pixels(read_dicom(changed("CT_small.dcm", PixelData=stored.tobytes(), **tags)))
+    places = np.clip(stored, 0, number - 1)
+    assert (found == np.stack([each[places] for each in entries.values()], axis=-1)).all()
+
+
+def test_padding_is_black_and_may_be_a_range():
+    data = changed("CT_small.dcm", PixelPaddingValue=200, PixelPaddingRangeLimit=-50)
+    stored = pixel_array(pydicom.dcmread(io.BytesIO(data)))
+    is_padding = (stored >= -50) & (stored <= 200)
+    assert 0 < is_padding.mean() < 1
+    plain = pixels(read_dicom(file("CT_small.dcm")))
+    assert (pixels(read_dicom(data)) == np.where(is_padding, 0, plain)).all()
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"RescaleSlope": ""},
+        {"VOILUTSequence": [Dataset()]},
+        {"ModalityLUTSequence": [table_of([], 0, 16)]},
+        {"Rows": [128, 128]},
+    ],
+    ids=str,
+)
+def test_damaged_tags_are_refused_without_their_text(tags):
+    with pytest.raises(SampleError, match=r"corrupt_image: damaged tags: \w+$"):
+        read_dicom(changed("CT_small.dcm", **tags))
+
+
+def test_a_deflated_file_that_would_fill_the_memory_is_refused(monkeypatch):
+    dataset = pydicom.dcmread(io.BytesIO(file("image_dfl.dcm")))
+    dataset.PixelData = bytes(1 << 26)
+    buffer = io.BytesIO()
+    dataset.save_as(buffer)
+    monkeypatch.setattr("llavamed.processor.dicom.MAX_INFLATED_BYTES", 1 << 20)
+    read_dicom(file("image_dfl.dcm"))
+    tracemalloc.start()
+    with pytest.raises(SampleError, match="image_too_large: inflates to more than 1,048,576 bytes"):
+        read_dicom(buffer.getvalue())
+    assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    tracemalloc.stop()
+
+
+def test_a_damaged_jpeg_in_a_dicom_file_ends_no_process():
+    """GDCM throws past Python where the start of a segment is lost, and the process ends."""
+    data = bytearray(file("SC_rgb_jpeg.dcm"))
+    segment = data.index(b"\xff\xd8\xff") + 118
+    assert data[segment] == 0xFF
+    data[segment] = 130
+    assert pixels(read_dicom(bytes(data))).shape == (256, 256, 3)
 
 
 def test_frames_are_named_by_number_and_the_first_is_the_default():

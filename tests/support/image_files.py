@@ -54,14 +54,14 @@ def photo(width, height, seed=0):
     return noise(6, 5, seed).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def png(width, height, bits, lines):
-    """An RGB PNG of any depth whose scan lines are `lines`, however many."""
+def png(width, height, bits, lines, colours=2):
+    """A PNG of any depth whose scan lines are `lines`, however many; by default of RGB."""
 
     def chunk(kind, data):
         length, check = struct.pack(">I", len(data)), struct.pack(">I", zlib.crc32(kind + data))
         return length + kind + data + check
 
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0))
     return (
         b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
     )
