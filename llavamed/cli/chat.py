@@ -2,6 +2,8 @@
 
 import os
 import re
+import shlex
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -78,8 +80,7 @@ def _converse(conversation: "Conversation", export: str) -> None:
             typer.echo()
             return
         command, _, rest = line.partition(" ")
-        # Terminals quote a file that is dropped on them as a shell would.
-        file = os.path.expanduser(rest.strip().strip("'\""))
+        file = _file_name(rest.strip())
         try:
             match command:
                 case "":
@@ -102,6 +103,14 @@ def _converse(conversation: "Conversation", export: str) -> None:
             typer.echo(f"error: {error}", err=True)
         except KeyboardInterrupt:
             typer.echo("\nstopped: the conversation is as it was before this question", err=True)
+
+
+def _file_name(text: str) -> str:
+    """Return the name of a file, which a terminal quotes as for a shell if it is dropped there."""
+    with suppress(ValueError):  # an apostrophe alone quotes nothing
+        words = shlex.split(text)
+        text = words[0] if len(words) == 1 else text
+    return os.path.expanduser(text)
 
 
 def _answer(conversation: "Conversation", question: str) -> None:

@@ -113,7 +113,8 @@ class Service:
                 CORSMiddleware,
                 allow_origins=list(self.serving.origins),
                 allow_methods=["GET", "POST"],
-                allow_headers=["Authorization", "Content-Type"],
+                allow_headers=["*"],  # OpenAI's client sends a dozen of its own
+                expose_headers=["X-Request-Id", "Retry-After"],
             )
         return app
 

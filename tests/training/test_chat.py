@@ -3,6 +3,8 @@
 import builtins
 import io
 import json
+import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,9 @@ def test_a_conversation_remembers_forgets_and_goes_on_after_errors(
     tmp_path: Path,
 ) -> None:
     saved, emptied = tmp_path / "saved.json", tmp_path / "emptied.json"
+    names = ["a picture.png", "the doctor's.png"]
+    for name in names:
+        shutil.copy(picture, tmp_path / name)
     lines = [
         f"/image {tmp_path}/none.png",
         "/image",
@@ -84,6 +89,9 @@ def test_a_conversation_remembers_forgets_and_goes_on_after_errors(
         "/what",
         f"/save {saved}",
         "/reset",
+        *(f"/image {tmp_path / name}" for name in names),
+        *(f"/image {shlex.quote(str(tmp_path / name))}" for name in names),
+        f"/image {tmp_path}/a\\ picture.png",  # as macOS quotes it
         f"/save {emptied}",
     ]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
@@ -93,6 +101,7 @@ def test_a_conversation_remembers_forgets_and_goes_on_after_errors(
     assert f"image={tmp_path}/none.png: there is no such file" in err
     assert out.count("/reset       forget") == 3  # at the start, and where no file is named
     assert f"attached: {picture}\n" in out
+    assert [out.count(f"attached: {tmp_path / name}\n") for name in names] == [3, 2]
     assert "messages[0]: its text spells the special token </s>" in err
     turns = json.loads(saved.read_text())["messages"]
     assert [turn["role"] for turn in turns] == ["user", "assistant"]

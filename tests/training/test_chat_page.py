@@ -206,6 +206,18 @@ def test_images_are_dropped_and_pasted(page: Any, picture: Path) -> None:
             [kind, data],
         )
     expect(page.locator("#attached li")).to_have_count(2)
+    scan = dicom_file(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64))
+    drop = """([name, type, data]) => {
+      const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+      const transfer = new DataTransfer();
+      transfer.items.add(new File([bytes], name, { type }));
+      document.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, cancelable: true }));
+    }"""
+    page.evaluate(drop, ["IM000001", "", base64.b64encode(scan).decode()])  # as on a CD
+    expect(page.locator("#attached li img")).to_have_count(3)
+    page.evaluate(drop, ["notes.txt", "text/plain", ""])
+    expect(page.locator("#problem")).to_have_text("notes.txt: is no image.")
+    expect(page.locator("#attached li")).to_have_count(3)
 
 
 def test_answers_are_shown_as_markdown_and_nothing_in_them_runs(page: Any) -> None:
@@ -219,6 +231,19 @@ def test_answers_are_shown_as_markdown_and_nothing_in_them_runs(page: Any) -> No
     question = ended(ask(page, HOSTILE))
     assert HOSTILE in question.inner_text()
     assert page.locator("#log img, #log script, #log a").count() == 0
+    code = "see ```x = 1``` and ``a`b``"
+    shown = """async (text) => {
+      const { render } = await import('./page/markdown.js');
+      return render(text).map((node) => node.outerHTML).join("");
+    }"""
+    assert page.evaluate(shown, code) == "<p>see <code>x = 1</code> and ``a`b``</p>"
+    assert page.evaluate(shown, "```x = 1```\nb") == "<p><code>x = 1</code><br>b</p>"
+    assert page.evaluate(shown, "```py\nx\n```\nb") == (
+        '<pre tabindex="0"><code>x</code></pre><p>b</p>'
+    )
+    quote = "<blockquote><p>deep</p></blockquote>"
+    assert page.evaluate(shown, "> " * 50_000 + "deep") == quote
+    assert page.evaluate(shown, "`" * 50_000) == f"<p>{'`' * 50_000}</p>"  # in no time
 
 
 def test_the_examples_are_those_of_the_service(page: Any) -> None:
@@ -252,6 +277,9 @@ def test_errors_are_shown_in_the_words_of_the_service(page: Any, running: Runnin
     broken = ended(ask(page, "break"))
     expect(broken.locator(".text")).to_have_text("Answer to break")
     expect(broken.locator(".error")).to_have_text("model: failed in the middle; try again")
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")  # http
+    broken.get_by_role("button", name="Copy").click()
+    expect(page.locator("#problem")).to_contain_text("This browser does not allow copying here.")
     broken.get_by_role("button", name="Try again").click()
     expect(page.locator(".answer")).to_have_count(2)
     expect(page.locator("#send")).to_be_visible()
@@ -274,6 +302,11 @@ def test_without_a_token_the_page_asks_for_one(browser: Any, running: RunningSer
     page.keyboard.press("Enter")
     expect(page.locator("#model")).to_have_text("llavamed")
     assert page.evaluate("localStorage.length + sessionStorage.length") == 0
+    for token, text in (("wrong", "the token is not known"), (TOKEN, "")):
+        page.goto(f"{running.url}/#token={token}")  # a new link in the same tab
+        expect(page.locator("#problem")).to_contain_text(text)
+        assert token not in page.url
+    expect(page.locator("#problem")).to_be_hidden()
     page.close()
 
 

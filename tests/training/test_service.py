@@ -213,6 +213,28 @@ def test_a_compressed_body_is_refused_as_such(running: RunningService) -> None:
     assert message == "Content-Encoding=gzip: bodies are read uncompressed; send it as it is"
 
 
+def test_a_page_of_an_allowed_origin_may_send_what_its_client_sends(generator: Generator) -> None:
+    serving = settings("origins=[https://page.example]")
+    sent = "authorization,content-type,x-stainless-lang,x-stainless-retry-count"
+    with run_service(serving, LocalBackend(generator, serving)) as service:
+        for origin, status in (("https://page.example", 200), ("https://other.example", 400)):
+            connection = http.client.HTTPConnection(service.url.removeprefix("http://"))
+            asked = {
+                "Origin": origin,
+                "Access-Control-Request-Method": "POST",
+                "Access-Control-Request-Headers": sent,
+            }
+            connection.request("OPTIONS", "/v1/chat/completions", headers=asked)
+            answer = connection.getresponse()
+            assert answer.status == status
+            is_allowed = status == 200
+            assert (answer.getheader("Access-Control-Allow-Origin") == origin) is is_allowed
+            assert answer.getheader("Access-Control-Allow-Credentials") is None
+            if is_allowed:
+                assert answer.getheader("Access-Control-Allow-Headers") == sent
+            connection.close()
+
+
 def test_headers_protect_and_name_the_request(running: RunningService) -> None:
     assert running.send("/health", token=None)[1] == {"status": "ok"}
     running.send("/", token=None)

@@ -51,9 +51,10 @@ function example(text) {
 
 function takeToken() {
   const given = new URLSearchParams(location.hash.slice(1)).get("token");
-  if (!given) return;
+  if (!given) return false;
   service.token = find("token").value = given;
   history.replaceState(null, "", location.pathname); // it must not stay in the history
+  return true;
 }
 
 // Images
@@ -81,12 +82,17 @@ async function pictureOf({ name, url, blob }) {
 async function attach(files) {
   const most = service.info?.limits.image_bytes ?? Infinity;
   for (const file of files) {
-    if (file.size > most) {
-      complain(`${file.name}: has ${file.size} bytes, at most ${most} are read.`);
+    const isOther = file.type && !/^image\/|dicom/.test(file.type); // scans often have no type
+    if (isOther || file.size > most) {
+      complain(`${file.name}: ${isOther ? "is no image" : `has ${file.size} bytes, at most ${most} are read`}.`);
       continue;
     }
-    const image = { name: file.name || "pasted image", url: await readAs(file), blob: file };
-    attached.push({ ...image, picture: await pictureOf(image) });
+    try {
+      const image = { name: file.name || "pasted image", url: await readAs(file), blob: file };
+      attached.push({ ...image, picture: await pictureOf(image) });
+    } catch {
+      complain(`${file.name}: cannot be read. It may be a folder.`);
+    }
   }
   showAttached();
   find("question").focus();
@@ -154,13 +160,21 @@ function fillAnswer(turn, answer) {
 function answerTools(turn, answer) {
   const tools = make("div", { className: "tools" });
   const add = (label, onclick) => tools.append(make("button", { type: "button", className: "small", onclick }, label));
-  if (answer.text) add("Copy", () => navigator.clipboard.writeText(answer.text).catch(() => complain("This browser does not allow copying.")));
+  if (answer.text) add("Copy", () => copy(answer.text));
   if (turn === turns.at(-1)) add(answer.error ? "Try again" : "Regenerate", () => regenerate(turn));
   if (service.info?.feedback && answer.id && answer.endpoint === service) {
     add("Good", () => askOpinion(service, turn, answer, "up", complain));
     add("Bad", () => askOpinion(service, turn, answer, "down", complain));
   }
   return tools;
+}
+
+async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text); // browsers have a clipboard for https and this machine only
+  } catch {
+    complain("This browser does not allow copying here. Select the text instead.");
+  }
 }
 
 function showAll() {
@@ -248,7 +262,7 @@ async function send() {
   if (running || (!question && !attached.length)) return;
   complain("");
   if (!service.model) await connect();
-  if (!service.model) return;
+  if (!service.model || running) return; // Enter may have come twice
   const turn = { question, images: attached, answers: [], node: make("li") };
   turns.push(turn);
   attached = [];
@@ -283,7 +297,7 @@ function grow() {
 
 // Wiring
 
-const pictures = (list) => [...list].filter((file) => file.type.startsWith("image/") || /\.dcm$|dicom/i.test(file.name + file.type));
+const hasFiles = (transfer) => transfer.types.includes("Files");
 
 find("composer").addEventListener("submit", (event) => { event.preventDefault(); send(); });
 find("question").addEventListener("input", grow);
@@ -297,15 +311,21 @@ find("files").addEventListener("change", async (event) => { await attach(event.t
 find("stop").addEventListener("click", () => { running?.abort(); find("question").focus(); });
 document.addEventListener("keydown", (event) => { if (event.key === "Escape" && !document.querySelector("dialog[open]")) running?.abort(); });
 document.addEventListener("paste", (event) => {
-  const found = pictures(event.clipboardData.files);
-  if (found.length) { event.preventDefault(); attach(found); }
+  if (!event.clipboardData.files.length) return;
+  event.preventDefault();
+  attach([...event.clipboardData.files]); // the list empties when the event has ended
 });
-document.addEventListener("dragover", (event) => { event.preventDefault(); document.body.classList.add("dropping"); });
+document.addEventListener("dragover", (event) => {
+  if (!hasFiles(event.dataTransfer)) return; // a text goes where it is dropped
+  event.preventDefault();
+  document.body.classList.add("dropping");
+});
 document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) document.body.classList.remove("dropping"); });
 document.addEventListener("drop", (event) => {
+  if (!hasFiles(event.dataTransfer)) return;
   event.preventDefault();
   document.body.classList.remove("dropping");
-  attach(pictures(event.dataTransfer.files));
+  attach([...event.dataTransfer.files]);
 });
 find("new").addEventListener("click", () => { running?.abort(); turns = []; attached = []; showAttached(); showAll(); complain(""); find("question").focus(); });
 find("save-json").addEventListener("click", () => saveJson(turns, service));
@@ -317,6 +337,8 @@ find("settings").addEventListener("close", () => {
   if (isNew || !service.model) connect();
   find("question").focus();
 });
+
+addEventListener("hashchange", () => { if (takeToken()) connect(); });
 
 prepareViewer();
 prepareOpinion();

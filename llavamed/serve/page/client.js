@@ -75,7 +75,7 @@ export async function ask(endpoint, body, signal, onText) {
       if (!line.startsWith("data:") || line.slice(5).trim() === "[DONE]") continue;
       const chunk = JSON.parse(line.slice(5));
       if (chunk.error) throw new ServiceError(chunk.error.message, 200, chunk.error.code);
-      const [choice] = chunk.choices;
+      const [choice] = chunk.choices ?? [];
       ended.id = chunk.id;
       ended.reason = choice?.finish_reason ?? ended.reason;
       text += choice?.delta?.content ?? "";

@@ -35,7 +35,7 @@ export function saveMarkdown(turns, service) {
   const parts = turns.flatMap((turn) => [
     `## ${turn.question || "(no text)"}`,
     ...turn.images.map((image) => `Image: ${image.name}`),
-    ...turn.answers.map((answer) => `**${answer.model}**\n\n${answer.error ?? answer.text}`),
+    ...turn.answers.map((answer) => [`**${answer.model}**`, answer.text, answer.error].filter(Boolean).join("\n\n")),
   ]);
   download(`conversation-${stamp()}.md`, "text/markdown", `${[`# Conversation with ${service.model}`, NOTICE, ...parts].join("\n\n")}\n`);
 }

@@ -2,7 +2,7 @@
 // nowhere and load nothing; everything else that is not known stays text as well.
 import { make } from "./dom.js";
 
-const INLINE = /(`+)([^`]+?)\1(?!`)|\*\*(?=\S)([^*]+?)\*\*|\*(?=\S)([^*\n]+?)\*/;
+const INLINE = /(?<!`)(`+)([^`]+?)\1(?!`)|\*\*(?=\S)([^*]+?)\*\*|\*(?=\S)([^*\n]+?)\*/;
 
 function inline(text) {
   const nodes = [];
@@ -37,11 +37,11 @@ function take(lines, isOne) {
   return taken;
 }
 
-const FENCE = /^\s*```/;
+const FENCE = /^\s*```[^`]*$/; // a line with more of them is code within a text
 const HEADING = /^#{1,6}\s+/;
 const BULLET = /^\s*[-*+]\s+/;
 const NUMBER = /^\s*\d{1,9}[.)]\s+/;
-const QUOTE = /^\s*>\s?/;
+const QUOTE = /^\s*(?:>\s?)+/; // a quote within a quote is shown as one
 const RULE = /^\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)+\|?\s*$/;
 
 const list = (tag, lines, mark) =>

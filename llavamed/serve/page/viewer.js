@@ -91,6 +91,7 @@ export function prepareViewer() {
   find("zoom").addEventListener("input", draw);
   find("viewer-reset").addEventListener("click", reset);
   find("viewer-close").addEventListener("click", () => find("viewer").close());
+  addEventListener("resize", () => { if (find("viewer").open) draw(); });
   canvas.addEventListener("wheel", (event) => {
     event.preventDefault();
     zoom(event.deltaY < 0 ? 1.15 : 1 / 1.15);
