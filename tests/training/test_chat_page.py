@@ -97,9 +97,13 @@ def page(browser: Any, running: RunningService) -> Iterator[Any]:
     context.close()
 
 
-def open_page(context: Any, running: RunningService) -> Any:
+def expect(locator: Any) -> Any:
     from playwright.sync_api import expect
 
+    return expect(locator)
+
+
+def open_page(context: Any, running: RunningService) -> Any:
     page = context.new_page()
     page.problems = []
     page.on("dialog", lambda dialog: page.problems.append(dialog.message))
@@ -112,8 +116,6 @@ def open_page(context: Any, running: RunningService) -> Any:
 
 
 def ask(page: Any, question: str) -> Any:
-    from playwright.sync_api import expect
-
     number = page.locator(".answer").count()
     page.fill("#question", question)
     page.keyboard.press("Enter")
@@ -123,8 +125,6 @@ def ask(page: Any, question: str) -> Any:
 
 
 def ended(answer: Any) -> Any:
-    from playwright.sync_api import expect
-
     expect(answer.locator(".tools")).to_be_visible()
     return answer
 
@@ -139,8 +139,6 @@ def picture(tmp_path: Path) -> Path:
 def test_an_image_is_uploaded_looked_at_and_asked_about(
     page: Any, running: RunningService, picture: Path
 ) -> None:
-    from playwright.sync_api import expect
-
     page.set_input_files("#files", str(picture))
     page.get_by_role("button", name=f"Look at {picture.name}").click()
     expect(page.locator("#viewer-title")).to_have_text(picture.name)
@@ -168,8 +166,6 @@ def test_an_image_is_uploaded_looked_at_and_asked_about(
 def test_a_dicom_file_is_shown_and_sent_as_it_is(
     page: Any, running: RunningService, tmp_path: Path
 ) -> None:
-    from playwright.sync_api import expect
-
     file = tmp_path / "ct.dcm"
     file.write_bytes(dicom_file(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)))
     page.set_input_files("#files", str(file))
@@ -189,33 +185,26 @@ def test_a_dicom_file_is_shown_and_sent_as_it_is(
 
 
 def test_images_are_dropped_and_pasted(page: Any, picture: Path) -> None:
-    from playwright.sync_api import expect
-
-    data = base64.b64encode(picture.read_bytes()).decode()
-    for kind in ("drop", "paste"):
+    scan = dicom_file(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64))
+    for kind, name, media_type, data in (
+        ("drop", "a.png", "image/png", picture.read_bytes()),
+        ("paste", "a.png", "image/png", picture.read_bytes()),
+        ("drop", "IM000001", "", scan),  # as on a CD
+        ("drop", "notes.txt", "text/plain", b"-"),
+    ):
         page.evaluate(
-            """([kind, data]) => {
+            """([kind, name, type, data]) => {
               const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
               const transfer = new DataTransfer();
-              transfer.items.add(new File([bytes], "a.png", { type: "image/png" }));
+              transfer.items.add(new File([bytes], name, { type }));
               const event = kind === "drop"
                 ? new DragEvent("drop", { dataTransfer: transfer, cancelable: true })
                 : new ClipboardEvent("paste", { clipboardData: transfer, cancelable: true });
               document.dispatchEvent(event);
             }""",
-            [kind, data],
+            [kind, name, media_type, base64.b64encode(data).decode()],
         )
-    expect(page.locator("#attached li")).to_have_count(2)
-    scan = dicom_file(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64))
-    drop = """([name, type, data]) => {
-      const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
-      const transfer = new DataTransfer();
-      transfer.items.add(new File([bytes], name, { type }));
-      document.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, cancelable: true }));
-    }"""
-    page.evaluate(drop, ["IM000001", "", base64.b64encode(scan).decode()])  # as on a CD
-    expect(page.locator("#attached li img")).to_have_count(3)
-    page.evaluate(drop, ["notes.txt", "text/plain", ""])
+    expect(page.locator("#attached img")).to_have_count(3)
     expect(page.locator("#problem")).to_have_text("notes.txt: is no image.")
     expect(page.locator("#attached li")).to_have_count(3)
 
@@ -231,32 +220,24 @@ def test_answers_are_shown_as_markdown_and_nothing_in_them_runs(page: Any) -> No
     question = ended(ask(page, HOSTILE))
     assert HOSTILE in question.inner_text()
     assert page.locator("#log img, #log script, #log a").count() == 0
-    code = "see ```x = 1``` and ``a`b``"
-    shown = """async (text) => {
-      const { render } = await import('./page/markdown.js');
-      return render(text).map((node) => node.outerHTML).join("");
-    }"""
-    assert page.evaluate(shown, code) == "<p>see <code>x = 1</code> and ``a`b``</p>"
-    assert page.evaluate(shown, "```x = 1```\nb") == "<p><code>x = 1</code><br>b</p>"
-    assert page.evaluate(shown, "```py\nx\n```\nb") == (
-        '<pre tabindex="0"><code>x</code></pre><p>b</p>'
-    )
-    quote = "<blockquote><p>deep</p></blockquote>"
-    assert page.evaluate(shown, "> " * 50_000 + "deep") == quote
-    assert page.evaluate(shown, "`" * 50_000) == f"<p>{'`' * 50_000}</p>"  # in no time
+    for said, shown in (
+        ("see ```x = 1```\nb", "<p>see <code>x = 1</code><br>b</p>"),
+        ("```x = 1```", "<p><code>x = 1</code></p>"),
+        ("> " * 50_000 + "deep", "<blockquote><p>deep</p></blockquote>"),
+        ("`" * 50_000, f"<p>{'`' * 50_000}</p>"),  # in no time
+    ):
+        script = """async (text) => (await import('./page/markdown.js')).render(text)
+          .map((node) => node.outerHTML).join("")"""
+        assert page.evaluate(script, said) == shown
 
 
 def test_the_examples_are_those_of_the_service(page: Any) -> None:
-    from playwright.sync_api import expect
-
     expect(page.locator("#examples button")).to_have_text(["Why?", HOSTILE])
     page.locator("#examples button").nth(1).click()
     expect(page.locator("#question")).to_have_value(HOSTILE)
 
 
 def test_an_answer_is_stopped_and_its_generation_ends(page: Any, running: RunningService) -> None:
-    from playwright.sync_api import expect
-
     answer = ask(page, "endless")
     expect(answer.locator(".text")).to_have_text("Answer to endless")
     page.click("#stop")
@@ -270,8 +251,6 @@ def test_an_answer_is_stopped_and_its_generation_ends(page: Any, running: Runnin
 
 
 def test_errors_are_shown_in_the_words_of_the_service(page: Any, running: RunningService) -> None:
-    from playwright.sync_api import expect
-
     failed = ended(ask(page, "fail"))
     expect(failed.locator(".error")).to_have_text("messages: cannot be answered <b>now</b>; wait")
     broken = ended(ask(page, "break"))
@@ -289,8 +268,6 @@ def test_errors_are_shown_in_the_words_of_the_service(page: Any, running: Runnin
 
 
 def test_without_a_token_the_page_asks_for_one(browser: Any, running: RunningService) -> None:
-    from playwright.sync_api import expect
-
     page = browser.new_page()
     page.goto(running.url)
     expect(page.locator("#settings")).to_be_visible()
@@ -319,8 +296,6 @@ def test_two_tabs_do_not_know_of_each_other(page: Any, running: RunningService) 
 
 
 def test_the_keyboard_is_enough(page: Any) -> None:
-    from playwright.sync_api import expect
-
     reached = set()
     page.locator("body").press("Tab")
     for _ in range(14):
@@ -346,8 +321,6 @@ def test_the_keyboard_is_enough(page: Any) -> None:
 def test_a_question_is_edited_and_the_conversation_saved(
     page: Any, running: RunningService, picture: Path
 ) -> None:
-    from playwright.sync_api import expect
-
     page.set_input_files("#files", str(picture))
     ended(ask(page, "first"))
     ended(ask(page, "second"))
@@ -371,8 +344,6 @@ def test_a_question_is_edited_and_the_conversation_saved(
 def test_an_opinion_is_kept_only_with_consent(
     page: Any, running: RunningService, tmp_path: Path
 ) -> None:
-    from playwright.sync_api import expect
-
     answer, file = ended(ask(page, "first")), tmp_path / "opinions.jsonl"
     answer.get_by_role("button", name="Bad").click()
     expect(page.locator("#opinion-send")).to_be_disabled()
@@ -393,8 +364,6 @@ def test_two_models_are_compared_side_by_side(page: Any, running: RunningService
     page.check("#compare")
     page.get_by_role("button", name="Done").click()
     ask(page, "both")
-    from playwright.sync_api import expect
-
     expect(page.locator(".answers.two .answer .tools")).to_have_count(2)
     assert page.locator(".answer .text").all_inner_texts() == ["Answer to both"] * 2
     page.click("#open-settings")
