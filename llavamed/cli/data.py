@@ -115,6 +115,8 @@ def inspect(
 
     directory = locate(run.datasets_directory)
     place = directory / dataset
+    if not place.exists():
+        run.data.check_name(dataset)
     failed = quarantined and not (place / MANIFEST).exists()
     prepared = place if failed else open_prepared(place)
     samples: Iterable[InspectedSample] = ()

@@ -188,6 +188,11 @@ def fetch_export(place: Location) -> Path:
         CheckpointError: There is no complete export.
     """
     if find(ExportManifest, place) is None:
+        stages = place / "stages"  # of a run; or it is the folder of one
+        folders = [place, *(stages / name for name in stages.children())]
+        below = [each / "export" for each in folders if find(ExportManifest, each / "export")]
+        if below:
+            raise CheckpointError(f"{place}: is no export; name one: {', '.join(map(str, below))}")
         raise CheckpointError(
             f"{place}: no export there ({MANIFEST} is missing); train the stage that makes it first"
         )

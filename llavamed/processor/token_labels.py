@@ -172,8 +172,10 @@ def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
     For a folder without one, transformers makes some kinds of tokenizers with no words at all.
     """
     check_fast(tokenizer)
-    ids = tokenizer("Is it normal?", add_special_tokens=False).input_ids
-    if set(ids) <= {tokenizer.unk_token_id}:
+    if not tokenizer.get_vocab().keys() - {
+        *tokenizer.all_special_tokens,
+        *tokenizer.get_added_vocab(),
+    }:
         raise ConfigError(
             f"tokenizer={tokenizer.name_or_path}: knows no word, as if its files were not there; "
             "save the tokenizer there with `save_pretrained`"

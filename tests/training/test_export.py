@@ -288,6 +288,17 @@ def test_an_export_that_was_never_finished_is_none(tmp_path: Path) -> None:
         fetch_export(place)
 
 
+@pytest.mark.parametrize("inside", ["export", "stages/align/export"])
+def test_the_folder_of_a_stage_or_a_run_is_told_apart_from_its_export(
+    inside: str, published: tuple[LlavaForConditionalGeneration, Path], tmp_path: Path
+) -> None:
+    place = locate(str(tmp_path))
+    (place / inside).upload(published[1])
+    with pytest.raises(CheckpointError, match=rf"^{place}: is no export; name one: .*/{inside}$"):
+        fetch_export(place)
+    assert fetch_export(place / inside) == tmp_path / inside
+
+
 def test_copying_an_export_checks_it_and_spares_what_is_there(
     published: tuple[LlavaForConditionalGeneration, Path], tmp_path: Path
 ) -> None:

@@ -239,10 +239,10 @@ def inspect(config, dataset, samples, tmp_path, capsys):
     file = tmp_path / "run.yaml"
     file.write_text(dump_config(config))
 
-    def call(*words):
+    def call(*words, dataset="dialogues"):
         words = [samples[int(word[1:])].id if word[0] == "#" else word for word in words]
         with pytest.raises(SystemExit) as caught:
-            cli.main(["data", "inspect", "dialogues", *words, "--config", str(file)])
+            cli.main(["data", "inspect", dataset, *words, "--config", str(file)])
         printed = capsys.readouterr()
         return caught.value.code, printed.out + printed.err
 
@@ -290,3 +290,8 @@ def test_the_command_names_what_is_not_there(inspect, tmp_path):
     assert (code, "error: sample=a=b: none of the 40 of" in text) == (1, True)
     code, text = inspect(f"data.directory={tmp_path}")
     assert (code, "no prepared dataset there (manifest.json is missing)" in text) == (1, True)
+    code, text = inspect(dataset="dialogue")
+    assert (code, "dataset=dialogue: is not in data.datasets; use one of: captions" in text) == (
+        2,
+        True,
+    )
