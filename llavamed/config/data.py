@@ -54,7 +54,8 @@ class Data(Section):
     image_backend: Literal["exact", "fast"] = "exact"
     """How images are resized: `exact` gives the same bits as transformers and prepares 1.7 to 1.9
     times as many images per CPU-second; `fast` prepares 4.8 to 5.7 times as many, and at most 0.3 %
-    of its values differ by one or two grey levels (benchmarks/results/prepare_images.json)."""
+    of its values differ by one or two grey levels in photographs and scans, and by up to 30 where
+    neighbouring pixels jump between black and white (benchmarks/results/prepare_images.json)."""
     rows_per_shard: Count = 1024
     """Number of samples per Parquet file."""
     row_group_size: Count = 64

@@ -1,8 +1,8 @@
 """Bring images to training resolution as uint8, and normalize them to float32 for a model.
 
 With the `exact` backend the pixels equal those of Hugging Face's CLIPImageProcessor bit for bit,
-for a file that is stored upright. They stay uint8, at a quarter of the size, until a batch is
-built. `llavamed.processor.image_files` reads the files.
+for a file that is stored upright and not transparent. They stay uint8, at a quarter of the size,
+until a batch is built. `llavamed.processor.image_files` reads the files.
 """
 
 import math

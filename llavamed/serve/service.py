@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -145,7 +145,7 @@ class Service:
         """Return all models, or the model of a name."""
         model = {"id": self.serving.name, "object": "model", "created": 0, "owned_by": "llavamed"}
         name = request.path_params.get("name")
-        if name is None:
+        if not name:
             return JSONResponse({"object": "list", "data": [model]})
         self._check_model(name)
         return JSONResponse(model)
@@ -194,7 +194,7 @@ class Service:
             except RequestError as error:
                 response = _refusal(error)
                 record.status, record.code = error.status, error.code
-            except ClientGoneError:
+            except (ClientGoneError, ClientDisconnect):
                 response = Response(status_code=CLIENT_CLOSED)
                 record.status, record.is_cancelled = CLIENT_CLOSED, True
             except asyncio.CancelledError:  # Ray Serve cancels the handler of a lost client

@@ -188,6 +188,15 @@ def test_the_fast_backend_differs_by_as_little_as_it_says(size, aspect_ratio, re
     assert 0 < np.mean(differs) <= 0.003
 
 
+@pytest.mark.parametrize(("height", "width"), [(59, 30), (299, 3), (500, 400)])
+def test_the_fast_backend_differs_more_where_pixels_jump(height, width):
+    bits = np.random.default_rng(0).integers(0, 2, (height, width), dtype=np.uint8) * 255
+    data = encoded(Image.fromarray(bits))
+    for size in (14, 37, 224, 336):
+        exact, fast = (settings_of(size, "stretch", backend) for backend in ("exact", "fast"))
+        assert difference(to_pixels(data, fast), to_pixels(data, exact)).max() <= 30
+
+
 def test_a_dataset_of_one_backend_is_not_taken_for_one_of_the_other(tiny_config, processor_folder):
     processor = load_processor(processor_folder)
     found = {

@@ -73,6 +73,7 @@ def test_the_openai_client_gets_the_answer_of_the_evaluation(
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
     assert [model.id for model in client.models.list()] == ["llavamed"]
     assert client.models.retrieve("llavamed").id == "llavamed"
+    assert client.get("/models/", cast_to=dict[str, object])["object"] == "list"
 
 
 def test_a_stream_adds_up_to_the_same_answer(client: openai.OpenAI, generator: Generator) -> None:
