@@ -54,6 +54,43 @@ def test_legacy_keeps_the_known_faults():
 
 
 @pytest.mark.parametrize(
+    ("prediction", "reference", "right"),
+    [
+        ("It is an X ray", "X-ray", 1),
+        ("no", "No.", 1),
+        ("two kidneys", "2", 1),
+        ("liver, and spleen", "liver and spleen", 1),
+        ("2.5cm", "2.5 cm", 0),
+        ("none", "no", 0),
+        ("B", "A", 1),
+    ],
+)
+def test_legacy_looks_for_the_normalized_reference_in_the_normalized_answer(
+    prediction, reference, right
+):
+    assert legacy.score(item(prediction, reference)) == right
+
+
+def test_legacy_takes_the_candidate_that_has_the_greatest_share_of_its_words_in_the_answer():
+    words = {each: frozenset(each.split()) for each in ("left upper lobe mass", "lobe", "mass")}
+    assert legacy.nearest_candidate("a mass of the left lobe", words) == "lobe"
+    assert legacy.nearest_candidate("heart", words) == "left upper lobe mass"
+
+
+@pytest.mark.parametrize(
+    ("text", "normalized"),
+    [
+        ("I'm sure it couldnt've shed", "i'm sure it couldn't've shed"),
+        ("im", "im"),
+        ("somebody'd", "somebodyd"),
+        ("y'allll thats whys", "y'all'll that's why's"),
+    ],
+)
+def test_legacy_knows_the_contractions_of_the_scripts(text, normalized):
+    assert legacy.normalize(text) == normalized
+
+
+@pytest.mark.parametrize(
     ("scorer", "prediction", "reference", "options", "expected"),
     [
         ("vlmevalkit", "Yes, there is", "yes", None, 1),

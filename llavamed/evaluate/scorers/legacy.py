@@ -1,9 +1,10 @@
 """The rules of LLaVA-Med's two scoring scripts, faults included, for comparison with its tables.
 
 Source: LLaVA-Med v1.0.0, `llava/eval/run_eval.py` and `run_eval_batch.py`; rewritten from what they
-compute. Known faults, kept on purpose: a closed answer counts when it occurs as a substring, so
-"no" is right wherever "normal" stands; precision and recall count a word as often as the prediction
-repeats it; "exact match" is a precision; BLEU of short references has no smoothing.
+compute. Known faults, kept on purpose: a closed answer counts when it occurs as a substring of the
+normalized text, so "no" is right wherever "normal" stands, and a reference that normalizes to
+nothing, such as the letter "A", always; precision and recall count a word as often as the
+prediction repeats it; "exact match" is a precision; BLEU of short references has no smoothing.
 """
 
 import math
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 
 from llavamed.evaluate.scorers.item import Item
 
-NAME = "legacy/1"
+NAME = "legacy/2"
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA = re.compile(r"\d,\d")
@@ -32,34 +33,36 @@ _ARTICLES = frozenset({"a", "an", "the"})
 _NEGATED = (
     "ai are ca could did does do had has have is might must need ought sha should was were wo would"
 )
+_FORMS = (
+    *(f"{verb}n't" for verb in _NEGATED.split()),
+    *(
+        f"{word}'ve"
+        for word in str.split("could might must not should they we what where who would you")
+    ),
+    *(f"{word}'d" for word in str.split("he how it someone something there they where who you")),
+    *(
+        f"{word}'ll"
+        for word in str.split("how it somebody someone something they what who why you")
+    ),
+    *(
+        f"{word}'s"
+        for word in str.split("he how somebody someone that there what when where who why")
+    ),
+    *(f"{word}'re" for word in str.split("there they what why you")),
+    *(f"{verb}n't've" for verb in str.split("could had might should would")),
+    *(
+        f"{word}'d've"
+        for word in str.split("he it she somebody someone something there they we who you")
+    ),
+    *("ma'am", "o'clock", "y'all", "y'all'll", "y'all'd've", "'twas", "'ow's'at"),
+)
 _CONTRACTIONS = {
-    form.replace("'", ""): form
-    for form in [
-        *(f"{verb}n't" for verb in _NEGATED.split()),
-        *(
-            f"{word}'ve"
-            for word in str.split("could i might must not should they we what where who would you")
-        ),
-        *(
-            f"{word}'d"
-            for word in str.split(
-                "he how it she somebody someone something that there they where who you"
-            )
-        ),
-        *(
-            f"{word}'ll"
-            for word in str.split("how it somebody someone something they what who why you")
-        ),
-        *(
-            f"{word}'s"
-            for word in str.split(
-                "he how somebody someone something that there what when where who why"
-            )
-        ),
-        *(f"{word}'re" for word in ["there", "they", "what", "why", "you"]),
-        *("i'm", "ma'am", "o'clock", "y'all", "'twas"),
-    ]
-}
+    form[:at] + form[at + 1 :]: form
+    for form in _FORMS
+    for at, sign in enumerate(form)
+    if sign == "'"
+} | {"somebody'd": "somebodyd"}
+"""Contractions by their spelling without one of the apostrophes, and one the wrong way round."""
 
 
 def normalize(text: str) -> str:
@@ -101,15 +104,16 @@ class LegacyScores:
 def measure(item: Item) -> LegacyScores:
     """Compute all measures of one item."""
     reference, prediction = normalize(item.reference), normalize(item.prediction)
-    wanted, said = Counter(reference.split()), Counter(prediction.split())
+    # The scripts compare words of texts that they have normalized twice.
+    wanted, said = (Counter(normalize(text).split()) for text in (reference, prediction))
     found = sum(1 for word in wanted if word in said)
     hits = sum(count for word, count in said.items() if word in wanted)
     missed = sum(count for word, count in wanted.items() if word not in said)
     total = said.total()
     precision = hits / total if hits else 0.0
     recall = hits / (hits + missed) if hits else 0.0
-    substring = int(item.reference.lower() in item.prediction.lower())
-    has_yes_or_no = "yes" in item.prediction.lower() or "no" in item.prediction.lower()
+    substring = int(reference in prediction)
+    has_yes_or_no = "yes" in prediction or "no" in prediction
     return LegacyScores(
         exact_match=found / total if total else 0.0,
         f1=2 * precision * recall / (precision + recall) if hits else 0.0,
@@ -128,14 +132,19 @@ def score(item: Item) -> float:
 
 
 def nearest_candidate(prediction: str, candidates: Mapping[str, frozenset[str]]) -> str:
-    """Return the training answer that shares most words with a prediction, the first of equals.
+    """Return the training answer of whose words a prediction has most, the first of equals.
 
     Args:
         prediction: What was answered.
         candidates: The normalized training answers, each with its words.
     """
-    said = frozenset(normalize(prediction).split())
-    return max(candidates, key=lambda each: len(said & candidates[each]), default="")
+    said = frozenset(normalize(normalize(prediction)).split())
+
+    def share(candidate: str) -> float:
+        words = candidates[candidate]
+        return len(said & words) / max(1, len(words))
+
+    return max(candidates, key=share, default="")
 
 
 def _bleu(reference: Sequence[str], prediction: Sequence[str]) -> tuple[float, float, float, float]:
@@ -188,7 +197,8 @@ def aggregate(items: Iterable[Item], candidates: Sequence[str] = ()) -> dict[str
     normalized = map(normalize, candidates)
     words = {candidate: frozenset(candidate.split()) for candidate in normalized}
     nearest = (
-        nearest_candidate(item.prediction, words) == normalize(item.reference) for item, _ in open_
+        nearest_candidate(item.prediction, words) == normalize(normalize(item.reference))
+        for item, _ in open_
     )
     open_accuracy = {"open accuracy": _percent(map(float, nearest))} if candidates else {}
     return {
