@@ -67,7 +67,10 @@ def otsu(values: npt.NDArray[np.float32]) -> float:
 
     Source: Otsu 1979, the threshold of the largest variance between the two classes.
     """
-    counts, edges = np.histogram(values, bins=256)
+    try:
+        counts, edges = np.histogram(values, bins=256)
+    except ValueError:  # they differ by less than float32 can tell apart
+        raise SampleError("corrupt_image", f"every value is about {values.flat[0]:g}") from None
     middles = (edges[:-1] + edges[1:]) / 2
     below = np.cumsum(counts)
     above = below[-1] - below

@@ -296,6 +296,14 @@ def test_the_threshold_lies_between_two_classes(dark, bright, some, others):
     assert dark <= otsu(values) < bright
 
 
+def test_a_volume_whose_values_can_hardly_be_told_apart_is_refused():
+    values = np.full((4, 4, 4), 1e30)
+    values[0] *= 1 + 1e-7
+    data = nibabel.Nifti1Image(values, np.eye(4)).to_bytes()
+    with pytest.raises(SampleError, match=r"corrupt_image: every value is about 1e\+30"):
+        read_nifti(data)
+
+
 @pytest.mark.parametrize("data", [b"", b"\x1f\x8bno gzip", b"no volume" * 100])
 def test_what_is_no_volume_is_refused(data):
     with pytest.raises(SampleError, match="corrupt_image"):
