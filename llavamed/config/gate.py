@@ -8,8 +8,9 @@ from llavamed.config.section import Fraction, Section
 
 Score: TypeAlias = str
 """A measure of a part of the questions, such as `closed_strict` or `open_token_f1`."""
-Shared = Literal["image", "question", "pair", "text"]
-"""What a training sample has in common with a test question."""
+Criterion = Literal["image", "question", "pair", "text"]
+"""What a training sample must share with one evaluation sample: an image; a question; an image and
+a question (`pair`); or a question and its answer (`text`)."""
 Points = Annotated[float, Field(ge=-1, le=1)]
 
 
@@ -23,7 +24,7 @@ class GatePolicy(Section):
     """Minimum gains over the blank image, which the lower bounds of their intervals must reach."""
     max_no_answer: Fraction | None = None
     """Maximum share of closed questions without an answer, at the upper bound of its interval."""
-    max_overlap: Annotated[dict[Shared, Fraction], Field(default_factory=dict)]
+    max_overlap: Annotated[dict[Criterion, Fraction], Field(default_factory=dict)]
     """Maximum share of the samples of any training set that match a test question, by what they
     share. An unknown or missing training set breaks the rule."""
     export_verified: bool = True

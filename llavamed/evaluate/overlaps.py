@@ -4,9 +4,10 @@ import logging
 from collections.abc import Sequence
 from typing import get_args
 
+from llavamed.config.gate import Criterion
 from llavamed.config.run import RunConfig
 from llavamed.data.prepared.dataset import open_prepared
-from llavamed.data.prepared.decontaminate import Criterion, find_contamination
+from llavamed.data.prepared.decontaminate import find_contamination
 from llavamed.errors import DataError
 from llavamed.evaluate.answers import Overlap
 from llavamed.storage.location import locate

@@ -6,12 +6,13 @@ manifest that points to them; the shards do not change.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, TypedDict, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from llavamed.config.gate import Criterion
 from llavamed.config.run import RunConfig
 from llavamed.data.prepared.content import MAX_DISTANCE, NO_TEXT, Words, as_words, near
 from llavamed.data.prepared.dataset import CONTENT, PreparedDataset, open_prepared
@@ -20,10 +21,6 @@ from llavamed.errors import ConfigError, DataError
 from llavamed.processor.turns import IMAGE_PLACEHOLDER
 from llavamed.storage.location import Location, locate
 from llavamed.storage.manifest import Decontamination, write
-
-Criterion = Literal["image", "question", "pair", "text"]
-"""What a training sample must share with one evaluation sample: an image; a question; an image and
-a question (`pair`); or a question and its answer (`text`)."""
 
 CONTAMINATION = "contamination.parquet"
 CONTAMINATION_SCHEMA = pa.schema(
