@@ -44,7 +44,7 @@ from llavamed.evaluate.questions import PreparedQuestions, Question
 from llavamed.model.generation import Generator, Prompt, set_generation_tokens
 from llavamed.model.llava import build_model
 from llavamed.processor.build import load_processor
-from llavamed.processor.encode import get_template
+from llavamed.processor.templates import get_template
 from llavamed.storage.location import locate
 
 DEMO = Path(__file__).parents[1] / "ray_jobs" / "configs" / "demo.yaml"

@@ -48,7 +48,7 @@ def make_export(folder: str, language_model: str | None) -> None:
     from llavamed.model.export import write_export
     from llavamed.model.llava import build_model
     from llavamed.processor.build import build_processor
-    from llavamed.processor.encode import get_template, template_hash
+    from llavamed.processor.templates import get_template, template_hash
     from llavamed.storage.location import locate
     from llavamed.storage.manifest import ExportManifest, write
 

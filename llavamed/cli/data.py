@@ -45,7 +45,7 @@ def labels(
     """
     from llavamed.data.inspect.labels import label_rows
     from llavamed.data.sources import open_source
-    from llavamed.processor.encode import get_template
+    from llavamed.processor.templates import get_template
 
     words = get_template(template)
     source = open_source(LlavaJson(source="llava_json", path=file, image_folder="."))

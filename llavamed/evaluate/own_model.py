@@ -19,8 +19,8 @@ from llavamed.model.export import fetch_export
 from llavamed.model.generation import Generator, Prompt
 from llavamed.model.llava import Llava, build_model, load_model
 from llavamed.processor.build import Processor, load_processor
-from llavamed.processor.encode import get_template
 from llavamed.processor.images import fit
+from llavamed.processor.templates import get_template
 from llavamed.storage.fingerprint import fingerprint
 from llavamed.storage.location import locate
 from llavamed.storage.manifest import ExportManifest, read

@@ -18,10 +18,9 @@ from llavamed.errors import ConfigError
 from llavamed.evaluate.candidate import Answerer, Reply, shares
 from llavamed.evaluate.questions import Question
 from llavamed.model.llava import DTYPES, load_model
-from llavamed.processor.encode import get_template
 from llavamed.processor.forms.find import find_form
 from llavamed.processor.pretrained import load_pretrained, loading_problem
-from llavamed.processor.templates import chat_template
+from llavamed.processor.templates import chat_template, get_template
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
 from llavamed.storage.fetch import fetch_once
 

@@ -18,9 +18,9 @@ from llavamed.model.kernels import use_kernels
 from llavamed.model.llava import Llava, load_model
 from llavamed.model.loss import sampled_logits
 from llavamed.processor.build import Processor, load_processor, tiling
-from llavamed.processor.encode import encode_prompt, get_template, template_hash
+from llavamed.processor.encode import encode_prompt
 from llavamed.processor.own_template import own_template
-from llavamed.processor.templates import TOKENIZER
+from llavamed.processor.templates import TOKENIZER, get_template, template_hash
 from llavamed.processor.token_labels import Segment, flatten, write_out_first_spaces
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
 from llavamed.storage.fetch import fetch_once

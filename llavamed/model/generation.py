@@ -16,10 +16,11 @@ from llavamed.model.continuation import Continuation, Sampling
 from llavamed.model.llava import Llava
 from llavamed.model.running_batch import EncodedPrompt, RunningBatch
 from llavamed.processor.build import Processor, image_settings, tiling
-from llavamed.processor.encode import Template, encode_prompt, stop_strings
+from llavamed.processor.encode import encode_prompt
 from llavamed.processor.image_files import Pixels
 from llavamed.processor.images import model_inputs
 from llavamed.processor.own_template import end_of_answers
+from llavamed.processor.templates import Template, stop_strings
 from llavamed.processor.turns import Turn
 
 

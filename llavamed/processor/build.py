@@ -13,7 +13,6 @@ from transformers import AutoProcessor, LlavaNextProcessor, LlavaProcessor
 
 from llavamed.config.model import Model
 from llavamed.errors import ConfigError
-from llavamed.processor.encode import chat_template, get_template
 from llavamed.processor.image_processor import make_image_processor, settings_of
 from llavamed.processor.images import ImageSettings
 from llavamed.processor.pretrained import (
@@ -24,7 +23,7 @@ from llavamed.processor.pretrained import (
     set_pinpoints,
     whole_config,
 )
-from llavamed.processor.templates import TOKENIZER, own_chat_template
+from llavamed.processor.templates import TOKENIZER, chat_template, get_template, own_chat_template
 from llavamed.processor.thinking import with_thinking
 from llavamed.processor.tiles import Tiling
 from llavamed.processor.token_labels import check_tokenizer, repair_merges

@@ -18,17 +18,7 @@ from typing import TYPE_CHECKING
 
 from llavamed.errors import SampleError
 from llavamed.processor.own_template import own_template
-from llavamed.processor.templates import (
-    TEMPLATES,
-    TOKENIZER,
-    Template,
-    bind,
-    chat_template,
-    get_template,
-    render,
-    stop_strings,
-    template_hash,
-)
+from llavamed.processor.templates import TOKENIZER, Template, bind, render
 from llavamed.processor.token_labels import (
     LabeledText,
     Segment,
@@ -43,19 +33,6 @@ from llavamed.processor.turns import IGNORE_INDEX, IMAGE_PLACEHOLDER, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-__all__ = [
-    "TEMPLATES",
-    "Encoded",
-    "Template",
-    "chat_template",
-    "check_template",
-    "encode",
-    "encode_prompt",
-    "get_template",
-    "stop_strings",
-    "template_hash",
-]
 
 _COUNTED_IMAGE_WIDTH = 258
 """Tokens of an image in LLaVA-Med v1.0: 256 patches between a start and an end token."""

@@ -134,7 +134,7 @@ def get_template(name: str) -> Template:
         return Template(name=TOKENIZER)
     if name not in TEMPLATES:
         known = ", ".join((*TEMPLATES, TOKENIZER))
-        raise ConfigError(f"template={name}: not a template we have; use one of {known}")
+        raise ConfigError(f"template={name}: is not a template of llavamed; use one of {known}")
     return TEMPLATES[name]
 
 

@@ -10,7 +10,7 @@ from llavamed.model.export import fetch_export
 from llavamed.model.generation import Generator
 from llavamed.model.llava import load_model
 from llavamed.processor.build import load_processor
-from llavamed.processor.encode import get_template, template_hash
+from llavamed.processor.templates import get_template, template_hash
 from llavamed.storage.location import Location
 from llavamed.storage.manifest import ExportManifest, read
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from llavamed.config.sources import LlavaJson
 from llavamed.data.record import check_record
 from llavamed.data.sources import fetch_image, open_source
-from llavamed.data.sources.records import IMAGE_KEYS, ROW_KEYS
+from llavamed.data.sources.pictures import IMAGE_KEYS
+from llavamed.data.sources.records import ROW_KEYS
 from llavamed.errors import SampleError
 from llavamed.processor.turns import Turn
 

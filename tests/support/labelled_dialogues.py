@@ -6,7 +6,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from llavamed.processor.encode import Encoded, encode, encode_prompt, get_template
+from llavamed.processor.encode import Encoded, encode, encode_prompt
+from llavamed.processor.templates import get_template
 from llavamed.processor.turns import IGNORE_INDEX, Turn
 
 OWN = get_template("tokenizer")

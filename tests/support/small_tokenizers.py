@@ -5,7 +5,7 @@ import json
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from llavamed.processor.encode import TEMPLATES
+from llavamed.processor.templates import TEMPLATES
 from llavamed.processor.turns import IMAGE_PLACEHOLDER
 
 CORPUS = [template.system for template in TEMPLATES.values()] + [

@@ -22,8 +22,8 @@ from llavamed.llm import client
 from llavamed.model.export import write_export
 from llavamed.model.generation import Generator, Prompt
 from llavamed.model.llava import build_model, load_model
-from llavamed.processor.encode import get_template, template_hash
 from llavamed.processor.images import fit
+from llavamed.processor.templates import get_template, template_hash
 from llavamed.processor.turns import Turn
 from llavamed.storage.location import Location, locate
 from llavamed.storage.manifest import write

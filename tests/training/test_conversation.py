@@ -8,14 +8,8 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from llavamed.errors import ConfigError, SampleError
-from llavamed.processor.encode import (
-    TEMPLATES,
-    Encoded,
-    chat_template,
-    encode,
-    encode_prompt,
-    get_template,
-)
+from llavamed.processor.encode import Encoded, encode, encode_prompt
+from llavamed.processor.templates import TEMPLATES, chat_template, get_template
 from llavamed.processor.token_labels import Segment, flatten, tokenize, write_out_first_spaces
 from llavamed.processor.turns import IGNORE_INDEX, IMAGE_PLACEHOLDER, Turn
 from tests.support.small_tokenizers import llama_like

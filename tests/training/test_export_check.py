@@ -25,7 +25,7 @@ from llavamed.model.export import (
 )
 from llavamed.model.llava import build_model
 from llavamed.model.loss import sampled_logits
-from llavamed.processor.encode import get_template, template_hash
+from llavamed.processor.templates import get_template, template_hash
 from llavamed.storage.location import Location, locate
 from llavamed.storage.manifest import ExportManifest, find
 from llavamed.train import worker

@@ -10,7 +10,7 @@ from llavamed.config.load import override_config
 from llavamed.config.model import Thinking
 from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError, SampleError
-from llavamed.processor.encode import template_hash
+from llavamed.processor.templates import template_hash
 from llavamed.processor.thinking import with_thinking
 from llavamed.processor.turns import IGNORE_INDEX, Turn
 from tests.support.labelled_dialogues import (

@@ -9,7 +9,7 @@ from transformers import LlavaForConditionalGeneration
 from llavamed.config.run import RunConfig
 from llavamed.model.generation import Generator, Prompt, end_token_ids
 from llavamed.model.llava import build_model
-from llavamed.processor.encode import TEMPLATES, chat_template, get_template
+from llavamed.processor.templates import TEMPLATES, chat_template, get_template
 from llavamed.processor.turns import Turn
 from tests.support.small_tokenizers import CHATML, chatml, llama_like
 from tests.support.training_setup import processor_of, small_config

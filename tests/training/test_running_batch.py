@@ -18,7 +18,7 @@ from llavamed.model import running_batch
 from llavamed.model.continuation import Continuation, Sampling
 from llavamed.model.generation import Generator, Prompt
 from llavamed.model.llava import build_model
-from llavamed.processor.encode import get_template
+from llavamed.processor.templates import get_template
 from llavamed.processor.turns import Turn
 from tests.support.small_tokenizers import llama_like
 from tests.support.training_setup import processor_of, small_config

@@ -2,17 +2,16 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from llavamed.errors import ConfigError, SampleError
-from llavamed.processor.encode import (
+from llavamed.processor.encode import Encoded, encode, encode_prompt
+from llavamed.processor.templates import (
     TEMPLATES,
-    Encoded,
+    bind,
     chat_template,
-    encode,
-    encode_prompt,
     get_template,
+    render,
     stop_strings,
     template_hash,
 )
-from llavamed.processor.templates import bind, render
 from llavamed.processor.turns import IGNORE_INDEX, Turn
 from tests.support.small_tokenizers import CHATML, CHATML_MARKED, chatml, llama_like
 

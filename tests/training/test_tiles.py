@@ -36,9 +36,9 @@ from llavamed.model.generation import Generator, Prompt
 from llavamed.model.llava import build_model, load_model
 from llavamed.model.loss import supervised_loss
 from llavamed.processor.build import image_settings, tiling
-from llavamed.processor.encode import get_template
 from llavamed.processor.image_files import Pixels, decode, read_size
 from llavamed.processor.images import fit, model_inputs
+from llavamed.processor.templates import get_template
 from llavamed.processor.tiles import Tiling
 from llavamed.processor.turns import IGNORE_INDEX, Turn
 from llavamed.run.curriculum import plan_curriculum

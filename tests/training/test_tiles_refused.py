@@ -12,7 +12,8 @@ from llavamed.data.prepare.job import initial_manifest
 from llavamed.errors import ConfigError, SampleError
 from llavamed.model.llava import build_model
 from llavamed.processor.build import build_processor, load_processor, tiling
-from llavamed.processor.encode import encode_prompt, get_template
+from llavamed.processor.encode import encode_prompt
+from llavamed.processor.templates import get_template
 from llavamed.processor.turns import Turn
 from llavamed.run.curriculum import plan_curriculum
 from llavamed.run.model_checks import check_weights

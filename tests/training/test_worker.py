@@ -15,7 +15,7 @@ from llavamed.errors import DataError, LeaseError, TrainingError
 from llavamed.model.export import write_export
 from llavamed.model.freeze import part_of
 from llavamed.model.llava import build_model
-from llavamed.processor.encode import get_template, template_hash
+from llavamed.processor.templates import get_template, template_hash
 from llavamed.storage.lease import hold_lease
 from llavamed.storage.location import locate
 from llavamed.storage.manifest import ExportManifest, PartFacts, find

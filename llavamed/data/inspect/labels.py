@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from llavamed.data.record import check_unicode
 from llavamed.data.sources import Source
 from llavamed.errors import SampleError
-from llavamed.processor.encode import Template, encode
+from llavamed.processor.encode import encode
+from llavamed.processor.templates import Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -15,8 +15,9 @@ import numpy as np
 from llavamed.data.prepared.dataset import QUARANTINE, PreparedDataset
 from llavamed.data.record import SHARD_SCHEMA, QuarantineRow, ShardRow
 from llavamed.errors import DataError
-from llavamed.processor.encode import encode, get_template
+from llavamed.processor.encode import encode
 from llavamed.processor.image_files import Pixels
+from llavamed.processor.templates import get_template
 from llavamed.processor.turns import IGNORE_INDEX, Turn
 from llavamed.storage.location import Location
 

@@ -38,7 +38,8 @@ from llavamed.parallel.pipeline import (
     iter_rows,
 )
 from llavamed.processor.build import Processor, load_processor, tiling
-from llavamed.processor.encode import check_template, get_template
+from llavamed.processor.encode import check_template
+from llavamed.processor.templates import get_template
 from llavamed.storage.fetch import fetch_once
 from llavamed.storage.location import MANIFEST, Location, check_writable, locate
 from llavamed.storage.manifest import DatasetManifest, find, write

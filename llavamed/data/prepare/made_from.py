@@ -5,7 +5,7 @@ from dataclasses import asdict
 from llavamed.config.run import RunConfig
 from llavamed.errors import DataError
 from llavamed.processor.build import Processor, image_settings, tokenizer_hash
-from llavamed.processor.encode import get_template, template_hash
+from llavamed.processor.templates import get_template, template_hash
 from llavamed.storage.fingerprint import differences
 from llavamed.storage.location import Location
 from llavamed.storage.manifest import Facts, ImageFacts, MadeFrom

@@ -12,7 +12,7 @@ from llavamed.data.prepared.dataset import PROCESSOR
 from llavamed.data.sources import open_source
 from llavamed.errors import SampleError
 from llavamed.processor.build import build_processor
-from llavamed.processor.encode import get_template
+from llavamed.processor.templates import get_template
 from llavamed.storage.location import MANIFEST, Location, locate
 from llavamed.storage.manifest import (
     ProcessorMadeFrom,

@@ -34,10 +34,10 @@ from llavamed.data.record import (
 from llavamed.data.sources import fetch_image, open_source
 from llavamed.errors import DataError, LlavaMedError, SampleError
 from llavamed.processor.build import image_settings, load_processor, tiling
-from llavamed.processor.encode import encode, get_template
+from llavamed.processor.encode import encode
 from llavamed.processor.image_files import read_size
 from llavamed.processor.images import to_pixels, to_planes
-from llavamed.processor.templates import left_out, marks_of_turns
+from llavamed.processor.templates import get_template, left_out, marks_of_turns
 from llavamed.processor.turns import IGNORE_INDEX
 from llavamed.storage.fetch import fetch_once
 from llavamed.storage.location import locate

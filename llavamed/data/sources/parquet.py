@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from llavamed.config.sources import Parquet
 from llavamed.data.record import Record
 from llavamed.data.sources.files import absent, damaged, find_files, load_from_folder
-from llavamed.data.sources.records import DIALOGUE_KEYS, IMAGE_KEYS, PAIRS, ROW_KEYS, dialogue
+from llavamed.data.sources.pictures import IMAGE_KEYS
+from llavamed.data.sources.records import DIALOGUE_KEYS, PAIRS, ROW_KEYS, dialogue
 from llavamed.errors import DamagedFileError, DataError, SampleError
 from llavamed.storage.location import Location, locate
 

@@ -30,19 +30,6 @@ from llavamed.data.sources.turns import (
 from llavamed.errors import SampleError
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
 
-__all__ = [
-    "DIALOGUE_KEYS",
-    "IMAGE_KEYS",
-    "PAIRS",
-    "ROW_KEYS",
-    "dialogue",
-    "make_record",
-    "question",
-    "read_answer_type",
-    "require",
-    "yes_or_no",
-]
-
 DIALOGUE_KEYS = ("conversations", "conversatons", "conversation", "turns", "messages")
 PAIRS = {
     "question": ("answer", "response"),
