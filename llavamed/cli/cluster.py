@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llavamed.cli.options import ConfigFile, Overrides, console, find_config
+from llavamed.cli.options import ConfigFile, Overrides, console, find_config, print_line
 from llavamed.config.sources import PLACES
 
 if TYPE_CHECKING:
@@ -93,11 +93,7 @@ def submit(
     _plan(submission, gpu)
     made = Named(name=name_of(cluster.create(RAY_JOB, job)), options=cluster.options)
     watching = f"`llavamed cluster status {made.target} --watch`"
-    _say(f"{made.name}: is submitted; {watching} shows how far it is")
-
-
-def _say(text: str) -> None:
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
+    print_line(console, f"{made.name}: is submitted; {watching} shows how far it is")
 
 
 def _read_template(path: Path) -> "Object":
@@ -148,7 +144,7 @@ def _plan(submission: "Submission", gpu: str) -> None:
     from importlib.util import find_spec
 
     if find_spec("torch") is None:
-        _say("plan: is skipped; it needs `pip install 'llavamed[train]'`")
+        print_line(console, "plan: is skipped; it needs `pip install 'llavamed[train]'`")
         return
     from llavamed.cli.tables import show_plan
     from llavamed.errors import LlavaMedError
@@ -157,7 +153,7 @@ def _plan(submission: "Submission", gpu: str) -> None:
     try:
         show_plan(plan_run(submission.config, accelerator=gpu), console)
     except LlavaMedError as error:  # its data may be out of reach from here
-        _say(f"plan: is skipped: {error}")
+        print_line(console, f"plan: is skipped: {error}")
 
 
 @app.command("list")
@@ -187,7 +183,7 @@ def list_jobs(namespace: Namespace = None, context: Context = None) -> None:
             raise
         except ClusterError as error:  # who may see jobs need not see namespaces
             logger.debug("it is not known whether the namespace exists: %s", error)
-        _say(f"no jobs and no services in namespace {cluster.namespace}")
+        print_line(console, f"no jobs and no services in namespace {cluster.namespace}")
         return
     table = Table("job", "run", "state", "since")
     for job in sorted(jobs, key=lambda each: each.created, reverse=True):
@@ -196,7 +192,7 @@ def list_jobs(namespace: Namespace = None, context: Context = None) -> None:
         console.print(table)
     for service in services:
         more = f"`llavamed cluster status {service.target}` shows more"
-        _say(f"service {service.name}: {service.state}; {more}")
+        print_line(console, f"service {service.name}: {service.state}; {more}")
 
 
 @app.command()
@@ -234,9 +230,9 @@ def status(
         lines, is_over, has_failed = _look_at(found, cluster.options)
         if lines != shown:
             for label, text in lines:
-                _say(f"{label:<9}{text}")
+                print_line(console, f"{label:<9}{text}")
             if watch and not is_over:
-                _say("")
+                print_line(console, "")
         shown = lines
         if not watch or is_over:
             raise typer.Exit(1 if has_failed else 0)
@@ -300,13 +296,14 @@ def stop(
 
     cluster = _connect(namespace, context)
     if after_checkpoint:
-        _say(f"{job}: is asked for a checkpoint, which is waited for")
+        print_line(console, f"{job}: is asked for a checkpoint, which is waited for")
         wait_for_checkpoint(cluster, job, seconds=seconds)
     state, found = stop_job(cluster, job)
-    _say(f"{job}: is asked to stop; `llavamed cluster status {state.target}` shows when it has")
-    _say(f"{job}: {describe_loss(found)}")
+    watching = f"`llavamed cluster status {state.target}`"
+    print_line(console, f"{job}: is asked to stop; {watching} shows when it has")
+    print_line(console, f"{job}: {describe_loss(found)}")
     if state.keeps_cluster:
-        _say(f"{job}: its cluster {kept_until_deleted(state)}")
+        print_line(console, f"{job}: its cluster {kept_until_deleted(state)}")
 
 
 @app.command()
@@ -341,11 +338,11 @@ def delete(
                 f"{job.target}`, or add --force, which costs the steps since its last checkpoint"
             )
         cluster.delete(RAY_JOB, name)
-    _say(f"{name}: is being deleted, and its name is free once its pods have ended")
+    print_line(console, f"{name}: is being deleted, and its name is free once its pods have ended")
 
 
 def _show_finding(finding: "Finding") -> None:
-    _say(f"{finding.level:<8} {finding.check:<14} {finding.text}")
+    print_line(console, f"{finding.level:<8} {finding.check:<14} {finding.text}")
 
 
 @app.command()
@@ -378,7 +375,7 @@ def doctor(
         snapshot = read_manifests(offline)
     else:
         cluster = _connect(namespace, context)
-        _say(f"Kubernetes {cluster.version()}, namespace {cluster.namespace}")
+        print_line(console, f"Kubernetes {cluster.version()}, namespace {cluster.namespace}")
         snapshot = take_snapshot(cluster)
     findings = examine(snapshot)
     for finding in findings:

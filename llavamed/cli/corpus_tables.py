@@ -2,6 +2,7 @@
 
 from rich.console import Console
 
+from llavamed.cli.options import print_line
 from llavamed.config.corpus import Corpus, Dialogues
 from llavamed.config.harvest import Harvest
 from llavamed.corpus.dialogues.forecast import forecast
@@ -37,23 +38,23 @@ def show_harvest_estimate(settings: Harvest, num_cpus: int, console: Console) ->
         if settings.query is None:
             raise
         number = NUM_ARTICLES
-        _line(
+        print_line(
             console,
             f"corpus.harvest.query={settings.query}: its articles cannot be counted, so these "
             f"are the numbers of the whole bucket, the most there can be ({error})",
         )
     found = estimate(settings, num_cpus, number)
-    _line(
+    print_line(
         console,
         f"{found.num_articles:,} articles to look at, {found.num_taken:,} with an allowed licence, "
         f"about {found.num_figures:,} figures",
     )
-    _line(
+    print_line(
         console,
         f"{found.num_requests:,} requests, {_bytes(found.num_bytes)} to fetch, "
         f"{_bytes(found.stored_bytes)} to store",
     )
-    _line(
+    print_line(
         console,
         f"{found.hours:,.1f} hours: {found.hours_of_requests:,.1f} by requests_per_second, "
         f"{found.hours_of_cpu:,.1f} on {num_cpus} CPUs",
@@ -64,7 +65,7 @@ def show_harvest_estimate(settings: Harvest, num_cpus: int, console: Console) ->
 def show_harvest(manifest: HarvestManifest, console: Console) -> None:
     """Print what was harvested, and why the rest was refused."""
     counts = manifest.counts
-    _line(
+    print_line(
         console,
         f"inventory {manifest.inventory}: {manifest.num_articles:,} articles, "
         f"{manifest.num_kept:,} with figures, {manifest.num_kept_figures:,} of "
@@ -72,9 +73,9 @@ def show_harvest(manifest: HarvestManifest, console: Console) -> None:
     )
     for title, reasons in (("articles", manifest.reasons), ("figures", manifest.refused)):
         for reason, count in sorted(reasons.items(), key=lambda each: -each[1]):
-            _line(console, f"  {title} {reason}: {count:,}")
+            print_line(console, f"  {title} {reason}: {count:,}")
     failed = ", ".join(f"{count:,} {name}" for name, count in counts.items() if "failed" in name)
-    _line(
+    print_line(
         console,
         f"{counts.get('requests', 0):,} requests, {_bytes(counts.get('bytes', 0))}"
         f"{f' ({failed})' if failed else ''}",
@@ -91,13 +92,13 @@ def _bytes(number: float) -> str:
 def show_selection(selection: Selection, console: Console) -> None:
     """Print how many figures are kept, and why the others are not."""
     modalities = ", ".join(f"{count:,} {name}" for name, count in selection.modalities.items())
-    _line(
+    print_line(
         console,
         f"{selection.num_figures:,} figures, {selection.num_kept:,} kept"
         f"{f' ({modalities})' if modalities else ''}",
     )
     for reason, count in selection.refused.items():
-        _line(console, f"  {reason}: {count:,}")
+        print_line(console, f"  {reason}: {count:,}")
 
 
 def show_corpus_forecast(corpus: Corpus, num_cpus: int, console: Console) -> None:
@@ -107,29 +108,29 @@ def show_corpus_forecast(corpus: Corpus, num_cpus: int, console: Console) -> Non
         ConfigError: The prompt of the dialogues cannot be read.
         DataError: The list, the query or the mirror of the harvest cannot be read.
     """
-    _line(console, "harvest")
+    print_line(console, "harvest")
     harvest = show_harvest_estimate(corpus.harvest, num_cpus, console)
     settings = corpus.dialogues
     if settings is None:
         return
     number = min(settings.num_dialogues or harvest.num_figures, harvest.num_figures)
     most = "" if settings.num_dialogues else ", if all are selected"
-    _line(console, f"dialogues: {number:,} figures{most}")
+    print_line(console, f"dialogues: {number:,} figures{most}")
     writing, checking = forecast(settings, number)
-    _line(console, f"{settings.endpoint.model}: {_estimate(writing)}")
+    print_line(console, f"{settings.endpoint.model}: {_estimate(writing)}")
     if settings.checker is not None and checking is not None:
-        _line(console, f"{settings.checker.model}, which checks: {_estimate(checking)}")
+        print_line(console, f"{settings.checker.model}, which checks: {_estimate(checking)}")
 
 
 def show_dialogue_plan(plan: Plan, settings: Dialogues, console: Console) -> None:
     """Print what dialogues take before the first request."""
-    _line(
+    print_line(
         console,
         f"{plan.num_figures:,} figures, {plan.num_answered:,} answered before",
     )
-    _line(console, f"{settings.endpoint.model}: {_estimate(plan.writing)}")
+    print_line(console, f"{settings.endpoint.model}: {_estimate(plan.writing)}")
     if settings.checker is not None and plan.checking is not None:
-        _line(console, f"{settings.checker.model}, which checks: {_estimate(plan.checking)}")
+        print_line(console, f"{settings.checker.model}, which checks: {_estimate(plan.checking)}")
 
 
 def show_dialogues(manifest: DialoguesManifest, console: Console) -> None:
@@ -137,15 +138,15 @@ def show_dialogues(manifest: DialoguesManifest, console: Console) -> None:
     outcomes = ", ".join(f"{count:,} {name}" for name, count in manifest.outcomes.items())
     modalities = ", ".join(f"{count:,} {name}" for name, count in manifest.modalities.items())
     price = "" if manifest.cost is None else f", cost {manifest.cost:.4g}"
-    _line(console, f"{manifest.num_figures:,} figures: {outcomes}")
-    _line(
+    print_line(console, f"{manifest.num_figures:,} figures: {outcomes}")
+    print_line(
         console,
         f"{manifest.num_dialogues:,} dialogues with {manifest.num_exchanges:,} questions passed"
         f"{f' ({modalities})' if modalities else ''}",
     )
     for rule, count in manifest.findings.items():
-        _line(console, f"  {rule}: {count:,}")
-    _line(
+        print_line(console, f"  {rule}: {count:,}")
+    print_line(
         console,
         f"{manifest.prompt_tokens:,} tokens of prompts, {manifest.completion_tokens:,} of answers"
         f"{price}",
@@ -154,7 +155,7 @@ def show_dialogues(manifest: DialoguesManifest, console: Console) -> None:
 
 def show_question_estimate(estimate: CostEstimate, console: Console) -> None:
     """Print what the questions of a chat evaluation take before the first request."""
-    _line(console, _estimate(estimate))
+    print_line(console, _estimate(estimate))
 
 
 def show_questions(manifest: QuestionsManifest, folder: Location, console: Console) -> None:
@@ -162,9 +163,9 @@ def show_questions(manifest: QuestionsManifest, folder: Location, console: Conso
     outcomes = ", ".join(f"{count:,} {name}" for name, count in manifest.outcomes.items())
     kinds = ", ".join(f"{count:,} {name}" for name, count in manifest.types.items())
     domains = ", ".join(f"{count:,} {name}" for name, count in manifest.domains.items())
-    _line(console, f"{manifest.num_figures:,} figures: {outcomes}")
-    _line(console, f"{sum(manifest.types.values()):,} questions ({kinds}; {domains})")
-    _line(console, f"{folder}: {QUESTIONS} and images")
+    print_line(console, f"{manifest.num_figures:,} figures: {outcomes}")
+    print_line(console, f"{sum(manifest.types.values()):,} questions ({kinds}; {domains})")
+    print_line(console, f"{folder}: {QUESTIONS} and images")
 
 
 def _estimate(estimate: CostEstimate) -> str:
@@ -173,7 +174,3 @@ def _estimate(estimate: CostEstimate) -> str:
         f"{estimate.num_requests:,} requests, about {estimate.prompt_tokens:,} tokens of prompts "
         f"and at most {estimate.max_completion_tokens:,} of answers{price}"
     )
-
-
-def _line(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, highlight=False)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from llavamed.cli.options import ConfigFile, Overrides, console, load_run
+from llavamed.cli.logs import log_console
+from llavamed.cli.options import ConfigFile, Overrides, console, load_run, print_line
 from llavamed.config.run import RunConfig
 from llavamed.config.sources import LlavaJson
 
@@ -69,10 +69,9 @@ def labels(
         if row["problem"]:
             problems[row["problem"].partition(":")[0]] += 1
     bad = ", ".join(f"{number} {reason}" for reason, number in problems.most_common())
-    Console(stderr=True).print(
+    print_line(
+        log_console,
         f"{count:,} dialogues, {problems.total():,} with a problem{f' ({bad})' if bad else ''}",
-        highlight=False,
-        soft_wrap=True,
     )
 
 
@@ -127,7 +126,7 @@ def inspect(
         samples = read_samples(prepared, rows, tokenizer)
     if html is not None:
         locate(html).write_bytes(render_samples(prepared, samples, refusals).encode())
-        console.print(f"{html}: the page", soft_wrap=True, highlight=False, markup=False)
+        print_line(console, f"{html}: the page")
         return
     for sample in samples:
         show_sample(sample, console)

@@ -9,7 +9,7 @@ import typer
 import typer.core
 
 from llavamed.cli.logs import log_console
-from llavamed.cli.options import ConfigFile, Overrides, console, load_run
+from llavamed.cli.options import ConfigFile, Overrides, console, load_run, print_line
 from llavamed.cli.verdicts import gate_model, judge_answers, write_model_card
 from llavamed.config.engine import Precision
 
@@ -140,7 +140,7 @@ def _publish(
     folder: "Location", made: "AnswersManifest", questions: "Questions", lease: "Lease"
 ) -> None:
     """Write the scores and the page of answers, and show them."""
-    from llavamed.cli.tables import print_line, show_answers
+    from llavamed.cli.tables import show_answers
     from llavamed.evaluate.answers import ANSWERS
     from llavamed.evaluate.publish import publish_scores
     from llavamed.evaluate.questions import find_pictures
@@ -254,7 +254,7 @@ def score_file(
     """
     import numpy as np
 
-    from llavamed.cli.tables import print_line, show_legacy, show_scorers
+    from llavamed.cli.tables import show_legacy, show_scorers
     from llavamed.errors import ConfigError
     from llavamed.evaluate.compare import no_answer_shares
     from llavamed.evaluate.results import read_results
@@ -269,7 +269,7 @@ def score_file(
         raise ConfigError(f"scorer={','.join(names)}: --items takes one; add --scorer NAME")
     is_legacy = names == ["legacy"] and not items
     if candidates is not None and not is_legacy:
-        raise ConfigError(f"candidates={candidates}: is for --scorer legacy alone; add that")
+        raise ConfigError(f"candidates={candidates}: needs --scorer legacy and no other; add it")
     known = [] if candidates is None else read_candidates(candidates)
     found = read_results(file)
     scores = {
@@ -304,7 +304,7 @@ def compare_results(
     """Compare runs, exports or files of predictions on the same questions."""
     from string import ascii_uppercase
 
-    from llavamed.cli.tables import print_line, show_comparison
+    from llavamed.cli.tables import show_comparison
     from llavamed.errors import ConfigError
     from llavamed.evaluate.compare import align, compare, no_answer_shares
     from llavamed.evaluate.results import read_results
@@ -319,7 +319,7 @@ def compare_results(
             "the others, each once"
         )
     if plot is not None and not plot.endswith(".png"):
-        raise ConfigError(f"plot={plot}: must end in .png; choose such a name")
+        raise ConfigError(f"plot={plot}: must end in .png; name another file")
     aligned = align({file: read_results(file) for file in files})
     items = list(aligned.values())
     compared = compare(items, rule, by)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 Verbosity = Literal["quiet", "normal", "verbose"]
 
-log_console = Console(stderr=True)
+log_console = Console(stderr=True, markup=False, emoji=False, highlight=False)
 """Where log messages and progress bars are shown."""
 
 _LEVELS: dict[Verbosity, int] = {
@@ -61,6 +61,4 @@ class _TerminalHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print one message."""
         style = {logging.WARNING: "yellow", logging.ERROR: "red"}.get(record.levelno)
-        log_console.print(
-            self.format(record), style=style, markup=False, highlight=False, soft_wrap=True
-        )
+        log_console.print(self.format(record), style=style, soft_wrap=True)

@@ -15,7 +15,6 @@ from importlib import metadata
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from typer.core import TyperGroup
 
 from llavamed import __version__
@@ -26,7 +25,7 @@ from llavamed.cli.data import app as data
 from llavamed.cli.evaluate import app as evaluate
 from llavamed.cli.evaluate import compare_results
 from llavamed.cli.logs import configure_logging, log_console
-from llavamed.cli.options import ConfigFile, Overrides, console, find_config, load_run
+from llavamed.cli.options import ConfigFile, Overrides, console, find_config, load_run, print_line
 from llavamed.config.load import dump_config, load_config
 from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError, InterruptError, LlavaMedError
@@ -77,13 +76,13 @@ def _show_versions(asked: bool) -> None:
     if not asked:
         return
     names = ("ray", "torch", "transformers", "deepspeed", "mlflow")
-    console.print(f"llavamed {__version__}, Python {platform.python_version()}", highlight=False)
+    print_line(console, f"llavamed {__version__}, Python {platform.python_version()}")
     for name in names:
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
             version = "is not installed"
-        console.print(f"{name} {version}", highlight=False)
+        print_line(console, f"{name} {version}")
     raise typer.Exit
 
 
@@ -124,13 +123,12 @@ def prepare(
     for name, prepared in found.items():
         facts = prepared.manifest
         bad = ", ".join(f"{count} {reason}" for reason, count in facts.quarantined.items())
-        console.print(
+        print_line(
+            console,
             f"{name}: {facts.num_samples} samples, {facts.num_tokens:,} tokens, "
             f"{facts.num_truncated} truncated, {facts.num_duplicates} duplicates, "
             f"{facts.num_quarantined} quarantined"
             f"{f' ({bad})' if bad else ''} in {prepared.location}",
-            soft_wrap=True,
-            highlight=False,
         )
 
 
@@ -163,7 +161,7 @@ def plan(
 ) -> None:
     """Show what a run will do and cost: steps, tokens, memory, hours. This starts nothing."""
     run = load_run(config, overrides)
-    from llavamed.cli.tables import print_line, show_plan
+    from llavamed.cli.tables import show_plan
     from llavamed.config.load import override_config
     from llavamed.model.cost.speeds import with_measurements
     from llavamed.run.auto_plan import choose, reasons
@@ -220,9 +218,9 @@ def export(
     from llavamed.storage.location import locate
 
     copy_export(find_stage(run, stage).export, locate(target))
-    console.print(f"{target}: holds the model", soft_wrap=True, highlight=False)
+    print_line(console, f"{target}: holds the model")
     if note := serving_note(locate(target)):
-        console.print(note, soft_wrap=True, highlight=False, markup=False)
+        print_line(console, note)
 
 
 @app.command("config")
@@ -254,9 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         error = _explain_missing(error) or error
         is_ours = isinstance(error, LlavaMedError)
         text = str(error) if is_ours else _explain_unexpected(error)
-        Console(stderr=True).print(
-            f"error: {text}", style="bold red", markup=False, highlight=False, soft_wrap=True
-        )
+        log_console.print(f"error: {text}", style="bold red", soft_wrap=True)
         sys.exit(error.exit_code if isinstance(error, LlavaMedError) else 1)
 
 

@@ -15,7 +15,8 @@ from llavamed.errors import ConfigError
 from llavamed.run.job_storage import settle_storage
 
 logger = logging.getLogger(__name__)
-console = Console()
+console = Console(markup=False, emoji=False, highlight=False)
+"""Where results are printed. Texts of data and models may hold brackets, which are not markup."""
 
 ConfigFile = Annotated[
     str | None, typer.Option("--config", help="YAML file; default: the one LLAVAMED_CONFIG names.")
@@ -24,6 +25,11 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="e.g. stages.align.optimizer.lr=1e-3"),
 ]
+
+
+def print_line(console: Console, text: str) -> None:
+    """Print a sentence without breaking its line."""
+    console.print(text, soft_wrap=True)
 
 
 def find_config(path: str | None) -> str:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from llavamed.cli.options import print_line
+from llavamed.config.gate import Criterion
 from llavamed.data.prepared.dataset import PreparedDataset
-from llavamed.data.prepared.decontaminate import Contamination, Criterion
+from llavamed.data.prepared.decontaminate import Contamination
 from llavamed.data.record import IMAGE_HASH_BYTES
 from llavamed.storage.manifest import EstimateFacts, GroupScores, ScoresManifest, row_name
 from llavamed.storage.run_progress import RunSummary
@@ -354,11 +356,6 @@ def _short(number: float) -> str:
         if number >= size:
             return f"{number / size:.3f} {unit}"
     return f"{number:.0f}"
-
-
-def print_line(console: Console, text: str) -> None:
-    """Print a sentence unchanged, without colours and line breaks."""
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def _mlflow_command(uri: str) -> str:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from llavamed.cli.options import ConfigFile, Overrides, console, load_run
+from llavamed.cli.options import ConfigFile, Overrides, console, load_run, print_line
 
 _QUESTIONS = (
     "JSON lines of {question_id, image, text, gpt4_answer, fig_caption, in_text_mention, domain, "
@@ -35,7 +35,7 @@ def judge_answers(
     ] = False,
 ) -> None:
     """Let a language model judge answers to questions about figures against reference answers."""
-    from llavamed.cli.tables import print_line, show_judgement
+    from llavamed.cli.tables import show_judgement
     from llavamed.config.endpoint import Endpoint
     from llavamed.config.load import load_section
     from llavamed.evaluate.chat import read_chat
@@ -83,7 +83,7 @@ def gate_model(
 
     rules = load_section("policy", policy, GatePolicy)
     run = load_run(config, overrides)
-    from llavamed.cli.tables import print_line, show_checks
+    from llavamed.cli.tables import show_checks
     from llavamed.evaluate.gates import require
     from llavamed.run.gate import check_candidate, make_champion
 
@@ -104,7 +104,6 @@ def write_model_card(
 ) -> None:
     """Write a model card, and a data card for each training set, from the records."""
     run = load_run(config, overrides)
-    from llavamed.cli.tables import print_line
     from llavamed.run.cards import write_cards
     from llavamed.storage.location import locate
 

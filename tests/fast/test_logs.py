@@ -1,14 +1,11 @@
 """What the command line shows of messages: ours by level, those of libraries when asked for."""
 
-import io
 import logging
 import warnings
 from collections.abc import Iterator
 
 import pytest
-from rich.console import Console
 
-from llavamed.cli import logs
 from llavamed.cli.logs import Verbosity, configure_logging
 
 
@@ -57,9 +54,11 @@ def test_verbose_shows_what_libraries_say_too(capsys: pytest.CaptureFixture[str]
         assert text in err
 
 
-def test_a_terminal_shows_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
-    screen = io.StringIO()
-    monkeypatch.setattr(logs, "log_console", Console(file=screen, force_terminal=True, width=20))
+def test_a_terminal_shows_sentences(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "20")
     configure_logging("normal")
     logging.getLogger("llavamed.x").info("[bold]%s[/bold] is no markup, and long", "this")
-    assert screen.getvalue() == "[bold]this[/bold] is no markup, and long\n"
+    assert capsys.readouterr().err == "[bold]this[/bold] is no markup, and long\n"

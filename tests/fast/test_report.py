@@ -8,6 +8,8 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
+from llavamed.cli.options import console
+from llavamed.cli.tables import show_scores
 from llavamed.errors import DataError
 from llavamed.evaluate.answers import ANSWERS, Answer, AnswersManifest, Overlap
 from llavamed.evaluate.failures import CATEGORIES, categorize
@@ -313,3 +315,10 @@ def test_answers_are_sorted_by_how_they_fail(prediction, reference, kind, change
     given = answer("1", "?", reference, prediction, kind, **changes)
     values = {name: float(found[0]) for name, found in measure([given]).items()}
     assert categorize(given, values) == category
+
+
+def test_the_terminal_shows_words_of_a_model_that_look_like_markup(tmp_path, capsys):
+    four_answers = [replace(each, prediction="[/INST] :lung: [red]") for each in four()]
+    found, _ = publish(tmp_path, conditions(four_answers))
+    show_scores(found, console)
+    assert capsys.readouterr().out.count("[/INST]") == len(found.samples)
