@@ -159,7 +159,7 @@ class Stage(Section):
         """Forward passes per optimizer step, over all workers."""
         return self.global_batch_size // self.micro_batch_size
 
-    def passes(self, num_workers: int) -> int:
+    def forward_passes(self, num_workers: int) -> int:
         """Return the forward passes of each worker in a step, of which some may hold no sample."""
         return -(-self.num_lanes // num_workers)
 

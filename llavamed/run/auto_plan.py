@@ -250,7 +250,7 @@ def _timed(
     number = trained + sum(part.num_frozen for part in cost.parts)
     width = 2 if engine.precision == "bf16" else 4
     workers = cost.num_gpus
-    passes = stage.passes(workers)
+    passes = stage.forward_passes(workers)
     share = 1 / workers if engine.zero_stage else 1.0
     traffic = passes * 2 * number * width + 28 * trained * share
     gradients = trained * width * (passes if engine.zero_stage >= 2 else 1)

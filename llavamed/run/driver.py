@@ -32,8 +32,8 @@ from llavamed.run.curriculum import (
 from llavamed.run.fit import fit
 from llavamed.run.model_checks import (
     check_language_model,
+    check_vocabulary,
     check_weights,
-    check_words,
     warn_of_unlearned_ends,
 )
 from llavamed.run.plan import training_flops
@@ -41,7 +41,7 @@ from llavamed.run.preflight import (
     check_packages,
     check_settings,
     check_stage,
-    warn_of_numbers,
+    warn_of_instability,
 )
 from llavamed.run.progress import ProgressDisplay
 from llavamed.run.ray_cluster import ray_cluster
@@ -102,13 +102,13 @@ def run_curriculum(
     check_packages(config, plans)
     check_weights(config, plans)
     check_language_model(config, plans)
-    warn_of_numbers(config)
+    warn_of_instability(config)
     check_tracking(config)
     with hold_lease(directory, hint=_HINT, take_over=take_over) as lease:
         check_settings(plans, make_jobs(config, plans))
         with RunRecord(config, plans, lease, progress) as record:
             processor = ensure_processor(config)
-            check_words(plans, processor)
+            check_vocabulary(plans, processor)
             warn_of_unlearned_ends(config, plans, processor)
             with ray_cluster(config):
                 datasets = prepare(config, _datasets_of(plans), record.prepared)

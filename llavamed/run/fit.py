@@ -23,8 +23,8 @@ from ray.util.queue import Empty, Queue
 from llavamed.errors import LlavaMedError, TrainingError
 from llavamed.parallel.failures import explain_failure, find_our_error
 from llavamed.parallel.logs import log_record, queue_beside_driver, send_logs
-from llavamed.run.messages import Failed, Message, Started, Steps
 from llavamed.run.resources import log_what_is_missing
+from llavamed.run.worker_messages import Failed, Message, Started, Steps
 from llavamed.storage.location import Location
 from llavamed.train.job import StageJob, Workers
 from llavamed.train.metrics import StepRecord

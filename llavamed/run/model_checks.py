@@ -135,8 +135,8 @@ def check_language_model(config: RunConfig, plans: list[StagePlan]) -> None:
                 check_capability(_OLD_GPUS[gpu], gpu)
 
 
-def check_words(plans: list[StagePlan], processor: Location) -> None:
-    """Check that initial weights that no stage of this run makes know the tokens of the datasets.
+def check_vocabulary(plans: list[StagePlan], processor: Location) -> None:
+    """Check that initial weights from outside this run have the vocabulary of the datasets.
 
     Weights without a tokenizer do not say which tokens they know.
 

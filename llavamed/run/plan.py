@@ -218,7 +218,7 @@ def plan_stage(
     fits = memory.total <= gpu.memory_bytes
     workers = config.scaling.most_workers
     # If the passes of a step do not divide evenly, all workers wait for those that have one more.
-    at_work = stage.num_lanes / (stage.passes(workers) * workers)
+    at_work = stage.num_lanes / (stage.forward_passes(workers) * workers)
     hours = computed / (workers * at_work * gpu.flops_per_second * mfu) / 3600
     return StageCost(
         name=stage.name,

@@ -32,10 +32,10 @@ _VARYING_ROPES = ("dynamic", "longrope")
 _LARGEST_RATE = 0.1
 
 
-def warn_of_numbers(config: RunConfig) -> None:
-    """Warn of long sums of gradients in bf16, and of rates that move weights beyond their size."""
+def warn_of_instability(config: RunConfig) -> None:
+    """Warn of long sums of gradients in bf16, and of learning rates too large for any weights."""
     for stage in config.stages:
-        engine, passes = config.engine_of(stage), stage.passes(config.scaling.least_workers)
+        engine, passes = config.engine_of(stage), stage.forward_passes(config.scaling.least_workers)
         if passes > FEW_PASSES and engine.gradient_format(passes) == "bf16":
             asked = "remove engine.deepspeed.data_types.grad_accum_dtype=bf16"
             logger.warning(

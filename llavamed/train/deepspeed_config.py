@@ -11,7 +11,7 @@ from llavamed.config.stage import Stage
 
 def deepspeed_config(config: Engine, stage: Stage, world_size: int) -> dict[str, Any]:
     """Return the whole DeepSpeed configuration of a stage."""
-    accumulation = stage.passes(world_size)
+    accumulation = stage.forward_passes(world_size)
     zero: dict[str, Any] = {"stage": config.zero_stage}
     if config.offload_optimizer != "none":
         zero["offload_optimizer"] = {"device": config.offload_optimizer}

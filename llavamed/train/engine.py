@@ -61,7 +61,7 @@ class TrainingEngine:
     def __init__(
         self, model: torch.nn.Module, *, stage: Stage, config: Engine, world_size: int
     ) -> None:
-        self.accumulation = stage.passes(world_size)
+        self.accumulation = stage.forward_passes(world_size)
         self._world_size = world_size
         self._zero_stage = config.zero_stage
         self._offloads = config.offload_optimizer != "none"

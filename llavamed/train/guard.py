@@ -159,7 +159,7 @@ def check_loss(
 
 
 @torch.no_grad()
-def check_apart(stage: Stage, model: torch.nn.Module, batch: Batch, image_token: int) -> None:
+def check_separation(stage: Stage, model: torch.nn.Module, batch: Batch, image_token: int) -> None:
     """Find out whether the samples of a pack see each other, by changing the tokens of the first.
 
     Language models with recurrent layers, and some that make their own masks, ignore where a sample

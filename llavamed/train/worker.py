@@ -39,10 +39,10 @@ from llavamed.train.collectives import together
 from llavamed.train.context import Context, PreemptionWatch
 from llavamed.train.engine import TrainingEngine
 from llavamed.train.guard import (
-    check_apart,
     check_finite,
     check_loss,
     check_moved,
+    check_separation,
     explained_memory,
     ids_of,
     weight_sums,
@@ -99,7 +99,7 @@ def train_stage(job: StageJob, context: Context) -> bool:
         )
         if job.stage.packing:
             pack = next(loader.steps())[0].to(context.device)
-            check_apart(job.stage, engine.model, pack, data.image_token_id)
+            check_separation(job.stage, engine.model, pack, data.image_token_id)
         history, seconds_before = _resume(job, engine, context)
         first = len(history)
         started -= seconds_before

@@ -18,7 +18,7 @@ from llavamed.model.loss import column_logits, supervised_loss
 from llavamed.run.curriculum import plan_curriculum
 from llavamed.run.preflight import check_settings
 from llavamed.train.context import local_context
-from llavamed.train.guard import check_apart
+from llavamed.train.guard import check_separation
 from tests.support.training_setup import make_job, run_stage, small_config
 
 IMAGE_TOKEN = 127
@@ -139,7 +139,7 @@ def test_a_language_model_whose_samples_see_each_other_trains_no_packs(
     leaks = r"stages.align.packing=true: the language model lets samples .* by [\d.e-]+; set it to"
     expected = pytest.raises(TrainingError, match=leaks) if kind in LEAKING else nullcontext()
     with local_context(lambda _: None), expected:
-        check_apart(tiny_config.stages[0], model, pack(), IMAGE_TOKEN)
+        check_separation(tiny_config.stages[0], model, pack(), IMAGE_TOKEN)
 
 
 def test_a_language_model_that_trains_no_packs_trains_padded(

@@ -15,7 +15,7 @@ from llavamed.model.export import write_export
 from llavamed.model.llava import build_model
 from llavamed.processor.build import build_processor
 from llavamed.run.curriculum import plan_curriculum
-from llavamed.run.model_checks import check_weights, check_words
+from llavamed.run.model_checks import check_vocabulary, check_weights
 from llavamed.storage.location import locate
 from tests.support.original_llava import save_as_original
 from tests.support.training_setup import make_job, processor_of, run_stage, small_config
@@ -105,7 +105,7 @@ def test_initial_weights_that_know_other_words_are_refused(
     build_model(small.model, processor, seed=3, precision="fp32").save_pretrained(tmp_path)
     place, plans = ensure_processor(small), plan_curriculum(small)
     processor.tokenizer.save_pretrained(tmp_path)
-    check_words(plans, place)
+    check_vocabulary(plans, place)
     definition = json.loads((tmp_path / "tokenizer.json").read_text())
     vocabulary = definition["model"]["vocab"]
     plain = [token for token in vocabulary if not token.startswith("<")][-others:] if others else []
@@ -114,13 +114,13 @@ def test_initial_weights_that_know_other_words_are_refused(
     (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
     renamed = len(plain) if len(plain) > 1 else 0
     if renamed <= 0.02 * len(processor.tokenizer):
-        check_words(plans, place)
+        check_vocabulary(plans, place)
         return
     message = (
         rf"align.initial_weights={tmp_path}: {renamed} of \d+ ids stand for other tokens in its"
     )
     with pytest.raises(ConfigError, match=message):
-        check_words(plans, place)
+        check_vocabulary(plans, place)
 
 
 def test_a_whole_llava_has_an_embedding_for_each_token(
@@ -141,4 +141,4 @@ def test_a_whole_llava_has_an_embedding_for_each_token(
     with pytest.raises(ConfigError, match="^model.weights=" + message):
         build_processor(whole.model, iter([]))
     with pytest.raises(ConfigError, match="^stages.align.initial_weights=" + message):
-        check_words(plan_curriculum(small), locate(str(tmp_path)))
+        check_vocabulary(plan_curriculum(small), locate(str(tmp_path)))

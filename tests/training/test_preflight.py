@@ -22,7 +22,7 @@ from llavamed.run.preflight import (
     check_images,
     check_settings,
     check_stage,
-    warn_of_numbers,
+    warn_of_instability,
 )
 from llavamed.storage.location import MANIFEST, locate
 from llavamed.storage.manifest import Layout, StageSettings, write
@@ -168,10 +168,10 @@ def test_a_kernel_on_gpus_that_are_too_old_for_it(tiny_config: RunConfig, gpu: s
 def test_a_rate_with_its_sign_lost_is_told(
     tiny_config: RunConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    warn_of_numbers(tiny_config)
+    warn_of_instability(tiny_config)
     assert not caplog.messages
     part = "stages.instruct.optimizer.parts={projector: {lr: 2e3}}"
-    warn_of_numbers(override_config(tiny_config, ["stages.align.optimizer.lr=2e3", part]))
+    warn_of_instability(override_config(tiny_config, ["stages.align.optimizer.lr=2e3", part]))
     assert [line.partition(", and")[0] for line in caplog.messages] == [
         "stages.align.optimizer: the learning rate of projector is 2000",
         "stages.instruct.optimizer: the learning rate of projector is 2000",
@@ -208,7 +208,7 @@ def test_a_long_sum_of_gradients_in_bf16_is_told(
 ) -> None:
     asked = (f"engine={engine}", f"scaling.num_workers={workers}")
     batches = [f"stages.{stage.name}.global_batch_size=64" for stage in tiny_config.stages]
-    warn_of_numbers(override_config(tiny_config, [*asked, *batches]))
+    warn_of_instability(override_config(tiny_config, [*asked, *batches]))
     assert [line for line in caplog.messages if "added up in bf16" in line] == caplog.messages
     assert bool(caplog.messages) == (advice is not None)
     assert all(line.endswith(f"to 8 bits; {advice}") for line in caplog.messages)

@@ -85,7 +85,7 @@ def stage_memory(
     number = sum(count.num_trained + count.num_frozen for count in counts)
     trained = sum(count.num_trained for count in counts)
     width = _WIDTHS[engine.precision]
-    sums = engine.gradient_format(stage.passes(num_workers))
+    sums = engine.gradient_format(stage.forward_passes(num_workers))
     # Count AdamW's two moments and, for bf16 weights, the fp32 copy that is updated.
     moments = 2 if stage.optimizer.name == "adamw_8bit" else 8
     state = trained * (moments + (4 if engine.precision == "bf16" else 0))
