@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from llavamed.cli.logs import log_console
-from llavamed.cli.options import ConfigFile, Overrides, console, load_run
+from llavamed.cli.options import ConfigFile, Overrides, console, load_run, print_line
 from llavamed.errors import ConfigError, DataError
 
 app = typer.Typer(help="Make training data from open literature.", no_args_is_help=True)
@@ -128,26 +128,23 @@ def dialogues(
     run = load_run(config, overrides)
     from llavamed.cli.corpus_tables import show_dialogue_plan, show_dialogues
     from llavamed.corpus.dialogues.job import DialogueJob
+    from llavamed.corpus.questions import held_out_articles
 
-    job = DialogueJob(run)
+    job = DialogueJob(run, held_out_articles(run))
     if not estimate and (count := job.forget()):
-        console.print(
-            f"{count:,} answers about articles that left the corpus are removed",
-            soft_wrap=True,
-            highlight=False,
-        )
+        print_line(console, f"{count:,} answers about articles that left the corpus are removed")
     if judge_only:
         show_dialogues(job.judge_again(), console)
         return
     if read_batch:
         counts = job.read_batches(read_batch)
         lines = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
-        console.print(f"lines: {lines}", soft_wrap=True, highlight=False)
+        print_line(console, f"lines: {lines}")
     plan = job.plan()
     show_dialogue_plan(plan, job.settings, console)
     if write_batch is not None:
         names = job.write_batches(write_batch)
-        console.print(f"{write_batch}: {len(names)} files", soft_wrap=True, highlight=False)
+        print_line(console, f"{write_batch}: {len(names)} files")
     elif not estimate:
         show_dialogues(job.run(plan), console)
 
@@ -165,11 +162,10 @@ def pairs(overrides: Overrides = None, config: ConfigFile = None) -> None:
     settings = Pairs() if run.corpus is None else run.corpus.pairs
     held_out = held_out_articles(run)
     counts = write_pairs(corpus / "select", corpus / "samples", settings, held_out)
-    console.print(
+    print_line(
+        console,
         f"{corpus / 'samples'}: {counts['pairs']} pairs, {counts['unfit_length']} captions too "
         "short or too long",
-        soft_wrap=True,
-        highlight=False,
     )
 
 
@@ -202,9 +198,8 @@ def card(overrides: Overrides = None, config: ConfigFile = None) -> None:
 
     corpus = locate(run.corpus_directory)
     counts = write_cards(corpus, run.name)
-    console.print(
+    print_line(
+        console,
         f"{corpus}: README.md, croissant.json and attribution.csv of {counts.kept:,} figures of "
         f"{counts.articles:,} articles",
-        soft_wrap=True,
-        highlight=False,
     )

@@ -28,6 +28,7 @@ from tests.support.chat_endpoint import MAY_PASS, chat_endpoint
 from tests.support.corpus_figures import corpus_config, selected
 
 PRICES = "{input: 1, output: 1}"
+NO_ARTICLE = frozenset()
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +76,7 @@ def corpus(tmp_path, endpoint, *overrides, count=20):
 
 
 def run(config):
-    job = DialogueJob(config)
+    job = DialogueJob(config, NO_ARTICLE)
     return job.run(job.plan())
 
 
@@ -180,7 +181,7 @@ def test_other_rules_judge_the_same_answers_for_nothing(tmp_path, endpoint):
     kept = {"name": "any", "kind": "count", "drops": "dialogue", "at_most": 8}
     rules.write_text(yaml.safe_dump({"version": 2, "rules": [kept]}))
     changed = load_config_with(config, f"corpus.dialogues.filters={rules}")
-    second = DialogueJob(changed).judge_again()
+    second = DialogueJob(changed, NO_ARTICLE).judge_again()
     assert len(endpoint.bodies) == asked == 10
     assert (first.num_exchanges, second.num_exchanges) == (10, 20)
     assert first.filters_hash != second.filters_hash
@@ -196,12 +197,13 @@ def test_answers_about_an_article_that_left_the_corpus_are_removed(tmp_path, end
     run(config)
     told = rows(config)
     asked = len(endpoint.bodies)
-    assert DialogueJob(config).forget() == 0  # without a harvest nothing is known to have gone
+    # Without a harvest nothing is known to have gone.
+    assert DialogueJob(config, NO_ARTICLE).forget() == 0
     for number in range(2):
         left = [each for each in selected(6)[number::2] if each.pmcid != "PMC3"]
         write_figures(here / "harvest" / f"{number:05d}", left, "")
         # The articles that a harvest under way has not come to have not gone.
-        assert DialogueJob(config).forget() == 0
+        assert DialogueJob(config, NO_ARTICLE).forget() == 0
     finish_harvest(here / "harvest")
     gone = {
         row[key]
@@ -210,7 +212,7 @@ def test_answers_about_an_article_that_left_the_corpus_are_removed(tmp_path, end
         if row["pmcid"] == "PMC3"
     }
     before = AnswerCache(str(here / "answers")).keys()
-    job = DialogueJob(config)
+    job = DialogueJob(config, NO_ARTICLE)
     assert (len(gone), job.forget(), job.forget()) == (2, 2, 0)
     assert AnswerCache(str(here / "answers")).keys() == before - gone
     assert job.judge_again().num_figures == len(told) - 1
@@ -273,14 +275,14 @@ def test_a_checker_scores_each_dialogue_once(tmp_path, endpoint):
 def test_the_estimate_comes_first_and_the_budget_stops_before_the_first_call(tmp_path, endpoint):
     limits = ["corpus.dialogues.endpoint.max_cost=0.0001"]
     config = corpus(tmp_path, endpoint, f"corpus.dialogues.endpoint.prices={PRICES}", *limits)
-    job = DialogueJob(config)
+    job = DialogueJob(config, NO_ARTICLE)
     plan = job.plan()
     assert (plan.num_figures, plan.num_answered, plan.writing.num_requests) == (19, 0, 19)
     with pytest.raises(ConfigError, match=r"max_cost=0.0001: 19 requests may cost .*num_dialogues"):
         job.run(plan)
     assert endpoint.bodies == []
     run(load_config_with(config, "corpus.dialogues.endpoint.max_cost=null"))
-    assert DialogueJob(config).plan().num_answered == 19
+    assert DialogueJob(config, NO_ARTICLE).plan().num_answered == 19
     assert run(config).num_figures == 19
 
 
@@ -289,12 +291,12 @@ def test_a_budget_of_the_checker_is_for_all_figures(tmp_path, endpoint):
     config = corpus(tmp_path, endpoint, f"corpus.dialogues.checker={checker}")
     plan = Plan(19, 10, CostEstimate(9, 1, 1, None), CostEstimate(19, 1, 1, 38.0))
     with pytest.raises(ConfigError, match=r"checker.max_cost=20: .* or ask about 10 figures by"):
-        check_cost(plan, DialogueJob(config).settings)
+        check_cost(plan, DialogueJob(config, NO_ARTICLE).settings)
 
 
 def test_answers_of_a_batch_file_are_not_asked_for_again(tmp_path, endpoint):
     config = corpus(tmp_path, endpoint)
-    job = DialogueJob(config)
+    job = DialogueJob(config, NO_ARTICLE)
     (name,) = job.write_batches(str(tmp_path / "batch"))
     lines = [json.loads(line) for line in (tmp_path / "batch" / name).read_text().splitlines()]
     output = tmp_path / "output.jsonl"
@@ -328,9 +330,9 @@ def test_a_picture_is_sent_where_the_model_sees(tmp_path, endpoint):
 def test_dialogues_need_a_model_and_figures(tmp_path, endpoint):
     config = corpus(tmp_path, endpoint, count=3)
     with pytest.raises(ConfigError, match=r"corpus.dialogues: must be set; name a language model"):
-        DialogueJob(load_config_with(config, "corpus.dialogues=null"))
+        DialogueJob(load_config_with(config, "corpus.dialogues=null"), NO_ARTICLE)
     step = locate(config.corpus_directory) / "select"
     step.remove()
     write_figures(step / "00000", [replace(selected(1)[0], refusal="size")], "")
     with pytest.raises(DataError, match=r"no figure is selected; run `llavamed corpus select` fi"):
-        DialogueJob(config).plan()
+        DialogueJob(config, NO_ARTICLE).plan()

@@ -94,10 +94,10 @@ def test_articles_of_the_set_are_in_no_training_sample(tmp_path, endpoint):
     folder = locate(config.corpus_directory)
     counts = write_pairs(folder / "select", folder / "samples", Pairs(), held_out)
     assert counts["pairs"] == 10
-    assert {figure.pmcid for figure in DialogueJob(config).figures()}.isdisjoint(held_out)
+    assert {figure.pmcid for figure in DialogueJob(config, held_out).figures()}.isdisjoint(held_out)
     without = changed(config, questions=None)
     assert held_out_articles(without) == frozenset()
-    assert len(list(DialogueJob(without).figures())) == 20
+    assert len(list(DialogueJob(without, frozenset()).figures())) == 20
 
 
 def test_articles_of_a_written_set_stay_held_out_when_others_are_selected(tmp_path, endpoint):
@@ -129,9 +129,9 @@ def test_dialogues_that_were_written_before_are_left_out_too(tmp_path, endpoint)
     config = corpus(tmp_path, endpoint)
     speakers = [{"speaker": "user", "text": "What?"}, {"speaker": "assistant", "text": "A lesion."}]
     endpoint.say = lambda _: {"content": json.dumps({"turns": speakers})}
-    without = DialogueJob(changed(config, questions=None))
+    without = DialogueJob(changed(config, questions=None), frozenset())
     assert without.run(without.plan()).num_figures == 20
-    assert DialogueJob(config).judge_again().num_figures == 10
+    assert DialogueJob(config, held_out_articles(config)).judge_again().num_figures == 10
 
 
 def test_answers_of_another_form_are_counted_and_give_no_question(tmp_path, endpoint):

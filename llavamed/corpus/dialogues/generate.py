@@ -178,9 +178,7 @@ async def write_dialogues(figures: Figures, writer: Writer, places: Places) -> D
         return await _judge_and_write(answered(), writer, places)
 
 
-def judge_again(
-    writer: Writer, places: Places, left_out: Set[str] = frozenset()
-) -> DialoguesManifest:
+def judge_again(writer: Writer, places: Places, left_out: Set[str]) -> DialoguesManifest:
     """Judge the dialogues that are there by the rules as they are now. Nothing is asked.
 
     Args:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from functools import cached_property
 
 from llavamed.config.corpus import Dialogues
@@ -20,7 +20,6 @@ from llavamed.corpus.dialogues.generate import (
 from llavamed.corpus.dialogues.gone import forget, gone_articles
 from llavamed.corpus.dialogues.table import DialoguesManifest
 from llavamed.corpus.figures import FigureRow, iter_kept
-from llavamed.corpus.questions import held_out_articles
 from llavamed.errors import ConfigError, DataError
 from llavamed.llm.batch_file import read_batch, write_batches
 from llavamed.storage.location import locate
@@ -29,15 +28,23 @@ from llavamed.storage.location import locate
 class DialogueJob:
     """The dialogues of one corpus."""
 
-    def __init__(self, config: RunConfig) -> None:
-        """Read the prompt and the rules. Raises: ConfigError."""
+    def __init__(self, config: RunConfig, held_out: Set[str]) -> None:
+        """Read the prompt and the rules.
+
+        Args:
+            config: A run with a section `corpus.dialogues`.
+            held_out: Articles to leave out.
+
+        Raises:
+            ConfigError: The section is missing, or a prompt or a rule is not one.
+        """
         self._corpus = locate(config.corpus_directory)
         self.settings = _settings(config)
         self._writer = Writer.load(self.settings, self._corpus)
         self._places = Places(
             str(self._corpus / "answers"), self._corpus / "dialogues", self._corpus / "samples"
         )
-        self._held_out = held_out_articles(config)
+        self._held_out = held_out
         self._chosen: frozenset[str] | None = None
 
     def figures(self) -> Iterator[FigureRow]:
