@@ -17,7 +17,6 @@ from llavamed.evaluate.scorers.item import score_best
 from llavamed.evaluate.scorers.predictions import (
     SCORERS,
     find_scorer,
-    read_items,
     read_predictions,
 )
 from llavamed.storage.location import locate
@@ -28,6 +27,12 @@ def row(**changes):
     there = {"id": "1", "prediction": "yes", "reference": "yes", "answer_type": "CLOSED"} | changes
     kept = {key: value for key, value in there.items() if value is not None}
     return json.dumps(kept).encode()
+
+
+def read_lines(lines, folder):
+    file = folder / "file"
+    file.write_bytes(b"\n".join(lines))
+    return read_predictions(locate(str(file)))
 
 
 @pytest.mark.parametrize(
@@ -76,9 +81,9 @@ def row(**changes):
         ([], r"file: holds no item; write one JSON object per line"),
     ],
 )
-def test_a_file_that_cannot_be_scored_is_refused(lines, message):
+def test_a_file_that_cannot_be_scored_is_refused(lines, message, tmp_path):
     with pytest.raises(DataError, match=message):
-        list(read_items(lines, "file"))
+        read_lines(lines, tmp_path)
 
 
 ROWS = [json.loads(row(id=str(number))) for number in range(3)]
@@ -101,7 +106,7 @@ LINES = "\r\n".join(json.dumps(each) for each in ROWS)
 def test_files_are_read_in_every_encoding_and_as_a_list(content, tmp_path):
     file = tmp_path / "predictions.jsonl"
     file.write_bytes(content)
-    assert read_predictions(locate(str(file))) == list(read_items(LINES.splitlines(), "file"))
+    assert read_predictions(locate(str(file))) == read_lines(LINES.encode().splitlines(), tmp_path)
 
 
 CELLS = st.text(st.sampled_from('ab ,;\t"\n{[é1'), max_size=9)
@@ -123,7 +128,9 @@ def test_a_table_is_read_as_the_same_rows_in_json(rows, separator, encoding, lea
     writer.writerows([number, *each.values(), "", ""] for number, each in enumerate(full))
     file = tmp_path / "predictions.csv"
     file.write_bytes((lead + table.getvalue()).encode(encoding))
-    assert read_predictions(locate(str(file))) == list(read_items(map(json.dumps, full), "file"))
+    assert read_predictions(locate(str(file))) == read_lines(
+        [json.dumps(each).encode() for each in full], tmp_path
+    )
 
 
 HEAD = "id,prediction,reference,answer_type"
@@ -190,13 +197,13 @@ def test_a_file_that_is_no_text_of_items_is_refused(content, message, tmp_path):
         ({"a": 1, "b": 2.5}, "A", {"A": "1", "B": "2.5"}),
     ],
 )
-def test_a_list_of_options_has_letters_where_they_are_meant(options, reference, expected):
-    [found] = read_items([row(options=options, reference=reference)], "file")
+def test_a_list_of_options_has_letters_where_they_are_meant(options, reference, expected, tmp_path):
+    [found] = read_lines([row(options=options, reference=reference)], tmp_path)
     assert found.options == expected
 
 
-def test_several_right_answers_are_read_from_a_list():
-    [found] = read_items([row(reference=["no", "yes"])], "file")
+def test_several_right_answers_are_read_from_a_list(tmp_path):
+    [found] = read_lines([row(reference=["no", "yes"])], tmp_path)
     assert score_best(find_scorer("strict"), found) == 1
 
 
@@ -234,8 +241,8 @@ def test_a_file_is_read_by_blocks_not_by_bytes(tmp_path, monkeypatch):
     assert len(sizes) < 50
 
 
-def test_images_and_groups_are_read_as_names():
-    [found] = read_items([row(image=7, question_type="POS ", domain=None)], "file")
+def test_images_and_groups_are_read_as_names(tmp_path):
+    [found] = read_lines([row(image=7, question_type="POS ", domain=None)], tmp_path)
     assert (found.image, found.question_type, found.domain) == ("7", "POS", "")
 
 
@@ -283,8 +290,8 @@ def test_legacy_alone_shows_the_averages_of_both_scripts(tmp_path):
         (None, ["--scorer", "legacy"], r"candidates=.*: no such file; check the path"),
         ("[]", ["--scorer", "legacy"], r"candidates=.*: holds no list of answers; write a JSON"),
         ("[1]", ["--scorer", "legacy"], r"candidates=.*: holds no list of answers; write a JSON"),
-        ('["a"]', ["--scorer", "strict"], r"candidates=.*: is for --scorer legacy alone; add th"),
-        ('["a"]', [], r"candidates=.*: is for --scorer legacy alone; add that"),
+        ('["a"]', ["--scorer", "strict"], r"candidates=.*: needs --scorer legacy and no other; a"),
+        ('["a"]', [], r"candidates=.*: needs --scorer legacy and no other; a"),
     ],
 )
 def test_candidates_are_a_list_for_the_legacy_rules(tmp_path, content, arguments, message):

@@ -52,26 +52,17 @@ def find_scorer(name: str) -> Rule:
 
 
 def read_predictions(place: Location) -> list[Item]:
-    """Read the items of a file of predictions. Raises: DataError, as `read_items` does."""
+    """Read the items of a file of predictions: rows whose keys are the fields of `Item`.
+
+    A row needs `id`, `prediction`, `reference` and `answer_type`.
+
+    Raises:
+        DataError: See `read_rows`; or a row has another form, an id occurs twice, or there is none.
+    """
     items = list(_items(read_rows(place), str(place)))
     if num_empty := sum(not item.prediction.strip() for item in items):
         logger.warning("%s: %d of %d predictions are empty", place, num_empty, len(items))
     return items
-
-
-def read_items(lines: Iterable[bytes | str], name: str) -> Iterator[Item]:
-    """Read items from JSON lines, whose keys are the fields of `Item`.
-
-    A line needs `id`, `prediction`, `reference` and `answer_type`.
-
-    Args:
-        lines: The lines of the file; empty ones are passed over.
-        name: The file's name, for errors.
-
-    Raises:
-        DataError: A line is not such an object, an id occurs twice, or the file has no item.
-    """
-    return _items(_objects(enumerate(lines, 1), name), name)
 
 
 def read_rows(file: Location) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -99,7 +90,7 @@ def read_rows(file: Location) -> Iterator[tuple[str, dict[str, Any]]]:
             yield from _objects(chain([(number, first)], lines), str(file))
 
 
-def read_object(line: bytes | str, place: str) -> dict[str, Any]:
+def read_object(line: str, place: str) -> dict[str, Any]:
     """Return the JSON object of a line.
 
     Args:
@@ -109,8 +100,7 @@ def read_object(line: bytes | str, place: str) -> dict[str, Any]:
     Raises:
         DataError: The line is not JSON, or no object.
     """
-    if isinstance(line, str):
-        _check_decoded(line, place)
+    _check_decoded(line, place)
     try:
         row = json.loads(line, object_pairs_hook=_unique)
     except ValueError as error:
@@ -122,9 +112,7 @@ def read_object(line: bytes | str, place: str) -> dict[str, Any]:
     return row
 
 
-def _objects(
-    lines: Iterable[tuple[int, bytes | str]], name: str
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _objects(lines: Iterable[tuple[int, str]], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in lines:
         if line.strip():
             yield f"{name}:{number}", read_object(line, f"{name}:{number}")
