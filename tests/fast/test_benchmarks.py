@@ -118,3 +118,9 @@ def test_the_speed_of_the_fast_images_is_one_number_everywhere() -> None:
     }
     assert all(told["fast"] in text for text in texts.values())
     assert told["exact"] in texts["llavamed/config/data.py"]
+
+
+def test_the_table_of_gates_is_that_of_the_results(report: ModuleType) -> None:
+    assert report.table() in (report.RESULTS.parent / "README.md").read_text(encoding="utf-8"), (
+        "run `python benchmarks/report.py`"
+    )
