@@ -6,11 +6,14 @@ looks like a name on the hub.
 
 import os
 from pathlib import Path
+from typing import Any, TypeVar
 
-from llavamed.config.corpus import Select
-from llavamed.config.model import Pretrained
+from llavamed.config.corpus import Corpus
 from llavamed.config.run import RunConfig
-from llavamed.config.sources import PLACES
+from llavamed.config.section import Section
+from llavamed.config.sources import PLACES, Read
+
+S = TypeVar("S", bound=Section)
 
 
 def resolve_paths(config: RunConfig) -> RunConfig:
@@ -18,21 +21,22 @@ def resolve_paths(config: RunConfig) -> RunConfig:
 
     `~` is expanded. URIs, names on the hub and names of stages stay as they are.
     """
-    model = config.model
+    model, tower, language = config.model, config.model.vision_tower, config.model.language_model
     names = {stage.name for stage in config.stages}
     stages = tuple(
         stage
         if stage.initial_weights in names
-        else stage.model_copy(update={"initial_weights": resolve(stage.initial_weights)})
+        else _changed(stage, initial_weights=resolve(stage.initial_weights))
         for stage in config.stages
     )
-    sources = {
-        "weights": resolve(model.weights),
-        "tokenizer": resolve(model.tokenizer),
-        "vision_tower": _resolve_part(model.vision_tower),
-        "language_model": _resolve_part(model.language_model),
-    }
-    return config.model_copy(update={"model": model.model_copy(update=sources), "stages": stages})
+    sources = _changed(
+        model,
+        weights=resolve(model.weights),
+        tokenizer=resolve(model.tokenizer),
+        vision_tower=tower and _changed(tower, weights=resolve(tower.weights)),
+        language_model=language and _changed(language, weights=resolve(language.weights)),
+    )
+    return _changed(config, model=sources, stages=stages)
 
 
 def resolve_places(config: RunConfig) -> RunConfig:
@@ -40,60 +44,46 @@ def resolve_places(config: RunConfig) -> RunConfig:
 
     Workers that Ray starts on a running cluster have a different current folder from the driver.
     """
+    data = config.data
     datasets = {
-        name: dataset.model_copy(
-            update={
-                "read": dataset.read.model_copy(
-                    update={
-                        key: absolute(value)
-                        for key in PLACES
-                        if (value := getattr(dataset.read, key, None)) is not None
-                    }
-                )
-            }
-        )
-        for name, dataset in config.data.datasets.items()
+        name: _changed(dataset, read=_resolve_read(dataset.read))
+        for name, dataset in data.datasets.items()
     }
-    corpus = config.corpus
-    if corpus is not None:
-        harvest = corpus.harvest.model_copy(
-            update={
-                "source": absolute(corpus.harvest.source),
-                "articles": corpus.harvest.articles and absolute(corpus.harvest.articles),
-            }
-        )
-        own = corpus.directory and absolute(corpus.directory)
-        select = _resolve_select(corpus.select)
-        steps = {"directory": own, "harvest": harvest, "select": select}
-        corpus = corpus.model_copy(update=steps)
-    directory = config.data.directory
-    places = {
-        "directory": None if directory is None else absolute(directory),
-        "datasets": datasets,
-    }
-    return config.model_copy(
-        update={
-            "storage": absolute(config.storage),
-            "corpus": corpus,
-            "data": config.data.model_copy(update=places),
-        }
+    return _changed(
+        config,
+        storage=absolute(config.storage),
+        corpus=config.corpus and _resolve_corpus(config.corpus),
+        data=_changed(data, directory=absolute(data.directory), datasets=datasets),
     )
 
 
-def _resolve_select(select: Select) -> Select:
-    """Return the section with local places as absolute paths; a worker reads them."""
-    model = select.classifier
-    places = {
-        "lexicon": select.lexicon and absolute(select.lexicon),
-        "evaluation_sets": tuple(map(absolute, select.evaluation_sets)),
-        "classifier": model and model.model_copy(update={"weights": resolve(model.weights)}),
-    }
-    return select.model_copy(update=places)
+def _resolve_read(read: Read) -> Read:
+    places = {key: absolute(value) for key, value in read if key in PLACES}
+    return _changed(read, **places)
 
 
-def absolute(uri: str) -> str:
-    """Return a local path as an absolute one; a URI stays as it is."""
-    return uri if "://" in uri else str(Path(uri).expanduser().absolute())
+def _resolve_corpus(corpus: Corpus) -> Corpus:
+    harvest, select, model = corpus.harvest, corpus.select, corpus.select.classifier
+    return _changed(
+        corpus,
+        directory=absolute(corpus.directory),
+        harvest=_changed(
+            harvest, source=absolute(harvest.source), articles=absolute(harvest.articles)
+        ),
+        select=_changed(
+            select,
+            lexicon=absolute(select.lexicon),
+            evaluation_sets=tuple(map(absolute, select.evaluation_sets)),
+            classifier=model and _changed(model, weights=resolve(model.weights)),
+        ),
+    )
+
+
+def absolute(uri: str | None) -> str | None:
+    """Return a local path as an absolute one; a URI, and no path, stay as they are."""
+    if not uri or "://" in uri:
+        return uri
+    return str(Path(uri).expanduser().absolute())
 
 
 def resolve(source: str | None) -> str | None:
@@ -114,5 +104,5 @@ def resolve(source: str | None) -> str | None:
     return source
 
 
-def _resolve_part(part: Pretrained | None) -> Pretrained | None:
-    return part and part.model_copy(update={"weights": resolve(part.weights)})
+def _changed(section: S, **changes: Any) -> S:
+    return section.model_copy(update=changes)
