@@ -213,7 +213,8 @@ def check_conditions(controls: Sequence[str]) -> tuple[str, ...]:
     possible = [*(name for name in CONDITIONS if name != TRAINED), MAJORITY]
     for name in controls:
         if name not in possible:
-            raise ConfigError(f"control={name}: is not one; use some of {', '.join(possible)}")
+            known = ", ".join(possible)
+            raise ConfigError(f"control={name}: is not a control; use some of {known}")
     return tuple(dict.fromkeys((TRAINED, *controls)))
 
 

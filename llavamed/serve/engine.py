@@ -257,8 +257,8 @@ class BatchEngine:
         logger.error("the model failed: %s: %s", type(error).__name__, error)
         if isinstance(error, LogitsError):
             told = RequestError(
-                "model: its logits are NaN or infinite, so it has no next token; tell who runs "
-                "this service",
+                "model: its logits are NaN or infinite, so it has no next token; tell the "
+                "operator of the service",
                 code="logits_not_finite",
                 status=500,
             )

@@ -1,4 +1,4 @@
-"""Take the opinion of a user about an answer, which is kept only with consent."""
+"""Accept the feedback of a user on an answer, which is kept only with consent."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal

@@ -31,8 +31,8 @@ def make_backend(export: str | None, serving: Serving) -> Backend:
     """
     if (export is None) == (serving.engine_url is None):
         raise ConfigError(
-            f"engine_url={serving.engine_url or 'null'}: name an export or the address of an "
-            "engine, one of the two"
+            f"export={export}, engine_url={serving.engine_url}: must be one of the two; name an "
+            "export, or set engine_url"
         )
     if export is not None:
         return LocalBackend(open_export(find_export(export), device=serving.device), serving)

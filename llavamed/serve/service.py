@@ -169,10 +169,10 @@ class Service:
         return Response(await asyncio.to_thread(show_dicom, data), media_type="image/png")
 
     async def feedback(self, request: Request, record: RequestRecord) -> Response:
-        """Keep the opinion of a user who agreed to it."""
+        """Keep the feedback of a user who consented to it."""
         if self._feedback is None:
             raise RequestError(
-                "feedback_file=null: no opinions are taken here; set it to take them",
+                "feedback_file=null: no feedback is accepted here; set it to accept feedback",
                 code="not_found",
                 status=404,
             )

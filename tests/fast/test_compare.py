@@ -227,7 +227,7 @@ def test_each_score_has_the_id_of_its_line(tmp_path):
     [
         (["a"], r"files=a: must be 2 to 26 different files; name the others, each once"),
         (["a", "b", "a"], r"files=a, b, a: must be 2 to 26 different files"),
-        (["a", "b", "--plot", "x.pdf"], r"plot=x.pdf: must end in .png; choose such a name"),
+        (["a", "b", "--plot", "x.pdf"], r"plot=x.pdf: must end in .png; name another file"),
         (["a", "b", "--scorer", "x"], r"scorer=x: is not a scorer"),
     ],
 )

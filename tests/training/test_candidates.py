@@ -205,7 +205,7 @@ def test_probing_pairs_are_asked_instead_of_the_questions(llava_next: Path, tmp_
 
 
 def test_an_unknown_control_is_refused() -> None:
-    with pytest.raises(ConfigError, match="control=untrained: is not one; use some of blank_image"):
+    with pytest.raises(ConfigError, match="control=untrained: is not a control; use some of bl"):
         check_conditions(["untrained"])
 
 

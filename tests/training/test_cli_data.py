@@ -119,7 +119,7 @@ def test_mistakes_are_a_sentence_and_a_code(label, tmp_path):
     cases = [
         (label(b"<html>"), 1, "dialogues.json: not JSON: it begins with nei"),
         (label(text + b"\n{"), 1, "dialogues.json: not JSON: "),
-        (label(text, template="vicuna"), 2, "template=vicuna: not a template we have; use one of"),
+        (label(text, template="vicuna"), 2, "template=vicuna: is not a template of llavamed; use"),
         (label(text, tokenizer=f"{tmp_path}/no"), 2, f"tokenizer={tmp_path}/no: no such folder; "),
         (label(text, tokenizer="far/too/deep"), 2, "tokenizer=far/too/deep: no such folder; give"),
         (label(text, tokenizer=str(tmp_path)), 2, f"tokenizer={tmp_path}: cannot be loaded: "),

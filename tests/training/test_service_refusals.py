@@ -386,7 +386,7 @@ def test_settings_that_do_not_fit_are_refused(
         ([f"token_file={short}"], "must hold tokens of at least 16 letters"),
         ([f"token_file={tmp_path}/none"], "cannot be read as text; write one token per line"),
         ([f"port={port}"], rf"port={port}: cannot listen there at host=127.0.0.1"),
-        (["port=0", "engine_url=http://x/v1"], "name an export or the address of an engine"),
+        (["port=0", "engine_url=http://x/v1"], "export=.*: must be one of the two; name an export"),
         ([f"audit_log={short}/log"], "audit_log=.*: cannot be written .*; name another file"),
         ([f"feedback_file={tmp_path}"], "feedback_file=.*: cannot be written .Is a directory"),
         (["limits.imges=3"], "limits.imges: unknown key; did you mean 'images'"),

@@ -67,7 +67,8 @@ def find_benchmark(name: str, split: str | None) -> tuple[Benchmark, str]:
         ConfigError: There is no such benchmark or split.
     """
     if name not in BENCHMARKS:
-        raise ConfigError(f"benchmark={name}: is not one; use one of {', '.join(BENCHMARKS)}")
+        known = ", ".join(BENCHMARKS)
+        raise ConfigError(f"benchmark={name}: is not a benchmark; use one of {known}")
     found = BENCHMARKS[name]
     split = found.splits[0] if split is None else split
     if split not in found.splits:
