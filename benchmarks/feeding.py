@@ -139,7 +139,7 @@ def medians(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, fl
 def gates(
     local: dict[str, dict[str, float]], s3: dict[str, dict[str, float]]
 ) -> list[dict[str, Any]]:
-    """Compare ours with the others, and with torch for the first batch."""
+    """Compare ours with the other loaders, and with torch for the first batch."""
     best = {
         place: max(
             values["images_per_cpu_second"]

@@ -118,7 +118,7 @@ class Ours:
 
 
 def answer_ours(setting: Setting, folder: str, round_: str) -> float:
-    """Answer all questions to `answers.parquet`; gives the CPU-seconds."""
+    """Answer all questions into `answers.parquet`, and return the CPU-seconds."""
     begin = time.process_time()
     place = locate(folder) / round_
     candidate = Ours(setting, round_)  # each round is another model, so that nothing is cached
@@ -137,13 +137,13 @@ class Lengths(StoppingCriteria):
         self._ends = torch.tensor(lengths) + start
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        """Tell which answers are over."""
+        """Return which answers have ended."""
         return input_ids.shape[1] >= self._ends
 
 
 @torch.inference_mode()
 def answer_plain(setting: Setting, lengths: dict[str, int] | None) -> float:
-    """Answer all questions by `model.generate`, a batch after the other; gives the CPU-seconds."""
+    """Answer all questions by `model.generate`, batch by batch, and return the CPU-seconds."""
     begin = time.process_time()
     questions, tokenizer = setting.questions(), setting.processor.tokenizer
     answers = []
@@ -203,7 +203,7 @@ def _order_of_begin(setting: Setting, lengths: dict[str, int]) -> list[int]:
 
 
 def peak_memory(folder: str, num_images: int) -> dict[str, float]:
-    """Answer in a process of its own; gives its questions and its peak in MB."""
+    """Answer in a process of its own, and return its questions and its peak in MB."""
     command = [sys.executable, __file__, "--child", folder, str(num_images)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -217,7 +217,7 @@ def child(folder: str, num_images: int) -> None:
 
 
 def compare(setting: Setting, folder: str, lengths: dict[str, int] | None, rounds: int) -> Any:
-    """Both ways in turn; gives the seconds of each round."""
+    """Answer in both ways in turn, and return the seconds of each round."""
     taken: dict[str, list[float]] = {"ours": [], "plain": []}
     for number in range(rounds + 1):  # the first round is not counted
         plain = answer_plain(setting, lengths)
@@ -230,7 +230,7 @@ def compare(setting: Setting, folder: str, lengths: dict[str, int] | None, round
 
 
 def main() -> int:
-    """Run it; 1 when a gate is missed."""
+    """Run the benchmark, and return 1 if a gate is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer questions and rounds")
     parser.add_argument("--child", nargs=2, metavar=("FOLDER", "IMAGES"))

@@ -132,7 +132,7 @@ class _RowGroups(torch.utils.data.Dataset[Sample]):
 
 
 def _window_batches(groups: npt.NDArray[np.int64], num_streams: int) -> list[list[int]]:
-    """Batches of windows of 8 row groups; streams take turns, so that each worker has its own."""
+    """Return batches of windows of 8 row groups. Streams take turns: each worker has its own."""
     random = np.random.default_rng(0)
     order = random.permutation(np.unique(groups))
     streams: list[list[list[int]]] = []
@@ -148,7 +148,7 @@ def _window_batches(groups: npt.NDArray[np.int64], num_streams: int) -> list[lis
 
 
 def torch_loader(root: str, num_workers: int) -> Iterator[Tensors]:
-    """`DataLoader` over the row groups of the same shards, whose checksums it verifies as ours."""
+    """Load with `DataLoader` over the row groups of the same shards, with checksums as ours."""
     dataset = _prepared(root)
     yield from torch.utils.data.DataLoader(
         _RowGroups(dataset, root),
@@ -159,7 +159,7 @@ def torch_loader(root: str, num_workers: int) -> Iterator[Tensors]:
 
 
 def webdataset(root: str) -> Iterator[Tensors]:
-    """Tars of raw pixels and JSON, which curl reads from S3, as webdataset does with URLs."""
+    """Load tars of raw pixels and JSON, which curl reads from S3, as webdataset does with URLs."""
     collate = Collate(_prepared(root))
 
     def decode(entry: dict[str, Any]) -> Sample:
@@ -179,7 +179,7 @@ def webdataset(root: str) -> Iterator[Tensors]:
 
 
 def litdata(root: str) -> Iterator[Tensors]:
-    """litdata's chunks. They pass through a folder on the disk, which is empty at the start."""
+    """Load litdata's chunks through a folder on the disk, which is empty at the start."""
     from litdata import StreamingDataLoader, StreamingDataset
     from litdata.streaming import downloader
 
@@ -201,7 +201,7 @@ def litdata(root: str) -> Iterator[Tensors]:
 
 
 def hf_stream(root: str) -> Iterator[Tensors]:
-    """Hugging Face datasets, streaming the same Parquet files through a shuffle buffer."""
+    """Load with Hugging Face datasets, which streams the same files through a shuffle buffer."""
     collate = Collate(_prepared(root))
     shards = [f"s3://{name}" if root.startswith("s3://") else name for name in _shards(root)]
     stream = datasets.load_dataset(
@@ -218,7 +218,7 @@ def hf_stream(root: str) -> Iterator[Tensors]:
 
 
 def hf_map(root: str) -> Iterator[Tensors]:
-    """Hugging Face datasets, memory-mapped: any sample at any time, uncompressed on disk."""
+    """Load with Hugging Face datasets from a memory-mapped, uncompressed copy on the disk."""
     collate = Collate(_prepared(root))
     rows = convert_for_hf(root).shuffle(seed=0).with_format("arrow")
     for start in range(0, len(rows), BATCH):
@@ -226,7 +226,7 @@ def hf_map(root: str) -> Iterator[Tensors]:
 
 
 def convert_for_hf(root: str) -> Any:
-    """The memory-mapped copy of the shards; made on first use, which is not measured."""
+    """Return the memory-mapped copy of the shards, made on first use, which is not measured."""
     return datasets.load_dataset(
         "parquet",
         data_files=_shards(root),
@@ -237,7 +237,7 @@ def convert_for_hf(root: str) -> Any:
 
 
 def ray_data(root: str) -> Iterator[Tensors]:
-    """Ray Data's `iter_torch_batches` over the same shards; Ray is already running."""
+    """Load with Ray Data's `iter_torch_batches` over the same shards; Ray is already running."""
     import ray
 
     collate = Collate(_prepared(root))
@@ -265,7 +265,7 @@ def _prepared(root: str) -> PreparedDataset:
 
 
 def _shards(root: str) -> list[str]:
-    """The shards, by the paths that Arrow's filesystems know."""
+    """Return the shards by the paths that Arrow's filesystems know."""
     folder = locate(f"{root}/prepared/shards")
     return [(folder / name).path for name in folder.children()]
 

@@ -66,7 +66,7 @@ def ours(lengths: Integers) -> dict[str, float]:
 
 
 def trl(lengths: Integers) -> dict[str, float]:
-    """Best-fit decreasing within each 1000 samples of the file, then packs in random order.
+    """Score best-fit decreasing within each 1000 samples of the file, packs in random order.
 
     Source: TRL's `pack_dataset(..., strategy="bfd")`; written here without its segment tree.
     """
@@ -86,17 +86,17 @@ def trl(lengths: Integers) -> dict[str, float]:
 
 
 def pad_to_longest(lengths: Integers) -> dict[str, float]:
-    """Random batches, each padded to its longest sample."""
+    """Score random batches, each padded to its longest sample."""
     return _padded(lengths, np.random.default_rng(0).permutation(len(lengths)))
 
 
 def pad_to_max_length(lengths: Integers) -> dict[str, float]:
-    """Random batches, padded to `MAX_LENGTH`."""
+    """Score random batches, padded to `MAX_LENGTH`."""
     return _padded(lengths, np.random.default_rng(0).permutation(len(lengths)), MAX_LENGTH)
 
 
 def group_by_length(lengths: Integers) -> dict[str, float]:
-    """Hugging Face's own grouping: sorted within megabatches of 50 batches, dealt to ranks in turn.
+    """Score Hugging Face's grouping: sorted within megabatches of 50 batches, dealt to ranks.
 
     Source: transformers, `trainer_pt_utils.get_length_grouped_indices`, as `LengthGroupedSampler`
     calls it for `group_by_length=True`: with the samples of a worker's optimizer step.

@@ -120,7 +120,7 @@ def measure(
 
 
 def gates(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Ours beside transformers, by the time that a grey and a coloured image take together."""
+    """Compare ours with transformers by the time of a grey and a coloured image together."""
     found = []
     for size in SIZES:
         rates = [results[f"{kind} {size}"]["images_per_cpu_second"] for kind in ("colour", "grey")]
@@ -133,7 +133,7 @@ def gates(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    """Draw, check, measure, write; 1 when a gate is missed."""
+    """Run the benchmark, and return 1 if a gate is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few images; its results are not kept")
     parser.add_argument("--images", type=Path, help="a folder of JPEG files to measure too")

@@ -85,7 +85,7 @@ def make_export(folder: str, language_model: str | None) -> None:
 
 
 def picture() -> bytes:
-    """A picture of noise as PNG."""
+    """Return a picture of noise as PNG."""
     buffer = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
     Image.fromarray(noise).save(buffer, "PNG")
@@ -93,7 +93,7 @@ def picture() -> bytes:
 
 
 def plain_loop(export: str, num_tokens: int, num_answers: int) -> float:
-    """Tokens a second of transformers' `generate`, one question after another."""
+    """Return the tokens a second of transformers' `generate`, one question after another."""
     import torch
 
     from llavamed.model.generation import Prompt
@@ -134,7 +134,7 @@ class Server:
             time.sleep(0.2)
 
     def resident_mebibytes(self) -> float:
-        """Memory of the process."""
+        """Return the memory of the process."""
         status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="utf-8")
         line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
         return int(line.split()[1]) / 1024
@@ -146,14 +146,14 @@ class Server:
 
 
 def free_port() -> int:
-    """A port that nobody listens at."""
+    """Return a port that nobody listens at."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
 def our_service(export: str) -> Server:
-    """`llavamed serve`."""
+    """Start `llavamed serve`."""
     port = free_port()
     settings = (f"port={port}", "limits={requests_per_minute: 1000000}")
     command = [sys.executable, "-m", "llavamed", "serve", export, *settings]
@@ -161,7 +161,7 @@ def our_service(export: str) -> Server:
 
 
 def their_service(export: str) -> Server:
-    """`transformers serve`, which answers one request with an image after another."""
+    """Start `transformers serve`, which answers requests with images one after another."""
     port = free_port()
     program = str(Path(sys.executable).with_name("transformers"))
     options = ("--device", "cpu", "--dtype", "float32", "--host", "127.0.0.1", "--port", str(port))
@@ -169,7 +169,7 @@ def their_service(export: str) -> Server:
 
 
 def body(model: str, num_tokens: int, *, is_broken: bool = False) -> dict[str, Any]:
-    """A question with an image, or one whose image is broken."""
+    """Return a request with an image, or with a broken one."""
     data = b"no image" if is_broken else picture()
     url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
     content = [
@@ -205,7 +205,7 @@ async def ask(session: aiohttp.ClientSession, url: str, asked: dict[str, Any]) -
 async def load(
     server: Server, num_clients: int, num_requests: int, num_tokens: int
 ) -> dict[str, Any]:
-    """Requests and tokens per second of this many clients, and their seconds to the first token."""
+    """Measure requests and tokens per second, and seconds to the first token, of some clients."""
     asked, left, firsts = body(server.model, num_tokens), iter(range(num_requests)), list[float]()
 
     async def client(session: aiohttp.ClientSession) -> None:
@@ -282,7 +282,7 @@ LANGUAGE_MODELS = {"demo": None, "SmolLM2-135M": SMOLLM2_135M}
 
 
 def measure(name: str, size: Size) -> dict[str, Any]:
-    """Everything about one model."""
+    """Measure everything about one model."""
     found: dict[str, Any] = {"tokens": size.num_tokens}
     with tempfile.TemporaryDirectory() as folder:
         make_export(folder, LANGUAGE_MODELS[name])
@@ -314,7 +314,7 @@ def show(title: str, found: Mapping[Any, Mapping[str, Any]]) -> None:
 
 
 def main() -> int:
-    """Run it; 1 when a gate is missed."""
+    """Run the benchmark, and return 1 if a gate is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="short answers, a short soak")
     parser.add_argument("--demo-only", action="store_true", help="leave the larger model out")

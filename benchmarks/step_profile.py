@@ -1,4 +1,4 @@
-"""Where the seconds of our training step go, by phase and by kind of operation.
+"""Show where the seconds of our training step go, by phase and by kind of operation.
 
 The stages of `trainers.py` are trained as a worker trains them, one packed and one padded. A stack
 of clocks gives every phase the time that none of the phases inside it takes, so the table adds up
@@ -146,7 +146,7 @@ def clocked_epoch(folder: Path, stage_number: int) -> dict[str, Any]:
 
 
 def phase_of(module: torch.nn.Module) -> str | None:
-    """The phase of a module."""
+    """Return the phase of a module."""
     if isinstance(module, torch.nn.Linear) and module.out_features == trainers.VOCABULARY:
         return "forward: logits"
     return PARTS.get(type(module).__name__)

@@ -153,7 +153,7 @@ def make_inputs(folder: Path, num_samples: int) -> None:
 
 
 def opened(folder: Path) -> tuple[RunConfig, Mixture, Any]:
-    """The config, the samples and the initial model, which has the same weights in each process."""
+    """Return config, samples and initial model, which has the same weights in each process."""
     run = load_config(folder / "run.yaml")
     data = Mixture((open_prepared(locate(run.datasets_directory) / "captions"),))
     processor = load_processor(Path(str(ensure_processor(run))))
@@ -161,7 +161,7 @@ def opened(folder: Path) -> tuple[RunConfig, Mixture, Any]:
 
 
 def first_batch(data: Mixture, run: RunConfig, *, packing: bool) -> Batch:
-    """The samples of a pack, or of a padded step, in the order of the stage."""
+    """Return the samples of a pack, or of a padded step, in the order of the stage."""
     stage = run.stages[0 if packing else 1]
     order = order_of(stage, data, seed=0)
     loader = StageLoader(data, order, rank=0, world_size=1, packing=packing)
@@ -169,7 +169,7 @@ def first_batch(data: Mixture, run: RunConfig, *, packing: bool) -> Batch:
 
 
 def ours(folder: Path, stage_number: int) -> dict[str, Any]:
-    """One epoch of a stage as a worker trains it, with its records and without its export."""
+    """Train one epoch of a stage as a worker does, and return what its steps report."""
     run, data, model = opened(folder)
     stage = run.stages[stage_number].model_copy(update={"initial_weights": None})
     batch = first_batch(data, run, packing=stage.packing)
@@ -210,7 +210,7 @@ def ours(folder: Path, stage_number: int) -> dict[str, Any]:
 
 
 def peer(folder: Path, sampling: str, *, trl: bool) -> dict[str, Any]:
-    """One epoch of `Trainer` or of TRL's `SFTTrainer` on the rows of the same shards."""
+    """Train one epoch with `Trainer` or TRL's `SFTTrainer` on the rows of the same shards."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     run, data, model = opened(folder)
@@ -282,7 +282,7 @@ def peer(folder: Path, sampling: str, *, trl: bool) -> dict[str, Any]:
 
 
 def read_rows(data: Mixture) -> Iterator[dict[str, Any]]:
-    """The samples as peers read them: tokens, labels and the raw pixels."""
+    """Yield the samples as peers read them: tokens, labels and the raw pixels."""
     for group in range(len(np.unique(data.groups))):
         table = data.read_group(group, ["id", "pixels", "input_ids", "labels"])
         for row in table.to_pylist():
@@ -329,7 +329,7 @@ CONTENDERS: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 
 def measure(folder: Path, name: str) -> dict[str, Any]:
-    """What one contender says, from a process of its own."""
+    """Run one contender in a process of its own, and return its result."""
     command = [sys.executable, __file__, "--contender", name, "--folder", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -338,7 +338,7 @@ def measure(folder: Path, name: str) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Run it; 1 when a gate is missed."""
+    """Run the benchmark, and return 1 if a gate is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="40 samples once, not 80 thrice")
     parser.add_argument("--contender", help=argparse.SUPPRESS)

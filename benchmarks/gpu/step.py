@@ -267,7 +267,7 @@ UNPRINTED = ("measured", "operations")
 
 
 def main() -> int:
-    """Run the cases; 1 when a gate is missed."""
+    """Run the benchmark, and return 1 if a gate is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stage", choices=["align", "instruct"], default="align")
     parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES))

@@ -51,9 +51,8 @@ class Samples:
 def attend_per_sample(model: Any, *, varlen: bool = False) -> None:
     """Let the language model of a LLaVA attend within each sample by itself, if it can.
 
-    Only PyTorch's `sdpa` is replaced. A language model stays as it is if its attention is not
-    exchangeable, or if some of its layers see other tokens than the preceding ones, or a window of
-    them.
+    Only PyTorch's `sdpa` is replaced. A language model is left unchanged if its attention cannot be
+    exchanged, or if some layer sees other tokens than the preceding ones or a window of them.
 
     Args:
         model: A LLaVA; it then needs `per_sample_arguments` in every forward pass without a cache.
@@ -65,10 +64,10 @@ def attend_per_sample(model: Any, *, varlen: bool = False) -> None:
 
 
 def avoid_cudnn() -> None:
-    """Let no attention of this process use cuDNN, which makes a plan for each new shape.
+    """Disable cuDNN for attention in this process, because it makes a plan for each new shape.
 
-    Samples differ in length, so nearly every call has a new shape: with cuDNN a step of training
-    took three times as long on an H200.
+    Samples differ in length, so nearly every call has a new shape. With cuDNN a training step took
+    three times as long on an H200.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
 

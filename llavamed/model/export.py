@@ -63,7 +63,7 @@ class Trained:
     precision: Precision
     attn_implementation: str
     kernels: Kernels
-    """Those that computed the logits."""
+    """The kernels that computed the logits."""
     template: str
     """The name of the template in the config."""
     template_hash: str

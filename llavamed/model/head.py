@@ -1,8 +1,8 @@
-"""Find out what a language model does with the outputs of its output layer.
+"""Find out whether a language model changes the outputs of its output layer.
 
 A LLaVA of transformers takes the decoder and the output layer of a language model, and nothing that
-the language model does after them. Some scale or bound these outputs, and a LLaVA made of one would
-be trained on other probabilities than those it was pretrained with.
+follows them. Some language models scale or bound these outputs. A LLaVA made of one would be
+trained on other probabilities than those of its pretraining.
 """
 
 import copy
@@ -18,7 +18,7 @@ from llavamed.errors import ConfigError
 
 
 class _Decoded(BaseModelOutputWithPast):
-    """The output of any decoder: hidden states, and None for what else one may return."""
+    """The output of any decoder: hidden states, and None for every other field."""
 
     def __getattr__(self, name: str) -> None:
         return None
@@ -27,15 +27,17 @@ class _Decoded(BaseModelOutputWithPast):
 def check_head(config: Any, key: str) -> None:
     """Check that the logits of a language model are what its output layer returns.
 
-    The model is made on `meta`. Its decoder then returns given hidden states, and its output layer
-    what it gets, so that the logits show all that is done besides.
+    The model is made on `meta`. Its decoder is replaced by one that returns given hidden states,
+    and its output layer by the identity: the logits differ only if the model changes them
+    elsewhere.
 
     Args:
         config: The Hugging Face config of the language model.
         key: The config key that names it, for errors.
 
     Raises:
-        ConfigError: They are not, or the output layer has a bias, which a LLaVA cannot hold.
+        ConfigError: The model changes them, or its output layer has a bias, which a LLaVA cannot
+            hold.
     """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config))

@@ -1,4 +1,4 @@
-"""Let a LLaVA compute with faster kernels. Its numbers change by rounding, and by dropout's masks.
+"""Let a LLaVA compute with faster kernels, which change its numbers by rounding and dropout only.
 
 No other module imports Liger.
 """
@@ -15,7 +15,7 @@ from llavamed.errors import ConfigError
 from llavamed.model.attention import attend_per_sample, avoid_cudnn, is_exchangeable
 
 _COMPILERS = {"compile": ("g++", "clang++"), "liger": ("gcc", "clang")}
-"""The compilers of which inductor or Triton needs one."""
+"""The compilers, one of which inductor or Triton needs."""
 _FLASH_CAPABILITY = (8, 0)
 """The compute capability that PyTorch's flash attention requires."""
 _HEAD_MULTIPLE, _LARGEST_HEAD = 8, 256

@@ -1,4 +1,4 @@
-"""Put the features of images where their tokens are, without a wait of the host for the GPU."""
+"""Put the features of images where their tokens are, without making the host wait for the GPU."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ from llavamed.model.llava import check_image_token
 def trust_image_tokens(model: Any, image_token_id: int) -> None:
     """Let a LLaVA put features where the tokens of images are, without counting those tokens.
 
-    To compare their number with that of the features, and to word a message about it each time,
-    transformers waits for the GPU, and so does the backward pass of the operation that it uses. The
-    loader of training compares the numbers on the host.
+    Transformers waits for the GPU to compare the number of tokens with that of the features, and
+    so does the backward pass of the operation that it uses. Here the loader has compared the
+    numbers on the host already.
 
     Args:
         model: A LLaVA; it then needs `input_ids` in every forward pass that has images.

@@ -13,8 +13,8 @@ from llavamed.processor.tower import tower_of
 def at_image_size(tower: Any, image_size: int | list[int]) -> Any:
     """Return a tower for images of a size: itself, or a copy with its position table resampled.
 
-    A position table is the one weight whose shape depends on the size of the image. Towers with
-    rotary positions have none, and all their weights are kept.
+    The position table is the only weight whose shape depends on the size of the image. Towers with
+    rotary positions have none, so all their weights are kept.
 
     Args:
         tower: An image encoder of transformers.

@@ -8,12 +8,12 @@ from llavamed.config.stage import Recomputed
 def recompute(model: Any, layers: Recomputed) -> None:
     """Let the layers of the tower and of the language model of a LLaVA recompute their activations.
 
-    Transformers would let the input of the first layers of a whole LLaVA require a gradient, also
-    in a tower that is frozen, which then kept activations and ran backward.
+    Calling transformers' method on a whole LLaVA would make the input of the first layers require a
+    gradient, also in a frozen tower, which would then keep activations and run backward.
 
     Args:
         model: A LLaVA.
-        layers: All of them, none, or every Nth of each part, the first among them.
+        layers: All of them, none, or every Nth of each part, beginning with the first.
     """
     if not layers:
         return

@@ -37,7 +37,7 @@ class RunningBatch:
     def __init__(self, model: Llava, pad_token: int) -> None:
         self._model, self._pad_token = model, pad_token
         self._rows: list[Continuation] = []
-        # Layers of full length for sliding windows too, whose mask leaves out what is outside.
+        # Without a config every layer keeps all tokens; masks apply the sliding windows.
         self._cache = DynamicCache()
         self._mask = torch.zeros(0, 0, dtype=torch.long, device=model.device)
 
@@ -50,7 +50,7 @@ class RunningBatch:
     ) -> None:
         """Read prompts and choose the first token of each answer to them.
 
-        Where this fails, as when memory runs out, the batch is as it was.
+        If this fails, for example because memory runs out, the batch is unchanged.
 
         Args:
             prompts: The prompts.
@@ -92,7 +92,7 @@ class RunningBatch:
     def step(self) -> None:
         """Choose one more token of each answer. Answers that end with it leave the batch.
 
-        If this fails in any other way than told here, no answer of the batch can go on.
+        After any other error than LogitsError no answer of the batch can continue.
 
         Raises:
             LogitsError: The token of some answers cannot be chosen. They have left the batch.
@@ -115,7 +115,7 @@ class RunningBatch:
     def remove(self, answers: Sequence[Continuation]) -> None:
         """Remove abandoned answers from the batch; those that have ended are ignored.
 
-        If this fails, no answer of the batch can go on.
+        If this fails, no answer of the batch can continue.
         """
         self._leave(frozenset(map(id, answers)))
 
@@ -124,8 +124,8 @@ class RunningBatch:
     ) -> None:
         """Put new rows below those of the batch, and pad the shorter ones of the two.
 
-        Layers are replaced one by one, because two whole caches may not fit into memory. Where one
-        fails, the others get back their rows, which are a view of what replaced them.
+        Layers are replaced one by one, because two whole caches may not fit into memory. If one
+        fails, those that are replaced already are cut back to their former rows.
         """
         before, width = len(self._rows), self._mask.shape[1]
         length = max(width, mask.shape[1])
@@ -152,7 +152,7 @@ class RunningBatch:
         self._rows += rows
 
     def _leave(self, unwanted: frozenset[int] = frozenset()) -> None:
-        """Take out the answers that have ended, and the columns that only padded the others."""
+        """Remove the answers that have ended, and columns that hold nothing but padding then."""
         places = [
             place
             for place, row in enumerate(self._rows)

@@ -49,7 +49,7 @@ class Trial:
     mfu: float
     """Model-FLOPs utilization while the GPU computes."""
     mfu_origin: str | None
-    """Where it is from; None where it is arithmetic."""
+    """The measurement that `mfu` is taken from; None if it is calculated."""
     compute_hours: float
     """Hours spent on operations."""
     memory_hours: float
@@ -92,7 +92,7 @@ def choose(
         config: The run.
         accelerator: A name in `ACCELERATORS`.
         num_gpus: Number of GPUs; by default the config's workers.
-        speeds: Speeds of GPUs; by default those that come with llavamed.
+        speeds: Measured speeds of GPUs; by default those that come with llavamed.
 
     Raises:
         ConfigError: No setting that was tried fits a stage into the GPU's memory; or `plan_run`
@@ -189,7 +189,7 @@ def _trials(config: RunConfig, stage: Stage, accelerator: str, speeds: Speeds) -
 def _passes(
     config: RunConfig, stage: Stage, cost: StageCost, may_pack: bool
 ) -> Iterator[dict[str, int | bool | None]]:
-    """Yield sizes of a forward pass to try, and how many of them make about the same step."""
+    """Yield settings for the size of a forward pass, each with passes for about the same step."""
     key, workers = f"stages.{stage.name}", cost.num_gpus
     yield {}
     tokens_per_step = cost.num_tokens / cost.steps
@@ -211,7 +211,7 @@ def _passes(
 
 
 def _may_be_fast(decoder: Any) -> bool:
-    """Return whether the kernels that are tried are for a language model."""
+    """Return whether a language model can use the kernels that are tried."""
     try:
         check_kernels(decoder, Kernels(**FASTEST_KERNELS))
     except ConfigError:

@@ -59,7 +59,7 @@ def render_cards(config: RunConfig, plan: StagePlan, scores: ScoresManifest) -> 
 
 
 def training_sets(config: RunConfig, plan: StagePlan) -> dict[str, PreparedDataset]:
-    """Return what a model was trained on, in its own stage and those before it, by name.
+    """Return the datasets that a model was trained on, in its stage and those before it, by name.
 
     Raises:
         DataError: A dataset is gone or not complete.

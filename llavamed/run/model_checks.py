@@ -1,4 +1,4 @@
-"""Find what would stop a run in the weights and models that it starts from, or spoil them."""
+"""Find problems with the weights and models that a run starts from, before it begins."""
 
 import logging
 from contextlib import suppress
@@ -92,9 +92,9 @@ def _check_same_tiles(
 
 
 def _check_same_images(model: Model, start: str, key: str) -> None:
-    """Refuse initial weights that were trained on images made otherwise than the datasets' are.
+    """Refuse initial weights that were trained on images made in another way than the datasets'.
 
-    Weights without a processor do not say how.
+    Weights without a processor do not say how their images were made, and are accepted.
     """
     theirs, ours = whole_images(start, key), model_images(model)
     if theirs is None or ours is None or theirs == ours:
@@ -115,10 +115,10 @@ def _check_same_images(model: Model, start: str, key: str) -> None:
 
 
 def check_language_model(config: RunConfig, plans: list[StagePlan]) -> None:
-    """Check that the language model has the layers that stages adapt, and that kernels replace.
+    """Check that the language model has the layers that adapters and kernels need.
 
     Raises:
-        ConfigError: It has not, or the GPUs that are asked for cannot run the kernels.
+        ConfigError: It lacks some, or the requested GPUs cannot run the kernels.
     """
     adapted = [plan.stage.lora for plan in plans if plan.stage.lora is not None]
     kernels = [config.engine_of(plan.stage).kernels for plan in plans]
@@ -138,14 +138,14 @@ def check_language_model(config: RunConfig, plans: list[StagePlan]) -> None:
 def check_vocabulary(plans: list[StagePlan], processor: Location) -> None:
     """Check that initial weights from outside this run have the vocabulary of the datasets.
 
-    Weights without a tokenizer do not say which tokens they know.
+    Weights without a tokenizer are not checked: they do not say what their tokens are.
 
     Args:
         plans: The stages.
         processor: The processor that datasets are prepared with.
 
     Raises:
-        ConfigError: They know others.
+        ConfigError: The vocabularies differ.
     """
     own = {str(plan.export) for plan in plans}
     for plan in plans:

@@ -47,7 +47,7 @@ class StageCost:
     mfu: float
     """Model-FLOPs utilization that `hours` assume."""
     mfu_origin: str | None
-    """Where `mfu` is from; None where it is assumed or asked for."""
+    """The measurement that `mfu` is taken from; None if it is assumed or given."""
     dataset: str
     """Its datasets, and the passes over each."""
     is_declared: bool
@@ -104,7 +104,7 @@ def plan_run(
         num_gpus: Number of GPUs; by default the config's workers, or the most of a range.
         mfu: Model-FLOPs utilization: the fraction of the GPUs' peak that is reached. By default
             what is measured of a stage's setting, or else `ASSUMED_MFU`.
-        speeds: What is measured; by default what comes with llavamed.
+        speeds: Measured speeds of GPUs; by default those that come with llavamed.
 
     Raises:
         ConfigError: The GPU is unknown, an image leaves no room for text, a dataset is neither
@@ -120,9 +120,9 @@ def plan_run(
 
 
 def workers_override(config: RunConfig, num_gpus: int | None) -> list[str]:
-    """Return the overrides that plan for this many GPUs, or none for those of the config.
+    """Return the overrides that plan for this many GPUs; none if the config decides.
 
-    More than one are planned with Ray, also for a config that trains in one process.
+    More than one GPU needs Ray, so a config that trains in one process is planned with Ray, too.
     """
     if num_gpus is None:
         return []

@@ -1,4 +1,4 @@
-"""Find what would stop a run in its settings, packages and data, before any GPU waits for it.
+"""Find problems with the settings, packages and data of a run, before any GPU waits for it.
 
 `model_checks` looks at the weights that it starts from.
 """

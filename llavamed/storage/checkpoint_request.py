@@ -1,6 +1,6 @@
-"""Ask a run for a checkpoint now: by a file in its folder, for which a stage in training looks.
+"""Ask a run for a checkpoint now, by a file in its folder that a stage in training looks for.
 
-Its content is a mark that no other request has, so that each is answered once.
+The content of the file is unique, so that each request is answered once.
 """
 
 import uuid

@@ -1,4 +1,4 @@
-"""Fingerprints of plain values: whether two things were made alike, and if not, where they differ.
+"""Compare how two things were made: by fingerprints of plain values, and by the keys that differ.
 
 A fingerprint covers what changes numbers and nothing else. Settings are stored beside it as they
 were, so that a mismatch names every key with both of its values.

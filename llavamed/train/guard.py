@@ -163,7 +163,7 @@ def check_separation(stage: Stage, model: torch.nn.Module, batch: Batch, image_t
     """Find out whether the samples of a pack see each other, by changing the tokens of the first.
 
     Language models with recurrent layers, and some that make their own masks, ignore where a sample
-    begins. The same pack is computed twice before, which measures by how much equal logits differ.
+    begins. The unchanged pack is computed twice first, which shows by how much equal logits differ.
     Every rank must call it.
 
     Args:
@@ -173,7 +173,7 @@ def check_separation(stage: Stage, model: torch.nn.Module, batch: Batch, image_t
         image_token: The id of the token of images, which is not changed.
 
     Raises:
-        TrainingError: The second sample's logits follow the first sample's tokens.
+        TrainingError: The second sample's logits change with the first sample's tokens.
     """
     first = batch.sample_lengths[0][0]
     is_text = batch.input_ids[0, :first] != image_token
@@ -184,7 +184,8 @@ def check_separation(stage: Stage, model: torch.nn.Module, batch: Batch, image_t
     logits = []
     with torch.random.fork_rng():
         for ids in (batch.input_ids, batch.input_ids, changed):
-            torch.manual_seed(0)  # the same dropout; a model in evaluation would repack four bits
+            # The same dropout each time, since a model in evaluation mode would repack four bits.
+            torch.manual_seed(0)
             tried = replace(batch, input_ids=ids)
             logits.append(column_logits(model, tried, columns).float())
 

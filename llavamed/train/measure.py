@@ -111,7 +111,7 @@ def cluster_peak_flops(engine: Engine, context: Context) -> float | None:
 
 @dataclass(frozen=True)
 class Sizing:
-    """Everything that the plan of a stage's memory needs besides the config."""
+    """The facts, besides the config, from which the memory of a stage is planned."""
 
     model: Any
     counts: Sequence[PartCount]
@@ -163,7 +163,7 @@ class Sizing:
 def measurement(
     job: StageJob, sizing: Sizing, records: Sequence[StepRecord], device: torch.device
 ) -> Measurement | None:
-    """Return what one attempt at a stage has measured, None without a GPU whose peak is known.
+    """Return what one attempt at a stage has measured, or None if the GPU's peak is not known.
 
     Args:
         job: The stage.

@@ -1,7 +1,7 @@
-"""Keep the numbers of steps on the device until many of them are read at once.
+"""Keep the loss and norms of steps on the device until those of many steps are read at once.
 
 A host that reads a number waits for all the work it has queued on the GPU, and the GPU then waits
-for the host to queue more. So loss and norms are read only when records are reported or saved.
+for the host to queue more. So they are read only when records are reported or saved.
 """
 
 import time

@@ -1,8 +1,8 @@
-"""Add up gradients and take steps of bf16 without ZeRO, for which the host does not wait.
+"""Add up gradients and take steps in bf16 without ZeRO, so that the host does not wait.
 
-DeepSpeed's own adds up the gradients of a step's forward passes in bf16, reads every sum on the
-host, and keeps the sums beside their fp32 copies. On an H200 with 7B weights the host waited 304
-times a step.
+DeepSpeed's optimizer for this case adds up the gradients of a step's forward passes in bf16, reads
+every sum on the host, and keeps the sums beside their fp32 copies. On an H200 with 7B weights the
+host waited for it 304 times a step.
 """
 
 from collections.abc import Iterator
@@ -13,17 +13,18 @@ import torch.distributed as dist
 
 
 class WithoutZero:
-    """The gradients behind DeepSpeed's optimizer for bf16 without ZeRO, as those of its copies."""
+    """The gradients of a model in bf16 without ZeRO, kept in fp32 beside the optimizer's copies."""
 
     def __init__(self, optimizer: Any, world_size: int, *, adds: bool, takes_steps: bool) -> None:
-        """Take over the gradients, and the step, of DeepSpeed's optimizer, if it is that one.
+        """Take over the gradients of DeepSpeed's optimizer, and its step if `takes_steps`.
 
         Args:
-            optimizer: The optimizer. With another one all calls do nothing.
+            optimizer: DeepSpeed's optimizer. If it is not that for bf16 without ZeRO, all calls do
+                nothing.
             world_size: The number of ranks.
             adds: Whether the gradients of a step's passes are added up in fp32.
-            takes_steps: Whether AdamW takes the step as it is, and so must clip and leave out steps
-                itself.
+            takes_steps: Whether to call AdamW directly. It then clips the gradient and skips steps
+                by itself.
         """
         self.is_used = hasattr(optimizer, "fp32_groups")
         self._optimizer = optimizer
@@ -47,7 +48,7 @@ class WithoutZero:
 
     @torch.no_grad()
     def complete(self) -> None:
-        """Add the gradients of the last pass, over which DeepSpeed has averaged the ranks."""
+        """Add the gradients of the last pass, which DeepSpeed has averaged over the ranks."""
         for weight, copy in self._pairs:
             if copy.grad is not None and self._world_size > 1:
                 dist.all_reduce(copy.grad)

@@ -1,4 +1,4 @@
-"""Count what padding costs: by the expected longest of a few samples, and by the room of packs."""
+"""Count the padding of batches, from the expected longest sample, and of packs, from their room."""
 
 from collections.abc import Sequence
 from statistics import NormalDist

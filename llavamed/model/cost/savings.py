@@ -1,4 +1,4 @@
-"""Which settings would save a stage memory, and how much."""
+"""Find the settings that would save a stage memory, and how much."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ def find_savings(
 ) -> list[Saving]:
     """Find the settings that save a stage most memory, the best first.
 
-    Every one is accepted by the config, leaves alone which weights learn, and is tried by itself.
+    Each is accepted by the config and is tried by itself. None changes which weights are trained.
 
     Args:
         config: The run.
@@ -41,7 +41,7 @@ def find_savings(
         try:
             changed = override_config(config, [change])
         except ConfigError:
-            continue  # It does not go with the other settings.
+            continue  # it conflicts with the other settings
         saving = Saving(change, planned - memory_of(changed).total)
         field = change.partition("=")[0]
         if saving.num_bytes > max(0.0, best[field].num_bytes if field in best else 0.0):

@@ -1,4 +1,4 @@
-"""The speed and memory of a setting: as benchmarks and runs have measured, or else calculated."""
+"""Look up the measured speed and memory of a setting, or calculate them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ NEAR = 0.5
 
 
 class AssumedSpeed(Section):
-    """What is assumed of a GPU that no benchmark has measured."""
+    """Assumptions about a GPU that no benchmark has measured."""
 
     mfu: Fraction
     """Model-FLOPs utilization without recomputation."""
@@ -36,7 +36,7 @@ class AssumedSpeed(Section):
 
 @dataclass(frozen=True)
 class Setting:
-    """What must be equal for a measurement to say anything about a stage."""
+    """The facts about a stage that a measurement must share to apply to it."""
 
     accelerator: str
     trains_language_model: bool
@@ -80,7 +80,7 @@ class Speeds(Section):
     def measured_mfu(self, setting: Setting) -> tuple[float, str] | None:
         """Return the utilization of a setting and where it is from, None if none was measured.
 
-        What another GPU has reached stands for GPUs that nobody has measured.
+        For a GPU without a measurement, that of another GPU is taken.
         """
         found = [each for each in self.measured if setting.is_of(each) and each.mfu]
         if not found:
@@ -136,7 +136,7 @@ def shipped_speeds() -> Speeds:
 
 
 def with_measurements(files: Sequence[str]) -> Speeds:
-    """Return the table that comes with this program, behind what is measured in some files.
+    """Return the measurements in some files, followed by those that come with this program.
 
     Args:
         files: Results of `benchmarks/gpu/step.py`, or summaries of runs.

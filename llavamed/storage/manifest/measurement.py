@@ -1,4 +1,4 @@
-"""What a stage was measured to need under one setting, for the plan of another run."""
+"""Measurements of a stage under one setting, from which other runs are planned."""
 
 from typing import Annotated
 
