@@ -49,6 +49,12 @@ def test_what_fills_a_pack_exactly_is_found(seed: int, num_packs: int, size: int
     assert len(packs) == num_packs + 1
 
 
+def test_a_pack_takes_as_many_small_samples_as_fit() -> None:
+    weights = np.array([3896, *[1] * 200])
+    [pack] = fill_packs(np.arange(201), weights, 4096)
+    assert sorted(pack) == list(range(201))
+
+
 @pytest.mark.parametrize("num_samples", [100, 1000, 5000, 60_000])
 @pytest.mark.parametrize("capacity", [2048, 4096, 8192])
 def test_packing_costs_at_most_one_percent_of_the_steps(num_samples: int, capacity: int) -> None:

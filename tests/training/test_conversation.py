@@ -4,13 +4,19 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, normalizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from llavamed.errors import ConfigError, SampleError
 from llavamed.processor.encode import Encoded, encode, encode_prompt
 from llavamed.processor.templates import TEMPLATES, chat_template, get_template
-from llavamed.processor.token_labels import Segment, flatten, tokenize, write_out_first_spaces
+from llavamed.processor.token_labels import (
+    LabeledText,
+    Segment,
+    flatten,
+    tokenize,
+    write_out_first_spaces,
+)
 from llavamed.processor.turns import IGNORE_INDEX, IMAGE_PLACEHOLDER, Turn
 from tests.support.small_tokenizers import llama_like
 
@@ -327,3 +333,14 @@ def test_tokenizers_that_do_not_fit(tokenizer) -> None:
     bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), eos_token="</s>")
     with pytest.raises(ConfigError, match="has no image token <image>"):
         encode_as("vicuna_v1", TWO_ROUNDS, bare)
+
+
+def test_an_answer_that_changes_the_letters_of_its_prompt_is_refused():
+    model = Tokenizer(models.BPE({"e": 0, "é": 1, "\u0301": 2}, []))
+    model.normalizer = normalizers.NFC()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model)
+    with pytest.raises(
+        SampleError, match="spells 'e' at the end of a prompt as 'é' when the"
+    ) as it:
+        tokenize(LabeledText("e\u0301", [False, True]), tokenizer)
+    assert it.value.reason == "prompt_tokens"
