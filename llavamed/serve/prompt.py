@@ -147,11 +147,12 @@ def _room(prompt: EncodedPrompt, generator: Generator, asked: int | None, defaul
     context, num_prompt = generator.context_length, len(prompt.input_ids)
     room = context - num_prompt
     if room < (asked or 1):
-        wanted = f" and max_tokens={asked}" if asked else ""
+        wanted = f", and max_tokens={asked} come after it" if asked else ""
         raise RequestError(
-            f"messages: the {num_prompt} tokens of the prompt{wanted} do not fit the context of "
-            f"{context} tokens, of which its {len(prompt.image_sizes)} images take "
-            f"{prompt.num_image_tokens}; shorten the conversation",
+            # LiteLLM and others know this error by the first words.
+            f"messages: this model's maximum context length is {context} tokens; the prompt has "
+            f"{num_prompt}, of which its {len(prompt.image_sizes)} images take "
+            f"{prompt.num_image_tokens}{wanted}; shorten the conversation",
             code="context_length_exceeded",
             param="messages",
         )

@@ -38,9 +38,10 @@ from llavamed.serve.prompt import show_dicom
 from llavamed.serve.records import LineFile, Metrics, RequestRecord
 from llavamed.serve.stream import (
     CLIENT_CLOSED,
+    SILENT_SECONDS,
     ClientGoneError,
     EventStream,
-    first_of,
+    begin,
     unless_gone,
     with_first,
 )
@@ -127,9 +128,10 @@ class Service:
         self._note(record, messages)
         updates = self.backend.answer(asked, messages)
         reply = ResponseHead.to(record.request_id, asked.model)
-        # Errors before the first token still have a status of their own.
-        first = await unless_gone(request.receive, first_of(updates))
-        record.first_token_seconds = record.seconds
+        patience = SILENT_SECONDS if asked.stream else None
+        first = await unless_gone(request.receive, begin(updates, patience))
+        if first.done():
+            first.result()  # errors that come soon have a status of their own, in a stream too
         if asked.stream:
             options = asked.stream_options
             events = self._events(
@@ -252,6 +254,8 @@ class Service:
             record.questions = [part for part in parts if isinstance(part, str)]
 
     def _count(self, record: RequestRecord, update: Update) -> None:
+        if record.first_token_seconds is None:
+            record.first_token_seconds = record.seconds
         record.prompt_tokens = update.usage.prompt_tokens
         record.completion_tokens = update.usage.completion_tokens
         for choice in update.choices:
@@ -264,7 +268,7 @@ class Service:
     async def _whole(
         self,
         reply: ResponseHead,
-        first: Update,
+        first: asyncio.Task[Update],
         updates: AsyncGenerator[Update],
         record: RequestRecord,
         n: int,
@@ -290,7 +294,7 @@ class Service:
     async def _events(
         self,
         reply: ResponseHead,
-        first: Update,
+        first: asyncio.Task[Update],
         updates: AsyncGenerator[Update],
         record: RequestRecord,
         *,

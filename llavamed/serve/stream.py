@@ -15,6 +15,10 @@ T = TypeVar("T")
 
 CLIENT_CLOSED = 499
 """Status in the records of a request whose client went away."""
+SILENT_SECONDS = 15.0
+"""Longest silence of a stream, in seconds. Proxies and clients end one after 60 or so."""
+_COMMENT = b": waiting\n\n"
+"""What a stream says in a silence; clients pass over it."""
 
 
 class ClientGoneError(Exception):
@@ -54,21 +58,50 @@ class EventStream(Response):
         await send(
             {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         )
-        async with aclosing(self._events) as events:
+        async with aclosing(_kept_alive(self._events)) as events:
             async for data in events:
                 await send({"type": "http.response.body", "body": data, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def first_of(updates: AsyncIterator[Update]) -> Update:
-    """Return the first update."""
-    return await anext(updates)
+async def _kept_alive(events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    """Yield events, and a comment wherever none comes for long. Closing it closes them."""
+    async with aclosing(events):
+        while True:
+            coming = asyncio.ensure_future(anext(events, None))
+            try:
+                while not (await asyncio.wait((coming,), timeout=SILENT_SECONDS))[0]:
+                    yield _COMMENT
+            finally:
+                if coming.cancel():
+                    await asyncio.wait((coming,))
+            if (data := coming.result()) is None:
+                return
+            yield data
 
 
-async def with_first(first: Update, rest: AsyncGenerator[Update]) -> AsyncGenerator[Update]:
-    """Yield the first update again before the rest, which are closed with this generator."""
+async def begin(updates: AsyncIterator[Update], seconds: float | None) -> asyncio.Task[Update]:
+    """Return the first update, as a task that is not done yet if it takes longer than that."""
+
+    async def first() -> Update:
+        return await anext(updates)
+
+    coming = asyncio.create_task(first())
+    try:
+        await asyncio.wait((coming,), timeout=seconds)
+    except asyncio.CancelledError:
+        coming.cancel()
+        await asyncio.wait((coming,))
+        raise
+    return coming
+
+
+async def with_first(
+    first: asyncio.Task[Update], rest: AsyncGenerator[Update]
+) -> AsyncGenerator[Update]:
+    """Yield the first update before the rest, which are closed with this generator."""
     async with aclosing(rest) as updates:
-        yield first
+        yield await first
         async for update in updates:
             yield update
 

@@ -201,7 +201,7 @@ def png() -> Image:
         ([("user", "a"), ("user", "b")], "roles_out_of_turn", "two user turns in a row"),
         ([("user", "a"), ("assistant", "b")], "no_question", "the last turn must be the user's"),
         ([("user", Image(b"x", "image/png"))], "corrupt_image", "in none of the known formats"),
-        ([("user", "word " * 9000)], "context_length_exceeded", r"do not fit the context of \d+"),
+        ([("user", "word " * 9000)], "context_length_exceeded", r"maximum context length is \d+"),
     ],
 )
 def test_what_cannot_be_asked_is_said(generator, messages, code, text) -> None:
@@ -216,7 +216,7 @@ def test_the_answer_must_fit_as_well(generator: Generator) -> None:
     asked = [Message("user", ("Why?",))]
     prompt, room = encode_messages(asked, generator, max_new_tokens=None, default=10**6)
     assert len(prompt.input_ids) + room == generator.context_length
-    with pytest.raises(RequestError, match=rf"and max_tokens={room + 1} do not fit"):
+    with pytest.raises(RequestError, match=rf"take 0, and max_tokens={room + 1} come after it"):
         encode_messages(asked, generator, max_new_tokens=room + 1, default=8)
 
 

@@ -1,5 +1,6 @@
 """The clients of others work against the service, and get the answers of the evaluation."""
 
+import asyncio
 import gzip
 import http.client
 import json
@@ -8,22 +9,25 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openai
 import pytest
 
-from llavamed.errors import TrackingError
+from llavamed.errors import RequestError, TrackingError
 from llavamed.model.generation import Generator, Prompt
 from llavamed.processor.dicom import read_dicom
 from llavamed.processor.images import to_pixels
 from llavamed.processor.turns import Turn
-from llavamed.serve.backend import EngineBackend, LocalBackend
+from llavamed.serve.backend import EngineBackend, LocalBackend, Update
 from llavamed.serve.export import open_export
 from llavamed.serve.launch import make_backend, page_address
+from llavamed.serve.openai import Choice, TokenCounts
 from llavamed.serve.traces import Traces
 from llavamed.storage.location import locate
 from tests.support.dicom_files import dicom_file
@@ -189,6 +193,62 @@ def test_a_signal_lets_a_running_answer_end(tiny_export: Path) -> None:
         assert "signal=SIGTERM: the service has stopped; the same command starts it again" in said
     with pytest.raises(openai.APIConnectionError):
         ask(client, "Where?")
+
+
+class Slow:
+    """Says something, or fails, after a while."""
+
+    is_open = False
+
+    async def answer(self, request: Any, messages: Any) -> Any:
+        self.is_open = True
+        try:
+            await asyncio.sleep(float(messages[-1].parts[0]))
+            if request.n == 2:
+                raise RequestError("model: failed; try again", code="x", status=500)
+            yield Update([Choice(0, "late", None)], TokenCounts(1, 1))
+            await asyncio.sleep(float(messages[-1].parts[0]))
+            yield Update([Choice(0, " too", "stop")], TokenCounts(1, 2))
+        finally:
+            self.is_open = False
+
+    def load(self) -> tuple[int, int]:
+        return 0, 0
+
+    def check(self) -> None:
+        """Always well."""
+
+    async def close(self) -> None:
+        """Nothing to free."""
+
+
+def test_a_stream_is_never_silent_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("service", "stream"):
+        monkeypatch.setattr(f"llavamed.serve.{name}.SILENT_SECONDS", 0.05)
+    backend: Any = Slow()
+    with run_service(settings(), backend) as service:
+        status, body = service.chat("0.2", stream=True)
+        assert status == 200
+        opening, first = body.split(b"data: ")[:2]
+        assert opening.count(b": waiting\n\n") >= 2
+        assert b'"role": "assistant"' in first
+        assert body.endswith(b"data: [DONE]\n\n")
+        assert body.split(b'"late"')[1].count(b": waiting\n\n") >= 2
+        client = openai.OpenAI(base_url=f"{service.url}/v1", api_key=TOKEN, max_retries=0)
+        chunks = list(ask(client, "0.1", stream=True))
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "late too"
+        assert service.chat("0.2")[1]["choices"][0]["message"]["content"] == "late too"
+        assert service.chat("0", stream=True, n=2)[0] == 500  # soon enough for a status
+        status, body = service.chat("0.2", stream=True, n=2)
+        assert status == 200
+        assert b'data: {"error": {"message": "model: failed; try again"' in body
+        with pytest.raises(openai.APITimeoutError):
+            list(ask(client.with_options(timeout=0.02), "60", stream=True))
+        for _ in range(500):
+            if not backend.is_open:
+                break
+            time.sleep(0.01)
+        assert not backend.is_open
 
 
 def test_the_address_that_is_told_is_one_that_a_browser_opens() -> None:

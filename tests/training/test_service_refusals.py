@@ -77,7 +77,7 @@ BAD: list[tuple[Any, dict[str, Any], int, str, str]] = [
     (url_part("http://169.254.169.254/x.png"), {}, 400, "image_host_refused", "not fetched from"),
     ("a </s> b", {}, 400, "special_token", "spells the special token </s>"),
     ("half \ud83e", {}, 400, "invalid_text", "holds half a character"),
-    ("word " * 9000, {}, 400, "context_length_exceeded", "do not fit the context of"),
+    ("word " * 9000, {}, 400, "context_length_exceeded", "maximum context length is "),
     ("Why?", {"max_tokens": 5000}, 400, "invalid_value", "max_tokens=5000: at most 1024"),
     ("Why?", {"n": 9}, 400, "invalid_value", "n=9: at most 4 here"),
     ("Why?", {"temperature": 3}, 400, "invalid_value", "temperature: "),
