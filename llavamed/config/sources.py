@@ -96,7 +96,8 @@ class Parquet(Section):
     path: str
     """URI of a file, a folder, or several files: `*` matches any text, `{000..031}` a range."""
     image_folder: str | None = None
-    """URI of the folder that contains the named images. By default the images are in the files."""
+    """URI of the folder that contains the named images, which may be packed as zip. By default the
+    images are in the files."""
     id_column: str | None = None
     """Column with the sample's identifier. By default `id`, or the sample's position without it."""
     images_column: str | None = None

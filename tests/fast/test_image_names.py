@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llavamed.config.sources import LlavaJson
+from llavamed.config.sources import LlavaJson, Parquet
 from llavamed.data.sources import open_source
 from llavamed.data.sources.files import load_image_file
 from llavamed.data.sources.image_names import names_below
-from llavamed.errors import SampleError
+from llavamed.errors import DataError, SampleError
 from llavamed.storage.location import locate
+from tests.support.benchmark_files import pack
 
 COMPOSED = "\u00e9t\u00e9.png"
 FILES = ["a.png", "sub dir/a b.png", "per%20cent.png", "hash#1.png", "quest?x=1.png", "star*.png"]
@@ -145,3 +146,28 @@ def test_the_cases_of_names_are_read(folder, reference_data):
             assert reason(folder, name) == "missing_image"
         else:
             assert source.load_image(name)
+
+
+@pytest.mark.parametrize("top", ["", "images/"])
+def test_a_zip_may_stand_in_the_place_of_its_folder(top, tmp_path):
+    """Rows may name the only folder that an archive holds, or leave it out."""
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "a.png").write_bytes(b"a")
+    pack(tmp_path / "x", tmp_path / "x.zip", top=top)
+    folder = f"{tmp_path}/x.zip"
+    for read in (
+        LlavaJson(source="llava_json", path="none.json", image_folder=folder),
+        Parquet(source="parquet", path="none.parquet", image_folder=folder),
+    ):
+        names = ["a.png", f"{top}a.png"]
+        assert [open_source(read).load_image(name) for name in names] == [b"a", b"a"]
+
+
+def test_another_archive_in_the_place_of_the_folder_is_refused_before_any_row(tmp_path):
+    (tmp_path / "x.tar").write_bytes(b"")
+    (tmp_path / "a.json").write_text("[]")
+    read = LlavaJson(
+        source="llava_json", path=f"{tmp_path}/a.json", image_folder=f"{tmp_path}/x.tar"
+    )
+    with pytest.raises(DataError, match=r"x\.tar: of archives only zip is read in place; unpack"):
+        open_source(read).count()

@@ -8,7 +8,7 @@ import pytest
 from llavamed.config.sources import LlavaJson, Parquet
 from llavamed.data.record import Record
 from llavamed.data.sources import open_source
-from llavamed.errors import DataError, SampleError, StorageError
+from llavamed.errors import DataError, SampleError
 from llavamed.processor.turns import Turn
 
 DIALOGUE = [
@@ -139,7 +139,7 @@ def test_an_absent_file_is_named(tmp_path):
 def test_a_folder_in_the_place_of_the_file_is_named(tmp_path):
     read = LlavaJson(source="llava_json", path=str(tmp_path), image_folder=str(tmp_path))
     for call in (open_source(read).count, open_source(read).content_hash):
-        with pytest.raises(StorageError, match="cannot read it: IsADirectoryError"):
+        with pytest.raises(DataError, match=r"is a folder; name the file in it$"):
             call()
 
 

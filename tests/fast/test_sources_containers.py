@@ -1,7 +1,9 @@
+import base64
 import io
 import json
 import tarfile
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +15,7 @@ from llavamed.data.sources import fetch_image, open_source
 from llavamed.data.sources.fields import Fields
 from llavamed.data.sources.turns import read_turns
 from llavamed.errors import SampleError
+from llavamed.processor.image_files import to_png
 from llavamed.processor.turns import Turn
 from llavamed.storage.location import Location, locate
 
@@ -215,8 +218,10 @@ PARTS = [
         json.dumps(PARTS),
         {"role": ["user", "assistant"], "content": ["What?\n<image>", "A."]},
         {"from": ["human", "gpt"], "value": ["What?\n<image>", "A."]},
+        [{"user": "What?\n<image>", "assistant": "A.", "source": "x"}],
+        {"user": ["What?\n<image>"], "assistant": ["A."]},
     ],
-    ids=["parts", "parts as JSON", "sequence", "sequence of LLaVA's"],
+    ids=["parts", "parts as JSON", "sequence", "sequence of LLaVA's", "exchange", "exchanges"],
 )
 def test_turns_as_hugging_face_writes_them(tmp_path, talk):
     rows = [{"images": [{"bytes": b"one", "path": None}], "messages": talk}]
@@ -227,9 +232,41 @@ def test_turns_as_hugging_face_writes_them(tmp_path, talk):
     assert len(record.images) == 1
 
 
+def test_images_come_before_the_first_of_some_exchanges(tmp_path):
+    rows = [
+        {
+            "images": [{"bytes": b"one", "path": None}, {"bytes": b"two", "path": None}],
+            "texts": [{"user": "What?", "assistant": "A."}, {"user": "And?", "assistant": "B."}],
+        }
+    ]
+    locate(f"{tmp_path}/a.parquet").write_table(pa.Table.from_pylist(rows))
+    source = open_source(Parquet(source="parquet", path=str(tmp_path)))
+    (record,) = map(source.parse, source.rows())
+    asked = [turn.text for turn in record.turns]
+    assert asked == ["<image>\n<image>\nWhat?", "A.", "And?", "B."]
+    assert list(map(source.load_image, record.images)) == [b"one", b"two"]
+
+
+@pytest.mark.parametrize("form", ["{}", "data:image/png;base64,{}"], ids=["bare", "data URI"])
+def test_a_picture_as_text_in_a_column_is_a_picture(form, tmp_path):
+    picture = to_png(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
+    text = form.format(base64.b64encode(picture).decode())
+    rows = [{"image": text, "question": "What?", "answer": "A."}]
+    locate(f"{tmp_path}/a.parquet").write_table(pa.Table.from_pylist(rows))
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    for read in (
+        Parquet(source="parquet", path=f"{tmp_path}/a.parquet"),
+        LlavaJson(source="llava_json", path=f"{tmp_path}/a.json", image_folder=str(tmp_path)),
+    ):
+        source = open_source(read)
+        (record,) = map(source.parse, source.rows())
+        assert [fetch_image(source, each) for each in record.images] == [picture]
+
+
 @pytest.mark.parametrize(
     ("talk", "reason", "detail"),
     [
+        ([{"user": 1, "assistant": "A."}], "no_text", "'user' of an exchange is 1"),
         ([{"role": "user", "content": [{"type": "video"}]}], "no_text", "of type 'video'; known"),
         ([{"role": "user", "content": [{"type": "text"}]}], "no_text", "of type 'text'; known"),
         ([{"role": "user", "content": ["What?"]}], "no_text", "of type None; known"),

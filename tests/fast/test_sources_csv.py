@@ -68,6 +68,15 @@ def test_a_row_that_cannot_be_read_costs_itself_alone(line, fact, tmp_path):
         source.parse(broken)
 
 
+def test_a_table_of_a_spreadsheet_is_read_as_it_looks(tmp_path):
+    """Spreadsheets end with rows of commas; people write spaces, and long reports into a cell."""
+    report = "long " * 40_000
+    lines = ["id, image, question, answer", f'1, 1.png, "What, ""now""?", {report}', ", , ,", ",,,"]
+    [found] = records(tmp_path, "a.csv", "\r\n".join(lines).encode())
+    assert (found.id, found.images) == ("1", ("1.png",))
+    assert [turn.text for turn in found.turns] == ['<image>\nWhat, "now"?', report.strip()]
+
+
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [

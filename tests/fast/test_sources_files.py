@@ -120,7 +120,8 @@ def test_a_column_that_is_not_there_is_named(settings, missing, file):
 def test_parquet_without_any_turns_is_no_dataset(tmp_path):
     locate(f"{tmp_path}/data/train-0.parquet").write_table(pa.table({"image": [b"x"]}))
     with pytest.raises(
-        DataError, match=r"no column conversations or .* or messages or question or .*; its"
+        DataError,
+        match=r"no column conversations or .* or messages or texts or question or .*; its",
     ):
         parquet(tmp_path).count()
     with pytest.raises(DataError, match="no column question; its columns are image"):

@@ -1,3 +1,4 @@
+import gzip
 import io
 import json
 import tarfile
@@ -171,7 +172,11 @@ def test_the_question_follows_from_the_id_and_the_length_of_the_caption():
 
 
 BAD = {
-    "image alone": ([("jpg", b"x")], "no_conversations", "keys: "),
+    "image alone": (
+        [("jpg", b"x")],
+        "no_conversations",
+        "no .json or .txt stands next to the picture; members of one name must follow one another",
+    ),
     "no dialogue": ([("json", b'{"a": 1}')], "no_conversations", "keys: a"),
     "list": ([("json", b"[]")], "not_json", "a list, not a mapping"),
     "cut off": ([("json", b'{"a"')], "not_json", "Expecting"),
@@ -235,7 +240,6 @@ NEGATIVE = b"\xff" * 11 + b"\x00"  # a size of -256 in base 256
 DAMAGE = {
     "empty": lambda data: b"",
     "page": lambda data: b"<html>" * 200,
-    "compressed": lambda data: b"\x1f\x8b" + data[:600],
     "body cut off": lambda data: data[:700],
     "cut off between members": lambda data: data[:1024],
     "header cut off": lambda data: data[:1100],
@@ -259,6 +263,17 @@ def test_a_damaged_shard_is_named_and_never_ends_early(damage, tmp_path):
     found = source(tmp_path)
     for call in (found.count, found.content_hash, lambda: list(found.rows())):
         with pytest.raises(DataError, match=r"path=/.*/a\.tar: not a tar archive: .*; download"):
+            call()
+
+
+def test_a_compressed_shard_is_named_as_such(tmp_path):
+    file = write(tmp_path, member("1.txt", b"A lung."))
+    file.write_bytes(gzip.compress(file.read_bytes()))
+    found = source(tmp_path)
+    for call in (found.count, found.content_hash, lambda: list(found.rows())):
+        with pytest.raises(
+            DataError, match=r"a\.tar: is compressed by gzip, .*; unpack it with gunz"
+        ):
             call()
 
 

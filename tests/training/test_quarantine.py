@@ -107,6 +107,22 @@ def test_a_picture_within_a_row_is_stored(write):
     assert report.tables.index["num_images"].to_pylist() == [1, 1]
 
 
+def test_a_picture_of_one_pixel_stands_for_none(write):
+    turns = [{"from": "human", "value": "<image>What?"}, DIALOGUE[1]]
+    rows = [
+        {
+            "id": f"{size}",
+            "image": {"bytes": base64.b64encode(to_png(np.zeros((*size, 3), np.uint8))).decode()},
+            "conversations": turns,
+        }
+        for size in ((1, 1), (1, 2))
+    ]
+    report, _ = write(rows)
+    [bad] = report.tables.quarantine.to_pylist()
+    assert (bad["id"], bad["reason"]) == ("(1, 1)", "corrupt_image")
+    assert bad["detail"] == "1x1 pixels, which stand for a missing picture"
+
+
 @pytest.mark.parametrize(
     ("error", "is_quarantined"),
     [

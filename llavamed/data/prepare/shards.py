@@ -35,8 +35,8 @@ from llavamed.data.sources import fetch_image, open_source
 from llavamed.errors import DataError, LlavaMedError, SampleError
 from llavamed.processor.build import image_settings, load_processor, tiling
 from llavamed.processor.encode import encode
-from llavamed.processor.image_files import read_size
-from llavamed.processor.images import to_pixels, to_planes
+from llavamed.processor.image_files import decode, read_size
+from llavamed.processor.images import fit, to_planes
 from llavamed.processor.templates import get_template, left_out, marks_of_turns
 from llavamed.processor.turns import IGNORE_INDEX
 from llavamed.storage.fetch import fetch_once
@@ -213,7 +213,10 @@ class ShardWriter:
     def _image(self, data: bytes, on_unread: Callable[[str], None]) -> tuple[bytes, bytes, bytes]:
         """Return the stored bytes of an image, and the hashes of its look and of its pixels."""
         # Decode the image even if its file is stored as it is, to find unreadable ones now.
-        pixels = to_pixels(data, self._images, on_unread)
+        decoded = decode(data, on_unread)
+        if decoded.shape[:2] == (1, 1):
+            raise SampleError("corrupt_image", "1x1 pixels, which stand for a missing picture")
+        pixels = fit(decoded, self._images)
         stored = data if self._config.data.store_images == "original" else to_planes(pixels)
         return stored, hash_image(pixels), hash_pixels(pixels)
 

@@ -22,13 +22,7 @@ def open_folder(uri: str) -> Location:
     Raises:
         DataError: The archive is absent, damaged or of another kind.
     """
-    place = locate(uri)
-    if place.name.lower().endswith(_OTHERS):
-        raise DataError(
-            f"path={place}: of archives only zip is read in place; unpack it and name the folder, "
-            "or pack it as zip"
-        )
-    return inside(place) if place.name.lower().endswith(ZIP) else place
+    return _unpacked(locate(uri))
 
 
 def open_packed(folder: Location) -> Location:
@@ -38,7 +32,8 @@ def open_packed(folder: Location) -> Location:
         DataError: The archive is damaged, or of another kind.
     """
     if folder.exists():
-        return folder
+        is_packed = folder.name.lower().endswith((ZIP, *_OTHERS))
+        return _unpacked(folder) if is_packed and not folder.fs.isdir(folder.path) else folder
     above, _, name = folder.path.rstrip("/").rpartition("/")
     place = Location(folder.fs, above, folder.attempts)
     if (place / (name + ZIP)).exists():
@@ -47,6 +42,15 @@ def open_packed(folder: Location) -> Location:
         if (place / packed).exists():
             raise DataError(f"path={place}: its images are packed; unpack {packed} there")
     return folder
+
+
+def _unpacked(place: Location) -> Location:
+    if place.name.lower().endswith(_OTHERS):
+        raise DataError(
+            f"path={place}: of archives only zip is read in place; unpack it and name the folder, "
+            "or pack it as zip"
+        )
+    return inside(place) if place.name.lower().endswith(ZIP) else place
 
 
 def inside(archive: Location) -> Location:

@@ -1,7 +1,8 @@
 """Stream the rows of a CSV file, whose first line names the columns.
 
-Cells are separated by commas, semicolons or tabs, whichever the first line has most of. A cell that
-is empty counts as absent. A row that cannot be read is one that `parse` rejects, with its line.
+Cells are separated by commas, semicolons or tabs, whichever the first line has most of. Spaces
+after them are left out if the first line has one there. A cell that is empty counts as absent, and
+a row of empty cells as none. A row that cannot be read is one that `parse` rejects, with its line.
 """
 
 import csv
@@ -15,6 +16,8 @@ from llavamed.storage.location import Location
 
 MALFORMED = "malformed"
 """Key of a row that could not be read; its value says why and where."""
+MAX_CELL = 1 << 28
+"""Maximum number of characters of a cell, which may hold a whole picture."""
 _SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 
 
@@ -50,7 +53,7 @@ def stream_csv(location: Location, needed: tuple[str, ...]) -> Iterator[dict[str
         reader = _reader(text.stream, first)
         try:
             for cells in reader:
-                if cells:
+                if any(map(str.strip, cells)):
                     yield _row(names, cells, reader.line_num + 1)
         except csv.Error as error:
             fact = f"{error}, near line {reader.line_num + 1:,}"
@@ -58,7 +61,9 @@ def stream_csv(location: Location, needed: tuple[str, ...]) -> Iterator[dict[str
 
 
 def _reader(lines: Any, first: str) -> Any:
-    return csv.reader(lines, delimiter=max(",;\t", key=first.count), strict=True)
+    csv.field_size_limit(MAX_CELL)
+    mark = max(",;\t", key=first.count)
+    return csv.reader(lines, delimiter=mark, skipinitialspace=f"{mark} " in first, strict=True)
 
 
 def _row(names: list[str], cells: list[str], line: int) -> dict[str, Any]:

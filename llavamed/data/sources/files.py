@@ -28,7 +28,7 @@ def open_file(location: Location, **options: Any) -> Iterator[Any]:
         options: Options of fsspec.
 
     Raises:
-        DataError: The file is absent.
+        DataError: The file is absent, or a folder.
         StorageError: The file cannot be read.
     """
     try:
@@ -36,6 +36,10 @@ def open_file(location: Location, **options: Any) -> Iterator[Any]:
             yield file
     except FileNotFoundError as error:
         raise absent(location) from error
+    except StorageError as error:
+        if isinstance(error.__cause__, IsADirectoryError):
+            raise DataError(f"path={location}: is a folder; name the file in it") from error
+        raise
 
 
 def absent(location: Location) -> DataError:

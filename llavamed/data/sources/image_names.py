@@ -28,6 +28,9 @@ def names_below(folder: Location, name: str) -> list[str]:
     paths = [_inside(folder, spelling) for spelling in _spellings(folder, name)]
     if None in paths:
         return []
+    if "zip" in folder.schemes:  # whose top folder is left out, and rows may name it
+        top = f"{folder.path.strip('/')}/"
+        paths += [path.removeprefix(top) for path in paths if path and path.startswith(top)]
     forms = ((path, normalize("NFC", path), normalize("NFD", path)) for path in paths if path)
     return list(dict.fromkeys(chain.from_iterable(forms)))
 

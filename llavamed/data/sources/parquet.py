@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import repeat
 from typing import Any, BinaryIO, TypeVar
 
@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 
 from llavamed.config.sources import Parquet
 from llavamed.data.record import Record
+from llavamed.data.sources.archives import open_packed
 from llavamed.data.sources.files import absent, damaged, find_files, load_from_folder
-from llavamed.data.sources.pictures import IMAGE_KEYS
+from llavamed.data.sources.pictures import IMAGE_KEYS, embedded_picture, reference_of
 from llavamed.data.sources.records import DIALOGUE_KEYS, PAIRS, ROW_KEYS, dialogue
 from llavamed.errors import DamagedFileError, DataError, SampleError
 from llavamed.storage.location import Location, locate
@@ -64,13 +65,21 @@ class ParquetFiles:
         self._required = required
         self._listed = listed
         self._columns = {*images, *optional, *(name for names in required for name in names)}
-        self._folder = locate(image_folder) if isinstance(image_folder, str) else image_folder
+        self._image_folder = image_folder
         self._group: tuple[tuple[str, int], pa.Table] | None = None
         """The row group that is held: its file and number, and its table."""
         self._labels: dict[str, list[str]] = {}
         """The names of labels in the columns of that row group."""
         self._unread: tuple[str, ...] = ()
         """The columns of its file that are not read."""
+
+    @cached_property
+    def _folder(self) -> Location | None:
+        """The folder of images, or the inside of its archive. Raises: DataError."""
+        folder = self._image_folder
+        if folder is None:
+            return None
+        return open_packed(locate(folder) if isinstance(folder, str) else folder)
 
     def count(self) -> int:
         """Return the number of rows of all files, from their footers.
@@ -149,6 +158,8 @@ class ParquetFiles:
             return image
         if not isinstance(image, str):
             raise SampleError("missing_image", f"{reference}: neither bytes nor a name")
+        if (picture := embedded_picture(reference_of(image))) is not None:
+            return picture
         if self._folder is None:
             raise SampleError("missing_image", f"{image}: a name, and image_folder is not set")
         return load_from_folder(self._folder, image)

@@ -6,6 +6,7 @@ and fetching an image does not need its row.
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -16,6 +17,8 @@ from llavamed.errors import SampleError
 IMAGE_KEYS = ("image", "images", "image_file", "image_files", "image_path", "image_paths")
 _PICTURE_KEYS = ("image", "image_url", "path", "url", "source", "base64", "data")
 _SCHEME = "data:"
+_BASE64 = re.compile(r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/\s]{64,}={0,2}\s*")
+"""A PNG, JPEG, GIF or WebP as base64 alone, as tables hold pictures; no name is like it."""
 
 
 def picture_references(value: Any) -> list[str]:
@@ -48,6 +51,8 @@ def reference_of(value: Any) -> str:
         return reference_of(inner)
     if isinstance(value, bytes):
         return _embed_text(base64.b64encode(value).decode())
+    if isinstance(value, str) and _BASE64.fullmatch(value):
+        return _embed_text(value)
     if isinstance(value, str) or (isinstance(value, int | float) and not isinstance(value, bool)):
         return str(value)
     raise SampleError("missing_image", f"{value!r} is neither a name nor a picture")

@@ -1,10 +1,11 @@
 """Convert rows of any format to a `Record`: dialogues, questions, answer types.
 
-A row holds a dialogue as a list of turns (`conversations`, `messages`, `turns`), or a question and
-its answer under one of the usual pairs of keys: `question` and `answer`, `prompt` and
-`completion`, `query` and `response`, `instruction` (with `input`) and `output`. Other keys are
-`id`, images, `system`, `domain` and the like. Keys that would change the meaning of the sample,
-such as a video or tools, are refused. Other keys that are not read are collected for a warning.
+A row holds a dialogue as a list of turns (`conversations`, `messages`, `turns`) or of exchanges
+(`texts`), or a question and its answer under one of the usual pairs of keys: `question` and
+`answer`, `prompt` and `completion`, `query` and `response`, `instruction` (with `input`) and
+`output`. Other keys are `id`, images, `system`, `domain` and the like. Keys that would change the
+meaning of the sample, such as a video or tools, are refused. Other keys that are not read are
+collected for a warning.
 
 The alignment set that LLaVA-Med released spells a key `conversatons`, which is read too.
 """
@@ -30,7 +31,7 @@ from llavamed.data.sources.turns import (
 from llavamed.errors import SampleError
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
 
-DIALOGUE_KEYS = ("conversations", "conversatons", "conversation", "turns", "messages")
+DIALOGUE_KEYS = ("conversations", "conversatons", "conversation", "turns", "messages", "texts")
 PAIRS = {
     "question": ("answer", "response"),
     "prompt": ("completion", "response"),
@@ -97,14 +98,16 @@ def dialogue(
     fields.skip(*IMAGE_KEYS)
     key, value = fields.named(*DIALOGUE_KEYS)
     is_pair = value is None
-    spoken = _read_pair(fields, len(listed)) if is_pair else read_turns(value, fields, key)
+    spoken = (
+        _read_pair(fields, len(listed)) if is_pair else read_turns(value, fields, key, len(listed))
+    )
     turns = _with_system(fields, spoken.turns)
     if not read_trained(fields, "the row"):
         turns = tuple(replace(turn, trained=False) for turn in turns)
     record = _record(fields, spoken.images(listed), turns, id=id, licence=licence)
     if not record.images:
         _refuse_unread_picture(row, record.unread_keys)
-    if is_pair and not record.answer_type:
+    if is_pair and turns and not record.answer_type:
         return replace(record, answer_type=yes_or_no(turns[-1].text))
     return record
 
@@ -228,7 +231,10 @@ def _read_pair(fields: Fields, num_images: int) -> Dialogue:
     fields.refuse(_CHOICES)
     asked = fields.take(asked_key)
     before = Dialogue((), ())
-    for earlier in fields.take("history") or []:
+    history = fields.take("history") or []
+    if not isinstance(history, list):
+        raise SampleError("no_text", f"the history is {history!r}")
+    for earlier in history:
         if not isinstance(earlier, list) or len(earlier) != 2:
             raise SampleError("no_text", f"a pair of the history is {earlier!r}")
         before += speak("user", _plain(earlier[0], "history"))

@@ -18,7 +18,7 @@ from llavamed.data.sources.files import damaged, open_file
 from llavamed.errors import DataError
 from llavamed.storage.location import Location
 
-_GZIP = b"\x1f\x8b"
+GZIP = b"\x1f\x8b"
 _ARCHIVES = {
     b"PK\x03\x04": "zip",
     b"BZh": "bzip2",
@@ -74,7 +74,7 @@ def open_text(location: Location) -> Iterator[Text]:
                 raise DataError(
                     f"path={location}: is compressed by {name}, and only gzip is read; unpack it"
                 )
-        if not head.startswith(_GZIP):
+        if not head.startswith(GZIP):
             yield _decode(file, head)
             return
         try:

@@ -85,20 +85,52 @@ class Dialogue:
         )
 
 
-def read_turns(value: Any, row: Fields, key: str = "turns") -> Dialogue:
+def read_turns(value: Any, row: Fields, key: str = "turns", num_images: int = 0) -> Dialogue:
     """Read a list of turns, or its JSON text, with the images in them.
 
-    Hugging Face's `Sequence` of turns is one mapping of lists of equal length.
+    Hugging Face's `Sequence` of turns is one mapping of lists of equal length. An element may be an
+    exchange, `{"user", "assistant"}`, and then the images of the row come before the first one.
+    Source: the datasets the_cauldron and FineVision of Hugging Face.
 
     Args:
         value: The value of the row's key.
         row: The row, which collects the unread keys of its turns.
         key: The key of the turns.
+        num_images: Number of images that the row lists.
 
     Raises:
         SampleError: `no_conversations`, `unknown_role`, `no_text`, `unknown_weight`,
             `unsupported_key`, `missing_image` or `placeholder_mismatch`.
     """
+    dialogue = Dialogue((), ())
+    for each in _list(value, row):
+        turn = Fields(each)
+        if turn.has("user") and turn.has("assistant"):
+            dialogue += _read_exchange(turn, 0 if dialogue.turns else num_images)
+        else:
+            dialogue += _read_turn(turn)
+        row.note_unread(f"{key}[]", turn)
+    return dialogue
+
+
+def _read_exchange(pair: Fields, num_images: int) -> Dialogue:
+    """Read a question and its answer, after so many images.
+
+    Raises:
+        SampleError: `no_text`.
+    """
+    spoken = Dialogue((), ())
+    for role in ("user", "assistant"):
+        text = pair.take(role)
+        if not isinstance(text, str):
+            raise SampleError("no_text", f"{role!r} of an exchange is {text!r}")
+        is_first = not spoken.turns and IMAGE_PLACEHOLDER not in text
+        spoken += speak(_ROLES[role], text, [None] * num_images if is_first else ())
+    return spoken
+
+
+def _list(value: Any, row: Fields) -> list[Any]:
+    """Return a list of turns, whatever it is written as."""
     if isinstance(value, str):
         value = read_json(value)
     if isinstance(value, Mapping) and all(isinstance(cells, list) for cells in value.values()):
@@ -109,12 +141,7 @@ def read_turns(value: Any, row: Fields, key: str = "turns") -> Dialogue:
         value = [dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)]
     if not isinstance(value, list):
         raise SampleError("no_conversations", f"keys: {row.keys()}")
-    dialogue = Dialogue((), ())
-    for each in value:
-        turn = Fields(each)
-        dialogue += _read_turn(turn)
-        row.note_unread(f"{key}[]", turn)
-    return dialogue
+    return value
 
 
 def speak(role: Role, text: str, pictures: Sequence[str | int | None] = ()) -> Dialogue:

@@ -30,6 +30,7 @@ from llavamed.data.sources.tar_samples import (
     group_samples,
     read_name,
 )
+from llavamed.data.sources.text_files import GZIP
 from llavamed.errors import DataError, SampleError
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
 from llavamed.storage.location import Location, locate
@@ -105,6 +106,12 @@ class WebDatasetSource:
         """
         if "second" in row:
             raise SampleError("several_texts", f"two members ending in .{row['second']}, not one")
+        if not {"json", "txt"} & set(row):
+            raise SampleError(
+                "no_conversations",
+                "no .json or .txt stands next to the picture; members of one name must follow one "
+                "another, as `tar --sort=name` packs them",
+            )
         images = [f"{row['file']}#{start}+{size}" for start, size in row["images"]]
         values = read_json(self._fetch(row, "json")) if "json" in row else {}
         if not isinstance(values, dict):
@@ -240,6 +247,12 @@ def _members(location: Location, digest: Any) -> Iterator[Member]:
                     # tarfile treats an unreadable header as the end of the archive
                     raise tarfile.ReadError(f"no member and no end at byte {archive.offset:,}")
         except _DAMAGE as error:
+            file.seek(0)
+            if file.read(2) == GZIP:
+                raise DataError(
+                    f"path={location}: is compressed by gzip, and members are read in place; "
+                    "unpack it with gunzip"
+                ) from error
             raise damaged(location, "a tar archive", error) from error
 
 
