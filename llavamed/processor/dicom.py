@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llavamed.errors import SampleError
+from llavamed.processor.gdcm_process import decode_apart
 from llavamed.processor.grey_levels import (
     Values,
     apply_window,
@@ -73,7 +74,7 @@ def read_dicom(data: bytes, frame: int = 0) -> bytes:
                 "image_too_large",
                 f"{width}x{height} pixels, at most {MAX_PIXELS} of DICOM are decoded",
             )
-        stored = _decode(dataset, frame, num_frames)
+        stored = _decode(dataset, data, frame if num_frames > 1 else None)
         return to_png(
             _to_grey(stored, dataset, frame) if stored.ndim == 2 else _to_8_bits(stored, dataset)
         )
@@ -160,16 +161,16 @@ def _tag_errors() -> Iterator[None]:
         raise SampleError("corrupt_image", f"damaged tags: {type(error).__name__}") from None
 
 
-def _decode(dataset: Any, index: int, num_frames: int) -> npt.NDArray[Any]:
-    """Decode one frame, colours as RGB. Raises: SampleError, `corrupt_image`."""
+def _decode(dataset: Any, data: bytes, index: int | None) -> npt.NDArray[Any]:
+    """Decode one frame, or the only one, colours as RGB. Raises: SampleError, `corrupt_image`."""
     from pydicom.pixels import pixel_array
 
     try:
-        pixels = pixel_array(
-            dataset,
-            index=index if num_frames > 1 else None,
-            decoding_plugin=_decoder(dataset),
-        )
+        decoder = _decoder(dataset)
+        if decoder == "gdcm":
+            pixels = decode_apart(data, index)
+        else:
+            pixels = pixel_array(dataset, index=index, decoding_plugin=decoder)
         is_palette = dataset.PhotometricInterpretation == "PALETTE COLOR"
         return _coloured(pixels, dataset) if is_palette else pixels
     except Exception as error:  # decoders raise whatever their C code meets
@@ -180,15 +181,17 @@ def _decode(dataset: Any, index: int, num_frames: int) -> npt.NDArray[Any]:
 
 
 def _decoder(dataset: Any) -> str:
-    """Return the library that decodes a dataset: Pillow where it can, or "" to let pydicom choose.
+    """Return the library that decodes a dataset: Pillow where it can, or GDCM, or "" for pydicom.
 
-    The other one, GDCM, makes the same pixels, and ends the whole process where a JPEG is damaged.
+    Where both can, they make the same pixels.
     """
     from pydicom.pixels import get_decoder
 
     plugins = get_decoder(dataset.file_meta.TransferSyntaxUID).available_plugins
     is_deep_colour = dataset.SamplesPerPixel > 1 and dataset.BitsStored > 8  # not read by Pillow
-    return "pillow" if "pillow" in plugins and not is_deep_colour else ""
+    if "pillow" in plugins and not is_deep_colour:
+        return "pillow"
+    return "gdcm" if "gdcm" in plugins else ""
 
 
 def _coloured(pixels: npt.NDArray[Any], dataset: Any) -> Pixels:

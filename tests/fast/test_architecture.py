@@ -43,7 +43,7 @@ ONLY_IN = {
     "peft": {"model/adapters.py"},
     "bitsandbytes": {"model/quantize.py"},
     "openai": {"llm/client.py"},
-    "pydicom": {"processor/dicom.py"},
+    "pydicom": {"processor/dicom.py", "processor/gdcm_process.py"},
     "nibabel": {"processor/nifti.py"},
     "lxml": {"corpus/pmc/jats.py"},
     "kubernetes": {"cluster/client.py"},

@@ -83,7 +83,7 @@ def test_what_cannot_be_decoded_names_its_transfer_syntax():
     del dataset.PixelData
     syntax = dataset.file_meta.TransferSyntaxUID.name
     with pytest.raises(SampleError, match=f"corrupt_image: {syntax}: "):
-        _decode(dataset, 0, 1)
+        _decode(dataset, b"", None)
 
 
 @pytest.mark.parametrize("name", ["liver_1frame.dcm", "rtdose.dcm", "test-SR.dcm"])
@@ -239,6 +239,22 @@ def test_a_damaged_jpeg_in_a_dicom_file_ends_no_process():
     assert data[segment] == 0xFF
     data[segment] = 130
     assert pixels(read_dicom(bytes(data))).shape == (256, 256, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value"),
+    [("MR_small_jpeg_ls_lossless.dcm", 6, 232), ("SC_rgb_jpeg_gdcm.dcm", 22, 208)],
+)
+def test_a_file_that_ends_gdcm_ends_nothing_else(name, place, value):
+    """The bits of a sample, damaged: GDCM throws past Python, or writes where it must not."""
+    data = bytearray(file(name))
+    data[data.index(b"\xff\xd8\xff") + place] = value
+    for _ in range(2):
+        with pytest.raises(
+            SampleError, match=r"corrupt_image: JPEG.*: RuntimeError: GDCM has ended"
+        ):
+            read_dicom(bytes(data))
+        assert np.ptp(pixels(read_dicom(file(name)))) > 0
 
 
 def test_frames_are_named_by_number_and_the_first_is_the_default():
