@@ -12,7 +12,7 @@ from difflib import SequenceMatcher
 
 from llavamed.evaluate.scorers.item import Item
 
-NAME = "medevalkit/1"
+NAME = "medevalkit/2"
 
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _MARKS = (
@@ -26,39 +26,43 @@ def score(item: Item) -> float:
     """Score one item by its option, its yes or no, or equality with the reference."""
     said, wanted = item.prediction.lower(), item.reference.strip().lower()
     if isinstance(item.options, Mapping):
-        return float(_option(said, item.options).lower() == wanted)
-    said = _unpack(said)
+        return float(_chooses(said, wanted, item.options))
+    said = _unpack(_content(said).strip())
     if wanted in {"yes", "no"}:
         said = said.replace("\n", "").replace(".", "")
         return float(("yes" in said) != ("no" in said) and wanted in said)
     return float(said == wanted)
 
 
-def _option(said: str, options: Mapping[str, str]) -> str:
-    """Return the letter that an answer equals, else the option whose text is most like it."""
-    letters = {letter.lower(): letter for letter in options}
-    texts = {text.lower(): letter for letter, text in reversed(list(options.items()))}
+def _chooses(said: str, wanted: str, options: Mapping[str, str]) -> bool:
+    """Tell whether an answer equals a letter or its text, or else is most like its text."""
+    letters = {letter.lower(): text.lower() for letter, text in options.items()}
     first, *_ = paragraphs = said.split("\n\n")
     last = paragraphs[-1].split(".")[0]
     said = first if first in letters else last if last in letters else said
     said = _unpack(said).strip().replace("\n", "")
     head = said.split(".")[0].split(":")[-1]
     if head in letters:
-        return letters[head]
-    if head in texts:
-        return texts[head]
-    return max(options, key=lambda each: SequenceMatcher(None, options[each].lower(), said).ratio())
+        return head == wanted
+    if head in letters.values():
+        return head == letters.get(wanted)
+    likeness = {each: SequenceMatcher(None, letters[each], said).ratio() for each in letters}
+    return max(likeness, key=likeness.__getitem__) == wanted
 
 
 def _unpack(said: str) -> str:
     """Return the content of a box or tags, after the last mark of an answer."""
-    if "boxed" in said:
-        said = _boxed(said)
-    elif "<answer>" in said:
-        said = " ".join(_TAGGED.findall(said)) or said
+    said = _content(said)
     for mark in _MARKS:
         said = said.split(mark)[-1]
     return said
+
+
+def _content(said: str) -> str:
+    """Return the content of a box or tags, or the text where there is none."""
+    if "boxed" in said:
+        return _boxed(said)
+    return " ".join(_TAGGED.findall(said)).strip() or said
 
 
 def _boxed(said: str) -> str:
