@@ -191,3 +191,24 @@ def test_an_initial_is_a_side_among_options():
     for letter, initial in (("A", "L"), ("B", "R")):
         options = {"A": "Left", "B": "Right"}
         assert said(initial, letter, question="Which side?", options=options) == 1
+
+
+@pytest.mark.parametrize(
+    ("prediction", "letter"),
+    [
+        *(("I must conclude C.", "C"), ("I should pick C", "C"), ("It's C, I would say", "C")),
+        *(("C. I excluded D", "C"), ("I was unsure, so C", "C"), ("The answer is I.", "I")),
+        *(("I. None of them", "I"), ("Option I is right", "I"), ("option c is correct", "C")),
+        ("Option c fits best", "C"),
+    ],
+)
+def test_the_pronoun_is_no_letter_and_a_named_option_may_be_small(prediction, letter):
+    options = dict(
+        zip(
+            "ABCDEFGHI",
+            ["mass", "cyst", "clot", "node", "ulcer", "scar", "burn", "wart", "none"],
+            strict=True,
+        )
+    )
+    for each in "CI":
+        assert said(prediction, each, options=options) == (each == letter)

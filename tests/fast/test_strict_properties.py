@@ -1,5 +1,7 @@
 """What holds for every answer that the strict scorer reads."""
 
+import json
+from pathlib import Path
 from time import process_time
 
 import pytest
@@ -114,3 +116,58 @@ def test_a_conclusion_is_read_whatever_stands_before_it():
 
 def test_an_answer_in_endless_brackets_is_scored():
     assert said('{"answer": ' + "[" * 20_000 + "}", "yes") == 0
+
+
+PLAIN = [
+    row
+    for row in map(
+        json.loads,
+        (Path(__file__).parents[1] / "support" / "strict_items.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()[::40],
+    )
+    if not set(row["prediction"]) & set('<>{}[]`*"\\\n')
+]
+
+
+@pytest.mark.parametrize(
+    "packaging",
+    [
+        *(
+            "```\n{}\n```",
+            "```text\n{}\n```",
+            "```{}```",
+            "`{}`",
+            "**{}**",
+            "__{}__",
+            "# {}",
+            "- {}",
+        ),
+        *(
+            r"\boxed{{{}}}",
+            r"$\boxed{{\text{{{}}}}}$",
+            r"\textbf{{{}}}",
+            '"{}"',
+            "“{}”",
+            "\u200b{}",
+        ),
+        *(
+            "<answer>{}</answer>",
+            "<p>{}</p>",
+            "<think>Yes? No, A or B.</think>\n{}",
+            "Assistant: {}",
+        ),
+        *('{{"answer": "{}"}}', "Answer: {}", "**Answer:** {}", "{}</s>", "{}\n\nHuman: And now?"),
+    ],
+)
+def test_no_packaging_changes_an_answer(packaging):
+    for row in PLAIN:
+        options = row["options"]
+        given = {
+            "question": row["question"],
+            "answer_type": row["answer_type"],
+            "options": tuple(options) if isinstance(options, list) else options,
+        }
+        packed = packaging.format(row["prediction"])
+        bare = said(row["prediction"], row["reference"], **given)
+        assert said(packed, row["reference"], **given) == bare, packed

@@ -48,6 +48,16 @@ _LARGE = (
     (re.compile(r"\bhepatomegaly\b", re.IGNORECASE), "liver"),
     (re.compile(r"\bsplenomegaly\b", re.IGNORECASE), "spleen"),
 )
+_ASKED_LARGE = re.compile(
+    r"\A\s*(?:is|are)\s+there\s+(?:(?:any|evidence|signs?|of|a)\s+)*(?P<name>\w+megaly)\b",
+    re.IGNORECASE,
+)
+_ENLARGED = re.compile(r"\benlarge", re.IGNORECASE)
+_ATTRIBUTE = re.compile(
+    r"\b(?:normal|healthy)\s+\w+\s+(?:is|are|was|were)\s+(?!normal|healthy|clear|unremarkable)",
+    re.IGNORECASE,
+)
+"""Something that is normal, of which else is said: "the normal lung is compressed"."""
 _OUTLINE = re.compile(r"\b(?:cardiac|heart)\s+(?:silhouette|shadow)\b", re.IGNORECASE)
 _INCREASED = re.compile(
     r"\bsize\s+(?:is|appears)\s+(?:\w+ly\s+)?increased\b|\bincrease(?:d)?\s+in\s+size\b", re.I
@@ -73,6 +83,9 @@ _RESTRICTION = re.compile(r"\b(?:but|however|except|although|though|other\s+than
 
 def says_yes(answer: str, question: str, reference: str) -> bool | None:
     """Return what an unpacked answer says: yes, no, or None for neither. See `says`."""
+    if (large := _ASKED_LARGE.match(question)) and _ENLARGED.search(answer):
+        organ = next((organ for name, organ in _LARGE if name.fullmatch(large["name"])), "")
+        question = f"Is the {organ} enlarged?" if organ else question
     answer = _as_asked(answer, question)
     if _ABNORMALITY.search(question) and not _ABNORMALITY.search(answer):
         is_bare = stems(canonical(answer)) <= {"norma", "abnor"}
@@ -84,6 +97,8 @@ def says_yes(answer: str, question: str, reference: str) -> bool | None:
     if len(contrast) == len(given) == 1:
         return given == contrast
     finding = _asked_to_be_absent(question)
+    if finding == "an abnormality" and _ATTRIBUTE.search(part):
+        return None
     if finding is None:
         if _is_called_normal(part, question):
             return False

@@ -18,7 +18,9 @@ _CHINESE_TERMS = (
 )
 _CHINESE_DIGITS = {word: str(number) for number, word in enumerate("零一二三四五六七八九十")}
 _CHINESE_DIGITS |= {"两": "2"}
-_CHINESE_NUMBER = re.compile(r"(?<!第)([零一二两三四五六七八九十]|\d+)\s*(?:[个只块处条枚颗片]|\Z)")
+_CHINESE_NUMBER = re.compile(
+    r"(?<!第)([零一二两三四五六七八九十]|\d+)\s*(?:[个只块处条枚颗片]|\W*\Z)"
+)
 _JAPANESE = re.compile(
     r"(?P<no>いいえ|ありません|みられません|見られません|認めません|認められません|ではない)"
     r"|(?P<yes>はい|あります|みられます|見られます|認めます|認められます)"

@@ -16,7 +16,9 @@ from llavamed.evaluate.scorers.vocabulary import (
 from llavamed.evaluate.scorers.words import CHINESE, Word, canonical, words_of
 
 _OF_PATIENT = re.compile(r"\bpatient['’]?s\s+(left|right)\b")
-_OF_IMAGE = re.compile(r"\b(?:left|right)\s+side\s+of\s+the\s+(?:image|picture|film|screen)", re.I)
+_OF_IMAGE = re.compile(
+    r"\b(?:left|right)\s+(?:side\s+)?of\s+the\s+(?:image|picture|film|screen)", re.I
+)
 """Sides of the picture, which are those of the patient mirrored."""
 _SPARED = re.compile(
     r"(?:(?<![^.;,\n])[^.;,\n]*)?\b(?:(?:is|are|appears?|looks?)\s+"

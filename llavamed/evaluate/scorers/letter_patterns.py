@@ -32,7 +32,7 @@ NOT_A_LETTER = re.compile(
     re.IGNORECASE,
 )
 REJECTED_BEFORE = re.compile(
-    r"(?:\bnot|\bcannot|n['’]t|\brather\s+than|\binstead\s+of|\bas\s+opposed\s+to|\bneither|\bnor|\bexcept(?:\s+for)?|\bexclud(?:e|es|ing)|"
+    r"(?:\bnot|\bcannot|n['’]t|\brather\s+than|\binstead\s+of|\bas\s+opposed\s+to|\bneither|\bnor|\bexcept(?:\s+for)?|\bexclud(?:e|es|ed|ing)|"
     r"\brul(?:e|es|ed|ing)\s+out|\bspar(?:es|ed|ing)|\bunlike|\b(?:anything|all|everything)\s+but|\b[A-Z]\s+over|\b(?:more|rather)\s+(?:likely|probable|plausible)\s+than|>|\breject(?:s|ed)?|\beliminat(?:e|es|ed|ing)|\bno|\bwithout|不是|排除|而非)"
     r"(?:\s+(?:a|an|the|think|believe|say|option|choice|answer|be|it['’]?s?|is|in|on|at|of|from|either|really|actually|"
     r"\w+(?:ed|en)\s+(?:by|with|using|from|in|on|as|for)|[A-Z]\s+(?:or|and|nor)))*[\s(\"']*\Z",

@@ -24,13 +24,12 @@ from llavamed.evaluate.scorers.quantities import NUMBERED
 from llavamed.evaluate.scorers.vocabulary import FUNCTION_WORDS
 from llavamed.evaluate.scorers.words import CHINESE, canonical
 
-_WORD_FOLLOWS = re.compile(r"\s+\w")
 _NO_NOUN = re.compile(
     r"\s*(?:$|[.,;:)\]!?/&\"']|(?:is|and|or|nor|not|but|rather|instead|over|then|because|since|as"
     r"|was|seems|looks|would|must|should)\b)"
 )
 """What follows a letter that is no article."""
-_PRONOUN_GOES_ON = re.compile(r"\s+(?:was|and)\b")
+_PRONOUN_GOES_ON = re.compile(r"\s+(?:was|and|would|must|should)\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +134,7 @@ def _letter_spans(
     for match in NAMED.finditer(text):
         group = 1 if match[1] else 2
         letter, start = match[group], match.start(group)
-        stands_alone = letter.isupper() or not _WORD_FOLLOWS.match(text, match.end(group))
-        if stands_alone and not _is_article(text, letter.upper(), start):
+        if not _is_article(text, letter.upper(), start):
             add(letter.upper(), start)
     for match in BRACKETED.finditer(text):
         add(match[1].upper(), match.start(1))

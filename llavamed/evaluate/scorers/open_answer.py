@@ -220,7 +220,7 @@ def _chinese(answer: str, reference: str) -> float:
         return sum(_chinese(answer, each) for each in items) / len(items)
     wanted = re.sub(r"[\W的脏部]", "", reference)  # 肝 and 肝脏 are the same organ
     said = re.sub(r"[\W的脏部]", "", answer)
-    for kind in ("左右双", "上下中", "前后", "黑白灰红"):
+    for kind in ("左右双", "上下中", "前后", "黑白灰红", "横冠矢"):
         there = set(wanted) & set(kind)
         if there and (set(said) & set(kind)) - there:
             return 0.0

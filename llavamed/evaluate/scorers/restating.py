@@ -16,6 +16,7 @@ from llavamed.evaluate.scorers.words import canonical
 _VERB = re.compile(r"\b(?:is|are|was|were|has|have|had|does|do|did|appears?|looks?|seems?)\b", re.I)
 _NO_NAME = re.compile(r"\?|\([-+]\)|-free\b")
 _REGIONS = frozenset(["chest", "abdomen", "abdominal", "brain", "head", "neck", "pelvis", "spine"])
+_SEEMS = frozenset(["appear", "look", "seem"])
 _QUALIFIERS = (
     frozenset(
         ["left", "right", "bilateral", "upper", "lower", "middle", "apical", "basal", "small"]
@@ -31,7 +32,7 @@ _IS_OF_KIND = tuple(
     (
         kind,
         re.compile(
-            r"(?:is|are|was|were) (?:this|it|that|these|the(?: \w+){1,2}) "
+            r"(?:is|are|was|were) (?:this|it|that|these|the(?: \w+){1,4}) "
             rf"(?:(?:an?|on|in|the|of|from|taken) )*({'|'.join(sorted(kind))})"
             r"(?: (?:scan|image|picture|view|plane|patient|study|film|slice|section))?"
             r"(?: (?:side|lobe|lung))?"
@@ -40,14 +41,17 @@ _IS_OF_KIND = tuple(
     for kind in CLASSES
 )
 """A question whether something is of a kind: "is this a CT scan", "is the lesion on the left"."""
-_LEFT_OUT = frozenset(["patie", "you", "prese", "visib", "evide", "noted", "detec", "ident"])
+_LEFT_OUT = frozenset(
+    ["patie", "you", "prese", "visib", "evide", "noted", "detec", "ident", "conta", "inclu"]
+)
 """Stems of a question that an answer may leave out."""
 OF_THE = re.compile(r"\s*(?:is|are|was|were)\s+the\b", re.IGNORECASE)
 """The beginning of a question about something that is there."""
 _OF_SEVERAL = re.compile(r"\s*are\s+(?:the|both)\b", re.IGNORECASE)
 _ONE_SIDE = re.compile(r"\b(?:left|right)\b(?!\s+and\b)", re.IGNORECASE)
 _SHOWN = re.compile(
-    r"\s*do(?:es)?\s+(?:the|this|these)\s+([\w -]+?)\s+(?:show|demonstrate|reveal|depict)\b",
+    r"\s*do(?:es)?\s+(?:the|this|these)\s+([\w -]+?)\s+"
+    r"(?:show|demonstrate|reveal|depict|contain|include)\b",
     re.IGNORECASE,
 )
 """A question about what a picture shows, whose name an answer may leave out."""
@@ -76,8 +80,8 @@ def restates(clause: str, question: str, asked: Collection[str], *, is_whole: bo
             return True  # "slightly enlarged", "they are normal"
     if "or" in words or CUES & set(words):
         return False
-    wanted = [word[:5] for word in words if word[:5] in asked and word[:5] not in _LEFT_OUT]
-    said = [word[:5] for word in canonical(clause)]
+    wanted = [_organ(word) for word in words if word[:5] in asked and word[:5] not in _LEFT_OUT]
+    said = [_organ(word) for word in canonical(clause)]
     if shown := _SHOWN.match(question):
         wanted = wanted[len(stems(canonical(shown[1]))) :]
     if _OF_SEVERAL.match(question) and _ONE_SIDE.search(clause) and not _ONE_SIDE.search(question):
@@ -124,7 +128,7 @@ def by_kind(text: str, question: str) -> bool | None:
     for kind, pattern in _IS_OF_KIND:
         found = pattern.fullmatch(asked)
         named = kind & {*said}
-        others = {*said} - kind - {*asked.split()} - FUNCTION_WORDS - _REGIONS
+        others = {*said} - kind - {*asked.split()} - FUNCTION_WORDS - _REGIONS - _SEEMS
         if found and len(named) == 1 and not others:
             return named == {found[1]}
     return None
@@ -139,6 +143,11 @@ def denies_other_finding(text: str, question: str) -> bool:
 
 def _content(tokens: Iterable[str]) -> set[str]:
     return {token for token in tokens if token not in FUNCTION_WORDS and token not in CUES}
+
+
+def _organ(word: str) -> str:
+    """Return the stem of a word, or of the organ that it is the adjective of."""
+    return ADJECTIVES.get(word, word)[:5]
 
 
 def stems(tokens: Iterable[str]) -> set[str]:

@@ -18,11 +18,13 @@ _MARKS = (
     (re.compile(r"◁think▷|\[THINK\]|<unused94>(?:thought)?|<\|begin_of_thought\|>"), "<think>"),
     (re.compile(r"◁/think▷|\[/THINK\]|<unused95>|<\|end_of_thought\|>"), "</think>"),
     (re.compile(r"~~.+?~~"), " "),
+    (re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]"), ""),
     (re.compile(r"\A.*<\|channel\|>\s*final\s*<\|message\|>", re.DOTALL), ""),
     (re.compile(r"<\|begin_of_box\|>(.*?)<\|end_of_box\|>", re.DOTALL), r"\\boxed{\1}"),
 )
-"""What some models write for marks that all know: of thought, of what is struck out, of a box."""
-_FENCE = re.compile(r"```[a-z]*\s*\n?(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+"""What some models write for marks that all know: of thought, of what is struck out, of a box.
+Signs without a width vanish."""
+_FENCE = re.compile(r"```(?:[a-z]*\s*\n)?(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 _ANSWER_TAG = re.compile(
     r"<(answer|final_answer|response|output|result)>(.*?)(?:</\1>|\Z)", re.DOTALL | re.IGNORECASE
 )
@@ -31,6 +33,7 @@ _EMPTY_LINES = re.compile(r"\n\s*\n\s*")
 _TAG = re.compile(r"</?[a-z][^<>]*>", re.IGNORECASE)
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}")
+_QUOTED = re.compile(r"[\"“”']([^\"“”]*[^\"“”'])[\"“”'][.]?")
 _NEXT_TURN = re.compile(
     r"###(?!\s*(?:final|answer|conclusion|reasoning|finding|impression|summary|analysis|step|thought)"
     r")|<\|[a-z_]+\|>|</s>|(?:^|\n)\s*(?:human|user|question)\s*:",
@@ -147,7 +150,9 @@ def unpack(prediction: str, question: str = "") -> str:
     if conceded and text[: conceded.start()].strip():
         text = _CONCESSION.sub(" ", text)
     text = _SCRIPTS.sub(" ", text)
-    return _SPEAKER.sub("", text).strip()
+    text = _SPEAKER.sub("", text).strip()
+    quoted = _QUOTED.fullmatch(text)
+    return quoted[1].strip() if quoted else text
 
 
 def conclusions(text: str) -> Iterator[tuple[str, bool]]:

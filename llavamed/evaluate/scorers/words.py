@@ -178,12 +178,13 @@ def _form(token: str, before: str) -> str:
 
 
 def spelling(token: str) -> str:
-    """Fold British into American spelling: haemorrhage, oedema, tumour, centre, grey."""
+    """Fold British into American spelling, and adverbs into adjectives: tumour, focally."""
     if len(token) > 3:
         token = token.replace("ae", "e").replace("oe", "e")
         token = re.sub(r"(?<=\w\w)our(?=s?$|ed$|ing$|less$)", "or", token)
         token = re.sub(r"(?<=\w)is(?=(?:e|ed|ing|ation)s?$)", "iz", token)
         token = re.sub(r"(?<=(?:nt|ib|it|et))re(?=s?$)", "er", token)
+        token = re.sub(r"(?:(?<=ous)|(?<=al))ly$", "", token)
         token = "gray" if token == "grey" else token
     return token
 
