@@ -145,8 +145,8 @@ def answer_benchmark(
         The manifest of the answers, and the questions.
 
     Raises:
-        LlavaMedError: The data is incomplete or damaged, the model cannot be loaded, or questions
-            are left without an answer.
+        LlavaMedError: The data is incomplete or damaged, the model cannot be loaded, questions
+            are left without an answer, or the folder holds answers of another model.
     """
     benchmark, split = find_benchmark(asked.benchmark, asked.split)
     conditions = check_conditions(asked.controls)
@@ -173,6 +173,7 @@ def answer_benchmark(
         quarantined=dict(listed.quarantined),
     )
     before = find(AnswersManifest, folder)
+    _check_same_subject(before, manifest, folder)
     is_there = before is not None and (folder / ANSWERS).exists()
     if before is not None and is_there and before.fingerprint == manifest.fingerprint:
         logger.info("evaluate: all answers are there, nothing is asked")
@@ -192,6 +193,26 @@ def answer_benchmark(
     manifest = manifest.replace(num_generated=count.generated)
     write(folder, manifest)
     return manifest, questions
+
+
+def _check_same_subject(
+    before: AnswersManifest | None, manifest: AnswersManifest, folder: Location
+) -> None:
+    """Refuse to put answers in place of another model's, or of those to another benchmark.
+
+    Raises:
+        ConfigError: The folder holds such answers.
+    """
+    if before is None:
+        return
+    is_same_model = manifest.model_fingerprint == before.model_fingerprint
+    if before.questions != manifest.questions or not (
+        is_same_model or manifest.model == before.model
+    ):
+        raise ConfigError(
+            f"output={folder}: holds the answers of {before.model} to {before.questions}; name "
+            f"another folder for those of {manifest.model} to {manifest.questions}"
+        )
 
 
 def _check_complete(candidate: Candidate, count: AnswerCounts, total: int) -> None:

@@ -5,6 +5,8 @@ from llavamed.errors import ConfigError
 from llavamed.evaluate.candidate import Candidate
 from llavamed.evaluate.own_model import export_candidate
 from llavamed.evaluate.transformers_model import transformers_candidate
+from llavamed.model.export import check_no_export_below
+from llavamed.storage.location import locate
 from llavamed.tracking.registered import find_export
 
 
@@ -21,7 +23,8 @@ def find_candidate(
 
     Raises:
         ConfigError: It cannot be found or loaded, or an export is given another template.
-        CheckpointError: It is an export of another version, or not the one that was registered.
+        CheckpointError: It is an export of another version, or not the one that was registered, or
+            the folder of a run or a stage.
         TrackingError: The registry does not answer, or has no such model.
     """
     if model.startswith("models:/"):
@@ -31,6 +34,7 @@ def find_candidate(
             model, precision=precision, attn_implementation="sdpa", batch_size=batch_size
         )
     except FileNotFoundError:
+        check_no_export_below(locate(model))
         return transformers_candidate(
             model, template=template, precision=precision, batch_size=batch_size
         )

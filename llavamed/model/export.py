@@ -188,15 +188,20 @@ def fetch_export(place: Location) -> Path:
         CheckpointError: There is no complete export.
     """
     if find(ExportManifest, place) is None:
-        stages = place / "stages"  # of a run; or it is the folder of one
-        folders = [place, *(stages / name for name in stages.children())]
-        below = [each / "export" for each in folders if find(ExportManifest, each / "export")]
-        if below:
-            raise CheckpointError(f"{place}: is no export; name one: {', '.join(map(str, below))}")
+        check_no_export_below(place)
         raise CheckpointError(
             f"{place}: no export there ({MANIFEST} is missing); train the stage that makes it first"
         )
     return Path(fetch_once(str(place)))
+
+
+def check_no_export_below(place: Location) -> None:
+    """Refuse the folder of a run or a stage in place of an export. Raises: CheckpointError."""
+    stages = place / "stages"
+    folders = [place, *(stages / name for name in stages.children())]
+    below = [each / "export" for each in folders if find(ExportManifest, each / "export")]
+    if below:
+        raise CheckpointError(f"{place}: is no export; name one: {', '.join(map(str, below))}")
 
 
 def _load(folder: Path, precision: Precision, attn_implementation: str) -> tuple[Llava, Processor]:

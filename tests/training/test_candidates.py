@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llavamed.config.endpoint import Endpoint
 from llavamed.config.run import RunConfig
-from llavamed.errors import ConfigError, DataError, EndpointError
+from llavamed.errors import CheckpointError, ConfigError, DataError, EndpointError
 from llavamed.evaluate.answering import Asked, answer_benchmark, check_conditions
 from llavamed.evaluate.answers import ANSWERS, AnswersManifest, read_answers
 from llavamed.evaluate.candidate import Candidate
@@ -312,3 +312,10 @@ def test_an_export_at_another_precision_is_another_model(export: Path) -> None:
     bf16 = find_candidate(str(export), template=None, precision="bf16", batch_size=2)
     assert isinstance(bf16, ExportCandidate)
     assert bf16.fingerprint != candidate_of(export).fingerprint
+
+
+def test_the_folder_of_a_run_is_told_apart_from_its_export(tmp_path: Path) -> None:
+    run = locate(str(tmp_path))
+    write(run / "stages" / "align" / "export", export_manifest())
+    with pytest.raises(CheckpointError, match=r"is no export; name one: .*/stages/align/export$"):
+        find_candidate(str(tmp_path), template=None, precision="fp32", batch_size=1)

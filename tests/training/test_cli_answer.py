@@ -53,6 +53,14 @@ def test_a_model_by_its_folder_answers_a_benchmark(run: Run, tmp_path: Path) -> 
     code, out, err = run(*words, "--control", "noise")
     assert "all answers are there, nothing is asked" in err
     assert "Generated now: 0 different answers" in out
+    other = save_llava_next(tmp_path / "other")
+    (other / "README.md").write_text("Another model.")
+    code, _, err = run("answer", str(other), *words[2:])
+    sentence = (
+        f"holds the answers of {model} to vqa-rad/1; name another folder for those of {other}"
+    )
+    assert (code, sentence in err) == (2, True)
+    assert list(read_answers(locate(str(tmp_path / "out")) / ANSWERS)) == ["trained", "noise"]
 
 
 def test_one_model_is_named(run: Run, tmp_path: Path) -> None:
