@@ -107,6 +107,7 @@ class Service:
                 await asyncio.to_thread(self._traces.close)
 
         app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
+        app.router.redirect_slashes = False  # to an address that a proxy may have rewritten
         if self.serving.origins:
             from starlette.middleware.cors import CORSMiddleware
 

@@ -118,7 +118,7 @@ def test_bodies_and_tokens_that_are_refused(running: RunningService) -> None:
         assert (status, body["error"]["type"]) == (401, "authentication_error")
         assert body["error"]["code"] == code
         assert running.headers["www-authenticate"] == "Bearer"
-    assert running.send("/v1/completions", {})[0] == 404
+    assert running.send("/v1/completions", {})[0] == running.send(f"{path}/", {})[0] == 404
     status, body = running.send(path, method="GET")
     assert (status, body["error"]["code"]) == (405, "method_not_allowed")
     assert "GET: is not answered at this address; use POST" in body["error"]["message"]
