@@ -4,9 +4,7 @@ Credentials come from the environment, as each cloud's own tools read them (`AWS
 ...), never from a config; `storage.access` says what else a URI may state. A folder is complete
 when its `manifest.json` exists, which is why every writer writes that file last.
 
-Arrow is imported where a table is read or written, so that other files need no Arrow.
-
-An operation that fails for a reason that may pass is tried again; a write is of a whole file.
+A failure that may pass is tried again, a write is of a whole file, and only tables need Arrow.
 """
 
 import json
@@ -303,12 +301,15 @@ class Location:
 
     def remove(self) -> None:
         """Delete the file, or the folder with all its content, if it exists."""
+        with_retries(self, "delete", self._remove)
 
-        def remove() -> None:
-            if self.fs.exists(self.path, **self._limit()):
-                self.fs.rm(self.path, recursive=True, **self._limit())
-
-        with_retries(self, "delete", remove)
+    def _remove(self) -> None:
+        if _BUCKETS.intersection(_protocols(self.fs)):
+            # One by one: s3fs drops what a store says of each file of a request for many.
+            for path in self.fs.find(self.path, **self._limit()):
+                self.fs.rm_file(path, **self._limit())
+        elif self.fs.exists(self.path, **self._limit()):
+            self.fs.rm(self.path, recursive=True, **self._limit())
 
     def upload(self, folder: Path) -> None:
         """Copy every file below a local folder into this folder, `manifest.json` last."""
@@ -327,8 +328,7 @@ class Location:
     def download(self, folder: Path) -> Path:
         """Return a local folder with the content of this one: itself if local, else a copy.
 
-        Raises:
-            StorageError: There is no such folder, or it cannot be read.
+        Raises: StorageError: There is no such folder, or it cannot be read.
         """
         if not self.exists():
             raise StorageError(f"{self}: no such folder; check the path")

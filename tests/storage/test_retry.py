@@ -143,6 +143,24 @@ def test_what_cannot_get_better_is_not_tried_again(
     assert not [record for record in caplog.records if record.name == "llavamed.storage.retry"]
 
 
+def test_a_store_that_deletes_one_file_at_a_time_is_enough(
+    folder: Location, faulty: FaultyS3
+) -> None:
+    """Google's has no request for many files, and older ones of MinIO and Ceph want its MD5."""
+    faulty.fail("403", "?delete", times=FOR_EVER, method="POST")
+    folder.remove()
+    assert not folder.exists()
+    check_writable(folder)
+
+
+def test_a_file_that_may_not_be_deleted_is_told(folder: Location, faulty: FaultyS3) -> None:
+    faulty.fail("403", times=FOR_EVER, method="DELETE")
+    for work in (folder.remove, (folder / "json").remove, lambda: check_writable(folder)):
+        with pytest.raises(StorageError, match=r"cannot delete it: PermissionError: .*; check"):
+            work()
+    assert (folder / "json").exists()
+
+
 def test_the_impatient_are_told_at_once(folder: Location, faulty: FaultyS3) -> None:
     for fault in ("500", "hang"):
         faulty.heal()
