@@ -17,6 +17,11 @@ replaces what the chart sets. Argument: their YAML.
 {{- with .Values.storage.endpointUrl -}}
 - name: AWS_ENDPOINT_URL
   value: {{ . | quote }}
+# Many servers other than AWS refuse the checksums that the AWS tools add to every request.
+- name: AWS_REQUEST_CHECKSUM_CALCULATION
+  value: when_required
+- name: AWS_RESPONSE_CHECKSUM_VALIDATION
+  value: when_required
 {{- end -}}
 {{- end }}
 

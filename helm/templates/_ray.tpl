@@ -73,7 +73,7 @@ spec:
       securityContext:
         {{- include "llavamed.containerSecurity" .group.capabilities | nindent 8 }}
       resources:
-        {{- include "llavamed.resources" .group | nindent 8 }}
+        {{- include "llavamed.rayResources" . | nindent 8 }}
       ports:
         - {name: metrics, containerPort: 8080}
         {{- if .serve }}

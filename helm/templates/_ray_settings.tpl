@@ -17,6 +17,23 @@ memory, and the disk in place of /dev/shm where that is smaller. Argument: a gro
 {{- mulf $shared 0.9 | int64 -}}
 {{- end }}
 
+{{/*
+The resources of a Ray container. Kubernetes counts the volume of the weights against the disk of the pod's containers, and
+evicts a pod that has more. Arguments: those of the pod.
+*/}}
+{{- define "llavamed.rayResources" -}}
+{{- $group := deepCopy .group -}}
+{{- $weights := .root.Values.ray.weights -}}
+{{- if and $group.gpus $weights.uri -}}
+{{- $disk := add (include "llavamed.bytes" $group.disk | int64) (include "llavamed.bytes" $weights.size | int64) -}}
+{{- $_ := set $group "disk" (toString $disk) -}}
+{{- end -}}
+{{- if and $group.gpus (hasKey ($group.extraResources | default dict) $group.gpuResource) -}}
+{{- fail (printf "ray.%s.extraResources: %s is the resource of the GPUs; set gpus=%v instead" $group.name $group.gpuResource (get $group.extraResources $group.gpuResource)) -}}
+{{- end -}}
+{{- include "llavamed.resources" $group -}}
+{{- end }}
+
 {{/* The nodes of a pod. Argument: a group's values. */}}
 {{- define "llavamed.placement" -}}
 {{- with .runtimeClass }}

@@ -161,6 +161,44 @@ REFUSED = {
     "password in a URL": ({"storage.endpointUrl": "https://me:pw@s3"}, "does not match pattern"),
     "no time to drain": ({"ray.terminationGracePeriodSeconds": 15}, "minimum: got 15, want 30"),
     "toleration": ({"ray.head.tolerations": [{"name": "x"}]}, "properties 'name' not allowed"),
+    "seconds of a toleration": (
+        {"ray.cpu.tolerations": [{"operator": "Exists", "tolerationSeconds": 9}]},
+        "/ray/cpu/tolerations/0': missing property 'effect'",
+    ),
+    "value of a toleration": (
+        {"mlflow.tolerations": [{"key": "pool", "value": "a b"}]},
+        "/mlflow/tolerations/0/value': 'a b' does not match",
+    ),
+    "two dots": ({"ray.priorityClass": "a..b"}, "/ray/priorityClass': 'a..b' does not match"),
+    "two sources of a variable": (
+        {
+            "ray.extraEnv": [
+                {"name": "A", "value": "1", "valueFrom": {"fieldRef": {"fieldPath": "x"}}}
+            ]
+        },
+        "/ray/extraEnv/0': 'not' failed",
+    ),
+    "a variable from nowhere": (
+        {"ray.extraEnv": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s"}}}]},
+        "/ray/extraEnv/0/valueFrom/secretKeyRef': missing property 'key'",
+    ),
+    "two sources of a volume": (
+        {"ray.extraVolumes": [{"name": "x", "emptyDir": {}, "configMap": {"name": "c"}}]},
+        "/ray/extraVolumes/0': maxProperties: got 3, want 2",
+    ),
+    "a field of a mount": (
+        {"ray.extraVolumeMounts": [{"name": "configs", "mountPath": "/c", "readonly": True}]},
+        "properties 'readonly' not allowed",
+    ),
+    "CPUs as a device": ({"ray.a100.extraResources": {"cpu": 4}}, "'cpu' does not match pattern"),
+    "a number of large pages": (
+        {"ray.a100.extraResources": {"hugepages-2Mi": 5120}},
+        "/ray/a100/extraResources/hugepages-2Mi': minimum: got 5,120, want 65,536",
+    ),
+    "GPUs twice": (
+        {"ray.a100.extraResources": {"nvidia.com/gpu": 4}},
+        r"ray\.a100\.extraResources: nvidia\.com/gpu is the resource of the GPUs; set gpus=4 ins",
+    ),
     "unknown config": (
         {"runConfig": "mine.yaml"},
         r"runConfig=mine\.yaml is not in ray_jobs/configs",

@@ -78,7 +78,7 @@ def test_labels_that_look_like_numbers_stay_texts() -> None:
 
 
 def test_numbers_of_any_size_stay_numbers() -> None:
-    tolerations = [{"operator": "Exists", "tolerationSeconds": 3_600_000}]
+    tolerations = [{"operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 3_600_000}]
     security = {"runAsUser": 1_000_650_000}
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}}
     container = {"name": "x", "image": "x"}

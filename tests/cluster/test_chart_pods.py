@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from llavamed.cluster.pods import quantity
 from llavamed.cluster.rayjob import gpus_of
 from tests.support.chart_release import (
     BUCKET,
@@ -57,7 +58,12 @@ def test_weights_are_fetched_by_the_way_of_the_containers() -> None:
             "ray.extraVolumeMounts": [MOUNT],
         }
     )
-    pod = ray_pods(found)[2]
+    _, cpu, pod = ray_pods(found)
+    # Kubernetes evicts a pod whose volumes hold more than its containers may.
+    disks = [
+        each["containers"][0]["resources"]["limits"]["ephemeral-storage"] for each in (cpu, pod)
+    ]
+    assert [quantity(disk) for disk in disks] == [quantity("100Gi"), quantity("250Gi")]
     fetch = {"containers": pod["initContainers"]}
     for each in (pod, fetch):
         told = environment(each)

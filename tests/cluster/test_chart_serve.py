@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import helm_python
 import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
@@ -28,6 +29,12 @@ def test_kuberay_accepts_the_service(values: dict[str, Any], reference_data: Pat
     assert custom_violations(made, reference_data / "data" / "kuberay-crds") == []
     cluster = {"kind": "RayCluster", "metadata": made["metadata"]}
     assert broken_rules(cluster | {"spec": made["spec"]["rayClusterConfig"]}) == []
+
+
+def test_a_replica_has_more_memory_than_shared_memory() -> None:
+    with pytest.raises(helm_python.HelmError, match=r"serve\.memory=2Gi: 2Gi of it are /dev/shm, "):
+        objects(SERVED | {"serve.memory": "2Gi"})
+    assert service(SERVED | {"serve.memory": "2049Mi"})
 
 
 def test_ray_serve_runs_our_application_with_its_settings() -> None:
@@ -91,7 +98,10 @@ def test_the_service_keeps_apart_from_the_standing_cluster() -> None:
         labels = group["template"]["metadata"]["labels"]
         assert not budget.items() <= labels.items()
         assert policy["podSelector"]["matchLabels"].items() <= labels.items()
-    assert policy["ingress"] == [{"ports": [{"port": "serve"}], "from": [{"podSelector": {}}]}]
+    (rule,) = policy["ingress"]
+    labels = {"app.kubernetes.io/component": "kuberay-operator"}
+    operator = {"namespaceSelector": {}, "podSelector": {"matchLabels": labels}}
+    assert rule == {"ports": [{"port": "serve"}], "from": [{"podSelector": {}}, operator]}
 
 
 def test_the_notes_say_how_to_open_the_page() -> None:

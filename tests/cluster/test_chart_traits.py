@@ -46,10 +46,13 @@ def test_the_traits_name_values_and_tests_that_exist() -> None:
 
 PODS: dict[str, tuple[str, dict[str, str]]] = {
     "pods of the namespace": ("research", {"app": "notebook"}),
-    "KubeRay operator": ("kuberay", {"app.kubernetes.io/name": "kuberay-operator"}),
+    "KubeRay operator": ("kuberay", {"app.kubernetes.io/component": "kuberay-operator"}),
+    "GKE's API server": ("kube-system", {"k8s-app": "konnectivity-agent"}),
+    "AKS's API server": ("kube-system", {"app": "konnectivity-agent"}),
     "`networkPolicy.clients`": ("ingress", {"app": "nginx"}),
     "`networkPolicy.prometheus`": ("monitoring", {"app.kubernetes.io/name": "prometheus"}),
     "anybody else": ("other", {"app": "x"}),
+    "anybody else by that name": ("other", {"app": "konnectivity-agent"}),
 }
 PORTS = {8265, 5000, 5432, 8000, 8080, 44217, 44227, 6379, 10001}
 

@@ -189,9 +189,10 @@ def test_credentials_reach_ray_and_mlflow_by_name_only() -> None:
     for pod in [*ray_pods(objects(values)), mlflow_pod(values)]:
         assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "keys"}}]
         assert environment(pod)["AWS_ENDPOINT_URL"] == "http://minio:9000"
+        assert environment(pod)["AWS_REQUEST_CHECKSUM_CALCULATION"] == "when_required"
     for pod in [*ray_pods(objects()), mlflow_pod()]:
         assert "envFrom" not in pod["containers"][0]
-        assert "AWS_ENDPOINT_URL" not in environment(pod)
+        assert not [name for name in environment(pod) if name.startswith("AWS_")]
 
 
 def test_ray_finds_mlflow() -> None:
