@@ -25,7 +25,7 @@ from kubernetes.config.config_exception import ConfigException
 from kubernetes.config.kube_config import KUBE_CONFIG_DEFAULT_LOCATION, KubeConfigMerger
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
 
-from llavamed.cluster.explain import Call, explain, not_kubernetes
+from llavamed.cluster.explain import Call, explain, no_answer, not_kubernetes
 from llavamed.cluster.kinds import SECRET, SERVICE_PROXY, Kind, Object, name_of
 from llavamed.errors import ClusterError, ConfigError, NotFoundError, UnreachableError
 from llavamed.storage import retry
@@ -236,6 +236,11 @@ class Cluster:
                     f"server={host}: its certificate is not trusted ({_reason(error)}); correct "
                     "the server and certificate-authority of the kubeconfig, or fetch it again"
                 ) from error
+            # An API server that is there waits for the service for as long as this client does.
+            if call.kind is SERVICE_PROXY and isinstance(
+                error, urllib3.exceptions.ReadTimeoutError
+            ):
+                raise UnreachableError(no_answer(call, _reason(error))) from error
             raise UnreachableError(
                 f"server={host}: the API server does not answer ({_reason(error)}); check that the "
                 "cluster runs and that this machine reaches it"

@@ -16,6 +16,7 @@ INSTALL_KUBERAY = f"{_KUBERAY.format('install', 'ray-system')} --create-namespac
 _USER = re.compile(r'User "([^"]+)"')
 _ANONYMOUS = 'User "system:anonymous"'
 _LONGEST = 200
+_NO_WAY = re.compile(r"trying to reach service|dial tcp|no endpoints available")
 _CANNOT = re.compile(r"cannot \w+ resource")
 
 
@@ -64,6 +65,8 @@ def explain(status: int, body: str, call: Call, existing: list[str] | None = Non
     is_text = body.strip() and not body.lstrip().startswith("{")
     if is_text and status in (400, 403, 404) and said != "404 page not found":
         return not_kubernetes(call, body)
+    if call.kind is SERVICE_PROXY and status >= 500 and _NO_WAY.search(said):
+        return no_answer(call, said)
     where = f"namespace {call.namespace}" if call.namespace else "the cluster"
     match status:
         case 401:
@@ -106,6 +109,17 @@ def explain(status: int, body: str, call: Call, existing: list[str] | None = Non
         case 400 | 422:
             return f"{call}: {_wrong_fields(answer, said)}"
     return f"{call}: the API server answers {status}: {said}; try again, or ask who administers it"
+
+
+def no_answer(call: Call, said: str) -> str:
+    """Return what to do about a service of which the API server gets no answer."""
+    place = f" --namespace {shlex.quote(call.namespace)}" if call.namespace else ""
+    return (
+        f"{call}: the API server gets no answer of the service ({said}): its pod may be starting, "
+        "or a NetworkPolicy keeps the API server out: then add its address to "
+        f"networkPolicy.clients of the chart, or use `kubectl port-forward service/{call.name}"
+        f"{place}`"
+    )
 
 
 def not_kubernetes(call: Call, body: str) -> str:

@@ -16,7 +16,7 @@ from llavamed.cluster.kinds import RAY_CLUSTER, RAY_JOB, RAY_SERVICE, Named, Obj
 from llavamed.cluster.pods import token_secret
 from llavamed.cluster.service import read_service
 from llavamed.cluster.status import ENDED, JobState, read_job
-from llavamed.errors import ClusterError, UnreachableError
+from llavamed.errors import ClusterError, NotFoundError, UnreachableError
 
 if TYPE_CHECKING:
     from llavamed.cluster.client import Cluster
@@ -61,12 +61,15 @@ def _dashboard(cluster: "Cluster", name: str) -> Callable[..., Any]:
     Raises:
         ClusterError: The RayCluster or its token cannot be read.
     """
-    secret = token_secret(cluster.get(RAY_CLUSTER, name))
+    found = cluster.get(RAY_CLUSTER, name)
+    secret = token_secret(found)
     headers = {}
     if secret is not None:
         # The API server takes the header Authorization for its own.
         headers["X-Ray-Authorization"] = f"Bearer {cluster.secret(secret, TOKEN_KEY)}"
-    service = f"{name}-head-svc"
+    # KubeRay names it after the cluster, unless `headService` of the cluster does.
+    head = (found.get("status") or {}).get("head") or {}
+    service = head.get("serviceName") or f"{name}-head-svc"
     return partial(cluster.ask_service, service=service, port=DASHBOARD_PORT, headers=headers)
 
 
@@ -135,6 +138,12 @@ def _look(cluster: "Cluster", name: str, texts: dict[str, LogText]) -> _Look:
         return _Look(problem=problem, is_over=is_over, is_waiting=True)
     try:
         log = ask_job(cluster, job, "GET", f"/api/jobs/{job.job_id}/logs")["logs"]
+    except NotFoundError as error:
+        gone = (
+            f"RayJob={name}: has {job.state}, and its log is gone with the head of {job.cluster}; "
+            f"see `llavamed cluster status {job.target}` for what it reached"
+        )
+        return _Look(problem=gone if is_over else str(error), is_over=is_over)
     except ClusterError as error:
         return _Look(problem=str(error), is_over=is_over)
     return _Look(texts[""].new_lines(log), is_over=is_over)

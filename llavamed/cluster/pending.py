@@ -6,7 +6,44 @@ from collections.abc import Iterator
 from llavamed.cluster.kinds import Object, name_of
 
 _PULL = {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"}
-_PREEMPTED = {"Preempted", "Preempting", "SpotInterruption", "NodeShutdown", "Evicted"}
+_PREEMPTED = {
+    *("Preempted", "Preempting", "SpotInterruption", "NodeShutdown", "Terminated", "Evicted"),
+}
+_STARTING = {"", "ContainerCreating", "PodInitializing"}
+"""Reasons of containers that wait and will start by themselves."""
+_DISK = re.compile(r"ephemeral|EmptyDir")
+_SCHEDULER = re.compile(r"0/\d+ nodes are available: (.*)", re.DOTALL)
+_LACKS = (
+    (r"(\d+) Insufficient ([\w./-]+)", "{} nodes lack free {}; add nodes, or wait for other work"),
+    (
+        r"(\d+) node\(s\) didn't match Pod's node affinity/selector",
+        "{} nodes have other labels than its nodeSelector; correct the selector",
+    ),
+    (
+        r"(\d+) node\(s\) had untolerated taint\(?s?\)? ?{([^}]*?):? ?}",
+        "{} nodes have the taint {}; add a toleration",
+    ),
+    # Kubernetes 1.34.2 and later do not say which.
+    (
+        r"(\d+) node\(s\) had untolerated taint",
+        "{} nodes have a taint that it does not tolerate; `kubectl describe nodes` shows it; add a "
+        "toleration",
+    ),
+    (
+        r"unbound immediate PersistentVolumeClaims",
+        "its volume claim is not bound; check the storage class and the claim's events",
+    ),
+    (r'persistentvolumeclaim "([^"]+)" not found', "its volume claim {} does not exist; create it"),
+    (
+        r"(\d+) node\(s\) were unschedulable",
+        "{} nodes are cordoned; uncordon them or add others",
+    ),
+    (
+        r"(\d+) node\(s\) had volume node affinity conflict",
+        "{} nodes are not in the zone of its volume; add nodes there, or move the volume",
+    ),
+)
+"""What the scheduler says of nodes, as patterns, and what it means."""
 
 
 def causes(pods: list[Object], events: list[Object]) -> list[str]:
@@ -41,69 +78,92 @@ def _causes_of(pod: Object, events: list[Object]) -> Iterator[str]:
     status = pod.get("status") or {}
     phase = status.get("phase")
     said = {event.get("reason", ""): str(event.get("message", "")) for event in events}
+    is_taken = False
     for reason in sorted(_PREEMPTED & ({status.get("reason", "")} | said.keys())):
-        text = said.get(reason) or status.get("message", "")
-        yield (
-            f"was taken away ({reason}: {text.strip()}); the run goes on from its last checkpoint "
-            "when a node is free; raise the pod's priority class, or leave spot nodes"
-        )
-    for each in (status.get("initContainerStatuses") or []) + (
-        status.get("containerStatuses") or []
-    ):
-        yield from _container_cause(each)
-    if phase != "Pending":
-        return
+        is_taken = True
+        yield _taken(reason, (said.get(reason) or status.get("message", "")).strip())
+    containers = [
+        *(status.get("initContainerStatuses") or []),
+        *(status.get("containerStatuses") or []),
+    ]
+    causes = [cause for each in containers for cause in _container_cause(each, phase)]
+    yield from causes
+    if phase == "Failed" and not (is_taken or causes):
+        why = ": ".join(filter(None, (status.get("reason"), status.get("message"))))
+        yield f"has failed ({why or 'no reason given'}); see `kubectl describe pod`"
+    if phase == "Pending":
+        yield from _waits(pod, said)
+
+
+def _taken(reason: str, text: str) -> str:
+    """Return why a pod was removed from its node, and what to do."""
+    cause = f"was taken away ({reason}: {text}); the run goes on from its last checkpoint"
+    if reason == "Evicted" and _DISK.search(text):
+        key = "sharedMemory" if "shared-memory" in text else "disk"
+        return f"{cause}; raise {key} of its group"
+    return f"{cause} when a node is free; raise the pod's priority class, or leave spot nodes"
+
+
+def _waits(pod: Object, said: dict[str, str]) -> Iterator[str]:
+    """Yield why a pod is pending, except for its containers."""
     if (pod.get("spec") or {}).get("schedulingGates"):
         yield "waits for its queue to admit it; see `kubectl get workloads`"
-    for condition in status.get("conditions") or []:
-        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
-            yield from unschedulable(condition.get("message") or "")
+    else:
+        for condition in (pod.get("status") or {}).get("conditions") or []:
+            if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+                yield from unschedulable(condition.get("message") or "")
     for reason in ("FailedMount", "FailedAttachVolume"):
         if reason in said:
             yield f"cannot mount a volume: {said[reason]}; create what it names"
+    if "FailedCreatePodSandBox" in said:
+        yield (
+            f"gets no sandbox on its node: {said['FailedCreatePodSandBox']}; ask who administers "
+            "the nodes"
+        )
     if "NotTriggerScaleUp" in said:
         yield "no node pool can grow for it; raise a pool's limit, or request what a pool has"
 
 
-def _container_cause(status: Object) -> Iterator[str]:
+def _container_cause(status: Object, phase: str | None) -> Iterator[str]:
     waiting = (status.get("state") or {}).get("waiting") or {}
-    ended = (status.get("lastState") or {}).get("terminated") or {}
-    ended = (status.get("state") or {}).get("terminated") or ended
-    reason, text = waiting.get("reason", ""), waiting.get("message", "")
+    last = (status.get("lastState") or {}).get("terminated") or {}
+    now = (status.get("state") or {}).get("terminated") or {}
+    ended = now or last
+    name, reason, text = status["name"], waiting.get("reason") or "", waiting.get("message", "")
+    code = ended.get("exitCode", "unknown")
+    why = f" ({ended['reason']}: {ended['message'].strip()})" if ended.get("message") else ""
     if reason in _PULL:
         yield (
             f"image {status.get('image')} cannot be pulled ({reason}: {text}); check "
             "image.repository, image.tag and image.pullSecrets"
         )
     elif reason in ("CreateContainerConfigError", "CreateContainerError"):
-        yield f"container {status['name']} cannot be created: {text}; create what it names"
+        yield f"container {name} cannot be created: {text}; create what it names"
     elif ended.get("reason") == "OOMKilled":
         yield (
-            f"container {status['name']} was killed for its memory; raise the memory of its group "
+            f"container {name} was killed for its memory; raise the memory of its group "
             "(/dev/shm counts against it)"
         )
     elif reason == "CrashLoopBackOff":
-        code = ended.get("exitCode", "unknown")
-        yield f"container {status['name']} ends again and again with exit code {code}; read its log"
+        yield f"container {name} ends again and again with exit code {code}{why}; read its log"
+    elif reason not in _STARTING:
+        yield f"container {name} cannot start ({reason}: {text}); mend what it names"
+    elif phase == "Failed" and now.get("exitCode"):
+        yield f"container {name} has ended with exit code {code}{why}; read its log"
 
 
 def unschedulable(message: str) -> Iterator[str]:
     """Yield the causes in a message of the scheduler, which summarizes what each node lacks."""
-    insufficient = re.findall(r"(\d+) Insufficient ([\w./-]+)", message)
-    for number, resource in insufficient:
-        yield f"{number} nodes lack free {resource}; add nodes, or wait for other work"
-    if found := re.search(r"(\d+) node\(s\) didn't match Pod's node affinity/selector", message):
-        yield f"{found[1]} nodes have other labels than its nodeSelector; correct the selector"
-    for number, taint in re.findall(
-        r"(\d+) node\(s\) had untolerated taint\(?s?\)? ?{([^}]*)}", message
-    ):
-        yield f"{number} nodes have the taint {taint.strip().rstrip(':')}; add a toleration"
-    if "unbound immediate PersistentVolumeClaims" in message:
-        yield "its volume claim is not bound; check the storage class and the claim's events"
-    if found := re.search(r'persistentvolumeclaim "([^"]+)" not found', message):
-        yield f"its volume claim {found[1]} does not exist; create it"
-    if found := re.search(r"(\d+) node\(s\) were unschedulable", message):
-        yield f"{found[1]} nodes are cordoned; uncordon them or add others"
+    said = " ".join(message.partition("preemption:")[0].split()).rstrip(".")
+    listed = _SCHEDULER.match(said)
+    for part in (listed[1] if listed else said).split(", "):
+        for pattern, cause in _LACKS:
+            if found := re.search(pattern, part):
+                yield cause.format(*found.groups())
+                break
+        else:
+            if part:
+                yield f"the scheduler says: {part}; change the pod or the nodes accordingly"
 
 
 def _owner_causes(events: list[Object]) -> Iterator[str]:

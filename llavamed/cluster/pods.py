@@ -169,7 +169,7 @@ def pods_that_fit(spec: Object, nodes: list[Object]) -> int:
     for node in nodes:
         if obstacles(spec, node):
             continue
-        there = node["status"]["allocatable"]
+        there = (node.get("status") or {}).get("allocatable") or {}
         rooms = [int(quantity(there.get(name, 0)) / amount) for name, amount in request.items()]
         total += min(rooms, default=10**6)
     return total

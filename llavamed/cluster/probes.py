@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from llavamed import __version__
 from llavamed.cluster.checks.problem import Problem, failure, warning
 from llavamed.cluster.doctor import Finding
-from llavamed.cluster.kinds import POD, Object, name_of
+from llavamed.cluster.kinds import EVENT, POD, Object, name_of
+from llavamed.cluster.pending import causes
 from llavamed.cluster.pods import PodGroup, groups_of
 from llavamed.cluster.probe import ProbeReport
 from llavamed.cluster.snapshot import Snapshot
@@ -37,8 +38,9 @@ def make_probe(cluster: Object, group: PodGroup, uri: str | None) -> Object:
         "name": "probe",
         "command": ["python", "-m", "llavamed.cluster.probe"],
         "args": [] if uri is None else [uri],
-        # No memory limit, because Kubernetes would size /dev/shm by it.
-        "resources": {"requests": {"cpu": "500m", "memory": "1Gi"}},
+        # Limits as the group has them: Kubernetes sizes /dev/shm by that of memory, and a quota may
+        # demand both.
+        "resources": {"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": _limits(container)},
     }
     for key in ("ports", "livenessProbe", "readinessProbe", "lifecycle"):
         container.pop(key, None)
@@ -50,6 +52,11 @@ def make_probe(cluster: Object, group: PodGroup, uri: str | None) -> Object:
         "metadata": {"name": name, "labels": labels},
         "spec": spec | {"containers": [container], "restartPolicy": "Never"},
     }
+
+
+def _limits(container: Object) -> dict[str, str]:
+    given = (container.get("resources") or {}).get("limits") or {}
+    return {name: given[name] for name in ("cpu", "memory") if name in given}
 
 
 def probe_groups(
@@ -70,7 +77,9 @@ def probe_groups(
         for group in groups_of(ray):
             made = name_of(cluster.create(POD, make_probe(ray, group, uri)))
             try:
-                found = list(_judge_pod(_wait(cluster, made, seconds), seconds))
+                pod = _wait(cluster, made, seconds)
+                events = [] if _has_ended(pod) else cluster.find_all(EVENT)
+                found = list(_judge_pod(pod, events, seconds))
             finally:
                 cluster.delete(POD, made)
             name = f"probe {group.name}"
@@ -84,26 +93,37 @@ def _wait(cluster: "Cluster", name: str, seconds: float) -> Object:
     deadline = time.monotonic() + seconds
     while True:
         found = cluster.get(POD, name)
-        if (found.get("status") or {}).get("phase") in _ENDED or time.monotonic() > deadline:
+        if _has_ended(found) or time.monotonic() > deadline:
             return found
         time.sleep(min(1.0, seconds / 10))
 
 
-def _judge_pod(pod: Object, seconds: float) -> Iterator[Problem]:
+def _has_ended(pod: Object) -> bool:
+    return (pod.get("status") or {}).get("phase") in _ENDED
+
+
+def _judge_pod(pod: Object, events: list[Object], seconds: float) -> Iterator[Problem]:
     status = pod.get("status") or {}
-    if status.get("phase") not in _ENDED:
+    if not _has_ended(pod):
+        why = "; ".join(causes([pod], events)) or f"it is {status.get('phase')}"
         yield failure(
-            f"pod {name_of(pod)} did not end within {seconds:.0f} s, it is {status.get('phase')}; "
-            "run doctor without --probe for the cause, or wait longer with --probe-seconds"
+            f"pod {name_of(pod)} did not end within {seconds:.0f} s: {why}; mend that, or wait "
+            "longer with --probe-seconds"
         )
         return
-    states = [each.get("state", {}).get("terminated", {}) for each in status["containerStatuses"]]
-    text = states[0].get("message", "")
+    states = [each.get("state") or {} for each in status.get("containerStatuses") or []]
+    ended = (states[0] if states else {}).get("terminated") or {}
+    text = str(ended.get("message") or "")
     try:
         facts = json.loads(text)
     except ValueError:
-        code = states[0].get("exitCode")
-        yield failure(f"the probe ended with code {code} and no report; read the pod's log: {text}")
+        reasons = (text, status.get("reason"), status.get("message"))
+        why = ": ".join(filter(None, reasons)) or "no reason given"
+        code = ended.get("exitCode", "unknown")
+        yield failure(
+            f"the probe ended with code {code} and no report ({why}); the image may lack llavamed, "
+            "or the node could not start it"
+        )
         return
     yield from judge(facts)
 

@@ -33,7 +33,11 @@ if TYPE_CHECKING:
 
 OPERATOR = Kind("KubeRay operator", "apps", "v1", "deployments")
 """The Deployments of the operator, in any namespace."""
-OPERATOR_LABEL = "app.kubernetes.io/name=kuberay-operator"
+OPERATOR_LABELS = (
+    "app.kubernetes.io/name in (kuberay-operator,kuberay),"
+    "app.kubernetes.io/component notin (kuberay-apiserver)"
+)
+"""Selects it, whether KubeRay's chart or its Kustomize files installed it."""
 _NAMESPACED = (
     *(RAY_CLUSTER, RAY_JOB, RAY_SERVICE, POD, EVENT, QUOTA, SECRET, CONFIG_MAP, CLAIM),
     *(SERVICE_ACCOUNT, SERVICE, DEPLOYMENT, LOCAL_QUEUE, NODE),
@@ -61,11 +65,19 @@ class Snapshot:
 
     @property
     def ray(self) -> list[Object]:
-        """All objects of KubeRay, without the clusters that it created for jobs and services."""
+        """All objects of KubeRay that need pods.
+
+        These are not the clusters that it created for jobs and services, nor jobs that are over.
+        """
         clusters = [
             each for each in self.all(RAY_CLUSTER) if not each["metadata"].get("ownerReferences")
         ]
-        return [*clusters, *self.all(RAY_JOB), *self.all(RAY_SERVICE)]
+        jobs = [
+            job
+            for job in self.all(RAY_JOB)
+            if (job.get("status") or {}).get("jobDeploymentStatus") != "Complete"
+        ]
+        return [*clusters, *jobs, *self.all(RAY_SERVICE)]
 
 
 def take_snapshot(cluster: "Cluster") -> Snapshot:
@@ -85,7 +97,7 @@ def take_snapshot(cluster: "Cluster") -> Snapshot:
         found.unreadable[NAMESPACE] = str(error)
     for kind in (OPERATOR, *_NAMESPACED):
         is_operator = kind is OPERATOR
-        selector = OPERATOR_LABEL if is_operator else ""
+        selector = OPERATOR_LABELS if is_operator else ""
         try:
             found.objects[kind] = cluster.find_all(kind, selector=selector, everywhere=is_operator)
         except UnreachableError:

@@ -1,6 +1,7 @@
 """The client of Kubernetes against a server that answers as the API server does, or does not."""
 
 import json
+import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,8 +16,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from llavamed.cluster import client
 from llavamed.cluster.client import Cluster
 from llavamed.cluster.kinds import RAY_JOB, RAY_SERVICE, Kind
+from llavamed.cluster.logs import follow
 from llavamed.errors import ClusterError, NotFoundError, UnreachableError
 from tests.support.http_server import serving
 
@@ -121,6 +124,38 @@ def test_a_token_that_was_renewed_is_read_again(
         assert len(asked) == 2
         (tmp_path / "token").write_text("second")
         assert cluster.get(RAY_JOB, "run") == found
+
+
+def test_a_service_that_does_not_answer_is_told_from_an_api_server_that_does_not(
+    kubeconfig: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The API server waits for a service that a NetworkPolicy hides longer than its client."""
+    monkeypatch.setattr(client, "TIMEOUT_SECONDS", (0.5, 0.2))
+    monkeypatch.setattr(client, "ATTEMPTS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        kubeconfig(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        cluster = Cluster("research")
+        with pytest.raises(UnreachableError, match=r"gets no answer of the service .* timed out"):
+            cluster.ask_service("GET", "demo-head-svc", 8265, "/api/jobs/", {})
+        with pytest.raises(UnreachableError, match=r"the API server does not answer .* timed out"):
+            cluster.get(RAY_JOB, "demo")
+
+
+def test_the_log_of_a_job_is_gone_with_its_head(kubeconfig: Callable[[str], None]) -> None:
+    status = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
+    status |= {"jobId": "x", "rayClusterName": "run-abc"}
+    metadata = {"name": "run", "creationTimestamp": "2026-11-26T12:00:00Z"}
+    job = {"kind": "RayJob", "metadata": metadata, "status": status}
+    told: list[str] = []
+    with server({place(RAY_JOB, "run"): job}) as (address, _):
+        kubeconfig(address)
+        cluster = Cluster("research")
+        texts = follow(cluster, "run", follows=True, seconds=0.1, on_problem=told.append)
+        assert list(texts) == [""]
+    assert told == [
+        "RayJob=run: has succeeded, and its log is gone with the head of run-abc; see `llavamed "
+        "cluster status run --namespace research` for what it reached"
+    ]
 
 
 def test_a_certificate_that_is_not_trusted_is_not_waited_for(

@@ -13,7 +13,7 @@ import yaml
 from llavamed import __version__
 from llavamed.cluster.pods import groups_of
 from llavamed.cluster.probe import MAX_BYTES, main, report
-from llavamed.cluster.probes import judge, make_probe
+from llavamed.cluster.probes import _judge_pod, judge, make_probe
 from tests.support.http_server import serving
 from tests.support.kubernetes_rules import core_violations, restriction_violations
 
@@ -80,6 +80,8 @@ def test_a_probe_is_a_pod_of_its_group_that_any_namespace_admits(position: int) 
     assert (container["image"], container["env"]) == (own["image"], own["env"])
     assert container["args"] == ["s3://bucket/probe"]
     assert "nvidia.com/gpu" not in str(container["resources"])
+    limits = own["resources"]["limits"]
+    assert container["resources"]["limits"] == {key: limits[key] for key in ("cpu", "memory")}
     for key in ("nodeSelector", "tolerations", "serviceAccountName", "volumes"):
         assert pod["spec"].get(key) == group.spec.get(key)
 
@@ -102,4 +104,28 @@ def test_a_healthy_report_is_no_problem() -> None:
 def test_a_report_is_judged(facts: dict[str, Any], level: str, message: str) -> None:
     (problem,) = judge(HEALTHY | facts)
     assert problem.level == level
+    assert problem.text.startswith(message)
+
+
+TAINTED = "0/1 nodes are available: 1 node(s) had untolerated taint(s)."
+UNSCHEDULED = {"type": "PodScheduled", "status": "False", "message": TAINTED}
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        ({"phase": "Pending", "conditions": [UNSCHEDULED]},
+         "pod p did not end within 9 s: p: 1 nodes have a taint that it does not tolerate"),
+        ({"phase": "Running"}, "pod p did not end within 9 s: it is Running; mend that, or wait"),
+        ({"phase": "Failed", "reason": "Evicted", "message": "low on memory"},
+         "the probe ended with code unknown and no report (Evicted: low on memory); the image"),
+        ({"phase": "Failed", "containerStatuses": [
+            {"state": {"terminated": {"exitCode": 127, "message": "no python"}}}]},
+         "the probe ended with code 127 and no report (no python); the image may lack llavamed"),
+    ],
+)  # fmt: skip
+def test_a_probe_without_a_report_is_explained(status: dict[str, Any], message: str) -> None:
+    pod = {"metadata": {"name": "p"}, "status": status}
+    (problem,) = _judge_pod(pod, [], 9)
+    assert problem.level == "failure"
     assert problem.text.startswith(message)

@@ -48,6 +48,21 @@ def test_what_a_service_answers_is_not_taken_for_the_api_servers_word() -> None:
 
 
 @pytest.mark.parametrize(
+    "said",
+    [
+        "error trying to reach service: dial tcp 10.0.0.1:8265: i/o timeout",
+        'no endpoints available for service "demo-head-svc"',
+    ],
+)
+def test_a_service_that_the_api_server_cannot_reach_is_not_the_api_servers_fault(said: str) -> None:
+    call = Call("get", SERVICE_PROXY, "research", name="demo-head-svc")
+    found = explain(503, answer(kind="Status", message=said), call)
+    assert f"the API server gets no answer of the service ({said}): its pod may be sta" in found
+    assert "a NetworkPolicy keeps the API server out" in found
+    assert "`kubectl port-forward service/demo-head-svc --namespace research`" in found
+
+
+@pytest.mark.parametrize(
     ("code", "body", "existing", "message"),
     [
         (401, {}, None, "the API server refuses the credentials of the kubeconfig; sign in again"),

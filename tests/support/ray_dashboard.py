@@ -24,8 +24,13 @@ class Dashboard:
 
 
 @contextmanager
-def ray_dashboard(api: Api, namespace: str, cluster: str) -> Iterator[Dashboard]:
-    """Serve the dashboard of a Ray cluster that has no pods, as its head would."""
+def ray_dashboard(
+    api: Api, namespace: str, cluster: str, service: str | None = None
+) -> Iterator[Dashboard]:
+    """Serve the dashboard of a Ray cluster that has no pods, as its head would.
+
+    With `service`, its service has that name, and KubeRay's status says so.
+    """
     dashboard = Dashboard()
 
     class Handler(BaseHTTPRequestHandler):
@@ -62,13 +67,15 @@ def ray_dashboard(api: Api, namespace: str, cluster: str) -> Iterator[Dashboard]
 
     address = _own_address()
     with serving(Handler, address=address) as url:
-        _make_head(api, namespace, cluster, address, int(url.rpartition(":")[2]))
+        _make_head(api, namespace, cluster, address, int(url.rpartition(":")[2]), service)
         yield dashboard
 
 
-def _make_head(api: Api, namespace: str, cluster: str, address: str, port: int) -> None:
+def _make_head(
+    api: Api, namespace: str, cluster: str, address: str, port: int, service: str | None
+) -> None:
     """Make the objects of a Ray cluster whose head answers at an address."""
-    name = f"{cluster}-head-svc"
+    name = service or f"{cluster}-head-svc"
     ports = [{"name": "dashboard", "port": 8265, "targetPort": port}]
     meta = {"apiVersion": "v1", "metadata": {"name": name}}
     api.create(meta | {"kind": "Service", "spec": {"ports": ports}}, namespace)
@@ -87,6 +94,10 @@ def _make_head(api: Api, namespace: str, cluster: str, address: str, port: int) 
     spec |= {"headGroupSpec": {"template": {"spec": head}}}
     made = {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": {"name": cluster}}
     api.create(made | {"spec": spec}, namespace)
+    if service is not None:
+        path = f"/apis/ray.io/v1/namespaces/{namespace}/rayclusters/{cluster}/status"
+        answer = api.ask("PATCH", path, {"status": {"head": {"serviceName": service}}})
+        assert answer.status_code == 200, answer.text
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "ray-token"}}
     api.create(secret | {"stringData": {"auth_token": TOKEN}}, namespace)
 

@@ -23,7 +23,9 @@ from llavamed.cluster.kinds import (
     NODE,
     POD,
     QUOTA,
+    RAY_CLUSTER,
     RAY_JOB,
+    RAY_SERVICE,
     SECRET,
     SERVICE,
     SERVICE_ACCOUNT,
@@ -48,6 +50,13 @@ from llavamed.cluster.snapshot import OPERATOR, Snapshot
 
 KUBERAY_VERSION = (1, 7)
 """The oldest KubeRay whose RayJobs have every field that ours use."""
+_WANTED = ".".join(map(str, KUBERAY_VERSION))
+
+_CREDENTIALS = {
+    *("AWS_ACCESS_KEY_ID", "AWS_SHARED_CREDENTIALS_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE"),
+    *("AWS_CONTAINER_CREDENTIALS_FULL_URI", "GOOGLE_APPLICATION_CREDENTIALS"),
+}
+"""Variables that lead the clients of object storage to credentials."""
 
 
 def namespace(snapshot: Snapshot) -> Iterator[Problem]:
@@ -68,7 +77,13 @@ def namespace(snapshot: Snapshot) -> Iterator[Problem]:
 def operator(snapshot: Snapshot) -> Iterator[Problem]:
     """Examine KubeRay's operator: whether it runs, its version and its feature gates."""
     found = snapshot.all(OPERATOR)
-    if not found:
+    if not found and any(each.get("status") for each in snapshot.ray):
+        yield warning(
+            "no Deployment of the KubeRay operator is found, but its objects have a state, so it "
+            "runs, as that of GKE does, which is hosted; check that it is version "
+            f"{_WANTED} or later"
+        )
+    elif not found:
         yield failure(
             "no KubeRay operator runs, so no RayCluster or RayJob becomes pods; install it with "
             f"`{INSTALL_KUBERAY}`"
@@ -83,10 +98,9 @@ def operator(snapshot: Snapshot) -> Iterator[Problem]:
         container = deployment["spec"]["template"]["spec"]["containers"][0]
         version = minor_version(str(container.get("image", "")).rpartition(":")[2])
         if version is not None and version < KUBERAY_VERSION:
-            wanted = ".".join(map(str, KUBERAY_VERSION))
             yield failure(
                 f"the operator {where} is KubeRay {'.'.join(map(str, version))}, older than "
-                f"{wanted}; upgrade it: `{upgrade_kuberay(namespace)}`"
+                f"{_WANTED}; upgrade it: `{upgrade_kuberay(namespace)}`"
             )
         words = " ".join([*(container.get("command") or []), *(container.get("args") or [])])
         uses_rules = any("deletionStrategy" in job.get("spec", {}) for job in snapshot.all(RAY_JOB))
@@ -180,16 +194,19 @@ def nodes(snapshot: Snapshot) -> Iterator[Problem]:
 def quota(snapshot: Snapshot) -> Iterator[Problem]:
     """Examine whether quotas leave room for all pods of each Ray cluster."""
     for thing in snapshot.ray:
-        need = _demand(groups_of(thing))
-        own: Amounts = {}
-        for pod in snapshot.all(POD):
-            if labels_of(pod).get("ray.io/cluster", "").startswith(name_of(thing)):
-                _add(own, _quota_names(request_of(pod["spec"]), 1))
+        pods = [
+            pod for pod in snapshot.all(POD)
+            if labels_of(pod).get("ray.io/cluster", "").startswith(name_of(thing))
+        ]  # fmt: skip
         for each in snapshot.all(QUOTA):
-            status = each.get("status") or {}
-            hard = status.get("hard") or (each.get("spec") or {}).get("hard") or {}
+            spec, status = each.get("spec") or {}, each.get("status") or {}
+            need = _demand(group for group in groups_of(thing) if _is_limited(spec, group.spec))
+            own: Amounts = {}
+            for pod in pods:
+                if _is_limited(spec, pod["spec"]):
+                    _add(own, _quota_names(request_of(pod["spec"]), 1))
             used = status.get("used") or {}
-            for name, limit in hard.items():
+            for name, limit in (status.get("hard") or spec.get("hard") or {}).items():
                 free = quantity(limit) - quantity(used.get(name, 0)) + own.get(name, Fraction(0))
                 if need.get(name, Fraction(0)) > free:
                     yield failure(
@@ -197,6 +214,28 @@ def quota(snapshot: Snapshot) -> Iterator[Problem]:
                         f"of {limit}, and its pods need {show(name, need[name])}; raise the quota, "
                         "or ask for less"
                     )
+
+
+def _is_limited(quota: Object, pod: Object) -> bool:
+    """Return whether a quota counts a pod: its scopes may leave pods out."""
+    terms = [{"scopeName": name, "operator": "Exists"} for name in quota.get("scopes") or []]
+    terms += (quota.get("scopeSelector") or {}).get("matchExpressions") or []
+    return all(_is_in_scope(term, pod) for term in terms)
+
+
+def _is_in_scope(term: Object, pod: Object) -> bool:
+    has_end = "activeDeadlineSeconds" in pod
+    priority = pod.get("priorityClassName") or ""
+    match term["scopeName"], term["operator"]:
+        case (("BestEffort" | "NotBestEffort" as scope), _):
+            return bool(request_of(pod)) == (scope == "NotBestEffort")
+        case (("Terminating" | "NotTerminating" as scope), _):
+            return has_end == (scope == "Terminating")
+        case "PriorityClass", ("In" | "NotIn" as operator):
+            return (priority in (term.get("values") or [])) == (operator == "In")
+        case "PriorityClass", operator:
+            return bool(priority) == (operator == "Exists")
+    return False  # of volumes, or of affinities, which the pods have none of
 
 
 def _demand(groups: Iterable[PodGroup]) -> Amounts:
@@ -233,14 +272,15 @@ def storage(snapshot: Snapshot) -> Iterator[Problem]:
                        for key in annotations)  # fmt: skip
         containers = group.spec.get("containers") or [{}]
         names = {each["name"] for each in containers[0].get("env") or []}
-        has_secret = bool(containers[0].get("envFrom")) or "AWS_ACCESS_KEY_ID" in names
+        has_secret = bool(containers[0].get("envFrom")) or bool(_CREDENTIALS & names)
         if not (has_role or has_secret):
             without.setdefault(title(thing), []).append(group.name)
     for where, names_of_groups in without.items():
         yield warning(
             f"{where}: {', '.join(names_of_groups)} have neither a Secret with credentials "
-            "(storage.existingSecret) nor a cloud role (serviceAccount.annotations); they reach "
-            "only storage that their nodes may reach"
+            "(storage.existingSecret) nor a cloud role (serviceAccount.annotations); unless the "
+            "cloud knows their account (EKS Pod Identity), they reach only storage that their "
+            "nodes may reach"
         )
 
 
@@ -272,7 +312,8 @@ def mlflow(snapshot: Snapshot) -> Iterator[Problem]:
 def pods(snapshot: Snapshot) -> Iterator[Problem]:
     """Examine pods that wait or fail, and pods that could not be created."""
     ours = [pod for pod in snapshot.all(POD) if _is_ours(pod)]
-    for cause in causes(ours, snapshot.all(EVENT)):
+    events = [event for event in snapshot.all(EVENT) if _matters(event, snapshot)]
+    for cause in causes(ours, events):
         yield failure(cause)
     total = Counter((pod.get("status") or {}).get("phase") for pod in ours)
     if total["Unknown"]:
@@ -282,3 +323,20 @@ def pods(snapshot: Snapshot) -> Iterator[Problem]:
 def _is_ours(pod: Object) -> bool:
     labels = labels_of(pod)
     return "ray.io/cluster" in labels or labels.get("app.kubernetes.io/name") == "llavamed"
+
+
+def _matters(event: Object, snapshot: Snapshot) -> bool:
+    """Return whether an event is about an object of a release or a job that still needs pods.
+
+    A namespace may have objects of others, and keeps its events for an hour.
+    """
+    kind, name = (str(event["involvedObject"].get(key) or "") for key in ("kind", "name"))
+    for known in (RAY_CLUSTER, RAY_JOB, RAY_SERVICE):
+        if kind == known.name:
+            states = {
+                name_of(each): (each.get("status") or {}).get("state")
+                for each in snapshot.all(known)
+            }
+            return name in states and states[name] != "ready"
+    releases = {labels_of(each).get("app.kubernetes.io/instance") for each in snapshot.ray}
+    return kind == "Pod" or any(name.startswith(f"{each}-") for each in releases if each)

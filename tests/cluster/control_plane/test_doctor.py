@@ -14,7 +14,7 @@ from llavamed import __version__
 from llavamed.cluster.client import Cluster
 from llavamed.cluster.doctor import Finding, examine
 from llavamed.cluster.probes import probe_groups
-from llavamed.cluster.snapshot import OPERATOR_LABEL, take_snapshot
+from llavamed.cluster.snapshot import take_snapshot
 from tests.cluster.control_plane.conftest import Namespace, make_namespace
 from tests.support.control_plane import Api, Helm, program
 from tests.support.fake_cluster import pods_of
@@ -26,18 +26,22 @@ HEALTHY = ("--set=storage.existingSecret=llavamed-s3", "--set=ray.a100.maxReplic
 OPERATOR = "/apis/apps/v1/namespaces/kuberay-system/deployments/kuberay-operator"
 
 
-def operator() -> Object:
-    """The operator's Deployment, as its chart makes it."""
-    key, _, value = OPERATOR_LABEL.partition("=")
+NAME, COMPONENT = "app.kubernetes.io/name", "app.kubernetes.io/component"
+BY_HELM = {NAME: "kuberay-operator"}
+BY_KUSTOMIZE = {NAME: "kuberay", COMPONENT: "kuberay-operator"}
+
+
+def operator(labels: dict[str, str] = BY_HELM) -> Object:
+    """The operator's Deployment, as its chart makes it, or with other labels."""
     container = {"name": "operator", "image": "quay.io/kuberay/operator:v1.7.0"}
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": {"name": "kuberay-operator", "labels": {key: value}},
+        "metadata": {"name": "kuberay-operator", "labels": labels},
         "spec": {
             "replicas": 1,
-            "selector": {"matchLabels": {key: value}},
-            "template": {"metadata": {"labels": {key: value}}, "spec": {"containers": [container]}},
+            "selector": {"matchLabels": BY_HELM},
+            "template": {"metadata": {"labels": BY_HELM}, "spec": {"containers": [container]}},
         },
     }
 
@@ -114,6 +118,14 @@ def make_unschedulable(place: Namespace) -> None:
     place.api.eventually(path, lambda found: found["status"].get("conditions"))
 
 
+def take_toleration(place: Namespace) -> None:
+    pod = group_pod(place)
+    pod["spec"].pop("tolerations")
+    name = place.api.create(pod, place.name)["metadata"]["name"]
+    path = f"/api/v1/namespaces/{place.name}/pods/{name}"
+    place.api.eventually(path, lambda found: found["status"].get("conditions"))
+
+
 def preempt(place: Namespace) -> None:
     pod = place.api.create(group_pod(place, "cpu"), place.name)["metadata"]
     about = {"kind": "Pod", "name": pod["name"], "namespace": place.name, "uid": pod["uid"]}
@@ -179,6 +191,9 @@ BROKEN = {
     "pending": Broken(
         (), make_unschedulable, "pods", "nodes have other labels than its nodeSelector"
     ),
+    "pending for a taint": Broken(
+        (), take_toleration, "pods", "nodes have a taint that it does not tolerate"
+    ),
     "preemption": Broken(
         (), preempt, "pods", "was taken away (Preempted: by pod 7 on node cpu)"
     ),
@@ -218,6 +233,22 @@ def test_an_operator_that_is_old_or_down_is_found(place: Namespace) -> None:
     finally:
         patch(place, OPERATOR, {"spec": operator()["spec"]})
         place.api.eventually(OPERATOR, available)
+
+
+def test_an_operator_of_kustomize_is_found_and_no_other_program_of_kuberay(
+    place: Namespace,
+) -> None:
+    def labelled(labels: dict[str, str]) -> str:
+        before: dict[str, str | None] = dict.fromkeys((NAME, COMPONENT))
+        patch(place, OPERATOR, {"metadata": {"labels": before | labels}})
+        (finding,) = [each for each in examined(place) if each.check == "kuberay"]
+        return finding.level
+
+    try:
+        assert labelled(BY_KUSTOMIZE) == "ok"
+        assert labelled(BY_KUSTOMIZE | {COMPONENT: "kuberay-apiserver"}) == "failure"
+    finally:
+        assert labelled(BY_HELM) == "ok"
 
 
 def test_a_server_that_is_down_is_found(place: Namespace) -> None:

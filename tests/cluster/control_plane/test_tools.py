@@ -370,7 +370,7 @@ def test_a_running_job_is_told_to_stop(
     assert "RayJob=demo: is pending, so there is nothing to stop; `llavamed cluster delete" in err
     set_status(place, **RUNNING)
     write(folder, progress(12, updated_at="2016-11-01T11:59:58+00:00"))
-    with ray_dashboard(place.api, place.name, "demo-abc") as dashboard:
+    with ray_dashboard(place.api, place.name, "demo-abc", "front") as dashboard:
         code, out, err = tool("stop", "demo")
         assert code == 0, err
         assert dashboard.stopped == ["/api/jobs/demo-x/stop"]
