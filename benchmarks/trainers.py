@@ -62,6 +62,19 @@ TEXT = (150, 0.7)
 
 def make_inputs(folder: Path, num_samples: int) -> None:
     """Write images, captions and the config of a run, and prepare them."""
+    _write_captions(folder, num_samples)
+    (folder / "run.yaml").write_text(json.dumps(_config(folder)))
+    run = load_config(folder / "run.yaml")
+    processor = ensure_processor(run)
+    writer = ShardWriter(run, str(processor))
+    reports = [writer.write(chunk) for chunk in list_chunks(run, ["captions"])]
+    place = locate(run.datasets_directory) / "captions"
+    manifest = initial_manifest(run, "captions", load_processor(Path(str(processor))))
+    complete_dataset(place, manifest, reports, run.data.datasets["captions"])
+
+
+def _write_captions(folder: Path, num_samples: int) -> None:
+    """Write pictures of noise, and captions of made-up words as long as LLaVA-Med's."""
     random = np.random.default_rng(0)
     words = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in "bdglmnrstx"]
     (folder / "images").mkdir()
@@ -76,8 +89,12 @@ def make_inputs(folder: Path, num_samples: int) -> None:
         ]
         rows.append({"id": str(number), "image": f"{number}.png", "conversations": turns})
     (folder / "captions.json").write_text(json.dumps(rows))
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """Return the config of a run with a stage of packs and one of padded rows."""
     shape = {"num_attention_heads": 4}
-    config = {
+    return {
         "name": "trainers",
         "storage": str(folder / "runs"),
         "model": {
@@ -142,14 +159,6 @@ def make_inputs(folder: Path, num_samples: int) -> None:
         "tracking": {"log_every_steps": 1},
         "engine": {"precision": "fp32", "zero_stage": 0},
     }
-    (folder / "run.yaml").write_text(json.dumps(config))
-    run = load_config(folder / "run.yaml")
-    processor = ensure_processor(run)
-    writer = ShardWriter(run, str(processor))
-    reports = [writer.write(chunk) for chunk in list_chunks(run, ["captions"])]
-    place = locate(run.datasets_directory) / "captions"
-    manifest = initial_manifest(run, "captions", load_processor(Path(str(processor))))
-    complete_dataset(place, manifest, reports, run.data.datasets["captions"])
 
 
 def opened(folder: Path) -> tuple[RunConfig, Mixture, Any]:
