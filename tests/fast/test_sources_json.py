@@ -92,7 +92,10 @@ def test_a_file_cut_off_within_a_row_is_never_taken_for_a_whole_one(
     items, form, data, tmp_path_factory
 ):
     whole = form(items, True).rstrip()
-    cut = whole[: data.draw(st.integers(1, len(whole) - 1))].rstrip()
+    places = st.integers(1, len(whole) - 1)
+    if ends := [row.end() for row in re.finditer(r"}(?=\s*{)", whole)]:
+        places |= st.sampled_from(ends)
+    cut = whole[: data.draw(places)].rstrip()
     folder = tmp_path_factory.getbasetemp()
     try:
         found = read(folder, cut.encode())

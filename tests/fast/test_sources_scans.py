@@ -45,15 +45,12 @@ def pixels(data):
 
 
 def changed(name, **tags):
-    """A file with other tags; None removes one."""
+    """A file with other tags."""
     dataset = pydicom.dcmread(io.BytesIO(file(name)))
     for key, value in tags.items():
-        if value is None:
-            delattr(dataset, key)
-        else:
-            setattr(dataset, key, value)
-            if dataset[key].VR == "US or SS":
-                dataset[key].VR = "SS" if dataset.PixelRepresentation else "US"
+        setattr(dataset, key, value)
+        if dataset[key].VR == "US or SS":
+            dataset[key].VR = "SS" if dataset.PixelRepresentation else "US"
     buffer = io.BytesIO()
     dataset.save_as(buffer)
     return buffer.getvalue()

@@ -1,4 +1,5 @@
 import pickle
+import re
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from llavamed.processor.templates import TEMPLATES, chat_template, get_template
 from llavamed.processor.token_labels import (
     LabeledText,
     Segment,
+    any_of,
     flatten,
     tokenize,
     write_out_first_spaces,
@@ -344,3 +346,9 @@ def test_an_answer_that_changes_the_letters_of_its_prompt_is_refused():
     ) as it:
         tokenize(LabeledText("e\u0301", [False, True]), tokenizer)
     assert it.value.reason == "prompt_tokens"
+
+
+def test_of_several_tokens_the_longest_is_found():
+    pattern = any_of(["<|a|>", "<|a|>b", "."])
+    assert re.findall(pattern, "<|a|>b x <|a|>.") == ["<|a|>b", "<|a|>", "."]
+    assert not re.search(any_of([]), "")
