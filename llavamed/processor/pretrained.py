@@ -11,7 +11,7 @@ from llavamed.config.model import Model, Pretrained, VisionTower
 from llavamed.errors import ConfigError, LlavaMedError
 from llavamed.processor.forms.find import find_form
 from llavamed.processor.forms.form import find_file
-from llavamed.processor.forms.gguf_file import check_gguf, read_gguf_config
+from llavamed.processor.forms.gguf_file import read_gguf_config
 from llavamed.processor.forms.xtuner import refuse_xtuner
 from llavamed.processor.tiles import Size, Tiling
 from llavamed.processor.tower import tower_of
@@ -113,10 +113,6 @@ def _trainable_config(source: str, key: str) -> Any:
             the config cannot be loaded.
     """
     config = load_pretrained(AutoConfig, source, key)
-    place, gguf = split_gguf(source, key)
-    for name in gguf.values():
-        if file := find_file(fetch_once(place, weights=name), name):
-            check_gguf(file, config, f"{key}={source}")
     for part in (config, config.get_text_config()):
         if quantization := getattr(part, "quantization_config", None):
             method = dict(quantization).get("quant_method")
@@ -203,13 +199,14 @@ def load_pretrained(auto_class: Any, source: str, key: str, **kwargs: Any) -> An
         ConfigError: It cannot be found or loaded, or needs code of its own.
         StorageError: The URI cannot be read.
     """
+    named = f"{key}={source}"
     source, gguf = split_gguf(source, key)
     check_folder(source, key)
     folder = None
     try:
         folder = fetch_once(source, weights=gguf.get("gguf_file", False))
         if gguf and auto_class is AutoConfig and (file := find_file(folder, gguf["gguf_file"])):
-            return read_gguf_config(folder, file)
+            return read_gguf_config(folder, file, named)
         if gguf:
             return auto_class.from_pretrained(folder, trust_remote_code=False, **gguf, **kwargs)
         form = find_form(folder)

@@ -2,7 +2,7 @@
 
 Transformers leaves out the tensors and the settings of such a file that it has no place for, and
 only a log message at a level that is never shown says so. The list of a large vocabulary takes
-seconds to read, and a start asks several times, so what a file says is read once.
+seconds to read, and a start asks several times, so a file is read and checked once.
 """
 
 from copy import deepcopy
@@ -34,28 +34,30 @@ _STATED_OTHERWISE = {
 _SHOWN = 4
 
 
-def read_gguf_config(source: str, file: Path) -> Any:
+def read_gguf_config(source: str, file: Path, key: str) -> Any:
     """Return the Hugging Face config that transformers makes of a GGUF file.
 
     Args:
         source: The folder of the file, or the name on the hub that it stands below.
         file: The file on this machine.
-    """
-    return deepcopy(_config(source, file, file.stat().st_mtime_ns))
-
-
-def check_gguf(file: Path, config: Any, key: str) -> None:
-    """Check that every tensor and setting of a GGUF file has a place in transformers' model.
-
-    Args:
-        file: The file.
-        config: The Hugging Face config that transformers makes of it.
         key: The config key that names the file, with its value, for errors.
 
     Raises:
-        ConfigError: One has none.
+        ConfigError: A tensor or setting of the file has no place in transformers' model.
     """
-    kind, fields, tensors = _read(file, file.stat().st_mtime_ns)
+    return deepcopy(_checked_config(source, file, key, file.stat().st_mtime_ns))
+
+
+@cache
+def _checked_config(source: str, file: Path, key: str, modified: int) -> Any:
+    """Read a config once; a file that was changed at another time is read again."""
+    config = AutoConfig.from_pretrained(source, gguf_file=file.name, trust_remote_code=False)
+    _check(file, config, key)
+    return config
+
+
+def _check(file: Path, config: Any, key: str) -> None:
+    kind, fields, tensors = _read(file)
     read = GGUF_CONFIG_MAPPING.get(config.model_type) or GGUF_CONFIG_MAPPING.get(kind, {})
     own = {name.removeprefix(f"{kind}.") for name in fields if name.startswith(f"{kind}.")}
     with torch.device("meta"):
@@ -75,22 +77,10 @@ def check_gguf(file: Path, config: Any, key: str) -> None:
         )
 
 
-@cache
-def _read(file: Path, modified: int) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-    """Return the kind of model of a GGUF file, and the names of its fields and of its tensors.
-
-    Args:
-        file: The file.
-        modified: The time of its last change, so that a file that has changed is read again.
-    """
+def _read(file: Path) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """Return the kind of model of a GGUF file, and the names of its fields and of its tensors."""
     from gguf import GGUFReader
 
     reader = GGUFReader(file)
     kind = str(reader.fields["general.architecture"].contents())
     return kind, tuple(reader.fields), tuple(tensor.name for tensor in reader.tensors)
-
-
-@cache
-def _config(source: str, file: Path, modified: int) -> Any:
-    """Read a config; a file that was changed at another time is read again."""
-    return AutoConfig.from_pretrained(source, gguf_file=file.name, trust_remote_code=False)
