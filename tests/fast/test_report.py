@@ -133,7 +133,7 @@ def test_the_page_says_what_was_evaluated_and_by_which_rules(tmp_path):
     for fact in (
         *("rad-7b", found.model, "VQA-RAD, test", "template0", "model0", "questions0"),
         *(f"{RULES['strict']} and {RULES['legacy']}", found.decoding, "Answer briefly."),
-        "4 of 3 images",
+        "4 questions of 3 images",
     ):
         assert fact in page.text
 
