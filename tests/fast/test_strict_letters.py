@@ -212,3 +212,13 @@ def test_the_pronoun_is_no_letter_and_a_named_option_may_be_small(prediction, le
     )
     for each in "CI":
         assert said(prediction, each, options=options) == (each == letter)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "letter"),
+    [("There is one", "A"), ("One.", "A"), ("There are none", "B"), ("none", "B"), ("two", "C")],
+)
+def test_numbers_in_words_choose_options_that_are_numbers(prediction, letter):
+    options = {"A": "1", "B": "0", "C": "2"}
+    for each in options:
+        assert said(prediction, each, options=options) == (each == letter)

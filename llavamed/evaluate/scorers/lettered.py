@@ -112,7 +112,8 @@ def _choice(text: str, options: Mapping[str, str]) -> str | None:
         return whole
     if place := BY_PLACE.match(text):
         return _in_place(place, list(options))
-    text = ONE.sub("", text)
+    if not any(canonical(words) == ["1"] for words in options.values()):
+        text = ONE.sub("", text)
     if (reason := REASON.search(text)) and (found := _choice(text[: reason.start()], options)):
         return found
     if first := _first(text, options):
@@ -228,7 +229,8 @@ def _by_content(text: str, options: Mapping[str, str]) -> str:
         worded = as_worded(said, wanted)
         stated = {word.text for word in worded if not word.denied}
         if wanted <= {"0", "none"} and (
-            text.strip(" .!").lower() in NONE or (said and said[0].denied)
+            text.strip(" .!").lower() in NONE
+            or (said and (said[0].denied or {word.text for word in said} <= NONE))
         ):
             alike.append(letter)
         elif measured and measures(option):

@@ -148,7 +148,7 @@ def _canonical(text: str) -> tuple[str, ...]:
     text = re.sub(r">\s*(?=\d)", " more than ", re.sub(r"<\s*(?=\d)", " less than ", text))
     text = _LEVELS.sub(r"\1\2 \1\3", text)
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
-    text = re.sub(r"(?<=\d),(?=\d)", ".", text)
+    text = re.sub(r"(?<=\d)[,·](?=\d)", ".", text).replace("°", " degree ")
     text = re.sub(r"(?<=\d)(?=(?:mm|cm|ml|cc|kg|mg|hu)\b)", " ", text)
     text = " ".join(re.sub(r"[-/_]", " ", text).split())
     for pattern, word in _PHRASES:
