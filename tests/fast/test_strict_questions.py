@@ -268,3 +268,25 @@ def test_planes_and_colours_in_chinese():
     assert score(Item("1", "?", "轴位", "横断面", "CLOSED")) == 1
     assert score(Item("1", "?", "冠状位", "横断面", "CLOSED")) == 0
     assert score(Item("1", "?", "黑色", "白色", "OPEN")) == 0
+
+
+@pytest.mark.parametrize(
+    ("question", "prediction"),
+    [
+        ("Is the liver larger than the spleen?", "The spleen is larger than the liver."),
+        ("Is the mass above the kidney?", "The kidney is above the mass."),
+        ("Is the chest normal?", "There is no bony abnormality."),
+        ("Is the lung normal?", "The normal lung is compressed."),
+        ("图中有积液吗?", "是否有积液"),
+    ],
+)
+def test_what_does_not_answer_the_question_is_neither_yes_nor_no(question, prediction):
+    check(prediction, question, says=None)
+
+
+@pytest.mark.parametrize("greeting", ["Sure!", "Certainly.", "Of course,", "Great question!"])
+def test_a_greeting_changes_no_answer(greeting):
+    question = "Is there emphysema?"
+    for word, reference in (("Nope.", "no"), ("True", "yes"), ("Да, есть", "yes")):
+        item = Item("1", question, f"{greeting} {word}", reference, "CLOSED")
+        assert score(item) == 1

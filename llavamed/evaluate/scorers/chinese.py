@@ -25,7 +25,6 @@ _JAPANESE = re.compile(
     r"(?P<no>いいえ|ありません|みられません|見られません|認めません|認められません|ではない)"
     r"|(?P<yes>はい|あります|みられます|見られます|認めます|認められます)"
 )
-_BOTH = re.compile("是否|有无|是与否")
 _YES_OR_NO = re.compile("|".join(sorted([*CHINESE_NO, *CHINESE_YES], key=len, reverse=True)))
 _OPPOSITES = {"正常": "异常", "异常": "正常"}
 _NOTHING_ABNORMAL = re.compile("(?:没有|没|未见|未发现|无|不存在|看不到)(?:任何|明显|明确)*异常")
@@ -76,8 +75,6 @@ def chinese_verdict(text: str, question: str, reference: str) -> object:
         found = re.findall(rf"(不|没有?|未|非)?{core}", text)
         if found and len({bool(each) for each in found}) == 1:
             return not found[0]
-    if _BOTH.search(text):
-        return None
     found = list(_YES_OR_NO.finditer(text))
     if not found:
         return ABSENT

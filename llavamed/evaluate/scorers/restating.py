@@ -125,6 +125,8 @@ def by_kind(text: str, question: str) -> bool | None:
     asked, said = " ".join(canonical(question)), canonical(text)
     if CUES & {*asked.split(), *said} or "or" in asked.split() or UNASSERTED.search(text):
         return None
+    if _ASKED_IN_ORDER.search(question):
+        return None
     for kind, pattern in _IS_OF_KIND:
         found = pattern.fullmatch(asked)
         named = kind & {*said}
