@@ -125,6 +125,11 @@ def dialogues(
     ] = None,
 ) -> None:
     """Write dialogues about the selected figures with a language model, and filter them."""
+    if judge_only and (estimate or read_batch or write_batch is not None):
+        raise ConfigError(
+            "--judge-only: filters what was written before, and neither reads nor writes a batch "
+            "nor estimates; give it alone"
+        )
     run = load_run(config, overrides)
     from llavamed.cli.corpus_tables import show_dialogue_plan, show_dialogues
     from llavamed.corpus.dialogues.job import DialogueJob

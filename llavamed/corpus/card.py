@@ -27,7 +27,8 @@ SAMPLES = "samples"
 _MOST_JOURNALS = 20
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _COLUMNS = ("article", "title", "citation", "journal", "year", "doi", "licence", "licence_url")
-_CHANGES = "pictures resized; captions and text about them rewritten as dialogues"
+_CHANGES = "pictures resized"
+_REWRITTEN = "; captions and text about them rewritten as dialogues"
 
 
 @dataclass
@@ -81,13 +82,14 @@ def write_cards(corpus: Location, name: str) -> Counts:
         )
     dialogues = find(DialoguesManifest, corpus / "dialogues")
     croissant = _croissant(corpus, name, counts)
-    (corpus / ATTRIBUTION).write_bytes(_attribution(iter_kept(corpus / SELECT)).encode())
+    changes = _CHANGES + (_REWRITTEN if dialogues else "")
+    (corpus / ATTRIBUTION).write_bytes(_attribution(iter_kept(corpus / SELECT), changes).encode())
     (corpus / CROISSANT).write_json(croissant)
     (corpus / CARD).write_bytes(_card(name, counts, dialogues).encode())
     return counts
 
 
-def _attribution(figures: Iterable[FigureRow]) -> str:
+def _attribution(figures: Iterable[FigureRow], changes: str) -> str:
     """Return one line per article, with everything that CC BY requires."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -96,7 +98,7 @@ def _attribution(figures: Iterable[FigureRow]) -> str:
         own = list(group)
         first = own[0]
         facts = (getattr(first, column) for column in _COLUMNS[1:])
-        writer.writerow([f"{pmcid}.{version}", *facts, len(own), _CHANGES])
+        writer.writerow([f"{pmcid}.{version}", *facts, len(own), changes])
     return text.getvalue()
 
 
@@ -120,7 +122,7 @@ def _card(name: str, counts: Counts, dialogues: DialoguesManifest | None) -> str
     }
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
-        + "\n".join([f"# {name}\n", *_about(counts), *_written(dialogues), _END])
+        + "\n".join([f"# {name}\n", *_about(counts), *_written(dialogues), *_end(dialogues)])
         + "\n"
     )
 
@@ -169,13 +171,23 @@ def _table(title: str, what: str, counts: Counter[str]) -> str:
     return f"## {title}\n\n| | {what} |\n| --- | ---: |\n{rows}" if rows else ""
 
 
-_END = """\
+def _end(dialogues: DialoguesManifest | None) -> Iterator[str]:
+    yield _LIMITS
+    if dialogues is not None:
+        yield (
+            "Dialogues are machine-written from text and may state what the picture does not show."
+            "\n"
+        )
+    yield _SOURCE
+
+
+_LIMITS = """\
 ## Limits
 
-Captions and dialogues describe single cases that somebody found worth publishing. Modalities and
-panels are told by rules, which err. Dialogues are machine-written from text and may state what the
-picture does not show. Nothing here is for clinical use, or for finding out who a patient is.
-
+Captions describe single cases that somebody found worth publishing. Modalities and panels are told
+by rules, which err. Nothing here is for clinical use, or for finding out who a patient is.
+"""
+_SOURCE = """\
 ## Source
 
 Articles come from the PubMed Central Open Access Subset of the National Library of Medicine. This

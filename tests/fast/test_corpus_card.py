@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from llavamed.config.corpus import Pairs
 from llavamed.config.sources import Parquet
 from llavamed.corpus.card import ATTRIBUTION, CARD, CROISSANT, write_cards
+from llavamed.corpus.dialogues.table import DialoguesManifest
 from llavamed.corpus.figures import write_figures
 from llavamed.corpus.pairs import load_prompts, make_pair, write_pairs
 from llavamed.data.record import check_record
 from llavamed.data.sources import open_source
 from llavamed.errors import ConfigError, DataError
 from llavamed.storage.location import locate
+from llavamed.storage.manifest import write
 from tests.support.corpus_figures import figure, selected
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -113,7 +115,23 @@ def test_every_article_is_attributed(corpus):
     rows = list(csv.DictReader(io.StringIO((corpus / ATTRIBUTION).read_bytes().decode())))
     assert [row["article"] for row in rows] == ["PMC1.1", *(f"PMC{n}.1" for n in range(3, 8))]
     for row in rows:
-        assert all(row[key] for key in ("title", "citation", "licence", "licence_url", "changes"))
+        assert all(row[key] for key in ("title", "citation", "licence", "licence_url"))
+        assert row["changes"] == "pictures resized"
+    assert "machine-written" not in (corpus / CARD).read_bytes().decode()
+
+
+def test_the_card_speaks_of_dialogues_where_there_are_some(corpus):
+    counts = {"num_figures": 6, "num_dialogues": 1, "num_exchanges": 3}
+    tables = {"outcomes": {"answered": 6}, "findings": {}, "modalities": {"mri": 1}}
+    hashes = {"prompt_hash": "p", "filters_hash": "f", "selection": "s"}
+    tokens = {"prompt_tokens": 9, "completion_tokens": 9, "cost": None}
+    facts = {"generator": "writer", "checker": None, **counts, **tables, **hashes, **tokens}
+    write(corpus / "dialogues", DialoguesManifest(**facts))
+    write_cards(corpus, "a-corpus")
+    text = (corpus / CARD).read_bytes().decode()
+    assert "1 dialogues with 3 questions, written by the language model `writer`" in text
+    assert "Dialogues are machine-written from text" in text
+    assert "rewritten as dialogues" in (corpus / ATTRIBUTION).read_bytes().decode()
 
 
 def test_the_croissant_metadata_are_valid(corpus):

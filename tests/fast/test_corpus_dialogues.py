@@ -8,7 +8,9 @@ import pytest
 import yaml
 from PIL import Image
 from tenacity import wait_none
+from typer.testing import CliRunner
 
+from llavamed.cli.corpus import app
 from llavamed.config.sources import Parquet
 from llavamed.corpus.dialogues.generate import Plan, check_cost
 from llavamed.corpus.dialogues.job import DialogueJob
@@ -188,6 +190,18 @@ def test_other_rules_judge_the_same_answers_for_nothing(tmp_path, endpoint):
     assert run(changed) == second
     assert len(endpoint.bodies) == asked
     assert len(rows(config, "samples")) == 10
+
+
+def test_there_is_nothing_to_judge_before_a_dialogue_is_written(tmp_path, endpoint):
+    job = DialogueJob(corpus_config(tmp_path, endpoint), NO_ARTICLE)
+    with pytest.raises(DataError, match=r"dialogues: no dialogue was written; run `llavamed corp"):
+        job.judge_again()
+
+
+@pytest.mark.parametrize("other", [["--estimate"], ["--read-batch", "x"], ["--write-batch", "x"]])
+def test_judging_alone_takes_no_batch(other):
+    with pytest.raises(ConfigError, match=r"^--judge-only: filters what was written before, and"):
+        CliRunner().invoke(app, ["dialogues", "--judge-only", *other], catch_exceptions=False)
 
 
 def test_answers_about_an_article_that_left_the_corpus_are_removed(tmp_path, endpoint):

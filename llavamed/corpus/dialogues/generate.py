@@ -32,7 +32,7 @@ from llavamed.corpus.dialogues.repeats import Repeats
 from llavamed.corpus.dialogues.table import DIALOGUE_SCHEMA, DialoguesManifest, Tally
 from llavamed.corpus.figures import FigureRow
 from llavamed.corpus.samples import SAMPLE_SCHEMA, caption_of, make_sample, remove_others
-from llavamed.errors import ConfigError
+from llavamed.errors import ConfigError, DataError
 from llavamed.llm.answer import AnswerCache, EndpointAnswer
 from llavamed.llm.client import EndpointClient, ask
 from llavamed.llm.cost import CostEstimate, Usage, cost, estimate
@@ -191,6 +191,10 @@ def judge_again(writer: Writer, places: Places, left_out: Set[str]) -> Dialogues
     """
     from llavamed.data.sources.files import find_files
 
+    if not places.dialogues.exists():
+        raise DataError(
+            f"{places.dialogues}: no dialogue was written; run `llavamed corpus dialogues` first"
+        )
     files = find_files(str(places.dialogues), ".parquet")
 
     async def again() -> AsyncIterator[list[Row]]:
