@@ -99,6 +99,8 @@ def follow(
     while True:
         look = _look(cluster, name, texts)
         yield look.new
+        if look.problem and not follows:
+            raise ClusterError(look.problem)
         if look.problem and look.problem != before:
             on_problem(look.problem)
         before = look.problem
@@ -134,8 +136,11 @@ def _look(cluster: "Cluster", name: str, texts: dict[str, LogText]) -> _Look:
     job = read_job(found, cluster.options)
     is_over = job.state in ENDED
     if not job.job_id or job.state in ("pending", "suspended"):
-        problem = f"RayJob={name}: is {job.state}, so it has no log yet"
-        return _Look(problem=problem, is_over=is_over, is_waiting=True)
+        why = f"has {job.state} without a driver, so" if is_over else f"is {job.state}, so"
+        when = f"; see `llavamed cluster status {job.target}`" if is_over else " yet"
+        return _Look(
+            problem=f"RayJob={name}: {why} it has no log{when}", is_waiting=True, is_over=is_over
+        )
     try:
         log = ask_job(cluster, job, "GET", f"/api/jobs/{job.job_id}/logs")["logs"]
     except NotFoundError as error:

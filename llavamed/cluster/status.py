@@ -88,7 +88,7 @@ class ProgressReport:
 
 def read_progress(job: JobState) -> ProgressReport:
     """Read the progress of a job's run from storage, once and without retries."""
-    if job.directory is None:
+    if not job.directory:
         return ProgressReport(None, "the job was not submitted with `llavamed cluster submit`")
     try:
         place = locate(job.directory)

@@ -176,7 +176,7 @@ REFUSED = {
                 {"name": "A", "value": "1", "valueFrom": {"fieldRef": {"fieldPath": "x"}}}
             ]
         },
-        "/ray/extraEnv/0': 'not' failed",
+        "/ray/extraEnv/0/value': maxLength: got 1, want 0",
     ),
     "a variable from nowhere": (
         {"ray.extraEnv": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s"}}}]},
@@ -190,7 +190,14 @@ REFUSED = {
         {"ray.extraVolumeMounts": [{"name": "configs", "mountPath": "/c", "readonly": True}]},
         "properties 'readonly' not allowed",
     ),
-    "CPUs as a device": ({"ray.a100.extraResources": {"cpu": 4}}, "'cpu' does not match pattern"),
+    "CPUs as a device": (
+        {"ray.a100.extraResources": {"cpu": 4}},
+        "/ray/a100/extraResources': additional properties 'cpu' not allowed",
+    ),
+    "no name of a label": (
+        {"podLabels": {"a b": "x"}},
+        "/podLabels': additional properties 'a b' not allowed",
+    ),
     "a number of large pages": (
         {"ray.a100.extraResources": {"hugepages-2Mi": 5120}},
         "/ray/a100/extraResources/hugepages-2Mi': minimum: got 5,120, want 65,536",

@@ -145,16 +145,24 @@ def test_the_log_of_a_job_is_gone_with_its_head(kubeconfig: Callable[[str], None
     status = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
     status |= {"jobId": "x", "rayClusterName": "run-abc"}
     metadata = {"name": "run", "creationTimestamp": "2026-11-26T12:00:00Z"}
-    job = {"kind": "RayJob", "metadata": metadata, "status": status}
+    job: dict[str, Any] = {"kind": "RayJob", "metadata": metadata, "status": status}
     told: list[str] = []
     with server({place(RAY_JOB, "run"): job}) as (address, _):
         kubeconfig(address)
         cluster = Cluster("research")
         texts = follow(cluster, "run", follows=True, seconds=0.1, on_problem=told.append)
         assert list(texts) == [""]
+        texts = follow(cluster, "run", follows=False, seconds=0.1, on_problem=told.append)
+        with pytest.raises(ClusterError, match="its log is gone with the head of run-abc"):
+            list(texts)
+        job["status"] = {"jobDeploymentStatus": "Failed", "reason": "PreRunningDeadlineExceeded"}
+        texts = follow(cluster, "run", follows=True, seconds=0.1, on_problem=told.append)
+        assert list(texts) == [""]
     assert told == [
         "RayJob=run: has succeeded, and its log is gone with the head of run-abc; see `llavamed "
-        "cluster status run --namespace research` for what it reached"
+        "cluster status run --namespace research` for what it reached",
+        "RayJob=run: has failed without a driver, so it has no log; see `llavamed cluster status "
+        "run --namespace research`",
     ]
 
 
