@@ -32,7 +32,11 @@ def find_overlaps(
     for name in dict.fromkeys(names):
         try:
             if name == against:
-                logger.warning("%s: is trained on and evaluated on", name)
+                logger.warning(
+                    "%s: is trained on and evaluated on, so its scores say nothing about other "
+                    "questions; evaluate another dataset, too",
+                    name,
+                )
                 number = open_prepared(locate(config.datasets_directory) / name).num_samples
                 shared = dict.fromkeys(get_args(Criterion), number)
             else:

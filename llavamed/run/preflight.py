@@ -51,10 +51,12 @@ def warn_of_instability(config: RunConfig) -> None:
             if (rate := stage.optimizer.peak_lr(part)) > _LARGEST_RATE:
                 logger.warning(
                     "stages.%s.optimizer: the learning rate of %s is %g, and AdamW moves each "
-                    "weight by about that at every step, so that training will hardly stay finite",
+                    "weight by about that at every step, so that training will hardly stay finite; "
+                    "set it to at most %g",
                     stage.name,
                     part,
                     rate,
+                    _LARGEST_RATE,
                 )
 
 
@@ -184,4 +186,10 @@ def check_images(stage: Stage, data: Mixture) -> None:
             "train; add language_model, or name data with images"
         )
     for part in reading:
-        logger.warning("stages.%s: %s, so %s does not change", stage.name, fact, part)
+        logger.warning(
+            "stages.%s: %s, so %s does not change; remove it from trainable, or name data with "
+            "images",
+            stage.name,
+            fact,
+            part,
+        )

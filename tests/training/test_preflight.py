@@ -93,7 +93,8 @@ def test_a_stage_that_reads_images_of_data_without_any_is_told(
         assert not caplog.messages
         check_images(each, data)
     assert caplog.messages == [
-        "stages.align: no sample of captions has an image, so projector does not change"
+        "stages.align: no sample of captions has an image, so projector does not change; remove it "
+        "from trainable, or name data with images"
     ]
 
 
@@ -176,6 +177,10 @@ def test_a_rate_with_its_sign_lost_is_told(
         "stages.align.optimizer: the learning rate of projector is 2000",
         "stages.instruct.optimizer: the learning rate of projector is 2000",
     ]
+    assert caplog.messages[0].endswith("; set it to at most 0.1")
+    caplog.clear()
+    warn_of_instability(override_config(tiny_config, ["stages.align.optimizer.lr=0.1"]))
+    assert not caplog.messages
 
 
 ASKED_BF16 = "deepspeed: {data_types: {grad_accum_dtype: bf16}}"

@@ -56,7 +56,7 @@ def test_every_training_set_is_compared_with_the_questions(
     assert (captions.dataset, same.dataset) == ("captions", "test-questions")
     assert captions.shared.keys() == {"image", "question", "pair", "text"}
     assert set(same.shared.values()) == {same.num_samples}
-    assert "test-questions: is trained on and evaluated on" in caplog.text
+    assert "test-questions: is trained on and evaluated on, so its scores say" in caplog.text
     assert unknown is None
     assert "questions: not compared with test-questions: " in caplog.text
 
