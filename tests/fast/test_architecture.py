@@ -1,9 +1,11 @@
 """Which outside system is known to which file, and how large a file may grow.
 
-Which room may import which is kept by import-linter (`make lint`, contracts in pyproject.toml).
+Which room and which module may import which is kept by import-linter (`make lint`, contracts in
+pyproject.toml).
 """
 
 import ast
+import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -147,3 +149,20 @@ def test_the_name_of_an_exception_ends_in_error():
         if ast.unparse(base).endswith(("Error", "Exception"))
     }
     assert {name for name in names if not name.endswith("Error")} == set()
+
+
+def test_every_room_has_its_modules_in_layers():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    layered = {
+        name
+        for contract in settings["importlinter"]["contracts"]
+        if contract["type"] == "layers" and contract.get("exhaustive")
+        for name in contract["containers"]
+    }
+    modules = Counter(
+        path.relative_to(PACKAGE).parts[0]
+        for path in [*PACKAGE.glob("*/[!_]*.py"), *PACKAGE.glob("*/*/__init__.py")]
+    )
+    rooms = {f"llavamed.{room}" for room, number in modules.items() if number > 1}
+    assert len(rooms) > 10
+    assert rooms <= layered
