@@ -1,7 +1,12 @@
-"""Load or train the tokenizer of a model."""
+"""Load a tokenizer that spells each text as its model was pretrained with, or train one.
+
+Transformers 5 makes some tokenizers anew from the vocabulary in their files, and then splits words
+as the class does that a file names, which is not always as the file says.
+"""
 
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -9,9 +14,21 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llavamed.config.model import Model
 from llavamed.errors import ConfigError
-from llavamed.processor.pretrained import load_pretrained, part_config
+from llavamed.processor.forms.form import find_file
+from llavamed.processor.forms.gguf_file import split_words
+from llavamed.processor.pretrained import load_pretrained, part_config, split_gguf
 from llavamed.processor.token_labels import check_tokenizer, differing_ids, repair_merges
 from llavamed.processor.turns import IMAGE_PLACEHOLDER
+from llavamed.storage.fetch import fetch_once
+
+_FILE = "tokenizer.json"
+_PROBE = (
+    "In 2024 the patient's X-ray (120 kV, 0.35mGy) wasn't repeated;\n\n1. pH 7.35,  10\u201320 mL "
+    "H2O\n\t2. CT_scan & re\u0301sume\u0301: \uff21\uff22 \u80ba\u90e8 \U0001fac1 <= 5 % "
+)
+"""A text that tokenizers spell differently if they differ in how they split or normalize a text.
+It begins with a letter and has no special token, where classes of transformers add a space or not.
+"""
 
 
 def make_tokenizer(model: Model, texts: Iterator[str]) -> Any:
@@ -53,16 +70,42 @@ def load_tokenizer(source: str, key: str) -> Any:
         key: The config key that names it, for errors.
 
     Raises:
-        ConfigError: The tokenizer cannot be found, or cannot map tokens to places in the text.
+        ConfigError: The tokenizer cannot be found, cannot map tokens to places in the text, or is
+            in a GGUF file that names no way to split words that is known.
     """
     more: dict[str, Any] = {"extra_special_tokens": {"image_token": IMAGE_PLACEHOLDER}}
     tokenizer = load_pretrained(AutoTokenizer, source, key, **more)
     check_tokenizer(tokenizer)
-    if getattr(tokenizer.backend_tokenizer, "fix_mistral_regex", None) is False:
+    place, gguf = split_gguf(source, key)
+    if name := gguf.get("gguf_file"):
+        file = find_file(fetch_once(place, weights=name), name)
+        assert file is not None
+        split_words(tokenizer, file, f"{key}={source}")
+    elif getattr(tokenizer.backend_tokenizer, "fix_mistral_regex", None) is False:
         # Published for Mistral, it splits "pH" otherwise than the model knows; transformers warns.
         tokenizer = load_pretrained(AutoTokenizer, source, key, fix_mistral_regex=True, **more)
+    elif not _spells_as_file(tokenizer, find_file(fetch_once(place, weights=False), _FILE)):
+        tokenizer = load_pretrained(PreTrainedTokenizerFast, source, key, **more)
     repair_merges(tokenizer)
     return tokenizer
+
+
+def _spells_as_file(tokenizer: Any, file: Path | None) -> bool:
+    """Return whether a tokenizer splits and spells a text as its file says, if it has one."""
+    if file is None or type(tokenizer) is PreTrainedTokenizerFast:  # which is made of the file
+        return True
+    own = Tokenizer.from_file(str(file))
+    if getattr(own.model, "dropout", None):
+        own.model.dropout = None
+    return _spelled(own) == _spelled(tokenizer.backend_tokenizer)
+
+
+def _spelled(tokenizer: Tokenizer) -> tuple[list[str], list[int]]:
+    """Return the words that a tokenizer splits a text into, and their tokens."""
+    normalizer, splitter = tokenizer.normalizer, tokenizer.pre_tokenizer
+    text = normalizer.normalize_str(_PROBE) if normalizer else _PROBE
+    words = [word for word, _ in splitter.pre_tokenize_str(text)] if splitter else [text]
+    return words, [token.id for word in words for token in tokenizer.model.tokenize(word)]
 
 
 def set_pad_token(tokenizer: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import gguf
 import pytest
 import torch
-from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from llavamed.config.load import override_config
 from llavamed.config.run import RunConfig
@@ -16,6 +16,7 @@ from llavamed.errors import ConfigError
 from llavamed.model.llava import build_model
 from llavamed.processor.build import build_processor
 from llavamed.processor.pretrained import part_config
+from llavamed.processor.tokenizer import load_tokenizer
 from llavamed.storage.location import locate
 from tests.support.small_tokenizers import CHATML, chatml
 from tests.support.training_setup import assert_same_weights, make_job, run_stage, small_config
@@ -29,11 +30,12 @@ def interleaved(weight: torch.Tensor) -> torch.Tensor:
     return weight.reshape(HEADS, 2, rows // HEADS // 2, -1).transpose(1, 2).reshape(rows, -1)
 
 
-def write_gguf(file: Path, **more: Any) -> LlamaForCausalLM:
+def write_gguf(file: Path, split: str | None = "gpt-2", **more: Any) -> LlamaForCausalLM:
     """Write a tiny Llama with a ChatML tokenizer, as llama.cpp's converter does.
 
     Args:
         file: The file.
+        split: How it says that words are split.
         **more: Further settings, or tensors.
     """
     tokenizer = chatml()
@@ -64,6 +66,8 @@ def write_gguf(file: Path, **more: Any) -> LlamaForCausalLM:
     tokens = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
     special = {each["content"] for each in definition["added_tokens"]}
     writer.add_tokenizer_model("gpt2")
+    if split is not None:
+        writer.add_tokenizer_pre(split)
     writer.add_token_list(tokens)
     writer.add_token_types([3 if token in special else 1 for token in tokens])
     writer.add_token_merges([" ".join(pair) for pair in definition["model"]["merges"]])
@@ -207,6 +211,41 @@ def test_the_config_of_a_gguf_file_is_read_once_until_the_file_changes(
     os.utime(file, ns=(0, 0))
     part_config(part, "model.language_model")
     assert len(read) == 2
+
+
+@pytest.mark.parametrize(
+    ("split", "words"),
+    [
+        ("gpt-2", ["ab", "\n", "\n", "12", " is", " 34"]),
+        ("smollm", ["ab", "\n\n", "1", "2", " is", " ", "3", "4"]),
+        ("llama-bpe", ["ab", "\n\n", "12", " is", " ", "34"]),
+    ],
+)
+def test_words_are_split_as_a_gguf_file_says(tmp_path: Path, split: str, words: list[str]) -> None:
+    write_gguf(tmp_path / "small.gguf", split)
+    loaded = load_tokenizer(str(tmp_path / "small.gguf"), "model.language_model.weights")
+    loaded.save_pretrained(tmp_path / "saved")
+    for each in (loaded, AutoTokenizer.from_pretrained(tmp_path / "saved")):
+        found = each.backend_tokenizer.pre_tokenizer.pre_tokenize_str("ab\n\n12 is 34")
+        spelled = [word.replace("Ġ", " ").replace("Ċ", "\n") for word, _ in found]
+        assert spelled == words
+
+
+@pytest.mark.parametrize("split", [None, "default", "a-way-to-come"])
+def test_words_that_a_gguf_file_splits_in_an_unknown_way_need_a_tokenizer(
+    tiny_config: RunConfig, tmp_path: Path, split: str | None
+) -> None:
+    write_gguf(tmp_path / "small.gguf", split)
+    config = with_file(tiny_config, str(tmp_path / "small.gguf"))
+    message = (
+        rf"model.language_model.weights=.*small.gguf: tokenizer.ggml.pre={split}: names no way to "
+        r".* name a folder with the model's tokenizer.json in model.tokenizer"
+    )
+    with pytest.raises(ConfigError, match=message):
+        build_processor(config.model, iter([]))
+    chatml().save_pretrained(tmp_path / "tokenizer")
+    named = override_config(config, [f"model.tokenizer={tmp_path}/tokenizer"])
+    assert build_processor(named.model, iter([])).tokenizer.eos_token == "<|im_end|>"
 
 
 def test_a_gguf_file_that_is_not_there_is_refused(tiny_config: RunConfig, tmp_path: Path) -> None:

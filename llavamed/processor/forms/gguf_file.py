@@ -1,18 +1,21 @@
 """Read the configs of GGUF files, and refuse those of which transformers would make another model.
 
 Transformers leaves out the tensors and the settings of such a file that it has no place for, and
-only a log message at a level that is never shown says so. The list of a large vocabulary takes
+only a log message at a level that is never shown says so. It splits words as GPT-2 does wherever it
+does not know the way that a file names. The list of a large vocabulary takes
 seconds to read, and a start asks several times, so a file is read and checked once.
 """
 
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 from transformers.modeling_gguf_pytorch_utils import (
     TENSOR_PROCESSORS,
     TensorProcessor,
@@ -32,6 +35,23 @@ _STATED_OTHERWISE = {
 }
 """Settings that repeat what the shapes of tensors or the kind of model say."""
 _SHOWN = 4
+_KNOWN = {"gpt-2", "jais", "mpt", "olmo", "phi-2", *GGUF_PRE_TOKENIZER_SPLITS}
+"""Ways to split words, by their names in GGUF files: GPT-2's, and others that transformers has."""
+_DIGIT_BY_DIGIT = {"codeshell", "command-r", "exaone", "refact", "smollm", "starcoder"}
+"""Ways that are GPT-2's once each digit is split off."""
+
+
+class _Content(NamedTuple):
+    """What a GGUF file says of itself."""
+
+    kind: str
+    """The kind of model."""
+    fields: tuple[str, ...]
+    tensors: tuple[str, ...]
+    vocabulary: str
+    """The kind of vocabulary; `gpt2` is one of bytes."""
+    split: str
+    """The way to split words; empty if it is not named."""
 
 
 def read_gguf_config(source: str, file: Path, key: str) -> Any:
@@ -57,7 +77,7 @@ def _checked_config(source: str, file: Path, key: str, modified: int) -> Any:
 
 
 def _check(file: Path, config: Any, key: str) -> None:
-    kind, fields, tensors = _read(file)
+    kind, fields, tensors, *_ = _read(file, file.stat().st_mtime_ns)
     read = GGUF_CONFIG_MAPPING.get(config.model_type) or GGUF_CONFIG_MAPPING.get(kind, {})
     own = {name.removeprefix(f"{kind}.") for name in fields if name.startswith(f"{kind}.")}
     with torch.device("meta"):
@@ -77,10 +97,38 @@ def _check(file: Path, config: Any, key: str) -> None:
         )
 
 
-def _read(file: Path) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-    """Return the kind of model of a GGUF file, and the names of its fields and of its tensors."""
+def split_words(tokenizer: Any, file: Path, key: str) -> None:
+    """Let the tokenizer that transformers makes of a GGUF file split words as the file says.
+
+    Args:
+        tokenizer: The tokenizer.
+        file: The file.
+        key: The config key that names the file, with its value, for errors.
+
+    Raises:
+        ConfigError: The file does not say it, or names a way that is not known.
+    """
+    content = _read(file, file.stat().st_mtime_ns)
+    if content.split in _DIGIT_BY_DIGIT:
+        parts = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(parts)
+    elif content.vocabulary == "gpt2" and content.split not in _KNOWN:
+        raise ConfigError(
+            f"{key}: tokenizer.ggml.pre={content.split or None}: names no way to split words that "
+            "is known here, and transformers would split them as GPT-2 does; name a folder with "
+            "the model's tokenizer.json in model.tokenizer"
+        )
+
+
+@cache
+def _read(file: Path, modified: int) -> _Content:
+    """Return what a GGUF file says; one that was changed at another time is read again."""
     from gguf import GGUFReader
 
     reader = GGUFReader(file)
-    kind = str(reader.fields["general.architecture"].contents())
-    return kind, tuple(reader.fields), tuple(tensor.name for tensor in reader.tensors)
+    names = ("general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.pre")
+    kind, vocabulary, split = (
+        str(reader.fields[name].contents()) if name in reader.fields else "" for name in names
+    )
+    tensors = tuple(tensor.name for tensor in reader.tensors)
+    return _Content(kind, tuple(reader.fields), tensors, vocabulary, split)
