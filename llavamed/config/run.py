@@ -257,11 +257,15 @@ class RunConfig(Section):
                 "zero_stage to 1, 2 or 3, or offload_optimizer to none"
             )
         gradient = engine.gradient_format(1)
-        if engine.zero_stage < 2 and gradient != engine.precision:
+        # Without ZeRO our own step can add them up in fp32.
+        where = f"the format of {self._engine_setting(stage, 'precision')}"
+        formats = {engine.precision}
+        if engine.zero_stage == 0 and engine.precision != "fp32":
+            where, formats = f"fp32 or in {where}", {engine.precision, "fp32"}
+        if engine.zero_stage < 2 and gradient not in formats:
             raise ValueError(
                 f"engine.deepspeed.data_types.grad_accum_dtype={gradient}: {zero_stage} adds up "
-                f"gradients in the format of {self._engine_setting(stage, 'precision')}; set "
-                "zero_stage to 2 or 3, or remove it"
+                f"gradients in {where}; set zero_stage to 2 or 3, or remove it"
             )
         if stage.optimizer.name == "adamw_8bit" and (
             engine.zero_stage == 3 or engine.offload_optimizer != "none"

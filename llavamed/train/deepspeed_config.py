@@ -29,8 +29,11 @@ def deepspeed_config(config: Engine, stage: Stage, world_size: int) -> dict[str,
         "steps_per_print": 10**9,
     }
     gradient = config.gradient_format(accumulation)
-    if gradient != config.precision and config.zero_stage > 0:  # else we add them up
+    if gradient != config.precision:
         derived["data_types"] = {"grad_accum_dtype": gradient}
     extra = config.deepspeed.model_dump(mode="json")
     zero |= extra.pop("zero_optimization", {})
-    return derived | extra
+    settings = derived | extra
+    if config.zero_stage == 0 and gradient == "fp32":
+        settings.pop("data_types", None)  # we add them up; see `without_zero`
+    return settings

@@ -45,6 +45,12 @@ EIGHT_BIT = "stages.instruct.optimizer.name=adamw_8bit"
             "gradients in the format of engine.precision=fp32; set zero_stage to 2 or 3, or remove "
             "it",
         ),
+        (
+            (ADDED.replace("bf16", "fp16"), "engine.zero_stage=0", "engine.precision=bf16"),
+            "engine.deepspeed.data_types.grad_accum_dtype=fp16: engine.zero_stage=0 adds up "
+            "gradients in fp32 or in the format of engine.precision=bf16; set zero_stage to 2 or "
+            "3, or remove it",
+        ),
     ],
     ids=[
         "four bits",
@@ -52,6 +58,7 @@ EIGHT_BIT = "stages.instruct.optimizer.name=adamw_8bit"
         "eight bits elsewhere",
         "eight bits on a range of workers",
         "sums of gradients",
+        "sums of gradients without ZeRO",
     ],
 )
 def test_what_deepspeed_cannot_share_out_or_move(overrides, sentence):

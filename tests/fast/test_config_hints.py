@@ -109,6 +109,18 @@ CASES: list[Case] = [
         [["engine.zero_stage=2"], ["engine.zero_stage=3"], ["engine.deepspeed.data_types=null"]],
     ),
     (
+        [
+            *("engine.zero_stage=0", "engine.precision=bf16"),
+            "engine.deepspeed={data_types: {grad_accum_dtype: fp16}}",
+        ],
+        "^engine.deepspeed.data_types.grad_accum_dtype=fp16: .* adds up gradients in fp32 or in ",
+        [
+            *(["engine.zero_stage=2"], ["engine.zero_stage=3"]),
+            ["engine.deepspeed.data_types=null"],
+            ["engine.deepspeed.data_types.grad_accum_dtype=fp32"],
+        ],
+    ),
+    (
         ["stages.align.engine.kernels={liger: true}"],
         "^stages.align.engine.kernels.liger=true: .* set use_gpu to true, or liger to false",
         [["scaling.use_gpu=true"], ["stages.align.engine.kernels.liger=false"]],

@@ -117,6 +117,30 @@ def test_a_measurement_takes_the_place_of_arithmetic(tmp_path: Path) -> None:
     assert other.chosen.mfu_origin == "taken from H100 (gpu-step.json)"
 
 
+def test_what_was_measured_without_adapters_is_told_where_it_stands_for_adapters(
+    tmp_path: Path,
+) -> None:
+    lora = ("stages.align.trainable=[projector, language_model]", "stages.align.lora={r: 8}")
+    config = first_stage(V1, tmp_path)
+    adapted = first_stage(V1, tmp_path, *lora)
+    (cost,) = plan_run(config, accelerator="H100", speeds=UNMEASURED)
+    frozen = measured(config, cost, mfu=0.9)
+    (plain,), (found,) = (
+        plan_run(each, accelerator="H100", speeds=frozen) for each in (config, adapted)
+    )
+    assert plain.mfu == found.mfu == 0.9
+    assert plain.mfu_origin == "measured (gpu-step.json: ours)"
+    assert found.mfu_origin == "taken without adapters (gpu-step.json: ours)"
+    (found,) = plan_run(adapted, accelerator="A100", speeds=frozen)
+    assert found.mfu_origin == "taken from H100 without adapters (gpu-step.json: ours)"
+    assert "memory is measured" not in found.memory_source
+    own = measured(adapted, found, mfu=0.3, accelerator="H100")
+    both = frozen.model_copy(update={"measured": (*frozen.measured, *own.measured)})
+    (found,) = plan_run(adapted, accelerator="H100", speeds=both)
+    assert (found.mfu, found.mfu_origin) == (0.3, "measured (gpu-step.json: ours)")
+    assert found.memory_source == "memory is measured (gpu-step.json: ours)"
+
+
 def test_no_setting_is_tried_twice(tmp_path: Path) -> None:
     fast = [f"engine.kernels.{name}={json.dumps(value)}" for name, value in FASTEST_KERNELS.items()]
     config = first_stage(V1, tmp_path, "engine.zero_stage=2", *fast)

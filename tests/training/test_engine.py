@@ -272,6 +272,7 @@ def make_stage(**settings: Any) -> Stage:
     "engine",
     [
         "{zero_stage: 0}",
+        "{zero_stage: 0, deepspeed: {data_types: {grad_accum_dtype: fp32}}}",
         "{zero_stage: 2}",
         "{zero_stage: 3}",
         "{zero_stage: 2, offload_optimizer: cpu}",
@@ -308,10 +309,13 @@ def test_gradients_are_added_up_in_fp32_where_deepspeed_can(
         types = deepspeed_config(engine, stage, workers).get("data_types")
         adds = precision == "bf16" and zero_stage >= 2 and workers == 1
         assert types == ({"grad_accum_dtype": "fp32"} if adds else None)
-    asked = engine.model_validate(
-        engine.model_dump() | {"deepspeed": {"data_types": {"grad_accum_dtype": "bf16"}}}
-    )
-    assert deepspeed_config(asked, stage, 1)["data_types"] == {"grad_accum_dtype": "bf16"}
+    for asked in ("bf16", "fp32"):
+        types = {"grad_accum_dtype": asked}
+        changed = Engine.model_validate(engine.model_dump() | {"deepspeed": {"data_types": types}})
+        for workers in (1, 2):
+            found = deepspeed_config(changed, stage, workers).get("data_types")
+            # Without ZeRO we add them up in fp32, and DeepSpeed would refuse to.
+            assert found == (None if zero_stage == 0 and asked == "fp32" else types)
 
 
 @pytest.mark.parametrize(

@@ -42,17 +42,29 @@ class Setting:
     trains_language_model: bool
     gradient_checkpointing: Recomputed
     kernels: Kernels
+    adapters: bool = False
 
     @classmethod
     def of(cls, stage: Stage, kernels: Kernels, accelerator: str) -> "Setting":
         """Return the setting of a stage on a GPU."""
         learns = "language_model" in stage.trainable and stage.lora is None
-        return cls(accelerator, learns, stage.gradient_checkpointing, kernels)
+        adapted = stage.lora is not None
+        return cls(accelerator, learns, stage.gradient_checkpointing, kernels, adapters=adapted)
 
     def is_of(self, found: Measurement) -> bool:
-        """Return whether a measurement was made with it, on any GPU."""
-        own = {name: value for name, value in vars(self).items() if name != "accelerator"}
+        """Return whether a measurement was made with it, on any GPU, with adapters or without.
+
+        Adapters are a small part of the operations and the memory of a frozen language model.
+        """
+        others = {"accelerator", "adapters"}
+        own = {name: value for name, value in vars(self).items() if name not in others}
         return all(getattr(found, name) == value for name, value in own.items())
+
+    def differences(self, found: Measurement) -> str:
+        """Return in which of the two a measurement differs, as the end of a sentence."""
+        gpu = "" if found.accelerator == self.accelerator else f" from {found.accelerator}"
+        which = "with" if found.adapters else "without"
+        return gpu + ("" if found.adapters == self.adapters else f" {which} adapters")
 
 
 @dataclass(frozen=True)
@@ -80,14 +92,21 @@ class Speeds(Section):
     def measured_mfu(self, setting: Setting) -> tuple[float, str] | None:
         """Return the utilization of a setting and where it is from, None if none was measured.
 
-        For a GPU without a measurement, that of another GPU is taken.
+        For a GPU without a measurement, that of another GPU is taken, and for adapters what was
+        measured without them.
         """
         found = [each for each in self.measured if setting.is_of(each) and each.mfu]
         if not found:
             return None
-        best = min(found, key=lambda each: each.accelerator != setting.accelerator)
-        is_own = best.accelerator == setting.accelerator
-        origin = "measured" if is_own else f"taken from {best.accelerator}"
+        best = min(
+            found,
+            key=lambda each: (
+                each.accelerator != setting.accelerator,
+                each.adapters != setting.adapters,
+            ),
+        )
+        differences = setting.differences(best)
+        origin = f"taken{differences}" if differences else "measured"
         return best.mfu or 0.0, f"{origin} ({best.result})"
 
     def mfu(self, setting: Setting) -> tuple[float, str | None]:
@@ -118,15 +137,21 @@ class Speeds(Section):
         """
         own = planned.counted
         near = [
-            (distance, each.result, each.memory.peak_bytes / each.memory.planned.total)
+            (
+                distance,
+                each.adapters != setting.adapters,
+                each.result,
+                each.memory.peak_bytes / each.memory.planned.total,
+            )
             for each in self.measured
             if each.memory is not None and setting.is_of(each)
             if (distance := each.memory.planned.distance(own)) <= NEAR
         ]
         if not near:
             return planned, None
-        distance, result, factor = min(near)
-        return planned.times(factor), Correction(result, factor, is_same=distance <= SAME)
+        distance, is_other, result, factor = min(near)
+        is_same = distance <= SAME and not is_other
+        return planned.times(factor), Correction(result, factor, is_same=is_same)
 
 
 @cache

@@ -58,6 +58,8 @@ class Measurement(Facts):
     """Ray's name of the GPU model."""
     trains_language_model: bool
     """Whether the weights of the language model have gradients."""
+    adapters: bool = False
+    """Whether the language model has adapters (`stages.*.lora`)."""
     gradient_checkpointing: Recomputed
     """Which activations are recomputed in the backward pass, as `stages.*.gradient_checkpointing`
     says."""
