@@ -1,5 +1,7 @@
 """Turn slices of a NIfTI volume into pictures: axial, upright, chosen the same way every time.
 
+As in radiology, and in the axial pictures of DICOM files, the right of the patient is on the left.
+
 A header may hold text, which is dropped. Nothing in a NIfTI file attests that it is de-identified,
 so that only files of a signed list are read.
 """
@@ -14,7 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from llavamed.errors import SampleError
-from llavamed.processor.grey_levels import between_percentiles, to_grey_pixels
+from llavamed.processor.grey_levels import (
+    between_percentiles,
+    to_grey_pixels,
+    with_square_pixels,
+)
 from llavamed.processor.image_files import to_png
 
 MAX_VOLUME_BYTES = 2 << 30
@@ -29,7 +35,8 @@ def read_nifti(data: bytes, *, number: int = 0, count: int = 1) -> bytes:
     """Return one of some axial slices as PNG of 8 bits, the front of the body on top.
 
     Slices are spread evenly over the central part of the volume. One that is nearly empty is
-    replaced by the nearest that is not. Of several volumes in time the first is read.
+    replaced by the nearest that is not. Of several volumes in time the first is read. Voxels that
+    are not square in a slice are made so.
 
     Args:
         data: The file, gzipped or not.
@@ -38,15 +45,16 @@ def read_nifti(data: bytes, *, number: int = 0, count: int = 1) -> bytes:
 
     Raises:
         SampleError: `nifti_support` where nibabel is not installed, `corrupt_image`,
-            `image_too_large` or `no_such_frame`.
+            `image_too_large`, `no_such_frame`, or `unknown_orientation` where the file does not say
+            which side of the patient is which.
     """
     if not 0 <= number < count:
         raise SampleError("no_such_frame", f"slice {number} of {count}")
-    volume = _read(_inflated(data))
+    volume, (width, height) = _read(_inflated(data))
     position = choose_slices(volume, count)[number]
-    plane = np.rot90(volume[:, :, position]).astype(np.float64)
+    plane = np.rot90(volume[::-1, :, position]).astype(np.float64)
     grey = between_percentiles(plane, np.ones(plane.shape, bool))
-    return to_png(to_grey_pixels(grey))
+    return to_png(with_square_pixels(to_grey_pixels(grey), height, width))
 
 
 def choose_slices(volume: npt.NDArray[Any], count: int) -> list[int]:
@@ -93,8 +101,11 @@ def _inflated(data: bytes) -> bytes:
     return data
 
 
-def _read(data: bytes) -> npt.NDArray[Any]:
-    """Return a volume in RAS+ orientation, of shape [right, front, top]."""
+def _read(data: bytes) -> tuple[npt.NDArray[Any], tuple[float, float]]:
+    """Return a volume in RAS+ orientation, and the width and height of a voxel in a slice.
+
+    The shape of the volume is [right, front, top].
+    """
     try:
         import nibabel
     except ImportError as error:
@@ -105,16 +116,24 @@ def _read(data: bytes) -> npt.NDArray[Any]:
     is_second = data[:4] in {b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c"}  # its header has 540 bytes
     kind = nibabel.Nifti2Image if is_second else nibabel.Nifti1Image
     try:
-        image = nibabel.as_closest_canonical(kind.from_bytes(data))
+        stored = kind.from_bytes(data)
+        if not (stored.header["sform_code"] or stored.header["qform_code"]):
+            raise SampleError(
+                "unknown_orientation",
+                "its sform_code and qform_code are 0, so its left may be the patient's right; "
+                "write it again with its affine",
+            )
+        image = nibabel.as_closest_canonical(stored)
         shape = image.shape
         if len(shape) < 3 or min(shape) < 1 or np.dtype(image.get_data_dtype()).fields:
             raise SampleError("corrupt_image", f"a volume of shape {shape} has no slices")
         place = (slice(None), slice(None), slice(None), *(0 for _ in shape[3:]))
         volume = np.asarray(image.dataobj[place])
+        width, height = (float(zoom) for zoom in image.header.get_zooms()[:2])
     except SampleError:
         raise
     except Exception as error:  # nibabel raises whatever its parser stumbles on
         raise SampleError("corrupt_image", f"no NIfTI: {type(error).__name__}: {error}") from error
     if np.iscomplexobj(volume):
         raise SampleError("corrupt_image", "its values are complex numbers")
-    return volume
+    return volume, (width, height)
