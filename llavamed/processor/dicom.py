@@ -22,6 +22,7 @@ from llavamed.processor.grey_levels import (
     apply_window,
     between_percentiles,
     to_grey_pixels,
+    with_square_pixels,
 )
 from llavamed.processor.image_files import Pixels, to_png
 
@@ -50,7 +51,8 @@ def read_dicom(data: bytes, frame: int = 0) -> bytes:
     """Return one frame of a DICOM file as PNG of 8 bits.
 
     Grey values go through the file's own rescaling and its first table or window; without one, a CT
-    is shown in a window for soft tissue, and others between the 0.5th and 99.5th percentile.
+    is shown in a window for soft tissue, and others between the 0.5th and 99.5th percentile. Pixels
+    that are not square are made so.
 
     Args:
         data: The file.
@@ -75,9 +77,9 @@ def read_dicom(data: bytes, frame: int = 0) -> bytes:
                 f"{width}x{height} pixels, at most {MAX_PIXELS} of DICOM are decoded",
             )
         stored = _decode(dataset, data, frame if num_frames > 1 else None)
-        return to_png(
-            _to_grey(stored, dataset, frame) if stored.ndim == 2 else _to_8_bits(stored, dataset)
-        )
+        is_grey = stored.ndim == 2
+        pixels = _to_grey(stored, dataset, frame) if is_grey else _to_8_bits(stored, dataset)
+        return to_png(with_square_pixels(pixels, *_pixel_size(dataset, frame)))
 
 
 def check_deidentified(data: bytes) -> None:
@@ -281,6 +283,16 @@ def _by_table(values: npt.NDArray[Any], item: Any) -> Values:
     number, first, _ = map(int, item.LUTDescriptor)
     is_little = item.original_encoding[1]
     return _look_up(values, number, first, item.LUTData, is_little).astype(np.float64)
+
+
+def _pixel_size(dataset: Any, index: int) -> tuple[float, float]:
+    """Return the height and width of a pixel, in millimetres or in proportion; 0 if unknown."""
+    measures = _of_frame(dataset, index, "PixelMeasuresSequence")
+    for name in ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"):
+        found = measures.get(name) or dataset.get(name)
+        if found and len(found) == 2:
+            return float(found[0]), float(found[1])
+    return 0.0, 0.0
 
 
 def _of_frame(dataset: Any, index: int, name: str) -> Any:

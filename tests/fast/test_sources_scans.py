@@ -24,6 +24,7 @@ from llavamed.errors import DataError, SampleError
 from llavamed.processor.dicom import _decode, check_deidentified, read_dicom
 from llavamed.processor.grey_levels import apply_window
 from llavamed.processor.nifti import choose_slices, otsu, read_nifti
+from tests.support.dicom_files import with_tags
 
 VOLUMES = Path(nibabel.__file__).parent / "tests" / "data"
 PICTURES = [
@@ -45,15 +46,8 @@ def pixels(data):
 
 
 def changed(name, **tags):
-    """A file with other tags."""
-    dataset = pydicom.dcmread(io.BytesIO(file(name)))
-    for key, value in tags.items():
-        setattr(dataset, key, value)
-        if dataset[key].VR == "US or SS":
-            dataset[key].VR = "SS" if dataset.PixelRepresentation else "US"
-    buffer = io.BytesIO()
-    dataset.save_as(buffer)
-    return buffer.getvalue()
+    """A file of pydicom's with other tags."""
+    return with_tags(file(name), **tags)
 
 
 ATTESTED = {"PatientIdentityRemoved": "YES", "DeidentificationMethod": "by hand"}
@@ -292,7 +286,7 @@ def test_a_volume_gives_upright_slices_of_its_middle(name):
     assert all(0.2 * depth - 1 <= each <= 0.8 * depth for each in chosen)
     for number, position in enumerate(chosen):
         found = pixels(read_nifti(data, number=number, count=3)).astype(float)
-        plane = np.rot90(volume[:, :, position]).astype(float)
+        plane = np.rot90(volume[::-1, :, position]).astype(float)
         assert found.shape == plane.shape
         assert np.corrcoef(found.ravel(), plane.ravel())[0, 1] > 0.9
 

@@ -28,3 +28,17 @@ def dicom_file(pixels: Any, *, inverted: bool = False, window: tuple[int, int] |
     buffer = io.BytesIO()
     dataset.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
+
+
+def with_tags(data: bytes, **tags: Any) -> bytes:
+    """Return a DICOM file with other tags."""
+    import pydicom
+
+    dataset = pydicom.dcmread(io.BytesIO(data))
+    for key, value in tags.items():
+        setattr(dataset, key, value)
+        if dataset[key].VR == "US or SS":
+            dataset[key].VR = "SS" if dataset.PixelRepresentation else "US"
+    buffer = io.BytesIO()
+    dataset.save_as(buffer)
+    return buffer.getvalue()
