@@ -191,6 +191,8 @@ def test_a_caption_is_split_where_letters_stand_before_their_texts(caption, part
         ("CT scan. A small nodule is seen. B cells were absent.", False),
         ("A CT scan. Its arrow A points at the cyst.", False),
         ("(I) Sagittal and (II) axial MRI.", True),
+        ("i) CT; ii) MRI.", True),
+        ("(a)\u2013(f) Slices through the liver.", True),
         ("Uptake of Tc (I) in the bone.", False),
     ],
 )

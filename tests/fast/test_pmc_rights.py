@@ -218,6 +218,10 @@ def test_the_link_of_a_waiver_for_data_is_no_licence():
         ),
         ("<license><license-p>It is not in the public domain.</license-p></license>", None),
         (
+            "<license><license-p>Work of the U.S. Government; public domain.</license-p></license>",
+            "public domain",
+        ),
+        (
             "<license><license-p>The Public Domain Dedication (CC0 1.0) applies to metadata of "
             "this article.</license-p></license>",
             None,

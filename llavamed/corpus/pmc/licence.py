@@ -60,7 +60,8 @@ _CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _REACH = 160
 """Characters after the name of Creative Commons in which its terms stand."""
 _PUBLIC_DOMAIN = re.compile(
-    r"\b(?<!not )(?:(?:in|under)\s+the|is)\s+public\s+domain\b", re.IGNORECASE
+    r"\b(?<!not )(?:(?:in|under)\s+the|is)\s+public\s+domain\b|[;,]\s*public\s+domain\b",
+    re.IGNORECASE,
 )
 
 

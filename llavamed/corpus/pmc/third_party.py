@@ -75,7 +75,8 @@ _NAME = r"[A-Z\u00c0-\u00de](?:\.|[a-z\u00df-\u024f]+)"
 _PERSON = rf"(?-i:(?:Drs?\.?\s+|Prof\.?\s+)?{_NAME}(?:(?<=\.)|[\s-]+)\s*(?:[A-Z]\.[\s-]*)*{_NAME})"
 _ADAPTED = re.compile(
     r"\b(?i:adapted|redrawn|re-drawn|redesigned|reprinted|republished|reused|replotted)\s+"
-    r"(?i:(?:and\s+\w+\s+)?(?:\w+ly\s+)?(?:from|after|with|under|based\s+on))(?![a-z])"
+    r"(?i:(?:and\s+\w+\s+)?(?:\w+ly\s+)?(?:by\s+the\s+authors?\s+)?"
+    r"(?:from|after|with|under|based\s+on))(?![a-z])"
     rf"|\b(?i:adapted|redrawn|redesigned)\s+(?i:by)\s+{_PERSON}"
     r"|\b(?i:modified|reproduced)\s+"
     r"(?i:(?:and\s+\w+\s+)?(?:\w+ly\s+)?(?:from|after|with\s+modifications?|under))(?![a-z])"
@@ -87,7 +88,7 @@ _ADAPTED = re.compile(
     rf"|\b(?i:taken|obtained|derived|extracted)\s+{_FROM}{_CITATION}"
     rf"|(?:{_START}|\b(?i:{_SHOWN})\s+(?:\d+\w?\s+)?){_FROM}{_CITATION}"
     rf"|(?:{_START}|\b(?i:{_PICTURE})\s+(?:(?:is|was)\s+)?)(?i:based\s+on)\s+(?!\d){_CITATION}"
-    rf"|\b(?i:(?:from|using|via)\s+(?:the\s+)?{_LIBRARY})"
+    rf"|\b(?i:(?:from|using|via)\s+(?:the\s+|www\.)?{_LIBRARY})"
     rf"|\b(?i:(?:{_PICTURE}|panels?)\s+(?:\w+\s+){{0,3}}(?:previously|originally)\s+published)\b"
     rf"|{_START}(?i:previously|originally)\s+(?i:published\s+(?:in|by|as))\b"
     rf"|\b(?i:{_PICTURE}\s+(?:\w+\s+){{0,2}}published\s+(?:previously|before|elsewhere))\b",
@@ -99,6 +100,9 @@ _CREDIT = re.compile(
     rf"|\b{_PICTURE}\s+(?:(?:is|was|are|were)\s+)?(?:licen[cs]ed\s+(?:from|by|to)|(?:an?\s+)?derivative)\b"
     r"|\b(?:licen[cs]ed|used|available|published|distributed)\s+under\s+(?:an?\s+|the\s+)?(?:cc|creative\s+commons)\b"
     rf"|\bpublic\s+domain\b|{_START}from\s+the\s+(?:collections?|archives?|library)\s+of\b"
+    rf"|\bsource\s+of\s+(?:the\s+)?{_PICTURE}\s*:|\bbase\s?maps?\s*:"
+    r"|\bcortes[i\u00ed]a\s+d|\bgentile\s+concessione\b"
+    rf"|{_START}(?:foto(?:graf[i\u00ed]a)?s?|cr[e\u00e9]ditos?(?:\s+d[aeo]s?\s+\w+)?)\s*:"
     rf"|\bphoto(?:graph)?s?\s+by\s+(?-i:[A-Z])"
     rf"|\b{_PICTURE}\s+(?:(?:was|were)\s+)?(?:provided|supplied|contributed)\s+by"
     rf"|(?:{_START}|\b{_SHOWN}\s+(?:(?:was|were)\s+)?)kindly\s+(?:provided|supplied|contributed)\s+by"
@@ -109,7 +113,7 @@ _CREDIT = re.compile(
 _OWN = re.compile(
     r"\bauthors?\b|\bown\b|\bour\b|\b(?:this|present)\s+(?:study|work|article)\b"
     r"|\bpropi[ao]s?\b|\bpr[o\u00f3]pri[aoe]s?\b|\beigene\w*"
-    r"|\b(?:archivo|arquivo|acervo)\s+(?:personal|pessoal)\b"
+    r"|\b(?:archivo|arquivo|acervo)\s+(?:personal|pessoal)\b|\bfield\s?(?:survey|work)\b"
     r"|\baut(?:or(?:es|as?|en|i)?|eure?s?)\b",
     re.IGNORECASE,
 )

@@ -27,6 +27,8 @@ _LETTERS = rf"[A-La-l](?:{_BETWEEN}[A-La-l]){_MORE}"
 _MARKS = (
     # "(A)", "(B, C)", and letters that end a longer parenthesis: "(H&E; x 100; C,D)"
     re.compile(rf"[(\[;,:]\s*(?P<letters>{_LETTERS})\s*[)\]]"),
+    # "(A)-(D)"
+    re.compile(rf"[(\[](?P<letters>[A-La-l][)\]]\s*{_DASH}\s*[(\[][A-La-l])[)\]]"),
     # "(A: a text", "(A, arrow)"
     re.compile(r"[(\[](?P<letters>[A-La-l])\s*[:,;.]\s"),
     # "A) text", "A. Text", "A: text", "A, Text"
@@ -47,7 +49,7 @@ _PLACES = re.compile(
     rf"|panels|\({_PLACE}\)|{_PLACE}:)(?!\w)",
     re.IGNORECASE,
 )
-_ROMAN = re.compile(r"\((i|ii|iii|iv)\)")
+_ROMAN = re.compile(r"(?<!\w)(i|ii|iii|iv)\)")
 _ABBREVIATIONS = re.compile(
     r"\b([A-Z])[A-Za-z0-9-]{1,8}\s?[,=:]\s?(?i:\1)[^.;,]{3,60}(?=[.;,]|$)[.;,]?"
 )
@@ -207,7 +209,7 @@ def _marks(caption: str) -> Iterator[tuple[re.Match[str], str]]:
 
 def _letters(text: str) -> str:
     """Return the letters of "A", "A,C" or "A-D" in a row."""
-    text = re.sub(r"\band\b|[\s,;/&]", "", text)
+    text = re.sub(r"\band\b|[\s,;/&()\[\]]", "", text)
     text = re.sub(r"(?<=.)to(?=.)", "-", text)
 
     def between(found: re.Match[str]) -> str:
