@@ -4,6 +4,7 @@
 model. The manifest is written last and makes the folder an export.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 
 from llavamed.config.engine import Kernels, Precision
 from llavamed.data.feed.loader import Batch
-from llavamed.errors import CheckpointError
+from llavamed.errors import CheckpointError, StorageError
 from llavamed.model.generation import set_generation_tokens
 from llavamed.model.kernels import use_kernels
 from llavamed.model.llava import Llava, load_model
@@ -175,7 +176,12 @@ def copy_export(source: Location, target: Location) -> None:
         raise CheckpointError(f"{target}: is not empty; name a new folder")
     folder = fetch_export(source)
     _load(folder, "bf16", "sdpa")
-    target.upload(folder)
+    try:
+        target.upload(folder)
+    except BaseException:  # a full disk, Ctrl-C: the same command may be started again
+        with suppress(StorageError):
+            target.remove()
+        raise
 
 
 def fetch_export(place: Location) -> Path:

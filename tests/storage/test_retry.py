@@ -273,13 +273,15 @@ PASSING = [
     botocore.exceptions.EndpointConnectionError(endpoint_url="http://host"),
     DamagedFileError("file: is not JSON", "cut off"),
 ]
-FINAL = [
-    OSError(errno.ENOSPC, "No space left on device"),
-    OSError(errno.EROFS, "Read-only file system"),
-    PermissionError("denied"),
-    IsADirectoryError("a folder"),
-    botocore.exceptions.NoCredentialsError(),
-]
+CHECK = "check that the place exists, is reachable and that the credentials in the environment"
+FINAL = {
+    OSError(errno.ENOSPC, "No space left on device"): "free some space there, or name another",
+    OSError(errno.EDQUOT, "Quota exceeded"): "free some space there, or name another",
+    OSError(errno.EROFS, "Read-only file system"): "name a place that can be written, or mount it",
+    PermissionError("denied"): CHECK,
+    IsADirectoryError("a folder"): CHECK,
+    botocore.exceptions.NoCredentialsError(): CHECK,
+}
 
 
 @given(errors=st.lists(st.sampled_from(PASSING), max_size=ATTEMPTS + 2))
@@ -302,15 +304,15 @@ def test_work_is_done_until_it_succeeds_or_has_been_tried_often_enough(
     assert len(done) == min(len(errors) + 1, ATTEMPTS)
 
 
-@pytest.mark.parametrize("error", FINAL, ids=lambda error: type(error).__name__)
-def test_an_error_that_waits_for_somebody_is_raised_at_once(error: Exception) -> None:
+@pytest.mark.parametrize(("error", "advice"), FINAL.items(), ids=repr)
+def test_an_error_that_waits_for_somebody_is_raised_at_once(error: Exception, advice: str) -> None:
     done = []
 
     def work() -> None:
         done.append(1)
         raise error
 
-    with pytest.raises(StorageError, match=r"/some/file: cannot write it"):
+    with pytest.raises(StorageError, match=rf"/some/file: cannot write it: .*; {advice}"):
         with_retries(HERE, "write", work)
     assert len(done) == 1
 

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from llavamed.config.run import RunConfig
-from llavamed.errors import CheckpointError, ConfigError
+from llavamed.errors import CheckpointError, ConfigError, StorageError
 from llavamed.model.export import (
     copy_export,
     fetch_export,
@@ -25,7 +25,7 @@ from llavamed.model.export import (
 )
 from llavamed.model.llava import build_model, load_model
 from llavamed.processor.build import build_processor
-from llavamed.storage.location import MANIFEST, locate
+from llavamed.storage.location import MANIFEST, Location, locate
 from llavamed.storage.manifest import ExportManifest, find, write
 from tests.support.manifests import export_manifest
 from tests.support.published_names import PUBLISHED_PREFIXES
@@ -309,3 +309,22 @@ def test_copying_an_export_checks_it_and_spares_what_is_there(
     assert MANIFEST in names
     with pytest.raises(CheckpointError, match=r"copy: is not empty; name a new folder"):
         copy_export(source, target)
+
+
+def test_a_copy_that_fails_can_be_started_again(
+    published: tuple[LlavaForConditionalGeneration, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, target = locate(str(published[1])), locate(str(tmp_path / "copy"))
+
+    def full(*_: object) -> None:
+        raise StorageError("no space left")
+
+    monkeypatch.setattr(Location, "write_bytes", full)  # of the manifest, which comes last
+    with pytest.raises(StorageError, match="no space left"):
+        copy_export(source, target)
+    assert not target.exists()
+    monkeypatch.undo()
+    copy_export(source, target)
+    assert MANIFEST in target.children()
