@@ -192,10 +192,9 @@ async def ask(session: aiohttp.ClientSession, url: str, asked: dict[str, Any]) -
         if answer.status != 200:
             return answer.status, 0.0
         async for line in answer.content:
-            data = line.removeprefix(b"data: ").strip()
-            if not data or data == b"[DONE]":  # transformers sends none
+            if not line.startswith(b"data: {"):  # nothing, a comment, or the end
                 continue
-            (choice,) = json.loads(data)["choices"]
+            (choice,) = json.loads(line.removeprefix(b"data: "))["choices"]
             if choice["delta"].get("content"):
                 first = first or time.perf_counter() - start
             has_ended |= choice.get("finish_reason") is not None
