@@ -277,6 +277,8 @@ def test_planes_and_colours_in_chinese():
         ("Is the mass above the kidney?", "The kidney is above the mass."),
         ("Is the chest normal?", "There is no bony abnormality."),
         ("Is the lung normal?", "The normal lung is compressed."),
+        ("Is the heart normal?", "The heart is not enlarged."),
+        ("Is the heart normal?", "No mass is seen."),
         ("图中有积液吗?", "是否有积液"),
     ],
 )
@@ -290,3 +292,26 @@ def test_a_greeting_changes_no_answer(greeting):
     for word, reference in (("Nope.", "no"), ("True", "yes"), ("Да, есть", "yes")):
         item = Item("1", question, f"{greeting} {word}", reference, "CLOSED")
         assert score(item) == 1
+
+
+@pytest.mark.parametrize(
+    ("question", "prediction", "says"),
+    [
+        ("Is the heart size normal?", "The heart is not enlarged.", "yes"),
+        ("Is the liver normal?", "There is no mass and the liver is normal.", "yes"),
+        ("Is this a normal chest film?", "Normal", "yes"),
+        ("Is contrast present?", "Intravenous contrast material has been given.", "yes"),
+        ("Is there contrast?", "No contrast was given.", "no"),
+    ],
+)
+def test_health_and_contrast_are_read_as_they_are_asked_for(question, prediction, says):
+    check(prediction, question, says=says)
+
+
+def test_a_choice_need_not_repeat_the_noun_of_its_question():
+    question = "Which lung is affected?"
+    found = [
+        score(Item("1", question, side, "right lung", "CLOSED"))
+        for side in ("right", "right-sided", "left")
+    ]
+    assert found == [1, 1, 0]

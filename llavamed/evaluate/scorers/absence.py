@@ -97,14 +97,19 @@ def says_yes(answer: str, question: str, reference: str) -> bool | None:
     if len(contrast) == len(given) == 1:
         return given == contrast
     finding = _asked_to_be_absent(question)
-    if finding == "an abnormality" and _ATTRIBUTE.search(part):
-        return None
+    if finding == "an abnormality":
+        denied = CHANGES & {word.text for word in words_of(part) if word.denied}
+        if denied == {"enlargement"} and "size" in canonical(question):
+            return True
+        if (denied and not _HEALTH.search(part)) or _ATTRIBUTE.search(part):
+            return None  # another change is possible
+    words = canonical(part)
+    if len(words) == 1 and {*words} <= COMPLEMENTS.keys() & {*canonical(question)}:
+        return True  # the property that was asked for, and nothing else
     if finding is None:
         if _is_called_normal(part, question):
             return False
-        words = canonical(part)
-        is_property = len(words) == 1 and {*words} <= COMPLEMENTS.keys() & {*canonical(question)}
-        if is_property or names_bare(part, question):
+        if names_bare(part, question):
             return True
     if finding is None or not _is_about(part, finding):
         return says(answer, question, reference)

@@ -66,7 +66,7 @@ def is_chosen(
             repeat its words.
     """
     offered: list[list[str]] = []
-    asked: list[str] = []
+    asked = canonical(question)
     if offers := _OFFERED.search(question):
         offered = [content(each) for each in _BETWEEN.split(offers["list"]) if each.strip()]
         asked = canonical(question[: offers.start()])

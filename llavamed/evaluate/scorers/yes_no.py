@@ -229,8 +229,8 @@ def _by_complement(text: str, question: str) -> bool | None:
     """Read an answer that names the opposite of what was asked, and not that: "it is abnormal"."""
     words = words_of(text)
     said = set(canonical(text)) & {"withcontrast", "withoutcontrast"}
-    if said == {"withoutcontrast"} and {"contrast", "withcontrast"} & set(canonical(question)):
-        return False
+    if len(said) == 1 and {"contrast", "withcontrast"} & set(canonical(question)):
+        return None if UNASSERTED.search(text) else said == {"withcontrast"}
     for asked in COMPLEMENTS.keys() & set(canonical(question)):
         kind = stems((asked, COMPLEMENTS[asked]))
         if is_foreign_to(stems(canonical(text)) - kind, stems(canonical(question)) - kind):
