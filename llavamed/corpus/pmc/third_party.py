@@ -94,20 +94,22 @@ _ADAPTED = re.compile(
     rf"|\b(?i:{_PICTURE}\s+(?:\w+\s+){{0,2}}published\s+(?:previously|before|elsewhere))\b",
 )
 _CREDIT = re.compile(
-    r"\bcourtesy\s*(?::|of\b|(?-i:Dr|Prof)\b)|\b(?:image|photo|picture|figure)\s+credits?\b"
-    rf"|{_START}{_PICTURE}\s*:\s*(?:{_PERSON}|(?-i:[A-Z])[\w-]+\s*(?:[.,;)/]|$))"
-    rf"|\b{_PICTURE}\s+(?:courtesy|source\s*:|by\s+{_PERSON})"
-    rf"|\b{_PICTURE}\s+(?:(?:is|was|are|were)\s+)?(?:licen[cs]ed\s+(?:from|by|to)|(?:an?\s+)?derivative)\b"
-    r"|\b(?:licen[cs]ed|used|available|published|distributed)\s+under\s+(?:an?\s+|the\s+)?(?:cc|creative\s+commons)\b"
-    rf"|\bpublic\s+domain\b|{_START}from\s+the\s+(?:collections?|archives?|library)\s+of\b"
-    rf"|\bsource\s+of\s+(?:the\s+)?{_PICTURE}\s*:|\bbase\s?maps?\s*:"
-    r"|\bcortes[i\u00ed]a\s+d|\bgentile\s+concessione\b"
-    rf"|{_START}(?:foto(?:graf[i\u00ed]a)?s?|cr[e\u00e9]ditos?(?:\s+d[aeo]s?\s+\w+)?)\s*:"
-    rf"|\bphoto(?:graph)?s?\s+by\s+(?-i:[A-Z])"
-    rf"|\b{_PICTURE}\s+(?:(?:was|were)\s+)?(?:provided|supplied|contributed)\s+by"
-    rf"|(?:{_START}|\b{_SHOWN}\s+(?:(?:was|were)\s+)?)kindly\s+(?:provided|supplied|contributed)\s+by"
-    rf"|{_START}(?:drawn|illustrated|photographed)\s+by\s+{_PERSON}"
-    rf"|\bcredits?\s*:|\bphotographers?\s*:|{_START}(?:source|fonte|fuente|quelle)\s*:",
+    r"\bcourtesy\s*(?::|of\b|(?-i:Dr|Prof)\b)|\bcortes[i\u00ed]a\s+d|\bgentile\s+concessione\b"
+    r"|\bcredits?\s*:|\bphotographers?\s*:|\bbase\s?maps?\s*:|\bpublic\s+domain\b"
+    rf"|{_START}(?:{_PICTURE}\s*:\s*(?:{_PERSON}|(?-i:[A-Z])[\w-]+\s*(?:[.,;)/]|$))"
+    rf"|(?:drawn|illustrated|photographed)\s+by\s+{_PERSON}"
+    r"|kindly\s+(?:provided|supplied|contributed)\s+by"
+    r"|from\s+the\s+(?:collections?|archives?|library)\s+of\b"
+    r"|(?:foto(?:graf[i\u00ed]a)?s?|cr[e\u00e9]ditos?(?:\s+d[aeo]s?\s+\w+)?)\s*:"
+    r"|(?:source|fonte|fuente|quelle)\s*:)"
+    rf"|\b{_PICTURE}\s+(?:credits?\b|courtesy|source\s*:|by\s+{_PERSON}"
+    r"|(?:(?:is|was|are|were)\s+)?(?:licen[cs]ed\s+(?:from|by|to)|(?:an?\s+)?derivative)\b"
+    r"|(?:(?:was|were)\s+)?(?:provided|supplied|contributed)\s+by)"
+    rf"|\b{_SHOWN}\s+(?:(?:was|were)\s+)?kindly\s+(?:provided|supplied|contributed)\s+by"
+    rf"|\bsource\s+of\s+(?:the\s+)?{_PICTURE}\s*:"
+    r"|\bphoto(?:graph)?s?\s+by\s+(?-i:[A-Z])"
+    r"|\b(?:licen[cs]ed|used|available|published|distributed)\s+under\s+(?:an?\s+|the\s+)?"
+    r"(?:cc|creative\s+commons)\b",
     re.IGNORECASE,
 )
 _OWN = re.compile(
