@@ -131,6 +131,10 @@ def _read_tree(option: str, path: str | Path, rule: str) -> dict[str, Any]:
     try:
         tree = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:
+        if "://" in str(path):
+            raise ConfigError(
+                f"{option}={path}: is a URI, and this file is read from a disk only; copy it here"
+            ) from error
         raise ConfigError(
             f"{option}={path}: cannot be read ({error.strerror}); check the path"
         ) from error

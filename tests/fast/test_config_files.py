@@ -58,3 +58,7 @@ def test_an_absent_file_is_named(tmp_path):
         f"config={file}: cannot be read (No such file or directory); check the path"
     )
     assert "Is a directory" in message(tmp_path)
+    uri = "s3://bucket/run.yaml"
+    assert message(uri) == (
+        f"config={uri}: is a URI, and this file is read from a disk only; copy it here"
+    )
