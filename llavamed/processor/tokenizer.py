@@ -70,8 +70,9 @@ def load_tokenizer(source: str, key: str) -> Any:
         key: The config key that names it, for errors.
 
     Raises:
-        ConfigError: The tokenizer cannot be found, cannot map tokens to places in the text, or is
-            in a GGUF file that names no way to split words that is known.
+        ConfigError: The tokenizer cannot be found, cannot map tokens to places in the text, spells
+            texts otherwise than its `tokenizer.model`, or is in a GGUF file that names no way to
+            split words that is known.
     """
     more: dict[str, Any] = {"extra_special_tokens": {"image_token": IMAGE_PLACEHOLDER}}
     tokenizer = load_pretrained(AutoTokenizer, source, key, **more)
@@ -87,7 +88,33 @@ def load_tokenizer(source: str, key: str) -> Any:
     elif not _spells_as_file(tokenizer, find_file(fetch_once(place, weights=False), _FILE)):
         tokenizer = load_pretrained(PreTrainedTokenizerFast, source, key, **more)
     repair_merges(tokenizer)
+    _check_pieces(tokenizer, f"{key}={source}")
     return tokenizer
+
+
+def _check_pieces(tokenizer: Any, where: str) -> None:
+    """Check that a tokenizer which is read from a bare `tokenizer.model` spells texts as that does.
+
+    Transformers reads its pieces, and not how it normalizes a text first.
+
+    Args:
+        tokenizer: The tokenizer.
+        where: The config key that names it, with its value, for errors.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    file = Path(str(getattr(tokenizer, "vocab_file", None) or ""))
+    if file.suffix != ".model" or file.with_name(_FILE).exists():
+        return
+    from sentencepiece import SentencePieceProcessor
+
+    pieces = SentencePieceProcessor(model_file=str(file)).encode(_PROBE)
+    if tokenizer(_PROBE, add_special_tokens=False)["input_ids"] != pieces:
+        raise ConfigError(
+            f"{where}: its {file.name} normalizes texts, or begins them without a space, which "
+            f"transformers leaves out, so the model would read other words; add its {_FILE}"
+        )
 
 
 def _spells_as_file(tokenizer: Any, file: Path | None) -> bool:

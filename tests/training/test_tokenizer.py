@@ -1,5 +1,6 @@
 """A tokenizer spells each text as its model was pretrained with, or is refused."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from llavamed.errors import ConfigError
 from llavamed.processor.tokenizer import load_tokenizer
 from tests.support.labelled_dialogues import quick
 from tests.support.small_tokenizers import CHATML
@@ -78,3 +81,34 @@ def test_texts_are_spelled_as_the_file_says_whatever_class_it_names(
         assert others == [first] * len(others)
 
     check()
+
+
+@pytest.mark.parametrize("rule", ["identity", "nmt_nfkc"])
+def test_a_bare_sentencepiece_model_that_changes_texts_is_refused(
+    tmp_path: Path, rule: str
+) -> None:
+    """LLaMA's, Vicuna's and Mistral's change none but for a space before the first word."""
+    for begins, joins in itertools.product((True, False), repeat=2):
+        folder = tmp_path / f"{begins}-{joins}"
+        folder.mkdir()
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(["In 2024, 12 of 120  are résumé 肺部 ＡＢ."] * 9),
+            model_prefix=f"{folder}/tokenizer",
+            vocab_size=320,
+            model_type="bpe",
+            byte_fallback=True,
+            normalization_rule_name=rule,
+            add_dummy_prefix=begins,
+            remove_extra_whitespaces=joins,
+            hard_vocab_limit=False,
+            minloglevel=2,
+        )
+        (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+        if (rule, begins, joins) == ("identity", True, False):
+            own = SentencePieceProcessor(model_file=f"{folder}/tokenizer.model")
+            text = "of  120 résume\u0301"
+            loaded = load_tokenizer(str(folder), "tokenizer")
+            assert loaded(text, add_special_tokens=False)["input_ids"] == own.encode(text)
+        else:
+            with pytest.raises(ConfigError, match=r"tokenizer=/.*: its tokenizer.model normalizes"):
+                load_tokenizer(str(folder), "tokenizer")
