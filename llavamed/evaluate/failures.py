@@ -13,10 +13,10 @@ from llavamed.evaluate.scorers.yes_no import polarity
 RIGHT = "right"
 CATEGORIES: Mapping[str, str] = {
     RIGHT: "right",
-    "partial": "gives a part of the reference",
-    "empty": "is empty",
     "refused": "is a refusal of the endpoint",
+    "partial": "gives a part of the reference",
     "cut_off": "ends at the largest number of tokens, and is wrong",
+    "empty": "is empty",
     "no_choice": "makes no choice",
     "yes_for_no": "says yes where the reference says no",
     "no_for_yes": "says no where the reference says yes",
@@ -39,12 +39,12 @@ def categorize(answer: Answer, values: Mapping[str, float]) -> str:
         return RIGHT
     if answer.outcome == "refused":
         return "refused"
-    if not answer.prediction.strip():
-        return "empty"
     if score > 0:
         return "partial"
     if answer.outcome == "cut_off":
         return "cut_off"
+    if not answer.prediction.strip():
+        return "empty"
     if answer.answer_type == "CLOSED" and values[NO_ANSWER] == 1:
         return "no_choice"
     if isinstance(answer.options, Mapping):

@@ -307,6 +307,7 @@ def test_nothing_is_written_once_another_attempt_has_taken_over(tmp_path):
         ("right lobe", "left lobe", "OPEN", {}, "opposite"),
         ("spleen", "liver", "OPEN", {}, "other"),
         ("The image shows the", "liver", "OPEN", {"outcome": "cut_off"}, "cut_off"),
+        ("", "liver", "OPEN", {"outcome": "cut_off"}, "cut_off"),  # all tokens went into thought
         ("The liver, which", "liver", "OPEN", {"outcome": "cut_off"}, "right"),
         ("mass", "mass and cyst", "OPEN", {}, "partial"),
     ],
