@@ -45,6 +45,7 @@ _FULL = "free some space there, or name another place"
 _ADVICE = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
+    errno.EISDIR: "it is a folder; name a file",
     errno.EROFS: "name a place that can be written, or mount it so",
 }
 """What to do about an error of a local file system, by its number."""

@@ -278,6 +278,7 @@ FINAL = {
     OSError(errno.ENOSPC, "No space left on device"): "free some space there, or name another",
     OSError(errno.EDQUOT, "Quota exceeded"): "free some space there, or name another",
     OSError(errno.EROFS, "Read-only file system"): "name a place that can be written, or mount it",
+    OSError(errno.EISDIR, "Is a directory"): "it is a folder; name a file",
     PermissionError("denied"): CHECK,
     IsADirectoryError("a folder"): CHECK,
     botocore.exceptions.NoCredentialsError(): CHECK,
