@@ -160,7 +160,7 @@ def plan(
     ] = None,
 ) -> None:
     """Show what a run will do and cost: steps, tokens, memory, hours. This starts nothing."""
-    run = load_run(config, overrides)
+    run = load_run(config, overrides, num_workers=num_gpus)
     from llavamed.cli.tables import show_plan
     from llavamed.config.load import override_config
     from llavamed.model.cost.speeds import with_measurements

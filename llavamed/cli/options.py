@@ -42,15 +42,27 @@ def find_config(path: str | None) -> str:
     return path
 
 
-def load_run(path: str | None, overrides: list[str] | None) -> RunConfig:
+def load_run(
+    path: str | None, overrides: list[str] | None, *, num_workers: int | None = None
+) -> RunConfig:
     """Read the config of a run, log its path, and make its own paths valid in every process.
+
+    Args:
+        path: The config.
+        overrides: Overrides of it.
+        num_workers: A number of workers that is planned for, where the config's own is refused.
 
     Raises:
         ConfigError: No config was given, or it breaks a rule.
     """
     path = find_config(path)
     logger.info("config: %s", path)
-    given = load_config(path, overrides or [])
+    try:
+        given = load_config(path, overrides or [])
+    except ConfigError:
+        if num_workers is None:
+            raise
+        given = load_config(path, [*(overrides or []), f"scaling.num_workers={num_workers}"])
     settled = settle_storage(given)
     if settled.storage != given.storage:
         logger.info("storage: %s on %s", settled.storage, socket.gethostname())

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from llavamed.cli import main as cli
+from llavamed.cli.options import load_run
 from llavamed.config.load import load_config
 from llavamed.errors import ConfigError, StorageError
 from llavamed.model.cost.speeds import Setting
@@ -188,6 +189,14 @@ def test_the_paper_s_stages_train_what_they_should(file, projector, language_mod
     assert {trained(cost) for cost in costs[1:]} == {projector + language_model}
     assert all(cost.is_declared for cost in costs)
     assert all(cost.memory.total < cost.gpu_memory for cost in costs)
+
+
+def test_a_number_of_gpus_takes_the_place_of_workers_that_cannot_share_the_batch():
+    overrides = ["scaling.num_workers=7"]
+    assert load_run(str(V1), overrides, num_workers=8).scaling.num_workers == 8
+    for num_workers, number in ((6, 6), (None, 7)):
+        with pytest.raises(ConfigError, match=rf"global_batch_size=128 is not .* 8 x {number} = "):
+            load_run(str(V1), overrides, num_workers=num_workers)
 
 
 def test_a_plan_for_gpus_that_cannot_share_the_batch_is_refused(run, unreachable):
