@@ -41,14 +41,6 @@ _MAY_PASS = {
 """s3fs says EREMOTEIO for an internal error of the server, EBUSY for one that asks to slow down,
 and EIO for what it does not know, such as a bad gateway."""
 
-_FULL = "free some space there, or name another place"
-_ADVICE = {
-    errno.ENOSPC: _FULL,
-    errno.EDQUOT: _FULL,
-    errno.EISDIR: "it is a folder; name a file",
-    errno.EROFS: "name a place that can be written, or mount it so",
-}
-"""What to do about an error of a local file system, by its number."""
 _MAY_PASS_OF_S3 = {
     *("HTTPClientError", "ConnectionError", "IncompleteReadError", "ResponseParserError"),
     *("ChecksumError", "FlexibleChecksumError", "CredentialRetrievalError"),
@@ -161,12 +153,18 @@ def _readable_errors(place: Place, verb: str) -> Iterator[None]:
         is_of_storage = isinstance(error, OSError) or _client(error) in _CLIENTS
         if (is_missing and verb != "write") or not is_of_storage:
             raise
-        fact = f"{place}: cannot {verb} it: {type(error).__name__}: {error}"
-        if advice := _ADVICE.get(getattr(error, "errno", None) or 0):
-            raise StorageError(f"{fact}; {advice}") from error
+        why = f"{type(error).__name__}: {error}"
+        number = getattr(error, "errno", None)
+        if number in {errno.ENOSPC, errno.EDQUOT}:
+            raise StorageError(
+                f"{place}: cannot {verb} it: {why}; free some space, or name another place"
+            ) from error
+        if number in {errno.EROFS, errno.EISDIR}:
+            wanted = "a place that can be written" if number == errno.EROFS else "a file"
+            raise StorageError(f"{place}: cannot {verb} it: {why}; name {wanted}") from error
         raise StorageError(
-            f"{fact}; check that the place exists, is reachable and that the credentials in the "
-            "environment allow it"
+            f"{place}: cannot {verb} it: {why}; check that the place exists, is reachable and that "
+            "the credentials in the environment allow it"
         ) from error
 
 

@@ -275,10 +275,10 @@ PASSING = [
 ]
 CHECK = "check that the place exists, is reachable and that the credentials in the environment"
 FINAL = {
-    OSError(errno.ENOSPC, "No space left on device"): "free some space there, or name another",
-    OSError(errno.EDQUOT, "Quota exceeded"): "free some space there, or name another",
-    OSError(errno.EROFS, "Read-only file system"): "name a place that can be written, or mount it",
-    OSError(errno.EISDIR, "Is a directory"): "it is a folder; name a file",
+    OSError(errno.ENOSPC, "No space left on device"): "free some space, or name another place",
+    OSError(errno.EDQUOT, "Quota exceeded"): "free some space, or name another place",
+    OSError(errno.EROFS, "Read-only file system"): "name a place that can be written",
+    OSError(errno.EISDIR, "Is a directory"): "name a file",
     PermissionError("denied"): CHECK,
     IsADirectoryError("a folder"): CHECK,
     botocore.exceptions.NoCredentialsError(): CHECK,
