@@ -68,6 +68,7 @@ def submit(
     """Check and plan a config, then run it as a RayJob on a cluster of its own."""
     from llavamed.cluster.kinds import PART_OF, RAY_CLUSTER, RAY_JOB, Named, name_of
     from llavamed.cluster.rayjob import Submission, choose_release, make_job, make_job_on, to_yaml
+    from llavamed.cluster.snapshot import read_template
     from llavamed.config.load import load_config
 
     file = find_config(config)
@@ -78,14 +79,14 @@ def submit(
     _warn_of_local_places(submission)
     make = make_job_on if on_cluster else make_job
     if dry_run and template is not None:
-        sys.stdout.write(to_yaml(make(submission, _read_template(template))))
+        sys.stdout.write(to_yaml(make(submission, read_template(template))))
         return
     cluster = _connect(namespace, context)
     if template is None:
         clusters = cluster.find_all(RAY_CLUSTER, selector=PART_OF)
         source = choose_release(clusters, release, cluster.namespace)
     else:
-        source = _read_template(template)
+        source = read_template(template)
     job = make(submission, source)
     if dry_run:
         sys.stdout.write(to_yaml(job))
@@ -94,31 +95,6 @@ def submit(
     made = Named(name=name_of(cluster.create(RAY_JOB, job)), options=cluster.options)
     watching = f"`llavamed cluster status {made.target} --watch`"
     print_line(console, f"{made.name}: is submitted; {watching} shows how far it is")
-
-
-def _read_template(path: Path) -> "Object":
-    import yaml
-
-    from llavamed.cluster.shape import ray_objects
-    from llavamed.errors import ConfigError
-
-    try:
-        documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"template={path}: cannot be read ({error}); check the file") from error
-    kinds = ("RayJob", "RayCluster")
-    found = [each for each in documents if isinstance(each, dict) and each.get("kind") in kinds]
-    if len(found) != 1:
-        raise ConfigError(
-            f"template={path}: holds {len(found)} RayJobs and RayClusters and must hold one; give "
-            "k8s/rayjob.yaml, or a file with one of them"
-        )
-    try:
-        # Its name is not used, so it may have none.
-        (checked,) = ray_objects([{"metadata": {"name": "template"}} | found[0]])
-    except ValueError as error:
-        raise ConfigError(f"template={path}: cannot be used ({error}); correct it") from error
-    return checked
 
 
 def _warn_of_local_places(submission: "Submission") -> None:

@@ -127,3 +127,28 @@ def read_manifests(paths: list[Path]) -> Snapshot:
             "template` prints"
         )
     return Snapshot(objects)
+
+
+def read_template(path: Path) -> Object:
+    """Return the one RayJob or RayCluster of a file.
+
+    Raises:
+        ConfigError: The file cannot be read, or holds none or several, or one of another form.
+    """
+    try:
+        documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"template={path}: cannot be read ({error}); check the file") from error
+    kinds = (RAY_JOB.name, RAY_CLUSTER.name)
+    found = [each for each in documents if isinstance(each, dict) and each.get("kind") in kinds]
+    if len(found) != 1:
+        raise ConfigError(
+            f"template={path}: holds {len(found)} RayJobs and RayClusters and must hold one; give "
+            "k8s/rayjob.yaml, or a file with one of them"
+        )
+    try:
+        # Its name is not used, so it may have none.
+        (checked,) = ray_objects([{"metadata": {"name": "template"}} | found[0]])
+    except ValueError as error:
+        raise ConfigError(f"template={path}: cannot be used ({error}); correct it") from error
+    return checked
