@@ -93,7 +93,18 @@ def _write_captions(folder: Path, num_samples: int) -> None:
 
 def _config(folder: Path) -> dict[str, Any]:
     """Return the config of a run with a stage of packs and one of padded rows."""
-    shape = {"num_attention_heads": 4}
+    captions = {
+        "source": "llava_json",
+        "path": str(folder / "captions.json"),
+        "image_folder": str(folder / "images"),
+    }
+    stage = {
+        "data": "captions",
+        "trainable": ["projector", "language_model"],
+        "optimizer": {"lr": LR},
+        "schedule": {"name": "constant", "warmup_ratio": 0},
+    }
+    padded = {"micro_batch_size": SAMPLES_A_STEP, "global_batch_size": SAMPLES_A_STEP}
     return {
         "name": "trainers",
         "storage": str(folder / "runs"),
@@ -104,10 +115,10 @@ def _config(folder: Path) -> dict[str, Any]:
                     "hidden_size": 128,
                     "intermediate_size": 512,
                     "num_hidden_layers": 4,
+                    "num_attention_heads": 4,
                     "image_size": PATCHES * 14,
                     "patch_size": 14,
                 }
-                | shape
             },
             "language_model": {
                 "config": {
@@ -116,44 +127,19 @@ def _config(folder: Path) -> dict[str, Any]:
                     "hidden_size": 256,
                     "intermediate_size": 704,
                     "num_hidden_layers": 6,
+                    "num_attention_heads": 4,
                     "tie_word_embeddings": False,
                 }
-                | shape
             },
         },
         "data": {
             "max_length": 2048,
             "row_group_size": 16,
-            "datasets": {
-                "captions": {
-                    "read": {
-                        "source": "llava_json",
-                        "path": str(folder / "captions.json"),
-                        "image_folder": str(folder / "images"),
-                    }
-                }
-            },
+            "datasets": {"captions": {"read": captions}},
         },
         "stages": [
-            {
-                "name": "packed",
-                "data": "captions",
-                "trainable": ["projector", "language_model"],
-                "max_tokens": PACK,
-                "global_batch_size": 1,
-                "optimizer": {"lr": LR},
-                "schedule": {"name": "constant", "warmup_ratio": 0},
-            },
-            {
-                "name": "padded",
-                "data": "captions",
-                "trainable": ["projector", "language_model"],
-                "packing": False,
-                "micro_batch_size": SAMPLES_A_STEP,
-                "global_batch_size": SAMPLES_A_STEP,
-                "optimizer": {"lr": LR},
-                "schedule": {"name": "constant", "warmup_ratio": 0},
-            },
+            {"name": "packed", "max_tokens": PACK, "global_batch_size": 1} | stage,
+            {"name": "padded", "packing": False} | padded | stage,
         ],
         "checkpoint": {"every_steps": 1_000_000},
         "tracking": {"log_every_steps": 1},
