@@ -97,6 +97,27 @@ def test_two_halves_are_a_whole() -> None:
     assert sorted(samples_of_epoch(whole, 0) + samples_of_epoch(whole, 1)) == list(range(151))
 
 
+def test_a_dataset_that_is_visited_once_may_come_anywhere_in_an_epoch() -> None:
+    groups = np.repeat(np.arange(41), 8)
+    places = [
+        order_stage(
+            groups,
+            np.ones(328, np.int64),
+            shares=[Share(8), Share(320)],
+            num_lanes=1,
+            capacity=8,
+            num_epochs=1,
+            seed=seed,
+        )
+        .epochs[0]
+        .samples.tolist()
+        .index(0)
+        for seed in range(20)
+    ]
+    assert min(places) < 100
+    assert max(places) > 228
+
+
 def test_every_stretch_of_steps_keeps_the_proportions() -> None:
     shares = [Share(6400), Share(1600), Share(3200, 0.25)]
     whole = order(shares, num_epochs=1, num_lanes=8)
