@@ -29,6 +29,7 @@ from llavamed.processor.pretrained import (
 )
 from llavamed.processor.token_labels import differing_ids
 from llavamed.processor.tokenizer import load_tokenizer
+from llavamed.processor.weight_files import check_weight_files
 from llavamed.run.curriculum import StagePlan
 from llavamed.storage.fetch import fetch_once
 from llavamed.storage.location import Location
@@ -59,11 +60,20 @@ def check_weights(config: RunConfig, plans: list[StagePlan]) -> None:
     if text is not None:  # by now the model can be made
         check_head(text, "model.language_model")
     config_tiling(shape, key).check_fits(config.data.max_length)
+    parts = {
+        "model": model,
+        "model.vision_tower": model.vision_tower,
+        "model.language_model": model.language_model,
+    }
+    for key, part in parts.items():
+        if part is not None and part.weights is not None:
+            check_weight_files(part.weights, f"{key}.weights")
     own = {str(plan.export) for plan in plans}
     for plan in plans:
         start = plan.initial_weights
         if start is not None and start not in own:
             key = f"stages.{plan.stage.name}.initial_weights"
+            check_weight_files(start, key)
             first = whole_config(start, key)
             check_forward(first, f"{key}={start}")
             _check_same_tiles(first, shape, f"{key}={start}")

@@ -21,7 +21,7 @@ from llavamed.storage.location import locate
 
 KEEP_SECONDS = 24 * 3600.0
 """A copy is kept for so long after it was last asked for."""
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
 _IDENTITY = ("size", "ETag", "etag", "md5Hash", "LastModified", "mtime", "updated")
 """What filesystems tell of a file that changes with its content."""
 
@@ -63,7 +63,7 @@ def fetch_once(source: str, *, weights: bool | str = True) -> str:
     files = {
         path: facts
         for path, facts in place.list_files().items()
-        if weights is True or Path(path).name == weights or not path.endswith(_WEIGHTS)
+        if weights is True or Path(path).name == weights or not path.endswith(WEIGHTS)
     }
     if not files:
         raise StorageError(f"{source}: no such folder; check the path")

@@ -329,7 +329,7 @@ def test_a_conversation_takes_the_tiles_of_all_its_images(
     assert prompt.num_image_tokens == sum(map(generator.tiling.num_tokens, sizes))
     assert len(prompt.pixel_values) == sum(map(generator.tiling.num_tiles, sizes))
     assert prompt.image_sizes.tolist() == [list(size) for size in sizes]
-    message = r"of which its 3 images take \d+; shorten the conversation"
+    message = r"of which its 3 images take \d+, and max_tokens=10000 come after it; shorten"
     if number == 3:
         with pytest.raises(RequestError, match=message):
             encode_messages(
