@@ -11,7 +11,7 @@ import string
 
 from llavamed.evaluate.scorers.item import Item
 
-NAME = "lmms-eval/1"
+NAME = "lmms-eval/2"
 
 _PARENTHESES = (re.compile(r"\([^)]*\)"), re.compile(r"（[^）]*）"))
 _FULL_WIDTH = "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～、《》【】"
