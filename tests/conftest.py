@@ -14,6 +14,7 @@ from llavamed.config.load import load_config
 from llavamed.config.run import RunConfig
 
 if TYPE_CHECKING:
+    from tests.support.chat_endpoint import ChatEndpoint
     from tests.support.faulty_s3 import FaultyS3
 
 CONFIGS = Path(__file__).parents[1] / "ray_jobs" / "configs"
@@ -35,8 +36,18 @@ def pytest_collection_finish() -> None:
 def _try_again_at_once() -> Iterator[None]:
     """What fails in this process and may pass is tried again without a wait."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llavamed.storage.retry.WAIT", wait_none())
+        for client in ("storage.retry", "llm.client"):
+            patch.setattr(f"llavamed.{client}.WAIT", wait_none())
         yield
+
+
+@pytest.fixture
+def endpoint() -> "Iterator[ChatEndpoint]":
+    """An endpoint of a language model on this machine, which says what a test lets it say."""
+    from tests.support.chat_endpoint import chat_endpoint
+
+    with chat_endpoint() as there:
+        yield there
 
 
 @pytest.fixture(scope="session")

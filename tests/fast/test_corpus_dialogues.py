@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import yaml
 from PIL import Image
-from tenacity import wait_none
 from typer.testing import CliRunner
 
 from llavamed.cli.corpus import app
@@ -21,7 +20,6 @@ from llavamed.corpus.pmc.plan import HarvestManifest
 from llavamed.data.record import check_record
 from llavamed.data.sources import open_source
 from llavamed.errors import ConfigError, DataError, EndpointError
-from llavamed.llm import client
 from llavamed.llm.answer import AnswerCache
 from llavamed.llm.cost import CostEstimate
 from llavamed.storage.location import locate
@@ -31,11 +29,6 @@ from tests.support.corpus_figures import corpus_config, selected
 
 PRICES = "{input: 1, output: 1}"
 NO_ARTICLE = frozenset()
-
-
-@pytest.fixture(autouse=True)
-def _at_once(monkeypatch):
-    monkeypatch.setattr(client, "WAIT", wait_none())
 
 
 @pytest.fixture

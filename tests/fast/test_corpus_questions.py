@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 
 import pytest
-from tenacity import wait_none
 from typer.testing import CliRunner
 
 from llavamed.cli.corpus import app
@@ -16,18 +15,12 @@ from llavamed.corpus.questions import QuestionJob, held_out_articles, held_out_f
 from llavamed.errors import ConfigError, DataError, EndpointError, LeaseError
 from llavamed.evaluate.chat import read_chat
 from llavamed.evaluate.listing import list_questions
-from llavamed.llm import client
 from llavamed.storage import lease
 from llavamed.storage.location import locate
 from tests.conftest import CONFIGS
 from tests.support.benchmark_files import png
 from tests.support.chat_endpoint import chat_endpoint
 from tests.support.corpus_figures import corpus_config, selected
-
-
-@pytest.fixture(autouse=True)
-def _at_once(monkeypatch):
-    monkeypatch.setattr(client, "WAIT", wait_none())
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from tenacity import wait_none
 from typer.testing import CliRunner
 
 from llavamed.cli.corpus import app
@@ -243,8 +242,7 @@ def test_a_plan_says_what_the_corpus_takes(tmp_path, bucket):
     assert "cost up to" in text
 
 
-def test_without_a_network_the_plan_of_a_query_is_that_of_the_bucket(monkeypatch):
-    monkeypatch.setattr("llavamed.storage.retry.WAIT", wait_none())
+def test_without_a_network_the_plan_of_a_query_is_that_of_the_bucket():
     harvest = "{query: lung, search_url: 'http://127.0.0.1:9/entrez'}"
     text = forecast(f"{{harvest: {harvest}}}")
     assert "corpus.harvest.query=lung: its articles cannot be counted, so these are" in text

@@ -4,7 +4,6 @@ import json
 import re
 
 import pytest
-from tenacity import wait_none
 from typer.testing import CliRunner
 
 from llavamed.cli.evaluate import app
@@ -23,11 +22,6 @@ from tests.support.chat_endpoint import chat_endpoint
 
 DOMAINS = ("chest_xray", "mri", "histology", "gross", "ct_scan")
 NUM_IMAGES, NUM_QUESTIONS = 50, 193
-
-
-@pytest.fixture(autouse=True)
-def _at_once(monkeypatch):
-    monkeypatch.setattr("llavamed.llm.client.WAIT", wait_none())
 
 
 def asked(number):

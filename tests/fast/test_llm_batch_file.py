@@ -10,17 +10,10 @@ from llavamed.errors import DataError, EndpointError
 from llavamed.llm import batch_file
 from llavamed.llm.batch_file import read_batch, write_batches
 from llavamed.llm.request import Message, Request
-from tests.fast.test_llm_client import answers
-from tests.support.chat_endpoint import chat_endpoint
+from tests.support.llm_answers import answers
 
 PLACE = Endpoint(url="http://127.0.0.1:1/v1", model="judge")
 REQUESTS = [Request((Message("user", (f"<{number}>",)),), 16) for number in range(12)]
-
-
-@pytest.fixture
-def endpoint():
-    with chat_endpoint() as there:
-        yield there
 
 
 @pytest.fixture

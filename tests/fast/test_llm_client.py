@@ -13,14 +13,12 @@ from types import SimpleNamespace
 
 import pytest
 from pydantic import BaseModel
-from tenacity import wait_none
 
 from llavamed.config.endpoint import Endpoint, Prices
 from llavamed.errors import EndpointError
-from llavamed.llm import client as module
 from llavamed.llm.client import DOWN_AFTER, EndpointClient, ask
 from llavamed.llm.request import Image, Message, Request
-from tests.support.chat_endpoint import MAY_PASS, chat_endpoint
+from tests.support.chat_endpoint import MAY_PASS
 from tests.support.llm_answers import answers, question
 
 PRICES = Prices(input=1_000_000, output=1_000_000)
@@ -33,17 +31,6 @@ class Verdict(BaseModel):
 
 
 RIGHT = '{"right": true, "reason": "same side"}'
-
-
-@pytest.fixture
-def endpoint():
-    with chat_endpoint() as there:
-        yield there
-
-
-@pytest.fixture(autouse=True)
-def _at_once(monkeypatch):
-    monkeypatch.setattr(module, "WAIT", wait_none())
 
 
 def test_an_answer_says_where_it_is_from(endpoint, tmp_path):

@@ -4,25 +4,11 @@ import json
 import logging
 
 import pytest
-from tenacity import wait_none
 
 from llavamed.errors import ConfigError, EndpointError
-from llavamed.llm import client
-from tests.support.chat_endpoint import chat_endpoint
 from tests.support.llm_answers import answers, question
 
 KEY = "sk-not-to-be-seen"
-
-
-@pytest.fixture
-def endpoint():
-    with chat_endpoint() as there:
-        yield there
-
-
-@pytest.fixture(autouse=True)
-def _at_once(monkeypatch):
-    monkeypatch.setattr(client, "WAIT", wait_none())
 
 
 def test_the_key_is_sent_and_seen_nowhere_else(endpoint, tmp_path, monkeypatch, caplog):

@@ -1,11 +1,9 @@
 """Exports, models of other Auto classes and endpoints answer questions behind one protocol."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tenacity import wait_none
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llavamed.config.endpoint import Endpoint
@@ -18,7 +16,6 @@ from llavamed.evaluate.endpoint_model import EndpointCandidate
 from llavamed.evaluate.find_candidate import find_candidate
 from llavamed.evaluate.own_model import ExportCandidate, InitialCandidate
 from llavamed.evaluate.transformers_model import transformers_candidate
-from llavamed.llm import client
 from llavamed.model.export import write_export
 from llavamed.model.generation import Generator, Prompt
 from llavamed.model.llava import build_model, load_model
@@ -29,7 +26,7 @@ from llavamed.storage.location import Location, locate
 from llavamed.storage.manifest import write
 from tests.support.asked_questions import question
 from tests.support.benchmark_files import vqa_rad
-from tests.support.chat_endpoint import ChatEndpoint, chat_endpoint
+from tests.support.chat_endpoint import ChatEndpoint
 from tests.support.manifests import export_manifest
 from tests.support.small_models import save_llava_next
 from tests.support.training_setup import processor_of, small_config
@@ -207,13 +204,6 @@ def test_probing_pairs_are_asked_instead_of_the_questions(llava_next: Path, tmp_
 def test_an_unknown_control_is_refused() -> None:
     with pytest.raises(ConfigError, match="control=untrained: is not a control; use some of bl"):
         check_conditions(["untrained"])
-
-
-@pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatEndpoint]:
-    monkeypatch.setattr(client, "WAIT", wait_none())
-    with chat_endpoint() as there:
-        yield there
 
 
 def asks(endpoint: ChatEndpoint, tmp_path: Path, **facts: Any) -> EndpointCandidate:
