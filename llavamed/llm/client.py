@@ -66,9 +66,10 @@ _OF_ALL_REQUESTS = {
 }
 _NO_QUOTA = "insufficient_quota"
 """OpenAI's code of a 429 that waiting does not end."""
-_FILTERED = {"content_filter", "content_policy_violation", "invalid_prompt"}
-_FILTERED |= {"data_inspection_failed"}
-"""Codes of OpenAI, Azure and Alibaba for a prompt that a filter stopped, which is no answer."""
+_FILTER_CODES = frozenset(
+    {"content_filter", "content_policy_violation", "data_inspection_failed", "invalid_prompt"}
+)
+"""Codes by which OpenAI, Azure and Alibaba refuse a prompt that a filter has stopped."""
 _MESSAGE_LENGTH = 300
 
 logger = logging.getLogger(__name__)
@@ -281,7 +282,7 @@ class EndpointClient:
         status = error.status_code
         said = error.body.get("message") if isinstance(error.body, dict) else None
         detail = self._without_key(str(said or error.response.text))
-        if error.code in _FILTERED or _is_flagged(error.body):
+        if error.code in _FILTER_CODES or _is_flagged(error.body):
             return _TryError(detail, "content_filter", status, may_pass=False)
         if status in _OF_ALL_REQUESTS or error.code == _NO_QUOTA:
             advice = _OF_ALL_REQUESTS.get(status, "add to the account's balance or limits")

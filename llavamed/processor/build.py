@@ -27,7 +27,7 @@ from llavamed.processor.templates import TOKENIZER, chat_template, get_template,
 from llavamed.processor.thinking import with_thinking
 from llavamed.processor.tiles import Tiling
 from llavamed.processor.token_labels import check_tokenizer, repair_merges
-from llavamed.processor.tokenizer import check_vocabulary, make_tokenizer, set_pad_token
+from llavamed.processor.tokenizer import check_vocab_size, make_tokenizer, set_pad_token
 from llavamed.processor.tower import tower_of
 from llavamed.processor.turns import IMAGE_PLACEHOLDER
 
@@ -60,7 +60,7 @@ def build_processor(model: Model, texts: Iterator[str]) -> Processor:
             vision_feature_select_strategy=tower.strategy,
             num_additional_image_tokens=tower.num_prefix_tokens,
         )
-        check_vocabulary(model, processor.tokenizer)
+        check_vocab_size(model, processor.tokenizer)
     set_pad_token(processor.tokenizer)
     if model.template != TOKENIZER:
         processor.chat_template = chat_template(get_template(model.template))

@@ -150,7 +150,7 @@ def set_pad_token(tokenizer: Any) -> None:
         )
 
 
-def check_vocabulary(model: Model, tokenizer: Any) -> None:
+def check_vocab_size(model: Model, tokenizer: Any) -> None:
     """Raise ConfigError if random weights have fewer embeddings than the tokenizer has tokens.
 
     Published weights get additional rows instead.

@@ -73,8 +73,8 @@ def check_weights(config: RunConfig, plans: list[StagePlan]) -> None:
         start = plan.initial_weights
         if start is not None and start not in own:
             key = f"stages.{plan.stage.name}.initial_weights"
-            check_weight_files(start, key)
             first = whole_config(start, key)
+            check_weight_files(start, key)
             check_forward(first, f"{key}={start}")
             _check_same_tiles(first, shape, f"{key}={start}")
             _check_same_images(model, start, key)

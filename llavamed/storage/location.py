@@ -328,7 +328,8 @@ class Location:
     def download(self, folder: Path) -> Path:
         """Return a local folder with the content of this one: itself if local, else a copy.
 
-        Raises: StorageError: There is no such folder, or it cannot be read.
+        Raises:
+            StorageError: There is no such folder, or it cannot be read.
         """
         if not self.exists():
             raise StorageError(f"{self}: no such folder; check the path")
@@ -379,10 +380,9 @@ def locate(uri: str) -> Location:
             arguments["use_listings_cache"] = False
         fs, path = fsspec.core.url_to_fs(plain, **arguments)
     except (ImportError, ValueError, OSError) as error:
-        problem = str(error).splitlines()[0]
         raise StorageError(
-            f"{uri}: no filesystem for {scheme}://: {problem}; use a local path or s3://, or "
-            "install it"
+            f"{uri}: no filesystem for {scheme}://: {str(error).splitlines()[0]}; use a local path "
+            "or s3://, or install it"
         ) from error
     return Location(fs, path.rstrip("/"))
 

@@ -14,7 +14,7 @@ from transformers import (
 
 from llavamed.config.load import override_config
 from llavamed.config.run import RunConfig
-from llavamed.errors import CheckpointError, ConfigError
+from llavamed.errors import CheckpointError, ConfigError, StorageError
 from llavamed.model.export import write_export
 from llavamed.model.llava import build_model, load_model
 from llavamed.processor.build import build_processor, tokenizer_hash
@@ -57,6 +57,13 @@ def test_a_whole_model_in_object_storage_is_built_and_trained(
     config = override_config(small, ["name=from-s3", "stages.align.max_steps=1", start])
     check_weights(config, plan_curriculum(config))
     assert run_stage(make_job(config)).logits_difference == 0.0
+
+
+def test_initial_weights_that_are_not_there_are_named(tiny_config: RunConfig, s3_uri: str) -> None:
+    start = f"stages.align.initial_weights={s3_uri}/no-llava"
+    config = override_config(small_config(tiny_config), [start])
+    with pytest.raises(StorageError, match=r"/no-llava: no such folder; check the path"):
+        check_weights(config, plan_curriculum(config))
 
 
 def needs_code(folder: Path, name: str, classes: dict[str, str]) -> None:

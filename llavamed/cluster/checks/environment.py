@@ -195,9 +195,10 @@ def quota(snapshot: Snapshot) -> Iterator[Problem]:
     """Examine whether quotas leave room for all pods of each Ray cluster."""
     for thing in snapshot.ray:
         pods = [
-            pod for pod in snapshot.all(POD)
+            pod
+            for pod in snapshot.all(POD)
             if labels_of(pod).get("ray.io/cluster", "").startswith(name_of(thing))
-        ]  # fmt: skip
+        ]
         for each in snapshot.all(QUOTA):
             spec, status = each.get("spec") or {}, each.get("status") or {}
             need = _demand(group for group in groups_of(thing) if _is_limited(spec, group.spec))

@@ -61,7 +61,7 @@ class Setting:
         return all(getattr(found, name) == value for name, value in own.items())
 
     def differences(self, found: Measurement) -> str:
-        """Return in which of the two a measurement differs, as the end of a sentence."""
+        """Return how the GPU and the adapters of a measurement differ, as the end of a sentence."""
         gpu = "" if found.accelerator == self.accelerator else f" from {found.accelerator}"
         which = "with" if found.adapters else "without"
         return gpu + ("" if found.adapters == self.adapters else f" {which} adapters")

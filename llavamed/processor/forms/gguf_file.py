@@ -2,8 +2,10 @@
 
 Transformers leaves out the tensors and the settings of such a file that it has no place for, and
 only a log message at a level that is never shown says so. It splits words as GPT-2 does wherever it
-does not know the way that a file names. The list of a large vocabulary takes
-seconds to read, and a start asks several times, so a file is read and checked once.
+does not know the way that a file names.
+
+A large vocabulary takes seconds to read, and a start asks for it several times, so a file is read
+and checked once.
 """
 
 from copy import deepcopy
