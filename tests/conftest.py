@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 from tenacity import wait_none
 
-from llavamed.config.load import load_config
+from llavamed.config.load import load_config, override_config
 from llavamed.config.run import RunConfig
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def faulty(module_proxy: "FaultyS3") -> "FaultyS3":
 
 
 @pytest.fixture(scope="session")
-def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+def session_config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """The demo with parts as small as they can be; its storage is a folder of this session."""
     tiny = "hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 2"
     vision = f"{{model_type: clip_vision_model, {tiny}, image_size: 16, patch_size: 8}}"
@@ -118,9 +118,15 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     )
 
 
+@pytest.fixture(scope="module")
+def tiny_config(session_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """The config of the session with a storage of the module, whose runs no other module meets."""
+    return override_config(session_config, [f"storage={tmp_path_factory.mktemp('storage')}"])
+
+
 @pytest.fixture(scope="session")
-def processor_folder(tiny_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The saved processor of `tiny_config`, its tokenizer trained on a few sentences."""
+def processor_folder(session_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The saved processor of `session_config`, its tokenizer trained on a few sentences."""
     from llavamed.processor.build import build_processor
 
     texts = [
@@ -128,16 +134,16 @@ def processor_folder(tiny_config: RunConfig, tmp_path_factory: pytest.TempPathFa
         "A chat between a curious human and an artificial intelligence assistant.",
     ]
     folder = tmp_path_factory.mktemp("processor")
-    build_processor(tiny_config.model, iter(texts)).save_pretrained(folder)
+    build_processor(session_config.model, iter(texts)).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def tiny_export(tiny_config: RunConfig) -> Path:
-    """A complete export of `tiny_config`, trained for six steps."""
+def tiny_export(session_config: RunConfig) -> Path:
+    """A complete export of `session_config`, trained for six steps."""
     from tests.support.training_setup import LEARNING, make_job, run_stage, small_config
 
-    config = small_config(tiny_config, "name=tiny-export", "seed=7", *LEARNING)
+    config = small_config(session_config, "name=tiny-export", "seed=7", *LEARNING)
     job = make_job(config)
     run_stage(job)
     return Path(job.export)

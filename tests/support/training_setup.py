@@ -56,10 +56,10 @@ LEARNING = (
 
 
 def small_config(config: RunConfig, *overrides: str) -> RunConfig:
-    """The tiny config with data of its own for a few steps, and with dotted overrides."""
+    """The tiny config for a few steps, with dotted overrides; its data is the session's."""
     file = Path(config.storage) / "tiny.yaml"
     file.write_text(dump_config(config))
-    directory = config.data.directory or f"{config.storage}/small-datasets"
+    directory = config.data.directory or f"{Path(config.storage).parent}/small-datasets"
     return load_config(file, [*SMALL, f"data.directory={directory}", *overrides])
 
 

@@ -10,10 +10,10 @@ __all__ = ["done"]
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tiny_config: RunConfig) -> StageJob:
+def undisturbed(session_config: RunConfig) -> StageJob:
     """A stage of six steps that nothing interrupted; tests only compare with its export."""
     from tests.support.training_setup import LEARNING, make_job, run_stage, small_config
 
-    job = make_job(small_config(tiny_config, *LEARNING, "name=undisturbed"))
+    job = make_job(small_config(session_config, *LEARNING, "name=undisturbed"))
     run_stage(job)
     return job
