@@ -203,6 +203,11 @@ def test_the_link_of_a_waiver_for_data_is_no_licence():
             "data made available in this article.</license-p></license>",
             None,
         ),
+        (
+            "<license><license-p>Licensed under CC BY-NC-SA; the Creative Commons Public Domain "
+            "Dedication waiver applies to the data made available.</license-p></license>",
+            "CC BY-NC-SA",
+        ),
         ("<license><license-p>All rights reserved.</license-p></license>", None),
         # The time to read it grows with its length, not with a power of it.
         (f"<license><license-p>CC BY. {'waiver ' * 999}</license-p></license>", "CC BY"),

@@ -149,7 +149,8 @@ def _without_data_waiver(words: str) -> str:
     kept, start = [], 0
     for waiver in _WAIVER.finditer(words):
         if _DATA.search(waiver["rest"]):
-            kept.append(words[start : words.rfind(".", start, waiver.start()) + 1])
+            end = max(words.rfind(sign, start, waiver.start()) for sign in ".;")
+            kept.append(words[start : end + 1])
             start = waiver.end()
     return " ".join([*kept, words[start:]])
 

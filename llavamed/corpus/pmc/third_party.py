@@ -16,7 +16,7 @@ ThirdParty = Literal["yes", "unclear", "no"]
 
 _SUBJECTS = (
     r"(?:patient|parent|mother|father|guardian|famil|relative|participant|volunteer|subject"
-    r"|individual|proband)"
+    r"|individual|proband|next\s+of\s+kin)"
 )
 _YES = re.compile(
     r"\b(?:with|by|under)\s+(?:the\s+)?(?:kind\s+|written\s+|express\s+|copyright\s+)*"
@@ -24,11 +24,12 @@ _YES = re.compile(
     rf"|\b(?:with|by)\s+(?:the\s+)?(?!{_SUBJECTS})\w+['\u2019]s?\s+permissions?(?![a-z])"
     r"|\bpermissions?\s+(?:of|from|to|by)\b"
     r"|\bpermissions?\s+(?:\w+\s+){0,4}?(?:obtained|granted|given|received)\b"
-    r"|\b(?:com|con|mit|avec)\s+(?:\w+\s+){0,2}(?:permiss[a\u00e3]o|permiso|permission|autori\w+|genehmigung)\b"
+    r"|\bpermissions?\s+(?:\w+\s+){5,9}?(?:obtained|granted|given|received)\s+(?:from|by)\b"
+    r"|\b(?:com|con|mit|avec)\s+(?:[\w'\u2019]+\s+){0,2}(?:permiss[a\u00e3]o|permiso|permission|autori\w+|genehmigung)\b"
     r"|\bunder\s+(?:an?\s+|the\s+)?licen[cs]e\s+(?:agreement\s+)?from\b"
-    r"|\bcopyright\s+notice\s+(?:19|20)\d\d"
-    r"|\u00a9|\(c\)\s*(?:19|20)\d\d|\bcopy(?:right|write)(?:ed)?[\s:,\u00a9]*(?:\(c\)\s*)?"
-    r"(?:(?:19|20)\d\d|by\b|of\b|holder\b|(?-i:[A-Z]\w))|\ball\s+rights\s+reserved\b",
+    r"|\blicen[cs]e\s+(?:number|no\.|#)"
+    r"|\u00a9|\(c\)\s*(?:19|20)\d\d|\bcopy(?:right|write)(?:ed)?(?:\s+notice)?"
+    r"[\s:,\u00a9]*(?:\(c\)\s*|\()?(?:(?:19|20)\d\d|by\b|of\b|holder\b|(?-i:[A-Z]\w))|\ball\s+rights\s+reserved\b",
     re.IGNORECASE,
 )
 _OF_SUBJECTS = re.compile(
@@ -38,18 +39,20 @@ _OF_SUBJECTS = re.compile(
 )
 """A permission of the person who is shown, which says nothing of the picture's owner."""
 _CONSENT = re.compile(
-    r"\b(?:consent|ethic)"
+    r"\b(?:consent|ethic|review\s+board)"
+    r"|\bpermissions?\s+(?:\w+\s+){0,4}?(?:to\s+publish|(?:for|of)\s+(?:the\s+)?publication)\b"
+    r"(?!.*\b(?:from|by)\s+(?:the\s+)?(?:(?-i:[A-Z])|publisher|copyright|journal))"
     r"|\bdata\s+(?:\w+\s+){0,2}(?:used|obtained|collected|accessed|provided)\s+(?:with|by)\b",
     re.IGNORECASE,
 )
-"""A permission for something else than the picture."""
-_OF_AUTHORS = re.compile(
-    r"(?:\u00a9|\(c\)|\bcopy(?:right|write)\b)[\s:,\u00a9]*(?:(?:19|20)\d\d)?[\s,]*(?:by\s+)?(?:the\s+)?"
-    r"authors?\b",
-    re.IGNORECASE,
+"""A permission for something else than the picture, or to publish it for the first time."""
+_COPYRIGHT = (
+    r"(?i:(?:\u00a9|\(c\)|\bcopy(?:right|write)\b)[\s:,\u00a9]*(?:(?:19|20)\d\d)?[\s,]*(?:by\s+)?"
+    r"(?:the\s+)?)(?:[A-Z][\w.]*\s+){0,2}"
 )
+"""A copyright up to the name of who has it."""
 _PICTURE = (
-    r"(?:image|photo|photograph|picture|figure|illustration|drawing|artwork|graphic|cartoon|sketch"
+    r"(?:image|photo|photograph|picture|figure|illustration|drawing|art(?:work)?|graphic|cartoon|sketch"
     r"|painting|engraving)s?"
 )
 _SHOWN = (
@@ -59,53 +62,59 @@ _SHOWN = (
 _MONTH = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*\s+(?:\d|to\b)"
 _CITATION = (
     r"(?:[\[(]\d{1,3}(?!\d)|\d{1,3}(?=[\].,;)]|$)|(?i:refs?)(?![a-z])|(?i:references?)\b"
+    r"|(?i:https?:|www\.|the\s+(?:official\s+)?(?:web|home)\s?(?:site|page))"
     rf"|[\[(]?(?!{_MONTH})[A-Z][\w-]+,?\s+(?:et\s+al|and\s+[A-Z]|&|\(?(?:19|20)\d\d|[A-Z]{{1,2}}[,.]))"
 )
-"""Another work: its number in the list of references, or the names of its authors."""
+"""Another work: its number in the list of references, its address, or the names of its authors."""
 _LIBRARY = (
     r"(?:wiki(?:media|pedia)|human\s+protein\s+atlas|servier|smart\.servier|flickr|shutterstock"
     r"|istock|getty|pixabay|unsplash|google\s+(?:earth|maps|images)|openstreetmap|nasa|radiopaedia|medpix"
     r"|adobe\s+stock|dreamstime|123rf|depositphotos|vecteezy|freepik|flaticon|noun\s+project|phylopic"
     r"|bioicons|scidraw|netter|science\s+photo\s+library|public\s+health\s+image\s+library"
-    r"|cancer\s+imaging\s+archive|isic\s+archive)\b"
+    r"|cancer\s+imaging\s+archive|isic\s+archive|allen\s+brain)\b"
 )
 _START = r"(?:^|(?<=[.;(\[])|(?<=[.;(\[]\s))"
 _FROM = r"(?i:from|after)(?![a-z])\s*"
 _NAME = r"[A-Z\u00c0-\u00de](?:\.|[a-z\u00df-\u024f]+)"
 _PERSON = rf"(?-i:(?:Drs?\.?\s+|Prof\.?\s+)?{_NAME}(?:(?<=\.)|[\s-]+)\s*(?:[A-Z]\.[\s-]*)*{_NAME})"
+_ORIGIN = (
+    r"(?i:from\b(?!\s+(?:the\s+)?(?:baseline|onset|days?|weeks?|months?|years?)\b)"
+    r"(?!\s+(?-i:[a-z\d]\S*\s+){1,4}to\s)"
+    r"|(?:after|based\s+on)\b(?!\s+(?-i:(?!(?:an?|the|our|data|ref\w*|fig\w*)\b)[a-z]))"
+    r"|with\s+(?:modifications?|approval)\b|under\s+(?:\w+\s+){0,4}(?:licen|cc\b|creative))"
+)
+"""Where a picture comes from: not a time, an event, or one end of "from 3 cm to 1 cm"."""
 _ADAPTED = re.compile(
-    r"\b(?i:adapted|redrawn|re-drawn|redesigned|reprinted|republished|reused|replotted)\s+"
-    r"(?i:(?:and\s+\w+\s+)?(?:\w+ly\s+)?(?:by\s+the\s+authors?\s+)?"
-    r"(?:from|after|with|under|based\s+on))(?![a-z])"
-    rf"|\b(?i:adapted|redrawn|redesigned)\s+(?i:by)\s+{_PERSON}"
-    r"|\b(?i:modified|reproduced)\s+"
-    r"(?i:(?:and\s+\w+\s+)?(?:\w+ly\s+)?(?:from|after|with\s+modifications?|under))(?![a-z])"
+    r"\b(?i:adapted|redrawn|re-drawn|redesigned|reprinted|republished|reused|replotted|modified"
+    r"|reproduced|simplified),?\s+(?i:(?:(?:and|in)\s+\w+\s+)?(?:\w+ly\s+)?(?:by\s+the\s+authors?\s+)?)"
+    rf"{_ORIGIN}"
     r"|\b(?i:adaptad[oa]s?|adapt\u00e9e?s?|modificad[oa]s?|modifi\u00e9e?s?)\s+(?i:d[eoa'\u2019])"
     rf"|\b(?i:tomad[oa]s?|extra[\u00edi]d[oa]s?|retirad[oa]s?|tir\u00e9e?s?|tratt[oaie]"
-    r"|entnommen\s+aus|d['\u2019]apr\u00e8s)"
+    r"|d['\u2019]apr\u00e8s|aus)"
     rf"\s+(?:(?i:d[eoai]l?)\s+)?{_CITATION}"
     r"|\b(?i:modifiziert|ver\u00e4ndert|umgezeichnet)\s+nach\b"
-    rf"|\b(?i:taken|obtained|derived|extracted)\s+{_FROM}{_CITATION}"
+    r"|\b(?<!(?i:data\s))(?i:taken|obtained|derived|extracted|excerpted|borrowed|copied|adopted"
+    rf"|recreated)\s+{_FROM}{_CITATION}"
     rf"|(?:{_START}|\b(?i:{_SHOWN})\s+(?:\d+\w?\s+)?){_FROM}{_CITATION}"
     rf"|(?:{_START}|\b(?i:{_PICTURE})\s+(?:(?:is|was)\s+)?)(?i:based\s+on)\s+(?!\d){_CITATION}"
     rf"|\b(?i:(?:from|using|via)\s+(?:the\s+|www\.)?{_LIBRARY})"
     rf"|\b(?i:(?:{_PICTURE}|panels?)\s+(?:\w+\s+){{0,3}}(?:previously|originally)\s+published)\b"
     rf"|{_START}(?i:previously|originally)\s+(?i:published\s+(?:in|by|as))\b"
-    rf"|\b(?i:{_PICTURE}\s+(?:\w+\s+){{0,2}}published\s+(?:previously|before|elsewhere))\b",
 )
 _CREDIT = re.compile(
     r"\bcourtesy\s*(?::|of\b|(?-i:Dr|Prof)\b)|\bcortes[i\u00ed]a\s+d|\bgentile\s+concessione\b"
-    r"|\bcredits?\s*:|\bphotographers?\s*:|\bbase\s?maps?\s*:|\bpublic\s+domain\b"
+    r"|\bcedid[oa]s?\s+p[eo]"
+    r"|\bcr[e\u00e9]dit(?:os?|s)?(?:\s+(?:d[aeo]s?\s+)?(?:(?:ph|f)oto|ima?g)\w*)?\s*:"
+    r"|\b(?:photograph(?:ers?|y)|illustrators?)\s*:|\bbase\s?maps?\s*:|\bpublic\s+domain\b"
     rf"|{_START}(?:{_PICTURE}\s*:\s*(?:{_PERSON}|(?-i:[A-Z])[\w-]+\s*(?:[.,;)/]|$))"
-    rf"|(?:drawn|illustrated|photographed)\s+by\s+{_PERSON}"
-    r"|kindly\s+(?:provided|supplied|contributed)\s+by"
+    rf"|(?:(?:re)?drawn|adapted|illustrated|photographed)\s+by\s+{_PERSON}"
+    r"|kindly\s+(?:provided|supplied|contributed|shared|donated)\s+by"
     r"|from\s+the\s+(?:collections?|archives?|library)\s+of\b"
-    r"|(?:foto(?:graf[i\u00ed]a)?s?|cr[e\u00e9]ditos?(?:\s+d[aeo]s?\s+\w+)?)\s*:"
-    r"|(?:source|fonte|fuente|quelle)\s*:)"
-    rf"|\b{_PICTURE}\s+(?:credits?\b|courtesy|source\s*:|by\s+{_PERSON}"
+    r"|(?:foto(?:graf[i\u00ed]a)?s?|source|fonte|fuente|quelle)\s*:)"
+    rf"|\b{_PICTURE}\s+(?:(?:credits?|acknowledge?ments?)\b|courtesy|source\s*:|by\s+{_PERSON}"
     r"|(?:(?:is|was|are|were)\s+)?(?:licen[cs]ed\s+(?:from|by|to)|(?:an?\s+)?derivative)\b"
     r"|(?:(?:was|were)\s+)?(?:provided|supplied|contributed)\s+by)"
-    rf"|\b{_SHOWN}\s+(?:(?:was|were)\s+)?kindly\s+(?:provided|supplied|contributed)\s+by"
+    rf"|\b{_SHOWN}\s+(?:(?:was|were)\s+)?kindly\s+(?:provided|supplied|contributed|shared|donated)\s+by"
     rf"|\bsource\s+of\s+(?:the\s+)?{_PICTURE}\s*:"
     r"|\bphoto(?:graph)?s?\s+by\s+(?-i:[A-Z])"
     r"|\b(?:licen[cs]ed|used|available|published|distributed)\s+under\s+(?:an?\s+|the\s+)?"
@@ -113,10 +122,9 @@ _CREDIT = re.compile(
     re.IGNORECASE,
 )
 _OWN = re.compile(
-    r"\bauthors?\b|\bown\b|\bour\b|\b(?:this|present)\s+(?:study|work|article)\b"
-    r"|\bpropi[ao]s?\b|\bpr[o\u00f3]pri[aoe]s?\b|\beigene\w*"
-    r"|\b(?:archivo|arquivo|acervo)\s+(?:personal|pessoal)\b|\bfield\s?(?:survey|work)\b"
-    r"|\baut(?:or(?:es|as?|en|i)?|eure?s?)\b",
+    r"\baut(?:hors?|or(?:es|as?|en|i)?|eure?s?)\b|\bown\b|\bour\b|\b(?:this|present)\s+(?:study|work|article)\b"
+    r"|\bpr[o\u00f3]pr?i[aoe]s?\b|\beigene\w*"
+    r"|\b(?:archivo|arquivo|acervo)\s+(?:personal|pessoal)\b|\bfield\s?(?:survey|work)\b",
     re.IGNORECASE,
 )
 """Words by which a source is the article itself."""
@@ -152,17 +160,18 @@ def third_party(
         caption: Their captions as one text.
         authors: Surnames of the article's authors.
     """
+    own = _own_copyright(authors)
     for block in _rights(nodes, "permissions"):
         statement = text_of(block)
         codes = [code for each in children(block, "license") if (code := stated_licence(each)[0])]
-        is_own = _OF_AUTHORS.search(statement) is not None and _owner(statement) is None
+        is_own = own.search(statement) is not None and _owner(statement, own) is None
         if statement and not is_own and not {"CC0", "CC BY"}.intersection(codes):
             return "yes", statement
     credits = map(text_of, _rights(nodes, "attrib"))
     attributions = [text for text in credits if text]
     texts = [caption, *attributions, *(text_of(each) for each in descendants(nodes[0], "fn"))]
     for text in texts:
-        if quote := _owner(text):
+        if quote := _owner(text, own):
             return "yes", quote
     for text in texts:
         if found := _ADAPTED.search(text):
@@ -180,13 +189,18 @@ def _rights(nodes: list[Element], name: str) -> Iterator[Element]:
         yield from descendants(node, name, outside=_OTHER_WORKS)
 
 
-def _owner(text: str) -> str | None:
+def _own_copyright(authors: frozenset[str]) -> re.Pattern[str]:
+    """Return the expression for a copyright of the authors of an article."""
+    names = "|".join(sorted(re.escape(name) for name in authors if len(name) > 1) or ["(?!)"])
+    return re.compile(rf"{_COPYRIGHT}(?:(?i:authors?)|{names})(?![\w-])")
+
+
+def _owner(text: str, own: re.Pattern[str]) -> str | None:
     """Return the sentence with a permission or copyright of somebody else, None without any."""
     places = (
         stated.start()
         for stated in _YES.finditer(text)
-        if not _OF_AUTHORS.match(text, stated.start())
-        and not _OF_SUBJECTS.match(text, stated.start())
+        if not own.match(text, stated.start()) and not _OF_SUBJECTS.match(text, stated.start())
     )
     return next((each for each in _sentences(text, places) if not _CONSENT.search(each)), None)
 
