@@ -12,6 +12,7 @@ import os
 import posixpath
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 import fsspec
 
 from llavamed.errors import DamagedFileError, StorageError
-from llavamed.storage.access import read_access, write_access
+from llavamed.storage.access import MAX_CONNECTIONS, read_access, write_access
 from llavamed.storage.ranges import RangeFile
 from llavamed.storage.retry import ATTEMPTS, RetryingFile, with_retries
 
@@ -57,8 +58,7 @@ class Location:
         if self.is_local:
             return self.path
         if "zip" in _protocols(self.fs):
-            archive = self.fs.of
-            return f"{Location(archive.fs, archive.path) / self.path}"
+            return f"{Location(self.fs.of.fs, self.fs.of.path) / self.path}"
         return f"{self.fs.unstrip_protocol(self.path)}{write_access(self.fs)}"
 
     def without_retries(self) -> "Location":
@@ -154,12 +154,11 @@ class Location:
 
     def _write(self, data: bytes) -> None:
         self._make_parent(self.path)
-        if not self.is_local:
-            # Object stores publish an object when it is whole.
+        if self.is_local:
+            with self._unfinished(data) as unfinished:
+                os.replace(unfinished, self.path)
+        else:  # object stores publish an object when it is whole
             self.fs.pipe_file(self.path, data, **self._limit())
-            return
-        with self._unfinished(data) as unfinished:
-            os.replace(unfinished, self.path)
 
     @contextmanager
     def _unfinished(self, data: bytes) -> Iterator[Path]:
@@ -304,12 +303,13 @@ class Location:
         with_retries(self, "delete", self._remove)
 
     def _remove(self) -> None:
+        limit = self._limit()
         if _BUCKETS.intersection(_protocols(self.fs)):
-            # One by one: s3fs drops what a store says of each file of a request for many.
-            for path in self.fs.find(self.path, **self._limit()):
-                self.fs.rm_file(path, **self._limit())
-        elif self.fs.exists(self.path, **self._limit()):
-            self.fs.rm(self.path, recursive=True, **self._limit())
+            # A request each: s3fs drops what a store says of each file of a request for many.
+            with ThreadPoolExecutor(MAX_CONNECTIONS) as pool:
+                list(pool.map(partial(self.fs.rm_file, **limit), self.fs.find(self.path, **limit)))
+        elif self.fs.exists(self.path, **limit):
+            self.fs.rm(self.path, recursive=True, **limit)
 
     def upload(self, folder: Path) -> None:
         """Copy every file below a local folder into this folder, `manifest.json` last."""

@@ -159,6 +159,11 @@ def test_a_file_that_may_not_be_deleted_is_told(folder: Location, faulty: Faulty
         with pytest.raises(StorageError, match=r"cannot delete it: PermissionError: .*; check"):
             work()
     assert (folder / "json").exists()
+    faulty.heal()
+    faulty.fail("403", "/json", times=FOR_EVER, method="DELETE")
+    with pytest.raises(StorageError, match=r"cannot delete it: PermissionError: .*; check"):
+        folder.remove()
+    assert (folder / "json").exists()
 
 
 def test_the_impatient_are_told_at_once(folder: Location, faulty: FaultyS3) -> None:
