@@ -11,6 +11,12 @@ _PREEMPTED = {
 }
 _STARTING = {"", "ContainerCreating", "PodInitializing"}
 """Reasons of containers that wait and will start by themselves."""
+_MEMORY = {
+    "wait-gcs-ready": "KubeRay gives it 256 MiB, whatever its group has: leave it out with "
+    "ENABLE_INIT_CONTAINER_INJECTION=false in the environment of KubeRay's operator",
+    **dict.fromkeys(("mlflow", "migrate", "gc"), "raise mlflow.memory"),
+}
+"""What to do for containers that have other memory than that of a group of Ray pods."""
 _DISK = re.compile(r"ephemeral|EmptyDir")
 _SCHEDULER = re.compile(r"0/\d+ nodes are available: (.*)", re.DOTALL)
 _LACKS = (
@@ -140,10 +146,8 @@ def _container_cause(status: Object, phase: str | None) -> Iterator[str]:
     elif reason in ("CreateContainerConfigError", "CreateContainerError"):
         yield f"container {name} cannot be created: {text}; create what it names"
     elif ended.get("reason") == "OOMKilled":
-        yield (
-            f"container {name} was killed for its memory; raise the memory of its group "
-            "(/dev/shm counts against it)"
-        )
+        raised = "raise the memory of its group (/dev/shm counts against it)"
+        yield f"container {name} was killed for its memory; {_MEMORY.get(name, raised)}"
     elif reason == "CrashLoopBackOff":
         yield f"container {name} ends again and again with exit code {code}{why}; read its log"
     elif reason not in _STARTING:
