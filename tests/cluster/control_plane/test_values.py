@@ -62,3 +62,17 @@ def test_null_is_refused_by_its_key(in_a_file: bool, helm: Helm, tmp_path: Path)
         code, said = template(helm, f"--set={name}=null")
         assert code != 0, name
         check_refusal(said, name)
+
+
+@pytest.mark.parametrize("is_wanted", [True, False])
+def test_the_chart_may_be_a_part_of_another(is_wanted: bool, helm: Helm, tmp_path: Path) -> None:
+    """Helm hands a part the key of its condition, and what is global."""
+    part = {"name": "llavamed", "version": "0.1.0", "condition": "llavamed.enabled"}
+    chart = {"apiVersion": "v2", "name": "parent", "version": "1.0.0", "dependencies": [part]}
+    values = {"global": {"cloud": "any"}, "llavamed": {"enabled": is_wanted}}
+    (tmp_path / "charts").mkdir()
+    (tmp_path / "charts" / "llavamed").symlink_to(CHART)
+    (tmp_path / "Chart.yaml").write_text(yaml.safe_dump(chart), encoding="utf-8")
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    made = load_objects(helm("template", "team", str(tmp_path), *KUBE))
+    assert ("RayCluster" in {item["kind"] for item in made}) == is_wanted
