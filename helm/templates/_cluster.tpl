@@ -66,6 +66,9 @@ replicas: {{ $replicas }}
 {{- end }}
 minReplicas: {{ $min }}
 maxReplicas: {{ $max }}
+# The defaults, for Argo CD: see the ports.
+numOfHosts: 1
+priority: 0
 rayStartParams:
   metrics-export-port: "8080"
   {{- if and .group.gpus (ne .group.gpuResource "nvidia.com/gpu") }}

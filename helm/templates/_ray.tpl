@@ -74,17 +74,18 @@ spec:
         {{- include "llavamed.containerSecurity" .group.capabilities | nindent 8 }}
       resources:
         {{- include "llavamed.rayResources" . | nindent 8 }}
+      # Also what is the default: Argo CD takes one that Kubernetes adds to an item of a list for a change.
       ports:
-        - {name: metrics, containerPort: 8080}
+        - {name: metrics, containerPort: 8080, protocol: TCP}
         {{- if .serve }}
-        - {name: serve, containerPort: 8000}
+        - {name: serve, containerPort: 8000, protocol: TCP}
         {{- end }}
         {{- if .head }}
-        - {name: gcs, containerPort: 6379}
-        - {name: dashboard, containerPort: 8265}
-        - {name: client, containerPort: 10001}
-        - {name: as-metrics, containerPort: 44217}
-        - {name: dash-metrics, containerPort: 44227}
+        - {name: gcs, containerPort: 6379, protocol: TCP}
+        - {name: dashboard, containerPort: 8265, protocol: TCP}
+        - {name: client, containerPort: 10001, protocol: TCP}
+        - {name: as-metrics, containerPort: 44217, protocol: TCP}
+        - {name: dash-metrics, containerPort: 44227, protocol: TCP}
         {{- end }}
       env:
         {{- include "llavamed.rayEnv" . | include "llavamed.env" | nindent 8 }}

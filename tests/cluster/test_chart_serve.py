@@ -64,7 +64,8 @@ def test_every_replica_has_a_pod_with_its_gpus_and_the_token() -> None:
                 if item["name"] == Replicas().serving.token_env
             ]
             assert token["valueFrom"]["secretKeyRef"] == {"name": "token", "key": "token"}
-            assert {"name": "serve", "containerPort": 8000} in pod["containers"][0]["ports"]
+            port = {"name": "serve", "containerPort": 8000, "protocol": "TCP"}
+            assert port in pod["containers"][0]["ports"]
 
 
 def test_another_model_comes_up_on_a_cluster_beside_the_old_one() -> None:

@@ -196,11 +196,19 @@ def test_external_secrets_are_made_under_the_names_that_pods_read() -> None:
         }
     )
     made = {
-        name.partition("/")[2]: item["spec"]["dataFrom"][0]["extract"]["key"]
+        name.partition("/")[2]: item["spec"]["dataFrom"]
         for name, item in found.items()
         if item["kind"] == "ExternalSecret"
     }
-    assert made == {"keys": "team/s3", "database": "team/database"}
+    defaults = {
+        "conversionStrategy": "Default",
+        "decodingStrategy": "None",
+        "metadataPolicy": "None",
+    }
+    assert made == {
+        "keys": [{"extract": {"key": "team/s3"} | defaults}],
+        "database": [{"extract": {"key": "team/database"} | defaults}],
+    }
 
 
 def metric_names(text: str) -> set[str]:

@@ -320,8 +320,9 @@ def test_every_port_that_a_policy_names_is_a_pods() -> None:
     for pod in (head, cpu, a100, mlflow_pod()):
         names = [port["name"] for port in pod["containers"][0]["ports"]]
         assert len(set(names)) == len(names)
+    port = {"name": "metrics", "containerPort": 8080, "protocol": "TCP"}
     for pod in (head, cpu, a100):
-        assert {"name": "metrics", "containerPort": 8080} in pod["containers"][0]["ports"]
+        assert port in pod["containers"][0]["ports"]
     spec = found["RayCluster/llavamed"]["spec"]
     for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
         assert group["rayStartParams"]["metrics-export-port"] == "8080"
