@@ -267,6 +267,7 @@ def llava_config(model: Model, vision: Any, text: Any) -> LlavaConfig | LlavaNex
         projector_hidden_act=ACTIVATIONS[model.projector],
         vision_feature_layer=model.vision_feature_layer,
         vision_feature_select_strategy=tower.strategy,
+        tie_word_embeddings=text.tie_word_embeddings,  # a LlavaNextConfig does not look for itself
         **tiles,
     )
 

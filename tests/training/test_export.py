@@ -23,11 +23,12 @@ from llavamed.model.export import (
     serving_note,
     write_export,
 )
-from llavamed.model.llava import build_model, load_model
+from llavamed.model.llava import build_model, load_model, shape_on_meta
 from llavamed.processor.build import build_processor
 from llavamed.storage.location import MANIFEST, Location, locate
 from llavamed.storage.manifest import ExportManifest, find, write
 from tests.support.manifests import export_manifest
+from tests.support.mixed_samples import TILES
 from tests.support.published_names import PUBLISHED_PREFIXES
 from tests.support.published_parts import NUM_WORDS, composed, save_parts
 from tests.support.training_setup import assert_same_weights, processor_of, small_config
@@ -62,6 +63,20 @@ def test_parts_keep_their_weights_bit_for_bit(
     assert (model.lm_head.weight is model.get_input_embeddings().weight) == (
         language_model == "tied"
     )
+
+
+@pytest.mark.parametrize("language_model", ["untied", "tied"])
+def test_an_export_with_tiles_has_as_many_tables_as_its_language_model(
+    tiny_config: RunConfig, parts: Path, tmp_path: Path, language_model: str
+) -> None:
+    config, processor = composed(tiny_config, parts, "tower", language_model, *TILES)
+    model = build_model(config.model, processor, seed=0, precision="fp32")
+    write_export(locate(str(tmp_path)), model, model.state_dict(), processor)
+    loaded = load_model(tmp_path, "fp32", "sdpa")
+    assert_same_weights(loaded.state_dict(), model.state_dict())
+    for each in (model, loaded, shape_on_meta(config.model)):
+        is_tied = each.lm_head.weight is each.get_input_embeddings().weight
+        assert is_tied == (language_model == "tied")
 
 
 def test_the_vocabulary_grows_for_the_image_token(tiny_config: RunConfig, parts: Path) -> None:
