@@ -110,6 +110,13 @@ def test_your_own_mlflow_takes_the_place_of_the_charts() -> None:
     assert "WARNING: MLflow" not in notes
 
 
+def test_notes_warn_where_mlflow_asks_for_no_password() -> None:
+    said = "WARNING: nobody needs a password for MLflow"
+    assert said in release()["notes"]
+    assert said not in release({"mlflow.auth.existingSecret": "users"})["notes"]
+    assert said not in release({"mlflow.trackingUri": "https://mlflow.example.org"})["notes"]
+
+
 @pytest.mark.parametrize("resource", ["nvidia.com/mig-3g.40gb", "nvidia.com/gpu.shared"])
 def test_a_gpu_may_be_a_slice_or_a_share(resource: str) -> None:
     values = {"ray.a100.gpuResource": resource, "ray.a100.gpus": 2}
