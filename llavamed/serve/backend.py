@@ -8,7 +8,7 @@ import asyncio
 import base64
 import json
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,6 +25,8 @@ from llavamed.serve.openai import ChatRequest, Choice, TokenCounts, token_logpro
 from llavamed.serve.prompt import encode_messages
 from llavamed.serve.spelling import Spelling
 
+Read = Callable[[], Awaitable[list[Message]]]
+"""Reads the messages of a request with their images, which a full queue does not ask for."""
 _SEED_RANGE = 2**63
 _LONGEST_LINE = 2**22
 """Bytes of the longest line of a stream that is read: aiohttp reads up to twice its buffer."""
@@ -42,8 +44,8 @@ class Update:
 class Backend(Protocol):
     """Answers requests."""
 
-    def answer(self, request: ChatRequest, messages: list[Message]) -> AsyncGenerator[Update]:
-        """Answer a request whose images are in `messages`. Raises: RequestError."""
+    def answer(self, request: ChatRequest, read: Read) -> AsyncGenerator[Update]:
+        """Answer a request, whose messages `read` returns. Raises: RequestError."""
         ...
 
     def load(self) -> tuple[int, int]:
@@ -69,15 +71,16 @@ class LocalBackend:
             generator, max_batch_size=serving.max_batch_size, max_waiting=serving.max_waiting
         )
 
-    async def answer(self, request: ChatRequest, messages: list[Message]) -> AsyncGenerator[Update]:
+    async def answer(self, request: ChatRequest, read: Read) -> AsyncGenerator[Update]:
         """Answer a request; see `Backend`."""
-        prompt, room = await asyncio.to_thread(
-            encode_messages,
-            messages,
-            self._generator,
-            max_new_tokens=request.max_tokens,
-            default=self._serving.limits.default_max_tokens,
-        )
+        with self._engine.place(request.n or 1):
+            prompt, room = await asyncio.to_thread(
+                encode_messages,
+                await read(),
+                self._generator,
+                max_new_tokens=request.max_tokens,
+                default=self._serving.limits.default_max_tokens,
+            )
         shown = [""] * (request.n or 1)
         said = [0] * len(shown)
         ended: set[int] = set()
@@ -145,7 +148,7 @@ class EngineBackend:
         self._session: aiohttp.ClientSession | None = None
         self._num_running = 0
 
-    async def answer(self, request: ChatRequest, messages: list[Message]) -> AsyncGenerator[Update]:
+    async def answer(self, request: ChatRequest, read: Read) -> AsyncGenerator[Update]:
         """Answer a request; see `Backend`."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
@@ -163,9 +166,8 @@ class EngineBackend:
             )
         self._num_running += 1
         try:
-            async with self._session.post(
-                f"{self._url}/chat/completions", json=self._body(request, messages)
-            ) as answer:
+            body = self._body(request, await read())
+            async with self._session.post(f"{self._url}/chat/completions", json=body) as answer:
                 if answer.status != 200:
                     raise await _refusal(answer)
                 usage, ended = TokenCounts(0, 0), set[int]()

@@ -4,8 +4,8 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from llavamed.errors import LlavaMedError, LogitsError, RequestError
@@ -58,6 +58,7 @@ class BatchEngine:
         self._max_batch_size, self._max_waiting = max_batch_size, max_waiting
         self._waiting: deque[_Job] = deque()
         self._running: list[_Job] = []
+        self._coming: list[int] = []  # answers of each request whose prompt is being made
         self._num_taken = 0
         self._batch = generator.running_batch()
         self._changed = threading.Condition()
@@ -68,7 +69,7 @@ class BatchEngine:
     @property
     def num_waiting(self) -> int:
         """Return the number of requests that wait."""
-        return len(self._waiting)
+        return len(self._coming) + len(self._waiting)
 
     @property
     def batch_size(self) -> int:
@@ -80,6 +81,30 @@ class BatchEngine:
         """Return whether requests are answered."""
         return self._thread.is_alive()
 
+    @contextmanager
+    def place(self, num_answers: int) -> Iterator[None]:
+        """Keep a place in the queue while a prompt is made, which takes memory and time.
+
+        Raises:
+            RequestError: Too many requests wait.
+        """
+        with self._changed:
+            if self._is_closed:
+                raise _stopped()
+            if self._is_full(num_answers):
+                raise RequestError(
+                    f"queue: {self._max_waiting} requests wait already; try again later",
+                    code="queue_full",
+                    status=429,
+                    retry_after=1 + self.num_waiting // self._max_batch_size,
+                )
+            self._coming.append(num_answers)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._coming.remove(num_answers)
+
     async def answer(
         self, prompt: EncodedPrompt, samplings: Sequence[Sampling]
     ) -> AsyncGenerator[list[PartialAnswer]]:
@@ -88,7 +113,7 @@ class BatchEngine:
         A caller that stops reading gives the request up, and its answers leave the batch.
 
         Raises:
-            RequestError: Too many requests wait, or the model fails.
+            RequestError: The model fails.
         """
         job = _Job(
             prompt,
@@ -98,13 +123,6 @@ class BatchEngine:
         with self._changed:
             if self._is_closed:
                 raise _stopped()
-            if self._is_full(job):
-                raise RequestError(
-                    f"queue: {self._max_waiting} requests wait already; try again later",
-                    code="queue_full",
-                    status=429,
-                    retry_after=1 + len(self._waiting) // self._max_batch_size,
-                )
             self._waiting.append(job)
             self._changed.notify()
         is_open = True
@@ -122,14 +140,14 @@ class BatchEngine:
                     job.is_given_up = True
                     self._changed.notify()
 
-    def _is_full(self, job: _Job) -> bool:
+    def _is_full(self, num_answers: int) -> bool:
         """Return whether as many wait as may, without those that the batch has room for."""
         room = self._max_batch_size - max(len(self._batch), self._num_taken)
         num_left = 0
-        for each in self._waiting:
-            room -= len(each.answers)
+        for number in [*(len(job.answers) for job in self._waiting), *self._coming]:
+            room -= number
             num_left += room < 0
-        return num_left >= self._max_waiting and room < len(job.answers)
+        return num_left >= self._max_waiting and room < num_answers
 
     def close(self) -> None:
         """End the thread. Requests that are not answered yet fail."""

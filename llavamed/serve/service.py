@@ -125,9 +125,13 @@ class Service:
         asked = parse_request(await read_body(request, self.serving.limits))
         self._check(asked)
         record.model, record.is_stream = asked.model, asked.stream
-        messages = await read_messages(asked.messages, self.serving)
-        self._note(record, messages)
-        updates = self.backend.answer(asked, messages)
+
+        async def read() -> list[Message]:
+            messages = await read_messages(asked.messages, self.serving)
+            self._note(record, messages)
+            return messages
+
+        updates = self.backend.answer(asked, read)
         reply = ResponseHead.to(record.request_id, asked.model)
         patience = SILENT_SECONDS if asked.stream else None
         first = await unless_gone(request.receive, begin(updates, patience))

@@ -34,9 +34,10 @@ class Scripted:
         self.asked: list[Any] = []
         self.is_open = 0
 
-    async def answer(self, request: Any, messages: list[Any]) -> Any:
+    async def answer(self, request: Any, read: Any) -> Any:
         import asyncio
 
+        messages = await read()
         self.asked.append(messages)
         question = next(part for part in messages[-1].parts if isinstance(part, str))
         if question == "fail":

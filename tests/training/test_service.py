@@ -200,7 +200,8 @@ class Slow:
 
     is_open = False
 
-    async def answer(self, request: Any, messages: Any) -> Any:
+    async def answer(self, request: Any, read: Any) -> Any:
+        messages = await read()
         self.is_open = True
         try:
             await asyncio.sleep(float(messages[-1].parts[0]))

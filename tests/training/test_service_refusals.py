@@ -17,7 +17,7 @@ import torch
 
 from llavamed.config.load import load_section
 from llavamed.config.serving import Serving
-from llavamed.errors import ConfigError
+from llavamed.errors import ConfigError, RequestError
 from llavamed.model import running_batch
 from llavamed.model.continuation import Sampling
 from llavamed.model.generation import Generator, Prompt
@@ -181,7 +181,8 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(
         held = [pool.submit(running.chat, "Why?", max_tokens=3) for _ in range(12)]
         # Some are in the batch, which has room for eight, and four more wait.
         wait_until(lambda: sum(backend.load()) == 12)
-        status, body = running.chat("Why?")
+        # Neither is an image read, nor a prompt made, of which there is no place.
+        status, body = running.chat(url_part("data:image/png;base64,damaged"))
         gate.opened.set()
         assert (status, body["error"]["code"]) == (429, "queue_full")
         assert body["error"]["type"] == "rate_limit_error"
@@ -197,6 +198,8 @@ def test_those_that_come_at_once_and_fit_into_the_batch_do_not_wait(generator: G
 
     async def answer() -> str | None:
         last = None
+        with engine.place(1):
+            await asyncio.sleep(0)  # all are here before the first prompt is made
         async for news in engine.answer(prompt, [Sampling(2)]):
             last = news[0].finish_reason
         return last
@@ -205,6 +208,9 @@ def test_those_that_come_at_once_and_fit_into_the_batch_do_not_wait(generator: G
         return await asyncio.gather(*(answer() for _ in range(4)))
 
     assert set(asyncio.run(burst())) <= {"stop", "length"}
+    with engine.place(4), engine.place(1), pytest.raises(RequestError, match="queue: 1 requests"):
+        engine.place(1).__enter__()
+    assert engine.num_waiting == 0
     engine.close()
 
 
