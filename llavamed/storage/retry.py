@@ -59,11 +59,16 @@ class Place(Protocol):
     def attempts(self) -> int:
         """Number of times to try an operation."""
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on this machine."""
+
 
 def with_retries(place: Place, verb: str, work: Callable[[], _T]) -> _T:
     """Do `work`, and do it again while it fails for a reason that may pass. Log each failure.
 
-    A file that is read damaged is read again at once, because bytes also change on their way.
+    A file that is read damaged is read again at once, because bytes also change on their way; but
+    not a file of this machine, whose bytes have no way.
 
     Args:
         place: The object of the operation.
@@ -74,6 +79,9 @@ def with_retries(place: Place, verb: str, work: Callable[[], _T]) -> _T:
         FileNotFoundError: The file to read does not exist.
         StorageError: It fails for another reason, or at the last attempt too.
     """
+
+    def may_pass(error: BaseException) -> bool:
+        return _may_pass(error) and not (isinstance(error, DamagedFileError) and place.is_local)
 
     def wait(state: RetryCallState) -> float:
         return 0.0 if isinstance(_error(state), DamagedFileError) else WAIT(state)
@@ -88,7 +96,7 @@ def with_retries(place: Place, verb: str, work: Callable[[], _T]) -> _T:
         )
 
     retrying = Retrying(
-        retry=retry_if_exception(_may_pass),
+        retry=retry_if_exception(may_pass),
         stop=stop_after_attempt(place.attempts) | stop_after_delay(LAST_ATTEMPT_SECONDS),
         wait=wait,
         before_sleep=warn,

@@ -269,7 +269,7 @@ def test_with_the_client_s_own_tries_a_short_failure_is_not_even_told(
     assert not [record for record in caplog.records if record.name == "llavamed.storage.retry"]
 
 
-HERE = locate("/some/file")
+HERE, AWAY = locate("/some/file"), locate("memory://some/file")
 PASSING = [
     OSError(errno.EIO, "Input/output error"),
     OSError(errno.ESTALE, "Stale file handle"),
@@ -303,10 +303,10 @@ def test_work_is_done_until_it_succeeds_or_has_been_tried_often_enough(
         return "done"
 
     if len(errors) < ATTEMPTS:
-        assert with_retries(HERE, "read", work) == "done"
+        assert with_retries(AWAY, "read", work) == "done"
     else:
         with pytest.raises(StorageError):
-            with_retries(HERE, "read", work)
+            with_retries(AWAY, "read", work)
     assert len(done) == min(len(errors) + 1, ATTEMPTS)
 
 
@@ -336,5 +336,9 @@ def test_waits_grow_and_last_as_long_as_a_server_takes_to_start_again(monkeypatc
     waits.clear()
     damaged = itertools.repeat(DamagedFileError("file: is not JSON", "cut off"))
     with pytest.raises(DamagedFileError):
-        with_retries(HERE, "read", lambda: (_ for _ in ()).throw(next(damaged)))
+        with_retries(AWAY, "read", lambda: (_ for _ in ()).throw(next(damaged)))
     assert waits == [0.0] * (ATTEMPTS - 1)
+    waits.clear()
+    with pytest.raises(DamagedFileError):  # a file of this machine stays as it is
+        with_retries(HERE, "read", lambda: (_ for _ in ()).throw(next(damaged)))
+    assert waits == []

@@ -30,6 +30,7 @@ class _Server:
     url: str
     attempts: int = ATTEMPTS
     seconds: float = 60.0
+    is_local: bool = False
 
     def __str__(self) -> str:
         return self.url
