@@ -8,19 +8,22 @@ import io
 import math
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
 
 from llavamed.errors import SampleError
 from llavamed.processor.gdcm_process import decode_apart
 from llavamed.processor.grey_levels import (
     Values,
     apply_window,
-    between_percentiles,
+    between,
+    percentile_range,
     to_grey_pixels,
     with_square_pixels,
 )
@@ -43,8 +46,15 @@ _SOFT_TISSUE = (40.0, 400.0)
 
 MAX_PIXELS = 40_000_000
 """Larger pictures are refused by their header."""
-MAX_INFLATED_BYTES = 1 << 28
-"""Size above which a file that is deflated as a whole is refused, while it is inflated."""
+MAX_BYTES = 1 << 28
+"""Size above which pixels are refused by their header, and a file that is deflated as a whole while
+it is inflated."""
+_CODED = ("JPEG", "JPEG2000")
+"""Formats of compressed pixels whose header Pillow reads."""
+_RLE_HEAD = 64
+"""Bytes before the segments of RLE, which at worst are a little longer than the pixels."""
+_STRIP_ROWS = 256
+"""Rows that are mapped at once, because their values take eight bytes each."""
 
 
 def read_dicom(data: bytes, frame: int = 0) -> bytes:
@@ -70,16 +80,28 @@ def read_dicom(data: bytes, frame: int = 0) -> bytes:
         num_frames = int(dataset.get("NumberOfFrames") or 1)
         if not 0 <= frame < num_frames:
             raise SampleError("no_such_frame", f"frame {frame} of {num_frames}")
-        height, width = int(dataset.get("Rows", 0)), int(dataset.get("Columns", 0))
-        if height * width > MAX_PIXELS:
-            raise SampleError(
-                "image_too_large",
-                f"{width}x{height} pixels, at most {MAX_PIXELS} of DICOM are decoded",
-            )
+        _check_size(dataset)
         stored = _decode(dataset, data, frame if num_frames > 1 else None)
         is_grey = stored.ndim == 2
-        pixels = _to_grey(stored, dataset, frame) if is_grey else _to_8_bits(stored, dataset)
+        pixels = (_to_grey if is_grey else _to_8_bits)(stored, dataset, frame)
         return to_png(with_square_pixels(pixels, *_pixel_size(dataset, frame)))
+
+
+def _check_size(dataset: Any) -> None:
+    """Refuse pixels by their header. Raises: SampleError, `image_too_large`."""
+    height, width = int(dataset.get("Rows", 0)), int(dataset.get("Columns", 0))
+    size = height * width * _bytes_per_pixel(dataset)
+    if height * width > MAX_PIXELS or size > MAX_BYTES:
+        raise SampleError(
+            "image_too_large",
+            f"{width}x{height} pixels, {size} bytes; at most {MAX_PIXELS} pixels and {MAX_BYTES} "
+            "bytes of DICOM are decoded",
+        )
+
+
+def _bytes_per_pixel(dataset: Any) -> int:
+    bits = int(dataset.get("BitsAllocated", 8))
+    return int(dataset.get("SamplesPerPixel", 1)) * math.ceil(bits / 8)
 
 
 def check_deidentified(data: bytes) -> None:
@@ -148,8 +170,8 @@ def _check_inflated(data: bytes) -> None:
     if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
         return
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    if len(inflater.decompress(file.read(), MAX_INFLATED_BYTES + 1)) > MAX_INFLATED_BYTES:
-        raise SampleError("image_too_large", f"inflates to more than {MAX_INFLATED_BYTES:,} bytes")
+    if len(inflater.decompress(file.read(), MAX_BYTES + 1)) > MAX_BYTES:
+        raise SampleError("image_too_large", f"inflates to more than {MAX_BYTES:,} bytes")
 
 
 @contextmanager
@@ -168,6 +190,7 @@ def _decode(dataset: Any, data: bytes, index: int | None) -> npt.NDArray[Any]:
     from pydicom.pixels import pixel_array
 
     try:
+        _check_coded(dataset, index or 0)
         decoder = _decoder(dataset)
         if decoder == "gdcm":
             pixels = decode_apart(data, index)
@@ -175,11 +198,36 @@ def _decode(dataset: Any, data: bytes, index: int | None) -> npt.NDArray[Any]:
             pixels = pixel_array(dataset, index=index, decoding_plugin=decoder)
         is_palette = dataset.PhotometricInterpretation == "PALETTE COLOR"
         return _coloured(pixels, dataset) if is_palette else pixels
+    except SampleError:
+        raise
     except Exception as error:  # decoders raise whatever their C code meets
         syntax = "unknown transfer syntax"
         with suppress(Exception):  # a damaged header names none
             syntax = dataset.file_meta.TransferSyntaxUID.name
         raise SampleError("corrupt_image", f"{syntax}: {_reason(error)}") from error
+
+
+def _check_coded(dataset: Any, index: int) -> None:
+    """Refuse more compressed pixels than the header says. Raises: SampleError, `corrupt_image`."""
+    from pydicom.encaps import get_frame
+    from pydicom.uid import RLELossless
+
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if not syntax.is_encapsulated:
+        return
+    num_frames = int(dataset.get("NumberOfFrames") or 1)
+    coded = get_frame(dataset.PixelData, index, number_of_frames=num_frames)
+    height, width = int(dataset.Rows), int(dataset.Columns)
+    found = None
+    if syntax == RLELossless:
+        if len(coded) > 2 * height * width * _bytes_per_pixel(dataset) + _RLE_HEAD:
+            found = f"{len(coded)} bytes"
+    else:
+        with suppress(UnidentifiedImageError):  # GDCM decodes others, in a process of its own
+            wide, high = Image.open(io.BytesIO(coded), formats=_CODED).size
+            found = f"{wide}x{high} pixels" if wide * high > width * height else None
+    if found is not None:
+        raise SampleError("corrupt_image", f"{found} are coded in {width}x{height} pixels")
 
 
 def _decoder(dataset: Any) -> str:
@@ -240,29 +288,50 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
-def _to_8_bits(colours: npt.NDArray[Any], dataset: Any) -> Pixels:
+def _in_strips(
+    pixels: npt.NDArray[Any], work: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
+) -> npt.NDArray[Any]:
+    """Return what `work` makes of each strip of a picture, one below the other."""
+    tops = range(0, len(pixels), _STRIP_ROWS)
+    return np.concatenate([work(pixels[top : top + _STRIP_ROWS]) for top in tops])
+
+
+def _to_8_bits(colours: npt.NDArray[Any], dataset: Any, _: int) -> Pixels:
     if colours.dtype == np.uint8:
         return colours
-    largest = 2 ** int(dataset.BitsStored) - 1
-    return (colours.astype(np.float64) * (255 / largest)).round().astype(np.uint8)
+    scale = 255 / (2 ** int(dataset.BitsStored) - 1)
+    return _in_strips(
+        colours, lambda strip: (strip.astype(np.float64) * scale).round().astype(np.uint8)
+    )
 
 
 def _to_grey(pixels: npt.NDArray[Any], dataset: Any, index: int) -> npt.NDArray[np.uint8]:
     """Map stored values to grey levels: rescale, window, invert where bright means black."""
+    rescale = _rescaling(_of_frame(dataset, index, "PixelValueTransformationSequence"))
+    window = _of_frame(dataset, index, "FrameVOILUTSequence")
+    show = _windowing(window, str(dataset.get("Modality", "")))
+    if show is None:
+        inside = _in_strips(pixels, lambda strip: rescale(strip)[_inside(strip, dataset)])
+        low, high = percentile_range(inside)
+        show = partial(between, low=low, high=high)
+
+    def to_grey(strip: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+        grey = show(rescale(strip))
+        if dataset.PhotometricInterpretation == "MONOCHROME1":
+            grey = 1 - grey
+        grey[~_inside(strip, dataset)] = 0
+        return to_grey_pixels(grey)
+
+    return _in_strips(pixels, to_grey)
+
+
+def _rescaling(transform: Any) -> Callable[[npt.NDArray[Any]], Values]:
+    """Return what makes values of a unit out of stored values, by a table or a line."""
     from pydicom.pixels import apply_modality_lut
 
-    transform = _of_frame(dataset, index, "PixelValueTransformationSequence")
     if transform.get("ModalityLUTSequence"):
-        values = _by_table(pixels, transform.ModalityLUTSequence[0])
-    else:
-        values = apply_modality_lut(pixels, transform).astype(np.float64)
-    inside = _inside(pixels, dataset)
-    window = _of_frame(dataset, index, "FrameVOILUTSequence")
-    grey = _windowed(values, window, str(dataset.get("Modality", "")), inside)
-    if dataset.PhotometricInterpretation == "MONOCHROME1":
-        grey = 1 - grey
-    grey[~inside] = 0
-    return to_grey_pixels(grey)
+        return lambda stored: _by_table(stored, transform.ModalityLUTSequence[0])
+    return lambda stored: apply_modality_lut(stored, transform).astype(np.float64)
 
 
 def _inside(pixels: npt.NDArray[Any], dataset: Any) -> npt.NDArray[np.bool_]:
@@ -307,18 +376,17 @@ def _of_frame(dataset: Any, index: int, name: str) -> Any:
     return dataset
 
 
-def _windowed(values: Values, window: Any, modality: str, inside: npt.NDArray[np.bool_]) -> Values:
-    """Map values to 0..1 by a table, a window, a preset for CT, or percentiles."""
+def _windowing(window: Any, modality: str) -> Callable[[Values], Values] | None:
+    """Return what maps values to 0..1: a table, a window, a preset for CT, or None of them."""
     if window.get("VOILUTSequence"):
         table = window.VOILUTSequence[0]
-        bits = int(table.LUTDescriptor[2])
-        return np.clip(_by_table(np.rint(values), table) / (2**bits - 1), 0, 1)
+        largest = 2 ** int(table.LUTDescriptor[2]) - 1
+        return lambda values: np.clip(_by_table(np.rint(values), table) / largest, 0, 1)
     centre, width = _first(window, "WindowCenter"), _first(window, "WindowWidth")
     if centre is not None and width is not None and width > 0:
-        return apply_window(values, centre, width, str(window.get("VOILUTFunction", "LINEAR")))
-    if modality == "CT":
-        return apply_window(values, *_SOFT_TISSUE)
-    return between_percentiles(values, inside)
+        function = str(window.get("VOILUTFunction", "LINEAR"))
+        return lambda values: apply_window(values, centre, width, function)
+    return (lambda values: apply_window(values, *_SOFT_TISSUE)) if modality == "CT" else None
 
 
 def _first(dataset: Any, name: str) -> float | None:

@@ -34,16 +34,25 @@ def apply_window(values: Values, centre: float, width: float, function: str = "L
     return np.clip((values - (centre - 0.5)) / (width - 1) + 0.5, 0, 1)
 
 
-def between_percentiles(values: Values, inside: npt.NDArray[np.bool_]) -> Values:
-    """Map values to 0..1 between the 0.5th and the 99.5th percentile of those inside."""
-    chosen = values[inside & np.isfinite(values)]
+def percentile_range(values: Values) -> tuple[float, float]:
+    """Return the 0.5th and the 99.5th percentile of finite values.
+
+    Raises:
+        SampleError: `corrupt_image`, if there are not two different values.
+    """
+    chosen = values[np.isfinite(values)]
     if not chosen.size:
         raise SampleError("corrupt_image", "no pixel has a value")
-    low, high = np.percentile(chosen, [0.5, 99.5])
+    low, high = np.percentile(chosen, [0.5, 99.5], overwrite_input=True)
     if high <= low:
         low, high = float(chosen.min()), float(chosen.max())
     if high <= low:
         raise SampleError("corrupt_image", f"every pixel is {low:g}")
+    return low, high
+
+
+def between(values: Values, low: float, high: float) -> Values:
+    """Map values to 0..1 between two of them."""
     return np.clip((np.nan_to_num(values, nan=low) - low) / (high - low), 0, 1)
 
 

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from llavamed.errors import SampleError
 from llavamed.processor.grey_levels import (
-    between_percentiles,
+    between,
+    percentile_range,
     to_grey_pixels,
     with_square_pixels,
 )
@@ -53,7 +54,7 @@ def read_nifti(data: bytes, *, number: int = 0, count: int = 1) -> bytes:
     volume, (width, height) = _read(_inflated(data))
     position = choose_slices(volume, count)[number]
     plane = np.rot90(volume[::-1, :, position]).astype(np.float64)
-    grey = between_percentiles(plane, np.ones(plane.shape, bool))
+    grey = between(plane, *percentile_range(plane))
     return to_png(with_square_pixels(to_grey_pixels(grey), height, width))
 
 

@@ -214,13 +214,39 @@ def test_a_deflated_file_that_would_fill_the_memory_is_refused(monkeypatch):
     dataset.PixelData = bytes(1 << 26)
     buffer = io.BytesIO()
     dataset.save_as(buffer)
-    monkeypatch.setattr("llavamed.processor.dicom.MAX_INFLATED_BYTES", 1 << 20)
+    monkeypatch.setattr("llavamed.processor.dicom.MAX_BYTES", 1 << 20)
     read_dicom(file("image_dfl.dcm"))
     tracemalloc.start()
     with pytest.raises(SampleError, match="image_too_large: inflates to more than 1,048,576 bytes"):
         read_dicom(buffer.getvalue())
     assert tracemalloc.get_traced_memory()[1] < 1 << 22
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_is_the_same_in_strips_of_any_height(name, monkeypatch):
+    whole = read_dicom(file(name))
+    monkeypatch.setattr("llavamed.processor.dicom._STRIP_ROWS", 7)
+    assert read_dicom(file(name)) == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("MR_small_RLE.dcm", "6108 bytes"),
+        ("693_J2KI.dcm", "512x512 pixels"),
+        ("SC_jpeg_no_color_transform.dcm", "256x256 pixels"),
+    ],
+)
+def test_more_pixels_than_the_header_says_are_not_decoded(name, found):
+    with pytest.raises(SampleError, match=f"corrupt_image: {found} are coded in 8x8 pixels"):
+        read_dicom(changed(name, Rows=8, Columns=8))
+
+
+@pytest.mark.parametrize("tags", [{"Rows": 60000}, {"Rows": 6000, "BitsAllocated": 64}], ids=str)
+def test_pixels_that_would_fill_the_memory_are_not_decoded(tags):
+    with pytest.raises(SampleError, match=r"image_too_large: 6000x60*00 pixels, \d+ bytes; at"):
+        read_dicom(changed("MR_small_RLE.dcm", Columns=6000, **tags))
 
 
 def test_a_damaged_jpeg_in_a_dicom_file_ends_no_process():

@@ -249,7 +249,7 @@ def test_dicom_files_that_cannot_be_shown(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(SampleError, match="corrupt_image: "):
         read_dicom(dicom_file(GRADIENT)[:-10])
     monkeypatch.setattr("llavamed.processor.dicom.MAX_PIXELS", 64)
-    with pytest.raises(SampleError, match="image_too_large: 64x64 pixels, at most 64 of DICOM"):
+    with pytest.raises(SampleError, match=r"image_too_large: 64x64 pixels, .* at most 64 pixels"):
         read_dicom(dicom_file(GRADIENT))
     assert MAX_PIXELS == 40_000_000
     real = builtins.__import__
