@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from llavamed.cli.options import console
+from llavamed.errors import ConfigError
 
 if TYPE_CHECKING:
     from llavamed.serve.conversation import Conversation
@@ -53,6 +54,8 @@ def chat(
     ] = "auto",
 ) -> None:
     """Talk to an export about images in the terminal. It answers as in the evaluation."""
+    if ask is not None and not ask.strip():
+        raise ConfigError('--ask="": holds no question; ask one, or leave --ask out')
     from llavamed.serve.conversation import NOTICE, Conversation, Settings
     from llavamed.serve.export import open_export
     from llavamed.tracking.registered import find_export
@@ -114,10 +117,14 @@ def _file_name(text: str) -> str:
 
 
 def _answer(conversation: "Conversation", question: str) -> None:
+    is_empty = True
     for piece in conversation.ask(question):
+        is_empty = is_empty and not piece
         # Control characters would reach the terminal.
         typer.echo(_CONTROLS.sub("", piece) if console.is_terminal else piece, nl=False)
     typer.echo()
+    if is_empty:
+        typer.echo("the answer is empty: the model ends it at once", err=True)
 
 
 def serve(

@@ -149,7 +149,7 @@ def dialogues(
     show_dialogue_plan(plan, job.settings, console)
     if write_batch is not None:
         names = job.write_batches(write_batch)
-        print_line(console, f"{write_batch}: {len(names)} files")
+        print_line(console, f"batch files in {write_batch}: {', '.join(names) or 'none'}")
     elif not estimate:
         show_dialogues(job.run(plan), console)
 

@@ -13,6 +13,7 @@ from llavamed.cli.logs import log_console
 from llavamed.cli.options import ConfigFile, Overrides, console, load_run, print_line
 from llavamed.config.run import RunConfig
 from llavamed.config.sources import LlavaJson
+from llavamed.errors import ConfigError
 
 if TYPE_CHECKING:
     from llavamed.data.inspect.samples import InspectedSample
@@ -86,7 +87,14 @@ def inspect(
         ),
     ] = None,
     config: ConfigFile = None,
-    number: Annotated[int, typer.Option(min=1, help="Number of samples to draw.")] = 1,
+    number: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of samples to draw, default: 1. With --quarantined, number to show for "
+            "each reason, default: 3.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Another seed draws other samples.")] = 0,
     quarantined: Annotated[
         bool, typer.Option("--quarantined", help="Show what was refused, and why, instead.")
@@ -98,6 +106,8 @@ def inspect(
     """Show samples of a prepared dataset: image, trained and masked tokens, and origin."""
     overrides = [word for word in words or [] if _is_override(word)]
     ids = [word for word in words or [] if not _is_override(word)]
+    if quarantined and ids:
+        raise ConfigError("--quarantined: shows what was refused by its reason; leave out the ids")
     run = load_run(config, overrides)
     from llavamed.data.inspect.page import render_samples
     from llavamed.data.inspect.samples import (
@@ -119,9 +129,9 @@ def inspect(
     failed = quarantined and not (place / MANIFEST).exists()
     prepared = place if failed else open_prepared(place)
     samples: Iterable[InspectedSample] = ()
-    refusals = read_refusals(prepared) if quarantined else []
+    refusals = read_refusals(prepared, number or 3) if quarantined else []
     if not quarantined and isinstance(prepared, PreparedDataset):
-        rows = find_samples(prepared, ids) if ids else pick_samples(prepared, number, seed)
+        rows = find_samples(prepared, ids) if ids else pick_samples(prepared, number or 1, seed)
         tokenizer = load_processor(Path(fetch_once(str(directory / PROCESSOR)))).tokenizer
         samples = read_samples(prepared, rows, tokenizer)
     if html is not None:

@@ -314,9 +314,9 @@ class RunConfig(Section):
         workers = self.scaling.most_workers
         if workers > stage.num_lanes:
             raise ValueError(
-                f"scaling.num_workers={workers}: stage {stage.name} has only {stage.num_lanes} "
-                "forward passes per step to distribute (global_batch_size / micro_batch_size); "
-                "use at most that many workers"
+                f"scaling.num_workers={workers}: is more than the forward passes per step that "
+                f"stage {stage.name} distributes, global_batch_size / micro_batch_size = "
+                f"{stage.num_lanes}; use at most that many workers"
             )
         if isinstance(self.scaling.num_workers, int) and stage.num_lanes % workers:
             unit = stage.micro_batch_size * workers

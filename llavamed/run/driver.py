@@ -164,7 +164,9 @@ def evaluate_stages(
     plans = [plan for plan in chosen if plan.stage.evaluation is not None]
     if not plans:
         names = ", ".join(plan.stage.name for plan in chosen)
-        raise ConfigError(f"stages: {names} have no evaluation; add one to a stage's settings")
+        raise ConfigError(
+            f"stages: no evaluation is set for {names}; add one to a stage's settings"
+        )
     for plan in plans:
         if plan.result() is None:
             raise ConfigError(f"stage={plan.stage.name}: is not trained yet; train it first")

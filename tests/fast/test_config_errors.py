@@ -250,8 +250,8 @@ MISTAKES = {
     ),
     "more workers than there is work": (
         "scaling.num_workers=[2, 64]",
-        "scaling.num_workers=64: stage align has only 4 forward passes per step to distribute "
-        "(global_batch_size / micro_batch_size); use at most that many workers",
+        "scaling.num_workers=64: is more than the forward passes per step that stage align "
+        "distributes, global_batch_size / micro_batch_size = 4; use at most that many workers",
     ),
     "a dataset's passes": (
         "stages.align.data={captions: 0}",

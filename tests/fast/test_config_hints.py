@@ -176,7 +176,7 @@ CASES: list[Case] = [
     ),
     (
         ["scaling.num_workers=64"],
-        r"has only (\d+) forward passes .* use at most that many workers",
+        r"micro_batch_size = (\d+); use at most that many workers",
         [["scaling.num_workers={0}"]],
     ),
     (

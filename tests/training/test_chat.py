@@ -69,6 +69,16 @@ def test_a_script_gets_the_answer_of_the_evaluation(
     assert len(expected.split()) > 1
 
 
+def test_an_empty_question_is_refused_and_an_empty_answer_is_said(
+    tiny_export: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, err = run(capsys, str(tiny_export), "--ask", " ")
+    assert (code, err) == (2, 'error: --ask="": holds no question; ask one, or leave --ask out\n')
+    monkeypatch.setattr(Conversation, "ask", lambda *_: iter(["", ""]))
+    code, out, err = run(capsys, str(tiny_export), "--ask", "Why?")
+    assert (code, out, err) == (0, "\n", "the answer is empty: the model ends it at once\n")
+
+
 def test_a_conversation_remembers_forgets_and_goes_on_after_errors(
     tiny_export: Path,
     picture: Path,

@@ -125,7 +125,7 @@ def test_other_errors_have_exit_code_1(run, tmp_path):
     [
         (("prepare", "--dataset", "figures"), "dataset=figures: is not in data.datasets; use one"),
         (("evaluate", "--stage", "exam"), "stage=exam: there is none of this name; use one of: al"),
-        (("evaluate", "--stage", "align"), "stages: align have no evaluation; add one"),
+        (("evaluate", "--stage", "align"), "stages: no evaluation is set for align; add one"),
         (("evaluate", "--stage", "vqa"), "stage=vqa: is not trained yet; train it first"),
         (("export", "{}/model", "--stage", "exam"), "stage=exam: there is none of this name"),
         (("plan", "--gpu", "TPU"), "gpu=TPU: its speed is not known; use one of: A100-40G, A100"),

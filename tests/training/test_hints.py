@@ -96,7 +96,8 @@ CHANGES = {
         *(f"scaling.num_workers={n}" for n in re.findall(r"(\d+)(?: or \d+)? workers", said)),
     ],
     "lanes": lambda said: [
-        f"scaling.num_workers={n}" for n in re.findall(r"has only (\d+) forward passes", said)
+        f"scaling.num_workers={n}"
+        for n in re.findall(r"micro_batch_size = (\d+); use at most", said)
     ],
     "packing": lambda said: [
         f"stages.align.micro_batch_size={n}" for n in re.findall(r"set it to (\d+)", said)

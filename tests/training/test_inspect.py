@@ -148,7 +148,7 @@ def test_only_the_row_groups_it_needs_are_read(dataset, samples, tokenizer, monk
 
 
 def test_refusals_are_counted_with_the_first_of_each(dataset):
-    found = read_refusals(dataset)
+    found = read_refusals(dataset, 3)
     assert [(refusal.reason, refusal.count) for refusal in found] == [("common", 5), ("rare", 1)]
     assert [row["row"] for row in found[0].first] == [1, 2, 3]
 
@@ -166,7 +166,7 @@ def test_removed_samples_shift_no_others(dataset, samples, tokenizer, tmp_path):
     assert next(read_samples(remaining, rows, tokenizer)).id == samples[3].id
     with pytest.raises(DataError, match="contaminated"):
         find_samples(remaining, [samples[1].id])
-    assert "contaminated" in [refusal.reason for refusal in read_refusals(remaining)]
+    assert "contaminated" in [refusal.reason for refusal in read_refusals(remaining, 1)]
 
 
 def test_without_colour_brackets_tell_what_is_trained():
@@ -261,6 +261,10 @@ def test_the_command_shows_the_quarantine(inspect):
     code, text = inspect("--quarantined")
     assert code == 0
     assert re.search(r"common +\W +5 \W +1 \W bad-1", text)
+    assert text.count("bad-") == 4, "three of one reason and one of another"
+    assert inspect("--quarantined", "--number", "5")[1].count("bad-") == 6
+    code, text = inspect("--quarantined", "#5")
+    assert (code, "--quarantined: shows what was refused by its reason" in text) == (2, True)
 
 
 def test_after_a_failed_preparation_the_command_shows_why(inspect, dataset, tmp_path):

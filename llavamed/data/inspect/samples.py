@@ -29,9 +29,6 @@ SPACE, LINE_BREAK = "\u00b7", "\u23ce"
 
 Kind = Literal["trained", "masked", "image"]
 
-FEW = 3
-"""Number of quarantined samples to show for each reason."""
-
 _PLACE = ("shard", "row_group", "row")
 _FACTS = ("source", "licence", "pmid", "domain", "answer_type", "question_type")
 
@@ -114,11 +111,12 @@ def read_samples(
             yield _inspect(dataset, sample, (shard, group, row), tokenizer)
 
 
-def read_refusals(dataset: PreparedDataset | Location) -> list[Refusal]:
+def read_refusals(dataset: PreparedDataset | Location, number: int) -> list[Refusal]:
     """Return the reasons of the quarantine, the most frequent first.
 
     Args:
         dataset: A dataset, or the folder of one whose preparation failed.
+        number: Samples of each reason to return.
 
     Raises:
         DataError: Nothing was prepared in the folder.
@@ -134,7 +132,7 @@ def read_refusals(dataset: PreparedDataset | Location) -> list[Refusal]:
         rows = dataset.read(QUARANTINE).to_pylist()
     counts = Counter(row["reason"] for row in rows)
     return [
-        Refusal(reason, count, [row for row in rows if row["reason"] == reason][:FEW])
+        Refusal(reason, count, [row for row in rows if row["reason"] == reason][:number])
         for reason, count in counts.most_common()
     ]
 
