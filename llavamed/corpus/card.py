@@ -24,11 +24,12 @@ from llavamed.storage.manifest import find
 
 CARD, CROISSANT, ATTRIBUTION = "README.md", "croissant.json", "attribution.csv"
 SAMPLES = "samples"
+UNKNOWN = "unknown"
 _MOST_JOURNALS = 20
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _COLUMNS = ("article", "title", "citation", "journal", "year", "doi", "licence", "licence_url")
-_CHANGES = "pictures resized"
-_REWRITTEN = "; captions and text about them rewritten as dialogues"
+_CUT = "figures cut into panels"
+_REWRITTEN = "captions and text about them rewritten as dialogues"
 
 
 @dataclass
@@ -42,6 +43,12 @@ class Counts:
     modalities: Counter[str] = field(default_factory=Counter)
     years: Counter[str] = field(default_factory=Counter)
     journals: Counter[str] = field(default_factory=Counter)
+    languages: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def known_languages(self) -> list[str]:
+        """Codes of the languages that articles state, the most frequent first."""
+        return [name for name, _ in self.languages.most_common() if name != UNKNOWN]
 
     @classmethod
     def of(cls, step: Location) -> "Counts":
@@ -57,8 +64,9 @@ class Counts:
                 articles.add((figure.pmcid, figure.version))
                 counts.licences[figure.licence] += 1
                 counts.modalities[figure.modality] += 1
-                counts.years[str(figure.year or "unknown")] += 1
-                counts.journals[figure.journal or "unknown"] += 1
+                counts.years[str(figure.year or UNKNOWN)] += 1
+                counts.journals[figure.journal or UNKNOWN] += 1
+                counts.languages[figure.language or UNKNOWN] += 1
             counts.articles += len(articles)
         return counts
 
@@ -82,14 +90,14 @@ def write_cards(corpus: Location, name: str) -> Counts:
         )
     dialogues = find(DialoguesManifest, corpus / "dialogues")
     croissant = _croissant(corpus, name, counts)
-    changes = _CHANGES + (_REWRITTEN if dialogues else "")
-    (corpus / ATTRIBUTION).write_bytes(_attribution(iter_kept(corpus / SELECT), changes).encode())
+    figures = iter_kept(corpus / SELECT)
+    (corpus / ATTRIBUTION).write_bytes(_attribution(figures, dialogues is not None).encode())
     (corpus / CROISSANT).write_json(croissant)
     (corpus / CARD).write_bytes(_card(name, counts, dialogues).encode())
     return counts
 
 
-def _attribution(figures: Iterable[FigureRow], changes: str) -> str:
+def _attribution(figures: Iterable[FigureRow], is_rewritten: bool) -> str:
     """Return one line per article, with everything that CC BY requires."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -98,14 +106,16 @@ def _attribution(figures: Iterable[FigureRow], changes: str) -> str:
         own = list(group)
         first = own[0]
         facts = (getattr(first, column) for column in _COLUMNS[1:])
-        writer.writerow([f"{pmcid}.{version}", *facts, len(own), changes])
+        changes = [_CUT] * any(each.panel for each in own) + [_REWRITTEN] * is_rewritten
+        row = [f"{pmcid}.{version}", *facts, len(own), "; ".join(changes) or "none"]
+        writer.writerow(row)
     return text.getvalue()
 
 
 def _card(name: str, counts: Counts, dialogues: DialoguesManifest | None) -> str:
     head: dict[str, Any] = {
         "pretty_name": name,
-        "language": ["en"],
+        **({"language": languages} if (languages := counts.known_languages) else {}),
         "license": "other",
         "license_name": "per-article",
         "license_link": ATTRIBUTION,
@@ -136,6 +146,7 @@ def _about(counts: Counts) -> Iterator[str]:
     for title, found in (
         ("Licences", counts.licences),
         ("Modalities", counts.modalities),
+        ("Languages that articles state", counts.languages),
         ("Years", counts.years),
         ("Journals", Counter(dict(counts.journals.most_common(_MOST_JOURNALS)))),
     ):
@@ -250,11 +261,12 @@ def _croissant(corpus: Location, name: str, counts: Counts) -> dict[str, Any]:
         description=f"{counts.kept} figures of {counts.articles} open articles, with captions.",
         license=[f"per article: {licences}"],
         version="1.0.0",
+        in_language=counts.known_languages or None,
         cite_as=f"See {ATTRIBUTION}.",
         distribution=files,
         record_sets=sets,
         data_collection="Figures of PubMed Central's open access subset, selected by rules.",
-        data_biases="Single cases that were published; English; see the card for counts.",
+        data_biases="Single cases that were published; see the card for counts.",
         personal_sensitive_information="Pictures of patients, de-identified by their publishers.",
     )
     loaded: dict[str, Any] = json.loads(json.dumps(metadata.to_json(), default=str))

@@ -108,6 +108,8 @@ class FigureRow:
     refusal_detail: str = ""
     panel: str = ""
     """Letter of the panel, where a row is a panel that the selection cut out of a figure."""
+    language: str = ""
+    """Code of the language that the article states, such as `en`; empty where it states none."""
 
     @property
     def id(self) -> str:
@@ -161,7 +163,7 @@ FIGURES_SCHEMA = pa.schema(
         *((name, pa.string()) for name in ("article_type", "xml_sha256", "panels", "modality")),
         ("modality_score", pa.float64()),
         ("scores", pa.map_(pa.string(), pa.float64())),
-        *((name, pa.string()) for name in ("refusal", "refusal_detail", "panel")),
+        *((name, pa.string()) for name in ("refusal", "refusal_detail", "panel", "language")),
     ]
 )
 """Schema of `figures.parquet`; its columns are the fields of `FigureRow`, in order."""

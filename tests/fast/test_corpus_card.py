@@ -4,6 +4,7 @@ import csv
 import io
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -116,7 +117,7 @@ def test_every_article_is_attributed(corpus):
     assert [row["article"] for row in rows] == ["PMC1.1", *(f"PMC{n}.1" for n in range(3, 8))]
     for row in rows:
         assert all(row[key] for key in ("title", "citation", "licence", "licence_url"))
-        assert row["changes"] == "pictures resized"
+        assert row["changes"] == "none"
     assert "machine-written" not in (corpus / CARD).read_bytes().decode()
 
 
@@ -132,6 +133,33 @@ def test_the_card_speaks_of_dialogues_where_there_are_some(corpus):
     assert "1 dialogues with 3 questions, written by the language model `writer`" in text
     assert "Dialogues are machine-written from text" in text
     assert "rewritten as dialogues" in (corpus / ATTRIBUTION).read_bytes().decode()
+
+
+def test_the_attribution_says_which_figures_are_cut(corpus):
+    panels = [figure(9, panel=letter, modality="mri") for letter in "AB"]
+    write_figures(corpus / "select" / "00001", panels, "")
+    write_cards(corpus, "a-corpus")
+    rows = csv.DictReader(io.StringIO((corpus / ATTRIBUTION).read_bytes().decode()))
+    changes = {row["article"]: row["changes"] for row in rows}
+    assert changes.pop("PMC10.1") == "figures cut into panels"
+    assert set(changes.values()) == {"none"}
+
+
+@pytest.mark.parametrize(
+    ("stated", "known"),
+    [([""] * 6, None), (["en"] * 6, ["en"]), (["", "pt", "en", "en", "pt", "en"], ["en", "pt"])],
+)
+def test_the_languages_are_those_that_articles_state(tmp_path, stated, known):
+    place = locate(str(tmp_path))
+    rows = [replace(row, language=code) for row, code in zip(selected(6), stated, strict=True)]
+    write_figures(place / "select" / "00000", rows, "")
+    write_cards(place, "a-corpus")
+    text = (place / CARD).read_bytes().decode()
+    assert yaml.safe_load(text.split("---\n")[1]).get("language") == known
+    in_language = (place / CROISSANT).read_json().get("inLanguage")
+    assert in_language == (known[0] if known and len(known) == 1 else known)
+    for code, count in Counter(stated).items():
+        assert f"| {code or 'unknown'} | {count} |" in text
 
 
 def test_the_croissant_metadata_are_valid(corpus):

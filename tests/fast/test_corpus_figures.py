@@ -53,6 +53,11 @@ def test_rows_come_back_from_their_table(rows):
     assert from_table(to_table(rows)) == rows
 
 
+def test_a_table_from_before_languages_were_noted_is_read():
+    table = to_table([row(1, language="en")]).drop_columns("language")
+    assert from_table(table) == [row(1)]
+
+
 def test_the_first_reason_stays():
     refused = row(0).refused("third_party", "by permission").refused("too_small", "8 x 8")
     assert (refused.is_kept, refused.refusal) == (False, "third_party")

@@ -97,6 +97,17 @@ def test_a_row_names_its_article_for_attribution(bucket, corpus):
 
 
 @pytest.mark.parametrize(
+    ("stated", "code"), [("", ""), (' xml:lang="EN"', "en"), (' xml:lang="pt-BR"', "pt")]
+)
+def test_the_language_of_an_article_is_what_it_states(bucket, corpus, stated, code):
+    xml = article_xml(7, ["fig1"]).replace(b"<article ", f"<article{stated} ".encode(), 1)
+    bucket.add(7, xml=xml)
+    bucket.write_inventory()
+    [figure] = read_figures(run(bucket, corpus))
+    assert figure.language == code
+
+
+@pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"published_from": "2020-02-03", "published_to": "2020-02-03"}, ""),

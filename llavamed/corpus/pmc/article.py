@@ -240,6 +240,7 @@ def _facts(metadata: Metadata, front: Front, licence_url: str, xml: bytes) -> di
         "journal": front.journal,
         "year": front.published[0],
         "article_type": front.article_type,
+        "language": front.language,
         "xml_sha256": hashlib.sha256(xml).hexdigest(),
     }
 

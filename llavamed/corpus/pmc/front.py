@@ -19,6 +19,8 @@ class Front:
     article_type: str
     """The type in JATS's words, such as `research-article`; empty where it states none."""
     has_body: bool
+    language: str
+    """Code of the language that it states, such as `en`; empty where it states none."""
 
 
 def read_front(article: Element) -> Front:
@@ -42,6 +44,7 @@ def read_front(article: Element) -> Front:
         published=min(dates, default=(0, 0, 0)),
         article_type=attribute(article, "article-type") or "",
         has_body=any(len(body) for body in bodies),
+        language=(attribute(article, "lang") or "").strip().partition("-")[0].lower(),
     )
 
 
