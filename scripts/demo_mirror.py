@@ -60,8 +60,9 @@ class Article:
         code = self.licence.removeprefix("CC ").lower()
         return (
             '<?xml version="1.0" encoding="UTF-8"?>'
-            '<article xmlns:xlink="http://www.w3.org/1999/xlink" article-type="case-report" xml:lang="en"><front>'
-            "<journal-meta><journal-title-group><journal-title>Journal of Phantoms</journal-title>"
+            '<article xmlns:xlink="http://www.w3.org/1999/xlink" article-type="case-report" '
+            'xml:lang="en"><front><journal-meta>'
+            "<journal-title-group><journal-title>Journal of Phantoms</journal-title>"
             "</journal-title-group></journal-meta><article-meta>"
             f'<article-id pub-id-type="pmcid">{self.pmcid}</article-id>'
             f'<article-id pub-id-type="pmcid-ver">{self.pmcid}.1</article-id>'
