@@ -18,7 +18,7 @@ CONFIDENCE = 0.95
 NUM_RESAMPLES = 2_000
 NUM_FLIPS = 9_999
 _FEW = 10
-"""With fewer right or fewer wrong answers than this, a share gets Wilson's interval."""
+"""An outcome is rare if fewer items than this differ from the most frequent one."""
 _CHUNK = 1 << 20
 """Random numbers drawn at a time, which bounds memory."""
 
@@ -63,10 +63,15 @@ def mean_intervals(
     num_clusters = len(np.unique(clusters))
     estimates = _bootstrap(scores, clusters, bounds, seed)
     for row, values in enumerate(scores):
-        is_share = bounds == (0.0, 1.0) and bool(np.isin(values, (0.0, 1.0)).all())
-        if is_share and min(values.sum(), (1 - values).sum()) < _FEW:
+        if bounds == (0.0, 1.0) and _is_rare(values, (0.0, 1.0)):
             estimates[row] = wilson_interval(float(values.mean()), num_clusters)
     return estimates
+
+
+def _is_rare(values: Floats, outcomes: Sequence[float]) -> bool:
+    """Tell whether values are outcomes of this kind, of which nearly all are the same."""
+    _, counts = np.unique(values, return_counts=True)
+    return bool(np.isin(values, outcomes).all()) and len(values) - counts.max() < _FEW
 
 
 def difference_intervals(
@@ -74,13 +79,25 @@ def difference_intervals(
 ) -> list[Estimate]:
     """Estimate the mean difference of each row of `others` to `first`, item by item.
 
+    The interval is a bootstrap over clusters. Two runs that are right or wrong, and of which fewer
+    than ten items differ from the most frequent difference, get Agresti and Min's interval instead,
+    where a cluster counts as one observation: two runs that agree on twenty questions may still
+    differ on the next one.
+
     Args:
         first: Scores between 0 and 1, shape (items,), or (rows, items) to pair the rows.
         others: Scores of the same items, shape (rows, items).
         clusters: Number of each item's cluster, shape (items,).
         seed: Seed for the resamples; every row gets the same ones.
     """
-    return _bootstrap(others - first, clusters, (-1.0, 1.0), seed)
+    differences = others - first
+    estimates = _bootstrap(differences, clusters, (-1.0, 1.0), seed)
+    for row, values in enumerate(differences):
+        if _is_rare(values, (-1.0, 0.0, 1.0)):
+            estimates[row] = matched_interval(
+                float((values > 0).mean()), float((values < 0).mean()), len(np.unique(clusters))
+            )
+    return estimates
 
 
 def _bootstrap(
@@ -143,7 +160,31 @@ def wilson_interval(share: float, total: float, confidence: float = CONFIDENCE) 
     center = (share + square / (2 * total)) / (1 + square / total)
     variance = share * (1 - share) / total + square / (4 * total**2)
     half = float(np.sqrt(square * variance)) / (1 + square / total)
-    return Estimate(share, max(0.0, min(share, center - half)), min(1.0, max(share, center + half)))
+    return _around(share, center, half, 0.0)
+
+
+def matched_interval(gained: float, lost: float, total: float) -> Estimate:
+    """Estimate the difference of two shares of the same `total` independent observations.
+
+    Source: Agresti and Min, "Simple improved confidence intervals for comparing matched
+    proportions" (2005): half an observation is added to each of the four outcomes.
+
+    Args:
+        gained: Share of the observations that only the second run has right.
+        lost: Share of those that only the first run has right.
+        total: Number of observations.
+    """
+    center = (gained - lost) * total / (total + 2)
+    variance = ((gained + lost) * total + 1) / (total + 2) - center**2
+    half = float(ndtri((1 + CONFIDENCE) / 2) * np.sqrt(variance / (total + 2)))
+    return _around(gained - lost, center, half, -1.0)
+
+
+def _around(value: float, center: float, half: float, lowest: float) -> Estimate:
+    """Return an interval that contains the value, from the lowest possible one to 1."""
+    return Estimate(
+        value, max(lowest, min(value, center - half)), min(1.0, max(value, center + half))
+    )
 
 
 def sign_flip_test(differences: Floats, clusters: Indices, *, seed: int = 0) -> float:

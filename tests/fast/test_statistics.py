@@ -10,6 +10,7 @@ from llavamed.evaluate.statistics import (
     cluster_indices,
     difference_intervals,
     holm,
+    matched_interval,
     mcnemar_test,
     mean_intervals,
     sign_flip_test,
@@ -162,6 +163,39 @@ def test_a_rare_outcome_gets_wilsons_interval_over_the_images():
     [found] = mean_intervals(values, np.arange(60) // 3)
     assert bounds(found) == bounds(wilson_interval(1.0, 20))
     assert found.low < 0.9
+
+
+def test_runs_that_agree_on_few_questions_may_still_differ():
+    right, clusters = np.ones(60), np.arange(60) // 3
+    [same] = difference_intervals(right, right[None], clusters)
+    assert bounds(same) == bounds(matched_interval(0, 0, 20))
+    assert same.low < -0.05 < 0.05 < same.high
+    [other] = difference_intervals(np.zeros(60), right[None], clusters)
+    assert bounds(other) == bounds(matched_interval(1, 0, 20))
+    assert other.low < 0.9
+
+
+def test_a_matched_interval_is_walds_with_half_an_observation_more_of_each_kind():
+    gained, lost, neither = 4.5, 1.5, 26.0
+    values = np.repeat([1.0, -1.0, 0.0], [9, 3, 52])  # the same shares in whole numbers
+    total = gained + lost + neither
+    half = stats.norm.ppf(0.975) * values.std() / np.sqrt(total)
+    found = matched_interval(4 / 30, 1 / 30, 30)
+    assert bounds(found) == pytest.approx((0.1, values.mean() - half, values.mean() + half))
+
+
+@pytest.mark.parametrize(
+    ("num_images", "gained", "lost"), [(3, 0.3, 0.1), (60, 0.03, 0), (30, 1, 0)]
+)
+def test_intervals_of_rare_differences_cover(num_images, gained, lost):
+    rng, hits = np.random.default_rng(4), 0
+    for seed in range(200):
+        drawn = rng.random(num_images)
+        second = np.where(drawn < gained, 1.0, 0.0)
+        first = np.where((drawn >= gained) & (drawn < gained + lost), 1.0, 0.0)
+        [found] = difference_intervals(first, second[None], np.arange(num_images), seed=seed)
+        hits += found.low <= gained - lost <= found.high
+    assert hits / 200 >= 0.93
 
 
 @given(st.integers(0, 50), st.integers(1, 50), st.sampled_from([0.9, 0.95, 0.99]))
