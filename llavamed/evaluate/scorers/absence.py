@@ -14,7 +14,7 @@ from llavamed.evaluate.scorers.words import CHINESE, canonical, words_of
 from llavamed.evaluate.scorers.yes_no import says
 
 _ABSENCE = re.compile(
-    r"\b(?:(?:free|clear|devoid|absence|lack)\s+(?:of|from)|negative\s+for"
+    r"\b(?:(?:free|clear|devoid|absence|lack)\s+(?:of|from)|negative\s+for|(?:is|are)\s+there\s+no"
     r"|without(?!\s+(?:\w+\s+)?contrast))\s+(?:any\s+|an?\s+)?(?P<of>[\w -]+)"
     r"|\b(?:is|are)\s+(?:the\s+|an?\s+)?(?P<before>[\w -]+?)\s+absent\b",
     re.IGNORECASE,
@@ -76,7 +76,7 @@ _RIGHT = re.compile(r"\A\W*right\W*\Z", re.IGNORECASE)
 _CONTRAST = frozenset({"withcontrast", "withoutcontrast"})
 _THAN_NORMAL = re.compile(r"\bthan\s+normal\b", re.IGNORECASE)
 _SOUND = frozenset({"normal", "intact"})
-_ASPECTS = frozenset({"size", "limit", "caliber", "calibre", "contour", "shape", "appear"})
+_ASPECTS = frozenset(canonical("size limit caliber contour shape thickness width appear look seem"))
 """Words of what is normal about an organ."""
 _RESTRICTION = re.compile(r"\b(?:but|however|except|although|though|other\s+than)\b", re.IGNORECASE)
 

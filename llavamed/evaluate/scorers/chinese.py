@@ -31,6 +31,7 @@ _NOTHING_ABNORMAL = re.compile("(?:没有|没|未见|未发现|无|不存在|看
 _NORMAL, _ABNORMAL = re.compile("(?<!不)正常"), re.compile("不正常|异常")
 _ANSWERED = re.compile("是|不|对|否|并非|没错")
 """The beginning of an answer to the question itself."""
+_LATIN = re.compile(r"[A-Z]+\d*")
 _IS_SOMETHING = re.compile("这?是(?!的|不|没|无)([\u3400-\u9fff]{2,}?)(?:的|图像|图)?")
 _SAID_NOT = re.compile(r"(?<![不是])是(不(?!是)|没|无|未)")
 """A denial that "is" only introduces."""
@@ -62,10 +63,14 @@ def chinese_verdict(text: str, question: str, reference: str) -> object:
         return is_normal == asks_normal
     if len(bare) > 1 and bare in question and not re.match("有?没|是?不|是否|无|未", bare):
         return True
-    other = _IS_SOMETHING.fullmatch(bare)
+    other = _IS_SOMETHING.fullmatch(text.strip(" .。!"))
     if other and other[1] not in question:
         return None
     text = _SAID_NOT.sub(r"\1", text)
+    if CHINESE.search(question) and not any(each in text for each in CHINESE_NO):
+        named, asked = ({*_LATIN.findall(fold(each).upper())} for each in (text, question))
+        if named and asked and not named & asked:
+            return False  # "this is T1" for "is this T2?"
     parts = [each for each in re.split("[,,。;;、]", text) if each]
     about = [each for each in parts if not _is_elsewhere(each, question)]
     text = ",".join(about or parts)

@@ -1,5 +1,6 @@
 """Closed questions whose reference is neither yes, no nor a letter: a side, a plane, a modality."""
 
+import itertools
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from llavamed.evaluate.scorers.vocabulary import (
     FUNCTION_WORDS,
     UNDECIDED,
 )
-from llavamed.evaluate.scorers.words import CHINESE, Word, canonical, words_of
+from llavamed.evaluate.scorers.words import CHINESE, Word, as_worded, canonical, words_of
 
 _OF_PATIENT = re.compile(r"\bpatient['’]?s\s+(left|right)\b")
 _OF_IMAGE = re.compile(
@@ -39,6 +40,7 @@ _COMPARED = re.compile(
 _SIZES = dict.fromkeys(["bigger", "larger", "greater", "biggest", "largest"], 1)
 _SIZES |= dict.fromkeys(["smaller", "smallest", "lesser"], -1)
 _AMOUNTS = frozenset({"single", "multiple"})
+_PLACES = frozenset().union(*POSITIONS)
 _DENIERS = frozenset({"no", "none", "neither", "nor"})
 _CHINESE_SIDES = (
     (re.compile("([左右])[侧边面]"), r"\1"),
@@ -48,6 +50,10 @@ _CHINESE_CLASSES = (
     ("左", "右", "双侧"),
     ("上", "下", "中"),
     ("横断面", "冠状面", "矢状面"),
+    tuple("肝脾肾肺心脑胃胰"),
+)
+_CHINESE_DENIED = re.compile(
+    f"(?:不是|并非|而非|不在|没有|非)在?(?:{'|'.join(itertools.chain(*_CHINESE_CLASSES))})"
 )
 
 
@@ -109,7 +115,7 @@ def _choice(
     if any(kind & set(wanted) for kind in POSITIONS):
         sides = set(_OF_PATIENT.findall(text.lower()))
         text = sides.pop() if len(sides) == 1 and _OF_IMAGE.search(text) else _SPARED.sub(" ", text)
-    words = words_of(AGREEMENT.sub(" ", text))
+    words = as_worded(words_of(AGREEMENT.sub(" ", text)), wanted)
     if wanted == ["none"] or _is_number(wanted):
         wanted = [COUNTS.get(word, word) for word in wanted]
         words = [replace(word, text=COUNTS.get(word.text, word.text)) for word in words]
@@ -147,8 +153,18 @@ def _choice(
     others_offered = (each for each in offered if not contains(wanted, each))
     if any(each and contains(stated, each) for each in others_offered):
         return False
-    needed = [word for word in wanted if word not in asked] or wanted
-    return contains(stated, needed) and not _is_denied(words, needed)
+    parts = [content(each) for each in reference.split(",")] if "," in reference else [wanted]
+    return all(
+        _states(words, [each for each in part if each not in asked] or part) for part in parts
+    )
+
+
+def _states(words: Sequence[Word], wanted: Sequence[str]) -> bool:
+    """Tell whether words state what is wanted, where "right upper" is "upper right"."""
+    stated = [word.text for word in words if not word.denied]
+    if {*wanted} <= _PLACES:
+        return {*wanted} <= {*stated}
+    return contains(stated, wanted) and not _is_denied(words, wanted)
 
 
 def _amount(word: str) -> str:
@@ -210,7 +226,7 @@ def _chinese(text: str, reference: str) -> bool | None:
     wanted, text = re.sub(r"[\W脏部]", "", reference), re.sub(r"[\s脏部]", "", text)
     for pattern, side in _CHINESE_SIDES:
         wanted, text = pattern.sub(side, wanted), pattern.sub(side, text)
-    text = re.sub(r"(?:不是|并非|而非|不在|没有|非)在?(?:左|右|双侧|上|下|中)", "", text)
+    text = _CHINESE_DENIED.sub("", text)
     for kind in _CHINESE_CLASSES:
         for rival in kind:
             if rival in text and rival not in wanted and any(each in wanted for each in kind):

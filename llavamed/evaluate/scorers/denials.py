@@ -4,7 +4,14 @@ import re
 from collections.abc import Collection, Sequence
 
 from llavamed.evaluate.scorers.chinese import ABSENT
-from llavamed.evaluate.scorers.restating import CUES, OF_THE, is_foreign_to, restates, stems
+from llavamed.evaluate.scorers.restating import (
+    CUES,
+    OF_THE,
+    is_elsewhere,
+    is_foreign_to,
+    restates,
+    stems,
+)
 from llavamed.evaluate.scorers.vocabulary import (
     ANAPHORIC,
     DENIAL_AFTER,
@@ -41,6 +48,7 @@ def by_denial(text: str, question: str) -> object:
     """
     asked = stems(canonical(question))
     denied: set[str] = set()
+    not_there: list[str] = []
     stated: set[str] = set()
     num_denials, is_affirmed, is_open = 0, False, False
     if _UNSEEN.search(text) and OF_THE.match(question) and len(asked) > 1:
@@ -51,7 +59,11 @@ def by_denial(text: str, question: str) -> object:
     is_whole = len(said) == 1
     for clause in said:
         tokens = canonical(clause)
-        cues = [place for place, token in enumerate(tokens) if token in CUES]
+        cues = [
+            place
+            for place, token in enumerate(tokens)
+            if token in CUES and (token != "non" or stems(tokens[place + 1 : place + 2]) & asked)
+        ]
         after = DENIAL_AFTER.search(clause)
         if re.search(r"(?:\bnot?|n't)\s+(?:absent|negative|without|excluded)\b", clause, re.I):
             return None
@@ -62,9 +74,11 @@ def by_denial(text: str, question: str) -> object:
         ):
             num_denials += 1
             denied |= stems(tokens)
+            not_there += tokens
         elif cues:
             num_denials += 1
             denied |= stems(tokens[cues[0] :])
+            not_there += tokens
             stated |= stems(tokens[: cues[0]])
             cut = re.search(
                 r"\b(?:no|not|without|never|neither|nor|absent|negative)\b", clause, re.I
@@ -86,6 +100,7 @@ def by_denial(text: str, question: str) -> object:
         return True if is_affirmed else None if is_open else ABSENT
     is_english = not OTHER_DENIALS & set(canonical(text))
     is_foreign = is_english and bool(denied - ANAPHORIC) and bool(asked) and not asked & denied
+    is_foreign = is_foreign or is_elsewhere(not_there, canonical(question))
     if is_affirmed:
         is_other = bool(asked - denied and denied - asked - ANAPHORIC)
         return True if is_foreign or is_other else None

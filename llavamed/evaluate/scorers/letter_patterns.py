@@ -98,7 +98,7 @@ REJECTING = re.compile(
 )
 JOINED = re.compile(r"\s*(?:,|,?\s*(?:and|or|nor|&)\s+|/)\s*(?:option\s+)?")
 NEITHER = re.compile(r"\W*neither\b\W*", re.IGNORECASE)
-NONE = frozenset({"none", "nil", "nothing", "no"})
+NONE = frozenset({"none", "nil", "nothing", "no", "0", "zero"})
 NOR = re.compile(r"\s*,?\s*\b(?:or|nor)\s+(?:an?\s+)?")
 SENTENCE = re.compile(r"(?<=[.;!?:)])\s+|\n+")
 STATED_FIRST = re.compile(r"\A[\s(\[\"']*([A-Z])[)\]\"']*\s*[.;\n]\s*(?=\S)")

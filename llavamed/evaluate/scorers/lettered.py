@@ -166,9 +166,9 @@ def _first(text: str, options: Mapping[str, str]) -> str | None:
     """Return the option that the first sentence is, and no other: "Liver. It lies below ..."."""
     sentences = [each for each in SENTENCE.split(text) if each and re.search(r"\w", each)]
     letters = [_by_words(canonical(each), options) for each in sentences]
-    bare = BARE.match(sentences[0]) if sentences else None
-    start = 1 if bare and len(sentences) > 1 else 0
-    named = {bare[1].upper()} if bare else set()
+    bare = [BARE.match(each) for each in sentences]
+    start = 1 if len(bare) > 1 and bare[0] else 0
+    named = {found[1].upper() for found in bare if found}
     named |= {letter for letter in letters if letter}
     if len(sentences) < start + 2 or not letters[start] or len(named) != 1:
         return None

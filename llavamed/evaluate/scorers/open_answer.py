@@ -26,7 +26,7 @@ from llavamed.evaluate.scorers.words import (
 _LINKS = frozenset(["with", "without", "left", "right"])
 _STOP = FUNCTION_WORDS - _LINKS
 _PARTS = re.compile(
-    r"\s*(?:,(?!\d)|;|/|\band\b|\bas well as\b|\bplus\b|&|、|和|及)\s*", re.IGNORECASE
+    r"\s*(?:,(?!\d)|;|/(?!\d)|\band\b|\bas well as\b|\bplus\b|&|、|和|及)\s*", re.IGNORECASE
 )
 _ALTERNATIVES = re.compile(r",(?!\d)|\bor\b|\bvs\b|\bversus\b|\band\b|/|;", re.IGNORECASE)
 _OR = re.compile(r"\b(?:or|vs|versus)\b", re.IGNORECASE)
@@ -218,8 +218,8 @@ def _chinese(answer: str, reference: str) -> float:
     items = [each for each in _CHINESE_LIST.split(reference) if re.search(r"\w", each)]
     if len(items) > 1 and not _CHINESE_SIDE.search(reference):
         return sum(_chinese(answer, each) for each in items) / len(items)
-    wanted = re.sub(r"[\W的脏部]", "", reference)  # 肝 and 肝脏 are the same organ
-    said = re.sub(r"[\W的脏部]", "", answer)
+    wanted = re.sub(r"[\W的脏部侧]", "", reference)  # 肝 and 肝脏 are the same organ
+    said = re.sub(r"[\W的脏部侧]", "", answer)
     for kind in ("左右双", "上下中", "前后", "黑白灰红", "横冠矢"):
         there = set(wanted) & set(kind)
         if there and (set(said) & set(kind)) - there:

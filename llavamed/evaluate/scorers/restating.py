@@ -16,13 +16,16 @@ from llavamed.evaluate.scorers.words import canonical
 _VERB = re.compile(r"\b(?:is|are|was|were|has|have|had|does|do|did|appears?|looks?|seems?)\b", re.I)
 _NO_NAME = re.compile(r"\?|\([-+]\)|-free\b")
 _REGIONS = frozenset(["chest", "abdomen", "abdominal", "brain", "head", "neck", "pelvis", "spine"])
+_SIDES = frozenset(["left", "right"])
+_ORGANS = frozenset(ADJECTIVES.values())
 _SEEMS = frozenset(["appear", "look", "seem"])
 _QUALIFIERS = (
     frozenset(
         ["left", "right", "bilateral", "upper", "lower", "middle", "apical", "basal", "small"]
     )
     | frozenset(["large", "mild", "moderate", "severe", "acute", "chronic", "displaced"])
-    | frozenset(ADJECTIVES.values())
+    | frozenset(["extensive", "focal", "diffuse", "multiple"])
+    | _ORGANS
 )
 """Words that a name may have besides those of the question."""
 _ASKED_IN_ORDER = re.compile(
@@ -32,9 +35,9 @@ _IS_OF_KIND = tuple(
     (
         kind,
         re.compile(
-            r"(?:is|are|was|were) (?:this|it|that|these|the(?: \w+){1,4}) "
+            r"(?:is|are|was|were) (?:it|(?:this|that|these|the)(?: \w+){0,4}) "
             rf"(?:(?:an?|on|in|the|of|from|taken) )*({'|'.join(sorted(kind))})"
-            r"(?: (?:scan|image|picture|view|plane|patient|study|film|slice|section))?"
+            r"(?: (?:scan|image|picture|view|plane|patient|study|film|slice|section|mri|ct|xray))?"
             r"(?: (?:side|lobe|lung))?"
         ),
     )
@@ -42,7 +45,7 @@ _IS_OF_KIND = tuple(
 )
 """A question whether something is of a kind: "is this a CT scan", "is the lesion on the left"."""
 _LEFT_OUT = frozenset(
-    ["patie", "you", "prese", "visib", "evide", "noted", "detec", "ident", "conta", "inclu"]
+    str.split("patie you prese visib evide noted detec ident conta inclu appea look seem")
 )
 """Stems of a question that an answer may leave out."""
 OF_THE = re.compile(r"\s*(?:is|are|was|were)\s+the\b", re.IGNORECASE)
@@ -55,7 +58,10 @@ _SHOWN = re.compile(
     re.IGNORECASE,
 )
 """A question about what a picture shows, whose name an answer may leave out."""
-_OF_SOMETHING = re.compile(r"\s*(?:is|are|was|were)\s+(?!there\b)", re.IGNORECASE)
+_OF_SOMETHING = re.compile(
+    r"\s*(?:(?:is|are|was|were|has|have)\s+(?!there\b)|do(?:es)?\s.*\b(?:look|appear|seem)\b)",
+    re.IGNORECASE,
+)
 _DEGREES = frozenset(
     ["slightly", "mildly", "moderately", "markedly", "severely", "clearly", "very"]
 )
@@ -115,6 +121,14 @@ def is_foreign_to(said: Set[str], asked: Set[str]) -> bool:
     """Tell whether a clause is about something that was not asked."""
     named = said - ANAPHORIC - _LEFT_OUT - {"posit"}
     return bool(asked and named) and not named & asked
+
+
+def is_elsewhere(said: Iterable[str], asked: Iterable[str]) -> bool:
+    """Tell whether words name another side or organ than a question does, and not that one."""
+    named, wanted = ({ADJECTIVES.get(word, word) for word in words} for words in (said, asked))
+    return any(
+        named & kind and wanted & kind and not named & wanted & kind for kind in (_SIDES, _ORGANS)
+    )
 
 
 def by_kind(text: str, question: str) -> bool | None:

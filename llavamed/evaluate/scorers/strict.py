@@ -22,7 +22,7 @@ from llavamed.evaluate.scorers.unpack import unpack
 from llavamed.evaluate.scorers.words import spell_out, spell_sides
 from llavamed.evaluate.scorers.yes_no import polarity
 
-NAME = "strict/4"
+NAME = "strict/5"
 """Name and version, reported with every score."""
 
 

@@ -24,6 +24,7 @@ PLURALS = {
                 "diverticul bacteri sept osti atri hil stern cran ov capitul infundibul ile"
             )
         ),
+        *((f"{stem}on", f"{stem}a") for stem in _split("gangli mitochondri phenomen")),
         *(
             (f"{stem}a", f"{stem}ae")
             for stem in _split(
@@ -111,6 +112,9 @@ PHRASES: tuple[tuple[str, str], ...] = (
     (r"x ?rays?|radiographs?|radiography|roentgenograms?|roentgenogra(ph|phy)", "xray"),
     (r"plain films?|chest films?|xr", "xray"),
     (r"embol(us|i)", "embolism"),
+    (r"urinary bladder", "bladder"),
+    (r"infarct(s|ed)?", "infarction"),
+    (r"intestines?", "bowel"),
     (r"nephrolithiasis|urolithiasis", "kidney stone"),
     (r"renal (calcul(us|i)|stones?)", "kidney stone"),
     (r"cholelithiasis", "gallstone"),
@@ -255,7 +259,7 @@ POSITIONS: tuple[frozenset[str], ...] = tuple(
         "left right bilateral",
         "upper middle lower",
         "superior inferior",
-        "anterior posterior front back",
+        "anterior posterior middle front back",
         "medial lateral",
         "above below",
     )
@@ -266,6 +270,7 @@ OPPOSITES: tuple[frozenset[str], ...] = POSITIONS + tuple(
     frozenset(words.split())
     for words in (
         "proximal distal",
+        "well poor moderately ill",
         "axial coronal sagittal oblique",
         "t1 t2 flair dwi adc",
         "pa ap",

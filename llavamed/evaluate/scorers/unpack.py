@@ -15,10 +15,18 @@ _END_OF_THOUGHT = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 _MARKS = (
-    (re.compile(r"◁think▷|\[THINK\]|<unused94>(?:thought)?|<\|begin_of_thought\|>"), "<think>"),
-    (re.compile(r"◁/think▷|\[/THINK\]|<unused95>|<\|end_of_thought\|>"), "</think>"),
+    (
+        re.compile(
+            r"◁think▷|\[THINK\]|<unused94>(?:thought)?|<\|(?:begin_of|START)_(?:thought|THINKING)\|>"
+        ),
+        "<think>",
+    ),
+    (
+        re.compile(r"◁/think▷|\[/THINK\]|<unused95>|<\|(?:end_of|END)_(?:thought|THINKING)\|>"),
+        "</think>",
+    ),
     (re.compile(r"~~.+?~~"), " "),
-    (re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]"), ""),
+    (re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]|<\\|START_(?:TEXT|RESPONSE)\\|>"), ""),
     (re.compile(r"\A.*<\|channel\|>\s*final\s*<\|message\|>", re.DOTALL), ""),
     (re.compile(r"<\|begin_of_box\|>(.*?)<\|end_of_box\|>", re.DOTALL), r"\\boxed{\1}"),
 )
@@ -58,10 +66,10 @@ _MARKER = re.compile(
       | \bantwort\s*: | \bréponse\s*: | \brespuesta\s*:
     )
     | (?P<correction>
-        \bwait\b | \bcorrection\b\s*:?
+        \bwait\b | \bhold\s+on\b | \bcorrection\b\s*:?
       | \bsorry\b(?=\s*,?\s*(?:no|yes|i\s+mean|it|the|that|left|right|\(?[A-Z]\b))
-      | \bon\s+(?:a\s+)?second\s+(?:thoughts?|look)\b
-      | \bon\s+closer\s+(?:look|inspection)\b | \blooking\s+again\b
+      | \bon\s+(?:(?:a\s+)?(?:second|closer|further)\s+)?(?:thoughts?|look|inspection|review)\b
+      | \blooking\s+again\b
       | \blet\s+me\s+(?:correct|rephrase|reconsider|revise|rethink)\b
       | \b(?:i\s+now|now\s+i)\s+(?:think|believe|see|say)\b | \bi\s+change[ds]?\s+my\s+mind\b
       | \bi\s+mean\b | \bscratch\s+that\b | \bi\s+meant\b

@@ -230,5 +230,8 @@ UNASSERTED = re.compile(
 )
 """Words of sentences that do not assert what they name."""
 
-BOUND = re.compile(r"\b(?:(?:more|less|fewer|greater)\s+than\b|between\s+\d)|[<>]", re.IGNORECASE)
+BOUND = re.compile(
+    r"\b(?:(?:more|less|fewer|greater)\s+than\b|between\s+\d)|[<>]|\d\s*(?:-|–|to)\s*\d",
+    re.IGNORECASE,
+)
 """Words that turn a number into a range."""

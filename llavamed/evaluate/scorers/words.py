@@ -150,6 +150,8 @@ def _canonical(text: str) -> tuple[str, ...]:
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
     text = re.sub(r"(?<=\d)[,·](?=\d)", ".", text).replace("°", " degree ")
     text = re.sub(r"(?<=\d)(?=(?:mm|cm|ml|cc|kg|mg|hu)\b)", " ", text)
+    text = re.sub(r"(?<=\d)\s*(?:x|×)\s*(?=\d)", " x ", text)
+    text = re.sub(r"\bnon(?!etheless)(?=[a-z]{5})", "non ", text)
     text = " ".join(re.sub(r"[-/_]", " ", text).split())
     for pattern, word in _PHRASES:
         text = pattern.sub(word, text)
@@ -184,7 +186,7 @@ def spelling(token: str) -> str:
         token = re.sub(r"(?<=\w\w)our(?=s?$|ed$|ing$|less$)", "or", token)
         token = re.sub(r"(?<=\w)is(?=(?:e|ed|ing|ation)s?$)", "iz", token)
         token = re.sub(r"(?<=(?:nt|ib|it|et))re(?=s?$)", "er", token)
-        token = re.sub(r"(?:(?<=ous)|(?<=al))ly$", "", token)
+        token = re.sub(r"(?:(?<=ous)|(?<=[ao][lr]))ly$", "", token)
         token = "gray" if token == "grey" else token
     return token
 

@@ -8,6 +8,7 @@ from llavamed.evaluate.scorers.restating import (
     CUES,
     by_kind,
     denies_other_finding,
+    is_elsewhere,
     is_foreign_to,
     stems,
 )
@@ -91,6 +92,8 @@ _WEIGHED = re.compile(
     re.IGNORECASE,
 )
 """A yes or no that a speaker settles on, whatever is conceded: "I say no, but may be wrong"."""
+_HOWEVER = re.compile(r"[.;!]\s*(?:however|but|nevertheless|that\s+said)\b", re.IGNORECASE)
+"""The beginning of an answer after a sentence that refuses it."""
 _ELLIPSIS = re.compile(
     r"\b(?:but|and|while|whereas|though|although)\s+the\s+(?P<subject>[\w ]{2,40}?)\s+"
     r"(?:is|are|was|were|does|do|has|have)(?P<denied>\s+not|n't)?\W*\Z",
@@ -174,10 +177,13 @@ def _verdict(text: str, question: str, reference: str) -> object:
     if labelled is not None:
         return labelled
     if lead is False and re.match(r"\s+\w", rest):
+        said, asked = canonical(rest), canonical(question)
         if by_denial(text, question) is True:
             return True  # "no dislocation, but there is a fracture"
-        if denies_other_finding(text, question):
+        if denies_other_finding(text, question) or is_elsewhere(said, asked):
             return None
+        if UNDECIDED.search(rest) and is_foreign_to(stems(said), stems(asked)):
+            return None  # "no biopsy was done, so it cannot be determined"
     if lead is not None:
         alone = {word.lower() in {"yes", "yeah"} for word in _ALONE.findall(rest)}
         return None if (not lead) in alone or (lead and _NOT_ALONE.fullmatch(rest)) else lead
@@ -193,7 +199,8 @@ def _verdict(text: str, question: str, reference: str) -> object:
     if (turned := _TURNED.search(text)) and not _ALONE.search(text[turned.end() - 1 :]):
         return turned[1].lower() == "no"
     if UNDECIDED.search(text):
-        return None
+        however = _HOWEVER.search(text)
+        return _verdict(text[however.end() :], question, reference) if however else None
     if (elided := _ELLIPSIS.search(text)) and stems(canonical(elided["subject"])) & stems(
         canonical(question)
     ):
@@ -275,7 +282,7 @@ def _lead(text: str) -> tuple[bool | None, str]:
     word, rest = found[0].lower(), body[found.end() :]
     if (
         word in LEADING_ONLY
-        and re.match(r"\s*\w", rest)
+        and re.match(r"[\s-]*\w", rest)
         and word not in {"correct", "true", "false"}
     ):
         return None, text
