@@ -14,6 +14,8 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from llavamed.errors import ConfigError
+
 PER_SAMPLE = "llavamed_per_sample"
 """The name under which transformers knows this attention. No config is saved with it."""
 VARLEN = "llavamed_varlen"
@@ -63,6 +65,30 @@ def attend_per_sample(model: Any, *, varlen: bool = False) -> None:
         decoder.set_attn_implementation(VARLEN if varlen else PER_SAMPLE)
 
 
+def check_attention(model: Any, attn_implementation: str, key: str) -> None:
+    """Let a LLaVA on `meta` use PyTorch's attention, if a run asks for it.
+
+    Whether it can use other kernels depends on packages and GPUs that only workers may have.
+
+    Args:
+        model: The LLaVA.
+        attn_implementation: The attention kernels of the run.
+        key: The config key that names it, for errors.
+
+    Raises:
+        ConfigError: Its language model has no such attention.
+    """
+    if attn_implementation != "sdpa":
+        return
+    try:
+        model.set_attn_implementation(attn_implementation)
+    except ValueError as error:
+        raise ConfigError(
+            f"model.attn_implementation=sdpa: {key}: {model.config.text_config.model_type} has no "
+            "such attention in transformers; set it to eager"
+        ) from error
+
+
 def avoid_cudnn() -> None:
     """Disable cuDNN for attention in this process, because it makes a plan for each new shape.
 
@@ -83,13 +109,16 @@ def is_exchangeable(decoder: Any) -> bool:
 
 
 def _hands_on_arguments(decoder: Any) -> bool:
-    """Return whether a language model hands its arguments on to its attention, tried on `meta`."""
+    """Return whether a language model hands its arguments on to its attention, and no mask of its
+    own; tried on `meta`."""
     found = []
 
-    def note(_: Any, query: torch.Tensor, *others: Any, **arguments: Any) -> tuple[Any, None]:
-        found.append("samples" in arguments)
+    def note(
+        _: Any, query: torch.Tensor, key: Any, value: torch.Tensor, attention_mask: Any, **more: Any
+    ) -> tuple[torch.Tensor, None]:
+        found.append("samples" in more and attention_mask is None)
         rows, heads, tokens, _ = query.shape
-        return query.new_zeros(rows, tokens, heads, others[1].shape[-1]), None
+        return query.new_zeros(rows, tokens, heads, value.shape[-1]), None
 
     AttentionInterface.register(_NOTED, note)
     with suppress(Exception), torch.device("meta"):  # the code of a model may raise anything

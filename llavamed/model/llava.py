@@ -29,7 +29,7 @@ from transformers.utils.logging import disable_progress_bar
 from llavamed.config.engine import Precision
 from llavamed.config.model import Model, Pretrained
 from llavamed.errors import CheckpointError, ConfigError
-from llavamed.model.attention import avoid_cudnn
+from llavamed.model.attention import avoid_cudnn, check_attention
 from llavamed.model.positions import at_image_size
 from llavamed.model.projector import ACTIVATIONS, make_projector
 from llavamed.processor.build import Processor, num_image_tokens
@@ -192,16 +192,20 @@ def _config(model: Any) -> LlavaConfig | LlavaNextConfig:
     return getattr(model, "module", model).config
 
 
-def check_forward(config: LlavaConfig | LlavaNextConfig, key: str) -> None:
+def check_forward(
+    config: LlavaConfig | LlavaNextConfig, key: str, attn_implementation: str = "sdpa"
+) -> None:
     """Pass an image and a few tokens through a LLaVA on `meta`, before anything is started.
 
     Args:
         config: The config of the LLaVA.
         key: The config key that names it, for errors.
+        attn_implementation: The attention kernels of the run.
 
     Raises:
         ConfigError: The tower is of an unknown kind, lacks the hidden state, or makes another
-            number of tokens than the text has; or the language model accepts no embeddings.
+            number of tokens than the text has; or the language model accepts no embeddings, or
+            has no such attention.
     """
     tower = tower_of(config.vision_config, f"{key}: vision_config")
     check_feature_layer(config.vision_feature_layer, tower, f"{key}: vision_feature_layer")
@@ -214,6 +218,7 @@ def check_forward(config: LlavaConfig | LlavaNextConfig, key: str) -> None:
         with torch.device("meta"):
             model = _make_llava(config)
             _check_dense(model, key)
+            check_attention(model, attn_implementation, key)
             pixels = torch.empty(tiles.num_tiles(size), 3, *size)
             images = image_arguments(model, pixels, torch.tensor([size], device="cpu"))
             features = torch.stack(list(model.get_image_features(**images).pooler_output))

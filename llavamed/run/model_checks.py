@@ -56,7 +56,7 @@ def check_weights(config: RunConfig, plans: list[StagePlan]) -> None:
         vision = part_config(model.vision_tower, "model.vision_tower")
         text = part_config(model.language_model, "model.language_model")
         shape, key = llava_config(model, vision, text), "model"
-    check_forward(shape, key)
+    check_forward(shape, key, model.attn_implementation)
     if text is not None:  # by now the model can be made
         check_head(text, "model.language_model")
     config_tiling(shape, key).check_fits(config.data.max_length)
@@ -75,7 +75,7 @@ def check_weights(config: RunConfig, plans: list[StagePlan]) -> None:
             key = f"stages.{plan.stage.name}.initial_weights"
             first = whole_config(start, key)
             check_weight_files(start, key)
-            check_forward(first, f"{key}={start}")
+            check_forward(first, f"{key}={start}", model.attn_implementation)
             _check_same_tiles(first, shape, f"{key}={start}")
             _check_same_images(model, start, key)
 

@@ -12,10 +12,11 @@ from transformers import AutoConfig, CLIPVisionConfig, LlavaConfig, LlavaForCond
 from llavamed.config.load import override_config
 from llavamed.config.run import RunConfig
 from llavamed.data.feed.loader import Batch
-from llavamed.errors import TrainingError
+from llavamed.errors import ConfigError, TrainingError
 from llavamed.model.attention import PER_SAMPLE, attend_per_sample
 from llavamed.model.loss import column_logits, supervised_loss
 from llavamed.run.curriculum import plan_curriculum
+from llavamed.run.model_checks import check_weights
 from llavamed.run.preflight import check_settings
 from llavamed.train.context import local_context
 from llavamed.train.guard import check_separation
@@ -129,17 +130,34 @@ LEAKING: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", [*LANGUAGE_MODELS, "gpt_neox", "llama4_text", *LEAKING])
+@pytest.mark.parametrize("kind", [*LANGUAGE_MODELS, "doge", "gpt_neox", "llama4_text", *LEAKING])
 def test_a_language_model_whose_samples_see_each_other_trains_no_packs(
     kind: str, tiny_config: RunConfig
 ) -> None:
-    settings = LANGUAGE_MODELS | LEAKING | {"gpt_neox": {}, "llama4_text": LLAMA4}
+    settings = LANGUAGE_MODELS | LEAKING | {"doge": {}, "gpt_neox": {}, "llama4_text": LLAMA4}
     model = make_llava(kind, **settings[kind])
     attend_per_sample(model)
     leaks = r"stages.align.packing=true: the language model lets samples .* by [\d.e-]+; set it to"
     expected = pytest.raises(TrainingError, match=leaks) if kind in LEAKING else nullcontext()
     with local_context(lambda _: None), expected:
         check_separation(tiny_config.stages[0], model, pack(), IMAGE_TOKEN)
+
+
+def test_attention_that_a_language_model_lacks_is_refused_with_what_it_has(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    shape = "hidden_size: 32, intermediate_size: 48, num_hidden_layers: 2, num_attention_heads: 2"
+    model = f"{{model_type: granite_swa, {shape}, num_key_value_heads: 1, vocab_size: 320}}"
+    own = (f"storage={tmp_path}", f"data.directory={tmp_path}/datasets")
+    config = small_config(tiny_config, f"model.language_model.config={model}", *own)
+    message = (
+        r"^model.attn_implementation=sdpa: model: granite_swa has no such .*; set it to eager$"
+    )
+    with pytest.raises(ConfigError, match=message):
+        check_weights(config, plan_curriculum(config))
+    eager = override_config(config, ["model.attn_implementation=eager"])
+    check_weights(eager, plan_curriculum(eager))
+    assert run_stage(make_job(eager)).steps == 6
 
 
 def test_a_language_model_that_trains_no_packs_trains_padded(
