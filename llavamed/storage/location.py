@@ -38,7 +38,7 @@ LISTING_LIMIT_SECONDS = 300.0
 """Time in which one attempt to list a folder, or to look whether a file exists, must end."""
 _PARTIAL = ".partial"
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
-"""Filesystems whose folders are only parts of names, and whose makedirs would make a bucket."""
+"""Filesystems whose makedirs makes a bucket, and consoles make a folder an empty object `name/`."""
 
 _T = TypeVar("_T")
 
@@ -295,7 +295,7 @@ class Location:
             found = with_retries(self, "list", lambda: self.fs.ls(self.path, **options))
         except FileNotFoundError:
             return []
-        names = (posixpath.basename(path.rstrip("/")) for path in found)
+        names = (posixpath.basename(path.rstrip("/")) for path in found if path != f"{self.path}/")
         return sorted(name for name in names if not name.endswith(_PARTIAL))
 
     def remove(self) -> None:
@@ -342,7 +342,7 @@ class Location:
         """Return the path of every file below this folder with what the filesystem tells of it."""
         self.fs.invalidate_cache()
         found = with_retries(self, "list", lambda: self.fs.find(self.path, detail=True))
-        return cast("dict[str, dict[str, Any]]", found)
+        return {path: told for path, told in found.items() if not path.endswith("/")}
 
     def download_files(self, paths: list[str], folder: Path) -> None:
         """Copy files below this folder, by the paths of `list_files`, into a local one."""

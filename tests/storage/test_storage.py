@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 import s3fs
 
+from llavamed.data.sources.files import find_files
 from llavamed.errors import StorageError
 from llavamed.storage.location import (
     MANIFEST,
@@ -140,6 +141,22 @@ def test_remove_takes_a_file_or_a_folder_and_nothing_else(folder):
     (folder / "file").remove()
     (folder / "absent").remove()
     assert folder.children() == ["ab"]
+
+
+def test_a_folder_that_a_console_made_is_no_file(s3_uri: str, tmp_path: Path) -> None:
+    place = locate(f"{s3_uri}/{tmp_path.name}")
+    bucket, _, key = place.path.partition("/")
+    s3 = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+    for folder in ("", "deep/", "empty/"):
+        s3.put_object(Bucket=bucket, Key=f"{key}/{folder}")
+    assert (place / "empty").children() == []
+    (place / "deep" / "file").write_bytes(b"1")
+    assert place.children() == ["deep", "empty"]
+    copied = place.download(tmp_path)
+    assert [path.name for path in copied.rglob("*") if path.is_file()] == ["file"]
+    assert [file.path for file in find_files(place, "")] == [f"{place.path}/deep/file"]
+    place.remove()
+    assert s3.list_objects_v2(Bucket=bucket, Prefix=key)["KeyCount"] == 0
 
 
 def test_upload_writes_the_manifest_last_and_download_gives_the_same(folder, tmp_path, monkeypatch):

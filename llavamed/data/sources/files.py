@@ -147,8 +147,7 @@ def find_below(folder: Location, suffix: str) -> list[Location]:
     Raises:
         DataError: There is none.
     """
-    found = with_retries(folder, "list", partial(folder.fs.find, folder.path))
-    return _chosen(folder, found, suffix)
+    return _chosen(folder, folder.list_files(), suffix)
 
 
 def _chosen(place: Location, found: Iterable[str], suffix: str) -> list[Location]:
