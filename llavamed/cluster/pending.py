@@ -18,6 +18,8 @@ _MEMORY = {
 }
 """What to do for containers that have other memory than that of a group of Ray pods."""
 _DISK = re.compile(r"ephemeral|EmptyDir")
+_OF_ONE = re.compile(r'^\(combined from similar events\): |(?<=\bpods) "[^"]*"')
+"""What differs between events of one cause: each attempt makes a pod of another name."""
 _SCHEDULER = re.compile(r"0/\d+ nodes are available: (.*)", re.DOTALL)
 _LACKS = (
     (r"(\d+) Insufficient ([\w./-]+)", "{} nodes lack free {}; add nodes, or wait for other work"),
@@ -174,7 +176,7 @@ def _owner_causes(events: list[Object]) -> Iterator[str]:
     """Yield why pods could not be created, according to the events of their owner."""
     seen: dict[str, None] = {}
     for event in events:
-        text, owner = str(event.get("message", "")), event["involvedObject"]
+        text, owner = _OF_ONE.sub("", str(event.get("message", ""))), event["involvedObject"]
         if event.get("type") != "Warning" or owner.get("kind") == "Pod":
             continue
         of = f"{owner.get('kind')} {owner.get('name')}"

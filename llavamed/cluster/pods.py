@@ -50,8 +50,9 @@ def quantity(text: str | int | float) -> Fraction:
 
 def show(name: str, amount: Fraction) -> str:
     """Return an amount of a resource in readable form."""
-    if name in ("memory", "ephemeral-storage") and amount >= 2**30:
-        return f"{name} {float(amount / 2**30):.4g}Gi"
+    if name.endswith(("memory", "ephemeral-storage")):
+        unit, size = ("Gi", 2**30) if abs(amount) >= 2**30 else ("Mi", 2**20)
+        return f"{name} {float(amount / size):.4g}{unit}"
     return f"{name} {float(amount):.4g}"
 
 

@@ -139,6 +139,10 @@ WAYS: dict[str, tuple[Callable[[Snapshot], Any], str, str, str]] = {
             "requests.nvidia.com/gpu": "10"}),
         "failure", "quota", r"team leaves requests\.nvidia\.com/gpu 6 of 16, and its pods need",
     ),
+    "quota of memory": (
+        lambda found: set_quota(found, {"limits.memory": "500Gi"}, {"limits.memory": "300Mi"}),
+        "failure", "quota", r"leaves limits\.memory 499\.7Gi of 500Gi, and its pods need lim",
+    ),
     "queue": (name_queue, "failure", "queue", "LocalQueue team does not exist; there are: other"),
     "no gang": (
         lambda found: a100(found).update(replicas=2, maxReplicas=2),

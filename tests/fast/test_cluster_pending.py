@@ -108,6 +108,17 @@ def test_states_and_events_become_causes(
     assert found.startswith(cause)
 
 
+def test_attempts_that_fail_for_one_cause_are_told_once() -> None:
+    refusal = 'Error creating: pods "pull-{}" is forbidden: minimum memory is 32Mi'
+    tries = [refusal.format(each) for each in ("x7d", "ab2")]
+    tries.append(f"(combined from similar events): {tries[0]}")
+    found = causes([], [event("FailedCreate", said, "DaemonSet", "pull") for said in tries])
+    assert found == [
+        "DaemonSet pull: FailedCreate: Error creating: pods is forbidden: minimum memory is 32Mi; "
+        "do what it says"
+    ]
+
+
 def test_pods_with_one_cause_are_named_together_and_those_that_run_are_not() -> None:
     many = [pod(containerStatuses=waiting("ErrImagePull")) for _ in range(3)]
     (found,) = causes([*many, pod("Running")], [event("Scheduled", "fine")])
