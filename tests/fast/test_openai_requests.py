@@ -132,6 +132,7 @@ def test_the_part_that_is_wrong_is_named(content: Any, message: str) -> None:
         ({"stop": "\ud800"}, "stop[0]: holds half a character"),
         ({"model": "\ud800"}, "model: holds half a character"),
         ({"top_k": 5}, "top_k: is not supported; leave it out"),
+        ({"skip_special_tokens": False}, "skip_special_tokens: is not supported; leave it out"),
         ({"repetition_penalty": 1.3}, "repetition_penalty: is not supported; leave it out"),
         ({"tool_choice": "required"}, "tool_choice: is not supported; leave it out"),
         ({"function_call": {"name": "f"}}, "function_call: is not supported; leave it out"),
@@ -149,6 +150,7 @@ def test_no_field_is_read_as_something_else(fields: dict[str, Any], message: str
         {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": False, "best_of": 1},
         {"stream": True, "stream_options": {"include_usage": None}},
         {"presence_penalty": 0.0, "tools": [], "tool_choice": "auto"},
+        {"skip_special_tokens": True, "add_generation_prompt": True, "mm_processor_kwargs": {}},
     ],
 )
 def test_what_changes_nothing_is_taken(fields: dict[str, Any]) -> None:
