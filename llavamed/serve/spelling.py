@@ -23,7 +23,10 @@ class Spelling:
 
     def _spell(self, token: int) -> SpelledToken:
         text = self._decode([*self._before, token])[len(self._shown) :]
-        data = self._bytes(token) if _UNKNOWN in text else list(text.encode())
+        if token in self._tokenizer.all_special_ids:
+            data = None  # the end of an answer is no part of its text
+        else:
+            data = self._bytes(token) if _UNKNOWN in text else list(text.encode())
         return SpelledToken(text, data)
 
     def _decode(self, tokens: list[int]) -> str:
