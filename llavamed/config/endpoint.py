@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from llavamed.config.section import Count, Fraction, Section
+from llavamed.config.section import Count, Fraction, Section, added_later
 
 Price = Annotated[float, Field(ge=0)]
 
@@ -35,6 +35,8 @@ class Endpoint(Section):
     """Whether the endpoint can enforce a JSON schema. Otherwise the prompt asks for the format."""
     limit_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """Name of the endpoint's field for the maximum number of tokens of an answer."""
+    takes_temperature: bool = added_later(True)
+    """Whether the model takes a temperature. Otherwise none is sent, to any of its uses."""
     max_in_flight: Count = 8
     """Maximum number of requests that wait for an answer at once."""
     requests_per_minute: Count | None = None

@@ -106,11 +106,17 @@ class AnswerCache:
         return {name.removesuffix(".json") for name in names if name.endswith(".json")}
 
     def remove(self, key: str) -> None:
-        """Forget an entry, if there is one. Raises: StorageError."""
-        self._place(key).remove()
+        """Forget an entry and its repair, if there are any. Raises: StorageError."""
+        for each in (key, repair_of(key)):
+            self._place(each).remove()
 
     def _place(self, key: str) -> Location:
         return self._folder / key[:2] / f"{key}.json"
+
+
+def repair_of(key: str) -> str:
+    """Return the key of the answer by which the model repaired another."""
+    return f"{key}-repair"
 
 
 def entry_of(
@@ -144,7 +150,7 @@ def read_answer(
     """Read an entry of the cache as the answer to its request."""
     completion = entry["completion"]
     choice = completion["choices"][0]
-    text = _text(choice["message"].get("content"))
+    text = _said(choice["message"], request)
     refusal = _text(choice["message"].get("refusal"))
     usage = usage_of(completion, request, endpoint)
     reason = str(choice.get("finish_reason")).lower().partition(":")[0]
@@ -215,6 +221,18 @@ def usage_of(completion: dict[str, Any], request: Request, endpoint: Endpoint) -
     text = _text(completion["choices"][0]["message"].get("content"))
     length = -(-len(text.encode()) // BYTES_PER_TOKEN)
     return Usage(request.prompt_tokens(endpoint), 0, length, is_estimated=True)
+
+
+def _said(message: dict[str, Any], request: Request) -> str:
+    """Return the text of a message.
+
+    An endpoint that constrains the answer before a model has ended its thoughts has it among them.
+    """
+    text = _text(message.get("content"))
+    if request.schema and not text.strip():
+        thoughts = (_text(message.get(name)) for name in ("reasoning_content", "reasoning"))
+        text = next((each for each in thoughts if each.lstrip().startswith("{")), text)
+    return text
 
 
 def _text(content: Any) -> str:

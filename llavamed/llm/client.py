@@ -38,6 +38,7 @@ from llavamed.llm.answer import (
     is_completion,
     is_given_up,
     read_answer,
+    repair_of,
     usage_of,
 )
 from llavamed.llm.cost import Budget, cost
@@ -58,14 +59,17 @@ _UNSENT_HEADERS = [
 ]
 """What `openai` sends about this machine, and reads from variables for another endpoint."""
 _MAY_PASS = {408, 409, 425, 429}
-_OF_ALL_REQUESTS = {
+_NO_QUOTA = ("insufficient_quota", "exceeded_current_quota_error", "usage_limit_reached")
+"""Codes and types by which OpenAI, Moonshot and others mark a 429 that waiting does not end."""
+_OF_ALL_REQUESTS: dict[int | str, str] = {
     401: "check the key in the environment variable that api_key_env names",
     402: "the account cannot pay; add to its balance",
     403: "check what the key and its account allow",
     404: "check url, which ends in the API's version, and model",
+    **dict.fromkeys(_NO_QUOTA, "add to the account's balance or limits"),
+    "unsupported_parameter": "where that is max_tokens, set limit_key to max_completion_tokens",
+    "unsupported_value": "where that is temperature, set takes_temperature to false",
 }
-_NO_QUOTA = "insufficient_quota"
-"""OpenAI's code of a 429 that waiting does not end."""
 _FILTER_CODES = frozenset(
     {"content_filter", "content_policy_violation", "data_inspection_failed", "invalid_prompt"}
 )
@@ -170,7 +174,7 @@ class EndpointClient:
         # Endpoints refuse an empty turn.
         shown = Message("assistant", (first.text if first.text.strip() else "{}",))
         turns = (*request.messages, shown, Message("user", (complaint,)))
-        second = await self._answer_once(replace(request, messages=turns))
+        second = await self._answer_once(replace(request, messages=turns), repair_of(first.key))
         return replace(
             second,
             key=first.key,
@@ -181,9 +185,9 @@ class EndpointClient:
             is_repaired=True,
         )
 
-    async def _answer_once(self, request: Request) -> EndpointAnswer:
+    async def _answer_once(self, request: Request, key: str = "") -> EndpointAnswer:
         """Ask without repair. Equal requests wait for one another, so that one of them is sent."""
-        key = request.key(self.endpoint)
+        key = key or request.key(self.endpoint)
         async with self._locks.setdefault(key, asyncio.Lock()):
             entry = await asyncio.to_thread(self._cache.read, key)
             is_cached = entry is not None
@@ -284,8 +288,9 @@ class EndpointClient:
         detail = self._without_key(str(said or error.response.text))
         if error.code in _FILTER_CODES or _is_flagged(error.body):
             return _TryError(detail, "content_filter", status, may_pass=False)
-        if status in _OF_ALL_REQUESTS or error.code == _NO_QUOTA:
-            advice = _OF_ALL_REQUESTS.get(status, "add to the account's balance or limits")
+        marks = (status, str(error.code), str(error.type))
+        advice = next((_OF_ALL_REQUESTS[each] for each in marks if each in _OF_ALL_REQUESTS), "")
+        if advice:
             return EndpointError(
                 f"url={self.endpoint.url}: model {self.endpoint.model} answers {status} ({detail}) "
                 f"to every request; {advice}"

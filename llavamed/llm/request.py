@@ -91,7 +91,9 @@ class Request:
     def _body(self, endpoint: Endpoint, image_url: Callable[[Image], str]) -> dict[str, Any]:
         turns = self.messages
         options: dict[str, Any] = {
-            "temperature": None if self.temperature is None else float(self.temperature),
+            "temperature": None
+            if self.temperature is None or not endpoint.takes_temperature
+            else float(self.temperature),
             "top_p": None if self.top_p is None else float(self.top_p),
             "seed": self.seed,
         }

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from llavamed.config.endpoint import Endpoint, Prices
 from llavamed.errors import EndpointError
+from llavamed.llm.answer import AnswerCache
 from llavamed.llm.client import DOWN_AFTER, EndpointClient, ask
 from llavamed.llm.request import Image, Message, Request
 from tests.support.chat_endpoint import MAY_PASS
@@ -102,6 +103,9 @@ def test_a_prompt_that_a_filter_stops_is_refused_and_no_sign_of_a_fault(endpoint
         ("403", "answers 403 .*; check what the key and its account allow"),
         ("404", "answers 404 .*; check url, which ends in the API's version, and model"),
         ("no quota", "answers 429 .*; add to the account's balance or limits"),
+        ("no balance", "answers 429 .*; add to the account's balance or limits"),
+        ("no max_tokens", "answers 400 .*; where that is max_tokens, set limit_key to max_comp.*"),
+        ("no temperature", "answers 400 .*; where that is temp.*, set takes_temperature to false"),
     ],
 )
 def test_what_is_wrong_with_every_request_ends_all(endpoint, tmp_path, fault, advice):
@@ -268,6 +272,24 @@ def test_an_answer_that_fits_its_schema_is_a_value(endpoint, tmp_path, text, jso
     assert ('"additionalProperties":false' in asked["messages"][-1]["content"]) != json_schema
 
 
+def test_no_temperature_is_sent_to_a_model_that_takes_none(endpoint, tmp_path):
+    answers(endpoint, tmp_path, question())
+    answers(endpoint, tmp_path, question(temperature=0.5))
+    answers(endpoint, tmp_path, question(temperature=0.5), takes_temperature=False)
+    assert [body.get("temperature") for body in endpoint.bodies] == [0.0, 0.5, None]
+
+
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
+def test_an_answer_among_the_thoughts_is_an_answer(endpoint, tmp_path, name):
+    endpoint.say = lambda body: {"content": None, name: RIGHT}
+    (answer,) = answers(endpoint, tmp_path, question(schema=Verdict))
+    assert answer.value == Verdict(right=True, reason="same side")
+    assert not answer.is_repaired
+    endpoint.say = lambda body: {"content": None, name: "It may be right."}
+    (answer,) = answers(endpoint, tmp_path, question("again", schema=Verdict))
+    assert (answer.outcome, answer.text) == ("malformed", "")
+
+
 @pytest.mark.parametrize("broken", ["The answer is right.", '{"right": true', '{"right": 7}', " "])
 def test_a_malformed_answer_is_repaired_once(endpoint, tmp_path, broken):
     endpoint.say = lambda body: {"content": broken if len(body["messages"]) == 1 else RIGHT}
@@ -276,6 +298,8 @@ def test_a_malformed_answer_is_repaired_once(endpoint, tmp_path, broken):
     assert (answer.is_repaired, answer.attempts, answer.cost) == (True, 2, 24)
     answers(endpoint, tmp_path, question(schema=Verdict))
     assert len(endpoint.bodies) == 2
+    AnswerCache(str(tmp_path)).remove(answer.key)
+    assert not list(tmp_path.rglob("*.json"))
 
 
 def test_an_answer_that_cannot_be_repaired_is_counted(endpoint, tmp_path):

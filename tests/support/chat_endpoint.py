@@ -27,6 +27,9 @@ ERRORS = {
     "425": (425, "too_early", "Too early."),
     "429": (429, "rate_limit_exceeded", "Slow down."),
     "no quota": (429, "insufficient_quota", "You exceeded your quota."),
+    "no balance": (429, None, "The account is suspended."),
+    "no max_tokens": (400, "unsupported_parameter", "Use 'max_completion_tokens' instead."),
+    "no temperature": (400, "unsupported_value", "Only the default (1) is supported."),
     "500": (500, "server_error", "Something went wrong."),
     "503": (503, "overloaded", "Try again later."),
 }
@@ -74,6 +77,7 @@ class ChatEndpoint:
     def completion(self, body: dict[str, Any]) -> dict[str, Any]:
         said = {"content": "Yes.", "finish_reason": "stop", "refusal": None} | self.say(body)
         message = {"role": "assistant", "content": said["content"], "refusal": said["refusal"]}
+        message |= {name: said[name] for name in said.keys() & {"reasoning", "reasoning_content"}}
         usage = said.get("usage", {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12})
         return {
             "id": f"chatcmpl-{len(self.bodies)}",
@@ -128,6 +132,8 @@ class _Handler(BaseHTTPRequestHandler):
         status, code, message = ERRORS[fault]
         key = self.headers.get("Authorization", "").removeprefix("Bearer ")
         error = {"message": message.format(key=key), "type": "error", "param": None, "code": code}
+        if fault == "no balance":
+            error["type"] = "exceeded_current_quota_error"
         if fault == "flagged":
             error["metadata"] = {"reasons": ["gore"], "flagged_input": "a wound"}
         self._send(status, json.dumps({"error": error}).encode())
