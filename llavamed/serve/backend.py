@@ -104,7 +104,9 @@ class LocalBackend:
         """Raise RequestError if the model has stopped."""
         if not self._engine.is_alive:
             raise RequestError(
-                "model: has stopped; start the service again", code="model_stopped", status=503
+                "model: has stopped, or fails every request; start the service again",
+                code="model_stopped",
+                status=503,
             )
 
     async def close(self) -> None:

@@ -15,6 +15,10 @@ from llavamed.model.running_batch import EncodedPrompt
 
 logger = logging.getLogger(__name__)
 
+MOST_FAILURES = 5
+"""Failures of the model in a row after which it counts as stopped. What breaks a GPU, breaks every
+request after it, and only a new process mends it."""
+
 
 @dataclass(frozen=True)
 class PartialAnswer:
@@ -60,6 +64,7 @@ class BatchEngine:
         self._running: list[_Job] = []
         self._coming: list[int] = []  # answers of each request whose prompt is being made
         self._num_taken = 0
+        self._num_failures = 0  # of the model, since it last gave a token
         self._batch = generator.running_batch()
         self._changed = threading.Condition()
         self._is_closed = False
@@ -79,7 +84,7 @@ class BatchEngine:
     @property
     def is_alive(self) -> bool:
         """Return whether requests are answered."""
-        return self._thread.is_alive()
+        return self._thread.is_alive() and self._num_failures < MOST_FAILURES
 
     @contextmanager
     def place(self, num_answers: int) -> Iterator[None]:
@@ -255,6 +260,7 @@ class BatchEngine:
         self._fail(failed, error)
 
     def _publish(self, jobs: list[_Job]) -> None:
+        self._num_failures = 0
         for job in list(jobs):
             job.tell(
                 [
@@ -281,6 +287,7 @@ class BatchEngine:
                 status=500,
             )
         else:
+            self._num_failures += 1
             told = RequestError(
                 f"model: failed with {type(error).__name__}; try again, or ask less at once",
                 code="model_failed",

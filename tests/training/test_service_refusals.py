@@ -24,7 +24,7 @@ from llavamed.model.generation import Generator, Prompt
 from llavamed.model.running_batch import RunningBatch
 from llavamed.processor.turns import Turn
 from llavamed.serve.backend import LocalBackend
-from llavamed.serve.engine import BatchEngine, _Job
+from llavamed.serve.engine import MOST_FAILURES, BatchEngine, _Job
 from llavamed.serve.export import open_export
 from llavamed.serve.launch import serve
 from llavamed.storage.location import locate
@@ -312,6 +312,19 @@ def test_a_request_for_which_memory_runs_out_fails_alone(
         jobs.engine._step()
     alone = generator.answer([Prompt([Turn("user", "Why?")], [])], max_new_tokens=3)
     assert jobs.told(going)[-1][0].text == alone[0]
+
+
+def test_a_model_that_only_fails_counts_as_stopped_until_it_answers(
+    running: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert running.send("/health")[0] == 200
+    with monkeypatch.context() as patch:
+        patch.setattr(RunningBatch, "join", run_out_of_memory)
+        said = [running.chat("Why?")[0] for _ in range(MOST_FAILURES)]
+        assert said == [500] * MOST_FAILURES
+        status, body = running.send("/health")
+        assert (status, body["error"]["code"]) == (503, "model_stopped")
+    assert running.chat("Why?", max_tokens=3)[0] == running.send("/health")[0] == 200
 
 
 def test_a_request_whose_logits_are_not_finite_fails_alone(
