@@ -42,7 +42,7 @@ class Scripted:
         question = next(part for part in messages[-1].parts if isinstance(part, str))
         if question == "fail":
             raise RequestError("messages: cannot be answered <b>now</b>; wait", code="x")
-        text = MARKDOWN if question == "markdown" else f"Answer to {question}"
+        text = {"markdown": MARKDOWN, "nothing": ""}.get(question, f"Answer to {question}")
         self.is_open += 1
         try:
             for start in range(0, len(text), 7):
@@ -252,6 +252,8 @@ def test_an_answer_is_stopped_and_its_generation_ends(page: Any, running: Runnin
 
 
 def test_errors_are_shown_in_the_words_of_the_service(page: Any, running: RunningService) -> None:
+    expect(ended(ask(page, "nothing"))).to_contain_text("The answer is empty: the model ended it")
+    page.click("#new")
     failed = ended(ask(page, "fail"))
     expect(failed.locator(".error")).to_have_text("messages: cannot be answered <b>now</b>; wait")
     broken = ended(ask(page, "break"))
@@ -275,7 +277,7 @@ def test_without_a_token_the_page_asks_for_one(browser: Any, running: RunningSer
     expect(page.locator("#problem")).to_contain_text("no token is sent")
     page.fill("#token", "wrong")
     page.keyboard.press("Enter")
-    expect(page.locator("#problem")).to_contain_text("the token is not known")
+    expect(page.locator("#settings")).to_contain_text("the token is not known")
     page.fill("#token", TOKEN)
     page.keyboard.press("Enter")
     expect(page.locator("#model")).to_have_text("llavamed")
@@ -383,3 +385,7 @@ def test_nothing_is_wider_than_the_window(page: Any, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 700})
     ended(ask(page, "markdown"))
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.emulate_media(media="print")
+    for control in ("nav", "#composer", ".tools >> nth=0"):
+        expect(page.locator(control)).to_be_hidden()
+    expect(page.locator(".notice").first).to_be_visible()
