@@ -48,8 +48,6 @@ def load_run(
     """Read the config of a run, log its path, and make its own paths valid in every process.
 
     Args:
-        path: The config.
-        overrides: Overrides of it.
         num_workers: A number of workers that is planned for, where the config's own is refused.
 
     Raises:

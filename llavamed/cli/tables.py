@@ -139,8 +139,6 @@ def show_comparison(
         compared: The scores, one entry per group of questions.
         no_answer: The share of closed questions without an answer, one per file; may be empty.
         files: The path of each file by its letter.
-        scorer: Name of the scorer.
-        console: Where to print.
     """
     scores = _table(f"Scores by {scorer}", "", "questions", "clusters", *files)
     shown = _interval if len(files) < _MANY_FILES else _interval_below

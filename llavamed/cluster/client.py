@@ -98,7 +98,6 @@ class Cluster:
         """Return all objects of a kind. Raises: ClusterError.
 
         Args:
-            kind: The kind of object.
             selector: Labels that they must have.
             everywhere: Whether to search all namespaces, not only this one.
         """
@@ -159,10 +158,6 @@ class Cluster:
 
         Args:
             method: GET or POST.
-            service: Name of the service.
-            port: One of its ports.
-            path: What is asked for.
-            headers: Headers of the request.
             read: Reads the text of the answer, which is JSON by default.
 
         Raises:

@@ -97,8 +97,6 @@ def _findings(check: Check, snapshot: Snapshot, told: dict[Kind, str]) -> list[F
     """Return the findings of one check.
 
     Args:
-        check: The check.
-        snapshot: What it examines.
         told: The check that says why the objects of a kind are not known; one is added.
     """
     for kind in check.needs:

@@ -51,7 +51,6 @@ def explain(status: int, body: str, call: Call, existing: list[str] | None = Non
     Args:
         status: HTTP status of the answer.
         body: The answer, a `Status` of Kubernetes or plain text.
-        call: The request.
         existing: For 404, the names of the existing objects of the kind, or None if unknown.
     """
     answer = _parse(body)

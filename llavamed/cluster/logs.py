@@ -84,8 +84,6 @@ def follow(
     """Yield the log of a job as it grows, until the job has ended, or without end of a service.
 
     Args:
-        cluster: The cluster of the job or the service.
-        name: Name of the job or the service.
         follows: Whether to go on until the job has ended; otherwise yield the current log.
         seconds: Seconds between two requests.
         on_problem: Called once for each problem that makes the log unavailable.

@@ -123,12 +123,7 @@ def _groups(spec: Object) -> Iterator[PodGroup]:
 
 
 def obstacles(spec: Object, node: Object) -> list[str]:
-    """Return what keeps a pod off an otherwise empty node; empty if it fits.
-
-    Args:
-        spec: Specification of the pod.
-        node: The node.
-    """
+    """Return what keeps a pod off an otherwise empty node; empty if it fits."""
     found = []
     labels = labels_of(node)
     for key, value in (spec.get("nodeSelector") or {}).items():

@@ -65,8 +65,6 @@ def probe_groups(
     """Yield the findings of a probe in each group of each running cluster; its pod is deleted.
 
     Args:
-        cluster: The Kubernetes cluster and namespace.
-        snapshot: The objects in it.
         uri: Folder in storage to write to.
         seconds: Seconds that a probe may take, including the start of its pod.
 

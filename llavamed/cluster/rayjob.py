@@ -65,7 +65,6 @@ def make_job(submission: Submission, template: Object) -> Object:
     of GPU workers follows from the config's `scaling`.
 
     Args:
-        submission: The run.
         template: A RayCluster, or a RayJob with a cluster of its own.
 
     Raises:
@@ -139,7 +138,6 @@ def size_workers(cluster: Object, config: RunConfig) -> None:
 
     Args:
         cluster: Specification of a RayCluster, which is changed.
-        config: The run.
 
     Raises:
         ConfigError: The run needs GPUs, and no group has any.

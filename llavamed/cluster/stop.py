@@ -76,8 +76,6 @@ def wait_for_checkpoint(cluster: "Cluster", name: str, *, seconds: float) -> Non
     If the run cannot be asked, wait for its next checkpoint.
 
     Args:
-        cluster: The cluster of the job.
-        name: Name of the job.
         seconds: Seconds between two checks.
 
     Raises:

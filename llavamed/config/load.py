@@ -113,7 +113,6 @@ def load_section(
     Args:
         option: The command-line option that names the file, for errors.
         path: A local YAML file, or None for a section of nothing but overrides.
-        kind: The section.
         overrides: Dotted overrides, such as `limits.images=2`.
 
     Raises:

@@ -40,7 +40,6 @@ def sentences(
     """Return a sentence for every rule that a tree of plain values breaks.
 
     Args:
-        error: The error of pydantic.
         tree: The values that it read.
         kind_of_tree: The root of the tree: a whole config, or the one section of a file.
     """

@@ -70,12 +70,10 @@ def answer_stage(
     """Answer the test questions of a stage with its model, under all conditions.
 
     Args:
-        config: Config of the run.
         settings: What to answer and how.
         datasets: Prepared datasets by name.
         trained: The model of the stage.
         untrained: The model that the run started from.
-        folder: Where to write.
         lease: Lease of the run's folder, checked before the answers are published.
         overlaps: Overlap of each training set with the questions; None if one is unknown.
         on_progress: Called with the number of answers so far and in total.
@@ -134,7 +132,6 @@ def answer_benchmark(
     Args:
         candidate: The model.
         asked: The benchmark and how to ask it.
-        folder: Where to write.
         num_workers: Number of Ray Data workers; 0 answers in this process.
         use_gpu: Reserve a GPU for each worker.
         on_progress: Called with the number of answers so far and in total.

@@ -38,8 +38,6 @@ def render_model_card(
     """Write the card of a model as Markdown with a YAML head.
 
     Args:
-        name: Name of the model.
-        scores: Scores of its evaluation.
         export: Manifest of its export; None if it is not our own.
         training: The datasets that it was trained on, in all stages, by name.
         licences: Licences of their samples, by dataset.
@@ -77,9 +75,7 @@ def render_data_card(name: str, facts: DatasetManifest, licences: Licences) -> s
     """Write the card of a prepared dataset as Markdown with a YAML head.
 
     Args:
-        name: Name of the dataset.
         facts: Manifest of the dataset.
-        licences: Licences of its samples.
     """
     metadata = DatasetCardData(
         language="en",

@@ -31,7 +31,6 @@ def categorize(answer: Answer, values: Mapping[str, float]) -> str:
     """Return the category of an answer.
 
     Args:
-        answer: The answer.
         values: Its values by measure.
     """
     score, reference = values[STRICT], answer.references[0]

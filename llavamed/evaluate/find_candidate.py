@@ -18,7 +18,6 @@ def find_candidate(
     Args:
         model: A folder, its URI, a registered model of MLflow, or a name on the hub.
         template: Name of a template of ours, for a model without a chat template.
-        precision: Precision of the weights.
         batch_size: Number of questions answered at once.
 
     Raises:

@@ -43,16 +43,12 @@ class Evidence:
 def check_policy(
     policy: GatePolicy, model: Evidence, champion: Sequence[Answer] | None
 ) -> list[RuleResult]:
-    """Return every rule of a policy with its result.
+    """Return every rule of a policy with its result. Raises: ConfigError.
 
     Args:
-        policy: The rules.
         model: The model that is to become the champion.
         champion: The answers of the champion to the same questions, None where there is no
             champion.
-
-    Raises:
-        ConfigError: The policy names a score that the evaluation does not have.
     """
     return [
         *_scores(policy, model.scores),

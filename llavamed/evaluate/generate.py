@@ -153,7 +153,6 @@ def collect(task: Task, folder: Location, majority: Majority | None = None) -> i
 
     Args:
         task: The task, all of whose parts are answered.
-        folder: Where to write.
         majority: If given, its answers are added as a condition.
 
     Raises:

@@ -121,7 +121,6 @@ def judge(items: Sequence[ChatItem], endpoint: Endpoint, cache: str, max_tokens:
     """Judge every item in both orders. Cached verdicts are not requested again.
 
     Args:
-        items: The items to judge.
         endpoint: The judge, with its limits; `max_cost` bounds what it may cost.
         cache: URI of the folder of raw answers.
         max_tokens: Maximum number of tokens of a verdict.

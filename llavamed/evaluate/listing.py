@@ -107,10 +107,7 @@ def list_questions(
     """Read all questions of a split, write their tables below a folder, and return them.
 
     Args:
-        benchmark: Name of the benchmark.
-        split: Name of the split.
         path: URI of the data.
-        folder: Where to write.
         instruction: Line appended to every question; by default the benchmark's own.
         max_bad_fraction: Fraction of questions that may be unusable.
         limit: Number of questions to ask, counted from the first.

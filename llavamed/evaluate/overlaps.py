@@ -21,7 +21,6 @@ def find_overlaps(
     """Compare training sets with an evaluation set.
 
     Args:
-        config: Config of the run.
         names: The training sets; the evaluation set itself may be among them, and shares all.
         against: The evaluation set.
 

@@ -23,8 +23,6 @@ def answer_on_ray(
     """Answer all parts of a task, and yield the count of each, in order.
 
     Args:
-        task: What to answer.
-        num_workers: Number of workers.
         use_gpu: Reserve a GPU for each.
         max_failures: Number of times that a worker that died is restarted.
 

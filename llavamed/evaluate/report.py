@@ -67,8 +67,6 @@ def render_page(
     """Render the scores and a sample of the questions as one HTML page.
 
     Args:
-        scores: The scores.
-        shown: The questions to show.
         pictures: Encoded images by question id, as far as they exist.
         title: Heading of the page.
     """

@@ -32,12 +32,10 @@ def evaluate(
     """Answer the test questions, score the answers, and write answers, report and scores.
 
     Args:
-        config: Config of the run.
         settings: Evaluation settings of the stage.
         datasets: Prepared datasets by name.
         export: URI of the trained model.
         export_fingerprint: Training fingerprint of the model.
-        folder: Where to write.
         lease: Lease of the run's folder, checked before anything is written.
         overlaps: Overlap of each training set with the questions; None if one is unknown.
         on_progress: Called with the number of answers so far and in total.

@@ -37,12 +37,9 @@ class QuestionGroup:
 
 
 def group_items(items: Sequence[Item], by: GroupKey = "answer_type") -> list[QuestionGroup]:
-    """Sort items into groups, in alphabetical order, with a last group `all`.
+    """Sort items into groups, in alphabetical order, with a last group `all`. Raises: DataError.
 
     Items of one image are a cluster; an item without an image is a cluster of its own.
-
-    Raises:
-        DataError: No item has a value for the field to group by.
     """
     labels: list[str] = [getattr(item, by) for item in items]
     if not any(labels):

@@ -47,7 +47,6 @@ def add_adapters(model: Any, lora: Lora, *, seed: int, device: torch.device) -> 
 
     Args:
         model: A LLaVA.
-        lora: Settings of the adapters.
         seed: Seed for the A matrices; the B matrices are zero.
         device: The device of quantized layers.
 

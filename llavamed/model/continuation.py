@@ -63,8 +63,6 @@ class Continuation:
 
         Args:
             sampling: How its tokens are chosen.
-            tokenizer: The tokenizer that decodes them.
-            end_tokens: The tokens that end it.
             stop: The texts of the template that end it.
         """
         self.sampling = sampling

@@ -131,8 +131,6 @@ def check_export(place: Location, trained: Trained, device: torch.device) -> flo
     different kinds round differently, so the caller must free the engine first.
 
     Args:
-        place: The export.
-        trained: The trained model.
         device: The device that trained it.
 
     Returns:

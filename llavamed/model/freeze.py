@@ -38,7 +38,6 @@ def freeze(model: Any, trainable: Sequence[ModelPart]) -> list[PartCount]:
 
     Args:
         model: A LLaVA.
-        trainable: The parts to train.
 
     Returns:
         The trained and frozen parameters of each part.

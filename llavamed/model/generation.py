@@ -61,7 +61,6 @@ class Generator:
         """Answer prompts in one batch, by greedy decoding.
 
         Args:
-            prompts: The prompts to answer.
             max_new_tokens: Maximum number of tokens of an answer.
 
         Returns:

@@ -37,7 +37,6 @@ def use_kernels(model: Any, kernels: Kernels, device: torch.device) -> None:
 
     Args:
         model: A LLaVA, without adapters, whose layers know whether they recompute.
-        kernels: The kernels.
         device: Where it will compute.
 
     Raises:
@@ -156,14 +155,10 @@ def check_liger(config: Any) -> Any:
 
 
 def check_capability(capability: tuple[int, int], gpu: str) -> None:
-    """Check that a GPU is not too old for PyTorch's flash attention.
+    """Check that a GPU is not too old for PyTorch's flash attention. Raises: ConfigError.
 
     Args:
-        capability: The compute capability of the GPU.
         gpu: Its name, for the error.
-
-    Raises:
-        ConfigError: It is.
     """
     if capability < _FLASH_CAPABILITY:
         needed, found = ("{}.{}".format(*each) for each in (_FLASH_CAPABILITY, capability))

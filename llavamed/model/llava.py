@@ -65,12 +65,6 @@ VOCABULARY_MULTIPLE = 64
 def build_model(model: Model, processor: Processor, *, seed: int, precision: Precision) -> Llava:
     """Return the initial model of a run, which depends only on the config and the seed.
 
-    Args:
-        model: The model section of the config.
-        processor: The processor of the run.
-        seed: Seed for weight initialization.
-        precision: The precision of the weights.
-
     Raises:
         ConfigError: Weights cannot be found or do not fit together.
         CheckpointError: Weights are damaged or incomplete.
@@ -129,15 +123,12 @@ def load_model(source: str | Path, precision: Precision, attn_implementation: st
 
 
 def check_image_token(config: LlavaConfig | LlavaNextConfig, image_token_id: int, key: str) -> None:
-    """Check that a LLaVA looks for images where datasets have them.
+    """Check that a LLaVA looks for images where datasets have them. Raises: ConfigError.
 
     Args:
         config: The config of the LLaVA.
         image_token_id: The id of the token of images in the datasets.
         key: The config key that names it, for errors.
-
-    Raises:
-        ConfigError: It looks for another token.
     """
     if config.image_token_id != image_token_id:
         raise ConfigError(

@@ -12,13 +12,10 @@ BLOCK = 64
 
 
 def load_bitsandbytes(setting: str) -> Any:
-    """Import bitsandbytes.
+    """Import bitsandbytes. Raises: ConfigError.
 
     Args:
         setting: The `key=value` that needs it, for the error.
-
-    Raises:
-        ConfigError: bitsandbytes is not installed.
     """
     try:
         import bitsandbytes

@@ -53,7 +53,6 @@ class RunningBatch:
         If this fails, for example because memory runs out, the batch is unchanged.
 
         Args:
-            prompts: The prompts.
             answers: The answers to begin, one or more to each prompt.
 
         Raises:

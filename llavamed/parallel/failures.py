@@ -28,7 +28,6 @@ def explain_failure(error: BaseException, memory_hint: str) -> str:
     """Explain in one sentence why a worker ended.
 
     Args:
-        error: The error Ray raised.
         memory_hint: Advice for a worker that ran out of memory.
     """
     causes = list(iter_causes(error))

@@ -39,7 +39,6 @@ def build_processor(model: Model, texts: Iterator[str]) -> Processor:
     """Build the processor of a model.
 
     Args:
-        model: The model section of the config.
         texts: Text to train a tokenizer on; read only for a random language model without one.
 
     Raises:

@@ -65,7 +65,6 @@ def read_dicom(data: bytes, frame: int = 0) -> bytes:
     that are not square are made so.
 
     Args:
-        data: The file.
         frame: Position of the frame, from 0.
 
     Raises:

@@ -53,14 +53,10 @@ _DECODER = _Decoder()
 
 
 def decode_apart(data: bytes, index: int | None) -> npt.NDArray[Any]:
-    """Return the stored values of a frame of a DICOM file, colours as RGB.
+    """Return the stored values of a frame of a DICOM file, colours as RGB. Raises: RuntimeError.
 
     Args:
-        data: The file.
         index: Position of the frame, None for the only one.
-
-    Raises:
-        RuntimeError: It cannot be decoded.
     """
     return _DECODER.decode(data, index)
 

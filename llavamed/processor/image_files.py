@@ -37,7 +37,6 @@ def decode(data: bytes, on_unread: Callable[[str], None] = lambda _: None) -> Pi
     """Decode an image of any size to upright RGB.
 
     Args:
-        data: The encoded file.
         on_unread: Called with `TRANSPARENCY`, `PAGES` or `DAMAGE`, where such a part is not read.
 
     Raises:

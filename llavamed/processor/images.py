@@ -52,8 +52,6 @@ def to_pixels(
     SiglipImageProcessor of transformers, and the padding of LLaVA 1.5.
 
     Args:
-        data: The encoded file.
-        settings: How the image becomes pixels.
         on_unread: Called with `TRANSPARENCY`, `PAGES` or `DAMAGE`, where such a part is not read.
 
     Returns:
@@ -90,16 +88,13 @@ def fit(pixels: Pixels, settings: ImageSettings) -> Pixels:
 
 
 def cut(pixels: Pixels, settings: ImageSettings) -> list[Pixels]:
-    """Return the tiles of an image that `fit` has returned.
+    """Return the tiles of an image that `fit` has returned. Raises: SampleError.
 
     Without pinpoints it is one tile. With pinpoints the first tile is the whole image, stretched;
     the others are the image enlarged to its pinpoint, on black, row by row.
 
     Returns:
         uint8 arrays of shape [size, size, 3].
-
-    Raises:
-        SampleError: `corrupt_image`, if it is a line.
     """
     if not settings.grid_pinpoints:
         return [pixels]
@@ -152,7 +147,6 @@ def normalize_pixels(images: Sequence[Pixels], settings: ImageSettings) -> npt.N
 
     Args:
         images: uint8 arrays of shape [size, size, 3]; those of `from_planes` are the fastest.
-        settings: Settings with size, mean and std.
 
     Returns:
         float32 array of shape [images, 3, size, size].

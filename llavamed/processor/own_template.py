@@ -92,8 +92,6 @@ class OwnTemplate:
         """Find out in which form the template takes the content of a turn.
 
         Args:
-            tokenizer: The tokenizer.
-            source: Its chat template.
             ends: Pattern of the special tokens that end a turn.
         """
         self._tokenizer = tokenizer

@@ -168,15 +168,12 @@ def set_pinpoints(model: Model, config: LlavaConfig | LlavaNextConfig) -> None:
 
 
 def check_rows(tokenizer: Any, config: Any, key: str) -> None:
-    """Check that a whole LLaVA has an embedding for each token.
+    """Check that a whole LLaVA has an embedding for each token. Raises: ConfigError.
 
     Args:
         tokenizer: The tokenizer of its text.
         config: Its Hugging Face config.
         key: The config key that names it, with its value, for errors.
-
-    Raises:
-        ConfigError: It has fewer.
     """
     rows = config.get_text_config().vocab_size
     if len(tokenizer) > rows:

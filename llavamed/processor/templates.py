@@ -216,13 +216,10 @@ def bind(template: Template, tokenizer: "PreTrainedTokenizerBase") -> Template:
 
 
 def render(turns: Sequence[Turn], template: Template, *, prompt: bool = False) -> list[Segment]:
-    """Render a dialogue in a bound template.
+    """Render a dialogue in a bound template. Raises: SampleError.
 
     The first segment is the header, and each further one a turn or a part of a turn. With `prompt`,
     the text stops where the model would answer.
-
-    Raises:
-        SampleError: The template cannot render turns in this order.
     """
     system, dialogue = _split_system(turns, template)
     block = f"{template.system_open}{system}{template.system_close}" if system else ""

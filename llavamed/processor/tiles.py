@@ -31,19 +31,11 @@ class Tiling:
     """Sizes an image may be enlarged to; without any, an image is one tile."""
 
     def num_tiles(self, size: Size) -> int:
-        """Return the number of tiles of an image of this size.
-
-        Raises:
-            SampleError: `corrupt_image`, if it is a line.
-        """
+        """Return the number of tiles of an image of this size. Raises: SampleError."""
         return self._tiles_within(self.pinpoint(size)) if self.pinpoints else 1
 
     def num_tokens(self, size: Size) -> int:
-        """Return the number of tokens of an image of this size.
-
-        Raises:
-            SampleError: `corrupt_image`, if it is a line.
-        """
+        """Return the number of tokens of an image of this size. Raises: SampleError."""
         if not self.pinpoints:
             return self.num_tile_tokens
         (height, width), (rows, columns) = size, self._grid(self.pinpoint(size))
@@ -116,8 +108,6 @@ def check_pinpoints(pinpoints: tuple[Size, ...], tower: Tower, key: str) -> None
     """Check that a tower can read the tiles of these pinpoints.
 
     Args:
-        pinpoints: The pinpoints.
-        tower: The tower.
         key: The config key of the pinpoints, for errors.
 
     Raises:

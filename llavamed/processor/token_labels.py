@@ -239,11 +239,7 @@ def any_of(words: Iterable[str]) -> str:
 
 
 def image_token_id(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Return the id of the token that represents a part of an image.
-
-    Raises:
-        ConfigError: The tokenizer has no image token.
-    """
+    """Return the id of the token that represents a part of an image. Raises: ConfigError."""
     token_id = tokenizer.get_added_vocab().get(IMAGE_PLACEHOLDER)
     if token_id is None:
         raise ConfigError(

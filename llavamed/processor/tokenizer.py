@@ -35,7 +35,6 @@ def make_tokenizer(model: Model, texts: Iterator[str]) -> Any:
     """Load the tokenizer of a model, or train one for a random language model without any.
 
     Args:
-        model: The model section of the config.
         texts: Text to train it on.
 
     Raises:
@@ -98,7 +97,6 @@ def _check_pieces(tokenizer: Any, where: str) -> None:
     Transformers reads its pieces, and not how it normalizes a text first.
 
     Args:
-        tokenizer: The tokenizer.
         where: The config key that names it, with its value, for errors.
 
     Raises:

@@ -89,7 +89,6 @@ def choose(
     """Return the overrides of the fastest settings that fit, and for each stage what was chosen.
 
     Args:
-        config: The run.
         accelerator: A name in `ACCELERATORS`.
         num_gpus: Number of GPUs; by default the config's workers.
         speeds: Measured speeds of GPUs; by default those that come with llavamed.
@@ -240,10 +239,7 @@ def _timed(
 
     Args:
         config: The run with the changes.
-        stage: The stage with them.
         cost: Its plan, with hours at the peak of the GPU.
-        changes: The changes.
-        speeds: How fast GPUs are.
     """
     engine, gpu = config.engine_of(stage), ACCELERATORS[cost.accelerator]
     trained = sum(part.num_trained for part in cost.parts)

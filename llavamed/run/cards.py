@@ -20,9 +20,7 @@ def write_cards(config: RunConfig, stage: str | None, folder: Location) -> list[
     """Write a model card and a card for each training set; return the names of the files.
 
     Args:
-        config: The run's.
         stage: Name of the stage, None for the last one.
-        folder: Where to write.
 
     Raises:
         DataError: The stage is not scored with what the config says now, or a training set is gone.

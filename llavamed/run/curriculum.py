@@ -124,8 +124,6 @@ def make_jobs(
     """Return the job of each stage, which its workers get.
 
     Args:
-        config: The run.
-        plans: All stages.
         fingerprints: Those of the prepared datasets by name. By default as they are in storage now;
             for a dataset that is gone, or was never prepared, the one its stage began with.
         lease: The right to write into the run's folder.
@@ -165,11 +163,7 @@ def trained_on(config: RunConfig, plan: StagePlan) -> list[str]:
 
 
 def scores_now(config: RunConfig, plan: StagePlan) -> ScoresManifest:
-    """Return the scores of a stage with what the config says now.
-
-    Raises:
-        DataError: It has none.
-    """
+    """Return the scores of a stage with what the config says now. Raises: DataError."""
     scores = plan.scores(config.datasets_directory)
     if scores is None:
         raise DataError(

@@ -84,8 +84,6 @@ def run_curriculum(
     """Do the rest of a run and return its summary, which is also written to its folder.
 
     Args:
-        config: The run.
-        progress: Shows the progress.
         take_over: Continue even if another attempt holds the run's folder, and end that attempt.
 
     Raises:

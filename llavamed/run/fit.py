@@ -42,7 +42,6 @@ def fit(
     """Train a stage on its workers until its export is in storage, or a machine is taken away.
 
     Args:
-        job: The stage.
         folder: Folder for Ray's own files.
         on_started: Called, in a thread of this process, when workers run, also after a restart.
         on_records: Called, in a thread of this process, with the records that rank 0 reports.

@@ -19,7 +19,6 @@ def seconds_to_end(now: RunProgress, flops_per_second: float | None) -> float | 
     not known.
 
     Args:
-        now: How far the run is.
         flops_per_second: Speed of training, over all workers; None before it was measured.
     """
     waiting = [flops_left(stage) for stage in now.stages if stage.state == "waiting"]

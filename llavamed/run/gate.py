@@ -23,9 +23,7 @@ def check_candidate(
     """Check a stage's model against a policy; change nothing.
 
     Args:
-        config: The run's.
         stage: Name of the stage, None for the last one.
-        policy: The rules.
         name: Name of the registered model, with whose champion the model is compared.
 
     Raises:

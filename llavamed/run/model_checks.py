@@ -151,7 +151,6 @@ def check_vocabulary(plans: list[StagePlan], processor: Location) -> None:
     Weights without a tokenizer are not checked: they do not say what their tokens are.
 
     Args:
-        plans: The stages.
         processor: The processor that datasets are prepared with.
 
     Raises:

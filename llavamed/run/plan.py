@@ -99,7 +99,6 @@ def plan_run(
     """Return what every stage does and costs.
 
     Args:
-        config: The run.
         accelerator: A name in `ACCELERATORS`.
         num_gpus: Number of GPUs; by default the config's workers, or the most of a range.
         mfu: Model-FLOPs utilization: the fraction of the GPUs' peak that is reached. By default

@@ -141,18 +141,14 @@ def check_stage(plan: StagePlan, job: StageJob, data: Mixture) -> StageOrder:
 
 
 def check_positions(job: StageJob, language: Any, lengths: npt.NDArray[np.integer]) -> None:
-    """Refuse samples that are longer than the positions of the language model.
+    """Refuse samples that are longer than the positions of the language model. Raises: ConfigError.
 
     Some rotary embeddings change for a whole forward pass once any of its samples is longer than in
     pretraining. Then what a sample is trained on depends on the other samples of its pack.
 
     Args:
-        job: The stage.
         language: The Hugging Face config of the language model.
         lengths: The number of tokens of each sample.
-
-    Raises:
-        ConfigError: There are such samples.
     """
     bounds = {"max_position_embeddings": getattr(language, "max_position_embeddings", None)}
     ropes = getattr(language, "rope_parameters", None) or {}

@@ -85,8 +85,6 @@ class ProgressDisplay:
         """Say that a stage is about to train, on workers of Ray or in this process.
 
         Args:
-            stage: Its name.
-            num_steps: All its steps.
             num_saved: The steps of its newest checkpoint, from which it resumes.
             on_workers: Whether it trains on workers of Ray.
         """

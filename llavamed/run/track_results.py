@@ -26,11 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def track_everything(config: RunConfig, plans: list[StagePlan], tracker: Tracker) -> None:
-    """Record everything that is in storage and not yet in MLflow.
-
-    Raises:
-        TrackingError: MLflow refuses.
-    """
+    """Record everything that is in storage and not yet in MLflow. Raises: TrackingError."""
     evaluations = {}
     for plan in plans:
         if plan.result() is None:

@@ -88,7 +88,6 @@ class Tracker:
 
         Args:
             export: URI of a complete export, which therefore has been checked.
-            result: Its manifest.
 
         Returns:
             A sentence that says what was done. A server accepts no path of another machine as a
@@ -137,8 +136,6 @@ class Tracker:
 
         Args:
             name: Name of the registered model, which is created if there is none.
-            export: URI of the export.
-            result: Its manifest.
             tags: Why it is the champion, and where its evaluation is.
 
         Returns:
@@ -162,7 +159,6 @@ class Tracker:
         """Close the parent run.
 
         Args:
-            scores: The scores of all evaluations.
             fingerprint: Fingerprint of the run's result, for `has_finished`.
         """
         _finish(self._client, self._parent, scores, fingerprint)
@@ -341,9 +337,6 @@ class TrackedRun:
 
         Args:
             name: Name of its model.
-            export: URI of its export.
-            result: The export's manifest.
-            history: The records of all its steps.
         """
         self.log_records(history)
         self._client.log_figure(self.run_id, draw_loss(history), "loss.png")

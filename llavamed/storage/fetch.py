@@ -45,15 +45,12 @@ def _head(file: Path) -> bytes:
 
 
 def fetch_once(source: str, *, weights: bool | str = True) -> str:
-    """Return a local folder with what `source` names.
+    """Return a local folder with what `source` names. Raises: StorageError.
 
     Args:
         source: A URI, which is fetched; anything else is returned as it is.
         weights: Fetch the weights too, or only the file of this name; configs and tokenizers are
             small without them.
-
-    Raises:
-        StorageError: There is no such folder, or it cannot be read.
     """
     if "://" not in source:
         return source

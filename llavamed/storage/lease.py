@@ -118,7 +118,6 @@ def hold_lease(
     """Hold the lease of a folder, beating in a thread until the end.
 
     Args:
-        folder: The folder.
         hint: For the error, what a user can do beside ending the holder.
         take_over: Take the lease even if its holder is alive.
 

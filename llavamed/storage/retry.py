@@ -71,7 +71,6 @@ def with_retries(place: Place, verb: str, work: Callable[[], _T]) -> _T:
     not a file of this machine, whose bytes have no way.
 
     Args:
-        place: The object of the operation.
         verb: The operation, for messages.
         work: The operation, which starts at its beginning each time.
 

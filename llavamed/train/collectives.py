@@ -19,7 +19,6 @@ def together(
 
     Args:
         action: The action; its result and its error must be picklable.
-        is_mine: Whether this rank runs the action.
         group: The process group, or None for the default group, which training uses too.
 
     Returns:

@@ -53,7 +53,6 @@ class PreemptionWatch:
         """Begin to watch; every rank must do so.
 
         Args:
-            context: This rank.
             is_requested: Whether a checkpoint was requested; only rank 0's answer counts.
         """
         self._is_requested = is_requested

@@ -377,7 +377,6 @@ def to_universal(folder: Path, target: Path, envelope: dict[str, Any]) -> None:
 
     Args:
         folder: The state that all ranks saved.
-        target: The folder to write.
         envelope: `TrainingEngine.envelope` of rank 0 of the engine that will load it.
     """
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

@@ -47,10 +47,7 @@ def check_finite(
     Every rank must call it.
 
     Args:
-        context: This rank.
-        stage: The stage.
         step: The step, counted from 0.
-        sample_ids: This rank's samples of the step.
         own_sum: The loss, summed over this rank's supervised tokens of the step.
         loss_sum: The same, summed over all ranks.
         grad_norm: L2 norm of the gradient of all ranks, if the step has been taken.
@@ -102,8 +99,6 @@ def check_moved(
     """Raise TrainingError if a stage has not changed any weight.
 
     Args:
-        stage: The stage.
-        precision: The precision of the weights.
         sums: The result of `weight_sums` before the first step.
         weights: All weights after the last step, by the same names.
     """
@@ -133,7 +128,6 @@ def check_loss(
     The loss is the mean over all ranks, so all ranks decide alike.
 
     Args:
-        config: The config of the run.
         stage: The stage, whose `max_loss_ratio` is the bound.
         history: The records of all steps before this one.
         loss: The mean loss of this step, before its gradient changes any weight.
@@ -167,7 +161,6 @@ def check_separation(stage: Stage, model: torch.nn.Module, batch: Batch, image_t
     Every rank must call it.
 
     Args:
-        stage: The stage.
         model: The model to call, in training mode.
         batch: A pack on the model's device; with a single sample nothing is compared.
         image_token: The id of the token of images, which is not changed.
@@ -206,8 +199,6 @@ def explained_memory(config: RunConfig, stage: Stage, sizing: Sizing) -> Iterato
     """Explain a GPU out of memory by what the stage needs, and advise what would help.
 
     Args:
-        config: The config of the run.
-        stage: The stage in training.
         sizing: What the plan of its memory needs.
 
     Raises:

@@ -24,11 +24,7 @@ def to_records(table: pa.Table) -> list[StepRecord]:
 
 
 def write_history(folder: Location, records: list[StepRecord]) -> None:
-    """Write the records into a folder.
-
-    Raises:
-        StorageError: The folder cannot be written.
-    """
+    """Write the records into a folder. Raises: StorageError."""
     (folder / HISTORY).write_table(to_table(records))
 
 

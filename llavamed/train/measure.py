@@ -88,9 +88,6 @@ def step_flops(
     Args:
         model: The model with the stage's adapters and trainable parts, before ZeRO-3 partitions it;
             its weights may be on the meta device.
-        stage: The stage.
-        data: The datasets that it trains on.
-        order: The order of their samples.
 
     Returns:
         float64 array of shape [steps].
@@ -130,10 +127,7 @@ class Sizing:
         """Return the sizing of a stage.
 
         Args:
-            model: The model of the stage, with its adapters.
             counts: The result of `freeze`.
-            data: The samples of the stage.
-            num_workers: Workers of the stage.
         """
         tokens, supervised = data.column("num_tokens"), data.column("num_supervised")
         return cls(
@@ -166,10 +160,8 @@ def measurement(
     """Return what one attempt at a stage has measured, or None if the GPU's peak is not known.
 
     Args:
-        job: The stage.
         sizing: What the plan of its memory needs.
         records: The steps that this attempt took.
-        device: The GPU.
     """
     name = accelerator_name(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     if name is None or not records:

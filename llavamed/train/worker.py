@@ -157,11 +157,7 @@ def _trained(
     which is never empty and has an image, even if it is only a blank one.
 
     Args:
-        job: The stage.
-        context: This rank.
-        engine: The engine with the weights.
         model: The model inside the engine.
-        loader: The loader of the stage's batches.
         sums: The result of `weight_sums` before the first step.
 
     Raises:
@@ -265,10 +261,7 @@ def compute_gradient(
     """Run the forward and backward passes of a step; `engine.update` ends the last one.
 
     Args:
-        engine: The engine, which adds up the gradient.
-        batches: This rank's batches of the step.
         num_supervised: Supervised tokens of all ranks and batches of the step.
-        device: Where the model computes.
 
     Returns:
         Scalar on the device: the loss, summed over this rank's supervised tokens.
@@ -296,10 +289,7 @@ def _model_to_train(
     """Return the model of a stage with its kernels and adapters, before its parts are frozen.
 
     Args:
-        job: The stage.
-        processor: The processor of its datasets.
         image_token_id: The id of the token of images in its datasets.
-        device: Where it will train.
     """
     model = _initial_model(job, processor)
     recompute(model, job.stage.gradient_checkpointing)

@@ -111,10 +111,6 @@ class StageLoader:
         """Set up the loader of one rank.
 
         Args:
-            data: The samples.
-            order: The order, which says which samples each step takes.
-            rank: This rank.
-            world_size: The number of ranks.
             packing: Whether the samples of a pass make one row, or one row each.
             row_tokens: Minimum number of tokens of a row, to which it is padded.
             pins: Whether batches are in pinned memory, which needs CUDA.

@@ -155,7 +155,6 @@ def order_stage(
     Args:
         groups: int64 array of shape [samples], the row group of each sample, in index order.
         weights: int64 array of shape [samples], the weight of each sample.
-        seed: Seed for the order of samples.
         num_lanes: Packs in a step.
         capacity: The weight that a pack holds.
         num_epochs: Passes over the samples.

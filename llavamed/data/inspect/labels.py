@@ -38,10 +38,6 @@ def label_rows(
     """Encode the rows of a source one by one.
 
     Args:
-        source: The source of the rows.
-        template: The chat template.
-        tokenizer: The tokenizer of the template.
-        num_image_tokens: Number of tokens per image.
         max_length: The longest sample in tokens, or None.
 
     Yields:

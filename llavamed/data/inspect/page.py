@@ -24,7 +24,6 @@ def render_samples(
 
     Args:
         dataset: A dataset, or the folder of one whose preparation failed, which has no samples.
-        samples: Samples of the dataset.
         refusals: Reasons of its quarantine.
     """
     environment = page_environment("llavamed.data.inspect")

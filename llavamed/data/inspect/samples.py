@@ -179,11 +179,8 @@ def _spans(
     """Return the tokens of a sample as spans.
 
     Args:
-        dataset: The dataset of the sample.
-        ids: Its token ids.
         labels: Its labels, not shifted.
         num_image_tokens: The tokens of each of its images.
-        tokenizer: The tokenizer of the dataset.
     """
     image = dataset.manifest.image_token_id
     texts = _spell(ids, tokenizer)

@@ -63,8 +63,6 @@ def prepare(
     """Prepare those of the named datasets that are not prepared yet, all in one Ray Data job.
 
     Args:
-        config: The config of the run.
-        names: Names of the datasets.
         on_progress: Called for each dataset at the start, and after each shard.
 
     Returns:
@@ -101,10 +99,6 @@ def prepare(
 
 def check_sources(config: RunConfig, names: Sequence[str]) -> None:
     """Compare prepared datasets with their current sources, which this lists and hashes.
-
-    Args:
-        config: The config of the run.
-        names: Names of the datasets.
 
     Raises:
         DataError: A source has changed or is unreadable, or a dataset is not prepared.

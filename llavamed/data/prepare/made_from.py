@@ -30,16 +30,13 @@ def made_from(config: RunConfig, name: str, processor: Processor) -> MadeFrom:
 def check_made_from(
     there: Facts, wanted: Facts, place: Location, ignored: frozenset[str] = frozenset()
 ) -> None:
-    """Check that a dataset or a processor was made with the settings of now.
+    """Check that a dataset or a processor was made with the settings of now. Raises: DataError.
 
     Args:
         there: The settings that it was made with.
         wanted: Those of now.
         place: Where it is.
         ignored: Keys of sources that may differ.
-
-    Raises:
-        DataError: Others differ.
     """
     before, now = (facts.model_dump(mode="json") for facts in (there, wanted))
     for read in (*(before.get("datasets") or {}).values(), *(now.get("datasets") or {}).values()):

@@ -24,7 +24,6 @@ def remarks(
     """Yield remarks about a source.
 
     Args:
-        dataset: The name of the dataset.
         unread: What is not used of samples, with the number of these.
         spelled: Special tokens that texts spell out, with the number of samples.
         names: The counts of `SampleTables.count_names`.

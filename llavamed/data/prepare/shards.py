@@ -157,15 +157,11 @@ class ShardWriter:
     def _make_sample(
         self, dataset: str, record: Record, on_unread: Callable[[str], None]
     ) -> _Sample:
-        """Make the tokens and pixels of a record.
+        """Make the tokens and pixels of a record. Raises: SampleError.
 
         Args:
             dataset: Name of the dataset, from whose source images are fetched.
-            record: The sample.
             on_unread: Called with each part of the dialogue or of an image that is not read.
-
-        Raises:
-            SampleError: The sample is unusable.
         """
         check_record(record)
         for part in left_out(record.turns, self._template):

@@ -89,7 +89,6 @@ def hash_content(
     """Return the hashes of a sample under the names of `CONTENT_SCHEMA`.
 
     Args:
-        turns: The turns of the sample.
         image_hashes: `hash_image` of each image.
         pixel_hashes: `hash_pixels` of each image.
     """

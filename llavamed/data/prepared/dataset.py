@@ -103,11 +103,7 @@ class PreparedDataset:
         return self.manifest.revision
 
     def read(self, name: str) -> pa.Table:
-        """Read the current `INDEX`, `CONTENT` or `QUARANTINE` table.
-
-        Raises:
-            DataError: The table is missing.
-        """
+        """Read the current `INDEX`, `CONTENT` or `QUARANTINE` table. Raises: DataError."""
         place = self.location / revised(name, self.revision)
         try:
             return place.read_table()
@@ -140,20 +136,12 @@ class PreparedDataset:
         return list(dict.fromkeys(places))
 
     def read_samples(self, shard: int, row_group: int, columns: list[str]) -> pa.Table:
-        """Read one row group without its removed samples.
-
-        Raises:
-            DataError: The shard is missing or damaged.
-        """
+        """Read one row group without its removed samples. Raises: DataError."""
         here = (self.column("shard") == shard) & (self.column("row_group") == row_group)
         return self.read_row_group(shard, row_group, columns).take(self.column("row")[here])
 
     def read_row_group(self, shard: int, row_group: int, columns: list[str]) -> pa.Table:
-        """Read one row group as it is stored, with removed samples.
-
-        Raises:
-            DataError: The shard is missing or damaged.
-        """
+        """Read one row group as it is stored, with removed samples. Raises: DataError."""
         place = self.location / shard_name(shard)
 
         def read(raw: BinaryIO) -> pa.Table:

@@ -60,7 +60,6 @@ class Contamination:
         """Count the training samples that match any of the criteria.
 
         Args:
-            criteria: Criteria to count.
             against: Name of one evaluation set, or None for all of them.
         """
         matches = self.chosen(criteria)

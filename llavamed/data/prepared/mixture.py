@@ -84,11 +84,7 @@ class Mixture:
         )
 
     def read_group(self, group: int, columns: list[str]) -> pa.Table:
-        """Read a row group by its number in `groups`.
-
-        Raises:
-            DataError: Its shard is missing or damaged.
-        """
+        """Read a row group by its number in `groups`. Raises: DataError."""
         number = int(np.searchsorted(self._first_groups, group, side="right")) - 1
         dataset, sample = self.datasets[number], int(self._first_samples[group])
         return dataset.read_row_group(

@@ -20,7 +20,6 @@ def check_questions(dataset: PreparedDataset, key: str) -> None:
     This reads the text of all samples but none of their images.
 
     Args:
-        dataset: A dataset of questions.
         key: The setting that names the dataset.
 
     Raises:

@@ -41,11 +41,7 @@ class Source(Protocol):
         """
 
     def parse(self, row: dict[str, Any]) -> Record:
-        """Interpret one raw row.
-
-        Raises:
-            SampleError: The row is unusable.
-        """
+        """Interpret one raw row. Raises: SampleError."""
 
     def load_image(self, reference: str) -> bytes:
         """Fetch the encoded bytes of an image.

@@ -30,7 +30,6 @@ def stream_csv(location: Location, needed: tuple[str, ...]) -> Iterator[dict[str
     """Yield the rows of a CSV file by the names of their columns, in lower case.
 
     Args:
-        location: The file.
         needed: Names of columns of which it must have one.
 
     Raises:

@@ -32,11 +32,7 @@ class FileOfRows(ABC):
 
     @abstractmethod
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield the rows of the file.
-
-        Raises:
-            DataError: The file is absent or damaged.
-        """
+        """Yield the rows of the file. Raises: DataError."""
 
     def load_image(self, reference: str) -> bytes:
         """Read an image by its name below the folder.

@@ -23,10 +23,6 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 def open_file(location: Location, **options: Any) -> Iterator[Any]:
     """Open a file for reading.
 
-    Args:
-        location: The file.
-        options: Options of fsspec.
-
     Raises:
         DataError: The file is absent, or a folder.
         StorageError: The file cannot be read.
@@ -48,11 +44,7 @@ def absent(location: Location) -> DataError:
 
 
 def hash_file(location: Location) -> str:
-    """Return the SHA-256 of a file, read in pieces.
-
-    Raises:
-        DataError: The file is absent.
-    """
+    """Return the SHA-256 of a file, read in pieces. Raises: DataError."""
     digest = hashlib.sha256()
     with open_file(location) as file:
         while piece := file.read(1 << 22):
@@ -64,7 +56,6 @@ def damaged(location: Location, kind: str, fact: object) -> DataError:
     """Return the error for a file that is not of its kind.
 
     Args:
-        location: The file.
         kind: What the file should be.
         fact: What is wrong with it; only the first line is shown.
     """

@@ -60,19 +60,11 @@ class JsonFolder:
         return open_packed(find_child(self._folder, self._image_names))
 
     def count(self) -> int:
-        """Return the number of rows that are listed.
-
-        Raises:
-            DataError: The file is absent or damaged.
-        """
+        """Return the number of rows that are listed. Raises: DataError."""
         return sum(1 for _ in self.rows())
 
     def content_hash(self) -> str:
-        """Return the SHA-256 of the file.
-
-        Raises:
-            DataError: The file is absent.
-        """
+        """Return the SHA-256 of the file. Raises: DataError."""
         return hash_file(self.file)
 
     def rows(self) -> Iterator[dict[str, Any]]:

@@ -82,11 +82,7 @@ class ParquetFiles:
         return open_packed(locate(folder) if isinstance(folder, str) else folder)
 
     def count(self) -> int:
-        """Return the number of rows of all files, from their footers.
-
-        Raises:
-            DataError: A file is damaged or there is none.
-        """
+        """Return the number of rows of all files, from their footers. Raises: DataError."""
         return sum(metadata.num_rows for _, metadata, _ in self._footers())
 
     def columns(self) -> set[str]:
@@ -316,11 +312,7 @@ def _footer(file: BinaryIO) -> tuple[Any, bytes]:
 
 
 def _read(location: Location, read: Callable[[BinaryIO], _T]) -> _T:
-    """Read a Parquet file.
-
-    Raises:
-        DataError: The file is damaged or absent.
-    """
+    """Read a Parquet file. Raises: DataError."""
     try:
         return location.read_parquet(read)
     except DamagedFileError as error:

@@ -55,20 +55,12 @@ class PathVqaSource:
         return self._files.content_hash()
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield the questions of the split, or their places.
-
-        Raises:
-            DataError: A file is damaged or absent.
-        """
+        """Yield the questions of the split, or their places. Raises: DataError."""
         for number, row in enumerate(self._files.rows()):
             yield {**row, "id": f"path-vqa-{self._split}-{number}"}
 
     def parse(self, row: dict[str, Any]) -> Record:
-        """Interpret one row.
-
-        Raises:
-            SampleError: A key is missing.
-        """
+        """Interpret one row. Raises: SampleError."""
         values, images = self._files.read(row)
         text, answer = require(values, "question", "answer")
         image, *_ = images or require(values, "image")

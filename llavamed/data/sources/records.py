@@ -120,7 +120,6 @@ def make_record(
     Args:
         row: A row that holds no dialogue.
         images: References to the images.
-        turns: The dialogue.
         id: The id of a row that has none.
         licence: The licence of a row that has none.
 

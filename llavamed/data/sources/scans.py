@@ -98,7 +98,6 @@ def with_slices(record: Record, count: int) -> Record:
     """Return a record in which each volume is replaced by its slices.
 
     Args:
-        record: The record.
         count: Number of slices per volume.
     """
     repeats = [count if name.lower().endswith(_VOLUME) else 1 for name in record.images]

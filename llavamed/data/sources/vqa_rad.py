@@ -32,11 +32,7 @@ class VqaRadSource(JsonFolder):
         self._split = read.split
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield the rows of the split with the chosen phrase types.
-
-        Raises:
-            DataError: The file is absent or damaged.
-        """
+        """Yield the rows of the split with the chosen phrase types. Raises: DataError."""
         has_both = self.file.name != f"{self._split}set.json"
         for row in super().rows():
             kind = str(row.get("phrase_type", "")).strip()

@@ -64,11 +64,7 @@ class WebDatasetSource:
         self._licence = read.licence
 
     def count(self) -> int:
-        """Return the number of samples of all shards.
-
-        Raises:
-            DataError: A shard is damaged or there is none.
-        """
+        """Return the number of samples of all shards. Raises: DataError."""
         return self._survey[0]
 
     def content_hash(self) -> str:
@@ -89,11 +85,7 @@ class WebDatasetSource:
         return number, digest.hexdigest()
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield the places of all samples.
-
-        Raises:
-            DataError: A shard is damaged or there is none.
-        """
+        """Yield the places of all samples. Raises: DataError."""
         for location in find_files(self._path, ".tar"):
             yield from _samples(location)
 

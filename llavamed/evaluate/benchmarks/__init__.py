@@ -39,9 +39,7 @@ def open_items(benchmark: Benchmark, path: str, split: str) -> Items:
     """Open a split: in the form in which the benchmark is published, or a table that copies it.
 
     Args:
-        benchmark: The benchmark.
         path: URI of the data.
-        split: Name of the split.
 
     Raises:
         DataError: It is a file of another kind, or an archive that must be unpacked.

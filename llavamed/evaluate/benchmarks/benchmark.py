@@ -114,7 +114,6 @@ def lettered_question(
     """Return a question whose answer is the letter of an option.
 
     Args:
-        id: Id of the item.
         text: The question. Pictures without a placeholder in it or in an option come first.
         options: The options by their letters.
         letter: The letter of the right option.

@@ -28,7 +28,6 @@ def files_of_split(
 
     Args:
         folder: The folder of a data set.
-        split: The split.
         splits: All splits of the benchmark.
         parts: Folders of parts of the data set; where one has files, the others are left out.
 

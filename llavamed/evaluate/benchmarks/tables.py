@@ -58,9 +58,7 @@ class TableItems:
     """The questions of a table.
 
     Args:
-        benchmark: The benchmark.
         path: URI of the data.
-        split: Name of the split.
         folder: The folder of the data set, where `path` names that.
         files: Its Parquet files of the split.
     """

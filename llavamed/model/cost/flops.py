@@ -85,7 +85,6 @@ def stage_flops(model: Any, stage: Stage, work: Workload) -> Any:
 
     Args:
         model: The model, on any device, with its adapters if the stage trains some.
-        stage: The stage.
         work: The samples it processes.
     """
     config = model.config

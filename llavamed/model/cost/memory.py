@@ -51,7 +51,6 @@ def tokens_per_pass(stage: Stage, longest: float) -> float:
     """Return the tokens of a stage's largest forward pass, with padding.
 
     Args:
-        stage: The stage.
         longest: Tokens of its longest sample, to which others are padded without packing.
     """
     return stage.pack_tokens if stage.packing else stage.micro_batch_size * longest
@@ -73,7 +72,6 @@ def stage_memory(
     Args:
         model: The model, on any device, with its adapters if the stage trains some.
         counts: The result of `freeze`.
-        stage: The stage.
         engine: ZeRO stage, precision and offload.
         num_workers: The GPUs among which ZeRO partitions the state.
         longest: Tokens of the longest sample.
@@ -113,7 +111,6 @@ def _update_bytes(stage: Stage, engine: Engine, own: float, *, adds_in_bf16: boo
     `adamw_8bit`.
 
     Args:
-        stage: The stage.
         engine: ZeRO stage, precision and offload.
         own: The weights that this GPU updates.
         adds_in_bf16: Whether the gradients of a step's passes are added up in bf16.
@@ -172,7 +169,6 @@ def _kept(stage: Stage, number: int, layer: float, own: float) -> float:
     """Return what some layers keep: all, or only their input and what one of them recomputes.
 
     Args:
-        stage: The stage.
         number: How many layers there are.
         layer: Bytes that a layer keeps.
         own: Bytes of its input.

@@ -31,7 +31,6 @@ def find_savings(
     Each is accepted by the config and is tried by itself. None changes which weights are trained.
 
     Args:
-        config: The run.
         stage: The stage that needs less.
         memory_of: Plan the memory of the stage under another config.
     """

@@ -130,10 +130,6 @@ class Speeds(Section):
 
         A measurement on another GPU counts too: tensors take the same bytes there. The workspace
         is not corrected: it stands for what tensors do not take.
-
-        Args:
-            planned: The plan.
-            setting: Its setting.
         """
         own = planned.counted
         near = [

@@ -40,7 +40,6 @@ def find_file(source: str, name: str) -> Path | None:
 
     Args:
         source: A folder, or a name on the hub.
-        name: The name of the file.
 
     Raises:
         OSError: The hub does not answer, and nothing of the model is on this machine.

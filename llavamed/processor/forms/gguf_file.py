@@ -103,8 +103,6 @@ def split_words(tokenizer: Any, file: Path, key: str) -> None:
     """Let the tokenizer that transformers makes of a GGUF file split words as the file says.
 
     Args:
-        tokenizer: The tokenizer.
-        file: The file.
         key: The config key that names the file, with its value, for errors.
 
     Raises:

@@ -122,11 +122,7 @@ def tower_form(source: str, settings: dict[str, Any]) -> Form:
 
 
 def read_all(source: str) -> Tensors:
-    """Return all tensors of a model that open_clip saved, by its own names.
-
-    Raises:
-        ConfigError: There is no file with weights.
-    """
+    """Return all tensors of a model that open_clip saved, by its own names. Raises: ConfigError."""
     file = next((file for name in WEIGHTS if (file := find_file(source, name))), None)
     if file is None:
         raise ConfigError(

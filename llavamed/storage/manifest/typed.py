@@ -47,15 +47,11 @@ M = TypeVar("M", bound=Manifest)
 
 
 def write(folder: Location, manifest: Manifest, *, name: str | None = None) -> None:
-    """Write a manifest into a folder, whole or not at all.
+    """Write a manifest into a folder, whole or not at all. Raises: StorageError.
 
     Args:
         folder: What it describes.
-        manifest: What to write.
         name: Name of the file; by default that of the kind.
-
-    Raises:
-        StorageError: It cannot be written.
     """
     (folder / (name or manifest.FILE)).write_bytes(dump(manifest))
 

@@ -27,13 +27,10 @@ def hash_files(folder: Path) -> dict[str, FileFacts]:
 
 
 def publish(folder: Path, place: Location) -> dict[str, FileFacts]:
-    """Upload a local folder to its place.
+    """Upload a local folder to its place. Raises: StorageError.
 
     Returns:
         Its files, as `hash_files` returns them.
-
-    Raises:
-        StorageError: The place cannot be written.
     """
     files = hash_files(folder)
     place.upload(folder)

@@ -23,7 +23,6 @@ class CheckpointRequests:
         """Prepare to look.
 
         Args:
-            folder: Folder of the run.
             is_first: Whether this is rank 0.
         """
         self._folder, self._is_first = folder, is_first

@@ -54,7 +54,6 @@ def restore_checkpoint(folder: Location, engine: TrainingEngine, job: StageJob) 
 
     Args:
         folder: The `checkpoints` folder of the stage.
-        engine: The engine that loads the state, in any layout.
         job: The stage, with the settings that the checkpoint must have been saved with.
 
     Returns:

@@ -57,8 +57,6 @@ class Saver:
         """Create the saver; every rank must do so.
 
         Args:
-            job: The stage.
-            engine: The engine whose state is saved.
             num_saved_steps: The steps of the checkpoint that the stage was resumed from, or 0.
         """
         self._job, self._engine = job, engine
@@ -93,7 +91,6 @@ class Saver:
         """Save the state after the steps of `history`; return once it is copied.
 
         Args:
-            history: The records of all steps so far.
             seconds: Seconds that the stage has trained.
 
         Raises:
@@ -198,13 +195,10 @@ class Saver:
 def _upload(
     files: dict[str, Any], history: list[StepRecord] | None, place: Location
 ) -> dict[str, FileFacts]:
-    """Write a rank's files to scratch and upload them.
+    """Write a rank's files to scratch and upload them. Raises: StorageError.
 
     Returns:
         Their sizes and hashes, as `publish` returns them.
-
-    Raises:
-        StorageError: The scratch or the place cannot be written.
     """
     with scratch_folder() as scratch:
         for path, state in files.items():
