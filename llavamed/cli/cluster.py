@@ -94,7 +94,7 @@ def submit(
     _plan(submission, gpu)
     made = Named(name=name_of(cluster.create(RAY_JOB, job)), options=cluster.options)
     watching = f"`llavamed cluster status {made.target} --watch`"
-    print_line(console, f"{made.name}: is submitted; {watching} shows how far it is")
+    print_line(f"{made.name}: is submitted; {watching} shows how far it is")
 
 
 def _warn_of_local_places(submission: "Submission") -> None:
@@ -120,16 +120,16 @@ def _plan(submission: "Submission", gpu: str) -> None:
     from importlib.util import find_spec
 
     if find_spec("torch") is None:
-        print_line(console, "plan: is skipped; it needs `pip install 'llavamed[train]'`")
+        print_line("plan: is skipped; it needs `pip install 'llavamed[train]'`")
         return
     from llavamed.cli.tables import show_plan
     from llavamed.errors import LlavaMedError
     from llavamed.run.plan import plan_run
 
     try:
-        show_plan(plan_run(submission.config, accelerator=gpu), console)
+        show_plan(plan_run(submission.config, accelerator=gpu))
     except LlavaMedError as error:  # its data may be out of reach from here
-        print_line(console, f"plan: is skipped: {error}")
+        print_line(f"plan: is skipped: {error}")
 
 
 @app.command("list")
@@ -159,7 +159,7 @@ def list_jobs(namespace: Namespace = None, context: Context = None) -> None:
             raise
         except ClusterError as error:  # who may see jobs need not see namespaces
             logger.debug("it is not known whether the namespace exists: %s", error)
-        print_line(console, f"no jobs and no services in namespace {cluster.namespace}")
+        print_line(f"no jobs and no services in namespace {cluster.namespace}")
         return
     table = Table("job", "run", "state", "since")
     for job in sorted(jobs, key=lambda each: each.created, reverse=True):
@@ -168,7 +168,7 @@ def list_jobs(namespace: Namespace = None, context: Context = None) -> None:
         console.print(table)
     for service in services:
         more = f"`llavamed cluster status {service.target}` shows more"
-        print_line(console, f"service {service.name}: {service.state}; {more}")
+        print_line(f"service {service.name}: {service.state}; {more}")
 
 
 @app.command()
@@ -206,9 +206,9 @@ def status(
         lines, is_over, has_failed = _look_at(found, cluster.options)
         if lines != shown:
             for label, text in lines:
-                print_line(console, f"{label:<9}{text}")
+                print_line(f"{label:<9}{text}")
             if watch and not is_over:
-                print_line(console, "")
+                print_line("")
         shown = lines
         if not watch or is_over:
             raise typer.Exit(1 if has_failed else 0)
@@ -272,14 +272,14 @@ def stop(
 
     cluster = _connect(namespace, context)
     if after_checkpoint:
-        print_line(console, f"{job}: is asked for a checkpoint, which is waited for")
+        print_line(f"{job}: is asked for a checkpoint, which is waited for")
         wait_for_checkpoint(cluster, job, seconds=seconds)
     state, found = stop_job(cluster, job)
     watching = f"`llavamed cluster status {state.target}`"
-    print_line(console, f"{job}: is asked to stop; {watching} shows when it has")
-    print_line(console, f"{job}: {describe_loss(found)}")
+    print_line(f"{job}: is asked to stop; {watching} shows when it has")
+    print_line(f"{job}: {describe_loss(found)}")
     if state.keeps_cluster:
-        print_line(console, f"{job}: its cluster {kept_until_deleted(state)}")
+        print_line(f"{job}: its cluster {kept_until_deleted(state)}")
 
 
 @app.command()
@@ -314,11 +314,11 @@ def delete(
                 f"{job.target}`, or add --force, which costs the steps since its last checkpoint"
             )
         cluster.delete(RAY_JOB, name)
-    print_line(console, f"{name}: is being deleted, and its name is free once its pods have ended")
+    print_line(f"{name}: is being deleted, and its name is free once its pods have ended")
 
 
 def _show_finding(finding: "Finding") -> None:
-    print_line(console, f"{finding.level:<8} {finding.check:<14} {finding.text}")
+    print_line(f"{finding.level:<8} {finding.check:<14} {finding.text}")
 
 
 @app.command()
@@ -351,7 +351,7 @@ def doctor(
         snapshot = read_manifests(offline)
     else:
         cluster = _connect(namespace, context)
-        print_line(console, f"Kubernetes {cluster.version()}, namespace {cluster.namespace}")
+        print_line(f"Kubernetes {cluster.version()}, namespace {cluster.namespace}")
         snapshot = take_snapshot(cluster)
     findings = examine(snapshot)
     for finding in findings:

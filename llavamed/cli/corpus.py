@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from llavamed.cli.logs import log_console
-from llavamed.cli.options import ConfigFile, Overrides, console, load_run, print_line
+from llavamed.cli.options import ConfigFile, Overrides, load_run, print_line
 from llavamed.errors import ConfigError, DataError
 
 app = typer.Typer(help="Make training data from open literature.", no_args_is_help=True)
@@ -80,7 +80,7 @@ def harvest(
         raise ConfigError("corpus=null: does not say what to harvest; add a section corpus.harvest")
     settings = run.corpus.harvest
     if estimate:
-        show_harvest_estimate(settings, num_cpus or os.cpu_count() or 1, console)
+        show_harvest_estimate(settings, num_cpus or os.cpu_count() or 1)
         return
     from llavamed.corpus.pmc.job import HarvestJob
     from llavamed.run.progress import ProgressDisplay
@@ -89,7 +89,7 @@ def harvest(
     job = HarvestJob(settings, locate(run.corpus_directory), run.max_failures)
     with ProgressDisplay(log_console) as progress, ray_cluster(run):
         manifest = job.run(update=update, on_progress=progress.harvested)
-    show_harvest(manifest, console)
+    show_harvest(manifest)
 
 
 @app.command()
@@ -102,7 +102,7 @@ def select(overrides: Overrides = None, config: ConfigFile = None) -> None:
 
     harvested(run)
     with ray_cluster(run):
-        show_selection(select_figures(run), console)
+        show_selection(select_figures(run))
 
 
 @app.command()
@@ -137,21 +137,21 @@ def dialogues(
 
     job = DialogueJob(run, held_out_articles(run))
     if not estimate and (count := job.forget()):
-        print_line(console, f"{count:,} answers about articles that left the corpus are removed")
+        print_line(f"{count:,} answers about articles that left the corpus are removed")
     if judge_only:
-        show_dialogues(job.judge_again(), console)
+        show_dialogues(job.judge_again())
         return
     if read_batch:
         counts = job.read_batches(read_batch)
         lines = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
-        print_line(console, f"lines: {lines}")
+        print_line(f"lines: {lines}")
     plan = job.plan()
-    show_dialogue_plan(plan, job.settings, console)
+    show_dialogue_plan(plan, job.settings)
     if write_batch is not None:
         names = job.write_batches(write_batch)
-        print_line(console, f"batch files in {write_batch}: {', '.join(names) or 'none'}")
+        print_line(f"batch files in {write_batch}: {', '.join(names) or 'none'}")
     elif not estimate:
-        show_dialogues(job.run(plan), console)
+        show_dialogues(job.run(plan))
 
 
 @app.command()
@@ -168,7 +168,6 @@ def pairs(overrides: Overrides = None, config: ConfigFile = None) -> None:
     held_out = held_out_articles(run)
     counts = write_pairs(corpus / "select", corpus / "samples", settings, held_out)
     print_line(
-        console,
         f"{corpus / 'samples'}: {counts['pairs']} pairs, {counts['unfit_length']} captions too "
         "short or too long",
     )
@@ -184,14 +183,14 @@ def questions(
 ) -> None:
     """Write questions for a chat evaluation, about figures that are held out of training."""
     run = load_run(config, overrides)
-    from llavamed.cli.corpus_tables import show_question_estimate, show_questions
+    from llavamed.cli.corpus_tables import describe_estimate, show_questions
     from llavamed.corpus.questions import QuestionJob
 
     job = QuestionJob(run)
     if estimate:
-        show_question_estimate(job.estimate(), console)
+        print_line(describe_estimate(job.estimate()))
         return
-    show_questions(job.run(), job.folder, console)
+    show_questions(job.run(), job.folder)
 
 
 @app.command()
@@ -204,7 +203,6 @@ def card(overrides: Overrides = None, config: ConfigFile = None) -> None:
     corpus = locate(run.corpus_directory)
     counts = write_cards(corpus, run.name)
     print_line(
-        console,
         f"{corpus}: README.md, croissant.json and attribution.csv of {counts.kept:,} figures of "
         f"{counts.articles:,} articles",
     )

@@ -70,10 +70,8 @@ def labels(
         if row["problem"]:
             problems[row["problem"].partition(":")[0]] += 1
     bad = ", ".join(f"{number} {reason}" for reason, number in problems.most_common())
-    print_line(
-        log_console,
-        f"{count:,} dialogues, {problems.total():,} with a problem{f' ({bad})' if bad else ''}",
-    )
+    text = f"{count:,} dialogues, {problems.total():,} with a problem"
+    log_console.print(f"{text} ({bad})" if bad else text, soft_wrap=True)
 
 
 @app.command()
@@ -136,7 +134,7 @@ def inspect(
         samples = read_samples(prepared, rows, tokenizer)
     if html is not None:
         locate(html).write_bytes(render_samples(prepared, samples, refusals).encode())
-        print_line(console, f"{html}: the page")
+        print_line(f"{html}: the page")
         return
     for sample in samples:
         show_sample(sample, console)
@@ -181,5 +179,5 @@ def decontaminate(
 
     with hold_datasets(locate(run.datasets_directory)) if remove else nullcontext():
         found = find_contamination(run, dataset, against, by=by, max_distance=max_distance)
-        show_contamination(found, console)
-        show_removal(found, found.remove() if remove else None, console)
+        show_contamination(found)
+        show_removal(found, found.remove() if remove else None)

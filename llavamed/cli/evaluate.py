@@ -9,7 +9,7 @@ import typer
 import typer.core
 
 from llavamed.cli.logs import log_console
-from llavamed.cli.options import ConfigFile, Overrides, console, load_run, print_line
+from llavamed.cli.options import ConfigFile, Overrides, load_run, print_line
 from llavamed.cli.verdicts import gate_model, judge_answers, write_model_card
 from llavamed.config.engine import Precision
 
@@ -37,7 +37,7 @@ def _list_benchmarks(is_wanted: bool) -> None:
     if is_wanted:
         from llavamed.cli.tables import show_benchmarks
 
-        show_benchmarks(console)
+        show_benchmarks()
         raise typer.Exit
 
 
@@ -151,9 +151,9 @@ def _publish(
         find_pictures=partial(find_pictures, questions),
         before_writing=lease.check,
     )
-    show_answers(made, found, console)
-    print_line(console, f"Answers: {folder / ANSWERS}")
-    print_line(console, f"Page:    {found.report}")
+    show_answers(made, found)
+    print_line(f"Answers: {folder / ANSWERS}")
+    print_line(f"Page:    {found.report}")
 
 
 def _candidate(
@@ -209,7 +209,7 @@ def run_stages(
     with ProgressDisplay(log_console) as progress:
         evaluated = evaluate_stages(run, stage, progress)
     for found in evaluated:
-        show_scores(found, console)
+        show_scores(found)
 
 
 _FIELDS = (
@@ -280,13 +280,13 @@ def score_file(
             typer.echo(json.dumps({"id": item.given_id, "score": value}, ensure_ascii=False))
         return
     groups = group_items(found)
-    show_scorers(groups, summarize(groups, scores), console)
+    show_scorers(groups, summarize(groups, scores))
     if is_legacy:
-        show_legacy(aggregate(found, known), console)
+        show_legacy(aggregate(found, known))
     for share in no_answer_shares([found]):
         text = f"{share.value:.1%} [{share.low:.1%},{share.high:.1%}]"
-        print_line(console, f"Closed questions without an answer, by the strict rules: {text}")
-    print_line(console, describe_clusters(found))
+        print_line(f"Closed questions without an answer, by the strict rules: {text}")
+    print_line(describe_clusters(found))
 
 
 @app.command("compare")
@@ -324,14 +324,14 @@ def compare_results(
     items = list(aligned.values())
     compared = compare(items, rule, by)
     letters = dict(zip(ascii_uppercase, files, strict=False))
-    show_comparison(compared, no_answer_shares(items), letters, scorer, console)
-    print_line(console, describe_clusters(items[0]))
+    show_comparison(compared, no_answer_shares(items), letters, scorer)
+    print_line(describe_clusters(items[0]))
     if plot is not None:
         from llavamed.evaluate.compare_plot import draw_comparison
 
         names = [f"{letter}: {file}" for letter, file in letters.items()]
         locate(plot).write_bytes(draw_comparison(compared, names, scorer))
-        print_line(console, f"Plot: {plot}")
+        print_line(f"Plot: {plot}")
 
 
 app.command("judge")(judge_answers)

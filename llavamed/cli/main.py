@@ -25,7 +25,7 @@ from llavamed.cli.data import app as data
 from llavamed.cli.evaluate import app as evaluate
 from llavamed.cli.evaluate import compare_results
 from llavamed.cli.logs import configure_logging, log_console
-from llavamed.cli.options import ConfigFile, Overrides, console, find_config, load_run, print_line
+from llavamed.cli.options import ConfigFile, Overrides, find_config, load_run, print_line
 from llavamed.config.load import dump_config, load_config
 from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError, InterruptError, LlavaMedError
@@ -76,13 +76,13 @@ def _show_versions(asked: bool) -> None:
     if not asked:
         return
     names = ("ray", "torch", "transformers", "deepspeed", "mlflow")
-    print_line(console, f"llavamed {__version__}, Python {platform.python_version()}")
+    print_line(f"llavamed {__version__}, Python {platform.python_version()}")
     for name in names:
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
             version = "is not installed"
-        print_line(console, f"{name} {version}")
+        print_line(f"{name} {version}")
     raise typer.Exit
 
 
@@ -124,7 +124,6 @@ def prepare(
         facts = prepared.manifest
         bad = ", ".join(f"{count} {reason}" for reason, count in facts.quarantined.items())
         print_line(
-            console,
             f"{name}: {facts.num_samples} samples, {facts.num_tokens:,} tokens, "
             f"{facts.num_truncated} truncated, {facts.num_duplicates} duplicates, "
             f"{facts.num_quarantined} quarantined"
@@ -170,17 +169,17 @@ def plan(
     if run.corpus is not None:
         from llavamed.cli.corpus_tables import show_corpus_forecast
 
-        show_corpus_forecast(run.corpus, os.cpu_count() or 1, console)
+        show_corpus_forecast(run.corpus, os.cpu_count() or 1)
     speeds = with_measurements(measured or [])
     if auto:
         changes, choices = choose(run, accelerator=gpu, num_gpus=num_gpus, speeds=speeds)
         for choice in choices:
             for sentence in reasons(choice):
-                print_line(console, sentence)
-        print_line(console, f"settings: {' '.join(changes) or 'those of the config'}")
+                print_line(sentence)
+        print_line(f"settings: {' '.join(changes) or 'those of the config'}")
         run = override_config(run, changes)
     costs = plan_run(run, accelerator=gpu, num_gpus=num_gpus, mfu=mfu, speeds=speeds)
-    show_plan(costs, console)
+    show_plan(costs)
 
 
 @app.command()
@@ -199,7 +198,7 @@ def train(
 
     with ProgressDisplay(log_console) as progress:
         summary = run_curriculum(run, progress, take_over=take_over)
-    show_summary(summary, console)
+    show_summary(summary)
 
 
 @app.command()
@@ -218,9 +217,9 @@ def export(
     from llavamed.storage.location import locate
 
     copy_export(find_stage(run, stage).export, locate(target))
-    print_line(console, f"{target}: holds the model")
+    print_line(f"{target}: holds the model")
     if note := serving_note(locate(target)):
-        print_line(console, note)
+        print_line(note)
 
 
 @app.command("config")

@@ -27,7 +27,7 @@ Overrides = Annotated[
 ]
 
 
-def print_line(console: Console, text: str) -> None:
+def print_line(text: str) -> None:
     """Print a sentence without breaking its line."""
     console.print(text, soft_wrap=True)
 

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
-from llavamed.cli.options import print_line
+from llavamed.cli.options import console, print_line
 from llavamed.config.gate import Criterion
 from llavamed.data.prepared.dataset import PreparedDataset
 from llavamed.data.prepared.decontaminate import Contamination
@@ -32,7 +31,7 @@ _MANY_FILES = 3
 """From this number of files on, intervals stand below scores, so that none is cut off."""
 
 
-def show_summary(summary: RunSummary, console: Console) -> None:
+def show_summary(summary: RunSummary) -> None:
     """Print the summary of a run."""
     heads = ("steps", "loss first -> last", "tokens/s", "seconds")
     used_gpus = any(stage.gpu_seconds for stage in summary.stages)
@@ -49,35 +48,32 @@ def show_summary(summary: RunSummary, console: Console) -> None:
         )
     console.print(stages)
     for found in summary.evaluations:
-        show_scores(found, console)
-    print_line(console, f"Model:   {summary.stages[-1].export}")
-    print_line(console, f"Talk:    {_installed('llavamed')} serve {summary.stages[-1].export}")
-    print_line(console, f"MLflow:  {_mlflow_command(summary.tracking_uri)}")
+        show_scores(found)
+    print_line(f"Model:   {summary.stages[-1].export}")
+    print_line(f"Talk:    {_installed('llavamed')} serve {summary.stages[-1].export}")
+    print_line(f"MLflow:  {_mlflow_command(summary.tracking_uri)}")
 
 
-def show_scores(found: ScoresManifest, console: Console) -> None:
+def show_scores(found: ScoresManifest) -> None:
     """Print the scores of an evaluation with its controls, and a few of the answers."""
     title = f"Scores on {found.num_questions:,} questions of {found.dataset}"
     console.print(_scores_table(title, found.groups, found.conditions))
     rules = ", ".join(found.rules[name] for name in _BOTH)
-    print_line(
-        console, f"Rules: {rules}; 95 % intervals, clustered by image: {found.num_images:,} images"
-    )
+    print_line(f"Rules: {rules}; 95 % intervals, clustered by image: {found.num_images:,} images")
     columns = ("question", "reference", *found.conditions)
     heads = (*columns[:2], *(row_name(each, found.conditions) for each in found.conditions))
     samples = _table("Sample predictions", *heads)
     for sample in found.samples:
         samples.add_row(*(sample[name].replace("\n", " ")[:40] for name in columns))
     console.print(samples)
-    _print_cut_off(found, console)
-    print_line(console, f"Answers: {found.report}")
+    _print_cut_off(found)
+    print_line(f"Answers: {found.report}")
 
 
-def _print_cut_off(found: ScoresManifest, console: Console) -> None:
+def _print_cut_off(found: ScoresManifest) -> None:
     """Print how many answers are wrong because the limit of tokens may have cut them off."""
     if number := found.failures.get("cut_off"):
         print_line(
-            console,
             f"Cut off and wrong: {number:,} of {found.num_questions:,} answers of the model "
             f"({found.decoding}); allow more by max_new_tokens",
         )
@@ -104,7 +100,7 @@ def _scores_table(title: str, groups: Sequence[GroupScores], conditions: Sequenc
 
 
 def show_scorers(
-    groups: Sequence["QuestionGroup"], scores: Mapping[str, Sequence["Estimate"]], console: Console
+    groups: Sequence["QuestionGroup"], scores: Mapping[str, Sequence["Estimate"]]
 ) -> None:
     """Print the mean score of each group of questions with its interval, one row per scorer."""
     heads = [f"{group.name} ({len(group.positions):,})" for group in groups]
@@ -114,7 +110,7 @@ def show_scorers(
     console.print(table)
 
 
-def show_legacy(averages: Mapping[str, Mapping[str, float]], console: Console) -> None:
+def show_legacy(averages: Mapping[str, Mapping[str, float]]) -> None:
     """Print the averages of LLaVA-Med's two scripts in percent, one row per measure."""
     table = _table("LLaVA-Med's scripts, in percent", "measure", *averages)
     names = dict.fromkeys(name for values in averages.values() for name in values)
@@ -131,7 +127,6 @@ def show_comparison(
     no_answer: Sequence["Estimate"],
     files: Mapping[str, str],
     scorer: str,
-    console: Console,
 ) -> None:
     """Print the scores of files and their differences to the first.
 
@@ -158,15 +153,14 @@ def show_comparison(
     console.print(scores)
     console.print(differences)
     for letter, path in files.items():
-        print_line(console, f"{letter}: {path}")
+        print_line(f"{letter}: {path}")
     print_line(
-        console,
         "p: sign-flip test by cluster, Holm-adjusted over the groups; McNemar: exact, takes "
         "questions for independent, not adjusted",
     )
 
 
-def show_checks(checks: Sequence["RuleResult"], console: Console) -> None:
+def show_checks(checks: Sequence["RuleResult"]) -> None:
     """Print every rule of a policy with its result."""
     table = _table("Policy", "rule", "met", "found")
     for column in table.columns[1:]:
@@ -176,7 +170,7 @@ def show_checks(checks: Sequence["RuleResult"], console: Console) -> None:
     console.print(table)
 
 
-def show_judgement(found: "JudgementManifest", console: Console) -> None:
+def show_judgement(found: "JudgementManifest") -> None:
     """Print the relative scores that a judge gave, and how its requests ended."""
     title = f"Relative scores by {found.model}, in percent of the reference answers"
     table = _table(title, "", "questions", "judged", "score")
@@ -187,12 +181,11 @@ def show_judgement(found: "JudgementManifest", console: Console) -> None:
             table.add_row(name, f"{group.num_questions:,}", f"{group.num_judged:,}", score)
     console.print(table)
     outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in found.outcomes.items())
-    print_line(console, f"Verdicts in both orders: {outcomes}; {found.num_repaired:,} repaired")
+    print_line(f"Verdicts in both orders: {outcomes}; {found.num_repaired:,} repaired")
     if found.lead is not None:
-        print_line(console, f"An answer in the first place gets {found.lead:+.2f} points more")
+        print_line(f"An answer in the first place gets {found.lead:+.2f} points more")
     price = "" if found.cost is None else f", {found.cost:.4f} in all"
     print_line(
-        console,
         f"Tokens: {found.prompt_tokens:,} of prompts, {found.completion_tokens:,} of "
         f"verdicts{price}; prompt {found.prompt_hash}, {found.first_at} to {found.last_at}",
     )
@@ -206,32 +199,31 @@ def _interval_below(estimate: "Estimate | EstimateFacts") -> str:
     return f"{estimate.value:.3f}\n{estimate.low:.2f}-{estimate.high:.2f}"
 
 
-def show_answers(made: "AnswersManifest", found: ScoresManifest, console: Console) -> None:
+def show_answers(made: "AnswersManifest", found: ScoresManifest) -> None:
     """Print the scores of each condition of an evaluation, strict next to legacy."""
     title = f"Scores of {made.model} on {made.questions} {made.split} (95 % intervals)"
     console.print(_scores_table(title, found.groups, made.conditions))
-    _print_cut_off(found, console)
+    _print_cut_off(found)
     for reason, number in made.quarantined.items():
-        print_line(console, f"Not asked: {number:,} questions, {reason}")
-    print_line(console, f"Generated now: {made.num_generated:,} different answers")
+        print_line(f"Not asked: {number:,} questions, {reason}")
+    print_line(f"Generated now: {made.num_generated:,} different answers")
 
 
-def show_benchmarks(console: Console) -> None:
+def show_benchmarks() -> None:
     """Print the benchmarks that can be answered."""
     from llavamed.evaluate.benchmarks import BENCHMARKS
 
     for each in BENCHMARKS.values():
-        print_line(console, f"{each.name} (version {each.version}, licence: {each.licence})")
-        print_line(console, f"    splits: {', '.join(each.splits)}")
-        print_line(console, f"    data: {each.data}")
+        print_line(f"{each.name} (version {each.version}, licence: {each.licence})")
+        print_line(f"    splits: {', '.join(each.splits)}")
+        print_line(f"    data: {each.data}")
     print_line(
-        console,
         "A folder of images or all of a benchmark may be packed as zip. Tables are read too: "
         "VLMEvalKit's (.tsv), and Parquet with the columns image, question and answer.",
     )
 
 
-def show_plan(costs: Sequence["StageCost"], console: Console) -> None:
+def show_plan(costs: Sequence["StageCost"]) -> None:
     """Print what a run will do and cost."""
     first = costs[0]
     rates = dict.fromkeys(f"{cost.mfu:.0%}" for cost in costs)
@@ -267,20 +259,20 @@ def show_plan(costs: Sequence["StageCost"], console: Console) -> None:
         table.add_row(name, *cells)
     console.print(table)
     for sentence in dict.fromkeys(each for cost in costs for each in cost.assumed):
-        print_line(console, sentence)
+        print_line(sentence)
     for cost in costs:
         utilization = f"{cost.mfu:.0%} model-FLOPs utilization is {cost.mfu_origin or 'assumed'}"
-        print_line(console, f"{cost.name}: {utilization}; {cost.memory_source}")
+        print_line(f"{cost.name}: {utilization}; {cost.memory_source}")
         if cost.memory.total > cost.gpu_memory:
             changes = [
                 f"{each.change} ({each.num_bytes / 1e9:.1f} GB less)" for each in cost.savings
             ]
             hint = f"set {' or '.join(changes)}" if changes else "use larger GPUs, or more of them"
-            print_line(console, f"! {cost.name} does not fit: {hint}")
-    print_line(console, describe_total(costs))
+            print_line(f"! {cost.name} does not fit: {hint}")
+    print_line(describe_total(costs))
 
 
-def show_contamination(found: Contamination, console: Console) -> None:
+def show_contamination(found: Contamination) -> None:
     """Print how much of a training set evaluation sets also contain, by each criterion."""
     total, names = found.dataset.num_samples, [other.name for other in found.against]
     title = f"Samples of {found.dataset.name} ({total:,}) that match"
@@ -308,10 +300,10 @@ def show_contamination(found: Contamination, console: Console) -> None:
         examples.add_row(match["id"], match[by[0]], ways_met, match["words"][:40])
     if examples.row_count:
         console.print(examples)
-    print_line(console, f"Report: {found.report}")
+    print_line(f"Report: {found.report}")
 
 
-def show_removal(found: Contamination, without: PreparedDataset | None, console: Console) -> None:
+def show_removal(found: Contamination, without: PreparedDataset | None) -> None:
     """Print how removing has changed a training set, or how it would change it."""
     total, leaving = found.dataset.num_samples, found.count(found.by)
     what = f"{leaving:,} of {total:,} samples ({leaving / total:.1%}) by {' or '.join(found.by)}"
@@ -321,7 +313,7 @@ def show_removal(found: Contamination, without: PreparedDataset | None, console:
         text = f"Nothing was changed: none of {total:,} samples match by {' or '.join(found.by)}"
     else:
         text = f"Removed {what}; {without.num_samples:,} are left, the others are in the quarantine"
-    print_line(console, text)
+    print_line(text)
 
 
 def describe_total(costs: Sequence["StageCost"]) -> str:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from llavamed.cli.options import ConfigFile, Overrides, console, load_run, print_line
+from llavamed.cli.options import ConfigFile, Overrides, load_run, print_line
 
 _QUESTIONS = (
     "JSON lines of {question_id, image, text, gpt4_answer, fig_caption, in_text_mention, domain, "
@@ -51,7 +51,6 @@ def judge_answers(
         needed = estimate_cost(requests_of(items, max_tokens), judge_at)
         price = "" if needed.cost is None else f", at most {needed.cost:.2f} in all"
         print_line(
-            console,
             f"{needed.num_requests:,} requests, about {needed.prompt_tokens:,} tokens of prompts "
             f"and at most {needed.max_completion_tokens:,} of verdicts{price}",
         )
@@ -61,8 +60,8 @@ def judge_answers(
         judgement = judge(items, judge_at, cache or str(folder / "cache"), max_tokens)
         lease.check()
         found = write_judgement(folder, judgement, judge_at)
-    show_judgement(found, console)
-    print_line(console, f"Verdicts: {folder}")
+    show_judgement(found)
+    print_line(f"Verdicts: {folder}")
 
 
 def gate_model(
@@ -89,11 +88,11 @@ def gate_model(
 
     name = model or run.name
     checks, plan, tracker = check_candidate(run, stage, rules, name)
-    show_checks(checks, console)
+    show_checks(checks)
     if check:
         require(checks, name)
         return
-    print_line(console, make_champion(checks, plan, tracker, rules, name))
+    print_line(make_champion(checks, plan, tracker, rules, name))
 
 
 def write_model_card(
@@ -108,4 +107,4 @@ def write_model_card(
     from llavamed.storage.location import locate
 
     for name in write_cards(run, stage, locate(output)):
-        print_line(console, str(locate(output) / name))
+        print_line(str(locate(output) / name))

@@ -1,6 +1,5 @@
 """The whole curriculum on a local Ray with two workers: what it leaves, and that it goes on."""
 
-import io
 import logging
 import os
 import random
@@ -17,9 +16,9 @@ import psutil
 import pytest
 import torch
 from mlflow import MlflowClient
-from rich.console import Console
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+from llavamed.cli.options import console
 from llavamed.cli.tables import show_summary
 from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError, TrainingError
@@ -70,9 +69,9 @@ def test_curriculum_trains_evaluates_tracks_and_finds_itself_finished(
     assert "left" in text
     assert "train instruct  6/6" in text
     assert Path(summary.evaluations[0].report).read_text().startswith("<!DOCTYPE html>")
-    console = Console(file=io.StringIO(), width=200)
-    show_summary(summary, console)
-    assert "mlflow server --backend-store-uri sqlite:" in console.file.getvalue()
+    with console.capture() as printed:
+        show_summary(summary)
+    assert "mlflow server --backend-store-uri sqlite:" in printed.get()
     check_tracking(summary)
     check_metrics(metrics, summary)
 

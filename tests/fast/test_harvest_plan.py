@@ -11,11 +11,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 from typer.testing import CliRunner
 
 from llavamed.cli.corpus import app
 from llavamed.cli.corpus_tables import show_corpus_forecast
+from llavamed.cli.options import console
 from llavamed.config.harvest import Harvest
 from llavamed.config.load import load_config
 from llavamed.corpus.pmc.estimate import count_candidates, estimate
@@ -224,9 +224,9 @@ def test_a_list_a_query_and_a_mirror_tell_how_many_articles_there_are(
 
 def forecast(corpus: str) -> str:
     run = load_config(DEMO, [f"corpus={corpus}"])
-    console = Console(record=True, width=400)
-    show_corpus_forecast(run.corpus, 4, console)
-    return console.export_text()
+    with console.capture() as printed:
+        show_corpus_forecast(run.corpus, 4)
+    return printed.get()
 
 
 def test_a_plan_says_what_the_corpus_takes(tmp_path, bucket):

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from llavamed.cli.options import console
 from llavamed.cli.tables import show_scores
 from llavamed.errors import DataError
 from llavamed.evaluate.answers import ANSWERS, Answer, AnswersManifest, Overlap
@@ -321,5 +320,5 @@ def test_answers_are_sorted_by_how_they_fail(prediction, reference, kind, change
 def test_the_terminal_shows_words_of_a_model_that_look_like_markup(tmp_path, capsys):
     four_answers = [replace(each, prediction="[/INST] :lung: [red]") for each in four()]
     found, _ = publish(tmp_path, conditions(four_answers))
-    show_scores(found, console)
+    show_scores(found)
     assert capsys.readouterr().out.count("[/INST]") == len(found.samples)
