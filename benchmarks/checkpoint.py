@@ -88,13 +88,13 @@ class Training:
     def saver(self, place: str) -> Saver:
         """Return the saver of this training."""
         job = replace(self.job, checkpoints=place)
-        return Saver(job, self.engine, num_saved_steps=0)
+        return Saver(job, self.engine, num_saved_steps=0, started=time.monotonic())
 
 
 def save_and_wait(training: Training, saver: Saver) -> dict[str, float]:
     """Save while training waits until the end. `copy` is the part for which it always waits."""
     begin = time.monotonic()
-    saver.save(training.history, seconds=0.0)
+    saver.save(training.history)
     copied = time.monotonic()
     saver.wait()
     return {"copy": copied - begin, "synchronous": time.monotonic() - copied}
@@ -104,7 +104,7 @@ def save_and_train(training: Training, saver: Saver) -> dict[str, float]:
     """Save while training goes on, until the checkpoint is complete."""
     quiet = median(training.step() for _ in range(3))
     begin = time.monotonic()
-    saver.save(training.history, seconds=0.0)
+    saver.save(training.history)
     stall, steps = time.monotonic() - begin, []
     waiting = threading.Thread(target=saver.wait)
     waiting.start()

@@ -8,6 +8,7 @@ text with a semicolon, which separates the rule from what to do, is a message.
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -73,17 +74,16 @@ class Module:
     def __init__(self, path: Path) -> None:
         """Read the file."""
         self._path = path
-        self._tree = ast.parse(path.read_text(encoding="utf-8"))
+        self._tree = _parse(path)
         self._all_calls = [each for each in ast.walk(self._tree) if isinstance(each, ast.Call)]
         self._title = ELSEWHERE.get(path.relative_to(PACKAGE).as_posix())
-        self._constants = {
-            node.targets[0].id: node.value
-            for node in self._tree.body
-            if isinstance(node, ast.Assign)
-            and isinstance(node.targets[0], ast.Name)
-            and isinstance(node.value, ast.Constant | ast.JoinedStr)
-            and not isinstance(getattr(node.value, "value", ""), int | float)
-        }
+        self._constants = constants_of(self._tree)
+        for node in self._tree.body:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("llavamed."):
+                file = ROOT / f"{node.module.replace('.', '/')}.py"
+                there = constants_of(_parse(file)) if file.exists() else {}
+                names = [each.name for each in node.names if each.name in there]
+                self._constants |= {name: there[name] for name in names}
 
     def refused_samples(self) -> Iterator[tuple[str, str]]:
         """Yield reason and detail of each refusal of a sample."""
@@ -144,7 +144,7 @@ class Module:
 
     def _words(self, node: ast.expr) -> str:
         """Return the fixed words of an expression in one line, as Markdown shows them."""
-        return " ".join(self._text(node).split()).replace("|", "\\|")
+        return " ".join(self._text(node).split()).replace("|", "\\|").replace("<", "\\<")
 
     def _text(self, node: ast.expr) -> str:
         """Return the fixed text of an expression, with `…` for what is only known at run time."""
@@ -158,6 +158,23 @@ class Module:
             case ast.FormattedValue(value=ast.Name(id=name)) | ast.Name(id=name):
                 return self._text(self._constants[name]) if name in self._constants else "…"
         return "…"
+
+
+def constants_of(tree: ast.Module) -> dict[str, ast.expr]:
+    """Return the texts that a module keeps in variables, by name."""
+    return {
+        node.targets[0].id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and isinstance(node.value, ast.Constant | ast.JoinedStr)
+        and not isinstance(getattr(node.value, "value", ""), int | float)
+    }
+
+
+@cache
+def _parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def error_names() -> set[str]:

@@ -268,8 +268,8 @@ def _check_same_items(
     if missing or foreign:
         raise DataError(
             f"{file}: condition={condition}: of the {len(wanted)} items of {name} it lacks "
-            f"{_some(missing)}, and it has {_some(foreign)} besides; generate all conditions from "
-            "the same questions"
+            f"{count_ids(missing)}, and it has {count_ids(foreign)} besides; generate all "
+            "conditions from the same questions"
         )
     for id_, answer in there.items():
         for key in ASKED:
@@ -281,7 +281,7 @@ def _check_same_items(
                 )
 
 
-def _some(ids: list[str]) -> str:
+def count_ids(ids: list[str]) -> str:
     """Count ids and name the first few."""
     if not ids:
         return "none"

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from llavamed.errors import DataError
+from llavamed.evaluate.answers import count_ids
 from llavamed.evaluate.scorers import strict
 from llavamed.evaluate.scorers.item import Item, Rule, score_best
 from llavamed.evaluate.statistics import (
@@ -25,8 +26,6 @@ _ASKED = (
     *("image", "question_type", "organ", "modality", "domain"),
 )
 """Fields of the question, which must be the same in every file that states them."""
-_SHOWN = 3
-"""Number of ids that a message names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +65,9 @@ def align(files: Mapping[str, Sequence[Item]]) -> dict[str, list[Item]]:
         foreign = [id_ for id_ in by_id[name] if id_ not in by_id[first]]
         if lacking or foreign:
             raise DataError(
-                f"{name}: of the {len(asked)} questions of {first} it lacks {_some(lacking)}, and "
-                f"it has {_some(foreign)} besides; compare files that answer the same questions"
+                f"{name}: of the {len(asked)} questions of {first} it lacks {count_ids(lacking)}, "
+                f"and it has {count_ids(foreign)} besides; compare files that answer the same "
+                "questions"
             )
     facts: dict[str, dict[str, Any]] = {}
     conflicts: dict[str, str] = {}
@@ -84,20 +84,12 @@ def align(files: Mapping[str, Sequence[Item]]) -> dict[str, list[Item]]:
     if conflicts:
         id_, details = next(iter(conflicts.items()))
         raise DataError(
-            f"id={id_!r}: has {details}; such questions are {_some(list(conflicts))} of "
+            f"id={id_!r}: has {details}; such questions are {count_ids(list(conflicts))} of "
             f"{len(asked)}; compare files that answer the same questions"
         )
     return {
         name: [replace(by_id[name][item.id], **facts[item.id]) for item in asked] for name in files
     }
-
-
-def _some(ids: Sequence[str]) -> str:
-    """Count ids and name the first few."""
-    if not ids:
-        return "none"
-    more = ", ..." if len(ids) > _SHOWN else ""
-    return f"{len(ids)} ({', '.join(map(repr, ids[:_SHOWN]))}{more})"
 
 
 def compare(

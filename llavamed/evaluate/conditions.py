@@ -43,10 +43,6 @@ def _change(
     ]
 
 
-def _as_they_are(questions: Sequence[Question], _: Sequence[Question]) -> list[Question]:
-    return list(questions)
-
-
 def _blank(questions: Sequence[Question], _: Sequence[Question]) -> list[Question]:
     return _change(questions, lambda picture: QuestionImage.from_pixels(blank(picture.pixels)))
 
@@ -108,7 +104,7 @@ def _kind(question: Question) -> tuple[str, str, str]:
 
 
 CONDITIONS: Mapping[str, Condition] = {
-    TRAINED: Condition(_as_they_are, "the question as it is"),
+    TRAINED: Condition(lambda questions, _: list(questions), "the question as it is"),
     "blank_image": Condition(_blank, "every picture in one colour, of the same size"),
     "noise": Condition(_noise, "random pixels instead of every picture"),
     "shuffled": Condition(

@@ -8,7 +8,7 @@ from llavamed.errors import ConfigError, DataError, GateError
 from llavamed.evaluate.answers import Answer
 from llavamed.evaluate.measures import MEASURES, NO_ANSWER, measure
 from llavamed.evaluate.scoring import BLANK, find_group
-from llavamed.evaluate.statistics import cluster_indices, difference_intervals
+from llavamed.evaluate.statistics import cluster_indices, cluster_key, difference_intervals
 from llavamed.storage.manifest import EstimateFacts, ExportManifest, ScoresManifest
 
 
@@ -51,8 +51,8 @@ def check_policy(
             champion.
     """
     return [
-        *_scores(policy, model.scores),
-        *_grounding(policy, model.scores),
+        *_at_least("min_scores", policy.min_scores, model.scores),
+        *_at_least("min_grounding", policy.min_grounding, model.scores, BLANK),
         *_no_answer(policy, model.scores),
         *_overlap(policy, model.scores),
         *_export(policy, model),
@@ -85,23 +85,15 @@ def _estimate(scores: ScoresManifest, key: str, rule: str, control: str = "") ->
     return values[name]
 
 
-def _scores(policy: GatePolicy, scores: ScoresManifest) -> Iterator[RuleResult]:
-    for key, least in policy.min_scores.items():
-        found = _estimate(scores, key, "min_scores")
-        yield _at_least(f"min_scores.{key}={least:g}", found, least)
-
-
-def _grounding(policy: GatePolicy, scores: ScoresManifest) -> Iterator[RuleResult]:
-    for key, least in policy.min_grounding.items():
-        found = _estimate(scores, key, "min_grounding", BLANK)
-        yield _at_least(f"min_grounding.{key}={least:g}", found, least)
-
-
-def _at_least(rule: str, found: EstimateFacts, least: float) -> RuleResult:
-    text = f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
-    if found.low >= least:
-        return RuleResult(rule, True, text)
-    return RuleResult(rule, False, f"{text}, whose lower bound is {least - found.low:.3f} too low")
+def _at_least(
+    rule: str, bounds: Mapping[str, float], scores: ScoresManifest, control: str = ""
+) -> Iterator[RuleResult]:
+    for key, least in bounds.items():
+        found = _estimate(scores, key, rule, control)
+        text = f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+        if found.low < least:
+            text = f"{text}, whose lower bound is {least - found.low:.3f} too low"
+        yield RuleResult(f"{rule}.{key}={least:g}", found.low >= least, text)
 
 
 def _no_answer(policy: GatePolicy, scores: ScoresManifest) -> Iterator[RuleResult]:
@@ -217,7 +209,7 @@ def _loss(
     now, before = (
         measure([given[place] for place in chosen])[name] for given in (answers, champion)
     )
-    images = [answers[place].image or f"item {answers[place].id}" for place in chosen]
+    images = [cluster_key(answers[place].image, answers[place].id) for place in chosen]
     [found] = difference_intervals(before, now[None], cluster_indices(images))
     text = f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}] to the champion"
     if found.low < -most:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from llavamed.errors import DamagedFileError, DataError
-from llavamed.evaluate.answers import TRAINED, Answer, iter_answers, to_table, write_tables
+from llavamed.evaluate.answers import ASKED, TRAINED, Answer, iter_answers, to_table, write_tables
 from llavamed.evaluate.candidate import Answerer, Candidate, Reply
 from llavamed.evaluate.conditions import CONDITIONS, MAJORITY, UNTRAINED, Majority
 from llavamed.evaluate.questions import Question, Questions
@@ -196,17 +196,7 @@ def _row(question: Question, shown: Question, condition: str, key: str, reply: R
     return Answer(
         id=question.id,
         condition=condition,
-        question=question.question,
-        references=question.references,
-        options=question.options,
-        answer_type=question.answer_type,
-        question_type=question.question_type,
-        organ=question.organ,
-        modality=question.modality,
-        domain=question.domain,
-        language=question.language,
-        pair=question.pair,
-        image=question.image,
+        **{name: getattr(question, name) for name in ASKED},
         shown_image=shown.image,
         prediction=reply.text,
         outcome=reply.outcome,

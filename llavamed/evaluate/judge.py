@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from llavamed.config.endpoint import Endpoint
 from llavamed.errors import EndpointError
 from llavamed.evaluate.chat import ChatItem
-from llavamed.evaluate.statistics import Estimate, cluster_indices, mean_intervals
+from llavamed.evaluate.statistics import Estimate, cluster_indices, cluster_key, mean_intervals
 from llavamed.llm.answer import EndpointAnswer
 from llavamed.llm.client import EndpointClient, ask
 from llavamed.llm.cost import NO_TOKENS, Usage
@@ -224,7 +224,7 @@ def _relative(name: str, judged: Sequence[Judged]) -> Relative:
     if not counted:
         return Relative(name, 0, len(judged), None)
     ratios = np.array([[ratio for ratio, _ in counted]], dtype=float)
-    images = [f"image {item.image}" if item.image else f"item {item.id}" for _, item in counted]
+    images = [cluster_key(item.image, item.id) for _, item in counted]
     bounds = (1 / _HIGHEST_RATIO, _HIGHEST_RATIO)
     [estimate] = mean_intervals(ratios, cluster_indices(images), bounds=bounds)
     return Relative(name, len(counted), len(judged), estimate)

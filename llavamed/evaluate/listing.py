@@ -131,7 +131,8 @@ def list_questions(
                     bad.append(quarantine_row(found.title, number, str(row["id"]), listed))
                 else:
                     instruct = found.choice_instruction if listed["options"] else found.instruction
-                    _add_line(listed, instruct if instruction is None else instruction)
+                    if line := instruct if instruction is None else instruction:
+                        listed["turns"][-1]["text"] += f"\n{line}"
                     _check_id(listed["id"], seen, path)
                     digest.update(repr(sorted(listed.items())).encode())
                     table.append(listed)
@@ -171,11 +172,6 @@ def _listed(items: Items, row: dict[str, Any]) -> dict[str, Any] | SampleError:
 
 def _picture(items: Items, reference: str) -> QuestionImage:
     return QuestionImage.from_file(items.load_image(reference))
-
-
-def _add_line(listed: dict[str, Any], instruction: str) -> None:
-    if instruction:
-        listed["turns"][-1]["text"] += f"\n{instruction}"
 
 
 def _check_id(id_: str, seen: set[str], path: str) -> None:

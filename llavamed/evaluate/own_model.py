@@ -153,8 +153,7 @@ class GeneratorAnswerer:
         """Free the memory of the model."""
         self._generator = None
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
 
 
 def _load(

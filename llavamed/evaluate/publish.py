@@ -19,15 +19,11 @@ FindPictures = Callable[[frozenset[str]], Mapping[str, bytes]]
 """Return the encoded images of items by id, as far as they exist."""
 
 
-def _no_pictures(_: frozenset[str]) -> Mapping[str, bytes]:
-    return {}
-
-
 def publish_scores(
     folder: Location,
     *,
     title: str,
-    find_pictures: FindPictures = _no_pictures,
+    find_pictures: FindPictures = lambda _: {},
     num_cards: int = 50,
     model_fingerprint: str | None = None,
     datasets: Mapping[str, str] | None = None,

@@ -14,6 +14,7 @@ from llavamed.evaluate.statistics import (
     Floats,
     Indices,
     cluster_indices,
+    cluster_key,
     difference_intervals,
     mean_intervals,
 )
@@ -64,9 +65,7 @@ def score_answers(answers: Mapping[str, Sequence[Answer]]) -> Scored:
     """
     items = next(iter(answers.values()))
     values = {condition: measure(given) for condition, given in answers.items()}
-    clusters = cluster_indices(
-        [f"image {each.image}" if each.image else f"item {each.id}" for each in items]
-    )
+    clusters = cluster_indices([cluster_key(each.image, each.id) for each in items])
     groups = []
     for by, name, members in _memberships(items):
         for part in _PARTS:

@@ -35,6 +35,11 @@ class Estimate:
     high: float
 
 
+def cluster_key(image: str, id: str) -> str:
+    """Return the cluster of an item: the items of its image, or itself where it has none."""
+    return f"image {image}" if image else f"item {id}"
+
+
 def cluster_indices(keys: Sequence[str]) -> Indices:
     """Number the clusters: items of equal keys get the same number, from 0 on, in sorted order."""
     numbers = {key: number for number, key in enumerate(sorted(set(keys)))}

@@ -13,6 +13,7 @@ from llavamed.evaluate.statistics import (
     Floats,
     Indices,
     cluster_indices,
+    cluster_key,
     mean_intervals,
 )
 
@@ -46,9 +47,7 @@ def group_items(items: Sequence[Item], by: GroupKey = "answer_type") -> list[Que
         raise DataError(f"by={by}: none of {len(items)} items has a {by}; add it, or leave it out")
     if by == "answer_type":
         labels = [label.lower() for label in labels]
-    clusters = cluster_indices(
-        [f"image {item.image}" if item.image else f"item {item.id}" for item in items]
-    )
+    clusters = cluster_indices([cluster_key(item.image, item.id) for item in items])
     everything = np.arange(len(items))
     groups = []
     for label in sorted(set(labels)):

@@ -106,8 +106,7 @@ class TransformersAnswerer:
         """Free the memory of the model."""
         self._model = None
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
 
     @torch.inference_mode()
     def _answer_batch(self, questions: list[Question], max_new_tokens: int) -> list[Reply]:

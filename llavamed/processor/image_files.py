@@ -13,7 +13,7 @@ from simplejpeg import decode_jpeg
 from llavamed.errors import SampleError
 from llavamed.processor.pixel_range import check_visible, to_8_bits
 from llavamed.processor.tiles import Size
-from llavamed.storage.fetch import is_lfs_pointer
+from llavamed.storage.fetch import LFS_ADVICE, is_lfs_pointer
 
 Pixels = npt.NDArray[np.uint8]
 """uint8 array of shape [height, width, 3]."""
@@ -133,7 +133,7 @@ def _image_errors(data: bytes) -> Iterator[None]:
     except UnidentifiedImageError as error:  # its text holds an address that differs in every run
         kind = "in none of the known formats"
         if is_lfs_pointer(data):
-            kind = "are a pointer of Git LFS; fetch the file, for example with `git lfs pull`"
+            kind = f"are a pointer of Git LFS; {LFS_ADVICE}"
         elif is_dicom(data):
             kind = "are a DICOM file, which the source `scans` reads and no other"
         raise SampleError("corrupt_image", f"{len(data)} bytes {kind}") from error

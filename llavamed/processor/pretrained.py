@@ -15,7 +15,7 @@ from llavamed.processor.forms.gguf_file import read_gguf_config
 from llavamed.processor.forms.xtuner import refuse_xtuner
 from llavamed.processor.tiles import Size, Tiling
 from llavamed.processor.tower import tower_of
-from llavamed.storage.fetch import fetch_once, lfs_pointers
+from llavamed.storage.fetch import LFS_ADVICE, fetch_once, lfs_pointers
 
 LLAVA_TYPES = ("llava", "llava_next")
 """Model types of a whole LLaVA: one that reads an image in one tile, and one that cuts tiles."""
@@ -259,10 +259,7 @@ def loading_problem(error: Exception, folder: str | None = None) -> str:
         folder: The folder that it loads from, if there is one.
     """
     if folder is not None and (pointers := lfs_pointers(folder)):
-        return (
-            f"holds pointers of Git LFS in place of {', '.join(pointers)}; fetch the files, for "
-            "example with `git lfs pull`"
-        )
+        return f"holds pointers of Git LFS in place of {', '.join(pointers)}; {LFS_ADVICE}"
     first_line = (str(error).strip() or repr(error)).splitlines()[0]
     if not isinstance(error, (OSError, ValueError)):
         first_line = f"{type(error).__name__}: {first_line}"

@@ -5,7 +5,7 @@ import os
 import posixpath
 
 from llavamed.errors import ConfigError
-from llavamed.storage.fetch import WEIGHTS, is_lfs_pointer
+from llavamed.storage.fetch import LFS_ADVICE, WEIGHTS, is_lfs_pointer
 from llavamed.storage.location import Location, locate
 
 _WHOLE = "model.safetensors"
@@ -48,10 +48,7 @@ def check_weight_files(source: str, key: str) -> None:
     for name in wanted:
         head = (folder / name).read_bytes(0, 64)
         if is_lfs_pointer(head):
-            raise ConfigError(
-                f"{named}: {name} is a pointer of Git LFS; fetch the file, for example with "
-                "`git lfs pull`"
-            )
+            raise ConfigError(f"{named}: {name} is a pointer of Git LFS; {LFS_ADVICE}")
         if name.endswith(".safetensors") and not _is_whole(folder / name, head, sizes[name]):
             raise ConfigError(
                 f"{named}: {name} is cut off at {sizes[name]:,} bytes, or is no file of "

@@ -8,7 +8,7 @@ MLflow, is written only after all checks have passed.
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from llavamed.config.load import dump_config
@@ -110,7 +110,8 @@ def run_curriculum(
             warn_of_unlearned_ends(config, plans, processor)
             with ray_cluster(config):
                 datasets = prepare(config, _datasets_of(plans), record.prepared)
-                jobs = make_jobs(config, plans, _fingerprints(datasets), lease)
+                facts = {name: each.manifest.fingerprint for name, each in datasets.items()}
+                jobs = make_jobs(config, plans, facts, lease)
                 check_settings(plans, jobs)
                 for plan, job in zip(plans, jobs, strict=True):  # all, before the first one trains
                     data = plan.data(datasets)
@@ -235,10 +236,6 @@ def _run(
 
 def _datasets_of(plans: list[StagePlan]) -> list[str]:
     return list(dict.fromkeys(name for plan in plans for name in plan.datasets))
-
-
-def _fingerprints(datasets: Mapping[str, PreparedDataset]) -> dict[str, str]:
-    return {name: dataset.manifest.fingerprint for name, dataset in datasets.items()}
 
 
 def _work_of(config: RunConfig, stage: Stage, data: Mixture, order: StageOrder) -> float | None:

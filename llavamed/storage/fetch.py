@@ -25,6 +25,9 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".
 _IDENTITY = ("size", "ETag", "etag", "md5Hash", "LastModified", "mtime", "updated")
 """What filesystems tell of a file that changes with its content."""
 
+LFS_ADVICE = "fetch the files, for example with `git lfs pull`"
+"""What to do about pointers of Git LFS."""
+
 
 def is_lfs_pointer(head: bytes) -> bool:
     """Return whether a file that begins so is a pointer of Git LFS, and not the file itself."""

@@ -57,7 +57,7 @@ class Location:
     def __str__(self) -> str:
         if self.is_local:
             return self.path
-        if "zip" in _protocols(self.fs):
+        if "zip" in self.schemes:
             return f"{Location(self.fs.of.fs, self.fs.of.path) / self.path}"
         return f"{self.fs.unstrip_protocol(self.path)}{write_access(self.fs)}"
 
@@ -68,7 +68,7 @@ class Location:
         `UNRETRIED_LIMIT_SECONDS`. Other operations are tried for more than a minute, which a long
         run may need.
         """
-        if "s3" not in _protocols(self.fs):
+        if "s3" not in self.schemes:
             return Location(self.fs, self.path, attempts=1)
         few = self.fs.config_kwargs | {
             "connect_timeout": UNRETRIED_TIMEOUT_SECONDS,
@@ -95,16 +95,17 @@ class Location:
     @property
     def is_local(self) -> bool:
         """Whether the path is on this machine."""
-        return "file" in _protocols(self.fs)
+        return "file" in self.schemes
 
     @property
     def schemes(self) -> tuple[str, ...]:
         """The schemes of URIs of its filesystem, such as `s3` and `s3a`."""
-        return _protocols(self.fs)
+        known = self.fs.protocol
+        return (known,) if isinstance(known, str) else tuple(known)
 
     def _make_parent(self, path: str) -> None:
         """Create the folder of a file, but never a bucket, whose name may be misspelt."""
-        if not _BUCKETS.intersection(_protocols(self.fs)):
+        if not _BUCKETS.intersection(self.schemes):
             self.fs.makedirs(posixpath.dirname(path), exist_ok=True)
 
     def exists(self) -> bool:
@@ -132,7 +133,7 @@ class Location:
             import pyarrow as pa
 
             return pa.OSFile(self.path)  # reads without Python, so other threads run meanwhile
-        if not _BUCKETS.intersection(_protocols(self.fs)):
+        if not _BUCKETS.intersection(self.schemes):
             return self.open(cache_type="none")
         opened = partial(RangeFile, self.fs, self.path, size, self._limit())
         return nullcontext(cast("BinaryIO", RetryingFile(self, with_retries(self, "read", opened))))
@@ -196,7 +197,7 @@ class Location:
         Object stores promise it if they know If-None-Match, and file systems if they have hard
         links. For others fsspec looks for the file first, which is too early.
         """
-        if not self.is_local and not _BUCKETS.intersection(_protocols(self.fs)):
+        if not self.is_local and not _BUCKETS.intersection(self.schemes):
             return False
         probe = self / f".llavamed-{uuid.uuid4().hex[:8]}"
         try:
@@ -304,7 +305,7 @@ class Location:
 
     def _remove(self) -> None:
         limit = self._limit()
-        if _BUCKETS.intersection(_protocols(self.fs)):
+        if _BUCKETS.intersection(self.schemes):
             # A request each: s3fs drops what a store says of each file of a request for many.
             with ThreadPoolExecutor(MAX_CONNECTIONS) as pool:
                 list(pool.map(partial(self.fs.rm_file, **limit), self.fs.find(self.path, **limit)))
@@ -356,10 +357,6 @@ class Location:
 def to_json(value: Any) -> bytes:
     """Return `value` as JSON with sorted keys, so that equal values give equal bytes."""
     return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
-
-
-def _protocols(fs: fsspec.AbstractFileSystem) -> tuple[str, ...]:
-    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
 
 
 def locate(uri: str) -> Location:

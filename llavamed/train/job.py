@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from llavamed.config.engine import Engine
 from llavamed.config.run import RunConfig
 from llavamed.config.stage import Stage
 from llavamed.data.feed.order import StageOrder, order_stage
@@ -27,7 +26,6 @@ _DECIDES_NO_NUMBER = {
     "gradient_checkpointing",
 }
 """Fields of a stage that `StageJob.settings` leaves out or replaces by fingerprints."""
-
 
 _ONLY_LOG = {
     "steps_per_print",
@@ -102,19 +100,15 @@ class StageJob:
 def number_settings(config: RunConfig, stage: Stage) -> dict[str, Any]:
     """Return the settings that decide the numbers of a stage; see `StageJob.settings`."""
     engine = config.engine_of(stage)
+    deepspeed = engine.deepspeed.model_dump(mode="json", exclude=_ONLY_LOG)
     own = stage.model_dump(mode="json", exclude=_DECIDES_NO_NUMBER)
     own["data"] = [[dataset, passes] for dataset, passes in stage.mixture.items()]
     return {
         "seed": config.seed,
         "model": config.model.model_dump(mode="json", exclude={"attn_implementation"}),
-        "engine": {"precision": engine.precision, "deepspeed": _deepspeed_settings(engine)},
+        "engine": {"precision": engine.precision, "deepspeed": deepspeed},
         "stages": {stage.name: own},
     }
-
-
-def _deepspeed_settings(engine: Engine) -> dict[str, Any]:
-    """Return the raw DeepSpeed settings that are given, without those that only log."""
-    return engine.deepspeed.model_dump(mode="json", exclude=_ONLY_LOG)
 
 
 def can_convert(before: int, now: int) -> bool:

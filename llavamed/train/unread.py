@@ -47,12 +47,19 @@ class UnreadSteps:
     """The steps since the last reading."""
 
     def __init__(
-        self, job: StageJob, context: Context, engine: TrainingEngine, meter: Meter
+        self,
+        job: StageJob,
+        context: Context,
+        engine: TrainingEngine,
+        meter: Meter,
+        history: list[StepRecord],
     ) -> None:
+        """Begin after the steps of `history`, to which those that are read are appended."""
         self._job = job
         self._context = context
         self._engine = engine
         self._meter = meter
+        self.history = history
         self._steps: list[TakenStep] = []
         self._numbers: list[torch.Tensor] = []
 
@@ -61,8 +68,8 @@ class UnreadSteps:
         self._steps.append(step)
         self._numbers.append(torch.cat([step.losses, self._engine.norms()]))
 
-    def read(self, checkpoint_age: float) -> list[StepRecord]:
-        """Read all of them and return their records; every rank must call it at the same step.
+    def read(self, checkpoint_age: float) -> None:
+        """Append the records of all of them; every rank must call it at the same step.
 
         On a GPU only the total time of these steps is known, and each step gets an equal share.
 
@@ -74,7 +81,7 @@ class UnreadSteps:
                 it or by later steps, or it is the last step.
         """
         if not self._steps:
-            return []
+            return
         rows: list[list[float]] = torch.stack(self._numbers).tolist()
         shared = (time.monotonic() - self._steps[0].started) / len(rows)
         records = []
@@ -105,7 +112,9 @@ class UnreadSteps:
                 }
             )
         self._steps, self._numbers = [], []
-        return records
+        self.history += records
+        for record in records:
+            self._context.observe(record)
 
 
 def with_all_ranks(loss_sum: torch.Tensor) -> torch.Tensor:

@@ -103,11 +103,10 @@ def train_stage(job: StageJob, context: Context) -> bool:
         history, seconds_before = _resume(job, engine, context)
         first = len(history)
         started -= seconds_before
+        unread = UnreadSteps(job, context, engine, meter, history)
         requests = CheckpointRequests(locate(job.config.directory), is_first=context.rank == 0)
-        with requests, Saver(job, engine, num_saved_steps=len(history)) as saver:
-            has_all_steps = _train_steps(
-                job, context, engine, loader, meter, saver, requests, history, started
-            )
+        with requests, Saver(job, engine, num_saved_steps=first, started=started) as saver:
+            has_all_steps = _train_steps(job, context, engine, loader, unread, saver, requests)
     if not has_all_steps:
         engine.close()
         return False
@@ -189,22 +188,20 @@ def _train_steps(
     context: Context,
     engine: TrainingEngine,
     loader: StageLoader,
-    meter: Meter,
+    unread: UnreadSteps,
     saver: Saver,
     requests: CheckpointRequests,
-    history: list[StepRecord],
-    started: float,
 ) -> bool:
-    """Take the steps that `history` does not hold yet, and append a record of each.
+    """Take the steps that the history does not hold yet, and append a record of each.
 
     Returns:
         Whether all steps were taken. A preemption ends them early with a checkpoint, which is
             complete once the context of the saver is left.
     """
-    stage, order, num_reported = job.stage, loader.order, len(history)
+    stage, order, history = job.stage, loader.order, unread.history
+    num_reported = len(history)
     num_supervised = order.sums(loader.data.column("num_supervised")).tolist()
     watch = PreemptionWatch(context, lambda: requests.is_open)
-    unread = UnreadSteps(job, context, engine, meter)
     # Otherwise the loss must be known before the optimizer changes the weights.
     may_wait = engine.can_refuse and stage.max_loss_ratio is None
     started_step = time.monotonic()
@@ -237,7 +234,7 @@ def _train_steps(
         is_last = step + 1 == order.num_steps
         is_reported = is_last or step + 1 - num_reported >= job.config.tracking.log_every_steps
         if is_reported or not may_wait:
-            _read(unread, context, saver, history)
+            unread.read(saver.age_seconds)
         if is_reported:
             if context.rank == 0:
                 context.report(history[num_reported:])
@@ -246,8 +243,8 @@ def _train_steps(
         is_due = watch.wants_checkpoint or (step + 1) % job.config.checkpoint.every_steps == 0
         # Save after the last step too: if the export fails, no step is lost.
         if is_last or is_preempted or is_due:
-            _read(unread, context, saver, history)
-            saver.save(history, seconds=time.monotonic() - started)
+            unread.read(saver.age_seconds)
+            saver.save(history)
             requests.answer()
             if is_preempted and not is_last:
                 return False
@@ -274,13 +271,6 @@ def compute_gradient(
         if number < len(batches):
             engine.step()
     return loss_sum
-
-
-def _read(unread: UnreadSteps, context: Context, saver: Saver, history: list[StepRecord]) -> None:
-    """Append the records of the steps since the last reading; every rank must call it."""
-    for record in unread.read(saver.age_seconds):
-        history.append(record)
-        context.observe(record)
 
 
 def _model_to_train(

@@ -78,7 +78,7 @@ def test_a_folder_without_weights_is_refused(tmp_path):
 def test_a_pointer_of_git_lfs_is_named(tmp_path):
     (file,) = write_weights(tmp_path, 1)
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
-    with pytest.raises(ConfigError, match=r"is a pointer of Git LFS; fetch the file, .*lfs pull"):
+    with pytest.raises(ConfigError, match=r"is a pointer of Git LFS; fetch the files, .*lfs pull"):
         check_weight_files(str(tmp_path), KEY)
 
 

@@ -23,8 +23,6 @@ from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
 Words = npt.NDArray[np.uint64]
 """uint64 array of shape [images, 4]: the 256 bits of each image hash."""
 
-Integers = npt.NDArray[np.int64]
-
 MAX_DISTANCE = 40
 """Default for the maximum number of bits in which two copies of an image differ. No two of 60 real
 radiology images differ in fewer than 75 bits. A copy differs in up to 9 bits after JPEG at quality
@@ -113,7 +111,7 @@ def as_words(hashes: pa.FixedSizeBinaryArray) -> Words:
     return np.frombuffer(b"".join(hashes.to_pylist()), dtype=np.uint64).reshape(-1, width)
 
 
-def near(these: Words, those: Words, max_distance: int) -> tuple[Integers, Integers, Integers]:
+def near(these: Words, those: Words, max_distance: int) -> tuple[npt.NDArray[np.int64], ...]:
     """Find all pairs of hashes that differ in at most `max_distance` bits.
 
     Blocks bound the memory of the comparison.

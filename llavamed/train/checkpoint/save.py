@@ -53,15 +53,17 @@ class Saver:
         engine: TrainingEngine,
         *,
         num_saved_steps: int,
+        started: float,
     ) -> None:
         """Create the saver; every rank must do so.
 
         Args:
             num_saved_steps: The steps of the checkpoint that the stage was resumed from, or 0.
+            started: When the stage began, by `time.monotonic`, as if it had never stopped.
         """
         self._job, self._engine = job, engine
         self._folder = locate(job.checkpoints)
-        self._num_saved_steps = num_saved_steps
+        self._num_saved_steps, self._started = num_saved_steps, started
         self._saved_at = time.monotonic()
         # The thread has its own group, so that its collectives do not mix with those of training.
         self._group = dist.new_group(backend="gloo", timeout=UPLOAD_TIMEOUT)
@@ -87,17 +89,15 @@ class Saver:
         """Seconds of training that are lost if the stage ends now, as no checkpoint holds them."""
         return time.monotonic() - self._saved_at
 
-    def save(self, history: list[StepRecord], *, seconds: float) -> None:
+    def save(self, history: list[StepRecord]) -> None:
         """Save the state after the steps of `history`; return once it is copied.
-
-        Args:
-            seconds: Seconds that the stage has trained.
 
         Raises:
             CheckpointError: The previous save failed because the storage cannot be written. The
                 message names the checkpoint to continue from.
             LeaseError: Another attempt has taken over, and the previous save was not completed.
         """
+        seconds = time.monotonic() - self._started
         self.wait()
         copied_at = time.monotonic()
         files = self._engine.snapshot()
