@@ -2,7 +2,7 @@
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,21 @@ def _try_again_at_once() -> Iterator[None]:
         for client in ("storage.retry", "llm.client"):
             patch.setattr(f"llavamed.{client}.WAIT", wait_none())
         yield
+
+
+@pytest.fixture
+def llavamed(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run the command `llavamed` in this process; gives exit code, output and errors."""
+    from llavamed.cli.main import main
+
+    def run(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out, printed.err
+
+    return run
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ def answer_stage(
     folder: Location,
     lease: Lease,
     overlaps: tuple[Overlap, ...] | None,
-    on_progress: OnProgress = lambda *_: None,
+    on_progress: OnProgress,
 ) -> AnswersManifest:
     """Answer the test questions of a stage with its model, under all conditions.
 

@@ -45,12 +45,9 @@ class Scored:
     """Values of all items by condition and measure, shape (items,)."""
 
 
-def find_group(
-    groups: Sequence[GroupScores], part: str = "all", by: str = "all", name: str = "all"
-) -> GroupScores | None:
-    """Return a group of questions, or None if there is none."""
-    wanted = (part, by, name)
-    return next((each for each in groups if (each.part, each.by, each.name) == wanted), None)
+def find_group(groups: Sequence[GroupScores], part: str = "all") -> GroupScores | None:
+    """Return the group of all questions of a part, or None if there is none."""
+    return next((each for each in groups if (each.part, each.by) == (part, "all")), None)
 
 
 def score_answers(answers: Mapping[str, Sequence[Answer]]) -> Scored:

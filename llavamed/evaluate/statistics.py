@@ -79,9 +79,7 @@ def _is_rare(values: Floats, outcomes: Sequence[float]) -> bool:
     return bool(np.isin(values, outcomes).all()) and len(values) - counts.max() < _FEW
 
 
-def difference_intervals(
-    first: Floats, others: Floats, clusters: Indices, *, seed: int = 0
-) -> list[Estimate]:
+def difference_intervals(first: Floats, others: Floats, clusters: Indices) -> list[Estimate]:
     """Estimate the mean difference of each row of `others` to `first`, item by item.
 
     The interval is a bootstrap over clusters. Two runs that are right or wrong, and of which fewer
@@ -93,10 +91,9 @@ def difference_intervals(
         first: Scores between 0 and 1, shape (items,), or (rows, items) to pair the rows.
         others: Scores of the same items, shape (rows, items).
         clusters: Number of each item's cluster, shape (items,).
-        seed: Seed for the resamples; every row gets the same ones.
     """
     differences = others - first
-    estimates = _bootstrap(differences, clusters, (-1.0, 1.0), seed)
+    estimates = _bootstrap(differences, clusters, (-1.0, 1.0))
     for row, values in enumerate(differences):
         if _is_rare(values, (-1.0, 0.0, 1.0)):
             estimates[row] = matched_interval(
@@ -106,7 +103,7 @@ def difference_intervals(
 
 
 def _bootstrap(
-    values: Floats, clusters: Indices, bounds: tuple[float, float], seed: int
+    values: Floats, clusters: Indices, bounds: tuple[float, float], seed: int = 0
 ) -> list[Estimate]:
     """Estimate means by expanded percentile intervals of a bootstrap over clusters.
 
@@ -192,7 +189,7 @@ def _around(value: float, center: float, half: float, lowest: float) -> Estimate
     )
 
 
-def sign_flip_test(differences: Floats, clusters: Indices, *, seed: int = 0) -> float:
+def sign_flip_test(differences: Floats, clusters: Indices) -> float:
     """Test whether paired differences are zero on average; return the two-sided p-value.
 
     If the two runs were alike, each cluster could as well have had the opposite difference. All
@@ -209,7 +206,7 @@ def sign_flip_test(differences: Floats, clusters: Indices, *, seed: int = 0) -> 
     if 2**num_clusters <= NUM_FLIPS:
         patterns = np.arange(2**num_clusters)[:, None] >> np.arange(num_clusters) & 1
         return float(np.mean(np.abs((2.0 * patterns - 1) @ totals) >= least))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     as_extreme = 0
     for start, stop in _chunks(NUM_FLIPS, num_clusters):
         signs = 2.0 * rng.integers(2, size=(stop - start, num_clusters)) - 1

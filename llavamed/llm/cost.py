@@ -66,21 +66,18 @@ def cost(usage: Usage, prices: Prices, *, is_batch: bool = False) -> float:
     return price * prices.batch if is_batch else price
 
 
-def estimate(
-    requests: Iterable[Request], endpoint: Endpoint, *, is_batch: bool = False
-) -> CostEstimate:
+def estimate(requests: Iterable[Request], endpoint: Endpoint) -> CostEstimate:
     """Return what the requests would take. Two that are equal are paid for once, and count twice.
 
     Args:
         requests: Read once; none is kept.
         endpoint: Whose prices and counts of image tokens hold.
-        is_batch: They are sent as a batch file.
     """
     count, total = 0, Usage(is_estimated=True)
     for request in requests:
         count += 1
         total += Usage(request.prompt_tokens(endpoint), 0, request.max_tokens)
-    price = None if endpoint.prices is None else cost(total, endpoint.prices, is_batch=is_batch)
+    price = None if endpoint.prices is None else cost(total, endpoint.prices)
     return CostEstimate(count, total.prompt_tokens, total.completion_tokens, price)
 
 

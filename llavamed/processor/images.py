@@ -6,7 +6,7 @@ until a batch is built. `llavamed.processor.image_files` reads the files.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,9 +39,7 @@ class ImageSettings:
     """Heights and widths that images may be enlarged to before they are cut into tiles."""
 
 
-def to_pixels(
-    data: bytes, settings: ImageSettings, on_unread: Callable[[str], None] = lambda _: None
-) -> Pixels:
+def to_pixels(data: bytes, settings: ImageSettings) -> Pixels:
     """Decode an image, convert it to RGB, and resize it to the training resolution.
 
     An image that will be cut into tiles keeps its size; see `cut`.
@@ -51,9 +49,6 @@ def to_pixels(
     `pixel_range` decides which values are black and white. Source: CLIPImageProcessor and
     SiglipImageProcessor of transformers, and the padding of LLaVA 1.5.
 
-    Args:
-        on_unread: Called with `TRANSPARENCY`, `PAGES` or `DAMAGE`, where such a part is not read.
-
     Returns:
         uint8 array of shape [size, size, 3], or of the file's height and width.
 
@@ -61,7 +56,7 @@ def to_pixels(
         SampleError: `corrupt_image`, `image_too_large`, `unknown_pixel_range` or
             `transparent_image`.
     """
-    return fit(decode(data, on_unread), settings)
+    return fit(decode(data), settings)
 
 
 def fit(pixels: Pixels, settings: ImageSettings) -> Pixels:

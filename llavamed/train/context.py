@@ -49,7 +49,7 @@ class PreemptionWatch:
     The same broadcast tells every rank whether a checkpoint was requested, which only rank 0 knows.
     """
 
-    def __init__(self, context: Context, is_requested: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, context: Context, is_requested: Callable[[], bool]) -> None:
         """Begin to watch; every rank must do so.
 
         Args:

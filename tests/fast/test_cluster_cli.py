@@ -1,13 +1,13 @@
 """What `llavamed cluster` refuses before it asks any cluster."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 from kubernetes.config import incluster_config
 
-from llavamed.cli.main import main
 from llavamed.cluster import client
 from llavamed.cluster.client import Cluster
 from tests.conftest import CONFIGS
@@ -17,17 +17,10 @@ Tool = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def tool(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Tool:
+def tool(llavamed: Tool, monkeypatch: pytest.MonkeyPatch) -> Tool:
     """Run the tool where there is no kubeconfig; gives exit code, output and errors."""
     monkeypatch.setenv("KUBECONFIG", "/nonexistent/kubeconfig")
-
-    def run(*words: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main(["cluster", *words])
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
+    return partial(llavamed, "cluster")
 
 
 def dry_run(tool: Tool, template: Path, *words: str) -> tuple[int, str, str]:

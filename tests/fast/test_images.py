@@ -12,6 +12,7 @@ from llavamed.errors import SampleError
 from llavamed.processor.image_files import MAX_IMAGE_PIXELS
 from llavamed.processor.images import from_planes, normalize_pixels, to_pixels, to_planes
 from tests.support.image_files import claim, encoded, noise, ours, preprocess, settings_of
+from tests.support.refused_samples import refusal as refused
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 MEAN_COLOUR = (122, 116, 104)
@@ -28,9 +29,7 @@ def images_of(kind):
 
 
 def refusal(data, images=SQUARE):
-    with pytest.raises(SampleError) as caught:
-        to_pixels(data, images)
-    return caught.value.reason, caught.value.detail
+    return refused(to_pixels, data, images)
 
 
 @pytest.mark.parametrize("kind", KINDS)

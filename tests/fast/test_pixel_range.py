@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from llavamed.errors import SampleError
-from llavamed.processor.image_files import DAMAGE, PAGES, TRANSPARENCY
+from llavamed.processor.image_files import DAMAGE, PAGES, TRANSPARENCY, decode
 from llavamed.processor.images import to_pixels
 from tests.support.image_files import encoded, photo, png, settings_of
+from tests.support.refused_samples import refusal as refused
 
 SIZE = 32
 MINIMUM, MAXIMUM, INVERTED = 340, 341, {262: 0}
@@ -27,9 +27,7 @@ def levels(data):
 
 
 def refusal(data):
-    with pytest.raises(SampleError) as caught:
-        to_pixels(data, settings_of(SIZE))
-    return caught.value.reason, caught.value.detail
+    return refused(to_pixels, data, settings_of(SIZE))
 
 
 def ramp(high, dtype=np.uint16, low=0):
@@ -218,7 +216,7 @@ def test_jpeg_2000_states_its_precision():
 
 def unread(data):
     found = []
-    to_pixels(data, settings_of(SIZE), found.append)
+    decode(data, found.append)
     return found
 
 

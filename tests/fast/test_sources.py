@@ -8,8 +8,9 @@ import pytest
 from llavamed.config.sources import LlavaJson, Parquet
 from llavamed.data.record import Record
 from llavamed.data.sources import open_source
-from llavamed.errors import DataError, SampleError
+from llavamed.errors import DataError
 from llavamed.processor.turns import Turn
+from tests.support.refused_samples import refusal
 
 DIALOGUE = [
     {"from": "human", "value": "<image>\nWhat is shown?"},
@@ -30,12 +31,6 @@ def llava(folder, items=(), *, text=None, **settings):
 
 def item(**changes):
     return {"id": "7", "image": "a.jpg", "conversations": DIALOGUE} | changes
-
-
-def refusal(call, *arguments):
-    with pytest.raises(SampleError) as caught:
-        call(*arguments)
-    return caught.value.reason, caught.value.detail
 
 
 def test_a_llava_item_is_understood(tmp_path):

@@ -18,6 +18,7 @@ from llavamed.errors import SampleError
 from llavamed.processor.image_files import to_png
 from llavamed.processor.turns import Turn
 from llavamed.storage.location import Location, locate
+from tests.support.refused_samples import refusal
 
 words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 samples = st.lists(
@@ -185,12 +186,6 @@ def test_a_hash_follows_what_is_listed_and_not_where_it_lies(number, tmp_path):
         hashes[name] = open_source(make(name, content)).content_hash()
     assert hashes["a"] == hashes["b"]
     assert len(set(hashes.values())) == 3
-
-
-def refusal(call, *arguments):
-    with pytest.raises(SampleError) as caught:
-        call(*arguments)
-    return caught.value.reason, caught.value.detail
 
 
 def test_parquet_s_usual_columns_are_found_and_places_are_names(tmp_path):

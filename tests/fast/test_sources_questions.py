@@ -8,12 +8,7 @@ from llavamed.config.sources import PmcVqa, Slake, VqaRad
 from llavamed.data.record import check_record
 from llavamed.data.sources import open_source
 from llavamed.errors import DataError, SampleError
-
-
-def refusal(call, *arguments):
-    with pytest.raises(SampleError) as caught:
-        call(*arguments)
-    return caught.value.reason, caught.value.detail
+from tests.support.refused_samples import refusal
 
 
 def vqa_rad(folder, **settings):

@@ -9,7 +9,8 @@ from llavamed.config.sources import WebDataset
 from llavamed.data.record import check_record
 from llavamed.data.sources import open_source
 from llavamed.data.sources.webdataset import DETAILED_WORDS, caption_turns
-from llavamed.errors import DataError, SampleError
+from llavamed.errors import DataError
+from tests.support.refused_samples import refusal
 
 TALK = [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "A lung."}]
 
@@ -31,12 +32,6 @@ def write(folder, *members, name="a.tar", format=tarfile.PAX_FORMAT):
 
 def source(folder, name="a.tar"):
     return open_source(WebDataset(source="webdataset", path=f"{folder}/{name}"))
-
-
-def refusal(call, *arguments):
-    with pytest.raises(SampleError) as caught:
-        call(*arguments)
-    return caught.value.reason, caught.value.detail
 
 
 def dumped(value):

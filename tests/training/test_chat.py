@@ -5,6 +5,7 @@ import io
 import json
 import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import pytest
 from PIL import Image as Picture
 
 from llavamed.cli import chat as cli_chat
-from llavamed.cli import main as cli
 from llavamed.errors import CheckpointError, RequestError, SampleError
 from llavamed.llm.request import Image, Message
 from llavamed.model.generation import Generator, Prompt
@@ -29,6 +29,8 @@ from llavamed.storage.manifest import ExportManifest, read, write
 from tests.support.dicom_files import dicom_file
 
 GRADIENT = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+
+Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -49,22 +51,12 @@ def evaluated(generator: Generator, picture: Path, question: str) -> str:
     return generator.answer([prompt], max_new_tokens=20)[0]
 
 
-def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[Any, str, str]:
-    try:
-        cli.main(["chat", *words])
-        code: Any = 0
-    except SystemExit as error:
-        code = error.code
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
-
-
 def test_a_script_gets_the_answer_of_the_evaluation(
-    tiny_export: Path, generator: Generator, picture: Path, capsys: pytest.CaptureFixture[str]
+    tiny_export: Path, generator: Generator, picture: Path, llavamed: Run
 ) -> None:
     expected = evaluated(generator, picture, "What is shown?")
     words = ["--image", str(picture), "--ask", "What is shown?", "--max-tokens", "20"]
-    code, out, _ = run(capsys, str(tiny_export), *words)
+    code, out, _ = llavamed("chat", str(tiny_export), *words)
     assert (code, out) == (0, expected + "\n")
     assert len(expected.split()) > 1
 
@@ -82,7 +74,7 @@ def test_an_empty_question_is_refused_and_an_empty_answer_is_said(
 def test_a_conversation_remembers_forgets_and_goes_on_after_errors(
     tiny_export: Path,
     picture: Path,
-    capsys: pytest.CaptureFixture[str],
+    llavamed: Run,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
@@ -105,7 +97,7 @@ def test_a_conversation_remembers_forgets_and_goes_on_after_errors(
         f"/save {emptied}",
     ]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
-    code, out, err = run(capsys, str(tiny_export), "--max-tokens", "6")
+    code, out, err = llavamed("chat", str(tiny_export), "--max-tokens", "6")
     assert code == 0
     assert out.startswith("For research only.")
     assert f"image={tmp_path}/none.png: there is no such file" in err
@@ -122,16 +114,16 @@ def test_a_conversation_remembers_forgets_and_goes_on_after_errors(
 
 
 def test_a_registered_model_needs_the_address_of_its_registry(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    llavamed: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    code, _, err = run(capsys, "models:/rad@champion", "--ask", "Why?")
+    code, _, err = llavamed("chat", "models:/rad@champion", "--ask", "Why?")
     assert code == 2
     assert "export=models:/rad@champion: MLFLOW_TRACKING_URI is not set" in err
 
 
 def test_an_interrupt_stops_the_answer_and_at_the_prompt_the_conversation(
-    tiny_export: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny_export: Path, llavamed: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = iter(["What is shown?", "Where?"])
     stream = Generator.stream
@@ -150,7 +142,7 @@ def test_an_interrupt_stops_the_answer_and_at_the_prompt_the_conversation(
 
     monkeypatch.setattr(cli_chat.console, "input", read)
     monkeypatch.setattr(Generator, "stream", interrupted)
-    code, out, err = run(capsys, str(tiny_export), "--max-tokens", "6")
+    code, out, err = llavamed("chat", str(tiny_export), "--max-tokens", "6")
     assert code == 0
     assert "stopped: the conversation is as it was before this question" in err
     monkeypatch.setattr(Generator, "stream", stream)
@@ -159,12 +151,12 @@ def test_an_interrupt_stops_the_answer_and_at_the_prompt_the_conversation(
 
 
 def test_an_answer_controls_no_terminal(
-    tiny_export: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny_export: Path, llavamed: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Conversation, "ask", lambda *_: iter(["a\x07", "b\n\x9bc"]))
-    assert run(capsys, str(tiny_export), "--ask", "Why?")[1] == "a\x07b\n\x9bc\n"
+    assert llavamed("chat", str(tiny_export), "--ask", "Why?")[1] == "a\x07b\n\x9bc\n"
     monkeypatch.setattr(type(cli_chat.console), "is_terminal", True)
-    assert run(capsys, str(tiny_export), "--ask", "Why?")[1] == "ab\nc\n"
+    assert llavamed("chat", str(tiny_export), "--ask", "Why?")[1] == "ab\nc\n"
 
 
 def test_the_second_question_is_asked_with_the_first(generator: Generator, picture: Path) -> None:

@@ -23,16 +23,13 @@ V1, V15 = str(CONFIGS / "llava-med-v1.yaml"), str(CONFIGS / "llava-med-v1.5.yaml
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(monkeypatch, llavamed):
     """Run a command line; gives its exit code, output and errors, without the config's name."""
     monkeypatch.delenv("LLAVAMED_CONFIG", raising=False)
 
     def call(*words):
-        with pytest.raises(SystemExit) as caught:
-            cli.main(words)
-        printed = capsys.readouterr()
-        errors = re.sub(r"^\S+ \S+ INFO config: .*\n", "", printed.err)
-        return caught.value.code, printed.out, errors
+        code, out, err = llavamed(*words)
+        return code, out, re.sub(r"^\S+ \S+ INFO config: .*\n", "", err)
 
     return call
 

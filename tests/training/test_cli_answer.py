@@ -1,11 +1,11 @@
 """`llavamed evaluate answer` and `--list` from the command line."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from llavamed.cli import main as cli
 from llavamed.cli.options import console
 from llavamed.evaluate.answers import ANSWERS, read_answers
 from llavamed.evaluate.benchmarks import BENCHMARKS
@@ -17,16 +17,9 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(llavamed: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(console, "width", 200)
-
-    def call(*words: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            cli.main(["evaluate", *words])
-        printed = capsys.readouterr()
-        return int(caught.value.code or 0), printed.out, printed.err
-
-    return call
+    return partial(llavamed, "evaluate")
 
 
 def test_the_benchmarks_are_listed(run: Run) -> None:

@@ -5,7 +5,6 @@ import sys
 import pytest
 import transformers
 
-from llavamed.cli import main as cli
 from tests.support.small_tokenizers import llama_like
 
 TURNS = [
@@ -23,18 +22,15 @@ def tokenizer_folder(tmp_path_factory):
 
 
 @pytest.fixture
-def label(tokenizer_folder, tmp_path, capsys):
+def label(tokenizer_folder, tmp_path, llavamed):
     """Run `data labels` over a file of these bytes; gives exit code, rows and errors."""
 
     def call(text, *words, template="vicuna_v1", tokenizer=tokenizer_folder):
         file = tmp_path / "dialogues.json"
         file.write_bytes(text)
         options = ["--template", template, "--tokenizer", tokenizer, *words]
-        with pytest.raises(SystemExit) as caught:
-            cli.main(["data", "labels", str(file), *options])
-        printed = capsys.readouterr()
-        rows = [json.loads(line) for line in printed.out.splitlines()]
-        return caught.value.code, rows, printed.err
+        code, out, err = llavamed("data", "labels", str(file), *options)
+        return code, [json.loads(line) for line in out.splitlines()], err
 
     return call
 
@@ -129,15 +125,10 @@ def test_mistakes_are_a_sentence_and_a_code(label, tmp_path):
         assert (code, err.startswith("error: "), sentence in err) == (expected_code, True, True)
 
 
-def test_an_absent_file_is_named(tokenizer_folder, capsys):
+def test_an_absent_file_is_named(tokenizer_folder, llavamed):
     words = ["/none.json", "--template", "plain", "--tokenizer", tokenizer_folder]
-    with pytest.raises(SystemExit, match="1"):
-        cli.main(["data", "labels", *words])
-    printed = capsys.readouterr()
-    assert (printed.out, printed.err) == (
-        "",
-        "error: path=/none.json: no such file; check the dataset's path\n",
-    )
+    said = "error: path=/none.json: no such file; check the dataset's path\n"
+    assert llavamed("data", "labels", *words) == (1, "", said)
 
 
 def test_a_slow_tokenizer_is_refused_before_anything_is_printed(label, tmp_path):

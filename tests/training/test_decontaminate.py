@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from llavamed.cli.main import main
 from llavamed.config.load import dump_config, parse_config
 from llavamed.data.prepared.content import near
 from llavamed.data.prepared.dataset import CONTENT, QUARANTINE, open_prepared
@@ -238,16 +237,15 @@ def test_on_object_storage(rows, tiny_config, s3_uri):
     assert find(config, by=["pair"]).matches.num_rows > 0, "by the other criteria"
 
 
-def test_the_command_shows_the_consequences_before_it_removes(planted, tmp_path, capsys):
+def test_the_command_shows_the_consequences_before_it_removes(planted, tmp_path, llavamed):
     file = tmp_path / "run.yaml"
     file.write_text(dump_config(planted), encoding="utf-8")
     words = ["data", "decontaminate", "--config", str(file), "--dataset", "questions"]
     words += ["--against", "test-questions", "--against", "dialogues", "--max-distance", "12"]
 
     def call(*more):
-        with pytest.raises(SystemExit) as caught:
-            main([*words, *more])
-        return caught.value.code, " ".join(capsys.readouterr().out.split())
+        code, out, _ = llavamed(*words, *more)
+        return code, " ".join(out.split())
 
     before = state(planted)
     code, out = call()

@@ -1,11 +1,11 @@
 """A prepared dataset stands alone: its source is read again only where somebody asks for it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from llavamed.cli import main as cli
 from llavamed.config.load import dump_config
 from llavamed.config.run import RunConfig
 from llavamed.data.prepare.job import prepare
@@ -40,16 +40,15 @@ def config(tiny_config: RunConfig, tmp_path: Path, source: Path) -> RunConfig:
 
 
 @pytest.fixture
-def check(config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def check(config: RunConfig, tmp_path: Path, llavamed: Callable[..., tuple[int, str, str]]):
     """Run `llavamed prepare --check`; gives its exit code and what it says."""
 
-    def call(*words: str) -> tuple[object, str]:
+    def call(*words: str) -> tuple[int, str]:
         file = tmp_path / "run.yaml"
         file.write_text(dump_config(config))
-        with pytest.raises(SystemExit) as caught:
-            cli.main(["prepare", "--check", "--config", str(file), "--dataset", "captions", *words])
-        printed = capsys.readouterr()
-        return caught.value.code, printed.out + printed.err
+        options = ("--config", str(file), "--dataset", "captions")
+        code, out, err = llavamed("prepare", "--check", *options, *words)
+        return code, out + err
 
     return call
 

@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from llavamed.cli import main as cli
 from llavamed.config.load import dump_config
 from llavamed.data.inspect.page import render_samples
 from llavamed.data.inspect.samples import (
@@ -234,17 +233,15 @@ def test_a_sample_without_image_and_an_empty_page_say_so(dataset):
 
 
 @pytest.fixture
-def inspect(config, dataset, samples, tmp_path, capsys):
+def inspect(config, dataset, samples, tmp_path, llavamed):
     """Run `data inspect`; gives its exit code and output. #N is the id of sample N."""
     file = tmp_path / "run.yaml"
     file.write_text(dump_config(config))
 
     def call(*words, dataset="dialogues"):
         words = [samples[int(word[1:])].id if word[0] == "#" else word for word in words]
-        with pytest.raises(SystemExit) as caught:
-            cli.main(["data", "inspect", dataset, *words, "--config", str(file)])
-        printed = capsys.readouterr()
-        return caught.value.code, printed.out + printed.err
+        code, out, err = llavamed("data", "inspect", dataset, *words, "--config", str(file))
+        return code, out + err
 
     return call
 

@@ -5,6 +5,7 @@ reference warned of a mismatch it masked the whole sample; those are listed with
 """
 
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from llavamed.cli import main as cli
 from llavamed.processor.tokenizer import load_tokenizer
 from llavamed.processor.turns import IGNORE_INDEX, IMAGE_PLACEHOLDER
 
@@ -71,7 +71,7 @@ def reduced_runs(row: dict[str, Any], image: int, length: int) -> list[tuple[int
 def test_labels_equal_the_reference(
     reference_data: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    llavamed: Callable[..., tuple[int, str, str]],
     file: str,
     template: str,
     tokenizer_name: str,
@@ -85,18 +85,13 @@ def test_labels_equal_the_reference(
     keys = ("id", "conversations")
     cases = tmp_path / "cases.jsonl"
     cases.write_text("".join(f"{json.dumps({k: c[k] for k in keys})}\n" for c in golden["cases"]))
-    with pytest.raises(SystemExit, match="0"):
-        cli.main(
-            [
-                *("data", "labels", str(cases), "--template", template),
-                *("--tokenizer", str(labels / tokenizer_name)),
-                *("--max-length", str(limit)),
-                *("--image-tokens", str(length)),
-            ]
-        )
-    printed = capsys.readouterr()
-    assert printed.err == f"{len(golden['cases'])} dialogues, 0 with a problem\n"
-    rows = [json.loads(line) for line in printed.out.splitlines()]
+    code, out, err = llavamed(
+        *("data", "labels", str(cases), "--template", template),
+        *("--tokenizer", str(labels / tokenizer_name)),
+        *("--max-length", str(limit), "--image-tokens", str(length)),
+    )
+    assert (code, err) == (0, f"{len(golden['cases'])} dialogues, 0 with a problem\n")
+    rows = [json.loads(line) for line in out.splitlines()]
     tokenizer = tokenizer_of(labels / tokenizer_name)
     image_id = tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER)
     warned = {case["id"] for case in golden["cases"] if "tokenization mismatch" in case["stdout"]}

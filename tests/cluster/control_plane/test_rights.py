@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from llavamed.cli.main import main
 from tests.cluster.control_plane.conftest import Namespace, make_namespace
 from tests.conftest import CONFIGS
 from tests.support.chart_release import ROOT
@@ -82,16 +81,13 @@ def place(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 
 @pytest.fixture
-def run(place: Namespace, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def run(place: Namespace, llavamed: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
     """Run a command; gives what it says of missing rights, or nothing where it worked."""
 
     def run(*words: str) -> str:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main(["--quiet", "cluster", *words, "--namespace", place.name])
-        err = capsys.readouterr().err
+        code, _, err = llavamed("--quiet", "cluster", *words, "--namespace", place.name)
         said = re.search(r"nobody may not (\w+ [\w./]+)", err)
-        assert bool(ended.value.code) <= bool(said), err
+        assert bool(code) <= bool(said), err
         return said[1] if said else ""
 
     return run

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import urllib3
 
-from llavamed.cli.main import main
 from llavamed.cluster.client import Cluster
 from llavamed.cluster.kinds import RAY_JOB, name_of
 from llavamed.storage.checkpoint_request import find_request
@@ -47,17 +46,9 @@ def place(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 
 @pytest.fixture
-def tool(place: Namespace, capsys: pytest.CaptureFixture[str]) -> Tool:
+def tool(place: Namespace, llavamed: Tool) -> Tool:
     """Run `llavamed cluster` in this process; gives the exit code, the output and the errors."""
-
-    def run(*words: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main(["--quiet", "cluster", *words, "--namespace", place.name])
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
+    return lambda *words: llavamed("--quiet", "cluster", *words, "--namespace", place.name)
 
 
 @pytest.fixture
