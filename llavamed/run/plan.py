@@ -20,7 +20,7 @@ from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import ConfigError, StorageError
 from llavamed.model.adapters import add_adapters
 from llavamed.model.cost.flops import ACCELERATORS, Accelerator, stage_flops
-from llavamed.model.cost.memory import Memory, stage_memory
+from llavamed.model.cost.memory import Memory
 from llavamed.model.cost.savings import Saving, find_savings
 from llavamed.model.cost.speeds import Correction, Setting, Speeds, shipped_speeds
 from llavamed.model.freeze import PartCount, freeze
@@ -29,7 +29,7 @@ from llavamed.processor.pretrained import config_tiling
 from llavamed.processor.tiles import Tiling
 from llavamed.run.workload import declared_workload, measured_workload
 from llavamed.storage.location import MANIFEST, Location, locate
-from llavamed.train.measure import step_flops
+from llavamed.train.measure import Sizing, step_flops
 
 ASSUMED_MFU = 0.4
 """The model-FLOPs utilization of a setting that is not measured."""
@@ -196,24 +196,21 @@ def plan_stage(
     flops = stage_flops(model, stage, load.work)
     computed = stage_flops(model, stage, load.padded)
 
-    def memory_of(config: RunConfig) -> Memory:
-        planned = next(each for each in config.stages if each.name == stage.name)
-        return stage_memory(
-            model,
-            parts,
-            stage=planned,
-            engine=config.engine_of(planned),
-            num_workers=config.scaling.least_workers,  # a part of the state is largest then
-            longest=load.longest,
-            supervised=load.work.num_supervised / load.work.num_tokens,
-            tiles_per_token=load.tiles_per_token,
-        )
+    sizing = Sizing(
+        model,
+        parts,
+        num_workers=config.scaling.least_workers,  # a part of the state is largest then
+        longest=load.longest,
+        supervised=load.work.num_supervised / load.work.num_tokens,
+        tiles_per_token=load.tiles_per_token,
+    )
 
     setting = Setting.of(stage, config.engine_of(stage).kernels, accelerator)
     mfu_origin: str | None = None
     if mfu is None:
         mfu, mfu_origin = speeds.measured_mfu(setting) or (ASSUMED_MFU, None)
-    memory, correction = speeds.correct(memory_of(config), setting)
+    planned = sizing.memory(config, stage.name)
+    memory, correction = speeds.correct(planned, setting)
     fits = memory.total <= gpu.memory_bytes
     workers = config.scaling.most_workers
     # If the passes of a step do not divide evenly, all workers wait for those that have one more.
@@ -236,7 +233,7 @@ def plan_stage(
         parts=parts,
         memory=memory,
         correction=correction,
-        savings=() if fits else tuple(find_savings(config, stage, memory_of)),
+        savings=() if fits else tuple(find_savings(config, stage, sizing.memory)),
         flops=flops,
         hours=hours,
         cost=config.gpu_prices.cost(accelerator, hours * 3600 * workers),

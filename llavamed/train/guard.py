@@ -91,10 +91,7 @@ def weight_sums(model: torch.nn.Module, precision: Precision) -> dict[str, int]:
 
 
 def check_moved(
-    stage: Stage,
-    precision: Precision,
-    sums: Mapping[str, int],
-    weights: Mapping[str, torch.Tensor],
+    stage: Stage, precision: Precision, sums: Mapping[str, int], weights: Mapping[str, torch.Tensor]
 ) -> None:
     """Raise TrainingError if a stage has not changed any weight.
 
@@ -214,7 +211,7 @@ def explained_memory(config: RunConfig, stage: Stage, sizing: Sizing) -> Iterato
 def _explain(config: RunConfig, stage: Stage, sizing: Sizing, reason: str) -> str:
     planned = sizing.memory(config, stage.name)
     hints = []
-    for saving in find_savings(config, stage, lambda changed: sizing.memory(changed, stage.name)):
+    for saving in find_savings(config, stage, sizing.memory):
         where = "" if _goes_on(config, saving.change) else ", under another name"
         hints.append(f"{saving.change} ({_gb(saving.num_bytes)} GB less{where})")
     needs = ", ".join(f"{name} {_gb(value)}" for name, value in planned.parts.items())

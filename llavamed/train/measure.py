@@ -113,7 +113,7 @@ class Sizing:
     model: Any
     counts: Sequence[PartCount]
     num_workers: int
-    longest: int
+    longest: float
     """Tokens of the longest sample."""
     supervised: float
     """Fraction of the tokens that are supervised."""

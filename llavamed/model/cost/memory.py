@@ -47,15 +47,6 @@ class Memory:
         return Memory(PlannedBytes(**{name: factor * value for name, value in parts}))
 
 
-def tokens_per_pass(stage: Stage, longest: float) -> float:
-    """Return the tokens of a stage's largest forward pass, with padding.
-
-    Args:
-        longest: Tokens of its longest sample, to which others are padded without packing.
-    """
-    return stage.pack_tokens if stage.packing else stage.micro_batch_size * longest
-
-
 def stage_memory(
     model: Any,
     counts: Sequence[PartCount],
@@ -79,7 +70,8 @@ def stage_memory(
         tiles_per_token: Tiles of images that pass through the tower, divided by tokens, of the
             sample with most of them.
     """
-    tokens = tokens_per_pass(stage, longest)
+    # Without packing the samples of a pass are padded to the longest.
+    tokens = stage.pack_tokens if stage.packing else stage.micro_batch_size * longest
     number = sum(count.num_trained + count.num_frozen for count in counts)
     trained = sum(count.num_trained for count in counts)
     width = _WIDTHS[engine.precision]

@@ -24,7 +24,7 @@ class Saving:
 
 
 def find_savings(
-    config: RunConfig, stage: Stage, memory_of: Callable[[RunConfig], Memory]
+    config: RunConfig, stage: Stage, memory_of: Callable[[RunConfig, str], Memory]
 ) -> list[Saving]:
     """Find the settings that save a stage most memory, the best first.
 
@@ -32,16 +32,16 @@ def find_savings(
 
     Args:
         stage: The stage that needs less.
-        memory_of: Plan the memory of the stage under another config.
+        memory_of: Plan the memory of a stage, by its name, under a config.
     """
-    planned = memory_of(config).total
+    planned = memory_of(config, stage.name).total
     best: dict[str, Saving] = {}
     for change in _proposals(config, stage):
         try:
             changed = override_config(config, [change])
         except ConfigError:
             continue  # it conflicts with the other settings
-        saving = Saving(change, planned - memory_of(changed).total)
+        saving = Saving(change, planned - memory_of(changed, stage.name).total)
         field = change.partition("=")[0]
         if saving.num_bytes > max(0.0, best[field].num_bytes if field in best else 0.0):
             best[field] = saving

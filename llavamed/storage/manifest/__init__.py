@@ -13,66 +13,16 @@ from llavamed.storage.manifest.dataset import (
     ProcessorManifest,
     ProcessorModel,
 )
-from llavamed.storage.manifest.measurement import (
-    MeasuredMemory,
-    Measurement,
-    PlannedBytes,
-)
-from llavamed.storage.manifest.scores import (
-    EstimateFacts,
-    GroupScores,
-    ScoresManifest,
-    row_name,
-)
+from llavamed.storage.manifest.measurement import MeasuredMemory, Measurement, PlannedBytes
+from llavamed.storage.manifest.scores import EstimateFacts, GroupScores, ScoresManifest, row_name
 from llavamed.storage.manifest.training import (
     CheckpointManifest,
     ExportManifest,
     FileFacts,
     Layout,
     PartFacts,
-    StageManifest,
     StageSettings,
     TrainedData,
     TrainedDataset,
 )
-from llavamed.storage.manifest.typed import (
-    Facts,
-    Manifest,
-    dump,
-    find,
-    read,
-    write,
-)
-
-__all__ = [
-    "CheckpointManifest",
-    "DatasetManifest",
-    "Decontamination",
-    "EstimateFacts",
-    "ExportManifest",
-    "Facts",
-    "FiguresManifest",
-    "FileFacts",
-    "GroupScores",
-    "ImageFacts",
-    "Layout",
-    "MadeFrom",
-    "Manifest",
-    "MeasuredMemory",
-    "Measurement",
-    "PartFacts",
-    "PlannedBytes",
-    "ProcessorMadeFrom",
-    "ProcessorManifest",
-    "ProcessorModel",
-    "ScoresManifest",
-    "StageManifest",
-    "StageSettings",
-    "TrainedData",
-    "TrainedDataset",
-    "dump",
-    "find",
-    "read",
-    "row_name",
-    "write",
-]
+from llavamed.storage.manifest.typed import Facts, Manifest, dump, find, read, write
