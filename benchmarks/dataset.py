@@ -18,12 +18,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from llavamed.config.sources import Phantoms
-from llavamed.data.prepared.dataset import (
-    INDEX,
-    PreparedDataset,
-    open_prepared,
-    write_shard,
-)
+from llavamed.data.prepared.dataset import INDEX, PreparedDataset, open_prepared, write_shard
 from llavamed.data.record import INDEX_SCHEMA, SHARD_SCHEMA
 from llavamed.processor.image_files import Pixels
 from llavamed.processor.images import ImageSettings, to_planes

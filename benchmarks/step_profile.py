@@ -20,10 +20,7 @@ from typing import Any
 import report
 import torch
 import trainers
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from llavamed.data.feed.loader import Batch, StageLoader
 from llavamed.train import engine as engine_module

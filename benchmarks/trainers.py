@@ -30,11 +30,7 @@ from report import Spread, bar_plot, finish, gate
 from llavamed.config.load import load_config
 from llavamed.config.run import RunConfig
 from llavamed.data.feed.loader import Batch, StageLoader
-from llavamed.data.prepare.job import (
-    complete_dataset,
-    initial_manifest,
-    list_chunks,
-)
+from llavamed.data.prepare.job import complete_dataset, initial_manifest, list_chunks
 from llavamed.data.prepare.processor import ensure_processor
 from llavamed.data.prepare.shards import ShardWriter
 from llavamed.data.prepared.dataset import open_prepared

@@ -169,7 +169,7 @@ def pairs(overrides: Overrides = None, config: ConfigFile = None) -> None:
     counts = write_pairs(corpus / "select", corpus / "samples", settings, held_out)
     print_line(
         f"{corpus / 'samples'}: {counts['pairs']} pairs, {counts['unfit_length']} captions too "
-        "short or too long",
+        "short or too long"
     )
 
 
@@ -204,5 +204,5 @@ def card(overrides: Overrides = None, config: ConfigFile = None) -> None:
     counts = write_cards(corpus, run.name)
     print_line(
         f"{corpus}: README.md, croissant.json and attribution.csv of {counts.kept:,} figures of "
-        f"{counts.articles:,} articles",
+        f"{counts.articles:,} articles"
     )

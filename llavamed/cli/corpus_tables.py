@@ -6,12 +6,7 @@ from llavamed.config.harvest import Harvest
 from llavamed.corpus.dialogues.forecast import forecast
 from llavamed.corpus.dialogues.generate import Plan
 from llavamed.corpus.dialogues.table import DialoguesManifest
-from llavamed.corpus.pmc.estimate import (
-    NUM_ARTICLES,
-    HarvestEstimate,
-    count_candidates,
-    estimate,
-)
+from llavamed.corpus.pmc.estimate import NUM_ARTICLES, HarvestEstimate, count_candidates, estimate
 from llavamed.corpus.pmc.plan import HarvestManifest
 from llavamed.corpus.questions import QUESTIONS, QuestionsManifest
 from llavamed.corpus.select.job import Selection
@@ -38,20 +33,20 @@ def show_harvest_estimate(settings: Harvest, num_cpus: int) -> HarvestEstimate:
         number = NUM_ARTICLES
         print_line(
             f"corpus.harvest.query={settings.query}: its articles cannot be counted, so these "
-            f"are the numbers of the whole bucket, the most there can be ({error})",
+            f"are the numbers of the whole bucket, the most there can be ({error})"
         )
     found = estimate(settings, num_cpus, number)
     print_line(
         f"{found.num_articles:,} articles to look at, {found.num_taken:,} with an allowed licence, "
-        f"about {found.num_figures:,} figures",
+        f"about {found.num_figures:,} figures"
     )
     print_line(
         f"{found.num_requests:,} requests, {_bytes(found.num_bytes)} to fetch, "
-        f"{_bytes(found.stored_bytes)} to store",
+        f"{_bytes(found.stored_bytes)} to store"
     )
     print_line(
         f"{found.hours:,.1f} hours: {found.hours_of_requests:,.1f} by requests_per_second, "
-        f"{found.hours_of_cpu:,.1f} on {num_cpus} CPUs",
+        f"{found.hours_of_cpu:,.1f} on {num_cpus} CPUs"
     )
     return found
 
@@ -62,7 +57,7 @@ def show_harvest(manifest: HarvestManifest) -> None:
     print_line(
         f"inventory {manifest.inventory}: {manifest.num_articles:,} articles, "
         f"{manifest.num_kept:,} with figures, {manifest.num_kept_figures:,} of "
-        f"{manifest.num_figures:,} figures kept, {manifest.num_removed:,} articles removed",
+        f"{manifest.num_figures:,} figures kept, {manifest.num_removed:,} articles removed"
     )
     for title, reasons in (("articles", manifest.reasons), ("figures", manifest.refused)):
         for reason, count in sorted(reasons.items(), key=lambda each: -each[1]):
@@ -70,7 +65,7 @@ def show_harvest(manifest: HarvestManifest) -> None:
     failed = ", ".join(f"{count:,} {name}" for name, count in counts.items() if "failed" in name)
     print_line(
         f"{counts.get('requests', 0):,} requests, {_bytes(counts.get('bytes', 0))}"
-        f"{f' ({failed})' if failed else ''}",
+        f"{f' ({failed})' if failed else ''}"
     )
 
 
@@ -86,7 +81,7 @@ def show_selection(selection: Selection) -> None:
     modalities = ", ".join(f"{count:,} {name}" for name, count in selection.modalities.items())
     print_line(
         f"{selection.num_figures:,} figures, {selection.num_kept:,} kept"
-        f"{f' ({modalities})' if modalities else ''}",
+        f"{f' ({modalities})' if modalities else ''}"
     )
     for reason, count in selection.refused.items():
         print_line(f"  {reason}: {count:,}")
@@ -115,9 +110,7 @@ def show_corpus_forecast(corpus: Corpus, num_cpus: int) -> None:
 
 def show_dialogue_plan(plan: Plan, settings: Dialogues) -> None:
     """Print what dialogues take before the first request."""
-    print_line(
-        f"{plan.num_figures:,} figures, {plan.num_answered:,} answered before",
-    )
+    print_line(f"{plan.num_figures:,} figures, {plan.num_answered:,} answered before")
     print_line(f"{settings.endpoint.model}: {describe_estimate(plan.writing)}")
     if settings.checker is not None and plan.checking is not None:
         print_line(f"{settings.checker.model}, which checks: {describe_estimate(plan.checking)}")
@@ -131,13 +124,13 @@ def show_dialogues(manifest: DialoguesManifest) -> None:
     print_line(f"{manifest.num_figures:,} figures: {outcomes}")
     print_line(
         f"{manifest.num_dialogues:,} dialogues with {manifest.num_exchanges:,} questions passed"
-        f"{f' ({modalities})' if modalities else ''}",
+        f"{f' ({modalities})' if modalities else ''}"
     )
     for rule, count in manifest.findings.items():
         print_line(f"  {rule}: {count:,}")
     print_line(
         f"{manifest.prompt_tokens:,} tokens of prompts, {manifest.completion_tokens:,} of answers"
-        f"{price}",
+        f"{price}"
     )
 
 

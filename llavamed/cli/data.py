@@ -36,8 +36,7 @@ def labels(
         ),
     ] = None,
     image_tokens: Annotated[
-        int,
-        typer.Option(min=1, help="Number of tokens per image; 1 leaves a mark for each image."),
+        int, typer.Option(min=1, help="Number of tokens per image; 1 leaves a mark for each image.")
     ] = 1,
 ) -> None:
     """Print token ids and labels of dialogues as JSON lines, to compare masks with any trainer.

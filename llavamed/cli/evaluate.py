@@ -77,8 +77,7 @@ def answer_questions(
         ),
     ] = None,
     probe: Annotated[
-        bool,
-        typer.Option("--probe", help="Ask pairs about findings that are there and not there."),
+        bool, typer.Option("--probe", help="Ask pairs about findings that are there and not there.")
     ] = False,
     instruction: Annotated[
         str | None, typer.Option(help="Line below every question. Default: the benchmark's own.")

@@ -23,10 +23,7 @@ _LEVELS: dict[Verbosity, int] = {
 }
 _LINE = "%(asctime)s %(levelname)s %(message)s"
 _NAME = "llavamed"
-_LIBRARY_SETTINGS = {
-    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
-    "TRANSFORMERS_VERBOSITY": "critical",
-}
+_LIBRARY_SETTINGS = {"MLFLOW_LOGGING_LEVEL": "CRITICAL", "TRANSFORMERS_VERBOSITY": "critical"}
 """Environment variables that libraries read for their own log handlers when they are imported."""
 
 

@@ -127,7 +127,7 @@ def prepare(
             f"{name}: {facts.num_samples} samples, {facts.num_tokens:,} tokens, "
             f"{facts.num_truncated} truncated, {facts.num_duplicates} duplicates, "
             f"{facts.num_quarantined} quarantined"
-            f"{f' ({bad})' if bad else ''} in {prepared.location}",
+            f"{f' ({bad})' if bad else ''} in {prepared.location}"
         )
 
 

@@ -75,7 +75,7 @@ def _print_cut_off(found: ScoresManifest) -> None:
     if number := found.failures.get("cut_off"):
         print_line(
             f"Cut off and wrong: {number:,} of {found.num_questions:,} answers of the model "
-            f"({found.decoding}); allow more by max_new_tokens",
+            f"({found.decoding}); allow more by max_new_tokens"
         )
 
 
@@ -116,8 +116,7 @@ def show_legacy(averages: Mapping[str, Mapping[str, float]]) -> None:
     names = dict.fromkeys(name for values in averages.values() for name in values)
     for name in names:
         table.add_row(
-            name,
-            *(f"{found[name]:.2f}" if name in found else "" for found in averages.values()),
+            name, *(f"{found[name]:.2f}" if name in found else "" for found in averages.values())
         )
     console.print(table)
 
@@ -156,7 +155,7 @@ def show_comparison(
         print_line(f"{letter}: {path}")
     print_line(
         "p: sign-flip test by cluster, Holm-adjusted over the groups; McNemar: exact, takes "
-        "questions for independent, not adjusted",
+        "questions for independent, not adjusted"
     )
 
 
@@ -187,7 +186,7 @@ def show_judgement(found: "JudgementManifest") -> None:
     price = "" if found.cost is None else f", {found.cost:.4f} in all"
     print_line(
         f"Tokens: {found.prompt_tokens:,} of prompts, {found.completion_tokens:,} of "
-        f"verdicts{price}; prompt {found.prompt_hash}, {found.first_at} to {found.last_at}",
+        f"verdicts{price}; prompt {found.prompt_hash}, {found.first_at} to {found.last_at}"
     )
 
 
@@ -219,7 +218,7 @@ def show_benchmarks() -> None:
         print_line(f"    data: {each.data}")
     print_line(
         "A folder of images or all of a benchmark may be packed as zip. Tables are read too: "
-        "VLMEvalKit's (.tsv), and Parquet with the columns image, question and answer.",
+        "VLMEvalKit's (.tsv), and Parquet with the columns image, question and answer."
     )
 
 

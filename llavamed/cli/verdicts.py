@@ -52,7 +52,7 @@ def judge_answers(
         price = "" if needed.cost is None else f", at most {needed.cost:.2f} in all"
         print_line(
             f"{needed.num_requests:,} requests, about {needed.prompt_tokens:,} tokens of prompts "
-            f"and at most {needed.max_completion_tokens:,} of verdicts{price}",
+            f"and at most {needed.max_completion_tokens:,} of verdicts{price}"
         )
         return
     folder = locate(output)

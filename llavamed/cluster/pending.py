@@ -7,7 +7,7 @@ from llavamed.cluster.kinds import Object, name_of
 
 _PULL = {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"}
 _PREEMPTED = {
-    *("Preempted", "Preempting", "SpotInterruption", "NodeShutdown", "Terminated", "Evicted"),
+    *("Preempted", "Preempting", "SpotInterruption", "NodeShutdown", "Terminated", "Evicted")
 }
 _STARTING = {"", "ContainerCreating", "PodInitializing"}
 """Reasons of containers that wait and will start by themselves."""
@@ -42,10 +42,7 @@ _LACKS = (
         "its volume claim is not bound; check the storage class and the claim's events",
     ),
     (r'persistentvolumeclaim "([^"]+)" not found', "its volume claim {} does not exist; create it"),
-    (
-        r"(\d+) node\(s\) were unschedulable",
-        "{} nodes are cordoned; uncordon them or add others",
-    ),
+    (r"(\d+) node\(s\) were unschedulable", "{} nodes are cordoned; uncordon them or add others"),
     (
         r"(\d+) node\(s\) had volume node affinity conflict",
         "{} nodes are not in the zone of its volume; add nodes there, or move the volume",

@@ -252,10 +252,7 @@ def _metadata(submission: Submission, template: Object) -> Object:
     return {
         "name": name,
         "labels": labels | ({QUEUE: queue} if queue else {}),
-        "annotations": {
-            RUN: submission.config.name,
-            DIRECTORY: submission.config.directory,
-        },
+        "annotations": {RUN: submission.config.name, DIRECTORY: submission.config.directory},
     }
 
 

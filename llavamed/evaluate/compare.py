@@ -122,9 +122,7 @@ def _compare(group: QuestionGroup, scores: Floats) -> GroupComparison:
         mean_intervals(scores, group.clusters),
         [
             Difference(
-                estimate,
-                sign_flip_test(other - first, group.clusters),
-                mcnemar_test(first, other),
+                estimate, sign_flip_test(other - first, group.clusters), mcnemar_test(first, other)
             )
             for other, estimate in zip(
                 others, difference_intervals(first, others, group.clusters), strict=True

@@ -157,10 +157,7 @@ class GeneratorAnswerer:
 
 
 def _load(
-    export: str,
-    template: str,
-    batch_size: int,
-    make: Callable[[Path, Processor], Llava],
+    export: str, template: str, batch_size: int, make: Callable[[Path, Processor], Llava]
 ) -> GeneratorAnswerer:
     folder = fetch_export(locate(export))
     processor = load_processor(folder)

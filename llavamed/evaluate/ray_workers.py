@@ -7,12 +7,7 @@ from typing import Any
 import ray
 
 from llavamed.evaluate.generate import AnswerCounts, Task, Worker
-from llavamed.parallel.pipeline import (
-    actor_restarts,
-    carry_errors,
-    configure_ray_data,
-    iter_rows,
-)
+from llavamed.parallel.pipeline import actor_restarts, carry_errors, configure_ray_data, iter_rows
 
 _MEMORY_HINT = "set the number of workers or the batch size lower"
 

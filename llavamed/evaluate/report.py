@@ -58,11 +58,7 @@ class _Breakdown:
 
 
 def render_page(
-    scores: ScoresManifest,
-    shown: Sequence[Shown],
-    pictures: Mapping[str, bytes],
-    *,
-    title: str,
+    scores: ScoresManifest, shown: Sequence[Shown], pictures: Mapping[str, bytes], *, title: str
 ) -> str:
     """Render the scores and a sample of the questions as one HTML page.
 

@@ -49,10 +49,7 @@ def evaluate(
     used = {name: datasets[name].manifest.fingerprint for name in settings.datasets}
     precision, attention = config.engine.precision, config.model.attn_implementation
     trained = export_candidate(
-        export,
-        precision=precision,
-        attn_implementation=attention,
-        batch_size=settings.batch_size,
+        export, precision=precision, attn_implementation=attention, batch_size=settings.batch_size
     )
     answer_stage(
         config,

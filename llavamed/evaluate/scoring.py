@@ -126,9 +126,7 @@ def _pairs(items: Sequence[Answer]) -> list[list[int]]:
 
 
 def _score_pairs(
-    pairs: Sequence[Sequence[int]],
-    values: Mapping[str, Mapping[str, Floats]],
-    clusters: Indices,
+    pairs: Sequence[Sequence[int]], values: Mapping[str, Mapping[str, Floats]], clusters: Indices
 ) -> GroupScores:
     """Score pairs of items by the lower score of each pair."""
     names = [STRICT, LEGACY]

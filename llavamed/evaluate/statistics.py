@@ -47,11 +47,7 @@ def cluster_indices(keys: Sequence[str]) -> Indices:
 
 
 def mean_intervals(
-    scores: Floats,
-    clusters: Indices,
-    *,
-    bounds: tuple[float, float] = (0.0, 1.0),
-    seed: int = 0,
+    scores: Floats, clusters: Indices, *, bounds: tuple[float, float] = (0.0, 1.0), seed: int = 0
 ) -> list[Estimate]:
     """Estimate the mean of each row of scores.
 
@@ -79,7 +75,9 @@ def _is_rare(values: Floats, outcomes: Sequence[float]) -> bool:
     return bool(np.isin(values, outcomes).all()) and len(values) - counts.max() < _FEW
 
 
-def difference_intervals(first: Floats, others: Floats, clusters: Indices) -> list[Estimate]:
+def difference_intervals(
+    first: Floats, others: Floats, clusters: Indices, *, seed: int = 0
+) -> list[Estimate]:
     """Estimate the mean difference of each row of `others` to `first`, item by item.
 
     The interval is a bootstrap over clusters. Two runs that are right or wrong, and of which fewer
@@ -91,9 +89,10 @@ def difference_intervals(first: Floats, others: Floats, clusters: Indices) -> li
         first: Scores between 0 and 1, shape (items,), or (rows, items) to pair the rows.
         others: Scores of the same items, shape (rows, items).
         clusters: Number of each item's cluster, shape (items,).
+        seed: Seed for the resamples; every row gets the same ones.
     """
     differences = others - first
-    estimates = _bootstrap(differences, clusters, (-1.0, 1.0))
+    estimates = _bootstrap(differences, clusters, (-1.0, 1.0), seed)
     for row, values in enumerate(differences):
         if _is_rare(values, (-1.0, 0.0, 1.0)):
             estimates[row] = matched_interval(
@@ -103,7 +102,7 @@ def difference_intervals(first: Floats, others: Floats, clusters: Indices) -> li
 
 
 def _bootstrap(
-    values: Floats, clusters: Indices, bounds: tuple[float, float], seed: int = 0
+    values: Floats, clusters: Indices, bounds: tuple[float, float], seed: int
 ) -> list[Estimate]:
     """Estimate means by expanded percentile intervals of a bootstrap over clusters.
 

@@ -72,10 +72,7 @@ class Trained:
 
 
 def write_export(
-    place: Location,
-    model: Llava,
-    weights: dict[str, torch.Tensor],
-    processor: Processor,
+    place: Location, model: Llava, weights: dict[str, torch.Tensor], processor: Processor
 ) -> None:
     """Upload the files of a model. They become an export once the manifest is written.
 
@@ -237,10 +234,7 @@ def _check_processor(place: Location, processor: Processor, trained: Trained) ->
     tiles = tiling(processor)
     size = (tiles.tile_size, tiles.tile_size)
     expected = encode_prompt(
-        [_QUESTION],
-        template=template,
-        tokenizer=tokenizer,
-        num_image_tokens=tiles.num_tokens(size),
+        [_QUESTION], template=template, tokenizer=tokenizer, num_image_tokens=tiles.num_tokens(size)
     )
     if template.name == TOKENIZER:
         # The processor may write another date, and final spaces that belong to the answer.

@@ -142,10 +142,7 @@ def encode_prompt(
 
 
 def _expand_images(
-    tokens: Tokens,
-    image_id: int,
-    num_image_tokens: int | Sequence[int],
-    max_length: int | None,
+    tokens: Tokens, image_id: int, num_image_tokens: int | Sequence[int], max_length: int | None
 ) -> Encoded:
     """Repeat each image token, and cut off the last text tokens to fit `max_length`."""
     num_images = tokens.ids.count(image_id)

@@ -116,8 +116,7 @@ def check_size(width: int, height: int) -> None:
     """Raise SampleError, `image_too_large`, if an image of this size is not decoded."""
     if width * height > MAX_IMAGE_PIXELS:
         raise SampleError(
-            "image_too_large",
-            f"{width}x{height} pixels, at most {MAX_IMAGE_PIXELS} are decoded",
+            "image_too_large", f"{width}x{height} pixels, at most {MAX_IMAGE_PIXELS} are decoded"
         )
 
 

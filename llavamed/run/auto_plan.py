@@ -21,13 +21,7 @@ from llavamed.model.cost.flops import ACCELERATORS
 from llavamed.model.cost.speeds import Setting, Speeds, shipped_speeds
 from llavamed.model.kernels import check_kernels
 from llavamed.model.llava import shape_on_meta
-from llavamed.run.plan import (
-    StageCost,
-    find_accelerator,
-    plan_stage,
-    shape_stage,
-    workers_override,
-)
+from llavamed.run.plan import StageCost, find_accelerator, plan_stage, shape_stage, workers_override
 
 SAME_STEP = 0.2
 """The fraction by which the samples of a step may differ from those configured."""

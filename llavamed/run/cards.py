@@ -5,13 +5,7 @@ from collections import Counter
 from llavamed.config.run import RunConfig
 from llavamed.data.prepared.dataset import PreparedDataset, open_prepared
 from llavamed.evaluate.cards import MODEL_CARD, render_data_card, render_model_card
-from llavamed.run.curriculum import (
-    StagePlan,
-    find_stage,
-    plan_curriculum,
-    scores_now,
-    trained_on,
-)
+from llavamed.run.curriculum import StagePlan, find_stage, plan_curriculum, scores_now, trained_on
 from llavamed.storage.location import Location, locate
 from llavamed.storage.manifest import ScoresManifest
 

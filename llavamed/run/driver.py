@@ -22,13 +22,7 @@ from llavamed.data.prepared.mixture import Mixture
 from llavamed.errors import ConfigError, LeaseError, LlavaMedError, StorageError, TrackingError
 from llavamed.evaluate.overlaps import find_overlaps
 from llavamed.evaluate.run import evaluate
-from llavamed.run.curriculum import (
-    StagePlan,
-    find_stage,
-    make_jobs,
-    plan_curriculum,
-    trained_on,
-)
+from llavamed.run.curriculum import StagePlan, find_stage, make_jobs, plan_curriculum, trained_on
 from llavamed.run.fit import fit
 from llavamed.run.model_checks import (
     check_language_model,
@@ -37,12 +31,7 @@ from llavamed.run.model_checks import (
     warn_of_unlearned_ends,
 )
 from llavamed.run.plan import training_flops
-from llavamed.run.preflight import (
-    check_packages,
-    check_settings,
-    check_stage,
-    warn_of_instability,
-)
+from llavamed.run.preflight import check_packages, check_settings, check_stage, warn_of_instability
 from llavamed.run.progress import ProgressDisplay
 from llavamed.run.ray_cluster import ray_cluster
 from llavamed.run.record import RunRecord
@@ -58,13 +47,7 @@ from llavamed.run.tracking import Tracker, check_tracking
 from llavamed.storage.fingerprint import fingerprint
 from llavamed.storage.lease import Lease, hold_lease
 from llavamed.storage.location import check_writable, locate
-from llavamed.storage.manifest import (
-    ExportManifest,
-    Measurement,
-    ScoresManifest,
-    find,
-    write,
-)
+from llavamed.storage.manifest import ExportManifest, Measurement, ScoresManifest, find, write
 from llavamed.storage.run_progress import RunSummary, Spending, StageSummary
 from llavamed.train.checkpoint.listing import newest_checkpoint
 from llavamed.train.job import StageJob, order_of

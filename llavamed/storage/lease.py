@@ -109,12 +109,7 @@ class Lease:
 
 
 @contextmanager
-def hold_lease(
-    folder: Location,
-    *,
-    hint: str,
-    take_over: bool = False,
-) -> Iterator[Lease]:
+def hold_lease(folder: Location, *, hint: str, take_over: bool = False) -> Iterator[Lease]:
     """Hold the lease of a folder, beating in a thread until the end.
 
     Args:

@@ -4,13 +4,7 @@ from typing import ClassVar, Literal
 
 from llavamed.errors import CheckpointError, DamagedFileError, LlavaMedError
 from llavamed.storage.location import Location
-from llavamed.storage.manifest import (
-    Facts,
-    Manifest,
-    Measurement,
-    ScoresManifest,
-    find,
-)
+from llavamed.storage.manifest import Facts, Manifest, Measurement, ScoresManifest, find
 
 
 class Spending(Facts):

@@ -24,13 +24,7 @@ from llavamed.model.recompute import recompute
 from llavamed.processor.build import load_processor
 from llavamed.storage.fetch import fetch_once
 from llavamed.storage.location import Location, locate
-from llavamed.storage.manifest import (
-    ExportManifest,
-    Measurement,
-    PartFacts,
-    find,
-    write,
-)
+from llavamed.storage.manifest import ExportManifest, Measurement, PartFacts, find, write
 from llavamed.train.checkpoint.random_state import seed_random_state
 from llavamed.train.checkpoint.requests import CheckpointRequests
 from llavamed.train.checkpoint.restore import restore_checkpoint

@@ -16,10 +16,7 @@ def serving(*overrides: str) -> Serving:
     return load_section("config", None, Serving, overrides)
 
 
-@given(
-    most=st.integers(1, 20),
-    waits=st.lists(st.floats(0, 100), max_size=60),
-)
+@given(most=st.integers(1, 20), waits=st.lists(st.floats(0, 100), max_size=60))
 def test_no_minute_holds_more_than_the_rate_and_a_burst(most: int, waits: list[float]) -> None:
     now = 0.0
     access = Access((), most, clock=lambda: now)

@@ -52,9 +52,7 @@ ONLY_IN = {
     "moto": set(),
     "pytest": set(),
 }
-NOTHING_BUT = {
-    ("train/context.py", "deepspeed"): {"deepspeed.comm.comm", "deepspeed.utils.groups"},
-}
+NOTHING_BUT = {("train/context.py", "deepspeed"): {"deepspeed.comm.comm", "deepspeed.utils.groups"}}
 
 
 def imports(tree):

@@ -22,10 +22,7 @@ PRIORITY = {"scopeName": "PriorityClass", "operator": "In", "values": ["spot"]}
         ({"scopes": ["VolumeAttributesClass"]}, False),
         ({"scopeSelector": {"matchExpressions": [PRIORITY]}}, False),
         ({"scopeSelector": {"matchExpressions": [PRIORITY | {"operator": "NotIn"}]}}, True),
-        (
-            {"scopeSelector": {"matchExpressions": [PRIORITY | {"operator": "DoesNotExist"}]}},
-            True,
-        ),
+        ({"scopeSelector": {"matchExpressions": [PRIORITY | {"operator": "DoesNotExist"}]}}, True),
     ],
 )
 def test_a_quota_counts_the_pods_in_its_scopes(spec: Object, counts: bool) -> None:

@@ -47,10 +47,7 @@ def test_files_are_put_in_the_order_of_the_first(order):
             answers(*[RIGHT] * 5)[1:3],
             r"b: of the 3 questions of a it lacks 1 \('0'\), and it has none besides; compare",
         ),
-        (
-            answers(*[RIGHT] * 8),
-            r"of a it lacks none, and it has 5 \('3', '4', '5', ...\) besides",
-        ),
+        (answers(*[RIGHT] * 8), r"of a it lacks none, and it has 5 \('3', '4', '5', ...\) besides"),
         (
             [*answers(RIGHT, RIGHT), item(2, reference="no")],
             r"id='2': has reference='yes' in a, reference='no' in b; such questions are 1 \('2'\) "
@@ -98,11 +95,7 @@ def test_an_image_and_an_item_of_one_name_are_two_clusters():
 
 
 def test_groups_hold_every_item_once_and_all_of_them_at_last():
-    items = [
-        *answers(RIGHT, WRONG, question_type="POS"),
-        item(3, question_type="all"),
-        item(4),
-    ]
+    items = [*answers(RIGHT, WRONG, question_type="POS"), item(3, question_type="all"), item(4)]
     groups = group_items(items, "question_type")
     assert [group.name for group in groups] == ["without question_type", "POS", "all", "all"]
     assert sorted(np.concatenate([each.positions for each in groups[:-1]])) == [0, 1, 2, 3]

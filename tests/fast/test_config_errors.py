@@ -227,10 +227,7 @@ MISTAKES = {
         "tracking.uri='http://['",
         "tracking.uri: is not a valid URI (Invalid IPv6 URL); correct it",
     ),
-    "half a character": (
-        'name="\\ud800"',
-        'name="\\ud800": has control characters; remove them',
-    ),
+    "half a character": ('name="\\ud800"', 'name="\\ud800": has control characters; remove them'),
     "control character": (
         'storage="a\\0b"',
         'storage="a\\u0000b": has control characters; remove them',

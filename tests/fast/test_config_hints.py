@@ -168,11 +168,7 @@ CASES: list[Case] = [
     (
         ["stages.align.optimizer.name=adamw_8bit", "scaling.num_workers=[1, 2]"],
         "set one number of workers, zero_stage to 0, or use adamw",
-        [
-            ["scaling.num_workers=2"],
-            ["engine.zero_stage=0"],
-            ["stages.align.optimizer.name=adamw"],
-        ],
+        [["scaling.num_workers=2"], ["engine.zero_stage=0"], ["stages.align.optimizer.name=adamw"]],
     ),
     (
         ["scaling.num_workers=64"],

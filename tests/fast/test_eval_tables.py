@@ -199,11 +199,7 @@ BAD = {
         [{"index": 1, "image": "5", **ROW}],
         "1 missing_image.*the row has no picture, and names no row that has",
     ),
-    "broken picture": (
-        "table.tsv",
-        [{"index": 1, "image": "A" * 99, **ROW}],
-        "1 corrupt_image",
-    ),
+    "broken picture": ("table.tsv", [{"index": 1, "image": "A" * 99, **ROW}], "1 corrupt_image"),
     "no column": (
         "table.tsv",
         [{"index": 1, **ROW}],

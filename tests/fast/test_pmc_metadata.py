@@ -6,12 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llavamed.corpus.pmc.metadata import (
-    BucketFile,
-    check_metadata,
-    find_media,
-    read_metadata,
-)
+from llavamed.corpus.pmc.metadata import BucketFile, check_metadata, find_media, read_metadata
 from llavamed.errors import SampleError
 
 FOLDER = "PMC12.3"

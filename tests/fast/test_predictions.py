@@ -14,11 +14,7 @@ from typer.testing import CliRunner
 from llavamed.cli.evaluate import app
 from llavamed.errors import ConfigError, DataError, LlavaMedError
 from llavamed.evaluate.scorers.item import score_best
-from llavamed.evaluate.scorers.predictions import (
-    SCORERS,
-    find_scorer,
-    read_predictions,
-)
+from llavamed.evaluate.scorers.predictions import SCORERS, find_scorer, read_predictions
 from llavamed.storage.location import locate
 from llavamed.storage.retry import RetryingFile
 

@@ -154,7 +154,7 @@ def test_the_page_breaks_down_by_what_questions_have(tmp_path):
     assert any(row.startswith("PRES closed 1 1 100.0") for row in rows)
     assert any(row.startswith("abdomen open 1 1 100.0") for row in rows)
     assert {tag["id"] for tag in Page(html).all("h2") if tag.get("id", "").startswith("by-")} == {
-        *("by-1", "by-2"),
+        *("by-1", "by-2")
     }
     plain = [replace(each, question_type="", domain="") for each in four()]
     _, html = publish(tmp_path, plain)
@@ -184,8 +184,7 @@ def test_every_filter_says_how_many_it_shows(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("num_cards", "shown"),
-    [(0, []), (1, ["q1"]), (2, ["q1", "q3"]), (9, ["q1", "q2", "q3", "q4"])],
+    ("num_cards", "shown"), [(0, []), (1, ["q1"]), (2, ["q1", "q3"]), (9, ["q1", "q2", "q3", "q4"])]
 )
 def test_cards_are_limited_and_spread_and_only_their_pictures_are_asked_for(
     tmp_path, num_cards, shown

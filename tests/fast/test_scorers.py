@@ -9,10 +9,7 @@ from hypothesis import strategies as st
 from llavamed.errors import ConfigError
 from llavamed.evaluate.scorers import legacy
 from llavamed.evaluate.scorers.item import Item
-from llavamed.evaluate.scorers.predictions import (
-    SCORERS,
-    find_scorer,
-)
+from llavamed.evaluate.scorers.predictions import SCORERS, find_scorer
 
 OPTIONS = {"A": "Pneumothorax", "B": "Pleural effusion"}
 

@@ -128,10 +128,7 @@ def test_parquet_without_any_turns_is_no_dataset(tmp_path):
         open_source(PathVqa(source="path_vqa", path=str(tmp_path))).count()
 
 
-@given(
-    sizes=st.lists(st.integers(0, 300), min_size=1, max_size=20),
-    piece=st.integers(1, 5000),
-)
+@given(sizes=st.lists(st.integers(0, 300), min_size=1, max_size=20), piece=st.integers(1, 5000))
 def test_a_large_row_group_is_read_in_pieces(sizes, piece, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pieces")
     rows = [

@@ -48,13 +48,7 @@ def write_concatenated(items, ascii):
     return "".join(json.dumps(item, ensure_ascii=ascii, indent=2) for item in items)
 
 
-FORMS = [
-    write_list,
-    write_indented_list,
-    write_lines,
-    write_lines_of_windows,
-    write_concatenated,
-]
+FORMS = [write_list, write_indented_list, write_lines, write_lines_of_windows, write_concatenated]
 
 
 def read(folder, data):

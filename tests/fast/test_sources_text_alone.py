@@ -14,10 +14,7 @@ from llavamed.data.record import check_record
 from llavamed.data.sources import open_source
 from llavamed.errors import SampleError
 
-TURNS = [
-    {"from": "human", "value": "What is a lung?"},
-    {"from": "gpt", "value": "An organ."},
-]
+TURNS = [{"from": "human", "value": "What is a lung?"}, {"from": "gpt", "value": "An organ."}]
 ROW = {"id": "1", "conversations": TURNS}
 MARKED = {"id": "1", "conversations": [{**TURNS[0], "value": "<image>\nWhere?"}, TURNS[1]]}
 

@@ -176,9 +176,7 @@ def beat(held: Lease) -> None:
     write(held.folder / LEASE, held.record(beat=1), name=f"{held.attempt:06d}.json")
 
 
-def test_who_is_taken_over_finds_out_and_stays_quiet(
-    folder: Location,
-) -> None:
+def test_who_is_taken_over_finds_out_and_stays_quiet(folder: Location) -> None:
     with hold_lease(folder) as first:
         (beating,) = (thread for thread in threading.enumerate() if thread.name == "lease")
         with hold_lease(folder, take_over=True) as second:

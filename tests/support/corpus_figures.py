@@ -53,10 +53,7 @@ def selected(count: int, modalities: tuple[str, ...] = tuple(CAPTIONS)) -> list[
     """Figures with a modality, the modalities in turn."""
     return [
         figure(
-            number,
-            caption=CAPTIONS[modality].format(number),
-            modality=modality,
-            panels="single",
+            number, caption=CAPTIONS[modality].format(number), modality=modality, panels="single"
         )
         for number in range(count)
         for modality in [modalities[number % len(modalities)]]

@@ -24,8 +24,4 @@ def service(**changes: Any) -> Object:
     cluster = manifest("raycluster")["spec"]
     del cluster["upgradeStrategy"]
     spec = {"upgradeStrategy": {"type": "NewCluster"}, "rayClusterConfig": cluster}
-    return {
-        "kind": "RayService",
-        "metadata": {"name": "llavamed-serve"},
-        "spec": spec | changes,
-    }
+    return {"kind": "RayService", "metadata": {"name": "llavamed-serve"}, "spec": spec | changes}

@@ -10,11 +10,7 @@ import pyarrow as pa
 from llavamed.data.feed.loader import StageLoader
 from llavamed.data.feed.order import StageOrder, order_stage
 from llavamed.data.prepared.content import hash_content, hash_image, hash_pixels
-from llavamed.data.prepared.dataset import (
-    PreparedDataset,
-    open_prepared,
-    write_shard,
-)
+from llavamed.data.prepared.dataset import PreparedDataset, open_prepared, write_shard
 from llavamed.data.prepared.mixture import Mixture
 from llavamed.data.prepared.sample_tables import SampleTables
 from llavamed.data.record import CONTENT_SCHEMA, INDEX_SCHEMA, QUARANTINE_SCHEMA, SHARD_SCHEMA

@@ -116,8 +116,7 @@ def chatml(*, joins_lines: bool = False) -> PreTrainedTokenizerBase:
     model.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     model.train_from_iterator(
-        corpus,
-        trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False),
+        corpus, trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)
     )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, eos_token="<|im_end|>")
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", IMAGE_PLACEHOLDER]})

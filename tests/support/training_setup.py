@@ -14,11 +14,7 @@ from transformers import LlavaProcessor
 from llavamed.config.load import dump_config, load_config
 from llavamed.config.run import RunConfig
 from llavamed.data.feed.loader import Batch, StageLoader, supervised_columns
-from llavamed.data.prepare.job import (
-    complete_dataset,
-    initial_manifest,
-    list_chunks,
-)
+from llavamed.data.prepare.job import complete_dataset, initial_manifest, list_chunks
 from llavamed.data.prepare.processor import ensure_processor
 from llavamed.data.prepare.shards import ShardWriter
 from llavamed.data.prepared.dataset import PROCESSOR, PreparedDataset, open_prepared

@@ -111,11 +111,7 @@ def test_a_plan_counts_what_learns(tiny_config: RunConfig) -> None:
         accelerator="A100",
     )
     trained = [{part.part: part.num_trained for part in stage.parts} for stage in stages]
-    assert trained[0] == {
-        "language_model": NUM_ADAPTERS,
-        "projector": PROJECTOR,
-        "vision_tower": 0,
-    }
+    assert trained[0] == {"language_model": NUM_ADAPTERS, "projector": PROJECTOR, "vision_tower": 0}
     assert trained[1]["language_model"] == sum(
         parameter.numel()
         for name, parameter in fresh(wide_config(tiny_config)).named_parameters()

@@ -189,14 +189,8 @@ def claim(*, seed: int = 0, **facts: Any) -> Callable[[StageJob], None]:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (
-            claim(fingerprint="0123", seed=5),
-            r"other settings: seed=0, was 5; use",
-        ),
-        (
-            claim(schema_version=99),
-            r"schema_version=99: this program reads 4; resume with the",
-        ),
+        (claim(fingerprint="0123", seed=5), r"other settings: seed=0, was 5; use"),
+        (claim(schema_version=99), r"schema_version=99: this program reads 4; resume with the"),
     ],
     ids=["settings", "schema"],
 )

@@ -25,9 +25,7 @@ from tests.support.small_tokenizers import llama_like
 K = 4
 ids_of = pytest.mark.parametrize("name", list(TEMPLATES))
 quick = settings(
-    max_examples=25,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    max_examples=25, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 words = st.text(alphabet="ab é病\n:#.?[]/▁", max_size=12)
 hostile = st.sampled_from(

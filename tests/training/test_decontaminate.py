@@ -46,12 +46,7 @@ def kinds(*wanted: str) -> set[str]:
 
 IMAGES = kinds("image", "both", "all")
 QUESTIONS = kinds("question", "both", "all", "later question")
-BY = {
-    "image": IMAGES,
-    "question": QUESTIONS,
-    "pair": kinds("both", "all"),
-    "text": kinds("all"),
-}
+BY = {"image": IMAGES, "question": QUESTIONS, "pair": kinds("both", "all"), "text": kinds("all")}
 
 
 @pytest.mark.parametrize("by", BY)

@@ -117,9 +117,7 @@ def test_stages_of_zero_give_the_same_weights(
     assert trained.norms == pytest.approx(expected.norms, rel=1e-5 if precision == "fp32" else 0.01)
 
 
-def test_without_zero_the_first_step_of_bf16_is_the_first(
-    without_zero: dict[str, Trained],
-) -> None:
+def test_without_zero_the_first_step_of_bf16_is_the_first(without_zero: dict[str, Trained]) -> None:
     """DeepSpeed's empty step to make AdamW's moments would shorten it by a quarter."""
     lengths = []
     for trained in without_zero.values():
@@ -130,10 +128,7 @@ def test_without_zero_the_first_step_of_bf16_is_the_first(
 
 @pytest.mark.parametrize("bound", [0.1, 100.0])
 def test_without_zero_a_step_of_bf16_is_that_of_deepspeed(
-    tiny_config: RunConfig,
-    steps: list[list[Batch]],
-    monkeypatch: pytest.MonkeyPatch,
-    bound: float,
+    tiny_config: RunConfig, steps: list[list[Batch]], monkeypatch: pytest.MonkeyPatch, bound: float
 ) -> None:
     settings = ("engine.zero_stage=0", "engine.precision=bf16")
     settings += (f"stages.align.max_grad_norm={bound}", SMOOTH, ALL)
@@ -247,9 +242,7 @@ def test_a_folder_without_state_is_not_loaded(tiny_config: RunConfig, tmp_path: 
         engine.close()
 
 
-def test_a_worker_without_a_share_cannot_resume_from_another_number(
-    tiny_config: RunConfig,
-) -> None:
+def test_a_worker_without_a_share_cannot_resume_from_another_number(tiny_config: RunConfig) -> None:
     config = small_config(tiny_config, "stages.align.optimizer.weight_decay=0.01")
     model = build_model(config.model, processor_of(config), seed=0, precision="fp32")
     freeze(model, ["projector"])

@@ -145,12 +145,7 @@ def error(status: int, **fields: Any) -> Response:
     ],
 )
 def test_a_refusal_of_the_engine_is_passed_on(
-    engine: Engine,
-    service: RunningService,
-    refusal: Response,
-    status: int,
-    code: str,
-    message: str,
+    engine: Engine, service: RunningService, refusal: Response, status: int, code: str, message: str
 ) -> None:
     engine.refusal = refusal
     found, body = service.chat("Why?")

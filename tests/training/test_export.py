@@ -9,20 +9,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoImageProcessor,
-    AutoProcessor,
-    LlavaForConditionalGeneration,
-)
+from transformers import AutoImageProcessor, AutoProcessor, LlavaForConditionalGeneration
 
 from llavamed.config.run import RunConfig
 from llavamed.errors import CheckpointError, ConfigError, StorageError
-from llavamed.model.export import (
-    copy_export,
-    fetch_export,
-    serving_note,
-    write_export,
-)
+from llavamed.model.export import copy_export, fetch_export, serving_note, write_export
 from llavamed.model.llava import build_model, load_model, shape_on_meta
 from llavamed.processor.build import build_processor
 from llavamed.storage.location import MANIFEST, Location, locate

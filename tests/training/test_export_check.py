@@ -17,12 +17,7 @@ from llavamed.config.run import RunConfig
 from llavamed.data.prepared.dataset import open_prepared
 from llavamed.errors import CheckpointError
 from llavamed.model.attention import attend_per_sample, per_sample_arguments
-from llavamed.model.export import (
-    Trained,
-    check_export,
-    fetch_export,
-    write_export,
-)
+from llavamed.model.export import Trained, check_export, fetch_export, write_export
 from llavamed.model.llava import build_model
 from llavamed.model.loss import sampled_logits
 from llavamed.processor.templates import get_template, template_hash
@@ -180,10 +175,7 @@ def nudge(folder: Path) -> None:
     ids=["tensor", "config", "no template", "another template", "processor"],
 )
 def test_damage_is_found(
-    trained: tuple[Any, Any, Trained],
-    tmp_path: Path,
-    damage: Callable[[Path], Any],
-    message: str,
+    trained: tuple[Any, Any, Trained], tmp_path: Path, damage: Callable[[Path], Any], message: str
 ) -> None:
     place = written(trained, tmp_path)
     damage(tmp_path)

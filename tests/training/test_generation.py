@@ -15,8 +15,7 @@ from tests.support.small_tokenizers import CHATML, chatml, llama_like
 from tests.support.training_setup import processor_of, small_config
 
 PARTS = CHATML.replace(
-    "{{ message.content }}",
-    "{%- for part in message.content -%}{{ part.text }}{%- endfor -%}",
+    "{{ message.content }}", "{%- for part in message.content -%}{{ part.text }}{%- endfor -%}"
 )
 
 

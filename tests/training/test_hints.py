@@ -23,13 +23,7 @@ from llavamed.storage.location import locate
 from llavamed.train.guard import check_loss
 from llavamed.train.job import check_conversion
 from llavamed.train.metrics import StepRecord
-from tests.support.training_setup import (
-    LEARNING,
-    make_job,
-    mixture,
-    run_stage,
-    small_config,
-)
+from tests.support.training_setup import LEARNING, make_job, mixture, run_stage, small_config
 
 ELSEWHERE = ", under another name"
 

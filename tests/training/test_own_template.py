@@ -222,11 +222,7 @@ CASES = [
 
 @pytest.mark.parametrize(("template", "kind", "file", "answers"), CASES)
 def test_reported_cases(
-    reference_data: Path,
-    template: str | None,
-    kind: str,
-    file: str,
-    answers: dict[str, list[str]],
+    reference_data: Path, template: str | None, kind: str, file: str, answers: dict[str, list[str]]
 ) -> None:
     cases, golden = reference_data / "cases/data/templates", reference_data / "golden/labels"
     folders = {

@@ -13,17 +13,8 @@ from llavamed.errors import ConfigError, DataError
 from llavamed.processor.build import build_processor
 from llavamed.processor.pretrained import part_config
 from llavamed.run.curriculum import find_stage, plan_curriculum
-from llavamed.run.model_checks import (
-    check_language_model,
-    check_weights,
-    warn_of_unlearned_ends,
-)
-from llavamed.run.preflight import (
-    check_images,
-    check_settings,
-    check_stage,
-    warn_of_instability,
-)
+from llavamed.run.model_checks import check_language_model, check_weights, warn_of_unlearned_ends
+from llavamed.run.preflight import check_images, check_settings, check_stage, warn_of_instability
 from llavamed.storage.location import MANIFEST, locate
 from llavamed.storage.manifest import Layout, StageSettings, write
 from llavamed.train.job import StageJob

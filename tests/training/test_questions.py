@@ -28,14 +28,8 @@ def test_questions_that_can_be_scored_are_let_through(tmp_path):
     [
         ({3: {"id": ""}, 9: {"id": ""}}, "2 of 20 without an id .* give each question an id$"),
         ({9: {"id": "sample-3"}}, "1 of 20 with the id of another .the first is 'sample-3'"),
-        (
-            {9: {"answer_type": ""}},
-            "1 of 20 without an answer type .*'sample-9'.; say OPEN",
-        ),
-        (
-            {9: {"turns": dialogue("What?", " ")}},
-            "1 of 20 without a reference answer .the",
-        ),
+        ({9: {"answer_type": ""}}, "1 of 20 without an answer type .*'sample-9'.; say OPEN"),
+        ({9: {"turns": dialogue("What?", " ")}}, "1 of 20 without a reference answer .the"),
         ({9: {"turns": dialogue("What?", "x")[:1]}}, "1 of 20 without a reference answer"),
         ({9: {"turns": dialogue("What?", "x")[1:]}}, "1 of 20 not asked by a user at the end"),
     ],

@@ -151,9 +151,7 @@ def test_a_run_that_is_taken_over_during_an_upload_does_not_complete_it(
     assert complete_checkpoints(locate(job.checkpoints)) == []
 
 
-def test_the_best_checkpoint_stays_by_the_mean_since_the_one_before(
-    tiny_config: RunConfig,
-) -> None:
+def test_the_best_checkpoint_stays_by_the_mean_since_the_one_before(tiny_config: RunConfig) -> None:
     settings = (*LEARNING, "checkpoint.num_to_keep=1", "checkpoint.keep_best=loss", "name=best")
     # With a rate that is far too high the loss rises, so that the first is the best.
     rate = ("stages.align.optimizer.lr=1", "stages.align.schedule.name=constant")

@@ -27,12 +27,7 @@ from llavamed.config.model import TOWER_TYPES, Model
 from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError
 from llavamed.model.freeze import freeze
-from llavamed.model.llava import (
-    build_model,
-    check_forward,
-    llava_config,
-    load_model,
-)
+from llavamed.model.llava import build_model, check_forward, llava_config, load_model
 from llavamed.model.placement import trust_image_tokens
 from llavamed.processor.build import (
     build_processor,

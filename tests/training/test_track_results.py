@@ -55,11 +55,7 @@ def config_in(tiny_config: RunConfig, folder: Path, *overrides: str) -> RunConfi
 
 @pytest.mark.parametrize("part", ["track_stage", "track_evaluation", "track_end"])
 def test_a_driver_that_is_killed_before_it_tells_is_made_up_for(
-    done: Done,
-    tiny_config: RunConfig,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    part: str,
+    done: Done, tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     config = config_in(tiny_config, tmp_path)
 

@@ -172,19 +172,13 @@ def test_a_server_that_refuses(
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        (
-            "(sqlite3.OperationalError) database or disk is full",
-            r"no space left for it .*; free s",
-        ),
+        ("(sqlite3.OperationalError) database or disk is full", r"no space left for it .*; free s"),
         ("[Errno 28] No space left on device", r"there is no space left for it .*; free some, or"),
         (
             "attempt to write a readonly database",
             r"cannot be written .*; make the database and its",
         ),
-        (
-            "(sqlite3.OperationalError) database is locked",
-            r"kept the database locked .*; end it, ",
-        ),
+        ("(sqlite3.OperationalError) database is locked", r"kept the database locked .*; end it, "),
         ('password authentication failed for user "a"', r"refuses the credentials .*; set MLFLOW_"),
         (
             "CERTIFICATE_VERIFY_FAILED",

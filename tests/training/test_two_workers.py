@@ -79,11 +79,7 @@ def by_two(tiny_config: RunConfig, mixed: Mixed) -> dict[str, tuple[StageJob, St
     again = {name: replace(job, export=f"{job.export}-again") for name, job in jobs.items()}
     frozen = make_job(
         small_config(
-            tiny_config,
-            *settings_of(mixed, "plain"),
-            "scaling.num_workers=2",
-            *FROZEN,
-            *RECOMPUTED,
+            tiny_config, *settings_of(mixed, "plain"), "scaling.num_workers=2", *FROZEN, *RECOMPUTED
         )
     )
     # The second run of a job finds the checkpoint that the first one saved at step 2.

@@ -7,10 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    LlamaConfig,
-    LlavaNextForConditionalGeneration,
-)
+from transformers import LlamaConfig, LlavaNextForConditionalGeneration
 
 from llavamed.config.load import override_config
 from llavamed.config.run import RunConfig

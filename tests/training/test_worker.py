@@ -49,9 +49,7 @@ def trained(tiny_config: RunConfig) -> Outcome:
     return job, run_stage(job, reported.extend), reported
 
 
-def test_a_stage_learns_and_tells_of_every_step(
-    trained: Outcome,
-) -> None:
+def test_a_stage_learns_and_tells_of_every_step(trained: Outcome) -> None:
     job, manifest, reported = trained
     order = order_of(job.stage, mixture(job.config), job.config.seed)
     assert manifest.history == reported
@@ -70,9 +68,7 @@ def test_a_stage_learns_and_tells_of_every_step(
     assert rates[0] == 5e-3
 
 
-def test_an_export_tells_how_it_came_about(
-    trained: Outcome,
-) -> None:
+def test_an_export_tells_how_it_came_about(trained: Outcome) -> None:
     job, manifest, reported = trained
     assert manifest.stage == "align"
     assert manifest.fingerprint == job.fingerprint
@@ -82,18 +78,13 @@ def test_an_export_tells_how_it_came_about(
     template = get_template(job.config.model.template)
     assert manifest.template_hash == template_hash(template, tokenizer)
     assert manifest.num_tokens == sum(record["num_tokens"] for record in reported)
-    assert (manifest.loss_first, manifest.loss_last) == (
-        reported[0]["loss"],
-        reported[-1]["loss"],
-    )
+    assert (manifest.loss_first, manifest.loss_last) == (reported[0]["loss"], reported[-1]["loss"])
     assert manifest.seconds > 0
     assert manifest.parts["vision_tower"].num_trained == 0
     assert manifest.parts["projector"] == PartFacts(num_trained=2 * (16 * 16 + 16), num_frozen=0)
 
 
-def test_frozen_weights_stay_bit_for_bit_and_trained_ones_move(
-    trained: Outcome,
-) -> None:
+def test_frozen_weights_stay_bit_for_bit_and_trained_ones_move(trained: Outcome) -> None:
     job = trained[0]
     model = build_model(job.config.model, processor_of(job.config), seed=0, precision="fp32")
     before, after = weights_as_exported(model, job.config), exported_weights(job)
@@ -103,9 +94,7 @@ def test_frozen_weights_stay_bit_for_bit_and_trained_ones_move(
         assert is_same == (part_of(name) == "vision_tower"), name
 
 
-def test_the_next_stage_starts_from_the_export(
-    trained: Outcome,
-) -> None:
+def test_the_next_stage_starts_from_the_export(trained: Outcome) -> None:
     config = small_config(
         trained[0].config,
         *LEARNING,
@@ -194,9 +183,7 @@ def test_what_must_not_change_the_weights(
     assert_same_weights(exported_weights(job), exported_weights(trained[0]), atol=atol)
 
 
-def test_bf16_learns_as_fp32_does(
-    trained: Outcome,
-) -> None:
+def test_bf16_learns_as_fp32_does(trained: Outcome) -> None:
     config = small_config(trained[0].config, *LEARNING, "name=bf16", "engine.precision=bf16")
     job = make_job(config)
     losses = [record["loss"] for record in run_stage(job).history]

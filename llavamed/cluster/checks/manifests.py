@@ -12,20 +12,8 @@ from llavamed.cluster.checks.problem import (
     title,
     warning,
 )
-from llavamed.cluster.kinds import (
-    LOCAL_QUEUE,
-    RAY_SERVICE,
-    labels_of,
-    name_of,
-)
-from llavamed.cluster.pods import (
-    cluster_spec,
-    gpus_of,
-    groups_of,
-    quantity,
-    request_of,
-    show,
-)
+from llavamed.cluster.kinds import LOCAL_QUEUE, RAY_SERVICE, labels_of, name_of
+from llavamed.cluster.pods import cluster_spec, gpus_of, groups_of, quantity, request_of, show
 from llavamed.cluster.rayjob import QUEUE
 from llavamed.cluster.rules import broken_rules
 from llavamed.cluster.snapshot import Snapshot

@@ -244,11 +244,7 @@ def _stretch(
 
 
 def _pack_lanes(
-    weights: Integers,
-    visits: Integers,
-    num_lanes: int,
-    capacity: int,
-    random: np.random.Generator,
+    weights: Integers, visits: Integers, num_lanes: int, capacity: int, random: np.random.Generator
 ) -> tuple[Lane, ...]:
     """Cut an epoch into lanes of equal weight and pack each lane."""
     before = np.cumsum(weights) - weights

@@ -31,12 +31,7 @@ from llavamed.data.prepared.questions import check_questions
 from llavamed.data.prepared.sample_tables import join
 from llavamed.data.sources import open_source
 from llavamed.errors import DataError
-from llavamed.parallel.pipeline import (
-    actor_restarts,
-    carry_errors,
-    configure_ray_data,
-    iter_rows,
-)
+from llavamed.parallel.pipeline import actor_restarts, carry_errors, configure_ray_data, iter_rows
 from llavamed.processor.build import Processor, load_processor, tiling
 from llavamed.processor.encode import check_template
 from llavamed.processor.templates import get_template
@@ -56,9 +51,7 @@ _MEMORY_HINT = (
 
 
 def prepare(
-    config: RunConfig,
-    names: Sequence[str],
-    on_progress: OnProgress = lambda *_: None,
+    config: RunConfig, names: Sequence[str], on_progress: OnProgress = lambda *_: None
 ) -> dict[str, PreparedDataset]:
     """Prepare those of the named datasets that are not prepared yet, all in one Ray Data job.
 

@@ -15,12 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llavamed.data.prepared.dataset import CONTENT, INDEX, QUARANTINE, PreparedDataset, revised
-from llavamed.data.record import (
-    CONTENT_SCHEMA,
-    INDEX_SCHEMA,
-    QUARANTINE_SCHEMA,
-    quarantine_row,
-)
+from llavamed.data.record import CONTENT_SCHEMA, INDEX_SCHEMA, QUARANTINE_SCHEMA, quarantine_row
 from llavamed.errors import DataError, SampleError
 from llavamed.storage.fingerprint import fingerprint
 from llavamed.storage.location import Location

@@ -142,12 +142,7 @@ def _paint_ultrasound(
 
 _PAINTERS: dict[
     Modality, Callable[[Plane, Plane, Plane, np.float32, np.random.Generator], Plane]
-] = {
-    "CT": _paint_ct,
-    "MRI": _paint_mri,
-    "X-ray": _paint_xray,
-    "ultrasound": _paint_ultrasound,
-}
+] = {"CT": _paint_ct, "MRI": _paint_mri, "X-ray": _paint_xray, "ultrasound": _paint_ultrasound}
 
 
 def _add_finding(

@@ -16,15 +16,7 @@ from typing import Any, Literal, TypeVar, get_args
 import numpy as np
 
 from llavamed.data.record import AnswerType, Record
-from llavamed.data.sources.phantom_images import (
-    KINDS,
-    MODALITIES,
-    SIDES,
-    SIZES,
-    Scene,
-    Side,
-    draw,
-)
+from llavamed.data.sources.phantom_images import KINDS, MODALITIES, SIDES, SIZES, Scene, Side, draw
 from llavamed.errors import SampleError
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn
 
@@ -86,13 +78,7 @@ class PhantomSource:
     """
 
     def __init__(
-        self,
-        *,
-        kind: PhantomKind,
-        split: Split,
-        num_images: int,
-        seed: int,
-        image_size: int = 64,
+        self, *, kind: PhantomKind, split: Split, num_images: int, seed: int, image_size: int = 64
     ) -> None:
         if kind not in get_args(PhantomKind) or split not in get_args(Split):
             raise ValueError(f"kind={kind!r}, split={split!r}: not a kind and split of phantoms")

@@ -22,14 +22,7 @@ from llavamed.data.record import Record
 from llavamed.data.sources.files import absent, damaged, find_files, open_file
 from llavamed.data.sources.json_text import read_json
 from llavamed.data.sources.records import DIALOGUE_KEYS, dialogue, make_record
-from llavamed.data.sources.tar_samples import (
-    IMAGES,
-    LINK,
-    TEXTS,
-    Member,
-    group_samples,
-    read_name,
-)
+from llavamed.data.sources.tar_samples import IMAGES, LINK, TEXTS, Member, group_samples, read_name
 from llavamed.data.sources.text_files import GZIP
 from llavamed.errors import DataError, SampleError
 from llavamed.processor.turns import IMAGE_PLACEHOLDER, Turn

@@ -55,11 +55,7 @@ class MmmuItems:
                     f"subject such as {SUBJECTS[0]}; check the path"
                 )
         return ParquetFiles(
-            path,
-            images=(),
-            required=_NEEDED,
-            optional=(*_OTHERS, *_PICTURES[1:]),
-            listed=("id",),
+            path, images=(), required=_NEEDED, optional=(*_OTHERS, *_PICTURES[1:]), listed=("id",)
         )
 
     def rows(self) -> Iterator[dict[str, Any]]:

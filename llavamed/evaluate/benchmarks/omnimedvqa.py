@@ -14,11 +14,7 @@ from llavamed.data.sources.files import find_below, load_image_file
 from llavamed.data.sources.json_rows import stream_json
 from llavamed.data.sources.records import require
 from llavamed.errors import SampleError
-from llavamed.evaluate.benchmarks.benchmark import (
-    BY_LETTER,
-    Benchmark,
-    lettered_question,
-)
+from llavamed.evaluate.benchmarks.benchmark import BY_LETTER, Benchmark, lettered_question
 from llavamed.evaluate.questions import Question
 from llavamed.storage.location import Location
 

@@ -20,10 +20,7 @@ class Facts(BaseModel):
     """Part of a manifest."""
 
     model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        ser_json_inf_nan="constants",
-        use_attribute_docstrings=True,
+        extra="forbid", frozen=True, ser_json_inf_nan="constants", use_attribute_docstrings=True
     )
 
     def replace(self, **changes: Any) -> Self:

@@ -48,12 +48,7 @@ class Saver:
     """
 
     def __init__(
-        self,
-        job: StageJob,
-        engine: TrainingEngine,
-        *,
-        num_saved_steps: int,
-        started: float,
+        self, job: StageJob, engine: TrainingEngine, *, num_saved_steps: int, started: float
     ) -> None:
         """Create the saver; every rank must do so.
 
