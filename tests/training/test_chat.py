@@ -62,12 +62,12 @@ def test_a_script_gets_the_answer_of_the_evaluation(
 
 
 def test_an_empty_question_is_refused_and_an_empty_answer_is_said(
-    tiny_export: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny_export: Path, llavamed: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, _, err = run(capsys, str(tiny_export), "--ask", " ")
+    code, _, err = llavamed("chat", str(tiny_export), "--ask", " ")
     assert (code, err) == (2, 'error: --ask="": holds no question; ask one, or leave --ask out\n')
     monkeypatch.setattr(Conversation, "ask", lambda *_: iter(["", ""]))
-    code, out, err = run(capsys, str(tiny_export), "--ask", "Why?")
+    code, out, err = llavamed("chat", str(tiny_export), "--ask", "Why?")
     assert (code, out, err) == (0, "\n", "the answer is empty: the model ends it at once\n")
 
 
