@@ -4,9 +4,7 @@ import gc
 import signal
 import subprocess
 import sys
-import time
 import tracemalloc
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from llavamed.evaluate.conditions import CONDITIONS, MAJORITY, MEAN_COLOUR, Majo
 from llavamed.evaluate.generate import AnswerCounts, Task, add_up, answer_here, answer_key, collect
 from llavamed.storage.location import locate
 from tests.support.asked_questions import CHUNK, Made, NotingCandidate, asked, picture, question
+from tests.support.waiting import wait_until
 
 NUMBER = 25
 
@@ -178,14 +177,6 @@ def test_a_killed_process_leaves_only_the_missing_answers_to_be_asked(tmp_path: 
     count = run(task)
     assert count.total == number
     assert asked(log) == [f"q{each}" for each in range(number) if f"q{each}" not in kept]
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    for _ in range(3000):
-        if is_so():
-            return
-        time.sleep(0.02)
-    raise AssertionError("it did not come so far")
 
 
 def test_memory_does_not_grow_with_the_questions(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """A machine that is taken away, and a request: a checkpoint at the next step, and nothing lost."""
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from tests.support.training_setup import (
     run_stage,
     small_config,
 )
+from tests.support.waiting import wait_until
 
 
 @pytest.mark.parametrize("step", [1, 3, 5])
@@ -103,10 +103,3 @@ def test_a_request_is_answered_once_and_another_one_again(
             first.answer()
             wait_until(lambda: find_request(folder) is None)
         assert not other.is_open
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

@@ -4,7 +4,6 @@ import asyncio
 import re
 import socket
 import threading
-import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +36,7 @@ from tests.support.running_service import (
     run_service,
     settings,
 )
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -164,13 +164,6 @@ class Gate:
             step(batch)
 
         monkeypatch.setattr(RunningBatch, "step", held)
-
-
-def wait_until(condition: Any) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_again(
