@@ -154,7 +154,7 @@ def show_comparison(
     for letter, path in files.items():
         print_line(f"{letter}: {path}")
     print_line(
-        "p: sign-flip test by cluster, Holm-adjusted over the groups; McNemar: exact, takes "
+        "p: sign-flip test by cluster, Holm-adjusted over groups and files; McNemar: exact, takes "
         "questions for independent, not adjusted"
     )
 

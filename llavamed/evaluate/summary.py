@@ -44,7 +44,7 @@ def group_items(items: Sequence[Item], by: GroupKey = "answer_type") -> list[Que
     """
     labels: list[str] = [getattr(item, by) for item in items]
     if not any(labels):
-        raise DataError(f"by={by}: none of {len(items)} items has a {by}; add it, or leave it out")
+        raise DataError(f"by={by}: no {by} in any of {len(items)} items; add it, or leave --by out")
     if by == "answer_type":
         labels = [label.lower() for label in labels]
     clusters = cluster_indices([cluster_key(item.image, item.id) for item in items])

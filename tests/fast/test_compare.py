@@ -100,7 +100,7 @@ def test_groups_hold_every_item_once_and_all_of_them_at_last():
     assert [group.name for group in groups] == ["without question_type", "POS", "all", "all"]
     assert sorted(np.concatenate([each.positions for each in groups[:-1]])) == [0, 1, 2, 3]
     assert groups[-1].positions.tolist() == [0, 1, 2, 3]
-    with pytest.raises(DataError, match=r"by=domain: none of 4 items has a domain; add it"):
+    with pytest.raises(DataError, match=r"by=domain: no domain in any of 4 items; add it"):
         group_items(items, "domain")
 
 
@@ -200,7 +200,7 @@ def test_no_interval_of_three_files_is_cut_off_where_lines_are_short(tmp_path, m
     assert "…" not in found.output
     assert found.output.count("0.488") >= 2  # 20 of 41
     for by in ("organ", "modality"):
-        with pytest.raises(DataError, match=f"by={by}: none of 41 items has a {by}; add it"):
+        with pytest.raises(DataError, match=f"by={by}: no {by} in any of 41 items; add it"):
             raise CliRunner().invoke(app, ["compare", *files, "--by", by]).exception
 
 
