@@ -15,7 +15,9 @@ RUN apt-get update \
     && useradd --uid 1000 --user-group --create-home --shell /bin/bash ray
 
 # Which driver libraries the NVIDIA runtime mounts. Which GPUs is for Kubernetes to say, so not set here.
+# HOME: the caches of the hub and of Triton, for a user of any number, as OpenShift assigns one.
 ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    HOME=/tmp \
     PYTHONUNBUFFERED=1
 
 WORKDIR /app

@@ -34,6 +34,12 @@ def test_the_image_is_pinned_and_not_root() -> None:
     assert not re.search(r"https?://", (ROOT / "Dockerfile").read_text(encoding="utf-8"))
 
 
+def test_a_user_of_any_number_may_write_into_the_home_of_the_image() -> None:
+    """Without one in the image it is that of the user, or `/` for a number that has no name."""
+    (variables,) = [words for word, *words in instructions() if word == "ENV"]
+    assert "HOME=/tmp" in variables
+
+
 def test_the_image_is_made_of_files_that_the_build_sees() -> None:
     assert copied()
     for source in copied():
