@@ -51,7 +51,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 
 {{/* What every pod of the chart has, for the restricted Pod Security Standard. */}}
 {{- define "llavamed.podBase" -}}
-serviceAccountName: {{ include "llavamed.name" . | quote }}
+serviceAccountName: {{ .Values.serviceAccount.name | default (include "llavamed.name" .) | quote }}
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}

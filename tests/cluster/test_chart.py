@@ -131,6 +131,10 @@ REFUSED = {
         {"podLabels": {"app.kubernetes.io/name": "x"}},
         "podLabels: app.kubernetes.io/name is set by the chart or by KubeRay; use another key",
     ),
+    "role of an account of your own": (
+        {"serviceAccount": {"name": "x", "annotations": {"role": "y"}}},
+        "serviceAccount.name=x: exists, so the chart does not annotate it; take serviceAccount",
+    ),
     "two servers": (
         BUNDLED | {"mlflow.trackingUri": "https://mlflow.example.org"},
         "mlflow.trackingUri=https://mlflow.example.org: the chart creates no MLflow server",

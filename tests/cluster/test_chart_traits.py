@@ -144,6 +144,14 @@ def test_identity_placement_and_priority_reach_the_pods() -> None:
         assert not {"runAsUser", "fsGroup"} & pod["securityContext"].keys()
 
 
+def test_an_account_of_your_own_takes_the_place_of_the_charts() -> None:
+    values = SERVED | POSTGRES | BUCKET | {"mlflow.gc.enabled": True, "image.prePull": True}
+    found = objects(values | {"serviceAccount.name": "team"})
+    assert not any(name.startswith("ServiceAccount/") for name in found)
+    pods = [pod for item in found.values() for pod in pod_specs(item)]
+    assert {pod["serviceAccountName"] for pod in pods} == {"team"}
+
+
 def test_claims_volumes_and_variables_reach_every_ray_pod() -> None:
     found = objects(
         {

@@ -22,6 +22,7 @@ OTHER: dict[str, Any] = {
     "podLabels": {"azure.workload.identity/use": "true"},
     "podAnnotations": {"sidecar.istio.io/inject": "false"},
     "extraObjects": [{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "extra"}}],
+    "serviceAccount.name": "training",
     "serviceAccount.annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/llavamed"},
     "storage.existingSecret": "object-storage",
     "storage.endpointUrl": "http://minio.storage:9000",
@@ -165,7 +166,7 @@ ALL = {
     if name
     not in (
         *("job.enabled", "job.queue", "ray.a100.capabilities", "mlflow.database.bundled.enabled"),
-        "mlflow.trackingUri",
+        *("mlflow.trackingUri", "serviceAccount.name"),
     )
 }
 VALUE_SETS: dict[str, dict[str, Any]] = {
