@@ -139,8 +139,9 @@ def show_questions(manifest: QuestionsManifest, folder: Location) -> None:
     outcomes = ", ".join(f"{count:,} {name}" for name, count in manifest.outcomes.items())
     kinds = ", ".join(f"{count:,} {name}" for name, count in manifest.types.items())
     domains = ", ".join(f"{count:,} {name}" for name, count in manifest.domains.items())
+    counts = f" ({kinds}; {domains})" if kinds else ""
     print_line(f"{manifest.num_figures:,} figures: {outcomes}")
-    print_line(f"{sum(manifest.types.values()):,} questions ({kinds}; {domains})")
+    print_line(f"{sum(manifest.types.values()):,} questions{counts}")
     print_line(f"{folder}: {QUESTIONS} and images")
 
 

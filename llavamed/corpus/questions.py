@@ -180,13 +180,10 @@ class QuestionJob:
         )
 
     async def _ask(self) -> dict[Request, EndpointAnswer]:
-        found: dict[Request, EndpointAnswer] = {}
+        requests = dict.fromkeys(map(self._request, self._figures))
         async with EndpointClient(self._endpoint, str(self._corpus / "answers")) as client:
-            async for request, answer in ask(
-                client, dict.fromkeys(map(self._request, self._figures))
-            ):
-                found[request] = answer
-        return found
+            found = {request: answer async for request, answer in ask(client, requests)}
+        return {request: found[request] for request in requests}  # not in the order they came
 
     def _write(self, answers: dict[Request, EndpointAnswer], lease: Lease) -> QuestionsManifest:
         rows: list[dict[str, Any]] = []

@@ -1,12 +1,14 @@
 """Questions for a chat evaluation are written of figures that training leaves out."""
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
 
 from llavamed.cli.corpus import app
+from llavamed.cli.corpus_tables import show_questions
 from llavamed.config.corpus import ChatQuestions, Pairs
 from llavamed.corpus.dialogues.job import DialogueJob
 from llavamed.corpus.figures import write_figures
@@ -127,12 +129,28 @@ def test_dialogues_that_were_written_before_are_left_out_too(tmp_path, endpoint)
     assert DialogueJob(config, held_out_articles(config)).judge_again().num_figures == 10
 
 
-def test_answers_of_another_form_are_counted_and_give_no_question(tmp_path, endpoint):
+def test_answers_of_another_form_are_counted_and_give_no_question(tmp_path, endpoint, capsys):
     config = corpus(tmp_path, endpoint)
     endpoint.say = lambda _: {"content": "I would rather write prose."}
     manifest = QuestionJob(config).run()
     assert manifest.outcomes == {"malformed": 10}
     assert manifest.types == {}
+    show_questions(manifest, locate(str(tmp_path)))
+    assert capsys.readouterr().out.splitlines()[:2] == ["10 figures: 10 malformed", "0 questions"]
+
+
+def test_the_order_in_which_answers_come_changes_nothing(tmp_path, endpoint):
+    config = corpus(tmp_path, endpoint)
+    first = QuestionJob(config)._figures[0].caption
+
+    def say(body):
+        if first not in json.dumps(body):
+            return {"content": "I would rather write prose."}
+        time.sleep(0.5)  # the last to come
+        return {"content": written("Which plane?")}
+
+    endpoint.say = say
+    assert list(QuestionJob(config).run().outcomes.items()) == [("answered", 1), ("malformed", 9)]
 
 
 def test_an_estimate_asks_nothing(tmp_path, endpoint):
