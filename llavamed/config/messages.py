@@ -19,7 +19,7 @@ Node = dict[str, Any]
 """A part of a JSON schema."""
 
 _RULES = {
-    "dict_type": "must be a mapping",
+    "dict_type": "must be a mapping such as {NAME: VALUE}",
     "model_type": "must be a mapping",
     "model_attributes_type": "must be a mapping",
     "tuple_type": "must be a list",

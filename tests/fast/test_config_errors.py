@@ -258,6 +258,10 @@ MISTAKES = {
         "engine.precision=fp16",
         "engine.precision=\"fp16\": must be 'bf16' or 'fp32'; correct it",
     ),
+    "list for a mapping": (
+        "stages.align.data=[captions, dialogues]",
+        "stages.align.data=[...]: must be a mapping such as {NAME: VALUE}; correct it",
+    ),
     "value for a section": ("model=llava", 'model="llava": must be a mapping; correct it'),
     "value for a list": (
         "stages.align.trainable=projector",

@@ -80,7 +80,18 @@ UNUSABLE = {
         ("unknown_role", "'from' is 'doctor'; known are human, user, gpt, assistant"),
     ),
     "role is a list": (item(conversations=[{"from": []}]), ("unknown_role", "'from' is []")),
-    "turn is text": (item(conversations=["hello"]), ("unknown_role", "'from' is None")),
+    "turn is text": (
+        item(conversations=["hello"]),
+        ("no_text", "'conversations' is a list of 'hello', not of turns"),
+    ),
+    "several answers": (
+        {"question": "Where?", "answer": ["left", "apex"]},
+        ("no_text", "'answer' is a list of 'left', not of turns"),
+    ),
+    "part is text": (
+        item(conversations=[{"from": "gpt", "value": ["left"]}]),
+        ("no_text", "a part is 'left'; known are text and image"),
+    ),
     "no text": (
         item(conversations=[{"from": "gpt", "value": None}]),
         ("no_text", "'value' of a gpt turn is null"),

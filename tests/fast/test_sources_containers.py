@@ -264,7 +264,7 @@ def test_a_picture_as_text_in_a_column_is_a_picture(form, tmp_path):
         ([{"user": 1, "assistant": "A."}], "no_text", "'user' of an exchange is 1"),
         ([{"role": "user", "content": [{"type": "video"}]}], "no_text", "of type 'video'; known"),
         ([{"role": "user", "content": [{"type": "text"}]}], "no_text", "of type 'text'; known"),
-        ([{"role": "user", "content": ["What?"]}], "no_text", "of type None; known"),
+        ([{"role": "user", "content": ["What?"]}], "no_text", "a part is 'What?'; known"),
         ({"role": ["user"], "content": []}, "no_conversations", "of 1 and 0"),
     ],
 )

@@ -85,7 +85,7 @@ def test_a_table_of_a_spreadsheet_is_read_as_it_looks(tmp_path):
             "no column question; its columns are image, report; name those of question and answer",
         ),
         (b"", "not CSV: the file is empty; download or export"),
-        (b"image,question,Question\n", "not CSV: two columns are named 'question'; download"),
+        (b"image,question,Question\n", "two columns are named 'question'; rename one"),
         (b'question,answer\n"a"b,c\n', "not CSV: .*, near line 2; download or export"),
     ],
 )

@@ -187,7 +187,7 @@ def test_an_instruction_has_an_input_and_a_query_a_history(source):
             "unsupported_key",
             "choices",
         ),
-        ({"question": "Which?", "answer": ["a", "b"]}, "unknown_role", "None"),
+        ({"question": "Which?", "answer": ["a", "b"]}, "no_text", "a list of 'a', not of turns"),
         ({"question": {"a": 1}, "answer": "b"}, "no_text", "'question' is {'a': 1}"),
         ({"question": "a", "answer": math.nan}, "no_text", "'answer' is nan"),
         ({"query": "a", "response": "b", "history": ["x"]}, "no_text", "of the history is 'x'"),

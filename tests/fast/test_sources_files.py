@@ -52,6 +52,13 @@ def test_a_path_without_files_is_named(pattern, place):
         find_files(f"{place}/{pattern}", ".tar")
 
 
+def test_a_dataset_saved_to_disk_is_not_parquet(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "data-00000-of-00001.arrow").touch()
+    with pytest.raises(DataError, match="holds Arrow files, as `save_to_disk` writes; write each"):
+        find_files(str(tmp_path), ".parquet")
+
+
 ROWS = [
     {"id": "a", "image": b"x" * 50, "turns": [{"role": "user", "content": "A?"}]},
     {"id": "b", "image": b"y" * 50, "turns": None},
@@ -121,7 +128,8 @@ def test_parquet_without_any_turns_is_no_dataset(tmp_path):
     locate(f"{tmp_path}/data/train-0.parquet").write_table(pa.table({"image": [b"x"]}))
     with pytest.raises(
         DataError,
-        match=r"no column conversations or .* or messages or texts or question or .*; its",
+        match=r"no column conversations or .* or messages or texts or question or .*; its columns "
+        "are image: name the one with dialogues in turns_column, or rename those of questions and ",
     ):
         parquet(tmp_path).count()
     with pytest.raises(DataError, match="no column question; its columns are image"):

@@ -42,7 +42,7 @@ def stream_csv(location: Location, needed: tuple[str, ...]) -> Iterator[dict[str
         if not any(names):
             raise damaged(location, "CSV", "the file is empty")
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise damaged(location, "CSV", f"two columns are named {twice[0]!r}")
+            raise DataError(f"path={location}: two columns are named {twice[0]!r}; rename one")
         if not set(names) & set(needed):
             raise DataError(
                 f"path={location}: no column question; its columns are {', '.join(names)}; name "

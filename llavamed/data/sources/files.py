@@ -142,8 +142,14 @@ def find_below(folder: Location, suffix: str) -> list[Location]:
 
 
 def _chosen(place: Location, found: Iterable[str], suffix: str) -> list[Location]:
-    names = (path for path in sorted(found) if path.endswith(suffix))
+    found = sorted(found)
+    names = (path for path in found if path.endswith(suffix))
     files = [Location(place.fs, p) for p in names if posixpath.basename(p)[0] not in "._"]
+    if not files and any(path.endswith(".arrow") for path in found):
+        raise DataError(
+            f"path={place}: holds Arrow files, as `save_to_disk` writes; write each split as "
+            "Parquet with `to_parquet` of Hugging Face's datasets, and name that file"
+        )
     if not files:
         raise DataError(f"path={place}: no *{suffix} file there; check the dataset's path")
     return files

@@ -31,6 +31,11 @@ _T = TypeVar("_T")
 _LARGEST_FOOTER = 2**31 - 1
 PIECE_BYTES = 1 << 30
 """Uncompressed bytes to read at once; Arrow reads at most 2 GiB of nested columns at once."""
+_ADVICE_FOR_ONE = "name the right one in the dataset's read"
+_ADVICE = (
+    "name the one with dialogues in turns_column, or rename those of questions and answers; "
+    "captions are answers, and need a column question, for example of 'Describe the image.'"
+)
 _PLACE = re.compile(r"(.*)#(\d+)/(\d+)/(\d+)", re.DOTALL)
 """Reference to an image inside a file, as file#group/row/position; any other reference is a name.
 """
@@ -184,7 +189,7 @@ class ParquetFiles:
                 if not set(names) & set(columns):
                     raise DataError(
                         f"path={location}: no column {' or '.join(names)}; its columns are "
-                        f"{', '.join(columns)}: name the right one in the dataset's read"
+                        f"{', '.join(columns)}: {_ADVICE if names[1:] else _ADVICE_FOR_ONE}"
                     )
             yield location, metadata, footer
 

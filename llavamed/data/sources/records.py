@@ -43,6 +43,7 @@ SYSTEM_KEYS = ("system", "system_prompt")
 IDS = ("id", "question_id", "qid")
 NOTES = ("domain", "answer_type", "question_type", "pmid", "licence")
 """Keys that describe a sample in addition to its dialogue."""
+_NEEDED = "conversations, turns, messages or texts, or question and answer"
 _UNSUPPORTED_KEYS = MEDIA_KEYS | {
     "tools": "tools are not trained",
     "functions": "tools are not trained",
@@ -223,7 +224,7 @@ def _read_pair(fields: Fields, num_images: int) -> Dialogue:
     if not found:
         if broken := fields.take(BROKEN):
             raise SampleError("not_json", str(broken))
-        raise SampleError("no_conversations", f"keys: {fields.keys()}")
+        raise SampleError("no_conversations", f"keys: {fields.keys()}; needed are {_NEEDED}")
     asked_key, answer_key, answer = next((pair for pair in found if pair[1]), found[0])
     if not answer_key:
         raise SampleError("missing_key", f"{asked_key} without {' or '.join(PAIRS[asked_key])}")

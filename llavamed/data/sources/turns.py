@@ -104,6 +104,8 @@ def read_turns(value: Any, row: Fields, key: str = "turns", num_images: int = 0)
     """
     dialogue = Dialogue((), ())
     for each in _list(value, row):
+        if not isinstance(each, Mapping):
+            raise SampleError("no_text", f"{key!r} is a list of {each!r}, not of turns")
         turn = Fields(each)
         if turn.has("user") and turn.has("assistant"):
             dialogue += _read_exchange(turn, 0 if dialogue.turns else num_images)
@@ -140,7 +142,7 @@ def _list(value: Any, row: Fields) -> list[Any]:
             raise SampleError("no_conversations", f"lists of {', '.join(value)}, of {counts} turns")
         value = [dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)]
     if not isinstance(value, list):
-        raise SampleError("no_conversations", f"keys: {row.keys()}")
+        raise SampleError("no_conversations", f"keys: {row.keys()}; turns are a list")
     return value
 
 
@@ -235,4 +237,5 @@ def _read_part(part: Fields, value: Any) -> tuple[str, list[str | int | None]]:
     text = part.take("text")
     if (kind is None or kind in _TEXT_PARTS) and isinstance(text, str) and picture is None:
         return text.strip("\n"), [None] * text.count(IMAGE_PLACEHOLDER)
-    raise SampleError("no_text", f"a part of type {kind!r}; known are text and image")
+    what = f"of type {kind!r}" if isinstance(value, Mapping) else repr(value)
+    raise SampleError("no_text", f"a part is {what}; known are text and image")
