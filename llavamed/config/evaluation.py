@@ -15,7 +15,8 @@ class Evaluation(Section):
     data: str
     """Dataset of questions."""
     majority_from: str | None = None
-    """Dataset whose most frequent closed answer is the majority control. By default `data`."""
+    """Dataset whose most frequent answer to each type of question is the majority control. By
+    default `data`. Its questions need an answer type."""
     controls: tuple[Control, ...] = ("blank_image", "untrained", "majority")
     """Conditions to answer under, in addition to the unchanged question: pictures in one colour,
     with random pixels or of another item; no picture; the model before the curriculum; the most
@@ -29,7 +30,7 @@ class Evaluation(Section):
 
     @property
     def majority(self) -> str:
-        """The dataset whose most frequent closed answer is the majority control."""
+        """The dataset whose most frequent answers are the majority control."""
         return self.majority_from or self.data
 
     @property

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llavamed.data.prepared.questions import check_questions
+from llavamed.data.prepared.questions import NO_TYPE, check_questions
 from llavamed.errors import DataError
 from tests.support.small_datasets import dialogue, make_row, write
 
@@ -38,3 +38,10 @@ def test_questions_that_can_be_scored_are_let_through(tmp_path):
 def test_what_cannot_be_scored_is_refused_with_its_numbers(changes, sentence, tmp_path):
     with pytest.raises(DataError, match=f"{KEY}=test: its questions cannot be scored: {sentence}"):
         check_questions(questions(tmp_path, changes), KEY)
+
+
+def test_questions_that_only_count_their_answers_need_types_and_nothing_else(tmp_path):
+    key = "stages.vqa.evaluation.majority_from"
+    check_questions(questions(tmp_path / "a", {9: {"id": "sample-3"}}), key, [NO_TYPE])
+    with pytest.raises(DataError, match=f"{key}=test: .* 1 of 20 without an answer type"):
+        check_questions(questions(tmp_path / "b", {9: {"answer_type": ""}}), key, [NO_TYPE])

@@ -27,7 +27,7 @@ from llavamed.data.prepare.processor import ensure_processor
 from llavamed.data.prepare.remarks import remarks, warn_of_endless_answers
 from llavamed.data.prepare.shards import MAX_UNREAD_KEYS, Chunk, ShardReport, ShardWriter
 from llavamed.data.prepared.dataset import PreparedDataset, hold_datasets, open_prepared
-from llavamed.data.prepared.questions import check_questions
+from llavamed.data.prepared.questions import NO_TYPE, check_questions
 from llavamed.data.prepared.sample_tables import join
 from llavamed.data.sources import open_source
 from llavamed.errors import DataError
@@ -84,9 +84,11 @@ def prepare(
             _run(config, manifests, place, on_progress)
     prepared = {name: open_prepared(directory / name) for name in names}
     for stage in config.stages:
-        if stage.evaluation is not None and stage.evaluation.data in prepared:
-            key = f"stages.{stage.name}.evaluation.data"
-            check_questions(prepared[stage.evaluation.data], key)
+        scored, key = stage.evaluation, f"stages.{stage.name}.evaluation"
+        if scored is not None and scored.data in prepared:
+            check_questions(prepared[scored.data], f"{key}.data")
+        if scored is not None and "majority" in scored.controls and scored.majority in prepared:
+            check_questions(prepared[scored.majority], f"{key}.majority_from", [NO_TYPE])
     return prepared
 
 
