@@ -7,7 +7,8 @@ from urllib.request import Request, urlopen
 question = {"role": "user", "content": "What is an X-ray?"}
 body = {"model": "llavamed", "messages": [question], "max_tokens": 8}
 headers = {
-    "Authorization": f"Bearer {os.environ['LLAVAMED_SERVE_TOKEN']}",
+    # It may hold several, and end with a line break, as the service takes them.
+    "Authorization": f"Bearer {os.environ['LLAVAMED_SERVE_TOKEN'].replace(',', ' ').split()[0]}",
     "Content-Type": "application/json",
 }
 url = f"{os.environ['LLAVAMED_SERVE_URL']}/v1/chat/completions"

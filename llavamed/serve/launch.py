@@ -38,8 +38,9 @@ def make_backend(export: str | None, serving: Serving) -> Backend:
         return LocalBackend(open_export(find_export(export), device=serving.device), serving)
     key = None
     if serving.engine_key_env is not None:
-        key = os.environ.get(serving.engine_key_env)
-        if key is None:
+        # A key from a file or a Secret often ends with a line break, which no header may hold.
+        key = os.environ.get(serving.engine_key_env, "").strip()
+        if not key:
             raise ConfigError(
                 f"engine_key_env={serving.engine_key_env}: is not set in the environment; set it"
             )

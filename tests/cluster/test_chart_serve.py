@@ -117,7 +117,7 @@ def test_helm_test_asks_one_question(tmp_path: Path) -> None:
     with chat_endpoint() as endpoint:
         given = {"LLAVAMED_SERVE_URL": endpoint.url.removesuffix("/v1")}
         ContainerProcess(
-            pod["containers"][0], tmp_path, {"token": {"token": "secret"}}, given
+            pod["containers"][0], tmp_path, {"token": {"token": "secret,another\n"}}, given
         ).run()
         assert endpoint.headers[0]["authorization"] == "Bearer secret"
     assert "llavamed-test-serve" not in hook_pods({})

@@ -364,7 +364,7 @@ def test_a_wrong_address_of_mlflow_is_told_at_the_start() -> None:
 def test_an_engine_answers_behind_the_same_service(
     running: RunningService, generator: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ENGINE_KEY", TOKEN)
+    monkeypatch.setenv("ENGINE_KEY", f"{TOKEN}\n")
     serving = settings(f"engine_url={running.url}/v1", "engine_key_env=ENGINE_KEY")
     backend = make_backend(None, serving)
     assert isinstance(backend, EngineBackend)
