@@ -194,13 +194,25 @@ def test_a_caption_is_split_where_letters_stand_before_their_texts(caption, part
         ("i) CT; ii) MRI.", True),
         ("(a)\u2013(f) Slices through the liver.", True),
         ("Uptake of Tc (I) in the bone.", False),
+        ("MRI of the knee: A - sagittal, B \u2013 coronal.", True),
+        ("1A: chest radiograph. 1B: CT of the chest.", True),
+        ("Fig. 2a Axial view. Fig. 2b Coronal view.", True),
+        ("<A> Axial CT. <B> Coronal CT.", True),
+        ("a, Overview; b, detail of the boxed area.", True),
+        ("Figures a\u2013c: three levels of the same CT.", True),
+        ("Grade 2a stenosis; type 1b endoleak on CT.", False),
+        ("CT: group a vs b - comparison of densities.", False),
+        ("Hepatitis B - liver biopsy, H&E. MRI; a, artery; v, vein.", False),
+        ("Specimen 1A: cut surface. Type A - dissection.", False),
     ],
 )
 def test_a_capital_that_is_a_word_or_a_number_makes_no_panel(caption, is_compound):
     assert (panel_cue(caption) is not None) == is_compound
 
 
-@pytest.mark.parametrize("words", ["A X. ", "A,", "a,a", "A ; ", "a - ", "a and ", "(A) x "])
+@pytest.mark.parametrize(
+    "words", ["A X. ", "A,", "a,a", "A ; ", "a - ", "1a - b ", "a, x; ", "a and ", "(A) x "]
+)
 def test_the_time_to_look_for_panels_grows_with_the_length_of_a_caption(words):
     start = time.process_time()
     assert panel_cue(words * 8000) in (None, "a", "A")

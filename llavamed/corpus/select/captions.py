@@ -25,22 +25,27 @@ _MORE = "{0,23}"
 """How many letters may follow another: twice as many as there are, so that time is bounded."""
 _LETTERS = rf"[A-La-l](?:{_BETWEEN}[A-La-l]){_MORE}"
 _MARKS = (
-    # "(A)", "(B, C)", and letters that end a longer parenthesis: "(H&E; x 100; C,D)"
-    re.compile(rf"[(\[;,:]\s*(?P<letters>{_LETTERS})\s*[)\]]"),
+    # "(A)", "(B, C)", "<A>", and letters that end a longer parenthesis: "(H&E; x 100; C,D)"
+    re.compile(rf"[(\[<;,:]\s*(?P<letters>{_LETTERS})\s*[)\]>]"),
     # "(A)-(D)"
     re.compile(rf"[(\[](?P<letters>[A-La-l][)\]]\s*{_DASH}\s*[(\[][A-La-l])[)\]]"),
     # "(A: a text", "(A, arrow)"
     re.compile(r"[(\[](?P<letters>[A-La-l])\s*[:,;.]\s"),
-    # "A) text", "A. Text", "A: text", "A, Text"
-    re.compile(r"(?<!\S)(?P<letters>[A-La-l])\s?(?:[.:)]\s*(?=\S)|,\s*(?=[A-Z]))"),
-    # "a Text", "a\u2013c Text": letters that the publisher prints bold
-    re.compile(rf"(?<!\S)(?P<letters>[a-l](?:\s*(?:,|and|{_DASH})\s*[a-l]){_MORE})\s+(?=[A-Z])"),
+    # "A) text", "A. Text", "A: text", "1A: text", "A - text", "A, Text"
+    re.compile(
+        rf"(?<!\S)\d{{0,2}}(?P<letters>[A-La-l])\s?"
+        rf"(?:[.:)]\s*(?=\S)|(?<=\s){_DASH}\s+(?=\w)|,\s*(?=[A-Z]))"
+    ),
+    # "a Text", "2a Text", "a\u2013c Text": letters that the publisher prints bold
+    re.compile(
+        rf"(?<!\S)\d{{0,2}}(?P<letters>[a-l](?:\s*(?:,|and|{_DASH})\s*[a-l]){_MORE})\s+(?=[A-Z])"
+    ),
     # "A Text. B Text", likewise, but "A" may be a word
     re.compile(rf"(?:^|(?<=[.;]\s))(?P<letters>[A-L](?:{_BETWEEN}[A-L]){_MORE})\s+(?=[A-Z])"),
-    # "Text. b text in lower case", likewise
-    re.compile(r"(?:^|[.;)\]]\s+|,\s+(?!a))(?P<letters>[a-l])\s+(?=[a-z])"),
-    # "panel A"
-    re.compile(rf"\bpanels?\s+(?P<letters>{_LETTERS})\b", re.IGNORECASE),
+    # "Text. b text in lower case", "a, text; b, text", likewise
+    re.compile(r"(?:^|[.;)\]]\s+|,\s+(?!a))(?P<letters>[a-l])(?:\s+(?=[a-z])|,\s+(?=[a-z]{2}))"),
+    # "panel A", "Figures A-C"
+    re.compile(rf"\b(?:panels?|figures)\s+(?P<letters>{_LETTERS})\b", re.IGNORECASE),
 )
 _PLACE = r"(?:left|right|upper|lower|top|bottom)"
 _PLACES = re.compile(
