@@ -25,6 +25,23 @@ def test_any_text_has_a_score_between_zero_and_one(prediction, reference):
             assert 0 <= got <= 1
 
 
+@pytest.mark.parametrize("file", ["vqa-rad/testset.json", "slake/validate.json"])
+def test_every_reference_of_a_benchmark_is_right_as_its_own_answer(reference_data, file):
+    rows = json.loads((reference_data / "data" / file).read_text(encoding="utf-8"))
+    wrong = [
+        row
+        for row in rows
+        if said(
+            answer := str(row["answer"]),
+            answer,
+            question=row["question"],
+            answer_type=row["answer_type"].strip(),
+        )
+        != 1
+    ]
+    assert wrong == []
+
+
 @given(st.text("bdgkmprs ", min_size=1, max_size=20).filter(str.strip))
 def test_yes_and_no_are_never_both_right(prediction):
     for word in ("yes", "no", "not", "without"):

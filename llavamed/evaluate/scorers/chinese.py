@@ -31,7 +31,12 @@ _NOTHING_ABNORMAL = re.compile("(?:没有|没|未见|未发现|无|不存在|看
 _NORMAL, _ABNORMAL = re.compile("(?<!不)正常"), re.compile("不正常|异常")
 _ANSWERED = re.compile("是|不|对|否|并非|没错")
 """The beginning of an answer to the question itself."""
-_LATIN = re.compile(r"[A-Z]+\d*")
+_OF_DISEASES = "炎癌肌结浸水肿病积支血包不管肥"
+"""Characters that make a disease or a part of the organ before them."""
+_COMPOUNDS = re.compile("不张|不规则|不?对称|非增强")
+"""Words with the characters for yes and no that answer nothing."""
+_SEEING = re.compile("[见看显示发现到了]*")
+_LATIN = re.compile(r"[A-Z]{2,}|[A-Z]\d+")
 _IS_SOMETHING = re.compile("这?是(?!的|不|没|无)([\u3400-\u9fff]{2,}?)(?:的|图像|图)?")
 _SAID_NOT = re.compile(r"(?<![不是])是(不(?!是)|没|无|未)")
 """A denial that "is" only introduces."""
@@ -44,6 +49,11 @@ def fold(text: str) -> str:
     for pattern, name in _CHINESE_TERMS:
         text = pattern.sub(name, text)
     return _CHINESE_NUMBER.sub(lambda found: f" {_CHINESE_DIGITS.get(found[1], found[1])} ", text)
+
+
+def name_pattern(name: str) -> str:
+    """Return a pattern for a name, which for one character is an organ and no disease of it."""
+    return re.escape(name) if len(name) > 1 else f"(?<!中){re.escape(name)}(?![{_OF_DISEASES}])"
 
 
 def chinese_verdict(text: str, question: str, reference: str) -> object:
@@ -66,7 +76,7 @@ def chinese_verdict(text: str, question: str, reference: str) -> object:
     other = _IS_SOMETHING.fullmatch(text.strip(" .。!"))
     if other and other[1] not in question:
         return None
-    text = _SAID_NOT.sub(r"\1", text)
+    text = _COMPOUNDS.sub("", _SAID_NOT.sub(r"\1", text))
     if CHINESE.search(question) and not any(each in text for each in CHINESE_NO):
         named, asked = ({*_LATIN.findall(fold(each).upper())} for each in (text, question))
         if named and asked and not named & asked:
@@ -81,7 +91,7 @@ def chinese_verdict(text: str, question: str, reference: str) -> object:
         if found and len({bool(each) for each in found}) == 1:
             return not found[0]
     found = list(_YES_OR_NO.finditer(text))
-    if not found:
+    if not found or (len(found) == 1 and _is_of_another(text, found[0], question)):
         return ABSENT
     says_yes = [match[0] in CHINESE_YES for match in found]
     if len(set(says_yes)) == 1 or (
@@ -99,6 +109,13 @@ def _calls_normal(text: str) -> bool | None:
     is_normal = bool(_NORMAL.search(text) or _NOTHING_ABNORMAL.search(text))
     is_abnormal = bool(_ABNORMAL.search(_NOTHING_ABNORMAL.sub("", text)))
     return is_normal if is_normal != is_abnormal else None
+
+
+def _is_of_another(text: str, found: re.Match[str], question: str) -> bool:
+    """Tell whether a single "not" is of a word that was not asked: "not normal" of a bladder."""
+    denied = re.split(r"\W", text[found.end() :])[0]
+    is_asked = bool(set(denied) & set(question)) or bool(_SEEING.fullmatch(denied))
+    return len(found[0]) == 1 and found[0] in CHINESE_NO and not is_asked
 
 
 def _is_elsewhere(text: str, question: str) -> bool:

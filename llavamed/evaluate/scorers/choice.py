@@ -5,6 +5,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+from llavamed.evaluate.scorers.chinese import name_pattern
 from llavamed.evaluate.scorers.quantities import COUNTS, UNITS
 from llavamed.evaluate.scorers.terms import CLASSES, COMPLEMENTS, POSITIONS
 from llavamed.evaluate.scorers.unpack import conclusions, weighed
@@ -71,6 +72,8 @@ def is_chosen(
         question: The question. Answers that it offers exclude each other, and an answer need not
             repeat its words.
     """
+    if canonical(answer) == canonical(reference) != []:
+        return True
     offered: list[list[str]] = []
     asked = canonical(question)
     if offers := _OFFERED.search(question):
@@ -115,7 +118,8 @@ def _choice(
     if any(kind & set(wanted) for kind in POSITIONS):
         sides = set(_OF_PATIENT.findall(text.lower()))
         text = sides.pop() if len(sides) == 1 and _OF_IMAGE.search(text) else _SPARED.sub(" ", text)
-    words = as_worded(words_of(AGREEMENT.sub(" ", text)), wanted)
+    words = words_of(AGREEMENT.sub(" ", text))
+    words = as_worded(words, wanted) if len(words) == 1 else words  # "pulmonary"
     if wanted == ["none"] or _is_number(wanted):
         wanted = [COUNTS.get(word, word) for word in wanted]
         words = [replace(word, text=COUNTS.get(word.text, word.text)) for word in words]
@@ -177,7 +181,7 @@ def _amount(word: str) -> str:
 def content(text: str) -> list[str]:
     """Return the canonical words of a text without function words."""
     words = canonical(text)
-    return [word for word in words if word not in FUNCTION_WORDS - {"in", "on"}] or words
+    return [word for word in words if word not in FUNCTION_WORDS] or words
 
 
 def contains(words: Sequence[str], wanted: Sequence[str]) -> bool:
@@ -231,7 +235,7 @@ def _chinese(text: str, reference: str) -> bool | None:
         for rival in kind:
             if rival in text and rival not in wanted and any(each in wanted for each in kind):
                 return False
-    at = text.find(wanted)
-    if at < 0:
+    found = re.search(name_pattern(wanted), text)
+    if found is None:
         return None
-    return not re.search(r"(?:不是|并非|没有|不在|非|不)\s*$", text[:at])
+    return not re.search(r"(?:不是|并非|没有|不在|非|不)\s*$", text[: found.start()])

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
+from llavamed.evaluate.scorers.chinese import name_pattern
 from llavamed.evaluate.scorers.choice import content, is_chosen
 from llavamed.evaluate.scorers.quantities import NUMBERED, UNITS
 from llavamed.evaluate.scorers.terms import ADJECTIVES, OPPOSITES
@@ -227,8 +228,11 @@ def _chinese(answer: str, reference: str) -> float:
     denies = re.compile(r"不|没|无|未")
     if bool(denies.search(wanted)) != bool(denies.search(said)):
         return 0.0
-    if wanted and (wanted in said or (said and said in wanted and len(said) * 2 > len(wanted))):
+    if len(items) > 1:
+        return sum(re.sub(r"[\W的脏部侧]", "", each) in said for each in items) / len(items)
+    is_most = bool(said) and said in wanted and len(said) * 2 > len(wanted)
+    if wanted and (re.search(name_pattern(wanted), said) or is_most):
         return 1.0
-    if not wanted or wanted[-1] not in said:  # the last character carries the meaning
+    if len(wanted) < 2 or wanted[-1] not in said:  # the last character carries the meaning
         return 0.0
     return sum((Counter(wanted) & Counter(said)).values()) / len(wanted)
