@@ -7,7 +7,6 @@ no tag, overlay or text of the file is passed on.
 import io
 import math
 import warnings
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -15,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 
 from llavamed.errors import SampleError
+from llavamed.processor.dicom_limits import check_coded, check_inflated, check_size
 from llavamed.processor.gdcm_process import decode_apart
 from llavamed.processor.grey_levels import (
     Values,
@@ -28,15 +27,12 @@ from llavamed.processor.grey_levels import (
     with_square_pixels,
 )
 from llavamed.processor.image_files import Pixels, to_png
+from llavamed.processor.tiles import Size
 
 _NO_PICTURES = {"SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "DOC", "ECG", "HD"}
 """Modalities whose objects hold no picture of a patient, though some hold pixels."""
 _MAY_SHOW_TEXT = {"US", "XA", "RF", "ES", "GM", "XC", "OT", "SC", "OP", "IVUS"}
 """Modalities whose machines write names and dates into the picture."""
-_HEAD = 132
-"""Bytes before the first tag: a preamble and `DICM`."""
-_META_GROUP = 2
-"""Group of the tags that describe the file, and are never deflated."""
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _COLOURS = ("Red", "Green", "Blue")
 _MOST_ENTRIES = 1 << 16
@@ -44,15 +40,6 @@ _MOST_ENTRIES = 1 << 16
 _SOFT_TISSUE = (40.0, 400.0)
 """Window of a CT that states none, in Hounsfield units: centre and width."""
 
-MAX_PIXELS = 40_000_000
-"""Larger pictures are refused by their header."""
-MAX_BYTES = 1 << 28
-"""Size above which pixels are refused by their header, and a file that is deflated as a whole while
-it is inflated."""
-_CODED = ("JPEG", "JPEG2000")
-"""Formats of compressed pixels whose header Pillow reads."""
-_RLE_HEAD = 64
-"""Bytes before the segments of RLE, which at worst are a little longer than the pixels."""
 _STRIP_ROWS = 256
 """Rows that are mapped at once, because their values take eight bytes each."""
 
@@ -79,28 +66,18 @@ def read_dicom(data: bytes, frame: int = 0) -> bytes:
         num_frames = int(dataset.get("NumberOfFrames") or 1)
         if not 0 <= frame < num_frames:
             raise SampleError("no_such_frame", f"frame {frame} of {num_frames}")
-        _check_size(dataset)
+        check_size(dataset)
         stored = _decode(dataset, data, frame if num_frames > 1 else None)
         is_grey = stored.ndim == 2
         pixels = (_to_grey if is_grey else _to_8_bits)(stored, dataset, frame)
         return to_png(with_square_pixels(pixels, *_pixel_size(dataset, frame)))
 
 
-def _check_size(dataset: Any) -> None:
-    """Refuse pixels by their header. Raises: SampleError, `image_too_large`."""
-    height, width = int(dataset.get("Rows", 0)), int(dataset.get("Columns", 0))
-    size = height * width * _bytes_per_pixel(dataset)
-    if height * width > MAX_PIXELS or size > MAX_BYTES:
-        raise SampleError(
-            "image_too_large",
-            f"{width}x{height} pixels, {size} bytes; at most {MAX_PIXELS} pixels and {MAX_BYTES} "
-            "bytes of DICOM are decoded",
-        )
-
-
-def _bytes_per_pixel(dataset: Any) -> int:
-    bits = int(dataset.get("BitsAllocated", 8))
-    return int(dataset.get("SamplesPerPixel", 1)) * math.ceil(bits / 8)
+def dicom_size(data: bytes) -> Size:
+    """Return the height and width of the pictures of a file, by its header. Raises: SampleError."""
+    dataset = _read(data)
+    with _tag_errors():
+        return int(dataset.get("Rows", 0)), int(dataset.get("Columns", 0))
 
 
 def check_deidentified(data: bytes) -> None:
@@ -144,33 +121,13 @@ def _read(data: bytes) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they quote values of tags
-            _check_inflated(data)
+            check_inflated(data)
             return pydicom.dcmread(io.BytesIO(data))
     except SampleError:
         raise
     except Exception as error:  # pydicom raises whatever its parser stumbles on
         # Its text may quote a value, such as a name.
         raise SampleError("corrupt_image", f"no DICOM file: {type(error).__name__}") from None
-
-
-def _check_inflated(data: bytes) -> None:
-    """Refuse a file that is deflated as a whole and would fill the memory, as pydicom lets it."""
-    from pydicom.filereader import read_dataset
-    from pydicom.uid import DeflatedExplicitVRLittleEndian
-
-    file = io.BytesIO(data)
-    file.seek(_HEAD)
-    meta = read_dataset(
-        file,
-        is_implicit_VR=False,
-        is_little_endian=True,
-        stop_when=lambda tag, *_: tag.group != _META_GROUP,
-    )
-    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
-        return
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    if len(inflater.decompress(file.read(), MAX_BYTES + 1)) > MAX_BYTES:
-        raise SampleError("image_too_large", f"inflates to more than {MAX_BYTES:,} bytes")
 
 
 @contextmanager
@@ -189,7 +146,7 @@ def _decode(dataset: Any, data: bytes, index: int | None) -> npt.NDArray[Any]:
     from pydicom.pixels import pixel_array
 
     try:
-        _check_coded(dataset, index or 0)
+        check_coded(dataset, index or 0)
         decoder = _decoder(dataset)
         if decoder == "gdcm":
             pixels = decode_apart(data, index)
@@ -204,29 +161,6 @@ def _decode(dataset: Any, data: bytes, index: int | None) -> npt.NDArray[Any]:
         with suppress(Exception):  # a damaged header names none
             syntax = dataset.file_meta.TransferSyntaxUID.name
         raise SampleError("corrupt_image", f"{syntax}: {_reason(error)}") from error
-
-
-def _check_coded(dataset: Any, index: int) -> None:
-    """Refuse more compressed pixels than the header says. Raises: SampleError, `corrupt_image`."""
-    from pydicom.encaps import get_frame
-    from pydicom.uid import RLELossless
-
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if not syntax.is_encapsulated:
-        return
-    num_frames = int(dataset.get("NumberOfFrames") or 1)
-    coded = get_frame(dataset.PixelData, index, number_of_frames=num_frames)
-    height, width = int(dataset.Rows), int(dataset.Columns)
-    found = None
-    if syntax == RLELossless:
-        if len(coded) > 2 * height * width * _bytes_per_pixel(dataset) + _RLE_HEAD:
-            found = f"{len(coded)} bytes"
-    else:
-        with suppress(UnidentifiedImageError):  # GDCM decodes others, in a process of its own
-            wide, high = Image.open(io.BytesIO(coded), formats=_CODED).size
-            found = f"{wide}x{high} pixels" if wide * high > width * height else None
-    if found is not None:
-        raise SampleError("corrupt_image", f"{found} are coded in {width}x{height} pixels")
 
 
 def _decoder(dataset: Any) -> str:

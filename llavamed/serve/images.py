@@ -5,6 +5,7 @@ the connection must be https to a public address that was looked up once, and no
 followed. The content decides what an image is, whatever its media type says.
 """
 
+import asyncio
 import base64
 import binascii
 import io
@@ -20,8 +21,9 @@ from aiohttp.resolver import ThreadedResolver
 from PIL import Image as Picture
 
 from llavamed.config.serving import Serving
-from llavamed.errors import RequestError
+from llavamed.errors import RequestError, SampleError
 from llavamed.llm.request import Image, Message
+from llavamed.processor.dicom import dicom_size
 from llavamed.processor.image_files import FORMATS, is_dicom
 from llavamed.serve.openai import ChatMessage, ImagePart
 
@@ -80,7 +82,7 @@ async def _read(url: str, key: str, serving: Serving) -> Image:
             code="invalid_image_url",
             param=key,
         )
-    _check_pixels(image.data, key, serving.limits.image_pixels)
+    await asyncio.to_thread(_check_pixels, image.data, key, serving.limits.image_pixels)
     return image
 
 
@@ -131,13 +133,16 @@ def _check_pixels(data: bytes, key: str, limit: int) -> None:
     Raises:
         RequestError: It has too many pixels, or its format is not decoded.
     """
-    if is_dicom(data):
-        return  # its reader has a limit of its own
     try:
-        width, height = Picture.open(io.BytesIO(data), formats=FORMATS).size
+        if is_dicom(data):
+            height, width = dicom_size(data)
+        else:
+            width, height = Picture.open(io.BytesIO(data), formats=FORMATS).size
         found = f"{width}x{height}" if width * height > limit else None
     except Picture.DecompressionBombError:
         found = "too many"
+    except SampleError:
+        return  # the reader of DICOM says why
     except Exception as error:  # Pillow's parsers raise whatever they stumble on
         raise RequestError(
             f"{key}: the image cannot be read ({len(data)} bytes); send PNG, JPEG or WebP",

@@ -45,7 +45,7 @@ ONLY_IN = {
     "peft": {"model/adapters.py"},
     "bitsandbytes": {"model/quantize.py"},
     "openai": {"llm/client.py"},
-    "pydicom": {"processor/dicom.py", "processor/gdcm_process.py"},
+    "pydicom": {"processor/dicom.py", "processor/dicom_limits.py", "processor/gdcm_process.py"},
     "nibabel": {"processor/nifti.py"},
     "lxml": {"corpus/pmc/jats.py"},
     "kubernetes": {"cluster/client.py"},

@@ -187,7 +187,7 @@ def test_a_deflated_file_that_would_fill_the_memory_is_refused(monkeypatch):
     dataset.PixelData = bytes(1 << 26)
     buffer = io.BytesIO()
     dataset.save_as(buffer)
-    monkeypatch.setattr("llavamed.processor.dicom.MAX_BYTES", 1 << 20)
+    monkeypatch.setattr("llavamed.processor.dicom_limits.MAX_BYTES", 1 << 20)
     read_dicom(file("image_dfl.dcm"))
     tracemalloc.start()
     with pytest.raises(SampleError, match="image_too_large: inflates to more than 1,048,576 bytes"):

@@ -17,7 +17,8 @@ from llavamed.cli import chat as cli_chat
 from llavamed.errors import CheckpointError, RequestError, SampleError
 from llavamed.llm.request import Image, Message
 from llavamed.model.generation import Generator, Prompt
-from llavamed.processor.dicom import MAX_PIXELS, read_dicom
+from llavamed.processor.dicom import read_dicom
+from llavamed.processor.dicom_limits import MAX_PIXELS
 from llavamed.processor.image_files import is_dicom
 from llavamed.processor.images import to_pixels
 from llavamed.processor.turns import Turn
@@ -250,7 +251,7 @@ def test_a_dicom_file_is_an_image_of_a_conversation(generator: Generator, tmp_pa
 def test_dicom_files_that_cannot_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SampleError, match="corrupt_image: "):
         read_dicom(dicom_file(GRADIENT)[:-10])
-    monkeypatch.setattr("llavamed.processor.dicom.MAX_PIXELS", 64)
+    monkeypatch.setattr("llavamed.processor.dicom_limits.MAX_PIXELS", 64)
     with pytest.raises(SampleError, match=r"image_too_large: 64x64 pixels, .* at most 64 pixels"):
         read_dicom(dicom_file(GRADIENT))
     assert MAX_PIXELS == 40_000_000

@@ -6,6 +6,7 @@ import ipaddress
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 from aiohttp.resolver import ThreadedResolver
 from hypothesis import given
@@ -15,6 +16,7 @@ from llavamed.errors import RequestError
 from llavamed.llm.request import Image
 from llavamed.serve.images import is_public, read_messages
 from llavamed.serve.openai import ChatMessage
+from tests.support.dicom_files import dicom_file
 from tests.support.running_service import png, settings
 
 PRIVATE = [
@@ -105,6 +107,13 @@ def test_a_data_url_in_any_spelling_is_the_same_image(url: str) -> None:
     message = ChatMessage.model_validate({"role": "user", "content": [part]})
     (found,) = asyncio.run(read_messages([message], settings()))
     assert [image.data for image in found.parts if isinstance(image, Image)] == [DATA]
+
+
+def test_a_dicom_file_has_the_limit_of_other_images() -> None:
+    letters = base64.b64encode(dicom_file(np.eye(64, dtype=np.uint16))).decode()
+    error = read(f"data:application/dicom;base64,{letters}", "limits.image_pixels=64")
+    assert (error.status, error.code) == (400, "image_too_large")
+    assert "the image has 64x64 pixels, at most 64 are decoded" in str(error)
 
 
 @pytest.mark.parametrize("addresses", [["127.0.0.1"], ["1.1.1.1", "10.0.0.1"], ["::1"]])
