@@ -296,6 +296,10 @@ def test_two_tabs_do_not_know_of_each_other(page: Any, running: RunningService) 
     assert "Answer to second" in ended(ask(other, "second")).inner_text()
     assert page.locator(".answer").count() == other.locator(".answer").count() == 1
     assert len(running.service.backend.asked[-1]) == 1
+    with other.expect_event("dialog") as asked:
+        other.close(run_before_unload=True)
+    assert asked.value.type == "beforeunload", "a conversation is not lost by mistake"
+    asked.value.accept()
 
 
 def test_the_keyboard_is_enough(page: Any) -> None:

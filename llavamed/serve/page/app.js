@@ -339,6 +339,7 @@ find("settings").addEventListener("close", () => {
   find("question").focus();
 });
 
+addEventListener("beforeunload", (event) => { if (turns.length) event.preventDefault(); }); // nothing of it is kept
 addEventListener("hashchange", () => { if (takeToken()) connect(); });
 
 prepareViewer();
