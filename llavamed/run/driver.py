@@ -37,7 +37,8 @@ from llavamed.run.ray_cluster import ray_cluster
 from llavamed.run.record import RunRecord
 from llavamed.run.resources import log_what_is_missing
 from llavamed.run.track_results import (
-    stage_settings,
+    start_evaluation,
+    start_stage,
     track_end,
     track_evaluation,
     track_everything,
@@ -242,7 +243,7 @@ def _train(
     data, name = plan.data(datasets), plan.stage.name
     assert job.lease is not None
     job.lease.check()
-    run = tracker.start(name, stage_settings(config, plan))
+    run = start_stage(config, plan, job.fingerprint, tracker)
     for dataset in data.datasets:
         run.log_dataset(dataset, "training")
     saved = newest_checkpoint(plan.checkpoints)
@@ -283,7 +284,7 @@ def _evaluate(
     settings, result = plan.stage.evaluation, plan.result()
     assert settings is not None
     assert result is not None
-    run = tracker.start(f"{plan.stage.name}-evaluation", settings.model_dump(mode="json"))
+    run = start_evaluation(plan.stage, result.fingerprint, tracker)
     run.log_dataset(datasets[settings.data], "evaluation")
     record.evaluation_started(plan.stage.name)
     started = time.monotonic()

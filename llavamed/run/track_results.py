@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from llavamed.config.run import RunConfig
+from llavamed.config.stage import Stage
 from llavamed.data.prepared.dataset import open_prepared
 from llavamed.errors import DataError
 from llavamed.evaluate.answers import ANSWERS, AnswersManifest
@@ -45,7 +46,7 @@ def track_stage(config: RunConfig, plan: StagePlan, tracker: Tracker) -> None:
     assert result is not None, "only a finished stage has a result"
     if tracker.has_recorded(name, result.fingerprint):
         return
-    run = tracker.start(name, stage_settings(config, plan))
+    run = start_stage(config, plan, result.fingerprint, tracker)
     _track_datasets(config, plan.stage.mixture, run, "training")
     history = read_history(plan.export)
     run.log_result(f"{config.name}-{name}", str(plan.export), result, history)
@@ -59,11 +60,12 @@ def track_evaluation(
     config: RunConfig, plan: StagePlan, found: ScoresManifest, tracker: Tracker
 ) -> None:
     """Record the scores of a stage, with its answers, page and cards. Raises: TrackingError."""
-    name, settings = f"{plan.stage.name}-evaluation", plan.stage.evaluation
+    settings, result = plan.stage.evaluation, plan.result()
     assert settings is not None, "a stage with scores has an evaluation"
-    if tracker.has_recorded(name, found.fingerprint):
+    assert result is not None, "a stage with scores has a result"
+    if tracker.has_recorded(f"{plan.stage.name}-evaluation", found.fingerprint):
         return
-    run = tracker.start(name, settings.model_dump(mode="json"))
+    run = start_evaluation(plan.stage, result.fingerprint, tracker)
     _track_datasets(config, {settings.data: 1.0}, run, "evaluation")
     run.log_scores(flat_scores(found.scores))
     spent = _stage_progress(config, plan.stage.name)
@@ -113,6 +115,28 @@ def track_end(
     if (last := results[-1]) is not None:
         logger.info(tracker.register_model(str(plans[-1].export), last))
     tracker.finish(scores, end)
+
+
+def start_stage(config: RunConfig, plan: StagePlan, trained: str, tracker: Tracker) -> TrackedRun:
+    """Open the run of a stage, whose training has this fingerprint. Raises: TrackingError."""
+    return tracker.start(plan.stage.name, stage_settings(config, plan), trained)
+
+
+def start_evaluation(stage: Stage, trained: str, tracker: Tracker) -> TrackedRun:
+    """Open the run of a stage's evaluation.
+
+    Args:
+        stage: The stage, which has an evaluation.
+        trained: Fingerprint of its training.
+        tracker: Where runs are opened.
+
+    Raises:
+        TrackingError: MLflow refuses.
+    """
+    assert stage.evaluation is not None
+    settings = stage.evaluation.model_dump(mode="json")
+    made_by = fingerprint({"trained": trained, "evaluation": settings})
+    return tracker.start(f"{stage.name}-evaluation", settings, made_by)
 
 
 def stage_settings(config: RunConfig, plan: StagePlan) -> dict[str, object]:

@@ -40,6 +40,7 @@ from llavamed.train.metrics import METRICS, StepRecord, is_declared
 _KEY = "llavamed.key"
 _PARENT = "mlflow.parentRunId"
 _ERROR = "llavamed.error"
+_MADE_BY = "llavamed.made_by"
 _RECORDED = "llavamed.recorded"
 _MODEL_TYPE = "llava"
 _STEPS_PER_REQUEST = 1000 // (2 * len(METRICS))
@@ -67,9 +68,17 @@ class Tracker:
         self._opened: list[str] = []
         self._find_experiment()
 
-    def start(self, name: str, params: Mapping[str, object]) -> "TrackedRun":
-        """Open the child run of a stage or of an evaluation, or open it again if it exists."""
-        run_id = self._open_run(f"{self._key}/{name}", name, {_PARENT: self._parent})
+    def start(self, name: str, params: Mapping[str, object], made_by: str = "") -> "TrackedRun":
+        """Open the child run of a stage or of an evaluation, or open it again if it exists.
+
+        Args:
+            name: Its name.
+            params: The parameters to show.
+            made_by: Fingerprint of what decides its numbers. A run that was made by something else,
+                as before its folder was deleted, stays as it is, and a new one is opened.
+        """
+        tags = {_PARENT: self._parent} | ({_MADE_BY: made_by} if made_by else {})
+        run_id = self._open_run(f"{self._key}/{name}", name, tags)
         self._log_params(run_id, params)
         return TrackedRun(self._client, self._experiment, run_id)
 
@@ -228,7 +237,8 @@ class Tracker:
 
     def _open_run(self, key: str, name: str, tags: dict[str, str]) -> str:
         found = self._find_run(key)
-        if found is None:
+        made_by = tags.get(_MADE_BY)
+        if found is None or (made_by and found.data.tags.get(_MADE_BY, made_by) != made_by):
             tags = {_KEY: _plain(key), **tags}
             run = self._client.create_run(self._experiment, run_name=name, tags=tags)
             run_id = str(run.info.run_id)

@@ -55,6 +55,31 @@ def test_runs_are_found_again_and_no_step_is_logged_twice(
     assert other.run_id != first.run_id
 
 
+def test_a_stage_that_is_trained_anew_does_not_show_the_steps_of_the_one_before(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    """As where its folder was deleted to train it again with other settings."""
+    config = in_folder(tiny_config, tmp_path)
+    old = Tracker(config).start("align", {"lr": 1e-3}, "of-1e-3")
+    old.log_records(records(1, 5))
+    old.finish("of-1e-3")
+    new = Tracker(config).start("align", {"lr": 1e-4}, "of-1e-4")
+    new.log_records([{"step": 1, "loss": 9.0}])
+    assert not Tracker(config).has_recorded("align", "of-1e-3")
+    again = Tracker(config).start("align", {"lr": 1e-4}, "of-1e-4")
+    assert again.run_id == new.run_id != old.run_id
+    shown = MlflowClient(tracking_uri(config)).get_run(again.run_id).data
+    assert (shown.params["lr"], shown.metrics["loss"]) == ("0.0001", 9.0)
+
+
+def test_a_run_that_an_earlier_version_opened_goes_on(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    config = in_folder(tiny_config, tmp_path)
+    old = Tracker(config).start("align", {})
+    assert Tracker(config).start("align", {}, "of-1e-3").run_id == old.run_id
+
+
 def test_more_metrics_than_a_request_may_hold(tiny_config: RunConfig, tmp_path: Path) -> None:
     run = Tracker(in_folder(tiny_config, tmp_path)).start("align", {})
     run.log_records(records(1, 2300))
