@@ -1,6 +1,7 @@
 """Choose which parameters train in a stage, and count them."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +72,8 @@ def _behind_features(model: Any) -> list[nn.Parameter]:
     """
     config = model.config
     with torch.device("meta"), torch.enable_grad():
-        tower = AutoModel.from_config(config.vision_config)
+        # Not every attention computes on `meta`, and the model keeps its own.
+        tower = AutoModel.from_config(deepcopy(config.vision_config), attn_implementation="eager")
         states = tower(
             torch.empty(1, 3, *[tower_of(config.vision_config, "vision_config").image_size] * 2),
             output_hidden_states=True,

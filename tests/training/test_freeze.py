@@ -28,6 +28,18 @@ def config(tiny_config: RunConfig) -> RunConfig:
     return small_config(tiny_config, "stages.align.max_steps=1")
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention", "flash_attention_2"])
+def test_what_trains_does_not_depend_on_the_attention(
+    tiny_config: RunConfig, attention: str
+) -> None:
+    model = shape_on_meta(tiny_config.model)
+    expected = freeze(model, PARTS)
+    for part in (model.config.vision_config, model.config.text_config):
+        part._attn_implementation = attention  # as on a machine that has it
+    assert freeze(model, PARTS) == expected
+    assert model.config.vision_config._attn_implementation == attention
+
+
 @pytest.mark.parametrize("trainable", CHOICES, ids="+".join)
 def test_counts_of_each_part(tiny_config: RunConfig, trainable: tuple[ModelPart, ...]) -> None:
     counts = {count.part: count for count in freeze(shape_on_meta(tiny_config.model), trainable)}
