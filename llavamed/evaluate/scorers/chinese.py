@@ -19,7 +19,7 @@ _CHINESE_TERMS = (
 _CHINESE_DIGITS = {word: str(number) for number, word in enumerate("零一二三四五六七八九十")}
 _CHINESE_DIGITS |= {"两": "2"}
 _CHINESE_NUMBER = re.compile(
-    r"(?<!第)([零一二两三四五六七八九十]|\d+)\s*(?:[个只块处条枚颗片]|\W*\Z)"
+    r"(?<![第A-Za-z\d])([零一二两三四五六七八九十]|\d+)\s*(?:[个只块处条枚颗片]|\W*\Z)"
 )
 _JAPANESE = re.compile(
     r"(?P<no>いいえ|ありません|みられません|見られません|認めません|認められません|ではない)"
@@ -49,6 +49,11 @@ def fold(text: str) -> str:
     for pattern, name in _CHINESE_TERMS:
         text = pattern.sub(name, text)
     return _CHINESE_NUMBER.sub(lambda found: f" {_CHINESE_DIGITS.get(found[1], found[1])} ", text)
+
+
+def without_particles(text: str) -> str:
+    """Return a text without signs and the words that make no difference: 肝 is 肝脏, 左 is 左侧."""
+    return re.sub(r"[\W的脏部侧]|(?<=[图像片其])中", "", text)
 
 
 def name_pattern(name: str) -> str:

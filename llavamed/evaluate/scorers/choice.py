@@ -227,7 +227,10 @@ def _is_denied(words: Sequence[Word], wanted: Sequence[str]) -> bool:
 def _chinese(text: str, reference: str) -> bool | None:
     if not CHINESE.search(text):
         return None
-    wanted, text = re.sub(r"[\W脏部]", "", reference), re.sub(r"[\s脏部]", "", text)
+    wanted, text = (
+        re.sub(r"[\W脏部]", "", reference),
+        re.sub(r"[\s脏部]|(?<=[图像片其])中", "", text),
+    )
     for pattern, side in _CHINESE_SIDES:
         wanted, text = pattern.sub(side, wanted), pattern.sub(side, text)
     text = _CHINESE_DENIED.sub("", text)

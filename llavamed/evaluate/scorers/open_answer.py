@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
-from llavamed.evaluate.scorers.chinese import name_pattern
+from llavamed.evaluate.scorers.chinese import name_pattern, without_particles
 from llavamed.evaluate.scorers.choice import content, is_chosen
 from llavamed.evaluate.scorers.quantities import NUMBERED, UNITS
 from llavamed.evaluate.scorers.terms import ADJECTIVES, OPPOSITES
@@ -219,8 +219,7 @@ def _chinese(answer: str, reference: str) -> float:
     items = [each for each in _CHINESE_LIST.split(reference) if re.search(r"\w", each)]
     if len(items) > 1 and not _CHINESE_SIDE.search(reference):
         return sum(_chinese(answer, each) for each in items) / len(items)
-    wanted = re.sub(r"[\W的脏部侧]", "", reference)  # 肝 and 肝脏 are the same organ
-    said = re.sub(r"[\W的脏部侧]", "", answer)
+    wanted, said = without_particles(reference), without_particles(answer)
     for kind in ("左右双", "上下中", "前后", "黑白灰红", "横冠矢"):
         there = set(wanted) & set(kind)
         if there and (set(said) & set(kind)) - there:
@@ -229,7 +228,7 @@ def _chinese(answer: str, reference: str) -> float:
     if bool(denies.search(wanted)) != bool(denies.search(said)):
         return 0.0
     if len(items) > 1:
-        return sum(re.sub(r"[\W的脏部侧]", "", each) in said for each in items) / len(items)
+        return sum(without_particles(each) in said for each in items) / len(items)
     is_most = bool(said) and said in wanted and len(said) * 2 > len(wanted)
     if wanted and (re.search(name_pattern(wanted), said) or is_most):
         return 1.0

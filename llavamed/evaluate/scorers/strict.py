@@ -72,7 +72,9 @@ def _chosen(answer: str, question: str, options: Mapping[str, str]) -> str | Non
     """Return the letter that an answer chooses, also by saying yes or no where options do."""
     options = {each: spell_out(text, answer) for each, text in options.items()}
     if not {"L", "R"} & options.keys():
-        answer = spell_sides(answer, " ".join(options.values()))
+        sides = " ".join(options.values())
+        answer = spell_sides(answer, sides)
+        options = {each: spell_sides(text, sides) for each, text in options.items()}
     for text in options.values():
         answer = spell_out(answer, text)
     chosen = chosen_letter(answer, options)
