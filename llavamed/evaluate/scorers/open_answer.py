@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from llavamed.evaluate.scorers.chinese import name_pattern, without_particles
-from llavamed.evaluate.scorers.choice import content, is_chosen
+from llavamed.evaluate.scorers.choice import contains, content, is_chosen
 from llavamed.evaluate.scorers.quantities import NUMBERED, UNITS
 from llavamed.evaluate.scorers.terms import ADJECTIVES, OPPOSITES
 from llavamed.evaluate.scorers.unpack import conclusions, weighed
@@ -25,6 +25,7 @@ from llavamed.evaluate.scorers.words import (
 )
 
 _LINKS = frozenset(["with", "without", "left", "right"])
+_SIDES = frozenset(["left", "right"])
 _STOP = FUNCTION_WORDS - _LINKS
 _PARTS = re.compile(
     r"\s*(?:,(?!\d)|;|/(?!\d)|\band\b|\bas well as\b|\bplus\b|&|、|和|及)\s*", re.IGNORECASE
@@ -79,6 +80,8 @@ def open_score(answer: str, reference: str, question: str) -> float:
         return 0.0
     said = join_compounds(said, {word.text for word in wanted})
     said = as_worded(said, {word.text for word in wanted}, _head(parts[-1]))
+    if any(_is_of_other_side(said, words_of(part)) for part in parts):
+        return 0.0
     if _content(said) == _content(wanted):
         return 1.0
     if _is_list(answer, len(parts)) or _offers(answer, reference):
@@ -109,6 +112,16 @@ def _says_as_much(answer: str, reference: str, question: str) -> bool:
         return answer.strip() == reference.strip()
     is_added = any(word.text not in asked or not word.denied for word in words_of(answer))
     return needed <= set(canonical(answer)) and not is_added
+
+
+def _is_of_other_side(said: Sequence[Word], part: Sequence[Word]) -> bool:
+    """Tell whether an answer has a place on the other side only: "right lung, left"."""
+    place = [word.text for word in part]
+    if len(place) < 2 or place[0] not in _SIDES:
+        return False
+    stated = [word.text for word in said if not word.denied]
+    mirrored = [*(_SIDES - {place[0]}), *place[1:]]
+    return contains(stated, mirrored) and not contains(stated, place)
 
 
 def _content(words: Sequence[Word]) -> list[tuple[str, bool]]:
