@@ -278,6 +278,8 @@ def search_server():
             )
             found = [n for n, day in enumerate(days) if first <= day <= last]
             result = {"count": str(len(found)), "idlist": [str(n) for n in found[:9_999]]}
+            if len(asked) == 4:
+                result = {"ERROR": "Search Backend failed: Unable to open connection"}
             if query["term"][0] == "[":
                 result = {"ERROR": "cannot parse"}
             body = json.dumps({"esearchresult": result}).encode()

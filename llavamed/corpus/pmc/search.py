@@ -127,10 +127,12 @@ def _get(address: str, seconds: float) -> bytes:
     try:
         with urllib.request.urlopen(address, timeout=seconds) as answer:
             data: bytes = answer.read()
-            return data
     except urllib.error.HTTPError as error:
         if error.code in {408, 429} or error.code >= 500:
             raise ConnectionError(f"HTTP {error.code}") from error
         raise
     except urllib.error.URLError as error:
         raise ConnectionError(str(error.reason)) from error
+    if b"Search Backend failed" in data:  # with status 200, and for a while only
+        raise ConnectionError(" ".join(data.decode(errors="replace").split())[:200])
+    return data
