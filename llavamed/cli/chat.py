@@ -124,7 +124,7 @@ def _answer(conversation: "Conversation", question: str) -> None:
         typer.echo(_CONTROLS.sub("", piece) if console.is_terminal else piece, nl=False)
     typer.echo()
     if is_empty:
-        typer.echo("the answer is empty: the model ends it at once", err=True)
+        typer.echo("the answer is empty: the model wrote nothing or blanks", err=True)
 
 
 def serve(

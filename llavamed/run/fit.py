@@ -24,7 +24,7 @@ from llavamed.errors import LlavaMedError, TrainingError
 from llavamed.parallel.failures import explain_failure, find_our_error
 from llavamed.parallel.logs import log_record, queue_beside_driver, send_logs
 from llavamed.run.resources import log_what_is_missing
-from llavamed.run.worker_messages import Failed, Message, Started, Steps
+from llavamed.run.worker_messages import Died, Failed, Message, Started, Steps
 from llavamed.storage.location import Location
 from llavamed.train.job import StageJob, Workers
 from llavamed.train.metrics import StepRecord
@@ -56,7 +56,7 @@ def fit(
     if job.config.scaling.launcher == "local":
         return _train_here(job, on_started, on_records)
     queue = queue_beside_driver()
-    listener = _Listener(queue, on_started, on_records)
+    listener = _Listener(queue, on_started, on_records, job.config.max_failures)
     trainer = _trainer(job, folder, queue)
     try:
         # The listener empties its queue at the end, so the workers must have stopped by then.
@@ -73,16 +73,20 @@ def _explain(job: StageJob, error: Exception) -> LlavaMedError:
     ours = find_our_error(error)
     if ours is not None:
         return ours
-    failures, key = job.config.max_failures, f"stages.{job.stage.name}"
-    sizes = "max_tokens" if job.stage.packing else "micro_batch_size"
-    hint = (
-        f"place fewer of scaling.num_workers on a machine, or set {key}.{sizes} lower under "
-        "another name"
-    )
+    failures, reason = job.config.max_failures, explain_failure(error, _memory_hint(job))
     return TrainingError(
         f"max_failures={failures}: workers of stage {job.stage.name} failed {failures + 1} times, "
-        f"the last time because {explain_failure(error, hint)}; start the same command again to "
-        "go on from the last checkpoint"
+        f"the last time because {reason}; start the same command again to go on from the last "
+        "checkpoint"
+    )
+
+
+def _memory_hint(job: StageJob) -> str:
+    """Return what to do about workers that run out of memory."""
+    sizes = "max_tokens" if job.stage.packing else "micro_batch_size"
+    return (
+        f"place fewer of scaling.num_workers on a machine, or set stages.{job.stage.name}.{sizes} "
+        "lower under another name"
     )
 
 
@@ -126,7 +130,7 @@ def _trainer(job: StageJob, folder: Location, queue: Queue) -> _Trainer:
             storage_path=folder.path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=job.config.max_failures),
-            callbacks=[_StopOnOurErrors(queue)],
+            callbacks=[_OnErrors(queue, _memory_hint(job))],
         ),
     )
 
@@ -165,11 +169,14 @@ def _train_worker(settings: _WorkerSettings) -> bool:
         return train_stage(job, replace(context, observe=metrics.observe))
 
 
-class _StopOnOurErrors(UserCallback):
-    """Ends the fit at an error of ours, which every new worker would raise again."""
+class _OnErrors(UserCallback):
+    """Ends the fit at an error of ours, which every new worker would raise again, and tells others.
 
-    def __init__(self, queue: Queue) -> None:
-        self._queue = queue
+    Ray starts all workers again after any other error, and says nothing.
+    """
+
+    def __init__(self, queue: Queue, memory_hint: str) -> None:
+        self._queue, self._memory_hint = queue, memory_hint
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Raise the error of ours that ended a worker, if any; Ray's controller calls this."""
@@ -178,6 +185,8 @@ class _StopOnOurErrors(UserCallback):
             if ours is not None:
                 self._queue.put(Failed(ours))
                 raise ours
+        first = next(iter(worker_exceptions.values()))
+        self._queue.put(Died(explain_failure(first, self._memory_hint)))
 
 
 class _Listener:
@@ -188,9 +197,11 @@ class _Listener:
         queue: Queue,
         on_started: Callable[[Workers], None],
         on_records: Callable[[list[StepRecord]], None],
+        max_failures: int,
     ) -> None:
         self._queue = queue
         self._on_started, self._on_records = on_started, on_records
+        self._max_failures, self._failures = max_failures, 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="listener", daemon=True)
         self.fatal: LlavaMedError | None = None
@@ -228,5 +239,15 @@ class _Listener:
                 self._on_records(records)
             case Failed(error):
                 self.fatal = error
+            case Died(reason):
+                self._failures += 1
+                if self._failures <= self._max_failures:  # otherwise the error of the stage says it
+                    logger.warning(
+                        "%s; the workers start again, from the last checkpoint (failure %d, "
+                        "max_failures=%d)",
+                        reason,
+                        self._failures,
+                        self._max_failures,
+                    )
             case logging.LogRecord():
                 log_record(message)

@@ -76,7 +76,7 @@ def _in_use(scaling: Scaling) -> str:
     free = ray.available_resources()
     names = resources_of_a_worker(scaling)
     there = ", ".join(f"{name} {free.get(name, 0):g}" for name in names)
-    return f"they are starting, or wait for other work to end, which leaves {there} free"
+    return f"starting, or waiting for other work to end, which leaves {there} free"
 
 
 def _missing(scaling: Scaling) -> str | None:

@@ -27,11 +27,18 @@ class Steps:
 
 
 @dataclass(frozen=True)
+class Died:
+    """A worker has died for a reason that is not ours, from Ray's controller."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Failed:
     """An error of ours that ends the stage, from Ray's controller."""
 
     error: LlavaMedError
 
 
-Message = Started | Steps | Failed | logging.LogRecord
+Message = Started | Steps | Died | Failed | logging.LogRecord
 """A message to the driver while a stage trains; any worker may send log records."""

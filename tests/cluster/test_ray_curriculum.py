@@ -170,8 +170,10 @@ def test_a_killed_worker_changes_nothing(small_prepared: RunConfig, tmp_path: Pa
     killed = base.model_copy(update={"storage": str(tmp_path / "killed")})
     checkpoints = plan_curriculum(killed)[0].checkpoints
     victims = kill_a_worker(checkpoints, after_step=4)
-    summary, _ = run(killed)
+    summary, text = run(killed)
     assert victims, "no worker was killed; the test has shown nothing"
+    assert f"process {victims[0]} on " in text
+    assert "the workers start again, from the last checkpoint (failure 1, max_failures=1)" in text
 
     undisturbed, disturbed = weights(quiet, "instruct"), weights(killed, "instruct")
     assert all(torch.equal(undisturbed[name], disturbed[name]) for name in undisturbed)

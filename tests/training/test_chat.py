@@ -69,7 +69,7 @@ def test_an_empty_question_is_refused_and_an_empty_answer_is_said(
     assert (code, err) == (2, 'error: --ask="": holds no question; ask one, or leave --ask out\n')
     monkeypatch.setattr(Conversation, "ask", lambda *_: iter(["", ""]))
     code, out, err = llavamed("chat", str(tiny_export), "--ask", "Why?")
-    assert (code, out, err) == (0, "\n", "the answer is empty: the model ends it at once\n")
+    assert (code, out, err) == (0, "\n", "the answer is empty: the model wrote nothing or blanks\n")
 
 
 def test_a_conversation_remembers_forgets_and_goes_on_after_errors(
