@@ -45,7 +45,9 @@ _IS_OF_KIND = tuple(
 )
 """A question whether something is of a kind: "is this a CT scan", "is the lesion on the left"."""
 _LEFT_OUT = frozenset(
-    str.split("patie you prese visib evide noted detec ident conta inclu appea look seem")
+    str.split(
+        "patie you prese visib evide noted detec ident conta inclu appea look seem child infan"
+    )
 )
 """Stems of a question that an answer may leave out."""
 OF_THE = re.compile(r"\s*(?:is|are|was|were)\s+the\b", re.IGNORECASE)
