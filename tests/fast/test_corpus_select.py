@@ -55,13 +55,8 @@ MODALITIES = {
 }
 """Likewise; all others show none of the five modalities, or several."""
 
-HELD_OUT = [
-    line.split("|", 2)
-    for line in (Path(__file__).parents[1] / "support/held_out_captions.txt")
-    .read_text()
-    .split("\n")
-    if line
-]
+HELD_OUT_FILE = Path(__file__).parents[1] / "support/held_out_captions.txt"
+HELD_OUT = [line.split("|", 2) for line in HELD_OUT_FILE.read_text().split("\n") if line]
 """Panels, modality (or `other`, `none`) and caption, labelled before the rules first read them."""
 
 READ = {  # invented captions and what a person reads in them
