@@ -259,10 +259,8 @@ class EndpointClient:
         except openai.APIStatusError as error:
             raise self._refusal(error) from error
         except (openai.APITimeoutError, TimeoutError) as error:
-            limit = self.endpoint.timeout_seconds
-            raise _TryError(
-                f"no complete answer in {limit:g} s", "timeout", is_lost=True
-            ) from error
+            detail = f"no complete answer in {self.endpoint.timeout_seconds:g} s"
+            raise _TryError(detail, "timeout", is_lost=True) from error
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
             was_sent = type(cause).__name__ != "ConnectError"
@@ -285,8 +283,9 @@ class EndpointClient:
         """Read a response whose status is an error, an `openai.APIStatusError`."""
         status = error.status_code
         said = error.body.get("message") if isinstance(error.body, dict) else None
-        detail = self._without_key(str(said or error.response.text))
-        if error.code in _FILTER_CODES or _is_flagged(error.body):
+        metadata = _metadata(error.body)
+        detail = self._without_key(str(metadata.get("raw") or said or error.response.text))
+        if error.code in _FILTER_CODES or "flagged_input" in metadata:
             return _TryError(detail, "content_filter", status, may_pass=False)
         marks = (status, str(error.code), str(error.type))
         advice = next((_OF_ALL_REQUESTS[each] for each in marks if each in _OF_ALL_REQUESTS), "")
@@ -387,10 +386,10 @@ def _api_key(endpoint: Endpoint) -> str | None:
     return key
 
 
-def _is_flagged(body: Any) -> bool:
-    """Return whether an error is about the words of one prompt, as OpenRouter says with 403."""
+def _metadata(body: Any) -> dict[str, Any]:
+    """Return what OpenRouter says of an error: which words are flagged, and its provider's own."""
     metadata = body.get("metadata") if isinstance(body, dict) else None
-    return isinstance(metadata, dict) and "flagged_input" in metadata
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def _failure(state: RetryCallState) -> _TryError:

@@ -79,6 +79,12 @@ def test_a_request_that_is_refused_is_a_row_at_once_and_the_others_go_on(endpoin
     assert len(endpoint.bodies) == 3
 
 
+def test_a_router_that_passes_an_error_on_is_read_for_the_reason(endpoint, tmp_path):
+    endpoint.fail("provider")
+    (answer,) = answers(endpoint, tmp_path, question())
+    assert (answer.outcome, answer.detail) == ("failed", "the schema is too deep")
+
+
 @pytest.mark.parametrize("fault", ["filter", "flagged"])
 def test_a_prompt_that_a_filter_stops_is_refused_and_no_sign_of_a_fault(endpoint, tmp_path, fault):
     """Pictures of wounds make filters stop many prompts in a row, Azure by 400, OpenRouter by 403.

@@ -28,6 +28,7 @@ ERRORS = {
     "429": (429, "rate_limit_exceeded", "Slow down."),
     "no quota": (429, "insufficient_quota", "You exceeded your quota."),
     "no balance": (429, None, "The account is suspended."),
+    "provider": (400, 400, "Provider returned error"),
     "no max_tokens": (400, "unsupported_parameter", "Use 'max_completion_tokens' instead."),
     "no temperature": (400, "unsupported_value", "Only the default (1) is supported."),
     "500": (500, "server_error", "Something went wrong."),
@@ -134,6 +135,8 @@ class _Handler(BaseHTTPRequestHandler):
         error = {"message": message.format(key=key), "type": "error", "param": None, "code": code}
         if fault == "no balance":
             error["type"] = "exceeded_current_quota_error"
+        if fault == "provider":
+            error["metadata"] = {"raw": "the schema is too deep", "provider_name": "X"}
         if fault == "flagged":
             error["metadata"] = {"reasons": ["gore"], "flagged_input": "a wound"}
         self._send(status, json.dumps({"error": error}).encode())
