@@ -91,13 +91,6 @@ UNDECIDED = re.compile(
 )
 """Phrases that leave a question open: hedges, refusals and double negations."""
 
-LEANING = re.compile(
-    r"\b(?:most\s+)?(?:probably|likely|presumably|apparently)\b(?!\s+(?:cannot|can['’]t))"
-    r"|\bmost\s+likely\b",
-    re.IGNORECASE,
-)
-"""Hedges that still leave an answer."""
-
 AFFIRMING = re.compile(
     r"\b(?:there(?:\s+is|['’]s)\s+)?(?:no|without(?:\s+(?:a|any))?|beyond(?:\s+any)?)\s+(?:doubt|question|reason\s+to\s+doubt)\b"
     r"|\bnot\s+(?:only|just|merely)\b|\bundoubtedly\b|\bnothing\s+but\b",

@@ -22,7 +22,6 @@ from llavamed.evaluate.scorers.vocabulary import (
     CHINESE_YES,
     EMPHASIS,
     LEADING_ONLY,
-    LEANING,
     NO,
     NO_ALONE,
     OTHER_SENTENCES,
@@ -38,7 +37,7 @@ _BOTH = re.compile(
     r"\[\s*yes\s*,\s*no\s*\]|\[\s*no\s*,\s*yes\s*\]|\byes\s*(?:/|\\|\||or|and|und|ou|y)\s*no\b|\bno\s*(?:/|or|and)\s*yes\b"
 )
 _FILLERS = re.compile(
-    r"\A\W*(?:(?:well|hmm+|uh|um|okay|ok|oh|answer|so|clear|very|most|probably|likely|almost"
+    r"\A\W*(?:(?:well|hmm+|uh|um|okay|ok|oh|answer|so|clear|very|most|probably|likely|presumably|apparently|almost"
     r"|definitely|clearly|certainly|it|a|an|the|i\s+(?:would\s+)?(?:think|believe|say|guess)"
     r"|(?:it|this|that|the\s+answer)\s+(?:is|would\s+be)|based\s+on\s+(?:the|this)\s+[\w ]+,"
     r"|(?:in|from|on)\s+(?:the|this)\s+(?:image|picture|scan|slice|view|film|figure|radiograph"
@@ -267,7 +266,6 @@ def _straight(text: str) -> str:
 
 def _lead(text: str) -> tuple[bool | None, str]:
     """Return the yes or no that a text begins with, and the rest."""
-    text = LEANING.sub(" ", text)
     if affirmed := re.match(
         r"\W*(?:(?:there|that)\s+(?:is|'s)\s+)?(?:no|without(?:\s+an?y?)?)\s+(?:doubt|question)\b",
         text,
