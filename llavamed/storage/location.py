@@ -346,9 +346,18 @@ class Location:
         return {path: told for path, told in found.items() if not path.endswith("/")}
 
     def download_files(self, paths: list[str], folder: Path) -> None:
-        """Copy files below this folder, by the paths of `list_files`, into a local one."""
+        """Copy files below this folder, by the paths of `list_files`, into a local one.
+
+        Raises:
+            StorageError: A file cannot be read, or the name of an object leads out of the folder.
+        """
         for path in paths:
-            target = folder / posixpath.relpath(path, self.path)
+            name = posixpath.relpath(path, self.path)
+            if name.startswith("../"):  # a store takes any name, of whoever may write to it
+                raise StorageError(
+                    f"{self}: the name of object {path} leads out of this folder; delete the object"
+                )
+            target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             place = Location(self.fs, path, self.attempts)
             with_retries(place, "read", partial(self.fs.get_file, path, str(target)))

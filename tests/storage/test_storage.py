@@ -159,6 +159,16 @@ def test_a_folder_that_a_console_made_is_no_file(s3_uri: str, tmp_path: Path) ->
     assert s3.list_objects_v2(Bucket=bucket, Prefix=key)["KeyCount"] == 0
 
 
+def test_no_name_of_an_object_leads_out_of_the_folder(s3_uri: str, tmp_path: Path) -> None:
+    place = locate(f"{s3_uri}/{tmp_path.name}")
+    bucket, _, key = place.path.partition("/")
+    s3 = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+    s3.put_object(Bucket=bucket, Key=f"{key}/deep/../../outside", Body=b"1")
+    with pytest.raises(StorageError, match=r"object .*/outside leads out of this folder"):
+        place.download(tmp_path / "copy")
+    assert not list(tmp_path.rglob("outside"))
+
+
 def test_upload_writes_the_manifest_last_and_download_gives_the_same(folder, tmp_path, monkeypatch):
     source = tmp_path / "source"
     (source / "deep").mkdir(parents=True)
