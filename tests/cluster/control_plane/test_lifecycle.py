@@ -191,8 +191,9 @@ def test_every_section_can_be_changed_by_an_upgrade(namespace: Namespace) -> Non
         values = {name: OTHER[name] for name in OTHER if name.partition(".")[0] == section}
         for name in sorted(values):
             values = BESIDE.get(name, {}) | values
-        # The bundled database excludes the one of the Secret, and a server of one's own both.
-        excluded = FIXED | BUNDLED.keys() | OWN_SERVER.keys()
+        # The bundled database excludes the one of the Secret, a server of one's own both, and an
+        # account of one's own the annotations.
+        excluded = FIXED | BUNDLED.keys() | OF_ONES_OWN.keys()
         namespace.upgrade("--reset-values", *options(without(values, excluded)))
 
 
@@ -200,12 +201,12 @@ def without(values: dict[str, Any], names: set[str]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in names}
 
 
-OWN_SERVER = {"mlflow.trackingUri": OTHER["mlflow.trackingUri"]}
+OF_ONES_OWN = {name: OTHER[name] for name in ("mlflow.trackingUri", "serviceAccount.name")}
 OF_A_JOB = {name: OTHER[name] for name in OTHER if name.startswith("job.")} | BUNDLED
 TOGETHER = {
     "most": without(ALL, FIXED),
     "job": OF_A_JOB | {"ray.a100.capabilities": OTHER["ray.a100.capabilities"]},
-    "own-server": OWN_SERVER,
+    "of-ones-own": OF_ONES_OWN,
 }
 """All values but the fixed ones, in sets that fit together."""
 
