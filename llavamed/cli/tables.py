@@ -224,6 +224,8 @@ def show_benchmarks() -> None:
 
 def show_plan(costs: Sequence["StageCost"]) -> None:
     """Print what a run will do and cost."""
+    from llavamed.run.plan import three_digits
+
     first = costs[0]
     rates = dict.fromkeys(f"{cost.mfu:.0%}" for cost in costs)
     title = (
@@ -248,8 +250,8 @@ def show_plan(costs: Sequence["StageCost"]) -> None:
         f"{'' if cost.memory.total <= cost.gpu_memory else ' !'}"
         for cost in costs
     ]
-    rows["exaFLOPs"] = [f"{cost.flops / 1e18:.3g}" for cost in costs]
-    rows["hours"] = [f"{cost.hours:.3g}" for cost in costs]
+    rows["exaFLOPs"] = [three_digits(cost.flops / 1e18) for cost in costs]
+    rows["hours"] = [three_digits(cost.hours) for cost in costs]
     rows[f"cost, {first.prices.currency}"] = [
         "unknown" if cost.cost is None else money(cost.cost) for cost in costs
     ]
@@ -268,7 +270,7 @@ def show_plan(costs: Sequence["StageCost"]) -> None:
             ]
             hint = f"set {' or '.join(changes)}" if changes else "use larger GPUs, or more of them"
             print_line(f"! {cost.name} does not fit: {hint}")
-    print_line(describe_total(costs))
+    print_line(_describe_total(costs))
 
 
 def show_contamination(found: Contamination) -> None:
@@ -315,15 +317,17 @@ def show_removal(found: Contamination, without: PreparedDataset | None) -> None:
     print_line(text)
 
 
-def describe_total(costs: Sequence["StageCost"]) -> str:
+def _describe_total(costs: Sequence["StageCost"]) -> str:
     """Return a sentence about the cost of all stages, with the prices used."""
+    from llavamed.run.plan import three_digits
+
     prices, gpu = costs[0].prices, costs[0].accelerator
     hours = sum(cost.hours for cost in costs)
     known = [cost.cost for cost in costs if cost.cost is not None]
     if len(known) < len(costs):
-        return f"All stages: {hours:.3g} hours; gpu_prices.hourly has no price for {gpu}"
+        return f"All stages: {three_digits(hours)} hours; gpu_prices.hourly has no price for {gpu}"
     return (
-        f"All stages: {hours:.3g} hours and {money(sum(known))} {prices.currency}, at "
+        f"All stages: {three_digits(hours)} hours and {money(sum(known))} {prices.currency}, at "
         f"{prices.hourly[gpu]:g} per GPU hour as of {prices.date} (gpu_prices)"
     )
 

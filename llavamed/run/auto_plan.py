@@ -21,7 +21,14 @@ from llavamed.model.cost.flops import ACCELERATORS
 from llavamed.model.cost.speeds import Setting, Speeds, shipped_speeds
 from llavamed.model.kernels import check_kernels
 from llavamed.model.llava import shape_on_meta
-from llavamed.run.plan import StageCost, find_accelerator, plan_stage, shape_stage, workers_override
+from llavamed.run.plan import (
+    StageCost,
+    find_accelerator,
+    plan_stage,
+    shape_stage,
+    three_digits,
+    workers_override,
+)
 
 SAME_STEP = 0.2
 """The fraction by which the samples of a step may differ from those configured."""
@@ -266,13 +273,14 @@ def reasons(choice: ChosenSettings) -> list[str]:
     memory = chosen.cost.memory.total / 1e9
     sentences = [
         f"{choice.stage}: {settings}",
-        f"  {chosen.hours:.3g} hours: {chosen.compute_hours:.3g} of operations at {chosen.mfu:.0%} "
-        f"MFU, {chosen.memory_hours:.2g} of memory, {chosen.network_hours:.2g} of network; "
+        f"  {three_digits(chosen.hours)} hours: {three_digits(chosen.compute_hours)} of operations "
+        f"at {chosen.mfu:.0%} MFU, {three_digits(chosen.memory_hours)} of memory, "
+        f"{three_digits(chosen.network_hours)} of network; "
         f"{chosen.cost.useful_tokens:.0%} of the tokens useful; {memory:.0f} of "
         f"{chosen.cost.gpu_memory / 1e9:.0f} GB",
     ]
     if chosen.changes:
-        now = f"{before.hours:.3g} hours" if before.fits else "does not fit"
+        now = f"{three_digits(before.hours)} hours" if before.fits else "does not fit"
         sentences.append(
             f"  as configured: {now}, {before.cost.useful_tokens:.0%} useful, "
             f"{before.cost.memory.total / 1e9:.0f} GB"

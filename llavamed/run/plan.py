@@ -172,6 +172,13 @@ def training_flops(config: RunConfig, stage: Stage, data: Mixture, order: StageO
     return float(step_flops(model, stage=stage, data=data, order=order).sum())
 
 
+def three_digits(number: float) -> str:
+    """Write a positive number with three digits or more, without an exponent."""
+    if number >= 100:
+        return f"{number:,.0f}"
+    return f"{number:.3g}" if number >= 0.001 else "under 0.001"
+
+
 def plan_stage(
     config: RunConfig,
     stage: Stage,

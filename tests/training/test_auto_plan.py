@@ -17,7 +17,7 @@ from llavamed.errors import ConfigError
 from llavamed.model.cost.memory import Memory
 from llavamed.model.cost.speeds import NEAR, Setting, Speeds, shipped_speeds, with_measurements
 from llavamed.run.auto_plan import FASTEST_KERNELS, SAME_STEP, _trials, choose, reasons
-from llavamed.run.plan import StageCost, plan_run
+from llavamed.run.plan import StageCost, plan_run, three_digits
 from llavamed.storage.manifest import MeasuredMemory, Measurement, PlannedBytes
 
 CONFIGS = Path(__file__).parents[2] / "ray_jobs" / "configs"
@@ -336,3 +336,11 @@ def test_what_fits_nowhere_is_refused_with_what_would_help(tmp_path: Path) -> No
     message = r"stages.instruct: needs \S+ GB a GPU at the least of \d+ settings tried, and A10G"
     with pytest.raises(ConfigError, match=message):
         choose(config, accelerator="A10G", num_gpus=1)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(1e-8, "under 0.001"), (0.0123456, "0.0123"), (99.94, "99.9"), (1234.5, "1,234")],
+)
+def test_hours_have_no_exponent(number: float, text: str) -> None:
+    assert three_digits(number) == text
