@@ -120,9 +120,7 @@ class Location:
 
         A read that fails is tried again from where it began.
 
-        Raises:
-            FileNotFoundError: There is no such file.
-            StorageError: It cannot be read.
+        Raises: FileNotFoundError, StorageError.
         """
         with with_retries(self, "read", lambda: self.fs.open(self.path, "rb", **options)) as raw:
             yield cast("BinaryIO", RetryingFile(self, raw))
@@ -141,9 +139,7 @@ class Location:
     def read_bytes(self, start: int | None = None, end: int | None = None) -> bytes:
         """Return the whole file, or its bytes from `start` to before `end`.
 
-        Raises:
-            FileNotFoundError: There is no such file.
-            StorageError: It cannot be read.
+        Raises: FileNotFoundError, StorageError.
         """
         part = {"start": start, "end": end, **self._limit()}
         data = with_retries(self, "read", lambda: self.fs.cat_file(self.path, **part))
@@ -329,8 +325,7 @@ class Location:
     def download(self, folder: Path) -> Path:
         """Return a local folder with the content of this one: itself if local, else a copy.
 
-        Raises:
-            StorageError: There is no such folder, or it cannot be read.
+        Raises: StorageError.
         """
         if not self.exists():
             raise StorageError(f"{self}: no such folder; check the path")
@@ -348,8 +343,7 @@ class Location:
     def download_files(self, paths: list[str], folder: Path) -> None:
         """Copy files below this folder, by the paths of `list_files`, into a local one.
 
-        Raises:
-            StorageError: A file cannot be read, or the name of an object leads out of the folder.
+        Raises: StorageError, also where the name of an object leads out of the folder.
         """
         for path in paths:
             name = posixpath.relpath(path, self.path)
@@ -396,8 +390,7 @@ def locate(uri: str) -> Location:
 def check_writable(location: Location) -> None:
     """Write, read and delete a small file, so that a run fails before it costs anything.
 
-    Raises:
-        StorageError: The place cannot be reached or written.
+    Raises: StorageError.
     """
     probe = location.without_retries() / f".llavamed-{uuid.uuid4().hex[:8]}"
     probe.write_bytes(b"ok")
