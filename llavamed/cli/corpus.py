@@ -149,7 +149,9 @@ def dialogues(
     show_dialogue_plan(plan, job.settings)
     if write_batch is not None:
         names = job.write_batches(write_batch)
-        print_line(f"batch files in {write_batch}: {', '.join(names) or 'none'}")
+        prices = job.settings.endpoint.prices
+        part = "" if prices is None else f", for {prices.batch:g} of the cost above"
+        print_line(f"batch files in {write_batch}: {', '.join(names) + part if names else 'none'}")
     elif not estimate:
         show_dialogues(job.run(plan))
 

@@ -4,6 +4,7 @@ Heavy imports stay inside the commands, after the config is read, so that help a
 errors come at once.
 """
 
+import logging
 import os
 import platform
 import signal
@@ -29,6 +30,8 @@ from llavamed.cli.options import ConfigFile, Overrides, find_config, load_run, p
 from llavamed.config.load import dump_config, load_config
 from llavamed.config.run import RunConfig
 from llavamed.errors import ConfigError, InterruptError, LlavaMedError
+
+logger = logging.getLogger(__name__)
 
 
 class _Commands(TyperGroup):
@@ -192,6 +195,7 @@ def train(
 ) -> None:
     """Run the curriculum: prepare, train and evaluate what is not finished yet."""
     run = load_run(config, overrides)
+    logger.info("checking places, packages, weights and MLflow before anything starts")
     from llavamed.cli.tables import show_summary
     from llavamed.run.driver import run_curriculum
     from llavamed.run.progress import ProgressDisplay

@@ -24,6 +24,7 @@ from llavamed.llm.answer import AnswerCache
 from llavamed.llm.cost import CostEstimate
 from llavamed.storage.location import locate
 from llavamed.storage.manifest import write
+from tests.conftest import CONFIGS
 from tests.support.chat_endpoint import MAY_PASS, chat_endpoint
 from tests.support.corpus_figures import corpus_config, selected
 
@@ -320,6 +321,18 @@ def test_answers_of_a_batch_file_are_not_asked_for_again(tmp_path, endpoint):
     )
     assert job.read_batches([str(output)]) == {"answered": 19}
     assert run(config).outcomes == {"answered": 19}
+    assert endpoint.bodies == []
+
+
+def test_batch_files_are_named_with_their_part_of_the_cost(tmp_path, endpoint):
+    place = f"{{url: '{endpoint.url}', model: writer, prices: {PRICES}}}"
+    corpus(tmp_path, endpoint)
+    overrides = [f"storage={tmp_path}", f"corpus.dialogues.endpoint={place}"]
+    given = ["dialogues", *overrides, "--config", str(CONFIGS / "demo.yaml")]
+    given += ["--write-batch", str(tmp_path / "batch")]
+    found = CliRunner().invoke(app, given, catch_exceptions=False)
+    (name,) = (file.name for file in (tmp_path / "batch").iterdir())
+    assert f"{tmp_path / 'batch'}: {name}, for 0.5 of the cost above" in found.output
     assert endpoint.bodies == []
 
 
