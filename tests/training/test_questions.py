@@ -32,8 +32,12 @@ def test_questions_that_can_be_scored_are_let_through(tmp_path):
         ({9: {"turns": dialogue("What?", " ")}}, "1 of 20 without a reference answer .the"),
         ({9: {"turns": dialogue("What?", "x")[:1]}}, "1 of 20 without a reference answer"),
         ({9: {"turns": dialogue("What?", "x")[1:]}}, "1 of 20 not asked by a user at the end"),
+        (
+            {9: {"id": "", "turns": dialogue("What?", " "), "answer_type": ""}},
+            "1 of 20 without an id .*, 1 of 20 without a reference .*, 1 of 20 without an answer",
+        ),
     ],
-    ids=["no id", "same id", "no type", "blank", "no answer", "no question"],
+    ids=["no id", "same id", "no type", "blank", "no answer", "no question", "in this order"],
 )
 def test_what_cannot_be_scored_is_refused_with_its_numbers(changes, sentence, tmp_path):
     with pytest.raises(DataError, match=f"{KEY}=test: its questions cannot be scored: {sentence}"):

@@ -38,9 +38,10 @@ def check_questions(
         table = dataset.read_samples(shard, group, ["id", "turns", "answer_type"])
         for sample in table.to_pylist():
             found = _problems(sample["id"], sample["turns"], sample["answer_type"], seen)
-            for problem in found & set(problems):
-                counts[problem] += 1
-                first.setdefault(problem, sample["id"])
+            for problem in found:
+                if problem in problems:
+                    counts[problem] += 1
+                    first.setdefault(problem, sample["id"])
             seen.add(sample["id"])
     if counts:
         number = dataset.num_samples
@@ -52,7 +53,9 @@ def check_questions(
         raise DataError(f"{key}={dataset.name}: its questions cannot be scored: {facts}; {advice}")
 
 
-def _problems(name: str, turns: list[dict[str, str]], answer_type: str, seen: set[str]) -> set[str]:
+def _problems(
+    name: str, turns: list[dict[str, str]], answer_type: str, seen: set[str]
+) -> list[str]:
     asked = [turn["role"] for turn in turns[-2:]]
     answered = asked[-1:] == ["assistant"] and bool(turns[-1]["text"].strip())
     found = {
@@ -62,4 +65,4 @@ def _problems(name: str, turns: list[dict[str, str]], answer_type: str, seen: se
         "not asked by a user at the end": answered and asked[0] != "user",
         NO_TYPE: answer_type not in {"OPEN", "CLOSED"},
     }
-    return {problem for problem, is_so in found.items() if is_so}
+    return [problem for problem, is_so in found.items() if is_so]
