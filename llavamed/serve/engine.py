@@ -8,6 +8,8 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
+import torch
+
 from llavamed.errors import LlavaMedError, LogitsError, RequestError
 from llavamed.model.continuation import Continuation, Sampling, TokenLogprobs
 from llavamed.model.generation import Generator
@@ -16,8 +18,9 @@ from llavamed.model.running_batch import EncodedPrompt
 logger = logging.getLogger(__name__)
 
 MOST_FAILURES = 5
-"""Failures of the model in a row after which it counts as stopped. What breaks a GPU, breaks every
-request after it, and only a new process mends it."""
+"""Failures of the model in a row after which it counts as stopped. What breaks a GPU breaks every
+request after it, and only a new process mends it. A lack of memory is not counted: it breaks
+nothing, so a client must not stop the service by requests that are too large."""
 
 
 @dataclass(frozen=True)
@@ -287,7 +290,7 @@ class BatchEngine:
                 status=500,
             )
         else:
-            self._num_failures += 1
+            self._num_failures += not isinstance(error, torch.OutOfMemoryError)
             told = RequestError(
                 f"model: failed with {type(error).__name__}; try again, or ask less at once",
                 code="model_failed",

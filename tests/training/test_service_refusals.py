@@ -11,6 +11,7 @@ from typing import Any
 
 import openai
 import pytest
+import torch
 
 from llavamed.config.load import load_section
 from llavamed.config.serving import Serving
@@ -220,13 +221,15 @@ def test_a_model_that_only_fails_counts_as_stopped_until_it_answers(
     running: RunningService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        raise error
 
-    assert running.send("/health")[0] == 200
     with monkeypatch.context() as patch:
         patch.setattr(RunningBatch, "join", fail)
-        said = [running.chat("Why?")[0] for _ in range(MOST_FAILURES)]
-        assert said == [500] * MOST_FAILURES
+        error: Exception = torch.OutOfMemoryError("a request that is too large")
+        assert [running.chat("Why?")[0] for _ in range(MOST_FAILURES)] == [500] * MOST_FAILURES
+        assert running.send("/health")[0] == 200
+        error = RuntimeError("CUDA error: an illegal memory access was encountered")
+        assert [running.chat("Why?")[0] for _ in range(MOST_FAILURES)] == [500] * MOST_FAILURES
         status, body = running.send("/health")
         assert (status, body["error"]["code"]) == (503, "model_stopped")
     assert running.chat("Why?", max_tokens=3)[0] == running.send("/health")[0] == 200
