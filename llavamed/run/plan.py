@@ -173,10 +173,10 @@ def training_flops(config: RunConfig, stage: Stage, data: Mixture, order: StageO
 
 
 def three_digits(number: float) -> str:
-    """Write a positive number with three digits or more, without an exponent."""
+    """Write a number that is not negative with three digits or more, without an exponent."""
     if number >= 100:
         return f"{number:,.0f}"
-    return f"{number:.3g}" if number >= 0.001 else "under 0.001"
+    return "under 0.001" if 0 < number < 0.001 else f"{number:.3g}"
 
 
 def plan_stage(

@@ -340,7 +340,7 @@ def test_what_fits_nowhere_is_refused_with_what_would_help(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("number", "text"),
-    [(1e-8, "under 0.001"), (0.0123456, "0.0123"), (99.94, "99.9"), (1234.5, "1,234")],
+    [(0, "0"), (1e-8, "under 0.001"), (0.0123456, "0.0123"), (99.94, "99.9"), (1234.5, "1,234")],
 )
 def test_hours_have_no_exponent(number: float, text: str) -> None:
     assert three_digits(number) == text
