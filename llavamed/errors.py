@@ -61,7 +61,7 @@ class StorageError(LlavaMedError):
 
 
 class DamagedFileError(StorageError):
-    """A file that was read repeatedly is not valid. `reason` is the message of its reader."""
+    """A file is not valid as it was read. `reason` is the message of its reader."""
 
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message, reason)

@@ -259,7 +259,7 @@ def _to_grey(pixels: npt.NDArray[Any], dataset: Any, index: int) -> npt.NDArray[
 
 
 def _rescaling(transform: Any) -> Callable[[npt.NDArray[Any]], Values]:
-    """Return what makes values of a unit out of stored values, by a table or a line."""
+    """Return what maps stored values to those of a unit, by a table or by slope and intercept."""
     from pydicom.pixels import apply_modality_lut
 
     if transform.get("ModalityLUTSequence"):
@@ -310,7 +310,7 @@ def _of_frame(dataset: Any, index: int, name: str) -> Any:
 
 
 def _windowing(window: Any, modality: str) -> Callable[[Values], Values] | None:
-    """Return what maps values to 0..1: a table, a window, a preset for CT, or None of them."""
+    """Return what maps values to 0..1: a table, a window or a preset for CT; None without them."""
     if window.get("VOILUTSequence"):
         table = window.VOILUTSequence[0]
         largest = 2 ** int(table.LUTDescriptor[2]) - 1

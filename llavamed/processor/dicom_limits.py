@@ -1,4 +1,4 @@
-"""Limits of what a DICOM file makes of itself, by what it says before it is decoded."""
+"""Refuse DICOM files that would take too much memory, before their pixels are decoded."""
 
 import io
 import math
@@ -17,8 +17,8 @@ _META_GROUP = 2
 MAX_PIXELS = 40_000_000
 """Larger pictures are refused by their header."""
 MAX_BYTES = 1 << 28
-"""Size above which pixels are refused by their header, and a file that is deflated as a whole while
-it is inflated."""
+"""Larger pixels are refused by their header. A file that is deflated as a whole is refused as soon
+as it has inflated to more."""
 _CODED = ("JPEG", "JPEG2000")
 """Formats of compressed pixels whose header Pillow reads."""
 _RLE_HEAD = 64
@@ -63,7 +63,7 @@ def _bytes_per_pixel(dataset: Any) -> int:
 
 
 def check_coded(dataset: Any, index: int) -> None:
-    """Refuse more compressed pixels than the header says. Raises: SampleError, `corrupt_image`."""
+    """Refuse a frame with more compressed pixels than the header says. Raises: SampleError."""
     from pydicom.encaps import get_frame
     from pydicom.uid import RLELossless
 

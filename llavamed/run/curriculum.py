@@ -168,7 +168,7 @@ def scores_now(config: RunConfig, plan: StagePlan) -> ScoresManifest:
     if scores is None:
         raise DataError(
             f"stage={plan.stage.name}: is not scored with the model, data and settings of this "
-            "config by the rules of now; run `llavamed evaluate` first"
+            "config by the rules of this version; run `llavamed evaluate` first"
         )
     return scores
 

@@ -170,9 +170,9 @@ def _train_worker(settings: _WorkerSettings) -> bool:
 
 
 class _OnErrors(UserCallback):
-    """Ends the fit at an error of ours, which every new worker would raise again, and tells others.
+    """Ends the fit at an error of ours, which every new worker would raise again.
 
-    Ray starts all workers again after any other error, and says nothing.
+    Any other error is reported to the driver, because Ray starts all workers again without a word.
     """
 
     def __init__(self, queue: Queue, memory_hint: str) -> None:

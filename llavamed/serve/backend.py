@@ -25,8 +25,9 @@ from llavamed.serve.openai import ChatRequest, Choice, TokenCounts, token_logpro
 from llavamed.serve.prompt import encode_messages
 from llavamed.serve.spelling import Spelling
 
-Read = Callable[[], Awaitable[list[Message]]]
-"""Reads the messages of a request with their images, which a full queue does not ask for."""
+ReadMessages = Callable[[], Awaitable[list[Message]]]
+"""Reads the messages of a request and fetches their images. It is called once there is room for the
+request, so that a full queue fetches nothing."""
 _SEED_RANGE = 2**63
 _LONGEST_LINE = 2**22
 """Bytes of the longest line of a stream that is read: aiohttp reads up to twice its buffer."""
@@ -44,7 +45,7 @@ class Update:
 class Backend(Protocol):
     """Answers requests."""
 
-    def answer(self, request: ChatRequest, read: Read) -> AsyncGenerator[Update]:
+    def answer(self, request: ChatRequest, read: ReadMessages) -> AsyncGenerator[Update]:
         """Answer a request, whose messages `read` returns. Raises: RequestError."""
         ...
 
@@ -71,7 +72,7 @@ class LocalBackend:
             generator, max_batch_size=serving.max_batch_size, max_waiting=serving.max_waiting
         )
 
-    async def answer(self, request: ChatRequest, read: Read) -> AsyncGenerator[Update]:
+    async def answer(self, request: ChatRequest, read: ReadMessages) -> AsyncGenerator[Update]:
         """Answer a request; see `Backend`."""
         with self._engine.place(request.n or 1):
             prompt, room = await asyncio.to_thread(
@@ -150,7 +151,7 @@ class EngineBackend:
         self._session: aiohttp.ClientSession | None = None
         self._num_running = 0
 
-    async def answer(self, request: ChatRequest, read: Read) -> AsyncGenerator[Update]:
+    async def answer(self, request: ChatRequest, read: ReadMessages) -> AsyncGenerator[Update]:
         """Answer a request; see `Backend`."""
         if self._session is None:
             self._session = aiohttp.ClientSession(

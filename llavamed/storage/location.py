@@ -38,7 +38,8 @@ LISTING_LIMIT_SECONDS = 300.0
 """Time in which one attempt to list a folder, or to look whether a file exists, must end."""
 _PARTIAL = ".partial"
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
-"""Filesystems whose makedirs makes a bucket, and consoles make a folder an empty object `name/`."""
+"""Filesystems of buckets. Their makedirs makes a bucket; their consoles store a folder as an empty
+object `name/`."""
 
 _T = TypeVar("_T")
 

@@ -67,8 +67,8 @@ class Place(Protocol):
 def with_retries(place: Place, verb: str, work: Callable[[], _T]) -> _T:
     """Do `work`, and do it again while it fails for a reason that may pass. Log each failure.
 
-    A file that is read damaged is read again at once, because bytes also change on their way; but
-    not a file of this machine, whose bytes have no way.
+    A file that is read damaged is read again at once, because bytes may change in the network. A
+    file of a file system of this machine is not.
 
     Args:
         verb: The operation, for messages.
