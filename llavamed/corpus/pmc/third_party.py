@@ -79,7 +79,7 @@ _NAME = r"[A-Z\u00c0-\u00de](?:\.|[a-z\u00df-\u024f]+)"
 _PERSON = rf"(?-i:(?:Drs?\.?\s+|Prof\.?\s+)?{_NAME}(?:(?<=\.)|[\s-]+)\s*(?:[A-Z]\.[\s-]*)*{_NAME})"
 _ORIGIN = (
     r"(?i:from\b(?!\s+(?:the\s+)?(?:baseline|onset|days?|weeks?|months?|years?)\b)"
-    r"(?!\s+(?-i:[a-z\d]\S*\s+){1,4}to\s)"
+    r"(?!\s+(?-i:(?!ref|fig|according)[a-z\d]\S*\s+){1,4}to\s+(?:the\b|an?\b|\d))"
     r"|(?:after|based\s+on)\b(?!\s+(?-i:(?!(?:an?|the|our|data|ref\w*|fig\w*)\b)[a-z]))"
     r"|with\s+(?:modifications?|approval)\b|under\s+(?:\w+\s+){0,4}(?:licen|cc\b|creative))"
 )
