@@ -113,6 +113,7 @@ def test_a_finding_is_affirmed_in_its_own_words_and_by_no_other(asked, found, se
     ("unit", "options"),
     [
         ("word ", None),
+        ("I cannot determine that. However, ", None),
         ("```", None),
         ("( ", {"A": "left lung", "B": "heart"}),
         ("not A, B or C. ", {"A": "left lung", "B": "heart"}),

@@ -36,7 +36,8 @@ _OF_DISEASES = "炎癌肌结浸水肿病积支血包不管肥"
 _COMPOUNDS = re.compile("不张|不规则|不?对称|非增强")
 """Words with the characters for yes and no that answer nothing."""
 _SEEING = re.compile("[见看显示发现到了]*")
-_LATIN = re.compile(r"[A-Z]{2,}|[A-Z]\d+")
+_IS_LATIN = re.compile(r"(?:是否?为?|\A)\s*([A-Z][A-Z-]+|[A-Z]\d+)")
+"""The sequence or modality that a text says or asks something to be: "this is T1"."""
 _IS_SOMETHING = re.compile("这?是(?!的|不|没|无)([\u3400-\u9fff]{2,}?)(?:的|图像|图)?")
 _SAID_NOT = re.compile(r"(?<![不是])是(不(?!是)|没|无|未)")
 """A denial that "is" only introduces."""
@@ -83,7 +84,7 @@ def chinese_verdict(text: str, question: str, reference: str) -> object:
         return None
     text = _COMPOUNDS.sub("", _SAID_NOT.sub(r"\1", text))
     if CHINESE.search(question) and not any(each in text for each in CHINESE_NO):
-        named, asked = ({*_LATIN.findall(fold(each).upper())} for each in (text, question))
+        named, asked = ({*_IS_LATIN.findall(fold(each).upper())} for each in (text, question))
         if named and asked and not named & asked:
             return False  # "this is T1" for "is this T2?"
     parts = [each for each in re.split("[,,。;;、]", text) if each]
@@ -117,10 +118,15 @@ def _calls_normal(text: str) -> bool | None:
 
 
 def _is_of_another(text: str, found: re.Match[str], question: str) -> bool:
-    """Tell whether a single "not" is of a word that was not asked: "not normal" of a bladder."""
+    """Tell whether a single "not" is of a word that was not asked: "not normal" of a bladder.
+
+    One that an answer begins with is of the question, whatever words follow: "no clear mass".
+    """
     denied = re.split(r"\W", text[found.end() :])[0]
     is_asked = bool(set(denied) & set(question)) or bool(_SEEING.fullmatch(denied))
-    return len(found[0]) == 1 and found[0] in CHINESE_NO and not is_asked
+    is_not = len(found[0]) == 1 and found[0] in CHINESE_NO
+    is_of_question = found.start() == 0 and denied != "正常"
+    return is_not and not is_asked and not is_of_question
 
 
 def _is_elsewhere(text: str, question: str) -> bool:

@@ -80,7 +80,7 @@ def open_score(answer: str, reference: str, question: str) -> float:
         return 0.0
     said = join_compounds(said, {word.text for word in wanted})
     said = as_worded(said, {word.text for word in wanted}, _head(parts[-1]))
-    if any(_is_of_other_side(said, words_of(part)) for part in parts):
+    if any(_is_of_other_side(said, words_of(part), wanted) for part in parts):
         return 0.0
     if _content(said) == _content(wanted):
         return 1.0
@@ -114,14 +114,18 @@ def _says_as_much(answer: str, reference: str, question: str) -> bool:
     return needed <= set(canonical(answer)) and not is_added
 
 
-def _is_of_other_side(said: Sequence[Word], part: Sequence[Word]) -> bool:
-    """Tell whether an answer has a place on the other side only: "right lung, left"."""
+def _is_of_other_side(said: Sequence[Word], part: Sequence[Word], wanted: Sequence[Word]) -> bool:
+    """Tell whether an answer has a place on the other side only: "right lung, left".
+
+    A reference that names both sides of it, "left lung and right lung", has no other side.
+    """
     place = [word.text for word in part]
     if len(place) < 2 or place[0] not in _SIDES:
         return False
     stated = [word.text for word in said if not word.denied]
     mirrored = [*(_SIDES - {place[0]}), *place[1:]]
-    return contains(stated, mirrored) and not contains(stated, place)
+    is_wanted = contains([word.text for word in wanted], mirrored)
+    return contains(stated, mirrored) and not contains(stated, place) and not is_wanted
 
 
 def _content(words: Sequence[Word]) -> list[tuple[str, bool]]:

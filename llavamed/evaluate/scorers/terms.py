@@ -112,6 +112,7 @@ PHRASES: tuple[tuple[str, str], ...] = (
     (r"x ?rays?|radiographs?|radiography|roentgenograms?|roentgenogra(ph|phy)", "xray"),
     (r"plain films?|chest films?|xr", "xray"),
     (r"embol(us|i)", "embolism"),
+    (r"as well as", "and"),
     (r"urinary bladder", "bladder"),
     (r"infarct(s|ed)?", "infarction"),
     (r"intestines?", "bowel"),
@@ -270,7 +271,8 @@ OPPOSITES: tuple[frozenset[str], ...] = POSITIONS + tuple(
     frozenset(words.split())
     for words in (
         "proximal distal",
-        "well poor moderately ill",
+        "well poor moderately",
+        "well ill moderately",
         "axial coronal sagittal oblique",
         "t1 t2 flair dwi adc",
         "pa ap",

@@ -68,7 +68,8 @@ _MARKER = re.compile(
     | (?P<correction>
         \bwait\b | \bhold\s+on\b | \bcorrection\b\s*:?
       | \bsorry\b(?=\s*,?\s*(?:no|yes|i\s+mean|it|the|that|left|right|\(?[A-Z]\b))
-      | \bon\s+(?:(?:a\s+)?(?:second|closer|further)\s+)?(?:thoughts?|look|inspection|review)\b
+      | \b(?:but\s+on|on\s+(?:a\s+)?(?:second|closer|further))
+        \s+(?:thoughts?|look|inspection|review)\b
       | \blooking\s+again\b
       | \blet\s+me\s+(?:correct|rephrase|reconsider|revise|rethink)\b
       | \b(?:i\s+now|now\s+i)\s+(?:think|believe|see|say)\b | \bi\s+change[ds]?\s+my\s+mind\b

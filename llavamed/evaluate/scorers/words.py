@@ -186,7 +186,7 @@ def spelling(token: str) -> str:
         token = re.sub(r"(?<=\w\w)our(?=s?$|ed$|ing$|less$)", "or", token)
         token = re.sub(r"(?<=\w)is(?=(?:e|ed|ing|ation)s?$)", "iz", token)
         token = re.sub(r"(?<=(?:nt|ib|it|et))re(?=s?$)", "er", token)
-        token = re.sub(r"(?:(?<=ous)|(?<=[ao][lr]))ly$", "", token)
+        token = re.sub(r"(?:(?<=ous)|(?<=\w\w[ao][lr]))ly$", "", token)
         token = "gray" if token == "grey" else token
     return token
 

@@ -91,6 +91,7 @@ _WEIGHED = re.compile(
     re.IGNORECASE,
 )
 """A yes or no that a speaker settles on, whatever is conceded: "I say no, but may be wrong"."""
+_NON = re.compile(r"\bnon[ -]?(?=[a-z]{5})(?!etheless)", re.IGNORECASE)
 _HOWEVER = re.compile(r"[.;!]\s*(?:however|but|nevertheless|that\s+said)\b", re.IGNORECASE)
 """The beginning of an answer after a sentence that refuses it."""
 _ELLIPSIS = re.compile(
@@ -140,6 +141,8 @@ def says(answer: str, question: str = "", reference: str = "") -> bool | None:
     """
     if _CLEAR.search(question):  # it is asked for, and no word of certainty
         answer, question = (_CLEAR.sub("translucent", each) for each in (answer, question))
+    if _NON.search(question):  # it is asked for, and denies nothing: "is there a nonunion"
+        answer, question = (_NON.sub("un", each) for each in (answer, question))
     for part, is_final in conclusions(answer):
         verdict = _verdict(part, question, reference)
         if verdict is not ABSENT:
@@ -197,8 +200,8 @@ def _verdict(text: str, question: str, reference: str) -> object:
         return weighed == {"yes"} if len(weighed) == 1 else None
     if (turned := _TURNED.search(text)) and not _ALONE.search(text[turned.end() - 1 :]):
         return turned[1].lower() == "no"
-    if UNDECIDED.search(text):
-        however = _HOWEVER.search(text)
+    if open_at := [found.end() for found in UNDECIDED.finditer(text)]:
+        however = _HOWEVER.search(text, open_at[-1])
         return _verdict(text[however.end() :], question, reference) if however else None
     if (elided := _ELLIPSIS.search(text)) and stems(canonical(elided["subject"])) & stems(
         canonical(question)
