@@ -66,7 +66,7 @@ def attend_per_sample(model: Any, *, varlen: bool = False) -> None:
 
 
 def check_attention(model: Any, attn_implementation: str, key: str) -> None:
-    """Let a LLaVA on `meta` use PyTorch's attention, if a run asks for it.
+    """Check that a LLaVA on `meta` has PyTorch's attention, if a run asks for it, and use it.
 
     Whether it can use other kernels depends on packages and GPUs that only workers may have.
 

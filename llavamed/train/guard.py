@@ -48,6 +48,7 @@ def check_finite(
 
     Args:
         step: The step, counted from 0.
+        sample_ids: This rank's samples of the step.
         own_sum: The loss, summed over this rank's supervised tokens of the step.
         loss_sum: The same, summed over all ranks.
         grad_norm: L2 norm of the gradient of all ranks, if the step has been taken.

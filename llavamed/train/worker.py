@@ -252,6 +252,7 @@ def compute_gradient(
     """Run the forward and backward passes of a step; `engine.update` ends the last one.
 
     Args:
+        batches: This rank's batches of the step.
         num_supervised: Supervised tokens of all ranks and batches of the step.
 
     Returns:

@@ -252,7 +252,7 @@ def test_an_answer_is_stopped_and_its_generation_ends(page: Any, running: Runnin
 
 
 def test_errors_are_shown_in_the_words_of_the_service(page: Any, running: RunningService) -> None:
-    expect(ended(ask(page, "nothing"))).to_contain_text("The answer is empty: the model ended it")
+    expect(ended(ask(page, "nothing"))).to_contain_text("The answer is empty: the model wrote")
     page.click("#new")
     failed = ended(ask(page, "fail"))
     expect(failed.locator(".error")).to_have_text("messages: cannot be answered <b>now</b>; wait")

@@ -151,7 +151,7 @@ function fillAnswer(turn, answer) {
   const parts = [make("h2", { className: "who" }, who), text];
   answer.node.classList.toggle("failed", Boolean(answer.error));
   if (answer.error) parts.push(make("p", { className: "error" }, answer.error));
-  if (!answer.isRunning && !answer.text && answer.reason === "stop") parts.push(make("p", { className: "hint" }, "The answer is empty: the model ended it at once."));
+  if (!answer.isRunning && !answer.text && answer.reason === "stop") parts.push(make("p", { className: "hint" }, "The answer is empty: the model wrote nothing or blanks."));
   if (answer.reason === "length") parts.push(make("p", { className: "hint" }, "The answer reached its longest length."));
   if (answer.reason === "stopped") parts.push(make("p", { className: "hint" }, "You stopped this answer."));
   if (!answer.isRunning) parts.push(answerTools(turn, answer));
