@@ -61,14 +61,17 @@ _UNSENT_HEADERS = [
 _MAY_PASS = {408, 409, 425, 429}
 _NO_QUOTA = ("insufficient_quota", "exceeded_current_quota_error", "usage_limit_reached")
 """Codes and types by which OpenAI, Moonshot and others mark a 429 that waiting does not end."""
+_UNSUPPORTED = (
+    "where that is max_tokens, set limit_key to max_completion_tokens; "
+    "where that is temperature, set takes_temperature to false"
+)
 _OF_ALL_REQUESTS: dict[int | str, str] = {
     401: "check the key in the environment variable that api_key_env names",
     402: "the account cannot pay; add to its balance",
     403: "check what the key and its account allow",
     404: "check url, which ends in the API's version, and model",
     **dict.fromkeys(_NO_QUOTA, "add to the account's balance or limits"),
-    "unsupported_parameter": "where that is max_tokens, set limit_key to max_completion_tokens",
-    "unsupported_value": "where that is temperature, set takes_temperature to false",
+    **dict.fromkeys(("unsupported_parameter", "unsupported_value"), _UNSUPPORTED),
 }
 _FILTER_CODES = frozenset(
     {"content_filter", "content_policy_violation", "data_inspection_failed", "invalid_prompt"}

@@ -112,6 +112,7 @@ def test_a_prompt_that_a_filter_stops_is_refused_and_no_sign_of_a_fault(endpoint
         ("no balance", "answers 429 .*; add to the account's balance or limits"),
         ("no max_tokens", "answers 400 .*; where that is max_tokens, set limit_key to max_comp.*"),
         ("no temperature", "answers 400 .*; where that is temp.*, set takes_temperature to false"),
+        ("any temperature", "answers 400 .*; where that is temp.*, set takes_temperature to false"),
     ],
 )
 def test_what_is_wrong_with_every_request_ends_all(endpoint, tmp_path, fault, advice):

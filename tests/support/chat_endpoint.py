@@ -31,6 +31,7 @@ ERRORS = {
     "provider": (400, 400, "Provider returned error"),
     "no max_tokens": (400, "unsupported_parameter", "Use 'max_completion_tokens' instead."),
     "no temperature": (400, "unsupported_value", "Only the default (1) is supported."),
+    "any temperature": (400, "unsupported_parameter", "'temperature' is not supported."),
     "500": (500, "server_error", "Something went wrong."),
     "503": (503, "overloaded", "Try again later."),
 }
