@@ -66,7 +66,7 @@ replicas: {{ $replicas }}
 {{- end }}
 minReplicas: {{ $min }}
 maxReplicas: {{ $max }}
-# The defaults, for Argo CD: see the ports.
+# Defaults are written out for Argo CD, as for the ports.
 numOfHosts: 1
 priority: 0
 rayStartParams:

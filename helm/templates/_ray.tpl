@@ -74,7 +74,7 @@ spec:
         {{- include "llavamed.containerSecurity" .group.capabilities | nindent 8 }}
       resources:
         {{- include "llavamed.rayResources" . | nindent 8 }}
-      # Also what is the default: Argo CD takes one that Kubernetes adds to an item of a list for a change.
+      # Defaults are written out: one that Kubernetes adds to an item of a list counts as a change for Argo CD.
       ports:
         - {name: metrics, containerPort: 8080, protocol: TCP}
         {{- if .serve }}

@@ -18,7 +18,7 @@ CONFIDENCE = 0.95
 NUM_RESAMPLES = 2_000
 NUM_FLIPS = 9_999
 _FEW = 10
-"""An outcome is rare if fewer items than this differ from the most frequent one."""
+"""Nearly all values are equal if fewer than this differ from the most frequent one."""
 _CHUNK = 1 << 20
 """Random numbers drawn at a time, which bounds memory."""
 
@@ -64,13 +64,13 @@ def mean_intervals(
     num_clusters = len(np.unique(clusters))
     estimates = _bootstrap(scores, clusters, bounds, seed)
     for row, values in enumerate(scores):
-        if bounds == (0.0, 1.0) and _is_rare(values, (0.0, 1.0)):
+        if bounds == (0.0, 1.0) and _nearly_all_equal(values, (0.0, 1.0)):
             estimates[row] = wilson_interval(float(values.mean()), num_clusters)
     return estimates
 
 
-def _is_rare(values: Floats, outcomes: Sequence[float]) -> bool:
-    """Tell whether values are outcomes of this kind, of which nearly all are the same."""
+def _nearly_all_equal(values: Floats, outcomes: Sequence[float]) -> bool:
+    """Tell whether all values are among these outcomes, and nearly all are the same one."""
     _, counts = np.unique(values, return_counts=True)
     return bool(np.isin(values, outcomes).all()) and len(values) - counts.max() < _FEW
 
@@ -80,10 +80,9 @@ def difference_intervals(
 ) -> list[Estimate]:
     """Estimate the mean difference of each row of `others` to `first`, item by item.
 
-    The interval is a bootstrap over clusters. Two runs that are right or wrong, and of which fewer
-    than ten items differ from the most frequent difference, get Agresti and Min's interval instead,
-    where a cluster counts as one observation: two runs that agree on twenty questions may still
-    differ on the next one.
+    The interval is a bootstrap over clusters. Where every difference is -1, 0 or 1 and fewer than
+    ten differ from the most frequent one, it is Agresti and Min's interval instead, with each
+    cluster as one observation: two runs that agree on twenty questions may differ on the next one.
 
     Args:
         first: Scores between 0 and 1, shape (items,), or (rows, items) to pair the rows.
@@ -94,7 +93,7 @@ def difference_intervals(
     differences = others - first
     estimates = _bootstrap(differences, clusters, (-1.0, 1.0), seed)
     for row, values in enumerate(differences):
-        if _is_rare(values, (-1.0, 0.0, 1.0)):
+        if _nearly_all_equal(values, (-1.0, 0.0, 1.0)):
             estimates[row] = matched_interval(
                 float((values > 0).mean()), float((values < 0).mean()), len(np.unique(clusters))
             )
