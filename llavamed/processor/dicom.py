@@ -67,7 +67,7 @@ def read_dicom(data: bytes, frame: int = 0) -> bytes:
         if not 0 <= frame < num_frames:
             raise SampleError("no_such_frame", f"frame {frame} of {num_frames}")
         check_size(dataset)
-        stored = _decode(dataset, data, frame if num_frames > 1 else None)
+        stored = _decode(dataset, data, frame)
         is_grey = stored.ndim == 2
         pixels = (_to_grey if is_grey else _to_8_bits)(stored, dataset, frame)
         return to_png(with_square_pixels(pixels, *_pixel_size(dataset, frame)))
@@ -141,12 +141,12 @@ def _tag_errors() -> Iterator[None]:
         raise SampleError("corrupt_image", f"damaged tags: {type(error).__name__}") from None
 
 
-def _decode(dataset: Any, data: bytes, index: int | None) -> npt.NDArray[Any]:
-    """Decode one frame, or the only one, colours as RGB. Raises: SampleError, `corrupt_image`."""
+def _decode(dataset: Any, data: bytes, index: int) -> npt.NDArray[Any]:
+    """Decode one frame and nothing else, colours as RGB. Raises: SampleError, `corrupt_image`."""
     from pydicom.pixels import pixel_array
 
     try:
-        check_coded(dataset, index or 0)
+        check_coded(dataset, index)
         decoder = _decoder(dataset)
         if decoder == "gdcm":
             pixels = decode_apart(data, index)

@@ -71,7 +71,14 @@ def check_coded(dataset: Any, index: int) -> None:
     if not syntax.is_encapsulated:
         return
     num_frames = int(dataset.get("NumberOfFrames") or 1)
-    coded = get_frame(dataset.PixelData, index, number_of_frames=num_frames)
+    places, lengths = (dataset.get(f"ExtendedOffsetTable{part}") or b"" for part in ("", "Lengths"))
+    coded = get_frame(
+        dataset.PixelData,
+        index,
+        number_of_frames=num_frames,
+        # Where they do not fit each other, pydicom decodes without them.
+        extended_offsets=(places, lengths) if 0 < len(places) == len(lengths) else None,
+    )
     height, width = int(dataset.Rows), int(dataset.Columns)
     found = None
     if syntax == RLELossless:

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-_HEAD = struct.Struct("<Qq")
-"""Size of a file, and the frame to decode; -1 for the only one."""
+_HEAD = struct.Struct("<QQ")
+"""Size of a file, and the frame to decode."""
 
 
 class _Decoder:
@@ -28,13 +28,13 @@ class _Decoder:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
-    def decode(self, data: bytes, index: int | None) -> npt.NDArray[Any]:
+    def decode(self, data: bytes, index: int) -> npt.NDArray[Any]:
         with self._lock:
             process = self._process = self._process or _start()
             assert process.stdin is not None
             assert process.stdout is not None
             try:
-                process.stdin.write(_HEAD.pack(len(data), -1 if index is None else index))
+                process.stdin.write(_HEAD.pack(len(data), index))
                 process.stdin.write(data)
                 process.stdin.flush()
                 facts = json.loads(process.stdout.readline())
@@ -52,11 +52,11 @@ class _Decoder:
 _DECODER = _Decoder()
 
 
-def decode_apart(data: bytes, index: int | None) -> npt.NDArray[Any]:
+def decode_apart(data: bytes, index: int) -> npt.NDArray[Any]:
     """Return the stored values of a frame of a DICOM file, colours as RGB. Raises: RuntimeError.
 
     Args:
-        index: Position of the frame, None for the only one.
+        index: Position of the frame, from 0.
     """
     return _DECODER.decode(data, index)
 
@@ -75,9 +75,7 @@ def _answer(data: bytes, index: int) -> tuple[dict[str, Any], bytes]:
     from pydicom.pixels import pixel_array
 
     try:
-        pixels = pixel_array(
-            io.BytesIO(data), index=None if index < 0 else index, decoding_plugin="gdcm"
-        )
+        pixels = pixel_array(io.BytesIO(data), index=index, decoding_plugin="gdcm")
     except Exception as error:  # pydicom passes on whatever a decoder raises
         return {"error": f"{type(error).__name__}: {error}", "size": 0}, b""
     facts = {"error": "", "size": pixels.nbytes, "type": pixels.dtype.str, "shape": pixels.shape}

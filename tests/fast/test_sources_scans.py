@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import tracemalloc
 from pathlib import Path
 
 import nibabel
@@ -68,7 +67,7 @@ def test_what_cannot_be_decoded_names_its_transfer_syntax():
     del dataset.PixelData
     syntax = dataset.file_meta.TransferSyntaxUID.name
     with pytest.raises(SampleError, match=f"corrupt_image: {syntax}: "):
-        _decode(dataset, b"", None)
+        _decode(dataset, b"", 0)
 
 
 def test_the_same_image_is_the_same_picture_in_every_syntax():
@@ -180,20 +179,6 @@ def test_padding_is_black_and_may_be_a_range():
     assert 0 < is_padding.mean() < 1
     plain = pixels(read_dicom(file("CT_small.dcm")))
     assert (pixels(read_dicom(data)) == np.where(is_padding, 0, plain)).all()
-
-
-def test_a_deflated_file_that_would_fill_the_memory_is_refused(monkeypatch):
-    dataset = pydicom.dcmread(io.BytesIO(file("image_dfl.dcm")))
-    dataset.PixelData = bytes(1 << 26)
-    buffer = io.BytesIO()
-    dataset.save_as(buffer)
-    monkeypatch.setattr("llavamed.processor.dicom_limits.MAX_BYTES", 1 << 20)
-    read_dicom(file("image_dfl.dcm"))
-    tracemalloc.start()
-    with pytest.raises(SampleError, match="image_too_large: inflates to more than 1,048,576 bytes"):
-        read_dicom(buffer.getvalue())
-    assert tracemalloc.get_traced_memory()[1] < 1 << 22
-    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("name", PICTURES)
