@@ -61,17 +61,15 @@ _UNSENT_HEADERS = [
 _MAY_PASS = {408, 409, 425, 429}
 _NO_QUOTA = ("insufficient_quota", "exceeded_current_quota_error", "usage_limit_reached")
 """Codes and types by which OpenAI, Moonshot and others mark a 429 that waiting does not end."""
-_UNSUPPORTED = (
-    "where that is max_tokens, set limit_key to max_completion_tokens; "
-    "where that is temperature, set takes_temperature to false"
-)
 _OF_ALL_REQUESTS: dict[int | str, str] = {
     401: "check the key in the environment variable that api_key_env names",
     402: "the account cannot pay; add to its balance",
     403: "check what the key and its account allow",
     404: "check url, which ends in the API's version, and model",
     **dict.fromkeys(_NO_QUOTA, "add to the account's balance or limits"),
-    **dict.fromkeys(("unsupported_parameter", "unsupported_value"), _UNSUPPORTED),
+    "unsupported_parameter": "where that is max_tokens, set limit_key to max_completion_tokens; "
+    "where that is temperature, set takes_temperature to false",
+    "unsupported_value": "where that is temperature, set takes_temperature to false",
 }
 _FILTER_CODES = frozenset(
     {"content_filter", "content_policy_violation", "data_inspection_failed", "invalid_prompt"}
@@ -285,9 +283,11 @@ class EndpointClient:
     def _refusal(self, error: Any) -> "_TryError | EndpointError":
         """Read a response whose status is an error, an `openai.APIStatusError`."""
         status = error.status_code
-        said = error.body.get("message") if isinstance(error.body, dict) else None
-        metadata = _metadata(error.body)
-        detail = self._without_key(str(metadata.get("raw") or said or error.response.text))
+        body = error.body if isinstance(error.body, dict) else {}
+        metadata = body.get("metadata")  # OpenRouter's: what is flagged, what its provider said
+        metadata = metadata if isinstance(metadata, dict) else {}
+        said = metadata.get("raw") or body.get("message") or error.response.text
+        detail = self._without_key(str(said))
         if error.code in _FILTER_CODES or "flagged_input" in metadata:
             return _TryError(detail, "content_filter", status, may_pass=False)
         marks = (status, str(error.code), str(error.type))
@@ -387,12 +387,6 @@ def _api_key(endpoint: Endpoint) -> str | None:
             "the key, or remove api_key_env where the endpoint needs none"
         )
     return key
-
-
-def _metadata(body: Any) -> dict[str, Any]:
-    """Return what OpenRouter says of an error: which words are flagged, and its provider's own."""
-    metadata = body.get("metadata") if isinstance(body, dict) else None
-    return metadata if isinstance(metadata, dict) else {}
 
 
 def _failure(state: RetryCallState) -> _TryError:
