@@ -31,12 +31,12 @@ _NOTHING_ABNORMAL = re.compile("(?:没有|没|未见|未发现|无|不存在|看
 _NORMAL, _ABNORMAL = re.compile("(?<!不)正常"), re.compile("不正常|异常")
 _ANSWERED = re.compile("是|不|对|否|并非|没错")
 """The beginning of an answer to the question itself."""
-_OF_DISEASES = "炎癌肌结浸水肿病积支血包不管肥"
+_OF_DISEASES = "炎癌肌结浸水肿病积支血包不管肥硬梗气囊衰"
 """Characters that make a disease or a part of the organ before them."""
 _COMPOUNDS = re.compile("不张|不规则|不?对称|非增强")
 """Words with the characters for yes and no that answer nothing."""
 _SEEING = re.compile("[见看显示发现到了]*")
-_IS_LATIN = re.compile(r"(?:是否?为?|\A)\s*([A-Z][A-Z-]+|[A-Z]\d+)")
+_IS_LATIN = re.compile(r"是否?为?\s*([A-Z][A-Z-]+|[A-Z]\d+)")
 """The sequence or modality that a text says or asks something to be: "this is T1"."""
 _IS_SOMETHING = re.compile("这?是(?!的|不|没|无)([\u3400-\u9fff]{2,}?)(?:的|图像|图)?")
 _SAID_NOT = re.compile(r"(?<![不是])是(不(?!是)|没|无|未)")
