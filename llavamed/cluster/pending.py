@@ -15,6 +15,8 @@ _MEMORY = {
     "wait-gcs-ready": "KubeRay gives it 256 MiB, whatever its group has: leave it out with "
     "ENABLE_INIT_CONTAINER_INJECTION=false in the environment of KubeRay's operator",
     **dict.fromkeys(("mlflow", "migrate", "gc"), "raise mlflow.memory"),
+    "postgres": "the chart gives it 1 GiB: name a database of your own in "
+    "mlflow.database.existingSecret.name",
 }
 """What to do for containers that have other memory than that of a group of Ray pods."""
 _DISK = re.compile(r"ephemeral|EmptyDir")

@@ -72,6 +72,8 @@ BROKEN = {"terminated": {"reason": "Error", "exitCode": 1}}
          "p: container ray was killed for its memory; raise the memory of its group"),
         ([pod("Running", containerStatuses=[{"name": "mlflow", "state": {}, "lastState": ENDED}])],
          [], "p: container mlflow was killed for its memory; raise mlflow.memory"),
+        ([pod("Running", containerStatuses=[{"name": "postgres", "state": ENDED}])],
+         [], "p: container postgres was killed for its memory; the chart gives it 1 GiB: name"),
         ([pod(initContainerStatuses=[{"name": "wait-gcs-ready", "state": ENDED}])], [],
          "p: container wait-gcs-ready was killed for its memory; KubeRay gives it 256 MiB"),
         ([pod("Running", containerStatuses=waiting("CrashLoopBackOff"))], [],
