@@ -53,9 +53,10 @@ _CHINESE_CLASSES = (
     ("横断面", "冠状面", "矢状面"),
     tuple("肝脾肾肺心脑胃胰"),
 )
-_CHINESE_DENIED = re.compile(
-    f"(?:不是|并非|而非|不在|没有|非)在?(?:{'|'.join(itertools.chain(*_CHINESE_CLASSES))})"
+_CHINESE_SPARED = re.compile(
+    f"(?:不是|并非|而非|不在|没有|非|大于|小于|比)在?(?:{'|'.join(itertools.chain(*_CHINESE_CLASSES))})"
 )
+"""A place that is denied, or with which another is only compared."""
 
 
 def is_chosen(
@@ -233,7 +234,7 @@ def _chinese(text: str, reference: str) -> bool | None:
     )
     for pattern, side in _CHINESE_SIDES:
         wanted, text = pattern.sub(side, wanted), pattern.sub(side, text)
-    text = _CHINESE_DENIED.sub("", text)
+    text = _CHINESE_SPARED.sub("", text)
     for kind in _CHINESE_CLASSES:
         for rival in kind:
             if rival in text and rival not in wanted and any(each in wanted for each in kind):
