@@ -24,12 +24,12 @@ V1, V15 = str(CONFIGS / "llava-med-v1.yaml"), str(CONFIGS / "llava-med-v1.5.yaml
 
 @pytest.fixture
 def run(monkeypatch, llavamed):
-    """Run a command line; gives its exit code, output and errors, without the config's name."""
+    """Run a command line; gives its exit code, output, and errors without its first messages."""
     monkeypatch.delenv("LLAVAMED_CONFIG", raising=False)
 
     def call(*words):
         code, out, err = llavamed(*words)
-        return code, out, re.sub(r"^\S+ \S+ INFO config: .*\n", "", err)
+        return code, out, re.sub(r"(?m)^\S+ \S+ INFO (?:config|checking places).*\n", "", err)
 
     return call
 
