@@ -7,7 +7,7 @@ state of the optimizer, gathered from all ranks, whenever it is saved or restore
 import json
 import logging
 import os
-import socket
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,11 @@ def run_on_workers(num_workers: int, jobs: Sequence[StageJob], *, num_machines: 
 
     Each believes to share its machine with as many as the numbers give.
     """
-    ports = [free_port() for _ in jobs]
+    groups = [new_group() for _ in jobs]
     mp.set_forkserver_preload(["llavamed.train.worker"])  # imported once for all
     mp.start_processes(
         _work,
-        (num_workers, num_workers // num_machines, list(jobs), ports),
+        (num_workers, num_workers // num_machines, list(jobs), groups),
         num_workers,
         daemon=True,
         start_method="forkserver",
@@ -61,16 +61,14 @@ def warnings_of(job: StageJob) -> str:
     return (_notes(job) / "warnings.txt").read_text()
 
 
-def free_port() -> int:
-    """A port nobody listens at."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+def new_group() -> str:
+    """A file by which the processes of a group find each other; a port could be taken meanwhile."""
+    return str(Path(tempfile.mkdtemp()) / "group")
 
 
-def run_as_worker(rank: int, num_workers: int, job: StageJob, port: int) -> None:
+def run_as_worker(rank: int, num_workers: int, job: StageJob, group: str) -> None:
     """Be one of the workers of a stage, in this process."""
-    _work(rank, num_workers, num_workers, [job], [port])
+    _work(rank, num_workers, num_workers, [job], [group])
 
 
 def _notes(job: StageJob) -> Path:
@@ -78,7 +76,7 @@ def _notes(job: StageJob) -> Path:
 
 
 def _work(
-    rank: int, num_workers: int, num_local: int, jobs: list[StageJob], ports: list[int]
+    rank: int, num_workers: int, num_local: int, jobs: list[StageJob], groups: list[str]
 ) -> None:
     torch.set_num_threads(1)
     os.environ.update(
@@ -87,11 +85,11 @@ def _work(
         WORLD_SIZE=str(num_workers),
         LOCAL_SIZE=str(num_local),
         MASTER_ADDR="127.0.0.1",
+        MASTER_PORT="0",  # DeepSpeed only looks whether there is one
     )
     plain = TrainingEngine.snapshot, TrainingEngine.load, StageLoader.steps
-    for job, port in zip(jobs, ports, strict=True):  # groups that follow must not share a store
-        os.environ["MASTER_PORT"] = str(port)
-        dist.init_process_group("gloo", rank=rank, world_size=num_workers)
+    for job, group in zip(jobs, groups, strict=True):  # groups that follow must not share a store
+        dist.init_process_group("gloo", f"file://{group}", rank=rank, world_size=num_workers)
         _take_notes(_notes(job), rank, *plain)
         warn = (_notes(job) / "warnings.txt").write_text
         with on_log(warn, level=logging.WARNING):

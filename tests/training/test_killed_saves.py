@@ -15,7 +15,7 @@ from llavamed.storage.location import locate
 from llavamed.train.checkpoint import save as saver
 from llavamed.train.checkpoint.listing import complete_checkpoints
 from llavamed.train.job import StageJob
-from tests.support.gloo_workers import free_port, run_as_worker, run_on_workers
+from tests.support.gloo_workers import new_group, run_as_worker, run_on_workers
 from tests.support.training_setup import (
     LEARNING,
     assert_same_weights,
@@ -82,10 +82,10 @@ def train_and_die(job: StageJob, moment: Callable[[], None]) -> None:
     run_stage(job)
 
 
-def work_and_die(rank: int, port: int, job: StageJob) -> None:
+def work_and_die(rank: int, group: str, job: StageJob) -> None:
     if rank == 1:
         copied()
-    run_as_worker(rank, 2, job, port)
+    run_as_worker(rank, 2, job, group)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -121,9 +121,9 @@ def test_a_worker_killed_in_an_upload_leaves_no_other_waiting(tiny_config: RunCo
         make_job(small_config(tiny_config, *settings, f"name=two-{name}"))
         for name in ("quiet", "killed")
     )
-    port = free_port()
+    group = new_group()
     workers = [
-        forkserver.Process(target=work_and_die, args=(rank, port, job), daemon=True)
+        forkserver.Process(target=work_and_die, args=(rank, group, job), daemon=True)
         for rank in (0, 1)
     ]
     for worker in workers:

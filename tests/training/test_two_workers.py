@@ -17,7 +17,7 @@ from llavamed.storage.location import locate
 from llavamed.train.checkpoint import save as saver
 from llavamed.train.checkpoint.listing import read_checkpoint
 from llavamed.train.job import StageJob, open_mixture, order_of
-from tests.support.gloo_workers import free_port, run_as_worker, run_on_workers
+from tests.support.gloo_workers import new_group, run_as_worker, run_on_workers
 from tests.support.mixed_samples import TILES, Mixed, make_samples
 from tests.support.training_setup import (
     assert_same_weights,
@@ -167,7 +167,7 @@ def test_each_worker_saves_its_own_part(by_two: dict[str, tuple[StageJob, StageJ
         assert [Path(name).suffix for name in owned] == [".pt"]
 
 
-def work_on_a_full_disk(rank: int, job: StageJob, port: int) -> None:
+def work_on_a_full_disk(rank: int, job: StageJob, group: str) -> None:
     """Be a worker; the second one can publish nothing. What it ends with is written down."""
 
     def fail(*_: Any) -> Any:
@@ -176,7 +176,7 @@ def work_on_a_full_disk(rank: int, job: StageJob, port: int) -> None:
     if rank == 1:
         saver.publish = fail
     try:
-        run_as_worker(rank, 2, job, port)
+        run_as_worker(rank, 2, job, group)
     except CheckpointError as error:
         Path(f"{job.export}-error-{rank}").write_text(str(error))
 
@@ -184,7 +184,7 @@ def work_on_a_full_disk(rank: int, job: StageJob, port: int) -> None:
 def test_what_one_worker_cannot_save_stops_both_with_one_error(tiny_config: RunConfig) -> None:
     job = make_job(small_config(tiny_config, *SETTINGS, "scaling.num_workers=2", "name=two-full"))
     mp.start_processes(
-        work_on_a_full_disk, (job, free_port()), 2, daemon=True, start_method="forkserver"
+        work_on_a_full_disk, (job, new_group()), 2, daemon=True, start_method="forkserver"
     )
     errors = [Path(f"{job.export}-error-{rank}").read_text() for rank in (0, 1)]
     assert errors[0] == errors[1]
