@@ -84,10 +84,12 @@ def prepare(
             _run(config, manifests, place, on_progress)
     prepared = {name: open_prepared(directory / name) for name in names}
     for stage in config.stages:
-        scored, key = stage.evaluation, f"stages.{stage.name}.evaluation"
-        if scored is not None and scored.data in prepared:
+        if (scored := stage.evaluation) is None:
+            continue
+        key, has_majority = f"stages.{stage.name}.evaluation", "majority" in scored.controls
+        if scored.data in prepared:
             check_questions(prepared[scored.data], f"{key}.data")
-        if scored is not None and "majority" in scored.controls and scored.majority in prepared:
+        if has_majority and scored.majority != scored.data and scored.majority in prepared:
             check_questions(prepared[scored.majority], f"{key}.majority_from", [NO_TYPE])
     return prepared
 
