@@ -8,7 +8,7 @@ from itertools import pairwise
 from llavamed.evaluate.scorers.chinese import name_pattern, without_particles
 from llavamed.evaluate.scorers.choice import contains, content, is_chosen
 from llavamed.evaluate.scorers.quantities import NUMBERED, UNITS
-from llavamed.evaluate.scorers.terms import ADJECTIVES, OPPOSITES
+from llavamed.evaluate.scorers.terms import ADJECTIVES, OPPOSITES, ORGANS, SIDES
 from llavamed.evaluate.scorers.unpack import conclusions, weighed
 from llavamed.evaluate.scorers.vocabulary import (
     BOUND,
@@ -25,7 +25,6 @@ from llavamed.evaluate.scorers.words import (
 )
 
 _LINKS = frozenset(["with", "without", "left", "right"])
-_SIDES = frozenset(["left", "right"])
 _STOP = FUNCTION_WORDS - _LINKS
 _PARTS = re.compile(
     r"\s*(?:,(?!\d)|;|/(?!\d)|\band\b|\bas well as\b|\bplus\b|&|、|和|及)\s*", re.IGNORECASE
@@ -44,7 +43,6 @@ _LEVEL = re.compile(r"[ltcs]\d+")
 _CHINESE_LIST = re.compile("[,\uff0c、;\uff1b和及]")
 _CHINESE_SIDE = re.compile("[左右双上下中前后]")
 _PREPOSITION = re.compile(r"\b(?:of|in|on|at|within|along|from|to|near)\b", re.IGNORECASE)
-_ORGANS = frozenset(ADJECTIVES.values())
 _NUMBER = re.compile(r"(minus)?(\d+(?:\.\d+)?)")
 _TOLERANCE = 0.05
 _SHORT = 3
@@ -120,10 +118,10 @@ def _is_of_other_side(said: Sequence[Word], part: Sequence[Word], wanted: Sequen
     A reference that names both sides of it, "left lung and right lung", has no other side.
     """
     place = [word.text for word in part]
-    if len(place) < 2 or place[0] not in _SIDES:
+    if len(place) < 2 or place[0] not in SIDES:
         return False
     stated = [word.text for word in said if not word.denied]
-    mirrored = [*(_SIDES - {place[0]}), *place[1:]]
+    mirrored = [*(SIDES - {place[0]}), *place[1:]]
     is_wanted = contains([word.text for word in wanted], mirrored)
     return contains(stated, mirrored) and not contains(stated, place) and not is_wanted
 
@@ -205,7 +203,7 @@ def measures_agree(said: Sequence[Word], wanted: Sequence[Word]) -> bool | None:
 def _is_of_another_organ(said: Sequence[Word], wanted: Sequence[Word]) -> bool:
     """Tell whether both name organs, and none in common: "renal cyst" for "liver cyst"."""
     organs = [
-        {ADJECTIVES.get(word.text, word.text) for word in words if not word.denied} & _ORGANS
+        {ADJECTIVES.get(word.text, word.text) for word in words if not word.denied} & ORGANS
         for words in (said, wanted)
     ]
     return all(organs) and not organs[0] & organs[1]

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection, Iterable, Set
 
-from llavamed.evaluate.scorers.terms import ADJECTIVES, CLASSES, FINDINGS
+from llavamed.evaluate.scorers.terms import ADJECTIVES, CLASSES, FINDINGS, ORGANS, SIDES
 from llavamed.evaluate.scorers.vocabulary import (
     ANAPHORIC,
     DENIAL_BEFORE,
@@ -16,8 +16,6 @@ from llavamed.evaluate.scorers.words import canonical
 _VERB = re.compile(r"\b(?:is|are|was|were|has|have|had|does|do|did|appears?|looks?|seems?)\b", re.I)
 _NO_NAME = re.compile(r"\?|\([-+]\)|-free\b")
 _REGIONS = frozenset(["chest", "abdomen", "abdominal", "brain", "head", "neck", "pelvis", "spine"])
-_SIDES = frozenset(["left", "right"])
-_ORGANS = frozenset(ADJECTIVES.values())
 _SEEMS = frozenset(["appear", "look", "seem"])
 _QUALIFIERS = (
     frozenset(
@@ -25,7 +23,7 @@ _QUALIFIERS = (
     )
     | frozenset(["large", "mild", "moderate", "severe", "acute", "chronic", "displaced"])
     | frozenset(["extensive", "focal", "diffuse", "multiple"])
-    | _ORGANS
+    | ORGANS
 )
 """Words that a name may have besides those of the question."""
 _ASKED_IN_ORDER = re.compile(
@@ -129,7 +127,7 @@ def is_elsewhere(said: Iterable[str], asked: Iterable[str]) -> bool:
     """Tell whether words name another side or organ than a question does, and not that one."""
     named, wanted = ({ADJECTIVES.get(word, word) for word in words} for words in (said, asked))
     return any(
-        named & kind and wanted & kind and not named & wanted & kind for kind in (_SIDES, _ORGANS)
+        named & kind and wanted & kind and not named & wanted & kind for kind in (SIDES, ORGANS)
     )
 
 

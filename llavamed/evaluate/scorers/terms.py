@@ -218,6 +218,8 @@ ADJECTIVES = {
     "pericardial": "pericardium",
 }
 """Adjectives of organs with the noun: a hepatic lesion is one of the liver."""
+ORGANS = frozenset(ADJECTIVES.values())
+SIDES = frozenset(["left", "right"])
 
 FINDINGS: tuple[tuple[frozenset[str], frozenset[str]], ...] = tuple(
     (frozenset(names.split()), frozenset(f"{names} {asked}".split()))
